@@ -1,0 +1,50 @@
+# `make demo` and `make test` are all the set-up there is: both create .venv and use it again.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules mt_convert tests -n 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format smoke golden clean
+
+help:  ## list what make can do
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
+
+demo: $(STAMP)  ## convert a network for handwritten digits and print the table (2 minutes)
+	$(BIN)/mt-convert run digits --out runs/digits
+
+test: $(STAMP)  ## all tests and the examples in docstrings
+	$(PYTEST)
+
+check: $(STAMP)  ## format, lint, types and the fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(PYTEST) -m "not slow"
+
+format: $(STAMP)  ## rewrite the files as `make check` wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+smoke: $(STAMP)  ## the smoke variant of every recipe, on made-up images
+	rm -rf runs/smoke
+	@set -e; for recipe in recipes/*.yaml; do \
+		name=$$(basename $$recipe .yaml); \
+		echo "== $$name"; \
+		$(BIN)/mt-convert run $$recipe --smoke --out runs/smoke/$$name; \
+	done
+
+golden: $(STAMP)  ## rewrite the expected numbers in eval/expected
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m golden --golden
+
+clean:  ## remove what tools leave behind; .venv, runs and data stay
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+
+# The two peers come without their own dependencies, which do not fit ours; their neurons need none.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[demo,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps spikingjelly sinabs
+	touch $@

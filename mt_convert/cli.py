@@ -1,0 +1,210 @@
+"""The command line: ``mt-convert ls | cp | check | run | show``.
+
+Floor 11. One function per command; prints and exits, nothing else. What takes seconds to import is
+imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from . import catalogue
+from .errors import MTConvertError, OutputError, RecipeError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe's file, or a name that `ls` shows.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Other values for this time: quantize.weight_bits=3"
+    ),
+]
+Smoke = Annotated[
+    bool, typer.Option("--smoke", help="The recipe's tiny variant: made-up images, seconds.")
+]
+
+
+@app.callback()
+def _describe() -> None:
+    """Turn a trained network into a multi-threshold spiking network that computes the same.
+
+    \b
+    One recipe (a YAML file) is one experiment:
+      quantize, train, convert, evaluate, report.
+    \b
+    Start here:
+      mt-convert ls
+      mt-convert run digits --out runs/digits
+      mt-convert show runs/digits
+    """
+
+
+@app.command("ls")
+def list_() -> None:
+    """List the recipes, and the networks that come with this package.
+
+    \b
+    Every network of timm can be named in a recipe too (timm.list_models() lists them).
+    \b
+    Example:
+      mt-convert ls
+    """
+    recipes = {
+        name: catalogue.headline(path) for name, path in catalogue.shipped_recipes().items()
+    }
+    for title, rows in (("Recipes", recipes), ("Networks", catalogue.CIFAR_MODELS)):
+        typer.echo(title)
+        for name, text in rows.items():
+            typer.echo(f"  {name:<26} {text}")
+
+
+@app.command("cp")
+def copy(
+    recipe: RecipeName,
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="A new file, or a folder.")],
+) -> None:
+    """Copy a recipe, to make it yours.
+
+    \b
+    Example:
+      mt-convert cp digits mine.yaml
+      mt-convert run mine.yaml
+    """
+    source = catalogue.find_recipe(recipe)
+    target = destination / source.name if destination.is_dir() else destination
+    try:
+        with target.open("xb") as file:
+            file.write(source.read_bytes())
+    except FileExistsError as error:
+        raise OutputError(f"{target} exists already: name another file, or remove it") from error
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+    typer.echo(f"wrote {target}; run it with: mt-convert run {target}")
+
+
+@app.command()
+def check(recipe: RecipeName, overrides: Overrides = None, smoke: Smoke = False) -> None:
+    """Tell everything that is wrong with a recipe, without running it.
+
+    Misspelt keys, wrong values, unknown networks, files that are not here. If all is well, show the
+    stages with every value, defaults included.
+
+    \b
+    Example:
+      mt-convert check digits quantize.weight_bits=3
+    """
+    from . import recipe as recipes
+
+    loaded = recipes.load_recipe(recipe, overrides or (), smoke)
+    faults = recipes.here_faults(loaded)
+    if faults:
+        raise RecipeError(f"{len(faults)} fault(s): {recipe} cannot run here", faults)
+    typer.echo(f"ok: {loaded.name}")
+    for stage, values in loaded.model_dump(mode="json").items():
+        if stage != "name":
+            typer.echo(f"  {stage:<9} {_one_line(values)}")
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for all results. [default: runs/NAME]")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")
+    ] = False,
+    smoke: Smoke = False,
+) -> None:
+    """Run a recipe: quantize, train, convert, evaluate, report.
+
+    A stage whose inputs did not change is not run again. A run that was stopped at any moment goes
+    on with --resume and ends with the same numbers.
+
+    \b
+    Examples:
+      mt-convert run digits
+      mt-convert run digits quantize.act_bits=2 seed=1 --out runs/digits_w4a2
+      mt-convert run cifar10_resnet20_w4a4 data.root=/data/cifar10 --out runs/r20
+    """
+    folder = out
+    try:
+        from . import pipeline
+        from .recipe import load_recipe
+
+        loaded = load_recipe(recipe, overrides or (), smoke)
+        folder = out or Path("runs") / (f"{loaded.name}_smoke" if smoke else loaded.name)
+        finished = pipeline.run(loaded, folder, resume=resume)
+        pipeline.show(finished, Console())
+    except KeyboardInterrupt:
+        words = [recipe, *(overrides or []), *(["--smoke"] if smoke else [])]
+        again = shlex.join([*words, *(["--out", str(folder)] if folder else []), "--resume"])
+        typer.echo(f"\nstopped; go on with: mt-convert run {again}", err=True)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def show(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="The folder of a run, or of a converted model.")
+    ],
+) -> None:
+    """Print the table of a finished run, or the conversion report of a converted model.
+
+    \b
+    Examples:
+      mt-convert show runs/digits
+      mt-convert show runs/digits/convert
+    """
+    from . import pipeline
+
+    pipeline.show(path, Console())
+
+
+def _one_line(values: Any) -> str:
+    """The values of a block in one line."""
+    if values is None:
+        return "none"
+    if not isinstance(values, dict):
+        return str(values)
+    return "  ".join(f"{key}={_plain(value)}" for key, value in values.items() if value != {})
+
+
+def _plain(value: Any) -> str:
+    """A value as it could be typed after ``key=``."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_plain, value))}]"
+    words = {None: "null", True: "true", False: "false"}
+    return words.get(value, str(value)) if value is None or isinstance(value, bool) else str(value)
+
+
+def main() -> None:
+    """Run the command line; an error the user can mend is one message and exit code 2."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime"
+    try:
+        app()
+    except MTConvertError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

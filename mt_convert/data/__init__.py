@@ -1,0 +1,28 @@
+"""Images in fixed splits: folders, tar files, torchvision, Hugging Face, digits, made-up images.
+
+`open_data` reads a `DataSpec` into `Splits`; `batches` and `images` read a split without
+augmentation. What augmentation does to a sample depends only on (seed, epoch, sample), never on
+workers, processes or where a run was resumed.
+"""
+
+from __future__ import annotations
+
+from .images import Draw, ImageSet, tensor_set
+from .loading import batches, images, loader
+from .randomness import borrowed_random, derive
+from .spec import DataSpec
+from .splits import Splits, open_data
+
+__all__ = [
+    "DataSpec",
+    "Draw",
+    "ImageSet",
+    "Splits",
+    "batches",
+    "borrowed_random",
+    "derive",
+    "images",
+    "loader",
+    "open_data",
+    "tensor_set",
+]

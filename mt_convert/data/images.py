@@ -1,0 +1,164 @@
+"""`ImageSet`: one split as normalised batches, and the augmentation that is a pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from ..errors import DataError, Fault
+from .randomness import generator
+from .spec import DataSpec
+
+
+class Draw(NamedTuple):
+    """Which samples to read, and the (seed, epoch) of their augmentation; None leaves it out."""
+
+    indices: Sequence[int]
+    key: tuple[int, int] | None = None
+
+
+class Source(Protocol):
+    """Where the pixels of one split come from."""
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether reading a sample costs no decoding."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Pixels [batch, channels, side, side], uint8 or float in [0, 1], and labels [batch]."""
+
+
+class TensorSource:
+    """Images that are one tensor already."""
+
+    in_memory = True
+
+    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
+        self._pixels = pixels
+        self._labels = labels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def read(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Pixels and labels of the samples drawn."""
+        chosen = torch.as_tensor(draw.indices, dtype=torch.int64)
+        return self._pixels[chosen], self._labels[chosen]
+
+
+class ImageSet(Dataset[tuple[Tensor, Tensor]]):
+    """One split. Indexed by a `Draw`, it gives a whole batch.
+
+    Shapes: images float32 [batch, channels, image_size, image_size], normalised; labels int64
+    [batch].
+
+    Example:
+        >>> spec = DataSpec("mine", image_size=2, channels=1, classes=2)
+        >>> split = tensor_set(torch.ones(3, 1, 2, 2), torch.tensor([0, 1, 1]), spec)
+        >>> len(split), split[Draw([2])][1].tolist()
+        (3, [1])
+    """
+
+    def __init__(self, source: Source, spec: DataSpec) -> None:
+        self.classes = spec.classes
+        self._source = source
+        self._augmentation = spec.augmentation
+        self._pad = spec.image_size // 8
+        self._mean = torch.tensor(spec.mean).reshape(1, -1, 1, 1)
+        self._std = torch.tensor(spec.std).reshape(1, -1, 1, 1)
+        self._moves: tuple[tuple[int, int], Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether a batch costs no decoding: then workers only slow it down."""
+        return self._source.in_memory
+
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        pixels, labels = self._source.read(draw)
+        if draw.key is not None and self._augmentation == "crop_flip":
+            chosen = torch.as_tensor(draw.indices, dtype=torch.int64)
+            pixels = crop_flip(pixels, self._moves_of(draw.key)[chosen], self._pad)
+        values = pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels.float()
+        return values.sub_(self._mean).div_(self._std), labels
+
+    def _moves_of(self, key: tuple[int, int]) -> Tensor:
+        """Rows (down, right, mirror), one per sample of the split, for one (seed, epoch)."""
+        if self._moves is None or self._moves[0] != key:
+            moves = torch.randint(
+                0, 2 * self._pad + 1, (len(self), 3), generator=generator(*key, "crop")
+            )
+            moves[:, 2] = torch.randint(0, 2, (len(self),), generator=generator(*key, "flip"))
+            self._moves = (key, moves)
+        return self._moves[1]
+
+
+def crop_flip(pixels: Tensor, moves: Tensor, pad: int) -> Tensor:
+    """Pad with black, cut each image out at its own place, mirror those told to.
+
+    Shapes: pixels [batch, channels, height, width]; moves [batch, 3] of (down, right, mirror),
+    the first two from 0 to 2 pad.
+
+    Example:
+        >>> crop_flip(torch.tensor([[[[1, 2]]]]), torch.tensor([[0, 0, 1]]), pad=0).tolist()
+        [[[[2, 1]]]]
+    """
+    batch, channels, height, width = pixels.shape
+    padded = F.pad(pixels, (pad, pad, pad, pad)).flatten(2)
+    columns = torch.arange(width).expand(batch, width)
+    columns = torch.where(moves[:, 2:] == 1, width - 1 - columns, columns) + moves[:, 1:2]
+    rows = torch.arange(height) + moves[:, 0:1]
+    places = (rows[:, :, None] * (width + 2 * pad) + columns[:, None, :]).reshape(batch, 1, -1)
+    return padded.gather(2, places.expand(-1, channels, -1)).reshape(pixels.shape)
+
+
+def tensor_set(pixels: Tensor, labels: Tensor, spec: DataSpec) -> ImageSet:
+    """An `ImageSet` of your own tensors.
+
+    Shapes: pixels [images, channels, image_size, image_size], uint8 or floats in [0, 1]; labels
+    [images], whole numbers.
+
+    Raises:
+        DataError: other shapes, NaN or infinity, a label outside the classes.
+    """
+    return ImageSet(checked_source(pixels, labels, spec, spec.dataset), spec)
+
+
+def checked_source(pixels: Tensor, labels: Tensor, spec: DataSpec, where: str) -> TensorSource:
+    """A source of the tensors, or a `DataError` that lists what is wrong with them."""
+    faults = []
+    wanted = (len(labels), spec.channels, spec.image_size, spec.image_size)
+    if tuple(pixels.shape) != wanted:
+        hint = f"expected {list(wanted)}: set image_size and channels to fit, or resize: true"
+        faults.append(Fault(where, f"images of shape {list(pixels.shape)}", hint))
+    if pixels.is_floating_point() and not pixels.isfinite().all():
+        finite = pixels.isfinite().flatten(1).all(1)
+        first = int((~finite).nonzero()[0])
+        hint = "pixels must be finite, from 0 to 1: mend or remove these images"
+        faults.append(
+            Fault(where, f"NaN or infinity in {int((~finite).sum())} images, first {first}", hint)
+        )
+    faults.extend(label_faults(labels, spec.classes, where))
+    if faults:
+        raise DataError(f"the images of {where!r} cannot be used", faults)
+    return TensorSource(pixels, labels.long())
+
+
+def label_faults(labels: Tensor, classes: int, where: str) -> list[Fault]:
+    """A fault if a label is outside 0 … classes − 1."""
+    outside = ((labels < 0) | (labels >= classes)).nonzero()
+    if not len(outside):
+        return []
+    first = int(outside[0])
+    what = f"label {int(labels[first])} of image {first}"
+    hint = f"allowed: 0 to {classes - 1}; set classes to {int(labels.max()) + 1} or mend the labels"
+    return [Fault(where, what, hint)]

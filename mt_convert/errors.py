@@ -1,0 +1,77 @@
+"""Every exception that mt_convert raises for something the user can mend.
+
+Floor 0: imports nothing of the package. Inner code raises the narrow fact; the command line prints
+the message and exits with code 2. An ``assert`` or a bare ``RuntimeError`` is a bug of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong: where it stands, what it is, and what the user can do about it.
+
+    Example:
+        >>> str(Fault("layer1.act", "Hardsigmoid", "no rule: pass rules={...}"))
+        'layer1.act  Hardsigmoid  no rule: pass rules={...}'
+    """
+
+    where: str
+    what: str
+    hint: str
+
+    def __str__(self) -> str:
+        return f"{self.where}  {self.what}  {self.hint}"
+
+
+class MTConvertError(Exception):
+    """Base of all errors: a headline, and below it one aligned line per fault.
+
+    Example:
+        >>> print(MTConvertError("2 faults", [Fault("a", "wrong", "mend it"), Fault("bb", "gone", "find it")]))
+        2 faults
+          a   wrong  mend it
+          bb  gone   find it
+    """
+
+    def __init__(self, headline: str, faults: Iterable[Fault] = ()) -> None:
+        self.headline = headline
+        self.faults = tuple(faults)
+        super().__init__(headline, self.faults)
+
+    def __str__(self) -> str:
+        if not self.faults:
+            return self.headline
+        where = max(len(fault.where) for fault in self.faults)
+        what = max(len(fault.what) for fault in self.faults)
+        lines = (
+            f"  {fault.where:<{where}}  {fault.what:<{what}}  {fault.hint}" for fault in self.faults
+        )
+        return "\n".join([self.headline, *(line.rstrip() for line in lines)])
+
+
+class UnsupportedLayerError(MTConvertError):
+    """A model holds operators or layers that cannot be traced, quantized or converted."""
+
+
+class CheckpointError(MTConvertError):
+    """A file of weights is missing, damaged, unsafe, or made for another network."""
+
+
+class RecipeError(MTConvertError):
+    """A recipe has unknown keys, wrong types or values out of range."""
+
+
+class DataError(MTConvertError):
+    """Images or labels are missing, have the wrong shape, or hold NaN or infinity."""
+
+
+class SpecError(MTConvertError, ValueError):
+    """A value handed to the library is outside what is allowed."""
+
+
+class OutputError(MTConvertError):
+    """An artefact could not be written: no permission, no space, or a file in the way."""

@@ -1,0 +1,299 @@
+"""Thresholds and levels of one layer, as plain values in units of the layer's step Δ.
+
+Floor 1, without torch. A ladder says which thresholds a neuron has and what reaching them emits;
+``n`` is their number, ``cascade`` the order in which a cascade visits them, ``reach`` the most that
+one step emits, ``events`` the number of spikes in an emission (thresholds crossed, or bits set)::
+
+    parallel   every threshold looks at the same potential: o = Σ w_i [h ≥ θ_i]
+    cascade    each sees what the ones before it left, and takes away exactly what it emits:
+               s_i = [r ≥ c_i],  r ← r − c_i s_i,  o = Σ c_i s_i
+
+with θ = ``thresholds``, w = ``weights`` and c = ``cascade``, all in units of Δ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import accumulate
+from typing import Any
+
+from .errors import SpecError
+
+_MOST_BITS = 16  # every level stays an exact float32 integer, running totals included
+
+
+class Firing(StrEnum):
+    """The order in which the thresholds of one neuron look at its potential."""
+
+    PARALLEL = "parallel"
+    CASCADE = "cascade"
+
+
+_BOTH = (Firing.PARALLEL, Firing.CASCADE)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """n equidistant thresholds Δ, 2Δ … nΔ, each worth Δ: n + 1 values per step.
+
+    Parallel firing and the cascade of n equal thresholds Δ emit the same, Δ·clip(⌊h/Δ⌋, 0, n).
+    Source: multi-threshold neurons (MT-SNN, arXiv 2303.11127) as later papers describe them.
+
+    Example:
+        >>> ladder = Uniform(3)
+        >>> ladder.thresholds, ladder.weights, ladder.cascade, ladder.reach
+        ((1, 2, 3), (1, 1, 1), (1, 1, 1), 3)
+    """
+
+    n: int
+
+    def __post_init__(self) -> None:
+        _check_count("Uniform", "n", self.n, 2**_MOST_BITS - 1)
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        return tuple(range(1, self.n + 1))
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        return (1,) * self.n
+
+    @property
+    def cascade(self) -> tuple[float, ...]:
+        return (1,) * self.n
+
+    @property
+    def reach(self) -> float:
+        return self.n
+
+    @property
+    def natural_firing(self) -> Firing:
+        return Firing.PARALLEL
+
+    @property
+    def allowed_firing(self) -> tuple[Firing, ...]:
+        return _BOTH
+
+    def events(self, emission: int) -> int:
+        return abs(emission)
+
+
+@dataclass(frozen=True)
+class Binary:
+    """b thresholds Δ2^(b−1) … 2Δ, Δ visited from the largest down: the emission's b bits.
+
+    The cascade emits Δ·clip(⌊h/Δ⌋, 0, 2^b − 1); in ascending order it would not. Parallel firing
+    has no meaning here. Source: the basal neuron of H-MT (AAAI 2026).
+
+    Example:
+        >>> ladder = Binary(3)
+        >>> ladder.thresholds, ladder.cascade, ladder.reach, ladder.events(5)
+        ((1, 2, 4), (4, 2, 1), 7, 2)
+    """
+
+    bits: int
+
+    def __post_init__(self) -> None:
+        _check_count("Binary", "bits", self.bits, _MOST_BITS)
+
+    @property
+    def n(self) -> int:
+        return self.bits
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        return tuple(2**i for i in range(self.bits))
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        return self.thresholds
+
+    @property
+    def cascade(self) -> tuple[float, ...]:
+        return self.thresholds[::-1]
+
+    @property
+    def reach(self) -> float:
+        return (1 << self.bits) - 1
+
+    @property
+    def natural_firing(self) -> Firing:
+        return Firing.CASCADE
+
+    @property
+    def allowed_firing(self) -> tuple[Firing, ...]:
+        return (Firing.CASCADE,)
+
+    def events(self, emission: int) -> int:
+        return abs(emission).bit_count()
+
+
+@dataclass(frozen=True)
+class PowerOfTwo:
+    """n thresholds Δ, 2Δ, 4Δ …, and one spike per step: the largest threshold reached.
+
+    ``weights`` are what each further threshold adds (1, 1, 2, 4 …), so that o = Σ w_i s_i holds as
+    for the other ladders, with o ∈ {0, 1, 2, 4 …}.
+
+    Example:
+        >>> ladder = PowerOfTwo(4)
+        >>> ladder.thresholds, ladder.weights, ladder.reach, ladder.events(4)
+        ((1, 2, 4, 8), (1, 1, 2, 4), 8, 1)
+    """
+
+    n: int
+
+    def __post_init__(self) -> None:
+        _check_count("PowerOfTwo", "n", self.n, _MOST_BITS)
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        return tuple(2**i for i in range(self.n))
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        return (1, *self.thresholds[:-1])
+
+    @property
+    def cascade(self) -> tuple[float, ...]:
+        """Empty: one spike per step leaves nothing to visit."""
+        return ()
+
+    @property
+    def reach(self) -> float:
+        return 1 << (self.n - 1)
+
+    @property
+    def natural_firing(self) -> Firing:
+        return Firing.PARALLEL
+
+    @property
+    def allowed_firing(self) -> tuple[Firing, ...]:
+        return (Firing.PARALLEL,)
+
+    def events(self, emission: int) -> int:
+        return int(emission != 0)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Thresholds at the running sums of positive gaps, emitting ``weights`` (default 1).
+
+    Unequal thresholds with equal output levels are FATNN's non-uniform activations (ICCV 2021). In
+    cascade firing every threshold emits its own value, from the largest down.
+
+    Example:
+        >>> ladder = Learned((0.5, 1.25))
+        >>> ladder.thresholds, ladder.weights, ladder.cascade, ladder.reach
+        ((0.5, 1.75), (1.0, 1.0), (1.75, 0.5), 2.0)
+    """
+
+    gaps: tuple[float, ...]
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        gaps = _positive_numbers("Learned", "gaps", self.gaps)
+        if not gaps:
+            raise SpecError("Learned: gaps is empty; give one positive gap per threshold")
+        weights = _positive_numbers("Learned", "weights", self.weights) or (1.0,) * len(gaps)
+        if len(weights) != len(gaps):
+            raise SpecError(
+                f"Learned: {len(weights)} weights for {len(gaps)} gaps; give one per gap, or none"
+            )
+        object.__setattr__(self, "gaps", gaps)
+        object.__setattr__(self, "weights", weights)
+
+    @property
+    def n(self) -> int:
+        return len(self.gaps)
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        return tuple(accumulate(self.gaps))
+
+    @property
+    def cascade(self) -> tuple[float, ...]:
+        return self.thresholds[::-1]
+
+    @property
+    def reach(self) -> float:
+        return sum(self.weights)
+
+    @property
+    def natural_firing(self) -> Firing:
+        return Firing.PARALLEL
+
+    @property
+    def allowed_firing(self) -> tuple[Firing, ...]:
+        return _BOTH
+
+
+Ladder = Uniform | Binary | PowerOfTwo | Learned
+
+
+def ladder_to_json(ladder: Ladder) -> dict[str, Any]:
+    """The ladder as plain numbers under a ``kind``.
+
+    Example:
+        >>> ladder_to_json(Uniform(3))
+        {'kind': 'uniform', 'n': 3}
+    """
+    match ladder:
+        case Uniform(n):
+            return {"kind": "uniform", "n": n}
+        case Binary(bits):
+            return {"kind": "binary", "bits": bits}
+        case PowerOfTwo(n):
+            return {"kind": "power_of_two", "n": n}
+        case Learned(gaps, weights):
+            return {"kind": "learned", "gaps": list(gaps), "weights": list(weights)}
+
+
+def ladder_from_json(stored: Mapping[str, Any]) -> Ladder:
+    """The ladder that ``ladder_to_json`` wrote.
+
+    Raises:
+        SpecError: unknown kind, a key missing or too many, or a value out of range.
+
+    Example:
+        >>> ladder_from_json({"kind": "learned", "gaps": [0.5, 1.0]}).thresholds
+        (0.5, 1.5)
+    """
+    if not isinstance(stored, Mapping):
+        raise SpecError(
+            f"ladder: {stored!r} is not a mapping such as {{'kind': 'uniform', 'n': 3}}"
+        )
+    given = {key: value for key, value in stored.items() if key != "kind"}
+    match stored.get("kind"), sorted(given):
+        case "uniform", ["n"]:
+            return Uniform(given["n"])
+        case "binary", ["bits"]:
+            return Binary(given["bits"])
+        case "power_of_two", ["n"]:
+            return PowerOfTwo(given["n"])
+        case "learned", ["gaps"] | ["gaps", "weights"]:
+            return Learned(given["gaps"], given.get("weights", ()))
+    raise SpecError(
+        f"ladder: {dict(stored)!r}; allowed is kind 'uniform' with n, 'binary' with bits, "
+        "'power_of_two' with n, or 'learned' with gaps and, if not all 1, weights"
+    )
+
+
+def _check_count(kind: str, name: str, value: object, most: int) -> None:
+    """Raise unless the value is a whole number from 1 to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise SpecError(f"{kind}: {name}={value!r}; allowed is a whole number from 1 to {most}")
+
+
+def _positive_numbers(kind: str, name: str, values: object) -> tuple[float, ...]:
+    """The values as floats; raise unless all are finite and above zero."""
+    if not isinstance(values, tuple | list):
+        raise SpecError(f"{kind}: {name}={values!r}; allowed is a tuple of numbers above 0")
+    for value in values:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or value <= 0:
+            raise SpecError(f"{kind}: {name}={values!r}; every number must be finite and above 0")
+    return tuple(float(value) for value in values)

@@ -1,0 +1,343 @@
+"""Multi-threshold neurons: the dynamics of one time step.
+
+Floor 2. One step of a layer with potential v, running total Y and step Δ::
+
+    charge   IF h = v + I  |  LIF, PLIF h = v + (I − v)/τ, or v − v/τ + I without decay_input
+    fire     parallel s_i = [h ≥ θ_i], o = Σ w_i s_i  |  cascade: each threshold sees what is left
+             signed: the mirrored ladder looks at 2 v0 − h; both directions fire at equality
+             bounds: a threshold that would carry Y + o out of [lo, hi]·Δ does not fire
+    reset    soft v = h − o  |  hard v = 0 where anything fired
+
+The same IF neuron told by its totals, exact to the last bit, is in ``running``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .errors import SpecError
+from .ladder import Firing, Ladder, Learned, PowerOfTwo
+from .surrogate import StraightThrough, Surrogate, spike, straight_through
+
+
+@dataclass(frozen=True)
+class IF:
+    """Charge without leak: h = v + I."""
+
+
+@dataclass(frozen=True)
+class LIF:
+    """Charge with a fixed leak: h = v + (I − v)/τ, or h = v − v/τ + I without ``decay_input``."""
+
+    tau: float
+    decay_input: bool = True
+
+    def __post_init__(self) -> None:
+        _check_tau("LIF", self.tau, allow_one=True)
+
+
+@dataclass(frozen=True)
+class PLIF:
+    """Charge as LIF with a learned leak 1/τ = sigmoid(w), one w per layer; ``tau`` is its start.
+
+    Source: SpikingJelly ``neuron/plif.py``; w starts at −ln(τ − 1).
+    """
+
+    tau: float = 2.0
+    decay_input: bool = True
+
+    def __post_init__(self) -> None:
+        _check_tau("PLIF", self.tau, allow_one=False)
+
+
+Charge = IF | LIF | PLIF
+
+
+class Reset(StrEnum):
+    """What firing does to the potential: subtract the emission, or clear it."""
+
+    SOFT = "soft"
+    HARD = "hard"
+
+
+@dataclass(frozen=True)
+class NeuronSpec:
+    """Everything a layer of neurons is, except its step Δ.
+
+    Units: ``initial`` (the potential v0 at the start) and ``bounds`` of the running total are in
+    Δ. ``firing=None`` is the ladder's natural one; ``surrogate=None`` lets no gradient through.
+
+    Raises:
+        SpecError: a combination that has no meaning; the message says which are allowed.
+
+    Example:
+        >>> from mt_convert.ladder import Binary
+        >>> NeuronSpec(Binary(4), signed=True, bounds=(0, 15)).rule
+        <Firing.CASCADE: 'cascade'>
+    """
+
+    ladder: Ladder
+    firing: Firing | None = None
+    charge: Charge = field(default_factory=IF)
+    reset: Reset = Reset.SOFT
+    signed: bool = False
+    initial: float = 0.5
+    bounds: tuple[int | None, int | None] | None = None
+    surrogate: Surrogate | None = None
+
+    def __post_init__(self) -> None:
+        name, ladder = type(self.ladder).__name__, self.ladder
+        if self.rule not in ladder.allowed_firing:
+            allowed = " or ".join(ladder.allowed_firing)
+            raise SpecError(f"NeuronSpec: firing={self.firing!r} with {name}; allowed is {allowed}")
+        if self.reset not in tuple(Reset):
+            raise SpecError(f"NeuronSpec: reset={self.reset!r}; allowed is soft or hard")
+        if not math.isfinite(self.initial):
+            raise SpecError(f"NeuronSpec: initial={self.initial!r}; allowed is a finite number")
+        if self.signed and self.initial >= ladder.thresholds[0]:
+            raise SpecError(
+                f"NeuronSpec: initial={self.initial!r} of a signed neuron; it must lie below the "
+                f"smallest threshold {ladder.thresholds[0]}, or both directions fire at once"
+            )
+        lo, hi = self.limits
+        if not lo <= 0 <= hi:
+            raise SpecError(f"NeuronSpec: bounds={self.bounds!r}; allowed is lo <= 0 <= hi or None")
+        if isinstance(self.surrogate, StraightThrough) and isinstance(ladder, Learned):
+            raise SpecError(
+                "NeuronSpec: StraightThrough needs integer levels; give a Learned ladder a "
+                "Rectangular, Triangular, ATan or Sigmoid surrogate"
+            )
+
+    @property
+    def rule(self) -> Firing:
+        """The firing in force."""
+        return self.ladder.natural_firing if self.firing is None else self.firing
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The bounds of the running total with infinity for none."""
+        lo, hi = self.bounds or (None, None)
+        return (-math.inf if lo is None else lo, math.inf if hi is None else hi)
+
+
+class NeuronState(NamedTuple):
+    """v: potential, in units of the current. total: emitted so far, in units of Δ."""
+
+    v: Tensor
+    total: Tensor
+
+
+def initial_state(current: Tensor, spec: NeuronSpec, delta: Tensor | float) -> NeuronState:
+    """The state before the first step, shaped and placed like ``current``.
+
+    Example:
+        >>> from mt_convert.ladder import Uniform
+        >>> initial_state(torch.zeros(2), NeuronSpec(Uniform(1)), 4.0).v.tolist()
+        [2.0, 2.0]
+    """
+    zero = torch.zeros_like(current)
+    return NeuronState(zero + spec.initial * _like(delta, current), zero)
+
+
+def mt_step(
+    state: NeuronState,
+    current: Tensor,
+    spec: NeuronSpec,
+    delta: Tensor | float,
+    decay: Tensor | None = None,
+) -> tuple[Tensor, NeuronState]:
+    """One time step: spikes that carry their value (multiples of Δ), and the next state.
+
+    The closed form where there is one (integer ladders; no surrogate, or straight-through; no hard
+    reset within a cascade), else ``mt_step_literal``. Both fire at equality, so a charge exactly
+    halfway between two levels rounds up, and a signed neuron left exactly there (h = 0 with
+    v0 = Δ/2) takes back and re-emits one level for ever, where ST-BIF (fires down at h < 0 only)
+    and ``running_step`` (half to even) rest. The gradient does not pass through the resets, nor
+    through what the thresholds of a cascade leave to the next.
+
+    Shapes: ``current`` and both state tensors equal; ``delta`` broadcasts (per channel [C, 1, 1]).
+    Units: ``decay`` is 1/τ of a PLIF neuron; None takes the one in ``spec.charge``.
+
+    Example:
+        >>> from mt_convert.ladder import Uniform
+        >>> spec, current = NeuronSpec(Uniform(3)), torch.tensor([0.25, 1.0, 9.0])
+        >>> spikes, state = mt_step(initial_state(current, spec, 0.5), current, spec, 0.5)
+        >>> spikes.tolist(), state.v.tolist()
+        ([0.5, 1.0, 1.5], [0.0, 0.25, 7.75])
+    """
+    in_cascade = spec.rule is Firing.CASCADE and spec.reset is Reset.HARD
+    smooth = not (spec.surrogate is None or isinstance(spec.surrogate, StraightThrough))
+    if in_cascade or smooth or isinstance(spec.ladder, Learned):
+        return mt_step_literal(state, current, spec, delta, decay)
+    return _step(_count_closed, state, current, spec, delta, decay)
+
+
+def mt_step_literal(
+    state: NeuronState,
+    current: Tensor,
+    spec: NeuronSpec,
+    delta: Tensor | float,
+    decay: Tensor | None = None,
+) -> tuple[Tensor, NeuronState]:
+    """``mt_step`` threshold by threshold: the reference, and the path of per-threshold surrogates.
+
+    What a cascade leaves after emitting o is compared as h ≥ o + θ rather than h − o ≥ θ: the same
+    number, without the rounding of a float residual.
+
+    Example:
+        >>> from mt_convert.ladder import PowerOfTwo
+        >>> spec, current = NeuronSpec(PowerOfTwo(3)), torch.tensor([1.75, 2.75, 9.0])
+        >>> mt_step_literal(initial_state(current, spec, 1.0), current, spec, 1.0)[0].tolist()
+        [2.0, 2.0, 4.0]
+    """
+    return _step(_count_literal, state, current, spec, delta, decay)
+
+
+_Count = Callable[[Tensor, Tensor, NeuronSpec, Tensor, float], Tensor]
+
+
+def _step(
+    count: _Count,
+    state: NeuronState,
+    current: Tensor,
+    spec: NeuronSpec,
+    delta: Tensor | float,
+    decay: Tensor | None,
+) -> tuple[Tensor, NeuronState]:
+    """Charge, fire and reset, with ``count`` telling the emission of one direction."""
+    step, (lo, hi) = _like(delta, current), spec.limits
+    h = _charged(state.v, current, spec.charge, decay)
+    room = hi - state.total
+    emitted = count(h, room, spec, step, 0.0)
+    inside = _window(h, room, spec, step, 0.0)
+    if spec.signed:  # 2 v0 − h ≥ θ as −h ≥ θ − 2 v0, which rounds nothing away
+        room, shift = state.total - lo, 2 * spec.initial
+        emitted = emitted - count(-h, room, spec, step, shift)
+        inside = inside | _window(-h, room, spec, step, shift)
+    if isinstance(spec.surrogate, StraightThrough):
+        emitted = straight_through(emitted.detach(), h / step, inside)
+    spikes = emitted * step
+    if spec.reset is Reset.SOFT:
+        v = h - spikes.detach()
+    else:
+        v = torch.where(emitted == 0, h, torch.zeros_like(h))
+    return spikes, NeuronState(v, state.total + emitted.detach())
+
+
+def _charged(v: Tensor, current: Tensor, charge: Charge, decay: Tensor | None) -> Tensor:
+    """The potential before firing."""
+    if isinstance(charge, IF):
+        return v + current
+    leak = 1 / charge.tau if decay is None else decay
+    return v + (current - v) * leak if charge.decay_input else v - v * leak + current
+
+
+def _count_literal(h: Tensor, room: Tensor, spec: NeuronSpec, step: Tensor, shift: float) -> Tensor:
+    """The emission of one direction in Δ, one threshold at a time, all lowered by ``shift``."""
+    ladder = spec.ladder
+    surrogate = None if isinstance(spec.surrogate, StraightThrough) else spec.surrogate
+    count = torch.zeros_like(h)
+    if spec.rule is Firing.PARALLEL:
+        level = 0.0
+        for threshold, weight in zip(ladder.thresholds, ladder.weights, strict=True):
+            level += weight
+            fired = spike((h - (threshold - shift) * step) / step, surrogate)
+            count = count + weight * fired * (level <= room)
+        return count
+    for threshold in ladder.cascade:
+        reached = count.detach() + threshold
+        fired = spike((h - (reached - shift) * step) / step, surrogate) * (reached <= room)
+        if spec.reset is Reset.HARD:  # the first spike clears the potential
+            fired = fired * (count == 0)
+        count = count + threshold * fired
+    return count
+
+
+def _count_closed(h: Tensor, room: Tensor, spec: NeuronSpec, step: Tensor, shift: float) -> Tensor:
+    """The same in closed form: ⌊h/Δ + shift⌋ within reach and room, as the ladder can emit it."""
+    with torch.no_grad():
+        reach = spec.ladder.reach
+        count = (h / step + shift).floor().clamp(0, reach)
+        above, below = h >= (count + 1 - shift) * step, h < (count - shift) * step
+        count = (count + above.to(h.dtype) - below.to(h.dtype)).clamp(0, reach)  # rounding mended
+        return largest_emission(torch.minimum(count, room), spec.ladder)
+
+
+def _window(h: Tensor, room: Tensor, spec: NeuronSpec, step: Tensor, shift: float) -> Tensor:
+    """Where the emission answers to h under a straight-through gradient: [½Δ, (reach + ½)Δ]."""
+    y, cap = (h / step).detach() + shift, room.clamp(max=spec.ladder.reach)
+    return (y >= 0.5) & (y <= cap + 0.5) & (cap > 0)
+
+
+def largest_emission(distance: Tensor, ladder: Ladder) -> Tensor:
+    """The largest emission of an integer ladder that does not pass ``distance``, whole and ≥ 0.
+
+    Example:
+        >>> largest_emission(torch.tensor([0.0, 3.0, 5.0, 99.0]), PowerOfTwo(4)).tolist()
+        [0.0, 2.0, 4.0, 8.0]
+    """
+    near = distance.clamp(max=ladder.reach)
+    if not isinstance(ladder, PowerOfTwo):
+        return near
+    mantissa, _ = torch.frexp(near)  # near = mantissa · 2^e with mantissa in [½, 1)
+    return torch.where(near > 0, near / (2 * mantissa), torch.zeros_like(near))
+
+
+class MTNeuron(nn.Module):
+    """A layer of multi-threshold neurons: a spec, its step Δ and, for PLIF, the learned leak.
+
+    ``forward`` starts afresh unless it is handed the state of the step before; it keeps nothing.
+    ``delta`` becomes a parameter if it is one, else a buffer; ``w`` (PLIF) a parameter.
+
+    Example:
+        >>> from mt_convert.ladder import Uniform
+        >>> neuron = MTNeuron(NeuronSpec(Uniform(2)), delta=1.0)
+        >>> spikes, state = neuron(torch.tensor([0.75, 4.0]))
+        >>> spikes.tolist(), neuron(torch.zeros(2), state)[0].tolist()
+        ([1.0, 2.0], [0.0, 2.0])
+    """
+
+    delta: Tensor
+
+    def __init__(self, spec: NeuronSpec, delta: Tensor | float) -> None:
+        super().__init__()
+        self.spec = spec
+        step = delta if isinstance(delta, Tensor) else torch.tensor(float(delta))
+        if not bool(torch.all(step.detach() > 0)):
+            raise SpecError(f"MTNeuron: delta={delta!r}; every step must be above 0")
+        if isinstance(step, nn.Parameter):
+            self.delta = step
+        else:
+            self.register_buffer("delta", step)
+        if isinstance(spec.charge, PLIF):
+            self.w = nn.Parameter(torch.tensor(-math.log(spec.charge.tau - 1)))
+
+    def forward(
+        self, current: Tensor, state: NeuronState | None = None
+    ) -> tuple[Tensor, NeuronState]:
+        if state is None:
+            state = initial_state(current, self.spec, self.delta)
+        decay = self.w.sigmoid() if isinstance(self.spec.charge, PLIF) else None
+        return mt_step(state, current, self.spec, self.delta, decay)
+
+    def extra_repr(self) -> str:
+        return repr(self.spec)
+
+
+def _like(delta: Tensor | float, current: Tensor) -> Tensor:
+    """Δ as a tensor of the current's type and device."""
+    return torch.as_tensor(delta, dtype=current.dtype, device=current.device)
+
+
+def _check_tau(kind: str, tau: float, *, allow_one: bool) -> None:
+    """Raise unless τ is finite and at least (or above) 1."""
+    if not math.isfinite(tau) or tau < 1 or (tau == 1 and not allow_one):
+        allowed = "at least 1" if allow_one else "above 1"
+        raise SpecError(f"{kind}: tau={tau!r}; allowed is a finite number {allowed}")

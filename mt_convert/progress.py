@@ -1,0 +1,55 @@
+"""Progress of long work, on stderr: a bar on a terminal, a line per tenth elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+Item = TypeVar("Item")
+
+
+def progress(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
+    """Yield ``items`` and show how far they are.
+
+    Units: ``total`` counts items; taken from ``len(items)`` where it has one.
+
+    Example:
+        >>> list(progress([1, 2], "counting"))
+        [1, 2]
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    if not sys.stderr.isatty():
+        yield from _lines(items, label, total)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        for item in items:
+            yield item
+            bar.advance(task)
+
+
+def _lines(items: Iterable[Item], label: str, total: int | None) -> Iterator[Item]:
+    """One line each time another tenth is done; nothing for work of fewer than ten items."""
+    shown = 0
+    for done, item in enumerate(items, 1):
+        yield item
+        if total and total >= 10 and done * 10 // total > shown:
+            shown = done * 10 // total
+            print(f"{label}: {done}/{total}", file=sys.stderr, flush=True)

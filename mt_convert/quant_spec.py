@@ -1,0 +1,113 @@
+"""What the quantizers of a network must do, as values. Floor 1: no torch, no Brevitas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from .errors import Fault, SpecError
+
+
+class Scale(StrEnum):
+    """How quantizer steps are chosen: trained, or powers of two (shifts in hardware)."""
+
+    LEARNED = "learned"
+    POWER_OF_TWO = "power_of_two"
+
+
+class BatchNorm(StrEnum):
+    """Batch norm folded into the weights before training, or kept and absorbed at conversion."""
+
+    FOLD = "fold"
+    KEEP = "keep"
+
+
+@dataclass(frozen=True)
+class Override:
+    """Other bits for the layers whose name matches a shell pattern.
+
+    Example:
+        >>> Override("layer3.*", weight_bits=8).weight_bits
+        8
+    """
+
+    pattern: str
+    weight_bits: int | None = None
+    act_bits: int | None = None
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """What the quantizers of a network must do.
+
+    Units: bits. Weights are signed, symmetric, per output channel: 2 to 8 bits, 2^(b-1)-1 levels on
+        each side. Activations are per tensor: 1 to 8 bits, 2^b - 1 levels above 0 after ReLU-like
+        functions; 2 to 8 bits and 2^(b-1)-1 levels on each side where values are signed.
+    Raises:
+        SpecError: all faults of the values at once.
+
+    Example:
+        >>> QuantSpec(weight_bits=4, act_bits=4).levels
+        15
+    """
+
+    weight_bits: int = 4
+    act_bits: int = 4
+    first_bits: int | None = 8
+    last_bits: int | None = 8
+    input_bits: int | None = 8
+    scale: Scale = Scale.LEARNED
+    batch_norm: BatchNorm = BatchNorm.FOLD
+    overrides: tuple[Override, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "overrides", tuple(self.overrides))
+        faults = [
+            Fault(name, repr(value), f"allowed: {low} to 8" + (" or none" if optional else ""))
+            for name, value, low, optional in self._bit_fields()
+            if not (value is None and optional) and not _whole(value, low, 8)
+        ]
+        for name, choices in (("scale", Scale), ("batch_norm", BatchNorm)):
+            value = getattr(self, name)
+            if value not in list(choices):
+                faults.append(Fault(name, repr(value), "allowed: " + ", ".join(choices)))
+            else:
+                object.__setattr__(self, name, choices(value))
+        if faults:
+            raise SpecError(f"QuantSpec: {len(faults)} values out of range", faults)
+
+    def _bit_fields(self) -> list[tuple[str, Any, int, bool]]:
+        """Name, value, least allowed, whether None is allowed, of everything counted in bits."""
+        rows: list[tuple[str, Any, int, bool]] = [
+            ("weight_bits", self.weight_bits, 2, False),
+            ("act_bits", self.act_bits, 1, False),
+            ("first_bits", self.first_bits, 2, True),
+            ("last_bits", self.last_bits, 2, True),
+            ("input_bits", self.input_bits, 2, True),
+        ]
+        for item in self.overrides:
+            rows.append((f"overrides[{item.pattern}].weight_bits", item.weight_bits, 2, True))
+            rows.append((f"overrides[{item.pattern}].act_bits", item.act_bits, 1, True))
+        return rows
+
+    @property
+    def levels(self) -> int:
+        """L, the number of levels above 0 of an ordinary activation."""
+        return 2**self.act_bits - 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for recipes and sidecar files; `from_json` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> QuantSpec:
+        """The spec that `to_json` described."""
+        overrides = tuple(Override(**item) for item in data.get("overrides", ()))
+        return cls(**{**data, "overrides": overrides})
+
+
+def _whole(value: Any, low: int, high: int) -> bool:
+    """Whether a value is an integer in [low, high]; True and False are not."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high

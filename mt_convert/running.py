@@ -1,0 +1,97 @@
+"""The IF neuron told by its running totals: exact to the last bit, ties included.
+
+Floor 3. With y the cumulative input and S the running total of what was emitted, both in units of
+Δ, the soft-reset neuron of ``neurons`` that starts at v0 = Δ/2 holds v = (y + ½ − S)Δ: whether a
+threshold is reached depends on y and S alone. Comparing y itself loses nothing to a float residual,
+and a threshold moved by one ulp at odd levels rounds half to even, as ``torch.round`` does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .errors import SpecError
+from .ladder import Firing, Learned
+from .neurons import IF, NeuronSpec, Reset, largest_emission
+
+
+def running_step(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
+    """The running total after one step, from the cumulative input: closed form.
+
+    With q = clamp(round(y), lo, hi), half to even, the neuron emits the largest step of its ladder
+    that does not pass q − total; an unsigned one never goes back. At T = 1 and full reach the total
+    *is* the quantizer's output. Float32 or float64; ``bounds`` and ``total`` are whole numbers.
+
+    Shapes: ``y`` and ``total`` equal. Units: both in Δ; ``y`` without the initial potential Δ/2.
+    Returns: the new total.
+    Raises: SpecError: not an IF neuron with soft reset, v0 = Δ/2 and an integer ladder.
+
+    Example:
+        >>> from mt_convert.ladder import Uniform
+        >>> spec = NeuronSpec(Uniform(3), signed=True, bounds=(0, 15))
+        >>> y, total = torch.tensor([2.5, 9.0, -1.0]), torch.tensor([0.0, 8.0, 2.0])
+        >>> running_step(y, total, spec).tolist()
+        [2.0, 9.0, 0.0]
+    """
+    _check_running(spec)
+    distance = y.round().clamp(*spec.limits) - total
+    new = total + largest_emission(distance.clamp(min=0), spec.ladder)
+    return new - largest_emission((-distance).clamp(min=0), spec.ladder) if spec.signed else new
+
+
+def running_step_literal(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
+    """``running_step`` threshold by threshold: the reference.
+
+    Position k of the total is reached when y ≥ k − ½, moved one ulp up for odd k, which is
+    round(y) ≥ k with half to even. Down, position k is reached when y is below that of k + 1.
+
+    Example:
+        >>> from mt_convert.ladder import Binary
+        >>> y = torch.tensor([2.5, 3.5, 99.0])
+        >>> running_step_literal(y, torch.zeros(3), NeuronSpec(Binary(3))).tolist()
+        [2.0, 4.0, 7.0]
+    """
+    _check_running(spec)
+    lo, hi = spec.limits
+    up = _emission(spec, lambda k: (y >= _position(total + k)) & (total + k <= hi), total)
+    if not spec.signed:
+        return total + up
+    down = _emission(spec, lambda k: (y < _position(total - k + 1)) & (total - k >= lo), total)
+    return total + up - down
+
+
+def _emission(spec: NeuronSpec, fires: Callable[[Tensor], Tensor], total: Tensor) -> Tensor:
+    """What one direction emits when ``fires`` tells which distances from the total are reached."""
+    emitted = torch.zeros_like(total)
+    if spec.rule is Firing.CASCADE:
+        for threshold in spec.ladder.cascade:
+            emitted = emitted + threshold * fires(emitted + threshold)
+        return emitted
+    for threshold, weight in zip(spec.ladder.thresholds, spec.ladder.weights, strict=True):
+        emitted = emitted + weight * fires(torch.full_like(total, threshold))
+    return emitted
+
+
+def _position(k: Tensor) -> Tensor:
+    """The smallest float that rounds, half to even, to k or above."""
+    edge = k - 0.5
+    return torch.where(k.remainder(2) == 1, edge.nextafter(torch.full_like(k, math.inf)), edge)
+
+
+def _check_running(spec: NeuronSpec) -> None:
+    """Raise unless the neuron is one whose total a quantizer describes."""
+    if (
+        isinstance(spec.charge, IF)
+        and spec.reset is Reset.SOFT
+        and spec.initial == 0.5
+        and not isinstance(spec.ladder, Learned)
+    ):
+        return
+    raise SpecError(
+        f"running_step: {spec}; allowed is IF charge, soft reset, initial=0.5 and a Uniform, "
+        "Binary or PowerOfTwo ladder; use mt_step for other neurons"
+    )

@@ -1,0 +1,338 @@
+"""`simulate`: the time loop and the state of a converted network.
+
+The network runs on running values: behind step t every value of the graph is what has arrived so
+far (its total where the image is presented once, its mean over the steps where it is presented in
+every step). A linear operator applied to a total is the total of the operator applied to each
+step's spikes, its bias injected once; a non-linear operator f applied to totals *is* its temporal
+difference, out[t] = f(total up to t) - f(total up to t-1) (invariant 7). Only neurons have state:
+what they have emitted so far. So steps cannot accumulate rounding, and memory does not grow with T.
+`literal.spike_by_spike` runs the same network on each step's spikes; tests show them equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx
+
+from .convert import SPIKING_RULES, Encoder, Presentation, SpikingModel
+from .errors import SpecError
+from .graph import attribute, check_images, layer_of
+from .ladder import Binary, Ladder, PowerOfTwo
+from .neurons import MTNeuron, NeuronSpec
+from .running import running_step, running_step_literal
+from .rules import reaches_output
+
+Observer = Callable[[int, str, Tensor, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a simulation saw.
+
+    Shapes:
+        logits [T, batch, classes]: the read-out after each step. totals[layer] [batch, ...]: levels
+        emitted by the end. spike_counts[layer] [T]: events in each step, summed over the batch.
+        spikes[layer] [T, batch, ...]: levels emitted in each step, only where recorded.
+    Units: levels are multiples of the layer's step; an event is one threshold crossed (a set bit of
+        a binary ladder, one spike of a power-of-two ladder). neurons[layer] counts one image's.
+    """
+
+    logits: Tensor
+    totals: dict[str, Tensor]
+    spike_counts: dict[str, Tensor]
+    neurons: dict[str, int]
+    spikes: dict[str, Tensor] | None = None
+
+    @property
+    def firing_rate(self) -> float:
+        """Events per neuron and step, over all layers, steps and images."""
+        steps, batch = self.logits.shape[:2]
+        events = sum(float(count.sum()) for count in self.spike_counts.values())
+        return events / (max(1, sum(self.neurons.values())) * steps * max(1, batch))
+
+
+class Arithmetic(Protocol):
+    """The numbers a network runs on; `FloatArithmetic` here, exact integers in `integer`."""
+
+    def encode(self, encoder: Encoder, images: Tensor) -> Any:
+        """The value of the encoded image."""
+
+    def operate(self, node: fx.Node, layer: Any, args: Any, kwargs: Any) -> Any:
+        """The value of any other operator or layer."""
+
+    def drive(self, value: Any, step: Tensor) -> Tensor:
+        """A neuron's input in levels. ``step`` is one number, or one for each entry of the batch."""
+
+    def emit(self, total: Tensor, step: Tensor, neuron: MTNeuron) -> Any:
+        """The value of what a neuron has emitted."""
+
+    def read_out(self, value: Any) -> Tensor:
+        """The logits as a tensor."""
+
+
+class FloatArithmetic:
+    """The layers' own floating-point numbers: at T = 1 bit-equal to the quantized network."""
+
+    def encode(self, encoder: Encoder, images: Tensor) -> Tensor:
+        return encoder(images)
+
+    def operate(self, node: fx.Node, layer: Any, args: Any, kwargs: Any) -> Any:
+        return (node.target if layer is None else layer)(*args, **kwargs)
+
+    def drive(self, value: Tensor, step: Tensor) -> Tensor:
+        return value / along_batch(step, value)
+
+    def emit(self, total: Tensor, step: Tensor, neuron: MTNeuron) -> Tensor:
+        return total * along_batch(step, total)
+
+    def read_out(self, value: Tensor) -> Tensor:
+        return value
+
+
+def along_batch(step: Tensor, like: Tensor) -> Tensor:
+    """A step, or one per entry of the batch axis, shaped to multiply ``like``."""
+    return step if step.dim() == 0 else step.reshape(-1, *[1] * (like.dim() - 1))
+
+
+@torch.no_grad()
+def simulate(
+    snn: SpikingModel,
+    images: Tensor,
+    *,
+    time_steps: int,
+    record: bool = False,
+    observe: Observer | None = None,
+    arithmetic: Arithmetic | None = None,
+    layer_by_layer: bool = False,
+    literal: bool = False,
+) -> Run:
+    """Run a converted network for T steps from fresh potentials; the network itself is unchanged.
+
+    ``layer_by_layer`` takes each layer through all T steps at once instead of each step through all
+    layers: the same numbers (invariant 3), T times the memory. ``literal`` fires threshold by
+    threshold, the reference. ``observe(t, layer, total, emitted)`` is called after each layer and
+    step with tensors in levels, t from 0. ``record`` keeps every step's spikes.
+
+    Shapes:
+        images [batch, channels, height, width], normalised as in training.
+    Raises:
+        SpecError: fewer than one time step.
+        DataError: images of another shape, or with NaN.
+
+    Example:
+        >>> from torch import nn
+        >>> from .convert import convert
+        >>> from .quantize import QuantSpec, quantize
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+        >>> images = torch.randn(8, 1, 4, 4)
+        >>> qann = quantize(net, QuantSpec(), calibration=images)
+        >>> torch.equal(simulate(convert(qann), images, time_steps=1).logits[0], qann(images))
+        True
+    """
+    if not isinstance(time_steps, int) or time_steps < 1:
+        raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
+    check_images(images, snn.image_shape)
+    loop = _Loop(snn, time_steps, arithmetic or FloatArithmetic(), literal)
+    if observe is not None:
+        loop.observers.append(observe)
+    recording: dict[str, list[Tensor]] = {}
+    if record:
+        loop.observers.append(lambda t, name, total, out: recording.setdefault(name, []).append(out))
+    if snn.whole_window:
+        logits = loop.window_by_window(images)
+    else:
+        logits = loop.all_steps_at_once(images) if layer_by_layer else loop.step_by_step(images)
+    return Run(
+        logits=logits,
+        totals=loop.totals,
+        spike_counts={name: torch.stack(counts) for name, counts in loop.counts.items()},
+        neurons={name: total[0].numel() for name, total in loop.totals.items()},
+        spikes={name: torch.stack(steps) for name, steps in recording.items()} if record else None,
+    )
+
+
+class _Loop:
+    """One simulation: the totals of all neurons, and three orders of running layers and steps."""
+
+    def __init__(
+        self, snn: SpikingModel, time_steps: int, arithmetic: Arithmetic, literal: bool
+    ) -> None:
+        self.snn, self.time_steps, self.arithmetic = snn, time_steps, arithmetic
+        self.every_step = snn.presentation is Presentation.EVERY_STEP
+        self.advance = running_step_literal if literal else running_step
+        self.totals: dict[str, Tensor] = {}
+        self.counts: dict[str, list[Tensor]] = {}
+        self.observers: list[Observer] = []
+        self.moved = False
+        nodes = snn.layers.graph.nodes
+        self.layers = {node: layer_of(snn.layers, node) for node in nodes}
+        self.last_use = {item: node for node in nodes for item in node.all_input_nodes}
+
+    # ---------------------------------------------------------------- three orders, same numbers
+
+    def step_by_step(self, images: Tensor) -> Tensor:
+        """Each step through all layers. A network that has come to rest repeats its read-out."""
+        logits: list[Tensor] = []
+        for t in range(self.time_steps):
+            if t > 0 and not self.moved and not self.every_step:
+                for node, layer in self.layers.items():
+                    if isinstance(layer, MTNeuron):
+                        self._record(t, str(node.target), layer, self.totals[str(node.target)])
+                logits.append(logits[-1])
+                continue
+            self.moved = False
+
+            def neuron(node: fx.Node, layer: MTNeuron, value: Any, t: int = t) -> Any:
+                unit = self._unit(layer, t)
+                total = self._fire(t, node, layer, self.arithmetic.drive(value, unit))
+                return self.arithmetic.emit(total, unit, layer)
+
+            logits.append(self._walk(images, neuron, {}))
+        return torch.stack(logits)
+
+    def all_steps_at_once(self, images: Tensor) -> Tensor:
+        """Each layer through all steps, which lie along the batch axis: [T * batch, ...]."""
+        steps, batch = self.time_steps, images.shape[0]
+
+        def neuron(node: fx.Node, layer: MTNeuron, value: Any) -> Any:
+            unit = torch.stack([self._unit(layer, t) for t in range(steps)]).repeat_interleave(batch)
+            drives = self.arithmetic.drive(value, unit).unflatten(0, (steps, batch))
+            totals = [self._fire(t, node, layer, drives[t]) for t in range(steps)]
+            return self.arithmetic.emit(torch.cat(totals), unit, layer)
+
+        logits = self._walk(images.repeat(steps, *[1] * (images.dim() - 1)), neuron, {})
+        return logits.unflatten(0, (steps, batch))
+
+    def window_by_window(self, images: Tensor) -> Tensor:
+        """Each layer waits for all T steps of those before it; the read-out sees every step."""
+        series: dict[fx.Node, list[Tensor]] = {}
+
+        def neuron(node: fx.Node, layer: MTNeuron, value: Any) -> Any:
+            drives = (
+                self.arithmetic.drive(value, self._unit(layer, t)) for t in range(self.time_steps)
+            )
+            series[node] = [self._fire(t, node, layer, drive) for t, drive in enumerate(drives)]
+            return self.arithmetic.emit(series[node][-1], self._unit(layer, self.time_steps - 1), layer)
+
+        values: dict[fx.Node, Any] = {}
+        self._walk(images, neuron, values, keep=True)
+        reading = [node for node in values if reaches_output(self.snn.layers, node, SPIKING_RULES)]
+        for node in reading:
+            if node not in series:
+                del values[node]  # computed afresh from what the last neurons emit in each step
+        logits = []
+        for t in range(self.time_steps):
+            for node in reading:
+                layer = self.layers[node]
+                if isinstance(layer, MTNeuron):
+                    unit = self._unit(layer, t)
+                    values[node] = self.arithmetic.emit(series[node][t], unit, layer)
+            logits.append(self._walk(images, neuron, dict(values), keep=True))
+        return torch.stack(logits)
+
+    # ------------------------------------------------------------------------------- one walk
+
+    def _walk(
+        self,
+        images: Tensor,
+        neuron: Callable[[fx.Node, MTNeuron, Any], Any],
+        values: dict[fx.Node, Any],
+        keep: bool = False,
+    ) -> Tensor:
+        """Evaluate all nodes that ``values`` does not hold yet, in order; return the read-out."""
+        for node in self.snn.layers.graph.nodes:
+            if node in values:
+                continue
+            if node.op == "output":
+                return self.arithmetic.read_out(values[node.args[0]])
+            values[node] = self._value(node, images, neuron, values)
+            if not keep:
+                for item in node.all_input_nodes:
+                    if self.last_use[item] is node:
+                        del values[item]
+        raise AssertionError("a graph has an output")
+
+    def _value(
+        self,
+        node: fx.Node,
+        images: Tensor,
+        neuron: Callable[[fx.Node, MTNeuron, Any], Any],
+        values: dict[fx.Node, Any],
+    ) -> Any:
+        """The value of one node."""
+        layer = self.layers[node]
+        if node.op == "placeholder":
+            return images
+        if node.op == "get_attr":
+            return attribute(self.snn.layers, str(node.target))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+        if isinstance(layer, MTNeuron):
+            return neuron(node, layer, args[0])
+        if isinstance(layer, Encoder):
+            return self.arithmetic.encode(layer, args[0])
+        return self.arithmetic.operate(node, layer, args, kwargs)
+
+    # ---------------------------------------------------------------------------- one neuron layer
+
+    def _unit(self, neuron: MTNeuron, t: int) -> Tensor:
+        """What one level is worth behind step t. Presented in every step, the levels of a window of
+        t + 1 steps span the quantizer's range: L = n (t + 1), so a level is s L / (n (t + 1))."""
+        if not self.every_step:
+            return neuron.delta
+        return neuron.delta * (levels(neuron.spec) / (neuron.spec.ladder.reach * (t + 1)))
+
+    def _fire(self, t: int, node: fx.Node, neuron: MTNeuron, drive: Tensor) -> Tensor:
+        """The layer's total behind step t, from its input in levels."""
+        name = str(node.target)
+        spec = self._window_spec(neuron.spec, t) if self.every_step else neuron.spec
+        before = self.totals.get(name)
+        total = self.advance(drive, torch.zeros_like(drive) if before is None else before, spec)
+        self._record(t, name, neuron, total)
+        return total
+
+    def _window_spec(self, spec: NeuronSpec, t: int) -> NeuronSpec:
+        """The neuron with the bounds of a window of t + 1 steps, in levels of that window."""
+        assert spec.bounds is not None
+        share = spec.ladder.reach * (t + 1) / levels(spec)
+        low, high = (int((bound or 0) * share) for bound in spec.bounds)
+        return replace(spec, bounds=(low, high))
+
+    def _record(self, t: int, name: str, neuron: MTNeuron, total: Tensor) -> None:
+        """Keep the new total, count events, tell the observers."""
+        before = self.totals.get(name)
+        emitted = total if before is None else total - before
+        self.totals[name] = total
+        count = count_events(emitted, neuron.spec.ladder).sum(dtype=torch.float64)
+        self.moved = self.moved or bool(count)
+        self.counts.setdefault(name, []).append(count)
+        for observe in self.observers:
+            observe(t, name, total, emitted)
+
+
+def levels(spec: NeuronSpec) -> int:
+    """L: the largest level, on either side, of the quantizer that a converted neuron stands for."""
+    assert spec.bounds is not None
+    return max(-(spec.bounds[0] or 0), spec.bounds[1] or 0, 1)
+
+
+def count_events(emitted: Tensor, ladder: Ladder) -> Tensor:
+    """Spikes in each emission: thresholds crossed; set bits (binary); one (power of two).
+
+    Shapes: any. Units: ``emitted`` in levels.
+
+    Example:
+        >>> emitted = torch.tensor([0.0, 5.0, -3.0])
+        >>> count_events(emitted, Binary(3)).tolist(), count_events(emitted, PowerOfTwo(3)).tolist()
+        ([0.0, 2.0, 2.0], [0.0, 1.0, 1.0])
+    """
+    size = emitted.abs()
+    if isinstance(ladder, PowerOfTwo):
+        return (size > 0).to(size.dtype)
+    if not isinstance(ladder, Binary):
+        return size
+    bits = [torch.remainder(torch.floor(size / 2**bit), 2) for bit in range(ladder.bits)]
+    return torch.stack(bits).sum(0)

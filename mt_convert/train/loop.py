@@ -1,0 +1,141 @@
+"""`fit`: the one training loop, on accelerate, resumable at any step to bit-equal weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from ..data import Splits, borrowed_random
+from ..errors import CheckpointError, DataError, Fault, SpecError
+from ..storage import load_tensors
+from .checkpoint import SCHEMA, Checkpoints, check_identity, read_finished
+from .session import Session
+from .spec import History, TrainSpec
+
+
+def fit(
+    model: nn.Module,
+    splits: Splits,
+    spec: TrainSpec,
+    folder: str | Path,
+    *,
+    classes: int,
+    teacher: nn.Module | None = None,
+) -> History:
+    """Train ``model`` in place and leave it with its best weights, in evaluation mode.
+
+    Runs where accelerate says: CPU or GPU, one process or several (``accelerate launch``), in
+    float32 or bfloat16. The order of the images, their augmentation, dropout and mixup depend on
+    (seed, epoch, step) alone. Killed at any moment and called again with the same arguments it
+    goes on from ``folder/checkpoint`` and ends with the same weights and the same history, apart
+    from seconds (bit for bit on a CPU; on a GPU as far as its kernels are deterministic). For a
+    finished folder it returns at once with the stored weights.
+
+    Leaves ``best.safetensors``, ``log.jsonl`` (a row per epoch) and ``finished.json``.
+
+    Shapes: ``model(images [batch, channels, side, side])`` gives logits [batch, ``classes``].
+
+    Raises:
+        CheckpointError: the folder holds a run with other settings or of another network.
+        SpecError: distillation without a teacher, or patience without validation images.
+        MTConvertError: the loss became NaN or infinite.
+    """
+    folder = Path(folder)
+    _check(splits, spec)
+    with _accelerator(spec) as accelerator, borrowed_random(spec.seed):
+        identity = _identity(splits, spec, classes, accelerator, teacher)
+        finished = read_finished(folder, identity)
+        if finished is not None:
+            load_weights(model, folder / "best.safetensors")
+            model.eval()
+            return finished
+        checkpoints = Checkpoints(folder)
+        saved = checkpoints.latest()
+        if saved is not None:
+            check_identity(saved.numbers["identity"], identity, folder)
+        accelerator.wait_for_everyone()
+        with _placed(accelerator.device, model, teacher):
+            session = Session(model, splits, spec, accelerator, (classes, teacher))
+            session.store_in(folder, checkpoints, identity)
+            if saved is not None:
+                session.restore(saved)
+            return session.run()
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a state_dict that must fit exactly."""
+    try:
+        model.load_state_dict(load_tensors(path))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path} does not fit the network: {error}. Choose another folder or delete this one"
+        ) from error
+
+
+def _check(splits: Splits, spec: TrainSpec) -> None:
+    """What can be said before anything is started."""
+    if not len(splits.train):
+        fault = Fault("train", "no images", "lower validation_share or raise limit")
+        raise DataError("there is nothing to train on", [fault])
+    if spec.patience is not None and not len(splits.validation):
+        fault = Fault(
+            "patience", str(spec.patience), "set validation_share above 0, or no patience"
+        )
+        raise SpecError("early stopping needs validation images", [fault])
+
+
+def _identity(
+    splits: Splits,
+    spec: TrainSpec,
+    classes: int,
+    accelerator: Accelerator,
+    teacher: nn.Module | None,
+) -> dict[str, Any]:
+    """The settings that a resumed run must share with the one it goes on with."""
+    return spec.numbers() | {
+        "schema": SCHEMA,
+        "classes": classes,
+        "train_images": len(splits.train),
+        "validation_images": len(splits.validation),
+        "processes": accelerator.num_processes,
+        "teacher": teacher is not None and spec.distillation_weight > 0,
+    }
+
+
+@contextmanager
+def _accelerator(spec: TrainSpec) -> Iterator[Accelerator]:
+    """An accelerator of our own: accelerate's state is one per process, and fixes the precision."""
+    others = dict(AcceleratorState._shared_state)
+    AcceleratorState._reset_state()
+    try:
+        yield Accelerator(
+            mixed_precision=spec.mixed_precision,
+            dynamo_backend="inductor" if spec.compile else "no",
+        )
+    finally:
+        AcceleratorState._reset_state()
+        AcceleratorState._shared_state.update(others)
+
+
+@contextmanager
+def _placed(device: torch.device, model: nn.Module, teacher: nn.Module | None) -> Iterator[None]:
+    """Model and teacher on the training device; afterwards back where they were, to evaluate."""
+    modules = [module for module in (model, teacher) if module is not None]
+    homes = [next((p.device for p in module.parameters()), device) for module in modules]
+    modes = [False, *(module.training for module in modules[1:])]
+    try:
+        for module in modules:
+            module.to(device)
+        if teacher is not None:
+            teacher.eval()
+        yield
+    finally:
+        for module, home, training in zip(modules, homes, modes, strict=True):
+            module.to(home).train(training)

@@ -1,0 +1,155 @@
+"""`TrainSpec`: how a model is trained; `History`: what came of it. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from timm.optim import list_optimizers
+
+from ..errors import Fault, SpecError
+
+SCHEDULES = ("cosine", "tanh", "constant")
+PRECISIONS = ("no", "bf16")
+_NOT_NUMERIC = ("save_every", "workers")
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """How to train, complete.
+
+    Units: ``batch_size`` images per process and step; ``lr`` per step, not scaled by anything;
+        ``warmup_epochs``, ``patience`` epochs (patience: this many without a better validation
+        accuracy end the run); ``save_every`` steps between checkpoints, which are also written
+        after each epoch; ``mixup`` alpha of timm's Mixup, 0 for none; ``ema_decay`` per step:
+        then the averaged weights are validated and kept; ``clip_grad`` largest gradient norm;
+        ``freeze_bn_after`` epochs, after which batch-norm statistics stand still;
+        ``distillation_weight`` from 0 (labels alone) to 1 (teacher alone), see `TrainLoss`;
+        ``workers`` processes that read images, None for one per core when files are streamed and
+        none when the images are in memory.
+
+    ``optimizer`` is a name of ``timm.optim``; ``scheduler`` one of timm's, stepped per update,
+    falling to 0. ``compile`` runs the training step through torch.compile.
+
+    Raises:
+        SpecError: a value outside what is allowed; all of them at once.
+
+    Example:
+        >>> TrainSpec(epochs=2, batch_size=64, lr=0.1).scheduler
+        'cosine'
+    """
+
+    epochs: int
+    batch_size: int = 128
+    optimizer: str = "sgd"
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    scheduler: str = "cosine"
+    warmup_epochs: int = 0
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    ema_decay: float | None = None
+    distillation_weight: float = 0.0
+    distillation_temperature: float = 1.0
+    clip_grad: float | None = None
+    patience: int | None = None
+    mixed_precision: str = "no"
+    save_every: int = 200
+    seed: int = 0
+    freeze_bn_after: int | None = None
+    workers: int | None = None
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        faults = tuple(_faults(self))
+        if faults:
+            raise SpecError(
+                f"{len(faults)} values of TrainSpec are outside what is allowed", faults
+            )
+
+    def numbers(self) -> dict[str, Any]:
+        """The fields that the trained weights depend on."""
+        fields = dataclasses.asdict(self)
+        return {name: value for name, value in fields.items() if name not in _NOT_NUMERIC}
+
+
+_Check = tuple[Callable[[Any], bool], str]
+_CHECKS: dict[str, _Check] = {
+    "epochs": (lambda value: value >= 1, "1 or more"),
+    "batch_size": (lambda value: value >= 1, "1 or more"),
+    "lr": (lambda value: 0 < value < float("inf"), "above 0"),
+    "momentum": (lambda value: 0 <= value < 1, "0 up to below 1"),
+    "weight_decay": (lambda value: 0 <= value < float("inf"), "0 or more"),
+    "scheduler": (lambda value: value in SCHEDULES, ", ".join(SCHEDULES)),
+    "warmup_epochs": (lambda value: value >= 0, "0 or more"),
+    "label_smoothing": (lambda value: 0 <= value < 1, "0 up to below 1"),
+    "mixup": (lambda value: 0 <= value < float("inf"), "0 (none) or more"),
+    "ema_decay": (lambda value: value is None or 0 < value < 1, "between 0 and 1, or none"),
+    "distillation_weight": (lambda value: 0 <= value <= 1, "0 to 1"),
+    "distillation_temperature": (lambda value: 0 < value < float("inf"), "above 0"),
+    "clip_grad": (lambda value: value is None or value > 0, "above 0, or none"),
+    "patience": (lambda value: value is None or value >= 1, "1 or more, or none"),
+    "mixed_precision": (lambda value: value in PRECISIONS, ", ".join(PRECISIONS)),
+    "save_every": (lambda value: value >= 1, "1 or more"),
+    "freeze_bn_after": (lambda value: value is None or value >= 0, "0 or more, or none"),
+    "workers": (lambda value: value is None or value >= 0, "0 or more, or none"),
+}
+
+
+def _faults(spec: TrainSpec) -> Iterator[Fault]:
+    """Everything that is wrong with the values themselves."""
+    for name, (holds, allowed) in _CHECKS.items():
+        value = getattr(spec, name)
+        if not holds(value):
+            yield Fault(name, repr(value), f"allowed: {allowed}")
+    if spec.optimizer not in list_optimizers():
+        hint = "allowed: a name of timm.optim.list_optimizers(), such as sgd, adamw, lamb"
+        yield Fault("optimizer", repr(spec.optimizer), hint)
+    if spec.warmup_epochs > spec.epochs >= 1:
+        hint = f"allowed: at most epochs = {spec.epochs}"
+        yield Fault("warmup_epochs", str(spec.warmup_epochs), hint)
+    if spec.mixup and spec.batch_size % 2:
+        yield Fault("batch_size", str(spec.batch_size), "mixup pairs images: take an even number")
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """One finished epoch.
+
+    Units: ``epoch`` from 1; ``train_loss`` mean over its steps; ``validation_accuracy`` percent,
+    None without validation images; ``lr`` at its last step; ``seconds`` of this process.
+    """
+
+    epoch: int
+    train_loss: float
+    validation_accuracy: float | None
+    lr: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class History:
+    """All epochs of a run, and which one's weights were kept.
+
+    Without validation images the last epoch is the best.
+    """
+
+    rows: tuple[EpochRow, ...]
+    best_epoch: int
+
+    @property
+    def best(self) -> EpochRow:
+        """The row of the epoch whose weights were kept."""
+        return self.rows[self.best_epoch - 1]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> History:
+        """The history that `to_json` wrote."""
+        return History(tuple(EpochRow(**row) for row in value["rows"]), value["best_epoch"])

@@ -1,0 +1,107 @@
+"""A module imports only from floors below its own; a new module must be put on a floor here."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "mt_convert"
+
+# A tenth orders the files into which one floor was split.
+FLOORS = {
+    "errors": 0,
+    "ladder": 1,
+    "surrogate": 1,
+    "results": 1,
+    "storage": 1,
+    "progress": 1,
+    "quant_spec": 1.1,
+    "catalogue": 1,  # beside
+    "recipe_text": 1,  # beside
+    "running": 2,
+    "neurons": 2.1,
+    "graph": 2,
+    "networks": 2,  # beside
+    "models": 2.1,  # beside
+    "data": 2,  # beside
+    "rules": 3,
+    "quantize": 4,
+    "convert": 5,
+    "simulate": 6,
+    "integer": 6,
+    "train": 7,
+    "evaluate": 8,
+    "report": 8,
+    "recipe_faults": 9,
+    "recipe": 9.1,
+    "pipeline": 10,
+    "cli": 11,
+    "__init__": 12,
+}
+WITHOUT_TORCH = ("errors", "ladder", "results", "quant_spec", "progress", "catalogue", "recipe_text")
+MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+
+def unit(module: Path) -> str:
+    """The name under which a file stands in the table: its package's, or its own."""
+    return module.parts[0] if len(module.parts) > 1 else module.stem
+
+
+def imported(module: Path) -> Iterator[str]:
+    """Everything a file imports, wherever in it: dotted, from the top of the package."""
+    home = ("mt_convert", *module.parts[:-1])
+    for node in ast.walk(ast.parse((PACKAGE / module).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = home[: len(home) - node.level + 1] if node.level else ()
+            start = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{start}.{alias.name}" for alias in node.names)
+
+
+def test_the_package_has_modules_to_check() -> None:
+    assert len(MODULES) > 15
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_a_module_stands_on_a_floor_and_imports_only_from_below(module: Path) -> None:
+    own = unit(module)
+    assert own in FLOORS, f"put mt_convert/{module} on a floor"
+    for name in imported(module):
+        head, _, rest = name.partition(".")
+        other = rest.split(".")[0]
+        if head != "mt_convert" or other == own:
+            continue
+        assert other in FLOORS, f"{module} imports {name}, which is on no floor"
+        assert FLOORS[other] < FLOORS[own], f"{module} imports {name} from its own floor or above"
+
+
+def test_only_quantize_imports_brevitas() -> None:
+    found = {
+        unit(module)
+        for module in MODULES
+        if any(name.split(".")[0] == "brevitas" for name in imported(module))
+    }
+    assert found == {"quantize"}
+
+
+def test_plain_modules_do_not_import_torch() -> None:
+    found = {
+        unit(module)
+        for module in MODULES
+        if any(name.split(".")[0] in ("torch", "timm", "brevitas") for name in imported(module))
+    }
+    assert not found & {*WITHOUT_TORCH, "cli"}
+
+
+def test_the_command_line_starts_without_torch() -> None:
+    code = "import sys, mt_convert.cli; sys.exit('torch' in sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parent, check=False, capture_output=True
+    )
+    assert found.returncode == 0, "import mt_convert.cli takes torch with it: --help gets slow"

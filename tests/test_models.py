@@ -1,0 +1,253 @@
+"""Networks and their weights: published sizes, published weights, and every way a file can be bad."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mt_convert import networks
+from mt_convert.catalogue import CIFAR_MODELS
+from mt_convert.errors import CheckpointError, SpecError
+from mt_convert.models import ModelSpec, architecture_fault, build
+
+# He et al. 2016, table 6, in millions; VGG-16 and ResNet-18 as commonly built for CIFAR-10.
+PUBLISHED = {
+    "resnet20_cifar": 0.27,
+    "resnet32_cifar": 0.46,
+    "resnet44_cifar": 0.66,
+    "resnet56_cifar": 0.85,
+    "resnet18_cifar": 11.17,
+    "vgg16_cifar": 14.72,
+}
+DIGITS = ModelSpec("digits_cnn", classes=10, channels=1)
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def digits_weights(prefix: str = "") -> dict[str, Tensor]:
+    return {prefix + name: value.clone() for name, value in build(DIGITS).state_dict().items()}
+
+
+def from_file(path: Path, spec: ModelSpec = DIGITS) -> ModelSpec:
+    return ModelSpec(spec.architecture, spec.classes, spec.channels, checkpoint=str(path))
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(CheckpointError) as error:
+        build(from_file(path))
+    return str(error.value)
+
+
+def test_the_catalogue_and_the_registry_name_the_same_networks() -> None:
+    assert set(timm.list_models(module="networks")) == set(CIFAR_MODELS)
+    assert set(CIFAR_MODELS) == set(PUBLISHED) | {"digits_cnn"}
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_networks_have_the_published_number_of_parameters(name: str) -> None:
+    assert round(parameters(build(ModelSpec(name, classes=10))) / 1e6, 2) == PUBLISHED[name]
+
+
+def test_the_digits_network_is_small() -> None:
+    assert parameters(build(DIGITS)) < 60_000
+
+
+@pytest.mark.golden
+def test_networks_keep_their_parameters_and_names(golden: Callable[[str, Any], None]) -> None:
+    sizes = {}
+    for name in sorted(CIFAR_MODELS):
+        model = build(ModelSpec(name, classes=10, channels=1 if name == "digits_cnn" else 3))
+        weighted = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        sizes[name] = {"parameters": parameters(model), "weighted_layers": weighted}
+    golden("networks", sizes)
+
+
+@pytest.mark.parametrize("name", sorted(CIFAR_MODELS))
+def test_networks_take_what_timm_passes(name: str) -> None:
+    model = timm.create_model(name, num_classes=7, in_chans=2, drop_rate=0.5, pretrained_cfg=None)
+    side = 8 if name == "digits_cnn" else 32
+    assert model.eval()(torch.zeros(3, 2, side, side)).shape == (3, 7)
+    assert model.pretrained_cfg["architecture"] == name
+    assert model.get_parameter(f"{model.pretrained_cfg['classifier']}.weight").shape[0] == 7
+
+
+def test_dropout_and_stochastic_depth_act_in_training_only() -> None:
+    spec = ModelSpec(
+        "resnet20_cifar", classes=10, kwargs={"drop_rate": 0.5, "drop_path_rate": 0.5}
+    )
+    images = torch.rand(4, 3, 32, 32)
+    model = build(spec)
+    assert not torch.equal(model(images), model(images))
+    model.eval()
+    assert torch.equal(model(images), model(images))
+
+
+def test_option_a_takes_every_second_pixel_and_pads_channels_on_both_sides() -> None:
+    block = networks.OptionABlock(2, 4, stride=2, drop_path=0.0)
+    for parameter in block.conv2.parameters():
+        nn.init.zeros_(parameter)
+    images = torch.arange(1.0, 33).reshape(1, 2, 4, 4)
+    out = block.eval()(images)
+    assert torch.equal(out[:, 1:3], images[:, :, ::2, ::2])
+    assert not out[:, [0, 3]].any()
+
+
+def test_untrained_weights_follow_the_seed_and_leave_the_callers_random_state() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first, same, other = build(DIGITS, seed=1), build(DIGITS, seed=1), build(DIGITS, seed=2)
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(first.linear.weight, same.linear.weight)  # type: ignore[arg-type]
+    assert not torch.equal(first.linear.weight, other.linear.weight)  # type: ignore[arg-type]
+
+
+def test_an_unknown_architecture_is_answered_with_the_nearest_names() -> None:
+    with pytest.raises(SpecError, match="did you mean resnet20_cifar"):
+        build(ModelSpec("resnet20_cifra", classes=10))
+    fault = architecture_fault("resnet18.no_such_weights")
+    assert fault is not None
+    assert "resnet18.tv_in1k" in fault.hint
+
+
+def test_arguments_that_a_network_does_not_take_are_named() -> None:
+    with pytest.raises(SpecError, match="width.*model.kwargs"):
+        build(ModelSpec("resnet20_cifar", classes=10, kwargs={"width": 3}))
+    with pytest.raises(SpecError, match="classes is 0"):
+        ModelSpec("resnet20_cifar", classes=0)
+
+
+def test_a_hub_out_of_reach_is_one_message_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", unreachable)
+    with pytest.raises(CheckpointError, match=r"resnet18.*model\.checkpoint=FILE.*no route"):
+        build(ModelSpec("resnet18", classes=10, pretrained=True))
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "model."])
+def test_prefixes_of_wrappers_are_taken_off(tmp_path: Path, prefix: str) -> None:
+    weights = digits_weights(prefix)
+    first = f"{prefix}linear.bias"
+    weights[first] += 1
+    path = tmp_path / "weights.safetensors"
+    save_file(weights, path)
+    assert torch.equal(build(from_file(path)).state_dict()["linear.bias"], weights[first])
+
+
+def test_a_torch_file_is_read_under_state_dict_and_without_batch_counters(tmp_path: Path) -> None:
+    weights = {k: v for k, v in digits_weights().items() if not k.endswith("num_batches_tracked")}
+    weights["linear.bias"] += 1
+    path = tmp_path / "weights.th"
+    torch.save({"state_dict": weights, "best": 91.7}, path)
+    loaded = build(from_file(path)).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
+
+
+def test_every_mismatch_is_listed_in_one_error(tmp_path: Path) -> None:
+    weights = digits_weights()
+    del weights["stem.0.weight"], weights["block.bn1.bias"]
+    weights["linear.weight"] = torch.zeros(7, 64)
+    weights["head.1.running_var"][3] = float("nan")
+    weights["head.1.weight"][0] = float("inf")
+    weights["extra"] = torch.zeros(1)
+    path = tmp_path / "weights.safetensors"
+    save_file(weights, path)
+    with pytest.raises(CheckpointError) as error:
+        build(from_file(path))
+    found = {fault.where: (fault.what, fault.hint) for fault in error.value.faults}
+    assert set(found) == {
+        "stem.0.weight",
+        "block.bn1.bias",
+        "linear.weight",
+        "head.1.running_var",
+        "head.1.weight",
+        "extra",
+    }
+    assert found["linear.weight"] == ("is 7x64", "expected 10x64")
+    assert found["stem.0.weight"] == ("missing", "expected 32x1x3x3")
+    assert "NaN" in found["head.1.running_var"][0]
+    assert "6 faults" in str(error.value)
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("exploded"),)
+
+
+def test_a_pickle_bomb_is_refused_and_does_not_go_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {"linear.bias": Bomb()}}, tmp_path / "zipped.pt")
+    (tmp_path / "bare.pt").write_bytes(pickle.dumps(Bomb()))
+    for name in ("zipped.pt", "bare.pt"):
+        assert "safetensors" in refused(tmp_path / name)
+        assert not Path("exploded").exists()
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_a_truncated_file_is_refused_by_its_name(tmp_path: Path, name: str, share: float) -> None:
+    path = tmp_path / name
+    if path.suffix == ".pt":
+        torch.save(digits_weights(), path)
+    else:
+        save_file(digits_weights(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    assert name in refused(path)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    assert "nowhere.pt" in refused(tmp_path / "nowhere.pt")
+    assert str(tmp_path) in refused(tmp_path)
+
+
+def test_published_weights_fit_unchanged(shared_data: Path) -> None:
+    pretrained = shared_data / "pretrained"
+    for name, file in (
+        ("resnet20_cifar", "resnet20-12fca82f.th"),
+        ("resnet56_cifar", "resnet56-4bfd9763.th"),
+        ("resnet20_cifar", "resnet20_cifar10_jpeg.safetensors"),
+    ):
+        build(ModelSpec(name, classes=10, checkpoint=str(pretrained / file)))
+    with pytest.raises(CheckpointError, match="182 faults"):
+        path = str(pretrained / "resnet20-12fca82f.th")
+        build(ModelSpec("resnet56_cifar", classes=7, checkpoint=path))
+
+
+def test_resnet20_with_published_weights_recognises_real_images(shared_data: Path) -> None:
+    checkpoint = str(shared_data / "pretrained" / "resnet20_cifar10_jpeg.safetensors")
+    model = build(ModelSpec("resnet20_cifar", classes=10, checkpoint=checkpoint)).eval()
+    pixels, labels = [], []
+    with tarfile.open(shared_data / "cifar10_jpeg" / "test.tar") as tar:
+        files = [member for member in tar if member.isfile()][::20]
+        names = sorted({member.name.split("/")[-2] for member in files})
+        for member in files:
+            content = tar.extractfile(member)
+            assert content is not None
+            pixels.append(np.asarray(Image.open(io.BytesIO(content.read())).convert("RGB")))
+            labels.append(names.index(member.name.split("/")[-2]))
+    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.inference_mode():
+        logits = model((images - mean[:, None, None]) / std[:, None, None])
+    accuracy = 100 * (logits.argmax(1) == torch.tensor(labels)).float().mean().item()
+    assert len(labels) == 500
+    assert accuracy > 80
