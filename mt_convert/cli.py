@@ -64,9 +64,7 @@ def list_() -> None:
     Example:
       mt-convert ls
     """
-    recipes = {
-        name: catalogue.headline(path) for name, path in catalogue.shipped_recipes().items()
-    }
+    recipes = {name: catalogue.headline(path) for name, path in catalogue.shipped_recipes().items()}
     for title, rows in (("Recipes", recipes), ("Networks", catalogue.CIFAR_MODELS)):
         typer.echo(title)
         for name, text in rows.items():
@@ -108,6 +106,7 @@ def check(recipe: RecipeName, overrides: Overrides = None, smoke: Smoke = False)
     Example:
       mt-convert check digits quantize.weight_bits=3
     """
+    catalogue.find_recipe(recipe)  # a wrong name is told at once
     from . import recipe as recipes
 
     loaded = recipes.load_recipe(recipe, overrides or (), smoke)
@@ -145,10 +144,12 @@ def run(
     """
     folder = out
     try:
-        from . import pipeline
+        catalogue.find_recipe(recipe)
         from .recipe import load_recipe
 
         loaded = load_recipe(recipe, overrides or (), smoke)
+        from . import pipeline
+
         folder = out or Path("runs") / (f"{loaded.name}_smoke" if smoke else loaded.name)
         finished = pipeline.run(loaded, folder, resume=resume)
         pipeline.show(finished, Console())

@@ -2,7 +2,7 @@
 
 Floor 1, without torch. A ladder says which thresholds a neuron has and what reaching them emits;
 ``n`` is their number, ``cascade`` the order in which a cascade visits them, ``reach`` the most that
-one step emits, ``events`` the number of spikes in an emission (thresholds crossed, or bits set)::
+one step emits::
 
     parallel   every threshold looks at the same potential: o = Σ w_i [h ≥ θ_i]
     cascade    each sees what the ones before it left, and takes away exactly what it emits:
@@ -77,9 +77,6 @@ class Uniform:
     def allowed_firing(self) -> tuple[Firing, ...]:
         return _BOTH
 
-    def events(self, emission: int) -> int:
-        return abs(emission)
-
 
 @dataclass(frozen=True)
 class Binary:
@@ -90,8 +87,8 @@ class Binary:
 
     Example:
         >>> ladder = Binary(3)
-        >>> ladder.thresholds, ladder.cascade, ladder.reach, ladder.events(5)
-        ((1, 2, 4), (4, 2, 1), 7, 2)
+        >>> ladder.thresholds, ladder.cascade, ladder.reach
+        ((1, 2, 4), (4, 2, 1), 7)
     """
 
     bits: int
@@ -127,9 +124,6 @@ class Binary:
     def allowed_firing(self) -> tuple[Firing, ...]:
         return (Firing.CASCADE,)
 
-    def events(self, emission: int) -> int:
-        return abs(emission).bit_count()
-
 
 @dataclass(frozen=True)
 class PowerOfTwo:
@@ -140,8 +134,8 @@ class PowerOfTwo:
 
     Example:
         >>> ladder = PowerOfTwo(4)
-        >>> ladder.thresholds, ladder.weights, ladder.reach, ladder.events(4)
-        ((1, 2, 4, 8), (1, 1, 2, 4), 8, 1)
+        >>> ladder.thresholds, ladder.weights, ladder.reach
+        ((1, 2, 4, 8), (1, 1, 2, 4), 8)
     """
 
     n: int
@@ -173,9 +167,6 @@ class PowerOfTwo:
     @property
     def allowed_firing(self) -> tuple[Firing, ...]:
         return (Firing.PARALLEL,)
-
-    def events(self, emission: int) -> int:
-        return int(emission != 0)
 
 
 @dataclass(frozen=True)

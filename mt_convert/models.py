@@ -50,7 +50,8 @@ def build(spec: ModelSpec, *, seed: int = 0) -> nn.Module:
     """Make the network and load its weights; untrained ones are drawn from ``seed``.
 
     Returns:
-        A module in training mode; images ``[batch, channels, H, W]`` to logits ``[batch, classes]``.
+        A module in training mode: images ``[batch, channels, H, W]`` to logits
+        ``[batch, classes]``.
 
     Raises:
         SpecError: timm knows no such architecture, or it does not take these ``kwargs``.
@@ -77,8 +78,8 @@ def architecture_fault(name: str) -> Fault | None:
     """What is wrong with the name of an architecture, with the nearest names; None if it is known.
 
     Example:
-        >>> architecture_fault("resnet20_cifra").hint
-        'did you mean resnet20_cifar, resnet32_cifar or resnet44_cifar?'
+        >>> architecture_fault("resnet20_cifra").hint[:27]
+        'did you mean resnet20_cifar'
     """
     if ":" in name:  # "hf-hub:..." and the like are the hub's to judge
         return None
@@ -137,9 +138,7 @@ def _load_(model: nn.Module, weights: Mapping[str, Tensor], spec: ModelSpec) -> 
         if name not in expected:
             faults.append(Fault(name, "unexpected", f"{spec.architecture} has no such tensor"))
         elif tensor.shape != expected[name].shape:
-            faults.append(
-                Fault(name, f"is {_shape(tensor)}", f"expected {_shape(expected[name])}")
-            )
+            faults.append(Fault(name, f"is {_shape(tensor)}", f"expected {_shape(expected[name])}"))
         elif tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             faults.append(Fault(name, "holds NaN or infinity", "train again or use another file"))
     if faults:

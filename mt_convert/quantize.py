@@ -24,11 +24,13 @@ with warnings.catch_warnings():
     from brevitas.quant import (
         Int8ActPerTensorFixedPoint,
         Int8ActPerTensorFloat,
+        Int8ActPerTensorFloatMSE,
         Int8WeightPerChannelFixedPointMSE,
         Int8WeightPerChannelFloat,
         Int8WeightPerChannelFloatMSE,
         Uint8ActPerTensorFixedPoint,
         Uint8ActPerTensorFloat,
+        Uint8ActPerTensorFloatMSE,
     )
 
 from .errors import Fault, SpecError, UnsupportedLayerError
@@ -45,6 +47,7 @@ from .quant_spec import BatchNorm, QuantSpec, Scale
 from .rules import DEFAULT_RULES, Carries, Kind, Rule, carried, reaches_output, unknown_operators
 
 CALIBRATION_BATCH = 128
+FEW_BITS = 3
 
 
 # ---------------------------------------------------------------------------------------- layers
@@ -59,9 +62,7 @@ class QuantAct(nn.Module):
     def __init__(self, bits: int, clip: tuple[float, float], scale: Scale, encodes_input: bool) -> None:
         super().__init__()
         self.bits, self.clip, self.kind, self.encodes_input = bits, clip, scale, encodes_input
-        unsigned, signed = _ACT_QUANTIZERS[scale]
-        quantizer = type("Quantizer", (signed if self.signed else unsigned,), {"bit_width": bits})
-        self.quant = qnn.QuantIdentity(act_quant=quantizer)
+        self.quant = qnn.QuantIdentity(act_quant=_act_quantizer(bits, self.signed, scale))
 
     @property
     def signed(self) -> bool:
@@ -94,22 +95,27 @@ class QuantAct(nn.Module):
         return f"bits={self.bits}, clip={self.clip}, scale={self.kind}"
 
 
-_ACT_QUANTIZERS = {
-    Scale.LEARNED: (Uint8ActPerTensorFloat, type("Narrow", (Int8ActPerTensorFloat,), {"narrow_range": True})),
-    Scale.POWER_OF_TWO: (
-        Uint8ActPerTensorFixedPoint,
-        type("Narrow", (Int8ActPerTensorFixedPoint,), {"narrow_range": True}),
-    ),
-}
+def _act_quantizer(bits: int, signed: bool, scale: Scale) -> type:
+    """Per tensor. The step starts from a high percentile, and where levels are few (3 bits and
+    below) from the least squared error; training moves it."""
+    few = bits <= FEW_BITS
+    if scale is Scale.POWER_OF_TWO:
+        base: type = Int8ActPerTensorFixedPoint if signed else Uint8ActPerTensorFixedPoint
+    elif signed:
+        base = Int8ActPerTensorFloatMSE if few else Int8ActPerTensorFloat
+    else:
+        base = Uint8ActPerTensorFloatMSE if few else Uint8ActPerTensorFloat
+    settings = {"bit_width": bits, "narrow_range": True} if signed else {"bit_width": bits}
+    return type("Quantizer", (base,), settings)
 
 
 def _weight_quantizer(bits: int, scale: Scale) -> type:
-    """Per-channel, symmetric, narrow range. A step from the maximum wastes the few levels of 2 or 3
-    bits, so there it starts from the least squared error and is trained."""
+    """Per output channel, symmetric. From 5 bits up the step follows the largest weight; below, that
+    wastes levels, so it starts from the least squared error and is trained."""
     if scale is Scale.POWER_OF_TWO:
         base: type = Int8WeightPerChannelFixedPointMSE
     else:
-        base = Int8WeightPerChannelFloatMSE if bits <= 3 else Int8WeightPerChannelFloat
+        base = Int8WeightPerChannelFloat if bits > 4 else Int8WeightPerChannelFloatMSE
     return type("Quantizer", (base,), {"bit_width": bits})
 
 

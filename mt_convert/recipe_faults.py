@@ -44,7 +44,10 @@ class Finding:
 
 
 def findings(errors: Iterable[ErrorDetails], tree: Tree, root: type) -> list[Finding]:
-    """Everything one validation of ``tree`` found; a key missing only by a misspelling is told once."""
+    """Everything one validation of ``tree`` found.
+
+    A key that is missing because it was misspelt is told once, as misspelt.
+    """
     errors = list(errors)
     items = {error["loc"][:-1] for error in errors if error["loc"]}
     found = [
@@ -98,7 +101,9 @@ def _read(error: ErrorDetails, tree: Tree, root: type) -> Iterator[Finding]:
     elif isinstance(cause, MTConvertError) and cause.faults:
         for inner in cause.faults:
             name = re.match(r"\w+", inner.where)
-            at = (*path, name.group()) if name and name.group() in keys_of(_at(root, path)) else path
+            at = (
+                (*path, name.group()) if name and name.group() in keys_of(_at(root, path)) else path
+            )
             said = "" if at[-1:] == (inner.where,) else f"{inner.where}: "
             yield Finding(at, _fault(at, f"is {said}{inner.what}", inner.hint, tree))
     elif isinstance(cause, Exception):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -17,12 +17,19 @@ from .errors import Fault, RecipeError
 
 Path = tuple[str | int, ...]
 
+_PLAIN_TAGS = (
+    yaml.resolver.Resolver.DEFAULT_MAPPING_TAG,
+    yaml.resolver.Resolver.DEFAULT_SEQUENCE_TAG,
+)
+
 
 class _Loader(yaml.SafeLoader):
     """yaml.SafeLoader without anchors, dates and merges, and with 1e-4 as a number."""
 
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in rules if not tag.endswith(("timestamp", "merge"))]
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, Any]]]] = {
+        first: [
+            (tag, pattern) for tag, pattern in rules if not tag.endswith(("timestamp", "merge"))
+        ]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -34,7 +41,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
 )
 
 
@@ -127,6 +136,9 @@ class _Walk:
 
     def value(self, node: yaml.Node, path: Path) -> Any:
         """The plain value of a node."""
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN_TAGS:
+            hint = "allowed: plain blocks and lists"
+            self.faults.append(Fault(_line(node), f"has the tag {node.tag}", hint))
         if isinstance(node, yaml.MappingNode):
             return self._block(node, path)
         if isinstance(node, yaml.SequenceNode):

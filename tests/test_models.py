@@ -1,4 +1,4 @@
-"""Networks and their weights: published sizes, published weights, and every way a file can be bad."""
+"""Networks and their weights: published sizes, published weights, and how files can be bad."""
 
 from __future__ import annotations
 
@@ -86,9 +86,7 @@ def test_networks_take_what_timm_passes(name: str) -> None:
 
 
 def test_dropout_and_stochastic_depth_act_in_training_only() -> None:
-    spec = ModelSpec(
-        "resnet20_cifar", classes=10, kwargs={"drop_rate": 0.5, "drop_path_rate": 0.5}
-    )
+    spec = ModelSpec("resnet20_cifar", classes=10, kwargs={"drop_rate": 0.5, "drop_path_rate": 0.5})
     images = torch.rand(4, 3, 32, 32)
     model = build(spec)
     assert not torch.equal(model(images), model(images))
@@ -125,7 +123,7 @@ def test_an_unknown_architecture_is_answered_with_the_nearest_names() -> None:
 
 
 def test_arguments_that_a_network_does_not_take_are_named() -> None:
-    with pytest.raises(SpecError, match="width.*model.kwargs"):
+    with pytest.raises(SpecError, match=r"width.*model\.kwargs"):
         build(ModelSpec("resnet20_cifar", classes=10, kwargs={"width": 3}))
     with pytest.raises(SpecError, match="classes is 0"):
         ModelSpec("resnet20_cifar", classes=0)
@@ -227,8 +225,8 @@ def test_published_weights_fit_unchanged(shared_data: Path) -> None:
         ("resnet20_cifar", "resnet20_cifar10_jpeg.safetensors"),
     ):
         build(ModelSpec(name, classes=10, checkpoint=str(pretrained / file)))
+    path = str(pretrained / "resnet20-12fca82f.th")
     with pytest.raises(CheckpointError, match="182 faults"):
-        path = str(pretrained / "resnet20-12fca82f.th")
         build(ModelSpec("resnet56_cifar", classes=7, checkpoint=path))
 
 

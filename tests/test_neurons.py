@@ -452,6 +452,27 @@ def test_a_bound_reached_lets_no_gradient_through() -> None:
             assert current.grad.item() == expected
 
 
+def test_straight_through_is_shut_at_the_bound_even_at_half_a_step() -> None:
+    full, current = NeuronState(torch.zeros(1), torch.ones(1)), torch.tensor([0.5])
+    current.requires_grad_()
+    spec = NeuronSpec(Uniform(3), bounds=(0, 1), surrogate=StraightThrough())
+    mt_step(full, current, spec, 1.0)[0].sum().backward()
+    assert current.grad is not None
+    assert current.grad.item() == 0
+
+
+@pytest.mark.parametrize("reset", list(Reset))
+def test_the_reset_is_detached_so_the_potential_carries_the_gradient_of_its_charge(
+    reset: Reset,
+) -> None:
+    spec = NeuronSpec(Uniform(2), reset=reset, surrogate=ATan(2.0))
+    current = torch.tensor([0.25, 1.0], requires_grad=True)
+    _, state = mt_step(initial_state(current.detach(), spec, 1.0), current, spec, 1.0)
+    state.v.sum().backward()
+    assert current.grad is not None
+    assert current.grad.tolist() == [1, 1 if reset is Reset.SOFT else 0]
+
+
 @pytest.mark.parametrize("surrogate", [*SHAPES, StraightThrough(), None], ids=repr)
 def test_a_surrogate_changes_no_spike(surrogate: Surrogate | None) -> None:
     currents = dyadic(9, 6, 500)

@@ -77,7 +77,8 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 def assert_equal_runs(first: Path, second: Path) -> None:
     a, b = load_file(first / "best.safetensors"), load_file(second / "best.safetensors")
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
     assert history(first) == history(second)
     for folder in (first, second):
         left = sorted(path.name for path in folder.iterdir())
@@ -222,7 +223,9 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     with pytest.raises(OutputError, match="No space left"):
         checkpoints.save(2, {"a": torch.zeros(2)}, {"n": 2}, Best())
     saved = checkpoints.latest()
-    assert saved is not None and saved.numbers == {"n": 1} and saved.best is None
+    assert saved is not None
+    assert saved.numbers == {"n": 1}
+    assert saved.best is None
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lamb", "rmsprop", "nadamw"])
