@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
-from .errors import Fault, UnsupportedLayerError
+from .errors import Fault, SpecError, UnsupportedLayerError
 from .graph import (
     NORMS,
     WEIGHTED,
@@ -24,11 +24,15 @@ from .graph import (
     layer_of,
     plain_layer_from_json,
     plain_layer_to_json,
+    set_image_shape,
+    source_of,
 )
 from .ladder import Firing, Ladder, Learned, Uniform, ladder_from_json, ladder_to_json
 from .neurons import IF, LIF, PLIF, MTNeuron, NeuronSpec, Reset
 from .quantize import QuantAct, QuantizedModel, quantized_weight
 from .rules import DEFAULT_RULES, Carries, Kind, Rule, carried, rule_of, unknown_operators
+
+Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class Presentation(StrEnum):
@@ -125,12 +129,17 @@ class SpikingModel(nn.Module):
     """
 
     def __init__(
-        self, layers: fx.GraphModule, presentation: Presentation, whole_window: bool
+        self,
+        layers: fx.GraphModule,
+        presentation: Presentation,
+        whole_window: bool,
+        rules: Mapping[Any, Rule] = DEFAULT_RULES,
     ) -> None:
         super().__init__()
         self.layers = layers
         self.presentation, self.whole_window = presentation, whole_window
-        self.report = _report(layers)
+        self.rules = {**rules, **_SPIKING_LAYERS}
+        self.report = _report(layers, self.rules)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -175,12 +184,13 @@ def convert(
           0  Conv2d  fed by the encoded image (direct coding), not by spikes
     """
     if not isinstance(qann, QuantizedModel):
-        hint = "convert takes what quantize returned: quantize(model, QuantSpec(...), calibration=images)"
+        hint = "convert takes what quantize(model, QuantSpec(...), calibration=images) returned"
         raise UnsupportedLayerError(
-            f"{type(qann).__name__} is not a quantized network", [Fault("model", "not quantized", hint)]
+            f"{type(qann).__name__} is not a quantized network",
+            [Fault("model", "not quantized", hint)],
         )
-    presentation = Presentation(presentation)
-    firing = None if firing is None else Firing(firing)
+    presentation = _choice(Presentation, "presentation", presentation)
+    firing = None if firing is None else _choice(Firing, "firing", firing)
     _refuse(qann, ladder, rules)
     layers = fx.GraphModule(
         {
@@ -193,8 +203,15 @@ def convert(
         },
         _copied_graph(qann.layers),
     )
-    layers.image_shape = qann.image_shape
-    return SpikingModel(layers.eval(), presentation, whole_window)
+    set_image_shape(layers, qann.image_shape)
+    return SpikingModel(layers.eval(), presentation, whole_window, rules)
+
+
+def _choice(kind: type[Choice], name: str, value: str) -> Choice:
+    """The member of an enumeration, or a SpecError that lists them."""
+    if value not in tuple(kind):
+        raise SpecError(f"{name} is {value!r}: allowed are {', '.join(kind)}")
+    return kind(value)
 
 
 def _refuse(qann: QuantizedModel, ladder: Ladder | None, rules: Mapping[Any, Rule]) -> None:
@@ -209,11 +226,13 @@ def _refuse(qann: QuantizedModel, ladder: Ladder | None, rules: Mapping[Any, Rul
         if not bool(torch.isfinite(step)) or float(step) <= 0:
             hint = "calibrate or train again: a step must be positive"
             faults.append(Fault(str(node.target), f"scale {float(step)}", hint))
-        if isinstance(ladder, Learned):
+        if isinstance(ladder, Learned) and not layer.encodes_input:
             hint = "this quantizer has equal steps: use Uniform, Binary or PowerOfTwo"
             faults.append(Fault(str(node.target), "learned gaps", hint))
     if faults:
-        raise UnsupportedLayerError(f"{len(faults)} faults: this network cannot be converted", faults)
+        raise UnsupportedLayerError(
+            f"{len(faults)} faults: this network cannot be converted", faults
+        )
 
 
 def _loose_tensors(layers: fx.GraphModule) -> Iterator[tuple[str, Tensor]]:
@@ -255,9 +274,9 @@ def _converted(
         return plain_with_tensors(layer)
     value, step = quantized_weight(layer)
     made = plain_layer_from_json(plain_layer_to_json(layer)).to(value.device)
-    made.weight.data, made.weight.requires_grad = value, True  # type: ignore[union-attr,assignment]
+    made.weight.data, made.weight.requires_grad = value, True
     if layer.bias is not None:
-        made.bias.data = layer.bias.detach().clone()  # type: ignore[union-attr,operator]
+        made.bias.data = layer.bias.detach().clone()
     made.register_buffer("weight_scale", step)
     return made
 
@@ -273,9 +292,8 @@ def plain_with_tensors(layer: nn.Module) -> nn.Module:
 # ---------------------------------------------------------------------------------------- report
 
 
-def _report(layers: fx.GraphModule) -> ConversionReport:
+def _report(layers: fx.GraphModule, rules: Mapping[Any, Rule]) -> ConversionReport:
     """Read the report off the graph, so that a loaded network has it too."""
-    rules = SPIKING_RULES
     carries = carried(layers, rules)
     neurons, weighted, analog = [], [], []
     for node in layers.graph.nodes:
@@ -284,15 +302,19 @@ def _report(layers: fx.GraphModule) -> ConversionReport:
         if isinstance(layer, MTNeuron):
             neurons.append(_neuron_row(name, layer))
         elif isinstance(layer, WEIGHTED):
-            source = carries[node.args[0]]
+            source = carries[source_of(node)]
             spike_fed = source is Carries.SPIKES
-            weighted.append(WeightedRow(name, type(layer).__name__, spike_fed, _feeders(layers, node)))
+            weighted.append(
+                WeightedRow(name, type(layer).__name__, spike_fed, _feeders(layers, node))
+            )
             if not spike_fed:
                 analog.append(AnalogRow(name, type(layer).__name__, _NOT_SPIKES[source]))
         elif rule is not None and rule.kind is Kind.DIFFERENCE:
             analog.append(AnalogRow(name, describe(layers, node), rule.reason))
-        elif isinstance(layer, NORMS) and not _absorbed(layers, node):
-            analog.append(AnalogRow(name, type(layer).__name__, "affine that no single neuron absorbs"))
+        elif isinstance(layer, NORMS) and not _absorbed(layers, node, rules):
+            analog.append(
+                AnalogRow(name, type(layer).__name__, "affine that no single neuron absorbs")
+            )
     return ConversionReport(tuple(neurons), tuple(weighted), tuple(analog))
 
 
@@ -319,7 +341,7 @@ def _neuron_row(name: str, layer: MTNeuron) -> NeuronRow:
 
 
 def _feeders(layers: fx.GraphModule, node: fx.Node) -> tuple[str, ...]:
-    """Names of the neurons (or the encoder) whose output reaches ``node`` without another between."""
+    """Names of the neurons (or encoder) whose output reaches ``node`` without another between."""
     found, stack = [], [node.args[0]]
     while stack:
         item = stack.pop()
@@ -334,22 +356,26 @@ def _feeders(layers: fx.GraphModule, node: fx.Node) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _absorbed(layers: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a batch norm's output only goes, through sums and moves, into neurons or the output."""
+def _absorbed(layers: fx.GraphModule, node: fx.Node, rules: Mapping[Any, Rule]) -> bool:
+    """Whether a batch norm's output goes, through sums and moves, only to neurons or the output."""
     for user in node.users:
-        rule = rule_of(layers, user, SPIKING_RULES)
+        rule = rule_of(layers, user, rules)
         if user.op == "output" or (rule is not None and rule.kind in (Kind.NEURON, Kind.SIZE)):
             continue
-        if rule is None or rule.kind not in (Kind.LINEAR, Kind.MOVE) or not _absorbed(layers, user):
+        if (
+            rule is None
+            or rule.kind not in (Kind.LINEAR, Kind.MOVE)
+            or not _absorbed(layers, user, rules)
+        ):
             return False
     return True
 
 
-SPIKING_RULES: Mapping[Any, Rule] = {
-    **DEFAULT_RULES,
+_SPIKING_LAYERS: dict[Any, Rule] = {
     MTNeuron: Rule(Kind.NEURON),
     Encoder: Rule(Kind.MOVE, "the image, quantized"),
 }
+SPIKING_RULES: Mapping[Any, Rule] = {**DEFAULT_RULES, **_SPIKING_LAYERS}
 
 
 # ---------------------------------------------------------------------------------- layers as data
@@ -363,7 +389,7 @@ def spiking_layer_to_json(layer: nn.Module) -> dict[str, Any]:
         return {"type": "Encoder", "level_bounds": list(layer.level_bounds)}
     plain = plain_layer_to_json(layer)
     if isinstance(layer, WEIGHTED):
-        plain["weight_scale"] = list(layer.weight_scale.shape)  # type: ignore[union-attr,operator]
+        plain["weight_scale"] = list(layer.get_buffer("weight_scale").shape)
     return plain
 
 

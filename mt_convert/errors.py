@@ -31,7 +31,8 @@ class MTConvertError(Exception):
     """Base of all errors: a headline, and below it one aligned line per fault.
 
     Example:
-        >>> print(MTConvertError("2 faults", [Fault("a", "wrong", "mend it"), Fault("bb", "gone", "find it")]))
+        >>> faults = [Fault("a", "wrong", "mend it"), Fault("bb", "gone", "find it")]
+        >>> print(MTConvertError("2 faults", faults))
         2 faults
           a   wrong  mend it
           bb  gone   find it

@@ -10,9 +10,12 @@ graph; the rules table (`rules`) says what each operator does over time.
 from __future__ import annotations
 
 import copy
+import keyword
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path as FilePath
 from typing import Any
 
 import torch
@@ -40,8 +43,10 @@ CLAMPS = (
     aten.relu6.default,
     aten.clamp_min.default,
 )
-WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+WEIGHTED = (*CONVS, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+PLAIN = (*WEIGHTED, *NORMS, nn.Dropout, nn.Hardtanh, nn.ReLU)
 Path = str
 
 
@@ -72,7 +77,7 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
     source = exported.module(check_guards=False)
     lifted = _Lift(source)
     graph_module = fx.GraphModule({**lifted.tensors, **lifted.modules}, lifted.graph)
-    graph_module.image_shape = tuple(example.shape[1:])
+    set_image_shape(graph_module, example.shape[1:])
     for module in graph_module.modules():
         module.training = False
     return graph_module
@@ -92,18 +97,33 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
         raise UnsupportedLayerError(
             f"{type(model).__name__} cannot be traced on an input of shape "
             f"{tuple(example.shape[1:])}",
-            [Fault("torch.export", type(error).__name__, _useful_lines(error))],
+            [Fault(_user_line(error), type(error).__name__, _useful_lines(error))],
         ) from error
 
 
+def _user_line(error: Exception) -> str:
+    """File, line and code of the innermost frame outside torch: where the model failed."""
+    inside = (str(FilePath(torch.__file__).parent), __file__)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(inside)
+        and "_dispatch" not in frame.filename
+        and FilePath(frame.filename).is_file()
+    ]
+    if not frames:
+        return "torch.export"
+    return f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}"
+
+
 def _useful_lines(error: Exception) -> str:
-    """The first line of an export error, the line of user code it names, and the way out."""
-    text = str(error)
-    first = (text.strip().splitlines() or [""])[0]
-    place = re.findall(r'File "([^"]+)", line (\d+)', text)
-    own = [f"{file}:{line}" for file, line in place if "/torch/" not in file]
-    at = f" at {own[-1]}" if own else ""
-    return f"{first[:200]}{at}; check the image size, or rewrite that line without data-dependent control flow"
+    """The first line of an export error, and the way out."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    if "data-dependent" in first:
+        hint = "rewrite that line without control flow or numbers that depend on the data"
+    else:
+        hint = "check the image size, or mend that line; the model itself must run on such images"
+    return f"{first[:200]}; {hint}"
 
 
 class _Lift:
@@ -115,7 +135,7 @@ class _Lift:
         self.modules: dict[Path, Any] = {}
         self.tensors: dict[Path, Tensor] = {}
         self.new: dict[fx.Node, fx.Node] = {}
-        self.weight_owner: dict[str, Path] = {}
+        self.weight_owner: dict[str, Path] = {}  # by parameter and settings
         for node in source.graph.nodes:
             self._copy(node)
         for node in reversed(list(self.graph.nodes)):  # parameters that moved into modules
@@ -142,7 +162,8 @@ class _Lift:
         if len(outputs) != 1 or not isinstance(outputs[0], fx.Node):
             hint = "wrap the model so that it returns its logits alone"
             raise UnsupportedLayerError(
-                "the model must return one tensor", [Fault("output", f"{len(outputs)} values", hint)]
+                "the model must return one tensor",
+                [Fault("output", f"{len(outputs)} values", hint)],
             )
         self.graph.output(self.new[outputs[0]])
 
@@ -173,11 +194,19 @@ class _Lift:
         weight, bias = arguments["weight"], arguments.get("bias")
         if weight.op != "get_attr" or (bias is not None and bias.op != "get_attr"):
             return False
-        owner = self.weight_owner.get(weight.target)
+        settings = {
+            key: value for key, value in arguments.items() if key not in ("input", "weight")
+        }
+        use = f"{weight.target} {settings}"
+        owner = self.weight_owner.get(use)
         if owner is None:
-            tensors = [attribute(self.source, item.target) for item in (weight, bias) if item is not None]
-            owner = self._free_name(str(weight.target).removesuffix(".weight").replace("weight", "layer"))
-            self.weight_owner[weight.target] = owner
+            tensors = [
+                attribute(self.source, item.target) for item in (weight, bias) if item is not None
+            ]
+            owner = self._free_name(
+                str(weight.target).removesuffix(".weight").replace("weight", "layer")
+            )
+            self.weight_owner[use] = owner
             self.modules[owner] = _weighted_module(node.target, arguments, tensors)
         self._insert(node, owner, arguments["input"])
         return True
@@ -187,24 +216,32 @@ class _Lift:
         arguments = _bind(node)
         names = ("weight", "bias", "running_mean", "running_var")
         sources = [arguments.get(name) for name in names]
-        if any(item is not None and item.op != "get_attr" for item in sources) or sources[2] is None:
+        if (
+            any(item is not None and item.op != "get_attr" for item in sources)
+            or sources[2] is None
+        ):
             return False
         mean = attribute(self.source, sources[2].target)
         dimensions = node.args[0].meta["val"].dim()  # type: ignore[union-attr]
-        kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[dimensions]
-        norm = kind(mean.numel(), arguments["eps"], affine=sources[0] is not None)
+        kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[
+            dimensions
+        ]
+        momentum = arguments["momentum"] or None  # 0 stands for a cumulative average
+        norm = kind(mean.numel(), arguments["eps"], momentum, affine=sources[0] is not None)
         for name, item in zip(names, sources, strict=True):
             if item is not None:
                 getattr(norm, name).data.copy_(attribute(self.source, item.target).detach())
         path = str(sources[2].target).removesuffix(".running_mean")
-        plain = "batchnorm.BatchNorm" in _module_kind(node)  # else timm's BatchNormAct2d and its like
+        plain = "batchnorm.BatchNorm" in _module_kind(
+            node
+        )  # else timm's BatchNormAct2d and its like
         name = self._free_name(path if plain else f"{path}.bn")
         self.modules[name] = norm.to(mean.device)
         self._insert(node, name, arguments["input"])
         return True
 
     def _call(self, node: fx.Node, role: str, module: nn.Module) -> bool:
-        """Insert a module without parameters; its name is the layer's own, or its block's and role."""
+        """Insert a module without parameters, named as the layer, or as its block and role."""
         path, kind = _module_path(node), _module_kind(node)
         leaf = kind.rsplit(".", 1)[-1] if kind else ""
         own = path and any(word in leaf.lower() for word in ("relu", "tanh", "dropout", "clamp"))
@@ -301,7 +338,8 @@ def attribute(root: nn.Module, path: str) -> Any:
 def _module_path(node: fx.Node) -> Path:
     """Dotted name of the innermost original module that produced ``node``."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return str(stack[-1][0]) if stack else ""
+    path = str(stack[-1][0]) if stack else ""
+    return "" if path.startswith("_empty_nn_module_stack") else path
 
 
 def _module_kind(node: fx.Node) -> str:
@@ -313,11 +351,23 @@ def _module_kind(node: fx.Node) -> str:
 # ------------------------------------------------------------------------------------ reading it
 
 
+def set_image_shape(graph_module: fx.GraphModule, shape: Sequence[int]) -> None:
+    """Note on the graph module what images it was traced for."""
+    graph_module.image_shape = tuple(shape)  # type: ignore[assignment]
+
+
 def layer_of(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     """The module that ``node`` calls, or None for operators."""
     if node.op != "call_module":
         return None
     return graph_module.get_submodule(str(node.target))
+
+
+def source_of(node: fx.Node) -> fx.Node:
+    """The node whose value a layer's call takes."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    return source
 
 
 def layer_nodes(
@@ -337,7 +387,7 @@ def describe(graph_module: fx.GraphModule, node: fx.Node) -> str:
 
 
 def check_images(images: Tensor, image_shape: tuple[int, ...]) -> None:
-    """Refuse images of another shape, and values that are not finite.
+    """Refuse images of another shape, of whole numbers, and values that are not finite.
 
     Raises:
         DataError: what was given, what the network takes.
@@ -351,9 +401,25 @@ def check_images(images: Tensor, image_shape: tuple[int, ...]) -> None:
             f"[batch, {', '.join(map(str, image_shape))}]; resize the images, or quantize the "
             "model again with calibration images of the new size"
         )
+    if not images.is_floating_point():
+        raise DataError(
+            f"images hold {images.dtype}: convert them to float and normalise them as in training"
+        )
     if not bool(torch.isfinite(images).all()):
         bad = (~torch.isfinite(images.flatten(1))).any(1).nonzero().flatten().tolist()
         raise DataError(f"images {bad[:10]} of the batch hold NaN or infinity: remove or mend them")
+
+
+def unused_name(graph_module: fx.GraphModule, wanted: str) -> str:
+    """``wanted``, or with _1, _2 … where the graph module holds something of that name."""
+    taken = {name for name, _ in graph_module.named_modules()}
+    taken |= {name for name, _ in graph_module.named_parameters()}
+    taken |= {name for name, _ in graph_module.named_buffers()}
+    name, count = wanted, 0
+    while name in taken:
+        count += 1
+        name = f"{wanted}_{count}"
+    return name
 
 
 # --------------------------------------------------------------------------------------- folding
@@ -366,14 +432,14 @@ def fold_batch_norm_(graph_module: fx.GraphModule) -> None:
     norms behind anything else (an addition, a concatenation) stay.
     """
     for node, norm in list(layer_nodes(graph_module, NORMS)):
-        producer = node.args[0]
-        layer = layer_of(graph_module, producer) if isinstance(producer, fx.Node) else None
+        producer = source_of(node)
+        layer = layer_of(graph_module, producer)
         if not isinstance(layer, WEIGHTED) or len(producer.users) != 1:
             continue
-        same = [item for item, _ in layer_nodes(graph_module, WEIGHTED) if item.target == producer.target]
-        if len(same) > 1:
-            producer.target = f"{producer.target}_{same.index(producer)}"
-        fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+        uses = [item for item, _ in layer_nodes(graph_module, WEIGHTED)]
+        if sum(item.target == producer.target for item in uses) > 1:
+            producer.target = unused_name(graph_module, str(producer.target))
+        fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
         graph_module.add_submodule(str(producer.target), fuse(layer, norm))
         node.replace_all_uses_with(producer)
         graph_module.graph.erase_node(node)
@@ -387,6 +453,9 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     f"operator.{name}": getattr(operator, name)
     for name in ("getitem", "add", "sub", "mul", "floordiv", "truediv", "neg", "mod")
 }
+
+
+_OPS = ("placeholder", "get_attr", "call_module", "call_function", "output")
 
 
 def graph_to_json(graph_module: fx.GraphModule) -> list[dict[str, Any]]:
@@ -418,26 +487,59 @@ def graph_from_json(
     Raises:
         CheckpointError: an unknown operator, layer or node: the file is damaged or not ours.
     """
-    graph, made = fx.Graph(), {}
+    graph = fx.Graph()
+    made: dict[str, fx.Node] = {}
     try:
         for item in nodes:
-            target = _target(item["target"]) if item["op"] == "call_function" else item["target"]
-            if item["op"] in ("call_module", "get_attr") and target not in modules:
-                raise KeyError(target)
-            args = _decode(item["args"], made)
-            kwargs = {key: _decode(value, made) for key, value in item["kwargs"].items()}
-            node = graph.create_node(item["op"], target, args, kwargs, name=item["name"])
-            node.meta["path"] = item["path"]
-            made[item["name"]] = node
+            made[item["name"]] = _node_from_json(graph, item, modules, made)
+        if not nodes or nodes[-1]["op"] != "output":
+            raise ValueError("no output")
         graph.lint()
         graph_module = fx.GraphModule(dict(modules), graph)
-    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"the stored graph cannot be rebuilt ({type(error).__name__}: {error}): "
             "it is damaged, or written by another version of mt_convert"
         ) from error
-    graph_module.image_shape = tuple(image_shape)
+    set_image_shape(graph_module, image_shape)
     return graph_module
+
+
+def _node_from_json(
+    graph: fx.Graph,
+    item: Mapping[str, Any],
+    modules: Mapping[str, Any],
+    made: Mapping[str, fx.Node],
+) -> fx.Node:
+    """One node. torch.fx writes targets and keywords into source code and runs it, so all that is
+    not a plain name is refused."""
+    op, target = item["op"], item["target"]
+    if op not in _OPS:
+        raise ValueError(f"{op!r} is none of {', '.join(_OPS)}")
+    if op == "call_function":
+        target = _target(target)
+    elif not _is_path(target) or (op == "placeholder" and not _is_keyword(target)):
+        raise ValueError(f"{target!r} is no name")
+    if op in ("call_module", "get_attr") and target not in modules:
+        raise KeyError(target)
+    for key in item["kwargs"]:
+        if not _is_keyword(key):
+            raise ValueError(f"{key!r} is no name")
+    args = _decode(item["args"], made)
+    kwargs = {key: _decode(value, made) for key, value in item["kwargs"].items()}
+    node = graph.create_node(op, target, args, kwargs, name=item["name"])
+    node.meta["path"] = str(item["path"])
+    return node
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text is names or numbers with dots between, as modules' paths are."""
+    return all(part.isalnum() or part.isidentifier() for part in text.split("."))
+
+
+def _is_keyword(text: str) -> bool:
+    """Whether a text can be an argument's name."""
+    return text.isidentifier() and not keyword.iskeyword(text)
 
 
 def _target_name(node: fx.Node) -> str:
@@ -458,7 +560,12 @@ def _target(name: str) -> Callable[..., Any]:
     match = re.fullmatch(r"aten\.(\w+)\.(\w+)", name)
     if match is None:
         raise KeyError(name)
-    return getattr(getattr(aten, match[1]), match[2])
+    found = getattr(getattr(aten, match[1]), match[2])
+    if not isinstance(found, torch._ops.OpOverload):
+        raise KeyError(name)
+    if any(argument.name == "filename" for argument in found._schema.arguments):
+        raise ValueError(f"{name} touches files")
+    return found
 
 
 _TYPES = {"dtype": torch.dtype, "memory_format": torch.memory_format, "layout": torch.layout}
@@ -469,7 +576,11 @@ def _encode(value: Any) -> Any:
     if isinstance(value, fx.Node):
         return {"node": value.name}
     if isinstance(value, (tuple, list)):
-        return {type(value).__name__ if isinstance(value, tuple) else "list": [_encode(v) for v in value]}
+        return {
+            type(value).__name__ if isinstance(value, tuple) else "list": [
+                _encode(v) for v in value
+            ]
+        }
     for tag, kind in _TYPES.items():
         if isinstance(value, kind):
             return {tag: str(value).removeprefix("torch.")}
@@ -501,7 +612,15 @@ def _decode(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
 
 # ------------------------------------------------------------------------ plain layers as data
 
-_CONV_FIELDS = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+_CONV_FIELDS = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+)
 
 
 def plain_layer_to_json(layer: nn.Module) -> dict[str, Any]:
@@ -511,16 +630,16 @@ def plain_layer_to_json(layer: nn.Module) -> dict[str, Any]:
         >>> plain_layer_to_json(nn.Linear(2, 3))
         {'type': 'Linear', 'in_features': 2, 'out_features': 3, 'bias': True}
     """
-    for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
-        if isinstance(layer, kind):
-            fields = {name: _plain(getattr(layer, name)) for name in _CONV_FIELDS}
-            return {"type": kind.__name__, **fields, "bias": layer.bias is not None}
+    if isinstance(layer, CONVS):
+        sizes = {name: _plain(getattr(layer, name)) for name in _CONV_FIELDS}
+        return {"type": _base(layer, CONVS).__name__, **sizes, "bias": layer.bias is not None}
     if isinstance(layer, nn.Linear):
         sizes = {"in_features": layer.in_features, "out_features": layer.out_features}
         return {"type": "Linear", **sizes, "bias": layer.bias is not None}
     if isinstance(layer, NORMS):
-        norm = {"num_features": layer.num_features, "eps": layer.eps, "affine": layer.affine}
-        return {"type": type(layer).__name__, **norm}
+        fields = ("num_features", "eps", "momentum", "affine")
+        kept = {name: getattr(layer, name) for name in fields}
+        return {"type": _base(layer, NORMS).__name__, **kept}
     if isinstance(layer, nn.Dropout):
         return {"type": "Dropout", "p": layer.p}
     if isinstance(layer, nn.Hardtanh):
@@ -536,11 +655,19 @@ def plain_layer_from_json(config: Mapping[str, Any]) -> nn.Module:
         CheckpointError: a class that is not ours to build.
     """
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
-    kind = settings.pop("type")
-    allowed = {item.__name__: item for item in (*WEIGHTED, *NORMS, nn.Dropout, nn.Hardtanh, nn.ReLU)}
+    kind = settings.pop("type", None)
+    allowed: dict[Any, Any] = {item.__name__: item for item in PLAIN}
     if kind not in allowed:
         raise CheckpointError(f"unknown layer type {kind!r}: allowed are {', '.join(allowed)}")
-    return allowed[kind](**settings)
+    try:
+        return allowed[kind](**settings)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"a stored {kind} cannot be built: {error}") from error
+
+
+def _base(layer: nn.Module, kinds: tuple[type[nn.Module], ...]) -> type[nn.Module]:
+    """The plain class that a layer is, or is derived from."""
+    return next(kind for kind in kinds if isinstance(layer, kind))
 
 
 def _plain(value: Any) -> Any:

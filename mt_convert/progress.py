@@ -1,8 +1,9 @@
-"""Progress of long work, on stderr: a bar on a terminal, a line per tenth elsewhere."""
+"""Progress of long work, on stderr: a bar on a terminal, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from rich.progress import (
 )
 
 Item = TypeVar("Item")
+SECONDS_BETWEEN_LINES = 10.0
 
 
 def progress(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
@@ -46,10 +48,10 @@ def progress(items: Iterable[Item], label: str, total: int | None = None) -> Ite
 
 
 def _lines(items: Iterable[Item], label: str, total: int | None) -> Iterator[Item]:
-    """One line each time another tenth is done; nothing for work of fewer than ten items."""
-    shown = 0
+    """A line every ten seconds, for logs; nothing for work that is done sooner."""
+    shown = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
-        if total and total >= 10 and done * 10 // total > shown:
-            shown = done * 10 // total
-            print(f"{label}: {done}/{total}", file=sys.stderr, flush=True)
+        if time.monotonic() - shown >= SECONDS_BETWEEN_LINES:
+            shown = time.monotonic()
+            print(f"{label}: {done}/{total or '?'}", file=sys.stderr, flush=True)

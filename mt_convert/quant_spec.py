@@ -59,7 +59,7 @@ class QuantSpec:
     last_bits: int | None = 8
     input_bits: int | None = 8
     scale: Scale = Scale.LEARNED
-    batch_norm: BatchNorm = BatchNorm.FOLD
+    batch_norm: BatchNorm = BatchNorm.KEEP
     overrides: tuple[Override, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -99,7 +99,7 @@ class QuantSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for recipes and sidecar files; `from_json` is the inverse."""
-        return asdict(self)
+        return {**asdict(self), "scale": str(self.scale), "batch_norm": str(self.batch_norm)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> QuantSpec:

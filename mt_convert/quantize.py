@@ -33,7 +33,7 @@ with warnings.catch_warnings():
         Uint8ActPerTensorFloatMSE,
     )
 
-from .errors import Fault, SpecError, UnsupportedLayerError
+from .errors import DataError, Fault, SpecError, UnsupportedLayerError
 from .graph import (
     WEIGHTED,
     check_images,
@@ -41,7 +41,9 @@ from .graph import (
     layer_nodes,
     plain_layer_from_json,
     plain_layer_to_json,
+    source_of,
     trace,
+    unused_name,
 )
 from .quant_spec import BatchNorm, QuantSpec, Scale
 from .rules import DEFAULT_RULES, Carries, Kind, Rule, carried, reaches_output, unknown_operators
@@ -59,7 +61,9 @@ class QuantAct(nn.Module):
     ``clip`` holds the bounds of the function it replaces (0 and 6 for ReLU6), applied first.
     """
 
-    def __init__(self, bits: int, clip: tuple[float, float], scale: Scale, encodes_input: bool) -> None:
+    def __init__(
+        self, bits: int, clip: tuple[float, float], scale: Scale, encodes_input: bool
+    ) -> None:
         super().__init__()
         self.bits, self.clip, self.kind, self.encodes_input = bits, clip, scale, encodes_input
         self.quant = qnn.QuantIdentity(act_quant=_act_quantizer(bits, self.signed, scale))
@@ -110,8 +114,8 @@ def _act_quantizer(bits: int, signed: bool, scale: Scale) -> type:
 
 
 def _weight_quantizer(bits: int, scale: Scale) -> type:
-    """Per output channel, symmetric. From 5 bits up the step follows the largest weight; below, that
-    wastes levels, so it starts from the least squared error and is trained."""
+    """Per output channel, symmetric. From 5 bits up the step follows the largest weight; below,
+    that wastes levels, so it starts from the least squared error and is trained."""
     if scale is Scale.POWER_OF_TWO:
         base: type = Int8WeightPerChannelFixedPointMSE
     else:
@@ -124,11 +128,11 @@ def _quantized_weighted(layer: nn.Module, bits: int, scale: Scale) -> nn.Module:
     config = plain_layer_to_json(layer)
     kind = getattr(qnn, "Quant" + config.pop("type"))
     made = kind(**config, weight_quant=_weight_quantizer(bits, scale), bias_quant=None)
-    made.weight.data.copy_(layer.weight.data)  # type: ignore[operator,union-attr]
+    made.weight.data.copy_(layer.weight.data)
     if layer.bias is not None:
-        made.bias.data.copy_(layer.bias.data)  # type: ignore[operator,union-attr]
+        made.bias.data.copy_(layer.bias.data)
     made.weight_bits, made.weight_scale_kind = bits, scale
-    return made.to(layer.weight.device)  # type: ignore[arg-type]
+    return made.to(layer.weight.device)
 
 
 def quant_layer_to_json(layer: nn.Module) -> dict[str, Any]:
@@ -209,12 +213,14 @@ def quantize(
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> qann = quantize(net, QuantSpec(act_bits=2), calibration=torch.randn(8, 1, 4, 4))
-        >>> [type(layer).__name__ for layer in qann.layers.children()]
+        >>> [type(layer).__name__ for _, layer in layer_nodes(qann.layers, nn.Module)]
         ['QuantAct', 'QuantConv2d', 'QuantAct', 'QuantLinear']
     """
     check_images(calibration, tuple(calibration.shape[1:]))
+    if not len(calibration):
+        raise DataError("no calibration images: pass some tens of the training images")
     layers = trace(ann, calibration)
-    faults = unknown_operators(layers, rules)
+    faults = unknown_operators(layers, rules) + _odd_clamps(layers)
     if faults:
         raise UnsupportedLayerError(
             f"{len(faults)} operators of {type(ann).__name__} cannot be quantized", faults
@@ -232,6 +238,19 @@ def quantize(
     return qann
 
 
+def _odd_clamps(layers: fx.GraphModule) -> list[Fault]:
+    """One fault for each clamp whose bounds do not enclose 0, what a neuron at rest emits."""
+    return [
+        Fault(
+            str(node.target),
+            f"clamp to [{layer.min_val}, {layer.max_val}]",
+            "the bounds of an activation must enclose 0",
+        )
+        for node, layer in layer_nodes(layers, nn.Hardtanh)
+        if not layer.min_val <= 0 < layer.max_val
+    ]
+
+
 def calibrate_(qann: QuantizedModel, images: Tensor) -> None:
     """Set the steps of all activation quantizers from the activations of ``images``, in place.
 
@@ -241,6 +260,8 @@ def calibrate_(qann: QuantizedModel, images: Tensor) -> None:
         for batch in images.split(CALIBRATION_BATCH):
             qann(batch)
     qann.eval()
+    for _, layer in layer_nodes(qann.layers, WEIGHTED):
+        quantized_weight(layer)  # a trained weight step takes its start on first use
 
 
 def _quantize_activations_(layers: fx.GraphModule, spec: QuantSpec) -> None:
@@ -260,7 +281,7 @@ def _quant_act(
         hint = "raise act_bits to 2, or give the layer its own bits under overrides"
         raise SpecError("1-bit activations cannot be signed", [Fault(name, "1 bit, signed", hint)])
     device = next((parameter.device for parameter in layers.parameters()), torch.device("cpu"))
-    return QuantAct(bits, clip, spec.scale, encodes_input=name == "input_quant").to(device)
+    return QuantAct(bits, clip, spec.scale, encodes_input=False).to(device)
 
 
 def _quantize_inputs_(layers: fx.GraphModule, spec: QuantSpec, rules: Mapping[Any, Rule]) -> None:
@@ -269,11 +290,13 @@ def _quantize_inputs_(layers: fx.GraphModule, spec: QuantSpec, rules: Mapping[An
     unbounded = (float("-inf"), float("inf"))
     placeholder = next(node for node in layers.graph.nodes if node.op == "placeholder")
     if spec.input_bits is not None:
-        _insert_(layers, placeholder, "input_quant", _quant_act(layers, spec.input_bits, unbounded, spec, "input_quant"))
+        image = _quant_act(layers, spec.input_bits, unbounded, spec, "input_quant")
+        image.encodes_input = True
+        _insert_(layers, placeholder, unused_name(layers, "input_quant"), image)
     for node, _ in list(layer_nodes(layers, WEIGHTED)):
-        source = node.args[0]
+        source = source_of(node)
         if carried(layers, rules)[source] is Carries.CURRENT:
-            name = f"{node.target}_input"
+            name = unused_name(layers, f"{node.target}_input")
             bits = _bits(spec, name, "act_bits", max(spec.act_bits, 2))
             _insert_(layers, source, name, _quant_act(layers, bits, unbounded, spec, name))
 
@@ -293,10 +316,10 @@ def _quantize_weights_(layers: fx.GraphModule, spec: QuantSpec, rules: Mapping[A
     """Each convolution and linear becomes a Brevitas layer; first and last have their own bits."""
     rules = {**rules, QuantAct: Rule(Kind.NEURON)}
     carries = carried(layers, rules)
-    done = {}
+    done: dict[str, tuple[nn.Module, int]] = {}
     for node, layer in list(layer_nodes(layers, WEIGHTED)):
         bits = spec.weight_bits
-        if spec.first_bits is not None and carries[node.args[0]] is Carries.IMAGE:
+        if spec.first_bits is not None and carries[source_of(node)] is Carries.IMAGE:
             bits = spec.first_bits
         if spec.last_bits is not None and reaches_output(layers, node, rules):
             bits = spec.last_bits
@@ -307,7 +330,7 @@ def _quantize_weights_(layers: fx.GraphModule, spec: QuantSpec, rules: Mapping[A
 
 
 def _bits(spec: QuantSpec, name: str, kind: str, default: int) -> int:
-    """The bits of a layer: the last override that matches and speaks of ``kind``, or the default."""
+    """The bits of a layer: the last override that matches and names ``kind``, or the default."""
     for item in reversed(spec.overrides):
         value = getattr(item, kind)
         if value is not None and fnmatchcase(name, item.pattern):
@@ -319,7 +342,11 @@ def _check_overrides(layers: fx.GraphModule, spec: QuantSpec) -> None:
     """An override that matches nothing is a misspelt name."""
     names = [str(node.target) for node, _ in layer_nodes(layers, (*WEIGHTED, QuantAct))]
     faults = [
-        Fault(item.pattern, "matches no layer", "layers: " + ", ".join(names[:12]) + (" …" if len(names) > 12 else ""))
+        Fault(
+            item.pattern,
+            "matches no layer",
+            "layers: " + ", ".join(names[:12]) + (" …" if len(names) > 12 else ""),
+        )
         for item in spec.overrides
         if not any(fnmatchcase(name, item.pattern) for name in names)
     ]
@@ -336,7 +363,9 @@ def quantized_weight(layer: nn.Module) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         weight = layer.quant_weight()  # type: ignore[operator]
         value, step = weight.value.detach().clone(), weight.scale.detach().clone()
-    return value, step.reshape(-1, *[1] * (value.dim() - 1)).expand(value.shape[0], *step.shape[1:] or [1]).clone()
+    return value, step.reshape(-1, *[1] * (value.dim() - 1)).expand(
+        value.shape[0], *step.shape[1:] or [1]
+    ).clone()
 
 
 def clone(qann: QuantizedModel) -> QuantizedModel:

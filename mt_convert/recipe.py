@@ -56,7 +56,8 @@ class ConvertBlock(BaseModel):
 
 
 class EvaluateBlock(BaseModel):
-    """The rows of the table: every combination of these lists. ``images`` null means all."""
+    """The rows of the table: every combination of these lists, and with ``iso_level`` the rows
+    {n=1, T=L}, {n=L, T=1} and between, presented in every step. ``images`` null means all."""
 
     model_config = _STRICT
     thresholds: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 3, 7, 15)
@@ -65,6 +66,7 @@ class EvaluateBlock(BaseModel):
     modes: Annotated[tuple[Firing, ...], Field(min_length=1)] = (Firing.PARALLEL,)
     signed: Annotated[tuple[bool, ...], Field(min_length=1)] = (True,)
     whole_window: Annotated[tuple[bool, ...], Field(min_length=1)] = (False,)
+    iso_level: bool = True
     images: Count | None = None
     batch_size: Count = 128
 

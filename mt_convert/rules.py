@@ -18,7 +18,7 @@ import torch
 from torch import fx, nn
 
 from .errors import Fault
-from .graph import describe, layer_of
+from .graph import NORMS, WEIGHTED, describe, layer_of
 
 aten = torch.ops.aten
 
@@ -63,12 +63,9 @@ Key = Any  # an ATen operator, a Python function, or a layer class
 def _table() -> dict[Key, Rule]:
     """The default rules, spelled out."""
     rules: dict[Key, Rule] = {}
-    for layer in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear):
-        rules[layer] = Rule(Kind.WEIGHTED)
-    for layer in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
-        rules[layer] = Rule(Kind.AFFINE, "affine, absorbed by per-channel thresholds")
-    for layer in (nn.ReLU, nn.Hardtanh):
-        rules[layer] = Rule(Kind.NEURON)
+    rules |= dict.fromkeys(WEIGHTED, Rule(Kind.WEIGHTED))
+    rules |= dict.fromkeys(NORMS, Rule(Kind.AFFINE, "affine, absorbed by per-channel thresholds"))
+    rules |= dict.fromkeys((nn.ReLU, nn.Hardtanh), Rule(Kind.NEURON))
     rules[nn.Dropout] = Rule(Kind.MOVE, "identity when not training")
     moves = (
         "view _unsafe_view reshape flatten unflatten permute transpose t squeeze unsqueeze slice "
@@ -114,12 +111,17 @@ def _conditional(node: fx.Node) -> Rule | None:
     """Operators whose rule depends on their arguments."""
     arguments = [item for item in node.args if isinstance(item, fx.Node) and item.op != "get_attr"]
     if node.target in (aten.constant_pad_nd.default, aten.pad.default):
-        value = node.args[2] if node.target is aten.constant_pad_nd.default and len(node.args) > 2 else 0
+        value = (
+            node.args[2]
+            if node.target is aten.constant_pad_nd.default and len(node.args) > 2
+            else 0
+        )
         moved = value == 0 and node.kwargs.get("value") in (None, 0) and len(node.args) <= 3
         return Rule(Kind.MOVE) if moved else Rule(Kind.DIFFERENCE, "pads with a value other than 0")
-    if node.target in (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar):
-        if len(arguments) == 1 and node.args[0] is arguments[0]:
-            return Rule(Kind.LINEAR, "scaled by a constant")
+    multiplies = node.target in (aten.mul.Tensor, aten.mul.Scalar)
+    divides = node.target in (aten.div.Tensor, aten.div.Scalar) and arguments[:1] == [node.args[0]]
+    if (multiplies or divides) and len(arguments) == 1:
+        return Rule(Kind.LINEAR, "scaled by a constant")
     return None
 
 
@@ -133,7 +135,10 @@ def unknown_operators(
             continue
         if rule_of(graph_module, node, rules) is None:
             name = describe(graph_module, node)
-            hint = f"no rule: pass rules={{**DEFAULT_RULES, {name}: Rule(...)}}, or use a supported layer"
+            hint = (
+                f"no rule: pass rules={{**DEFAULT_RULES, {name}: Rule(...)}}, "
+                "or use a supported layer"
+            )
             faults.append(Fault(str(node.meta.get("path") or node.name), name, hint))
     return faults
 
@@ -175,7 +180,11 @@ def _carried_by(
     inputs = [carries[item] for item in node.all_input_nodes]
     data = [item for item in inputs if item is not Carries.CONSTANT]
     if rule.kind is Kind.NEURON:
-        return Carries.IMAGE if data == [Carries.IMAGE] and is_encoder(graph_module, node) else Carries.SPIKES
+        return (
+            Carries.IMAGE
+            if data == [Carries.IMAGE] and is_encoder(graph_module, node)
+            else Carries.SPIKES
+        )
     if not data:
         return Carries.CONSTANT
     if Carries.CURRENT in data or _adds_constant(node):
@@ -193,8 +202,10 @@ def _adds_constant(node: fx.Node) -> bool:
 def is_encoder(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a quantizer stands on the image itself: it encodes the input, it is no neuron."""
     producer = node.args[0] if node.args else None
-    return isinstance(producer, fx.Node) and producer.op == "placeholder" and getattr(
-        layer_of(graph_module, node), "encodes_input", False
+    return (
+        isinstance(producer, fx.Node)
+        and producer.op == "placeholder"
+        and getattr(layer_of(graph_module, node), "encodes_input", False)
     )
 
 
@@ -206,7 +217,7 @@ def reaches_output(
         if user.op == "output":
             return True
         rule = rule_of(graph_module, user, rules)
-        if rule is not None and rule.kind not in (Kind.NEURON, Kind.SIZE):
-            if reaches_output(graph_module, user, rules):
-                return True
+        passes = rule is not None and rule.kind not in (Kind.NEURON, Kind.SIZE)
+        if passes and reaches_output(graph_module, user, rules):
+            return True
     return False

@@ -18,13 +18,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx
 
-from .convert import SPIKING_RULES, Encoder, Presentation, SpikingModel
+from .convert import Encoder, Presentation, SpikingModel
 from .errors import SpecError
 from .graph import attribute, check_images, layer_of
 from .ladder import Binary, Ladder, PowerOfTwo
 from .neurons import MTNeuron, NeuronSpec
-from .running import running_step, running_step_literal
 from .rules import reaches_output
+from .running import running_step, running_step_literal
 
 Observer = Callable[[int, str, Tensor, Tensor], None]
 
@@ -65,7 +65,7 @@ class Arithmetic(Protocol):
         """The value of any other operator or layer."""
 
     def drive(self, value: Any, step: Tensor) -> Tensor:
-        """A neuron's input in levels. ``step`` is one number, or one for each entry of the batch."""
+        """A neuron's input in levels. ``step`` is one number, or one per entry of the batch."""
 
     def emit(self, total: Tensor, step: Tensor, neuron: MTNeuron) -> Any:
         """The value of what a neuron has emitted."""
@@ -81,7 +81,8 @@ class FloatArithmetic:
         return encoder(images)
 
     def operate(self, node: fx.Node, layer: Any, args: Any, kwargs: Any) -> Any:
-        return (node.target if layer is None else layer)(*args, **kwargs)
+        call: Any = node.target if layer is None else layer
+        return call(*args, **kwargs)
 
     def drive(self, value: Tensor, step: Tensor) -> Tensor:
         return value / along_batch(step, value)
@@ -141,7 +142,9 @@ def simulate(
         loop.observers.append(observe)
     recording: dict[str, list[Tensor]] = {}
     if record:
-        loop.observers.append(lambda t, name, total, out: recording.setdefault(name, []).append(out))
+        loop.observers.append(
+            lambda t, name, total, out: recording.setdefault(name, []).append(out)
+        )
     if snn.whole_window:
         logits = loop.window_by_window(images)
     else:
@@ -150,7 +153,7 @@ def simulate(
         logits=logits,
         totals=loop.totals,
         spike_counts={name: torch.stack(counts) for name, counts in loop.counts.items()},
-        neurons={name: total[0].numel() for name, total in loop.totals.items()},
+        neurons={name: total.shape[1:].numel() for name, total in loop.totals.items()},
         spikes={name: torch.stack(steps) for name, steps in recording.items()} if record else None,
     )
 
@@ -199,7 +202,9 @@ class _Loop:
         steps, batch = self.time_steps, images.shape[0]
 
         def neuron(node: fx.Node, layer: MTNeuron, value: Any) -> Any:
-            unit = torch.stack([self._unit(layer, t) for t in range(steps)]).repeat_interleave(batch)
+            unit = torch.stack([self._unit(layer, t) for t in range(steps)]).repeat_interleave(
+                batch
+            )
             drives = self.arithmetic.drive(value, unit).unflatten(0, (steps, batch))
             totals = [self._fire(t, node, layer, drives[t]) for t in range(steps)]
             return self.arithmetic.emit(torch.cat(totals), unit, layer)
@@ -216,11 +221,13 @@ class _Loop:
                 self.arithmetic.drive(value, self._unit(layer, t)) for t in range(self.time_steps)
             )
             series[node] = [self._fire(t, node, layer, drive) for t, drive in enumerate(drives)]
-            return self.arithmetic.emit(series[node][-1], self._unit(layer, self.time_steps - 1), layer)
+            return self.arithmetic.emit(
+                series[node][-1], self._unit(layer, self.time_steps - 1), layer
+            )
 
         values: dict[fx.Node, Any] = {}
         self._walk(images, neuron, values, keep=True)
-        reading = [node for node in values if reaches_output(self.snn.layers, node, SPIKING_RULES)]
+        reading = [node for node in values if reaches_output(self.snn.layers, node, self.snn.rules)]
         for node in reading:
             if node not in series:
                 del values[node]  # computed afresh from what the last neurons emit in each step
@@ -269,6 +276,7 @@ class _Loop:
             return images
         if node.op == "get_attr":
             return attribute(self.snn.layers, str(node.target))
+        args: Any
         args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
         if isinstance(layer, MTNeuron):
             return neuron(node, layer, args[0])
@@ -297,8 +305,8 @@ class _Loop:
     def _window_spec(self, spec: NeuronSpec, t: int) -> NeuronSpec:
         """The neuron with the bounds of a window of t + 1 steps, in levels of that window."""
         assert spec.bounds is not None
-        share = spec.ladder.reach * (t + 1) / levels(spec)
-        low, high = (int((bound or 0) * share) for bound in spec.bounds)
+        reach = spec.ladder.reach * (t + 1)
+        low, high = (int((bound or 0) * reach / levels(spec)) for bound in spec.bounds)
         return replace(spec, bounds=(low, high))
 
     def _record(self, t: int, name: str, neuron: MTNeuron, total: Tensor) -> None:

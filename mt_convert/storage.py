@@ -1,4 +1,4 @@
-"""Files that are whole or absent: temporary name, then rename; safetensors and JSON, never pickle."""
+"""Files that are whole or absent: temporary name, then rename; safetensors and JSON, no pickle."""
 
 from __future__ import annotations
 
@@ -98,7 +98,8 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         OutputError: see `atomic`.
     """
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # clones, because the format refuses tensors that share memory
+    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic(path) as temporary:
         save_file(whole, temporary)
 

@@ -19,7 +19,7 @@ class DataSpec:
     ``dataset`` is "digits" (scikit-learn), "synthetic" (made up), or a name that timm reads: ""
     with ``root`` a folder holding ``train_split`` and ``test_split`` as sub-folders or tar files
     (one folder per class, labels in alphabetical order), "torch/cifar10", "torch/imagenet",
-    "hfds/owner/name". Validation and calibration images are split off the training images by
+    "hfds/owner/name"; ``name`` is what tables call it. Validation and calibration images are split off the training images by
     ``seed``; the test images are never among them.
 
     Units:
@@ -60,6 +60,7 @@ class DataSpec:
     download: bool = False
     seed: int = 0
     limit: int | None = None
+    name: str | None = None
 
     def __post_init__(self) -> None:
         faults = tuple(_faults(self))

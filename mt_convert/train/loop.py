@@ -13,11 +13,12 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from ..data import Splits, borrowed_random
-from ..errors import CheckpointError, DataError, Fault, SpecError
+from ..errors import DataError, Fault, SpecError
 from ..storage import load_tensors
 from .checkpoint import SCHEMA, Checkpoints, check_identity, read_finished
 from .session import Session
 from .spec import History, TrainSpec
+from .state import load_weights_
 
 
 def fit(
@@ -31,12 +32,14 @@ def fit(
 ) -> History:
     """Train ``model`` in place and leave it with its best weights, in evaluation mode.
 
-    Runs where accelerate says: CPU or GPU, one process or several (``accelerate launch``), in
-    float32 or bfloat16. The order of the images, their augmentation, dropout and mixup depend on
-    (seed, epoch, step) alone. Killed at any moment and called again with the same arguments it
-    goes on from ``folder/checkpoint`` and ends with the same weights and the same history, apart
-    from seconds (bit for bit on a CPU; on a GPU as far as its kernels are deterministic). For a
-    finished folder it returns at once with the stored weights.
+    Runs where accelerate says: CPU or GPU, in float32 or bfloat16, in one process or several
+    (``accelerate launch``, or ``torchrun`` with ACCELERATE_USE_CPU=true on CPUs), which share
+    out each epoch's images and average their gradients. The order of the images, their
+    augmentation, dropout and mixup depend on (seed, epoch, step) alone. Killed at any moment and
+    called again with the same arguments it goes on from ``folder/checkpoint`` and ends with the
+    same weights and the same history, apart from seconds (bit for bit on a CPU with as many
+    threads; on a GPU as far as its kernels are deterministic). For a finished folder it returns
+    at once with the stored weights. A model in channels-last memory format trains in it.
 
     Leaves ``best.safetensors``, ``log.jsonl`` (a row per epoch) and ``finished.json``.
 
@@ -53,7 +56,8 @@ def fit(
         identity = _identity(splits, spec, classes, accelerator, teacher)
         finished = read_finished(folder, identity)
         if finished is not None:
-            load_weights(model, folder / "best.safetensors")
+            path = folder / "best.safetensors"
+            load_weights_(model, load_tensors(path), str(path))
             model.eval()
             return finished
         checkpoints = Checkpoints(folder)
@@ -67,16 +71,6 @@ def fit(
             if saved is not None:
                 session.restore(saved)
             return session.run()
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state_dict that must fit exactly."""
-    try:
-        model.load_state_dict(load_tensors(path))
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{path} does not fit the network: {error}. Choose another folder or delete this one"
-        ) from error
 
 
 def _check(splits: Splits, spec: TrainSpec) -> None:

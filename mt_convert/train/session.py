@@ -25,7 +25,7 @@ from .checkpoint import Best, Checkpoints, Saved, write_finished, write_log
 from .loss import TrainLoss
 from .parts import epoch_draws, make_optimizer, reading_workers, steps_per_epoch, train_mode
 from .spec import EpochRow, History, TrainSpec
-from .state import pack, separate, unpack
+from .state import load_weights_, pack, separate, unpack
 
 _LOOK_AT_LOSS = 50
 
@@ -80,7 +80,7 @@ class Session:
             self._close_epoch(started)
         history = History(tuple(self.rows), self.best_epoch)
         assert self.best.tensors is not None
-        self.model.load_state_dict(self.best.tensors)
+        load_weights_(self.model, self.best.tensors, "the best checkpoint")
         if self.accelerator.is_main_process:
             write_log(self.folder, history)
             save_tensors(self.folder / "best.safetensors", separate(self.best.tensors))
@@ -131,8 +131,17 @@ class Session:
         self.last_lr = self.optimizer.param_groups[0]["lr"]
         self.scheduler.step_update(done)
         if self.ema is not None:
-            self.ema.update(self.model, step=done)
+            self._average(self.ema, done)
         return loss.detach()
+
+    def _average(self, ema: ModelEmaV3, done: int) -> None:
+        """timm pairs tensors by position: refuse a model that gains or loses some on the way."""
+        if ema.module.state_dict().keys() != self.model.state_dict().keys():
+            raise MTConvertError(
+                "the model's state_dict changed while training, so it cannot be averaged: "
+                "calibrate its quantizers first, or train without ema_decay"
+            )
+        ema.update(self.model, step=done)
 
     def _close_epoch(self, started: float) -> None:
         """Validate, note the row, keep the weights if they are the best, save."""

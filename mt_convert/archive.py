@@ -1,0 +1,171 @@
+"""`save` and `load`: quantized and spiking networks as safetensors beside JSON, never pickle.
+
+A folder holds ``network.json`` (the graph, each layer's settings, how it was quantized) and
+``tensors.safetensors``. The JSON names the digest of the tensors, so that two halves of different
+networks are never read as one (a W4A4 file does not load into a W2A2 network).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .convert import (
+    Presentation,
+    SpikingModel,
+    spiking_layer_from_json,
+    spiking_layer_to_json,
+)
+from .errors import CheckpointError, Fault, SpecError
+from .graph import graph_from_json, graph_to_json
+from .quant_spec import QuantSpec
+from .quantize import QuantizedModel, quant_layer_from_json, quant_layer_to_json
+from .storage import load_tensors, read_json, save_tensors, write_json
+
+NETWORK_SCHEMA = "mt_convert.network/1"
+
+
+def save(network: QuantizedModel | SpikingModel, folder: str | Path) -> None:
+    """Write a network to a folder; what stood there is replaced only when all is written.
+
+    Raises:
+        OutputError: no permission, no space.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from .convert import convert
+        >>> from .quantize import quantize
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+        >>> qann = quantize(net, QuantSpec(), calibration=torch.randn(8, 1, 4, 4))
+        >>> folder = tempfile.mkdtemp()
+        >>> save(convert(qann), folder)
+        >>> type(load(folder)).__name__
+        'SpikingModel'
+    """
+    folder = Path(folder)
+    spiking = isinstance(network, SpikingModel)
+    to_json = spiking_layer_to_json if spiking else quant_layer_to_json
+    layers = network.layers
+    tensors = {name: tensor.clone() for name, tensor in layers.state_dict().items()}
+    called = {str(node.target) for node in layers.graph.nodes if node.op == "call_module"}
+    content: dict[str, Any] = {
+        "schema": NETWORK_SCHEMA,
+        "kind": "snn" if spiking else "qann",
+        "image_shape": list(network.image_shape),
+        "layers": {name: to_json(layers.get_submodule(name)) for name in sorted(called)},
+        "loose": {
+            str(node.target): list(_tensor(layers, str(node.target)).shape)
+            for node in layers.graph.nodes
+            if node.op == "get_attr"
+        },
+        "graph": graph_to_json(layers),
+        "digest": _digest(tensors),
+    }
+    if isinstance(network, SpikingModel):
+        content |= {"presentation": str(network.presentation), "whole_window": network.whole_window}
+    else:
+        content |= {"spec": network.spec.to_json()}
+    save_tensors(folder / "tensors.safetensors", tensors)
+    write_json(folder / "network.json", content)
+
+
+def load(folder: str | Path) -> Any:
+    """The network that `save` wrote, in eval mode on the CPU: a QuantizedModel or a SpikingModel.
+
+    Raises:
+        CheckpointError: files missing, damaged, of different networks, or of another version.
+    """
+    folder = Path(folder)
+    content = read_json(folder / "network.json")
+    if not isinstance(content, dict) or content.get("schema") != NETWORK_SCHEMA:
+        raise CheckpointError(
+            f"{folder / 'network.json'} is no network of this version: its schema must be "
+            f"{NETWORK_SCHEMA}"
+        )
+    tensors = load_tensors(folder / "tensors.safetensors")
+    if content.get("digest") != _digest(tensors):
+        raise CheckpointError(
+            f"{folder}: network.json and tensors.safetensors belong to different networks, or one "
+            "was changed; write the network again with save"
+        )
+    try:
+        return _rebuilt(content, tensors).eval()
+    except (KeyError, TypeError, ValueError, AttributeError, SpecError) as error:
+        raise CheckpointError(
+            f"{folder / 'network.json'} is damaged ({type(error).__name__}: {error})"
+        ) from error
+
+
+def load_quantized(folder: str | Path, spec: QuantSpec) -> QuantizedModel:
+    """A stored quantized network that was quantized as ``spec`` says.
+
+    Raises:
+        CheckpointError: it is of another kind, or was quantized otherwise; each difference listed.
+    """
+    network = load(folder)
+    if not isinstance(network, QuantizedModel):
+        raise CheckpointError(f"{folder} holds a spiking network; expected a quantized one")
+    stored, wanted = network.spec.to_json(), spec.to_json()
+    faults = [
+        Fault(name, f"stored {stored[name]!r}", f"wanted {wanted[name]!r}: quantize afresh, or ask for the stored")
+        for name in wanted
+        if stored[name] != wanted[name]
+    ]
+    if faults:
+        raise CheckpointError(f"{folder} was quantized with another QuantSpec", faults)
+    return network
+
+
+def _rebuilt(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The network from its description, tensors loaded strictly."""
+    spiking = content["kind"] == "snn"
+    from_json: Callable[[Mapping[str, Any]], nn.Module] = (
+        spiking_layer_from_json if spiking else quant_layer_from_json
+    )
+    parts: dict[str, Any] = {name: from_json(item) for name, item in content["layers"].items()}
+    parts |= {name: tensors[name] for name in content["loose"]}
+    layers = graph_from_json(content["graph"], parts, tuple(content["image_shape"]))
+    _load_strictly(layers, tensors)
+    if spiking:
+        return SpikingModel(layers, Presentation(content["presentation"]), bool(content["whole_window"]))
+    return QuantizedModel(layers, QuantSpec.from_json(content["spec"]))
+
+
+def _load_strictly(layers: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:
+    """Every tensor to its place, or every misfit in one error."""
+    here = layers.state_dict()
+    faults = [
+        Fault(name, f"shape {list(tensors[name].shape)}", f"expected {list(here[name].shape)}")
+        for name in here
+        if name in tensors and tensors[name].shape != here[name].shape
+    ]
+    if not faults:  # a step not yet calibrated is no entry of `here`, but has its place
+        misfits = layers.load_state_dict(dict(tensors), strict=False)
+        for what, names in (("missing", misfits.missing_keys), ("too many", misfits.unexpected_keys)):
+            faults += [Fault(name, what, "the file is of another network") for name in names]
+    if faults:
+        raise CheckpointError(f"{len(faults)} tensors do not fit the network", faults)
+
+
+def _tensor(layers: fx.GraphModule, path: str) -> Tensor:
+    """A parameter or buffer by its dotted path."""
+    owner, _, leaf = path.rpartition(".")
+    found = getattr(layers.get_submodule(owner), leaf)
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and bytes of all tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

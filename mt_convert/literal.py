@@ -1,0 +1,214 @@
+"""The whole network spike by spike: the reference of `simulate`, slow and plain.
+
+Every value of the graph is what arrives *in this step*: neurons integrate it into a membrane
+potential that starts at v0 = step/2 and fire threshold by threshold (`mt_step_literal`), weighted
+layers act on this step's spikes alone and inject their bias at t = 0 (in every step, where the
+image is presented in every step), and a non-linear operator f stores its input and emits
+out[t] = f(input up to t) - f(input up to t-1).
+
+Potentials fire at equality: a charge exactly halfway between two levels rounds up, and a signed
+neuron left exactly there takes back what it emitted. `simulate` rounds half to even, as quantizers
+do. Off such ties, and where sums of charge are exact in float32, both give the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.func import functional_call
+
+from .convert import Presentation, SpikingModel
+from .errors import SpecError
+from .graph import NORMS, WEIGHTED, attribute, check_images, layer_of
+from .neurons import MTNeuron, NeuronSpec, NeuronState, initial_state, mt_step_literal
+from .rules import Carries, Kind, carried, rule_of
+from .simulate import levels
+
+aten = torch.ops.aten
+
+_INJECTING = (  # operators whose constant arguments are charge, injected like a bias
+    aten.add.Tensor,
+    aten.add.Scalar,
+    aten.sub.Tensor,
+    aten.sub.Scalar,
+    aten.cat.default,
+    aten.stack.default,
+)
+
+
+@dataclass(frozen=True)
+class SpikeRun:
+    """What a spike-by-spike run saw.
+
+    Shapes:
+        logits [T, batch, classes]: the read-out, a sum of what arrived, or its mean over the steps
+        where the image is presented in every step. Per layer, [batch, ...]: totals, levels emitted;
+        charges, summed input; potentials, v after the last step. arriving[node] [T, batch, ...].
+    Units: charges and potentials in the network's numbers; one level is worth steps[layer].
+    """
+
+    logits: Tensor
+    totals: dict[str, Tensor]
+    charges: dict[str, Tensor]
+    potentials: dict[str, Tensor]
+    steps: dict[str, float]
+    arriving: dict[str, Tensor]
+
+
+@torch.no_grad()
+def spike_by_spike(snn: SpikingModel, images: Tensor, *, time_steps: int) -> SpikeRun:
+    """Run a converted network on each step's spikes, from fresh potentials.
+
+    Shapes:
+        images [batch, channels, height, width], normalised as in training.
+    Raises:
+        SpecError: fewer than one time step; a network whose layers wait for their whole window,
+            which is no order of spikes.
+
+    Example:
+        >>> from torch import nn
+        >>> from .convert import convert
+        >>> from .quantize import QuantSpec, quantize
+        >>> from .simulate import simulate
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+        >>> images = torch.randn(8, 1, 4, 4)
+        >>> snn = convert(quantize(net, QuantSpec(), calibration=images))
+        >>> run = spike_by_spike(snn, images, time_steps=2)
+        >>> torch.equal(run.totals["1"], simulate(snn, images, time_steps=2).totals["1"])
+        True
+    """
+    if not isinstance(time_steps, int) or time_steps < 1:
+        raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
+    if snn.whole_window:
+        raise SpecError("spike_by_spike: whole_window=True; convert with whole_window=False")
+    check_images(images, snn.image_shape)
+    walk = _Walk(snn)
+    arriving: dict[str, list[Tensor]] = {}
+    logits = []
+    for t in range(time_steps):
+        values = walk.step(t, images)
+        logits.append(walk.read_out / (t + 1 if walk.every_step else 1))
+        for node, value in values.items():
+            if isinstance(value, Tensor) and node.op != "get_attr":
+                arriving.setdefault(node.name, []).append(value)
+    return SpikeRun(
+        logits=torch.stack(logits),
+        totals={name: state.total for name, state in walk.states.items()},
+        charges=walk.charges,
+        potentials={name: state.v for name, state in walk.states.items()},
+        steps={name: float(step) for name, step in walk.steps.items()},
+        arriving={name: torch.stack(values) for name, values in arriving.items()},
+    )
+
+
+class _Walk:
+    """One run: the potentials of all neurons and what non-linear operators have stored."""
+
+    def __init__(self, snn: SpikingModel) -> None:
+        self.layers = snn.layers
+        self.every_step = snn.presentation is Presentation.EVERY_STEP
+        self.rules = snn.rules
+        self.carries = carried(snn.layers, snn.rules)
+        self.states: dict[str, NeuronState] = {}
+        self.charges: dict[str, Tensor] = {}
+        self.steps: dict[str, Tensor] = {}
+        self.stored: dict[fx.Node, dict[fx.Node, Tensor]] = {}
+        self.before: dict[fx.Node, Tensor] = {}
+        self.read_out: Any = 0
+
+    def step(self, t: int, images: Tensor) -> dict[fx.Node, Any]:
+        """What arrives at every node in step t."""
+        values: dict[fx.Node, Any] = {}
+        for node in self.layers.graph.nodes:
+            if node.op == "output":
+                self.read_out = self.read_out + values[node.args[0]]
+            elif node.op == "placeholder":
+                values[node] = images if self._injects(t) else torch.zeros_like(images)
+            else:
+                values[node] = self._arriving(node, t, values)
+        return values
+
+    def _injects(self, t: int) -> bool:
+        """Whether the image, biases and constants enter in step t."""
+        return t == 0 or self.every_step
+
+    def _arriving(self, node: fx.Node, t: int, values: dict[fx.Node, Any]) -> Any:
+        """What arrives at one node in step t."""
+        layer, rule = layer_of(self.layers, node), rule_of(self.layers, node, self.rules)
+        if node.op == "get_attr":
+            return attribute(self.layers, str(node.target))
+        args: Any
+        args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+        if isinstance(layer, MTNeuron):
+            return self._fire(str(node.target), layer, args[0], t)
+        operate: Any = node.target if layer is None else layer
+        if self.carries[node] is Carries.CONSTANT:
+            return operate(*args, **kwargs)
+        assert rule is not None
+        if rule.kind is Kind.DIFFERENCE:
+            return self._difference(node, operate, t, values)
+        if layer is not None and isinstance(layer, (*WEIGHTED, *NORMS)) and not self._injects(t):
+            names = ("bias", "running_mean")
+            held = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+            silent = {name: torch.zeros_like(held[name]) for name in names if name in held}
+            return functional_call(layer, silent, args)
+        if node.target in _INJECTING and not self._injects(t):
+            args = self._without_constants(node.args, values)
+        return operate(*args, **kwargs)
+
+    def _without_constants(self, args: Any, values: dict[fx.Node, Any]) -> Any:
+        """The arguments of an adding operator with 0 for what is constant; cat and stack keep
+        their axis."""
+        if isinstance(args[0], (list, tuple)):
+            return (tuple(self._charge(item, values) for item in args[0]), *args[1:])
+        return tuple(self._charge(item, values) for item in args)
+
+    def _charge(self, item: Any, values: dict[fx.Node, Any]) -> Any:
+        """One summand: 0 for a number or a constant."""
+        if not isinstance(item, fx.Node):
+            return 0.0
+        constant = self.carries[item] is Carries.CONSTANT
+        return torch.zeros_like(values[item]) if constant else values[item]
+
+    def _difference(
+        self, node: fx.Node, operate: Callable[..., Any], t: int, values: dict[fx.Node, Any]
+    ) -> Tensor:
+        """f of all input so far, less f of all input before this step."""
+        stored = self.stored.setdefault(node, {})
+        for item in node.all_input_nodes:
+            if self.carries[item] is not Carries.CONSTANT:
+                stored[item] = stored[item] + values[item] if item in stored else values[item]
+        steps = t + 1 if self.every_step else 1
+
+        def seen(item: fx.Node) -> Any:
+            return stored[item] / steps if item in stored else values[item]
+
+        args, kwargs = fx.map_arg((node.args, node.kwargs), seen)
+        now = operate(*args, **kwargs) * steps
+        before = self.before.get(node, torch.zeros_like(now))
+        self.before[node] = now
+        return now - before
+
+    def _fire(self, name: str, neuron: MTNeuron, current: Tensor, t: int) -> Tensor:
+        """One step of a layer of neurons, on its membrane potential."""
+        spec, delta = neuron.spec, neuron.delta
+        if self.every_step:
+            delta = delta * (levels(spec) / spec.ladder.reach)
+            spec = _bounds_behind(spec, t)
+        state = self.states.get(name) or initial_state(current, spec, delta)
+        spikes, self.states[name] = mt_step_literal(state, current, spec, delta)
+        self.charges[name] = self.charges.get(name, torch.zeros_like(current)) + current
+        self.steps[name] = delta
+        return spikes
+
+
+def _bounds_behind(spec: NeuronSpec, t: int) -> NeuronSpec:
+    """The neuron with the range of its quantizer over t + 1 steps, in levels of one step."""
+    assert spec.bounds is not None
+    share = spec.ladder.reach * (t + 1) / levels(spec)
+    low, high = (int((bound or 0) * share) for bound in spec.bounds)
+    return replace(spec, bounds=(low, high))

@@ -1,0 +1,369 @@
+"""One recipe from start to end: ann, quantize, train, convert, evaluate, report.
+
+Each stage leaves one folder and is entered again only if what it depends on has changed: its own
+blocks of the recipe, the stages before it, the content of the checkpoints it reads. A stage works
+in ``STAGE.partial`` and is renamed when it is done, so that earlier artefacts stay until then.
+Under ``accelerate launch`` the training stages run in every process, the others in the first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from rich.console import Console
+from torch import Tensor, nn
+
+from . import archive, report, results
+from .convert import Presentation, SpikingModel, convert
+from .data import DataSpec, Splits, batches, images, open_data
+from .errors import CheckpointError, OutputError
+from .evaluate import Setting, evaluate, iso_level, probe
+from .ladder import Uniform
+from .models import build
+from .progress import progress
+from .quantize import QuantizedModel, quantize
+from .recipe import Recipe, dump
+from .storage import atomic, load_tensors, read_json, save_tensors, write_json
+from .train import TrainSpec, fit
+
+STAGES = ("ann", "quantize", "train", "convert", "evaluate", "report")
+PROBE_IMAGES = 32
+
+
+def run(recipe: Recipe, out: Path, *, resume: bool) -> Path:
+    """Run all stages of a recipe into ``out``; return ``out``.
+
+    Finished stages with the same inputs are kept. ``resume`` goes on with a training that was cut
+    off in its middle, to the same numbers; without it such a stage starts again.
+
+    Raises:
+        MTConvertError: whatever the user can mend; finished stages stay as they are.
+    """
+    work = _Work(recipe, Path(out), resume)
+    work.open()
+    for name in STAGES:
+        work.stage(name)
+    return work.out
+
+
+def show(path: Path, console: Console) -> None:
+    """Print the table of a run, or the conversion report of a converted network.
+
+    Raises:
+        CheckpointError: ``path`` holds neither.
+    """
+    path = Path(path)
+    if (path / "results.json").is_file():
+        rows = results.results_from_json(read_json(path / "results.json"))
+        console.print(report.rich_table(rows))
+        console.print(results.LEGEND + ".\n", style="dim")
+        console.print(_sentence(path, rows), highlight=False, soft_wrap=True)
+        return
+    if (path / "network.json").is_file():
+        network = archive.load(path)
+        if isinstance(network, SpikingModel):
+            for table in report.conversion_table(network.report.to_json()):
+                console.print(table)
+            console.print(str(network.report).splitlines()[0])
+            return
+        console.print(f"a quantized network: {network.spec}", soft_wrap=True)
+        return
+    partial = sorted(item.name for item in path.glob("*.partial")) if path.is_dir() else []
+    hint = f"; unfinished: {', '.join(partial)}, go on with run --resume" if partial else ""
+    raise CheckpointError(
+        f"{path} holds no finished run (results.json) and no network (network.json){hint}"
+    )
+
+
+def _sentence(out: Path, rows: list[results.Row]) -> str:
+    """The closing sentence of a run, from its artefacts."""
+    converted = read_json(out / "convert" / "report.json")
+    return report.summary(rows, converted["probe"], converted["report"], str(out)) + "."
+
+
+@dataclass
+class _Work:
+    """One run of a recipe: its folder, and what the stages hand to each other."""
+
+    recipe: Recipe
+    out: Path
+    resume: bool
+
+    def __post_init__(self) -> None:
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        self.processes = PartialState() if several else None
+        self.first = self.processes is None or self.processes.is_main_process
+        self.fingerprint = ""
+        self._splits: Splits | None = None
+
+    # ------------------------------------------------------------------------------ bookkeeping
+
+    def open(self) -> None:
+        """Create the folder and write down what is run, and on what."""
+        if not self.first:
+            return
+        if self.out.exists() and not self.out.is_dir():
+            raise OutputError(f"{self.out} is a file: name a folder with --out")
+        with atomic(self.out / "recipe.yaml") as temporary:
+            temporary.write_text(dump(self.recipe))
+        write_json(self.out / "versions.json", _versions())
+
+    def stage(self, name: str) -> None:
+        """Run one stage, unless it stands finished with the same inputs."""
+        folder, partial = self.out / name, self.out / f"{name}.partial"
+        self.fingerprint = _digest([name, self._inputs(name), self.fingerprint])
+        if self._finished(folder):
+            self._log(name, "kept")
+            return
+        started = time.monotonic()
+        self._log(name, "started")
+        if self.first and partial.exists() and not (self.resume and self._same(partial)):
+            shutil.rmtree(partial)
+        self._wait()
+        if self.first and not partial.exists():
+            write_json(partial / "inputs.json", {"fingerprint": self.fingerprint})
+        self._wait()
+        trains = (name == "ann" and self.recipe.ann) or (name == "train" and self.recipe.train)
+        if self.first or trains:
+            step: Callable[[Path], None] = getattr(self, f"_{name}")
+            step(partial)
+        self._wait()
+        if self.first:
+            _replace(partial, folder)
+        self._wait()
+        self._log(name, "finished", seconds=round(time.monotonic() - started, 1))
+
+    def _finished(self, folder: Path) -> bool:
+        """Whether a stage stands finished with these inputs."""
+        return folder.is_dir() and self._same(folder)
+
+    def _same(self, folder: Path) -> bool:
+        """Whether a folder was begun with these inputs."""
+        try:
+            return bool(read_json(folder / "inputs.json")["fingerprint"] == self.fingerprint)
+        except (CheckpointError, KeyError, TypeError):
+            return False
+
+    def _inputs(self, name: str) -> list[Any]:
+        """The blocks of the recipe, and the files, that a stage depends on."""
+        recipe = self.recipe.model_dump(mode="json")
+        blocks = {
+            "ann": ["seed", "model", "data", "ann"],
+            "quantize": ["quantize"],
+            "train": ["train"],
+            "convert": ["convert"],
+            "evaluate": ["evaluate"],
+            "report": ["name"],
+        }
+        checkpoints = {"ann": self.recipe.model.checkpoint, "quantize": self.recipe.quantize.checkpoint}
+        return [*(recipe[key] for key in blocks[name]), _content(checkpoints.get(name))]
+
+    def _log(self, stage: str, event: str, **more: Any) -> None:
+        """A line in log.jsonl."""
+        if not self.first:
+            return
+        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "stage": stage, "event": event, **more}
+        try:
+            with open(self.out / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise OutputError(f"cannot write {self.out / 'log.jsonl'}: {error}") from error
+
+    def _wait(self) -> None:
+        """Let the other processes catch up."""
+        if self.processes is not None:
+            self.processes.wait_for_everyone()
+
+    # ----------------------------------------------------------------------------------- stages
+
+    @property
+    def splits(self) -> Splits:
+        """The images, opened once."""
+        if self._splits is None:
+            self._splits = open_data(self.recipe.data)
+        return self._splits
+
+    def _fit(self, model: nn.Module, spec: TrainSpec, folder: Path, teacher: nn.Module | None) -> None:
+        """Train in place; only a distillation looks at the teacher."""
+        used = teacher if spec.distillation_weight else None
+        fit(model, self.splits, spec, folder, classes=self.recipe.model.classes, teacher=used)
+
+    def _ann(self, folder: Path) -> None:
+        """The float network: built, loaded, trained if the recipe says so."""
+        ann = build(self.recipe.model, seed=self.recipe.seed)
+        if self.recipe.ann is not None:
+            self._fit(ann, self.recipe.ann, folder, None)
+        if self.first:
+            save_tensors(folder / "model.safetensors", _copied(ann.state_dict()))
+
+    def _load_ann(self) -> nn.Module:
+        """The float network of the first stage."""
+        spec = dataclasses.replace(self.recipe.model, checkpoint=None, pretrained=False)
+        ann = build(spec, seed=self.recipe.seed)
+        ann.load_state_dict(load_tensors(self.out / "ann" / "model.safetensors"))
+        return ann.eval()
+
+    def _quantize(self, folder: Path) -> None:
+        """The quantized network, calibrated; or a stored one, if it was quantized in the same way."""
+        spec, stored = self.recipe.quantize.spec(), self.recipe.quantize.checkpoint
+        if stored is not None:
+            qann = archive.load_quantized(stored, spec)
+        else:
+            calibration = images(self.splits.calibration, self.recipe.data.calibration_images)
+            qann = quantize(self._load_ann(), spec, calibration=calibration)
+        archive.save(qann, folder)
+
+    def _load_qann(self, stage: str) -> QuantizedModel:
+        """The quantized network that a stage left."""
+        return archive.load_quantized(self.out / stage, self.recipe.quantize.spec())
+
+    def _train(self, folder: Path) -> None:
+        """Quantization-aware training, or the calibrated network as it is."""
+        qann = self._load_qann("quantize")
+        if self.recipe.train is not None:
+            self._fit(qann, self.recipe.train, folder, self._load_ann())
+        if self.first:
+            archive.save(qann, folder)
+
+    def _convert(self, folder: Path) -> None:
+        """The spiking network, its report, and the proof on a probe batch that T = 1 is exact."""
+        qann, block = self._load_qann("train"), self.recipe.convert
+        snn = convert(
+            qann,
+            ladder=None if block.thresholds is None else Uniform(block.thresholds),
+            firing=block.firing,
+            signed=block.signed,
+            presentation=block.presentation,
+            whole_window=block.whole_window,
+        )
+        verdict = probe(qann, images(self.splits.calibration, PROBE_IMAGES))
+        archive.save(snn, folder)
+        write_json(folder / "report.json", {"probe": verdict, "report": snn.report.to_json()})
+
+    def _evaluate(self, folder: Path) -> None:
+        """The table on the test images."""
+        block, data = self.recipe.evaluate, self.recipe.data
+        qann = self._load_qann("train")
+        test = batches(self.splits.test, block.batch_size)
+        count = min(len(self.splits.test), block.images or len(self.splits.test))
+        rows = evaluate(
+            self._load_ann(),
+            qann,
+            _first(test, count, block.batch_size),
+            settings(self.recipe),
+            {
+                "model": self.recipe.model.architecture,
+                "dataset": dataset_name(data),
+                "seed": self.recipe.seed,
+            },
+        )
+        write_json(folder / "rows.json", results.results_to_json(rows))
+
+    def _report(self, folder: Path) -> None:
+        """results.json and the page, from the stored rows alone."""
+        stored = read_json(self.out / "evaluate" / "rows.json")
+        rows = results.results_from_json(stored)
+        converted = read_json(self.out / "convert" / "report.json")
+        page = report.markdown_page(rows, _sentence(self.out, rows)[:-1], converted["report"])
+        with atomic(folder / "report.md") as temporary:
+            temporary.write_text(page)
+        write_json(self.out / "results.json", stored)
+
+
+def settings(recipe: Recipe) -> list[Setting]:
+    """The combinations of a recipe's evaluate block, iso-level rows at the end."""
+    block = recipe.evaluate
+    chosen = [
+        Setting(
+            Uniform(n), block.time_steps, mode, signed, Presentation(presentation), whole_window
+        )
+        for presentation in block.presentations
+        for mode in block.modes
+        for signed in block.signed
+        for whole_window in block.whole_window
+        for n in block.thresholds
+    ]
+    return chosen + (iso_level(recipe.quantize.levels) if block.iso_level else [])
+
+
+def dataset_name(spec: DataSpec) -> str:
+    """What the tables call the images: the name given, or the data set's, or its folder's."""
+    return spec.name or spec.dataset or Path(spec.root or "images").name
+
+
+def _first(
+    loader: Any, count: int, batch_size: int
+) -> Any:
+    """The first ``count`` images of a loader, with progress."""
+    left = count
+    for pictures, labels in progress(loader, "evaluate", total=-(-count // batch_size)):
+        yield pictures[:left], labels[:left]
+        left -= len(labels)
+        if left <= 0:
+            return
+
+
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that share no memory, as safetensors wants them."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _replace(partial: Path, folder: Path) -> None:
+    """Put a finished stage in the place of an older one."""
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+    except OSError as error:
+        raise OutputError(f"cannot put {partial} in the place of {folder}: {error}") from error
+
+
+def _content(path: str | None) -> str | None:
+    """A digest of a checkpoint's bytes, or of a folder's files."""
+    if path is None:
+        return None
+    where = Path(path)
+    files = sorted(item for item in where.rglob("*") if item.is_file()) if where.is_dir() else [where]
+    digest = hashlib.sha256()
+    for file in files:
+        if file.is_file():
+            digest.update(file.name.encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _digest(value: Any) -> str:
+    """A digest of plain data."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _versions() -> dict[str, Any]:
+    """The software and the machine that numbers depend on."""
+    names = ("mt-convert", "torch", "torchvision", "timm", "brevitas", "numpy", "accelerate")
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed as a distribution"
+    machine = {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+    return {"packages": versions, "machine": machine}

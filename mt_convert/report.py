@@ -1,0 +1,137 @@
+"""Tables from stored results alone: Markdown pages and what the terminal shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from .results import COLUMNS, LEGEND, Row, cells, markdown_table
+
+
+def rich_table(rows: Sequence[Row]) -> Table:
+    """The rows for a terminal of 80 columns: what all of them share stands in the title. Rows on
+    which every activation of every image is the quantized network's are green.
+
+    Example:
+        >>> rich_table([]).columns[0].header
+        'presented'
+    """
+    shared = [
+        name
+        for name in ("presentation", "ladder", "mode", "signed")
+        if rows and len({(getattr(row, name), row.whole_window) for row in rows}) == 1
+    ]
+    heading = title(rows)
+    if shared:
+        first = dict(zip(COLUMNS, cells(rows[0]), strict=True))
+        heading += "\n" + ", ".join(f"{COLUMNS[name]}: {first[name]}" for name in shared)
+    table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, text in COLUMNS.items():
+        if name not in shared:
+            left = name in ("presentation", "ladder", "mode", "signed")
+            table.add_column(text, justify="left" if left else "right")
+    for row in rows:
+        texts = [text for name, text in zip(COLUMNS, cells(row), strict=True) if name not in shared]
+        table.add_row(*texts, style="green" if row.exact_share == 1 else None)
+    return table
+
+
+def title(rows: Sequence[Row]) -> str:
+    """What all rows share: network, data, bits, images."""
+    if not rows:
+        return "no rows"
+    row = rows[0]
+    bits = (row.levels + 1).bit_length() - 1
+    return (
+        f"{row.model}, {row.dataset}, {row.images} test images, W{row.weight_bits}A{bits} "
+        f"(L = {row.levels}), seed {row.seed}"
+    )
+
+
+def summary(rows: Sequence[Row], probe: dict[str, Any], report: dict[str, Any], where: str) -> str:
+    """One sentence: what was converted, whether T = 1 is exact, where the artefacts lie."""
+    row = rows[0]
+    spiking = len(report["neurons"])
+    fed = sum(item["spike_fed"] for item in report["weighted"])
+    verdict = (
+        "equals its quantized network bit for bit at T = 1 "
+        f"(checked on {probe['images']} images, {probe['neurons']} activations and all logits)"
+        if probe["exact"]
+        else f"DIFFERS from its quantized network at T = 1 in {', '.join(probe['differs'])}"
+    )
+    return (
+        f"{row.model} became {spiking} layers of multi-threshold neurons ({fed} of "
+        f"{len(report['weighted'])} weighted layers are fed by spikes), {verdict}; "
+        f"all artefacts are in {where}"
+    )
+
+
+def markdown_page(rows: Sequence[Row], sentence: str, report: dict[str, Any]) -> str:
+    """The page of a run: table, what was converted, what stays analog."""
+    neurons = [
+        f"| {item['name']} | {item['ladder']} | {item['firing']} | "
+        f"{'yes' if item['signed'] else 'no'} | {item['levels'][0]} … {item['levels'][1]} | "
+        f"{item['scale']:.6g} |"
+        for item in report["neurons"]
+    ]
+    weighted = [
+        f"| {item['name']} | {item['layer']} | {'yes' if item['spike_fed'] else 'no'} | "
+        f"{', '.join(item['fed_by'])} |"
+        for item in report["weighted"]
+    ]
+    analog = [f"- {item['name']} ({item['operator']}): {item['reason']}" for item in report["analog"]]
+    return "\n".join(
+        [
+            f"# {title(rows)}",
+            "",
+            sentence + ".",
+            "",
+            markdown_table(rows),
+            LEGEND + ".",
+            "",
+            "## Neurons",
+            "",
+            "| layer | ladder | firing | signed | levels | step |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *neurons,
+            "",
+            "## Weighted layers",
+            "",
+            "| layer | kind | fed by spikes | fed by |",
+            "| --- | --- | --- | --- |",
+            *weighted,
+            "",
+            "## Analog",
+            "",
+            *(analog or ["Nothing."]),
+            "",
+        ]
+    )
+
+
+def conversion_table(report: dict[str, Any]) -> list[Table]:
+    """The conversion report for a terminal."""
+    neurons = Table(title="Neurons", title_justify="left")
+    for heading in ("layer", "ladder", "firing", "signed", "levels", "step"):
+        neurons.add_column(heading)
+    for item in report["neurons"]:
+        low, high = item["levels"]
+        signed = "yes" if item["signed"] else "no"
+        neurons.add_row(
+            item["name"], item["ladder"], item["firing"], signed, f"{low} … {high}", f"{item['scale']:.6g}"
+        )
+    weighted = Table(title="Weighted layers", title_justify="left")
+    for heading in ("layer", "kind", "fed by spikes", "fed by"):
+        weighted.add_column(heading)
+    for item in report["weighted"]:
+        fed = "yes" if item["spike_fed"] else "no"
+        weighted.add_row(item["name"], item["layer"], fed, ", ".join(item["fed_by"]))
+    analog = Table(title="Analog", title_justify="left")
+    for heading in ("layer", "operator", "reason"):
+        analog.add_column(heading)
+    for item in report["analog"]:
+        analog.add_row(item["name"], item["operator"], item["reason"])
+    return [neurons, weighted, analog]

@@ -1,0 +1,128 @@
+"""Rows of results as plain numbers, with a versioned schema. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import CheckpointError
+
+RESULTS_SCHEMA = "mt_convert.results/1"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a converted network, run in one way for T steps.
+
+    Units: accuracies in percent of ``images`` test images, all three networks on the same ones;
+        ``agreement`` share of images where SNN and QANN predict the same class; ``exact_share``
+        share of images on which every neuron's emission equals the QANN's activation;
+        ``spikes_per_neuron`` events per neuron and image over all T steps; ``settling_T`` the first
+        step from which on every activation of every image is the QANN's, None if that was not seen.
+
+    Example:
+        >>> Row.fields()[:3]
+        ['model', 'dataset', 'images']
+    """
+
+    model: str
+    dataset: str
+    images: int
+    presentation: str
+    mode: str
+    signed: bool
+    n: int
+    T: int
+    ann_accuracy: float
+    qann_accuracy: float
+    snn_accuracy: float
+    agreement: float
+    exact_share: float
+    spikes_per_neuron: float
+    ladder: str
+    levels: int
+    weight_bits: int
+    whole_window: bool
+    settling_T: int | None
+    seed: int
+
+    @classmethod
+    def fields(cls) -> list[str]:
+        """Names of the columns, in order."""
+        return [item.name for item in dataclasses.fields(cls)]
+
+
+def results_to_json(rows: Iterable[Row]) -> dict[str, Any]:
+    """The content of ``results.json``."""
+    return {"schema": RESULTS_SCHEMA, "rows": [dataclasses.asdict(row) for row in rows]}
+
+
+def results_from_json(stored: Any) -> list[Row]:
+    """The rows of a ``results.json``; columns added by later versions are passed over.
+
+    Raises:
+        CheckpointError: another schema, or a row without a column.
+    """
+    if not isinstance(stored, Mapping) or stored.get("schema") != RESULTS_SCHEMA:
+        raise CheckpointError(f"not a results file: its schema must be {RESULTS_SCHEMA}")
+    try:
+        return [Row(**{name: row[name] for name in Row.fields()}) for row in stored["rows"]]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"a row of the results lacks {error}: make the file again") from error
+
+
+COLUMNS: dict[str, str] = {
+    "presentation": "presented",
+    "ladder": "ladder",
+    "mode": "mode",
+    "signed": "signed",
+    "n": "n",
+    "T": "T",
+    "ann_accuracy": "ANN %",
+    "qann_accuracy": "QANN %",
+    "snn_accuracy": "SNN %",
+    "agreement": "agree",
+    "exact_share": "exact",
+    "spikes_per_neuron": "spikes",
+    "settling_T": "settles",
+}
+"""The columns people read, in order, and what they are headed; `LEGEND` says what they mean."""
+
+LEGEND = (
+    "agree: share of images where SNN and QANN predict the same class; exact: share of images where "
+    "every activation equals the QANN's; spikes: per neuron and image over all T steps; settles: the "
+    "step from which on every activation of every image is the QANN's"
+)
+
+
+def cells(row: Row) -> list[str]:
+    """A row as text, one entry for each of `COLUMNS`."""
+    return [_cell(name, getattr(row, name), row) for name in COLUMNS]
+
+
+def _cell(name: str, value: Any, row: Row) -> str:
+    """One number as it is printed: shares never round up to 1."""
+    if name == "presentation":
+        return str(value).replace("_", " ") + (", whole window" if row.whole_window else "")
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "–"
+    if name in ("agreement", "exact_share"):
+        text = f"{value:.4f}"
+        return "0.9999" if text == "1.0000" and value < 1 else text
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def markdown_table(rows: Iterable[Row]) -> str:
+    """The rows as a Markdown table, headed by what all of them share.
+
+    Example:
+        >>> markdown_table([]).splitlines()[0][:12]
+        '| presented '
+    """
+    lines = ["| " + " | ".join(COLUMNS.values()) + " |", "|" + " --- |" * len(COLUMNS)]
+    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
+    return "\n".join(lines) + "\n"

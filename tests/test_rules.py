@@ -1,0 +1,192 @@
+"""The table of operators: what is known, what is refused, and that a user's rule wins."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import conv, images, network
+from torch import Tensor, fx, nn
+
+from mt_convert.convert import convert
+from mt_convert.errors import UnsupportedLayerError
+from mt_convert.graph import trace
+from mt_convert.quantize import QuantSpec, quantize
+from mt_convert.rules import (
+    DEFAULT_RULES,
+    Carries,
+    Kind,
+    Rule,
+    carried,
+    reaches_output,
+    rule_of,
+    unknown_operators,
+)
+from mt_convert.simulate import simulate
+
+aten = torch.ops.aten
+
+
+class Applies(nn.Module):
+    """One function on the image."""
+
+    def __init__(self, function: object) -> None:
+        super().__init__()
+        self.function = function
+        self.factor = nn.Parameter(torch.full((2, 1, 1), 1.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.factor)  # type: ignore[operator]
+
+
+def last_rule(function: object) -> Rule | None:
+    """The rule of the last operator of a one-function network."""
+    graph = trace(Applies(function), images(2))
+    return rule_of(graph, list(graph.graph.nodes)[-2])
+
+
+def by_name(graph: fx.GraphModule) -> dict[str, Carries]:
+    """What each layer's value is made of."""
+    return {str(node.target): value for node, value in carried(graph).items()}
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        (lambda x, _: x.flatten(1), Kind.MOVE),
+        (lambda x, _: x.permute(0, 2, 3, 1), Kind.MOVE),
+        (lambda x, _: torch.cat([x, x], 1), Kind.MOVE),
+        (lambda x, _: x[:, :, ::2], Kind.MOVE),
+        (lambda x, _: x.chunk(2, 1)[0], Kind.MOVE),
+        (lambda x, _: nn.functional.pad(x, (1, 1)), Kind.MOVE),
+        (lambda x, _: nn.functional.pad(x, (1, 1), value=1.0), Kind.DIFFERENCE),
+        (lambda x, _: x + x, Kind.LINEAR),
+        (lambda x, _: x - 1, Kind.LINEAR),
+        (lambda x, _: x.mean((2, 3)), Kind.LINEAR),
+        (lambda x, _: nn.functional.avg_pool2d(x, 2), Kind.LINEAR),
+        (lambda x, _: x * 0.5, Kind.LINEAR),
+        (lambda x, _: 0.5 * x, Kind.LINEAR),
+        (lambda x, factor: x * factor, Kind.LINEAR),
+        (lambda x, factor: factor * x, Kind.LINEAR),
+        (lambda x, factor: x / factor, Kind.LINEAR),
+        (lambda x, _: nn.functional.max_pool2d(x, 2), Kind.DIFFERENCE),
+        (lambda x, _: x * x, None),
+        (lambda x, factor: factor / x, None),
+        (lambda x, _: torch.sigmoid(x), None),
+        (lambda x, _: nn.functional.gelu(x), None),
+        (lambda x, _: x.softmax(1), None),
+        (lambda x, _: x.abs(), None),
+    ],
+)
+def test_each_operator_has_its_rule_or_none(function: object, kind: Kind | None) -> None:
+    rule = last_rule(function)
+    assert (None if rule is None else rule.kind) == kind
+
+
+def test_what_a_rule_calls_linear_or_move_is_additive() -> None:
+    """The claim of the table itself: f(a + b) = f(a) + f(b), in eighths and so exactly."""
+    functions = [
+        lambda x, _: x.flatten(1),
+        lambda x, _: torch.cat([x, x], 1),
+        lambda x, _: x[:, :, ::2],
+        lambda x, _: nn.functional.pad(x, (1, 1)),
+        lambda x, _: x + x,
+        lambda x, _: x.mean((2, 3)),
+        lambda x, factor: x * factor,
+    ]
+    a, b = ((images(2, seed=seed) * 8).round() / 8 for seed in (1, 2))
+    for function in functions:
+        graph = trace(Applies(function), images(2))
+        assert torch.equal(graph(a + b), graph(a) + graph(b))
+    control = trace(Applies(lambda x, _: nn.functional.max_pool2d(x, 2)), images(2))
+    assert not torch.equal(control(a + b), control(a) + control(b))
+
+
+class Gated(nn.Module):
+    """GELU, a sigmoid gate and a softmax, none of which has a rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.act, self.gate = conv(2, 4), nn.GELU(), conv(4, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.stem(x))
+        x = x * torch.sigmoid(self.gate(x))
+        return self.head(x.mean((2, 3))).softmax(1)
+
+
+def test_all_unsupported_operators_are_listed_at_once_with_path_and_hint() -> None:
+    with pytest.raises(UnsupportedLayerError, match="4 operators of Gated") as caught:
+        quantize(Gated(), QuantSpec(), calibration=images(4))
+    faults = caught.value.faults
+    assert [fault.what for fault in faults] == [
+        "aten.gelu.default",
+        "aten.sigmoid.default",
+        "aten.mul.Tensor",
+        "aten.softmax.int",
+    ]
+    assert faults[0].where == "act"
+    assert all("rules={**DEFAULT_RULES" in fault.hint for fault in faults)
+
+
+def test_following_the_hint_works_and_the_users_rule_wins() -> None:
+    model = nn.Sequential(
+        *(conv(2, 4), nn.ReLU(), conv(4, 4), nn.GELU(), conv(4, 4), nn.ReLU(), nn.MaxPool2d(4)),
+        *(nn.Flatten(), nn.Linear(16, 3)),
+    ).eval()
+    rules = {
+        **DEFAULT_RULES,
+        aten.gelu.default: Rule(Kind.DIFFERENCE, "my gelu"),
+        aten.max_pool2d.default: Rule(Kind.DIFFERENCE, "my pool"),
+    }
+    qann = quantize(model, QuantSpec(), calibration=images(8), rules=rules)
+    with pytest.raises(UnsupportedLayerError, match=r"aten\.gelu\.default"):
+        convert(qann)
+    snn = convert(qann, rules=rules)
+    reasons = {row.name: row.reason for row in snn.report.analog}
+    assert reasons["3"] == "my gelu"
+    assert reasons["6"] == "my pool"
+    assert [row.name for row in snn.report.weighted if row.spike_fed] == ["2", "4", "8"]
+    assert {row.name: row.fed_by for row in snn.report.weighted}["4"] == ("4_input",)
+    x = images(3, seed=5)
+    assert torch.equal(simulate(snn, x, time_steps=1).logits[0], qann(x))
+    late = convert(qann, rules=rules, whole_window=True)
+    assert torch.equal(simulate(late, x, time_steps=3).logits[-1], qann(x))
+
+
+def test_values_are_currents_behind_weights_and_spikes_behind_neurons() -> None:
+    found = by_name(trace(network("residual"), images(2)))
+    assert found["stem"] == found["a"] == found["norms.0"] == Carries.CURRENT
+    assert found["relu"] == found["relu_1"] == Carries.SPIKES
+    assert found["aten.add.Tensor"] == Carries.CURRENT
+    assert found["aten.avg_pool2d.default"] == Carries.SPIKES
+    found = by_name(trace(network("pools"), images(2)))
+    assert found["aten.cat.default"] == found["max"] == Carries.SPIKES if "max" in found else True
+    assert found["aten.sym_size.int"] == Carries.CONSTANT if "aten.sym_size.int" in found else True
+
+
+def test_adding_a_constant_to_spikes_makes_a_current() -> None:
+    graph = trace(Applies(lambda x, factor: torch.relu(x) + factor), images(2))
+    assert list(carried(graph).values())[-1] is Carries.CURRENT
+
+
+def test_only_what_no_neuron_follows_reaches_the_output() -> None:
+    graph = trace(network("residual"), images(2))
+    reaching = {
+        str(node.target) for node in graph.graph.nodes if reaches_output(graph, node)
+    } - {"aten.sym_size.int"}
+    assert reaching >= {"head", "relu_4", "aten.avg_pool2d.default"}
+    assert not reaching & {"stem", "a", "b", "c", "d", "relu", "relu_3"}
+
+
+def test_a_layer_of_a_derived_class_has_the_rule_of_its_base() -> None:
+    class Mine(nn.Conv2d):
+        pass
+
+    graph = trace(nn.Sequential(Mine(2, 2, 3)), images(2))
+    node = list(graph.graph.nodes)[1]
+    graph.add_submodule("0", Mine(2, 2, 3))
+    rule = rule_of(graph, node)
+    assert rule is not None
+    assert rule.kind is Kind.WEIGHTED
+    assert not unknown_operators(graph)
