@@ -123,9 +123,9 @@ class ConversionReport:
 class SpikingModel(nn.Module):
     """A converted network. It holds no state: `simulate` runs it and owns time and potentials.
 
-    ``layers`` is its graph, ``report`` what was converted and how, ``presentation`` and
-    ``whole_window`` how it is run: with ``whole_window`` each layer waits until the layers before
-    it have emitted for all T steps.
+    ``layers`` is its graph, ``image_shape`` its images' (channels, height, width), ``report`` what
+    was converted and how, ``presentation`` and ``whole_window`` how it is run: with
+    ``whole_window`` each layer waits until the layers before it have emitted for all T steps.
     """
 
     def __init__(
@@ -137,14 +137,10 @@ class SpikingModel(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = layers
+        self.image_shape: tuple[int, ...] = tuple(layers.image_shape)  # type: ignore[arg-type]
         self.presentation, self.whole_window = presentation, whole_window
         self.rules = {**rules, **_SPIKING_LAYERS}
         self.report = _report(layers, self.rules)
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """(channels, height, width) of its images."""
-        return self.layers.image_shape  # type: ignore[return-value]
 
     def neurons(self) -> Iterator[tuple[str, MTNeuron]]:
         """Name and layer of all its neurons, in order of execution."""
@@ -305,7 +301,7 @@ def _report(layers: fx.GraphModule, rules: Mapping[Any, Rule]) -> ConversionRepo
             source = carries[source_of(node)]
             spike_fed = source is Carries.SPIKES
             weighted.append(
-                WeightedRow(name, type(layer).__name__, spike_fed, _feeders(layers, node))
+                WeightedRow(name, type(layer).__name__, spike_fed, _feeders(layers, node, carries))
             )
             if not spike_fed:
                 analog.append(AnalogRow(name, type(layer).__name__, _NOT_SPIKES[source]))
@@ -340,15 +336,17 @@ def _neuron_row(name: str, layer: MTNeuron) -> NeuronRow:
     )
 
 
-def _feeders(layers: fx.GraphModule, node: fx.Node) -> tuple[str, ...]:
+def _feeders(
+    layers: fx.GraphModule, node: fx.Node, carries: Mapping[fx.Node, Carries]
+) -> tuple[str, ...]:
     """Names of the neurons (or encoder) whose output reaches ``node`` without another between."""
-    found, stack = [], [node.args[0]]
+    found: list[str] = []
+    stack: list[fx.Node] = node.all_input_nodes
     while stack:
         item = stack.pop()
-        if not isinstance(item, fx.Node):
+        if carries[item] is Carries.CONSTANT:  # sizes and parameters feed nothing
             continue
-        layer = layer_of(layers, item)
-        if isinstance(layer, (MTNeuron, Encoder)) or item.op == "placeholder":
+        if isinstance(layer_of(layers, item), (MTNeuron, Encoder)) or item.op == "placeholder":
             if str(item.target) not in found:
                 found.append(str(item.target))
         else:

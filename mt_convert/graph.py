@@ -92,13 +92,28 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     try:
         with torch.no_grad():
             exported = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
-        return exported.run_decompositions({})
+            _keep_dropouts_(exported.graph)
+            return exported.run_decompositions({})
     except Exception as error:  # torch.export raises many unrelated types
         raise UnsupportedLayerError(
             f"{type(model).__name__} cannot be traced on an input of shape "
             f"{tuple(example.shape[1:])}",
             [Fault(_user_line(error), type(error).__name__, _useful_lines(error))],
         ) from error
+
+
+def _keep_dropouts_(graph: fx.Graph) -> None:
+    """Dropouts in a form that survives decomposition, in which one that is idle would vanish."""
+    for node in [node for node in graph.nodes if node.target in DROPOUTS]:
+        with graph.inserting_before(node):
+            pair = graph.call_function(aten.native_dropout.default, (*node.args[:2], True))
+            kept = graph.call_function(operator.getitem, (pair, 0))
+        value = node.meta["val"]
+        pair.meta, kept.meta = {**node.meta, "val": (value, value)}, dict(node.meta)
+        name = node.name
+        node.replace_all_uses_with(kept)
+        graph.erase_node(node)
+        kept._rename(name)
 
 
 def _user_line(error: Exception) -> str:
@@ -174,7 +189,7 @@ class _Lift:
             return self._lift_weighted(node)
         if target in BATCH_NORMS:
             return self._lift_norm(node)
-        if target in DROPOUTS:
+        if target is aten.native_dropout.default:
             return self._call(node, "dropout", nn.Dropout(float(node.args[1])))  # type: ignore[arg-type]
         if target in RELUS:
             return self._call(node, "relu", nn.ReLU())
@@ -183,7 +198,7 @@ class _Lift:
             return bounds is not None and self._call(node, "clamp", _clamp_module(*bounds))
         if target is operator.getitem and node.args[1] == 0 and node.args[0] in self.new:
             producer = self.new[node.args[0]]  # type: ignore[index]
-            if producer.op == "call_module":  # the output of a lifted batch norm
+            if producer.op == "call_module":  # the output of a lifted batch norm or dropout
                 self.new[node] = producer
                 return True
         return False
@@ -440,7 +455,9 @@ def fold_batch_norm_(graph_module: fx.GraphModule) -> None:
         if sum(item.target == producer.target for item in uses) > 1:
             producer.target = unused_name(graph_module, str(producer.target))
         fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-        graph_module.add_submodule(str(producer.target), fuse(layer, norm))
+        fused = fuse(layer, norm)
+        fused.bias.requires_grad_(layer.weight.requires_grad)
+        graph_module.add_submodule(str(producer.target), fused)
         node.replace_all_uses_with(producer)
         graph_module.graph.erase_node(node)
     graph_module.delete_all_unused_submodules()

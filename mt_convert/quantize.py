@@ -171,6 +171,8 @@ def quant_layer_from_json(config: Mapping[str, Any]) -> nn.Module:
 class QuantizedModel(nn.Module):
     """A quantized network: ``layers`` is its graph, ``spec`` says how it was quantized.
 
+    ``image_shape`` is the (channels, height, width) that it was traced for.
+
     Shapes:
         forward takes images [batch, channels, height, width], returns logits [batch, classes].
     Raises:
@@ -180,11 +182,7 @@ class QuantizedModel(nn.Module):
     def __init__(self, layers: fx.GraphModule, spec: QuantSpec) -> None:
         super().__init__()
         self.layers, self.spec = layers, spec
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """(channels, height, width) that the network was traced for."""
-        return self.layers.image_shape  # type: ignore[return-value]
+        self.image_shape: tuple[int, ...] = tuple(layers.image_shape)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, self.image_shape)

@@ -21,14 +21,16 @@ def rich_table(rows: Sequence[Row]) -> Table:
     """
     shared = [
         name
-        for name in ("presentation", "ladder", "mode", "signed")
+        for name in ("presentation", "ladder", "mode", "signed", "ann_accuracy", "qann_accuracy")
         if rows and len({(getattr(row, name), row.whole_window) for row in rows}) == 1
     ]
     heading = title(rows)
     if shared:
         first = dict(zip(COLUMNS, cells(rows[0]), strict=True))
-        heading += "\n" + ", ".join(f"{COLUMNS[name]}: {first[name]}" for name in shared)
-    table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        heading += "\n" + ", ".join(f"{COLUMNS[name]} {first[name]}" for name in shared)
+    table = Table(
+        title=heading, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     for name, text in COLUMNS.items():
         if name not in shared:
             left = name in ("presentation", "ladder", "mode", "signed")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .errors import SpecError
-from .ladder import Firing, Learned
+from .ladder import Firing, PowerOfTwo, Learned
 from .neurons import IF, NeuronSpec, Reset, largest_emission
 
 
@@ -38,7 +38,10 @@ def running_step(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
         [2.0, 9.0, 0.0]
     """
     _check_running(spec)
-    distance = y.round().clamp(*spec.limits) - total
+    distance = y.round().clamp_(*spec.limits).sub_(total)
+    if not isinstance(spec.ladder, PowerOfTwo):  # any distance within reach is emitted whole
+        reach = spec.ladder.reach
+        return distance.clamp_(-reach if spec.signed else 0, reach).add_(total)
     new = total + largest_emission(distance.clamp(min=0), spec.ladder)
     return new - largest_emission((-distance).clamp(min=0), spec.ladder) if spec.signed else new
 

@@ -314,7 +314,8 @@ class _Loop:
         before = self.totals.get(name)
         emitted = total if before is None else total - before
         self.totals[name] = total
-        count = count_events(emitted, neuron.spec.ladder).sum(dtype=torch.float64)
+        events = count_events(emitted, neuron.spec.ladder)
+        count = events.sum(-1).sum(dtype=torch.float64)  # exact: one row stays below 2^24
         self.moved = self.moved or bool(count)
         self.counts.setdefault(name, []).append(count)
         for observe in self.observers:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .rules import DEFAULT_RULES, Kind
@@ -225,7 +226,7 @@ def _join(factors: list[Tensor], numbers: list[Tensor], axis: int) -> Tensor:
     for factor, number in zip(factors, numbers, strict=True):
         common[axis] = number.shape[axis]
         wide.append(factor.expand(common))
-    return torch.cat(wide, axis)
+    return _compact(torch.cat(wide, axis))
 
 
 def _stack(_: Any, values: Sequence[Any], dim: int = 0) -> Terms:
@@ -312,10 +313,29 @@ def _pad(pad: Any, value: Terms, *rest: Any, **named: Any) -> Terms:
         filled = rest[1] if len(rest) > 1 else named.get("value", 0)
     else:
         filled = rest[2] if len(rest) > 2 else named.get("value")
-    if filled in (None, 0):
+    if pad is aten.pad.default and "constant" not in (*rest[1:2], named.get("mode", "constant")):
         return _move(pad, value, *rest, **named)
+    if filled in (None, 0):
+        return _pad_with_zeros(value, rest[0])
     real = value.real(torch.ones((), device=value.parts[0].numbers.device))
     return as_terms(pad(real, *rest, **named))
+
+
+def _pad_with_zeros(value: Terms, amounts: Sequence[int]) -> Terms:
+    """Zeros around: multipliers that hold along a whole axis hold for its zeros too."""
+
+    def padded(factor: Tensor) -> Tensor:
+        kept = [factor.shape[-1 - index // 2] > 1 for index in range(len(amounts))]
+        return F.pad(factor, [amount * keep for amount, keep in zip(amounts, kept, strict=True)])
+
+    parts = [
+        Part(F.pad(part.numbers, list(amounts)), padded(part.multiplier), part.limit)
+        for part in value.parts
+    ]
+    if value.bias is None:
+        return Terms(tuple(parts))
+    spread = value.bias.expand(value.bias.shape[0], *value.shape[1:])
+    return Terms(tuple(parts), F.pad(spread, list(amounts)))
 
 
 def _operations() -> dict[Any, Callable[..., Any]]:

@@ -279,6 +279,10 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+NORMED = ("one_relu", "shared_conv", "residual", "pre_activation", "bottleneck", "bn_act", "line")
+PAIRS = [(name, BatchNorm.FOLD) for name in NETWORKS] + [(name, BatchNorm.KEEP) for name in NORMED]
+
+
 def network(name: str, seed: int = 0) -> nn.Module:
     """One of `NETWORKS`, lived in."""
     model = NETWORKS[name]()

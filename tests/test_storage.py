@@ -33,9 +33,14 @@ def names(folder: Path) -> list[str]:
 def test_a_failing_writer_leaves_the_earlier_file_and_no_temporary(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"whole": 1})
-    with pytest.raises(KeyError), atomic(path) as temporary:
-        temporary.write_text("half")
-        raise KeyError("interrupted")
+
+    def interrupted() -> None:
+        with atomic(path) as temporary:
+            temporary.write_text("half")
+            raise KeyError("interrupted")
+
+    with pytest.raises(KeyError):
+        interrupted()
     assert read_json(path) == {"whole": 1}
     assert names(tmp_path) == ["a.json"]
 

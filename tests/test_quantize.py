@@ -1,0 +1,332 @@
+"""A quantized network has the bits it was asked for, is calibrated, and can be trained."""
+
+from __future__ import annotations
+
+import copy
+from fractions import Fraction
+
+import pytest
+import torch
+from networks import (
+    NORMED,
+    PAIRS,
+    conv,
+    dense,
+    images,
+    levels_of,
+    lived_in,
+    network,
+    quantized,
+    shape_of,
+)
+from torch import nn
+
+from mt_convert.errors import DataError, SpecError, UnsupportedLayerError
+from mt_convert.graph import NORMS, WEIGHTED, layer_nodes
+from mt_convert.quant_spec import BatchNorm, Override, QuantSpec, Scale
+from mt_convert.quantize import (
+    QuantAct,
+    QuantizedModel,
+    clone,
+    quant_layer_from_json,
+    quant_layer_to_json,
+    quantize,
+    quantized_weight,
+)
+
+
+def bits(qann: QuantizedModel) -> dict[str, int]:
+    """The bits of all weights and activations, by name."""
+    return {
+        str(node.target): layer.bits if isinstance(layer, QuantAct) else layer.weight_bits
+        for node, layer in layer_nodes(qann.layers, (*WEIGHTED, QuantAct))
+    }
+
+
+def weight_levels(layer: nn.Module) -> torch.Tensor:
+    """A layer's quantized weights in levels, checked to be whole numbers."""
+    value, step = quantized_weight(layer)
+    assert step.shape == (value.shape[0], *[1] * (value.dim() - 1))
+    levels = (value / step).round()
+    torch.testing.assert_close(levels * step, value)
+    return levels
+
+
+# ------------------------------------------------------------------------------------------ spec
+
+
+def test_a_spec_lists_all_values_out_of_range_at_once() -> None:
+    with pytest.raises(SpecError, match="QuantSpec: 8 values out of range") as caught:
+        QuantSpec(
+            weight_bits=1,
+            act_bits=9,
+            first_bits=True,
+            last_bits="8",  # type: ignore[arg-type]
+            input_bits=1,
+            scale="linear",  # type: ignore[arg-type]
+            batch_norm="drop",  # type: ignore[arg-type]
+            overrides=(Override("a", weight_bits=0), Override("b", act_bits=1)),
+        )
+    found = {fault.where: (fault.what, fault.hint) for fault in caught.value.faults}
+    assert found == {
+        "weight_bits": ("1", "allowed: 2 to 8"),
+        "act_bits": ("9", "allowed: 1 to 8"),
+        "first_bits": ("True", "allowed: 2 to 8 or none"),
+        "last_bits": ("'8'", "allowed: 2 to 8 or none"),
+        "input_bits": ("1", "allowed: 2 to 8 or none"),
+        "overrides[a].weight_bits": ("0", "allowed: 2 to 8 or none"),
+        "scale": ("'linear'", "allowed: learned, power_of_two"),
+        "batch_norm": ("'drop'", "allowed: fold, keep"),
+    }
+
+
+def test_a_spec_comes_back_from_json() -> None:
+    spec = QuantSpec(
+        act_bits=3, first_bits=None, scale=Scale.POWER_OF_TWO, overrides=(Override("a.*", 8),)
+    )
+    assert QuantSpec.from_json(spec.to_json()) == spec
+    assert spec.levels == 7
+
+
+# ------------------------------------------------------------------------------------------ bits
+
+
+def test_first_last_input_and_overrides_get_their_bits() -> None:
+    spec = QuantSpec(
+        weight_bits=3,
+        act_bits=2,
+        first_bits=7,
+        last_bits=6,
+        input_bits=5,
+        overrides=(Override("*", act_bits=3), Override("3", act_bits=4), Override("2", 4)),
+    )
+    found = bits(quantize(dense(), spec, calibration=images(8)))
+    assert found == {"input_quant": 5, "0": 7, "1": 3, "2": 4, "3": 4, "5": 6}
+
+
+def test_without_special_bits_all_layers_are_alike() -> None:
+    spec = QuantSpec(weight_bits=3, act_bits=2, first_bits=None, last_bits=None, input_bits=None)
+    found = bits(quantize(dense(), spec, calibration=images(8)))
+    assert found == {"0": 3, "1": 2, "2": 3, "3": 2, "5": 3}
+
+
+@pytest.mark.parametrize("count", range(2, 9))
+def test_weights_have_the_levels_of_their_bits(count: int) -> None:
+    spec = QuantSpec(weight_bits=count, first_bits=None, last_bits=None)
+    qann = quantize(dense(), spec, calibration=images(8))
+    for _, layer in layer_nodes(qann.layers, WEIGHTED):
+        most = weight_levels(layer).abs().max()
+        assert most <= 2 ** (count - 1) - 1
+        assert count > 4 or most > 2 ** (count - 2) - 1, "the range is not used"
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8])
+def test_activations_have_the_levels_of_their_bits(count: int) -> None:
+    qann = quantize(dense(), QuantSpec(act_bits=count), calibration=images(64))
+    found, _ = levels_of(qann, 3 * images(64))
+    assert found.keys() == {"1", "3"}
+    for levels in found.values():
+        assert (levels.min(), levels.max()) == (0, 2**count - 1)
+
+
+def test_an_override_that_matches_nothing_is_refused_with_the_names_there_are() -> None:
+    spec = QuantSpec(overrides=(Override("0", 8), Override("layer9.*", 8), Override("x", 8)))
+    with pytest.raises(SpecError, match="2 overrides match no layer") as caught:
+        quantize(dense(), spec, calibration=images(8))
+    assert [fault.where for fault in caught.value.faults] == ["layer9.*", "x"]
+    assert caught.value.faults[0].hint == "layers: input_quant, 0, 1, 2, 3, 5"
+
+
+def test_power_of_two_steps_are_powers_of_two() -> None:
+    spec = QuantSpec(scale=Scale.POWER_OF_TWO)
+    qann = quantize(dense(), spec, calibration=images(8))
+    steps = [layer.scale.reshape(1) for _, layer in layer_nodes(qann.layers, QuantAct)]
+    steps += [quantized_weight(layer)[1].flatten() for _, layer in layer_nodes(qann.layers, WEIGHTED)]
+    assert len(steps) == 6
+    for step in torch.cat(steps).tolist():
+        fraction = Fraction(step)
+        assert 1 in (fraction.numerator, fraction.denominator)
+        assert (fraction.numerator * fraction.denominator).bit_count() == 1
+    learned = quantize(dense(), QuantSpec(), calibration=images(8))
+    control = Fraction(float(next(layer_nodes(learned.layers, QuantAct))[1].scale))
+    assert (control.numerator * control.denominator).bit_count() > 1
+
+
+# --------------------------------------------------------------------------------- what is where
+
+
+def test_a_linear_bottleneck_gets_a_signed_quantizer() -> None:
+    qann = quantized("bottleneck")
+    layer = qann.layers.get_submodule("expand2_input")
+    assert isinstance(layer, QuantAct)
+    assert (layer.signed, layer.level_bounds) == (True, (-7, 7))
+    found, _ = levels_of(qann, 3 * images(8))
+    assert found["expand2_input"].min() < 0
+
+
+def test_each_input_without_activation_gets_a_quantizer_of_its_own() -> None:
+    qann = quantized("shared_without_activation")
+    names = [str(node.target) for node, _ in layer_nodes(qann.layers, QuantAct)]
+    assert names == ["input_quant", "shared_input", "shared_input_1", "relu"]
+
+
+def test_a_model_that_has_an_input_quant_already_keeps_it() -> None:
+    model = lived_in(nn.Sequential())
+    model.add_module("input_quant", conv(2, 3))
+    model.add_module("act", nn.ReLU())
+    qann = quantize(model, QuantSpec(), calibration=images(8))
+    names = [str(node.target) for node, _ in layer_nodes(qann.layers, nn.Module)]
+    assert names == ["input_quant_1", "input_quant", "act"]
+    assert qann.layers.get_submodule("input_quant_1").encodes_input
+
+
+def test_relu6_and_hardtanh_reach_no_level_above_their_bounds() -> None:
+    qann = quantized("clamps")
+    step = 0.9  # round(6 / 0.9) = 7: levels 8 to 15 cannot occur
+    for name, expected in (("act6", (0, 7)), ("tanh", (-1, 2)), ("clamp", (0, 1))):
+        layer = qann.layers.get_submodule(name)
+        assert isinstance(layer, QuantAct)
+        for parameter in layer.parameters():
+            parameter.data.mul_(step / layer.scale)
+        assert layer.scale.item() == pytest.approx(step)
+        wide = torch.linspace(-100, 100, 4001)
+        found = (layer(wide) / layer.scale).round()
+        assert (found.min(), found.max()) == layer.level_bounds == expected
+
+
+def test_one_bit_and_levels_below_zero_do_not_go_together() -> None:
+    spec = QuantSpec(act_bits=1)
+    with pytest.raises(SpecError, match="1-bit activations cannot be signed") as caught:
+        quantize(network("clamps"), spec, calibration=images(8))
+    assert caught.value.faults[0].where == "tanh"
+    spec = QuantSpec(act_bits=1, overrides=(Override("tanh", act_bits=2),))
+    assert bits(quantize(network("clamps"), spec, calibration=images(8)))["tanh"] == 2
+    assert bits(quantize(network("bottleneck"), QuantSpec(act_bits=1), calibration=images(8)))[
+        "expand2_input"
+    ] == 2, "a signed quantizer that we put in takes 2 bits"
+
+
+def test_a_clamp_that_excludes_zero_is_refused() -> None:
+    model = nn.Sequential(conv(2, 2), nn.Hardtanh(0.5, 2), nn.Flatten())
+    with pytest.raises(UnsupportedLayerError, match=r"clamp to \[0\.5, 2\.0\].*must enclose 0"):
+        quantize(model, QuantSpec(), calibration=images(4))
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_batch_norms_are_folded_or_kept(name: str) -> None:
+    count = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network(name).modules())
+    kept = len(list(layer_nodes(quantized(name, BatchNorm.KEEP).layers, NORMS)))
+    folded = len(list(layer_nodes(quantized(name, BatchNorm.FOLD).layers, NORMS)))
+    assert (kept, folded) == (count, 2 if name == "pre_activation" else 0)
+
+
+@pytest.mark.parametrize(("name", "batch_norm"), PAIRS)
+def test_quantizing_to_8_bits_stays_close_to_the_model(name: str, batch_norm: BatchNorm) -> None:
+    if name in ("shared_weight", "clamps", "functional", "pools"):
+        pytest.skip("the other networks show it")
+    model, x = network(name), images(16, shape_of(name))
+    spec = QuantSpec(weight_bits=8, act_bits=8, batch_norm=batch_norm)
+    logits = quantize(model, spec, calibration=x)(x)
+    error = (logits - model(x)).square().mean().sqrt() / model(x).std()
+    assert error < 0.1
+
+
+# ------------------------------------------------------------------------------------ calibration
+
+
+def test_the_model_is_untouched_and_the_quantized_one_is_in_eval_mode() -> None:
+    model = network("one_relu").train()
+    before = copy.deepcopy(model.state_dict())
+    qann = quantize(model, QuantSpec(batch_norm=BatchNorm.KEEP), calibration=images(8))
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not any(module.training for module in qann.modules())
+    kept = qann.layers.get_submodule("bn1")
+    assert torch.equal(kept.running_mean, before["bn1.running_mean"]), "calibration moved it"
+    with torch.no_grad():
+        next(iter(qann.layers.get_submodule("conv1").parameters())).add_(1)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_steps_follow_the_calibration_images_and_are_trained() -> None:
+    small = quantize(dense(), QuantSpec(), calibration=images(8))
+    large = quantize(dense(), QuantSpec(), calibration=10 * images(8))
+    for _, layer in layer_nodes(small.layers, QuantAct):
+        assert layer.scale > 0
+        assert layer.scale != pytest.approx(1 / 15), "Brevitas's step before calibration"
+    for name in ("input_quant", "1"):
+        ratio = large.layers.get_submodule(name).scale / small.layers.get_submodule(name).scale
+        assert 5 < ratio < 15
+    before = {name: small.layers.get_submodule(name).scale for name in ("input_quant", "1", "3")}
+    small.train()
+    optimizer = torch.optim.SGD(small.parameters(), lr=0.01)
+    for _ in range(2):
+        optimizer.zero_grad()
+        small(images(8)).square().mean().backward()
+        optimizer.step()
+    for name, step in before.items():
+        assert small.layers.get_submodule(name).scale != step, name
+
+
+def test_calibration_in_batches_takes_all_images() -> None:
+    quiet = torch.cat([images(8), 0.01 * images(300)])
+    loud = torch.cat([quiet, 10 * images(150)])
+    steps = [
+        quantize(dense(), QuantSpec(), calibration=batch).layers.get_submodule("1").scale
+        for batch in (quiet, loud)
+    ]
+    assert steps[1] > 2 * steps[0]
+
+
+@pytest.mark.parametrize(
+    ("calibration", "message"),
+    [
+        (torch.full((2, 2, 8, 8), float("nan")), r"images \[0, 1\] of the batch hold NaN"),
+        (torch.zeros(0, 2, 8, 8), "no calibration images"),
+        (torch.zeros(2, 2, 8, 8, dtype=torch.uint8), "torch.uint8"),
+    ],
+)
+def test_bad_calibration_images_are_refused(calibration: torch.Tensor, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        quantize(dense(), QuantSpec(), calibration=calibration)
+
+
+def test_images_of_another_size_or_with_nan_are_refused() -> None:
+    qann = quantized("one_relu")
+    with pytest.raises(DataError, match=r"\(1, 2, 9, 9\) do not fit.*\[batch, 2, 8, 8\]"):
+        qann(torch.zeros(1, 2, 9, 9))
+    with pytest.raises(DataError, match="NaN"):
+        qann(torch.full((1, 2, 8, 8), float("nan")))
+
+
+# ------------------------------------------------------------------------------------ stored form
+
+
+@pytest.mark.parametrize("scale", Scale)
+def test_quantized_layers_come_back_from_json(scale: Scale) -> None:
+    spec = QuantSpec(scale=scale, act_bits=3, batch_norm=BatchNorm.KEEP)
+    model = nn.Sequential(
+        *(conv(2, 4, groups=2), nn.BatchNorm2d(4), nn.ReLU6(), nn.Conv2d(4, 4, 3, padding="same")),
+        *(nn.Hardtanh(-1, 1), nn.Flatten(), nn.Linear(256, 3, bias=False)),
+    )
+    qann = quantize(lived_in(model), spec, calibration=images(8))
+    x = images(4, seed=3)
+    expected = qann(x)
+    for node, layer in layer_nodes(qann.layers, nn.Module):
+        again = quant_layer_from_json(quant_layer_to_json(layer))
+        again.load_state_dict(layer.state_dict())
+        qann.layers.add_submodule(str(node.target), again.eval())
+        assert quant_layer_to_json(again) == quant_layer_to_json(layer)
+    assert torch.equal(qann(x), expected)
+
+
+def test_a_clone_is_whole_and_independent() -> None:
+    qann, x = quantized("one_relu"), images(3)
+    copied = clone(qann)
+    expected = qann(x)
+    assert torch.equal(copied(x), expected)
+    assert (copied.spec, copied.image_shape) == (qann.spec, (2, 8, 8))
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.mul_(2)
+    assert torch.equal(qann(x), expected)
