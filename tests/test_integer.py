@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import networks
 import pytest
 import torch
 from hypothesis import given, settings
@@ -225,6 +226,19 @@ def test_levels_agree_with_the_brevitas_network(norm: str, request: pytest.Fixtu
         assert (levels == run.totals[name]).double().mean() >= 0.999, name
     with torch.no_grad():
         torch.testing.assert_close(run.logits[0], qann(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_every_small_network_has_an_integer_form_that_agrees(name: str) -> None:
+    qann = networks.quantized(name)
+    images = networks.images(16, networks.shape_of(name), seed=7)
+    wanted, logits = networks.levels_of(qann, images)
+    snn = convert(qann)
+    run = _run(snn, images, 1)
+    assert torch.equal(_run(snn, images[:1], 1).logits, run.logits[:, :1])
+    for layer, levels in wanted.items():
+        assert (levels == run.totals[layer]).double().mean() >= 0.999, layer
+    torch.testing.assert_close(run.logits[0], logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -1,0 +1,107 @@
+"""Everything in this folder, by one command:
+
+    python eval/cifar10_resnet20/regenerate.py --data FOLDER --weights FILE
+
+FOLDER holds train.tar and test.tar of JPEG CIFAR-10, FILE the fp32 ResNet-20. Three recipes are run
+(W4A4, W3A3, W2A2; all 10,000 test images), and for each a second evaluation of the same trained
+network on the first 2,000 test images of the seeded order: whole-window layers, and even input with
+n T = L. Finished stages are kept, an interrupted training goes on; runs lie under --runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from mt_convert.report import title
+from mt_convert.results import (
+    LEGEND,
+    Row,
+    markdown_table,
+    results_from_json,
+    results_to_json,
+)
+from mt_convert.storage import atomic, read_json, write_json
+
+HERE = Path(__file__).parent
+RECIPES = ("cifar10_resnet20_w4a4", "cifar10_resnet20_w3a3", "cifar10_resnet20_w2a2")
+MORE = (
+    "train=null",
+    "evaluate.images=2000",
+    "evaluate.whole_window=[true]",
+    "evaluate.iso_level=true",
+)
+
+
+def main() -> None:
+    """Run what is missing, then write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    given = parser.parse_args()
+    common = [f"data.root={given.data}", f"model.checkpoint={given.weights}"]
+    tables: dict[str, tuple[list[Row], list[Row]]] = {}
+    for recipe in RECIPES:
+        out, more = given.runs / recipe, given.runs / f"{recipe}_more"
+        run(recipe, [*common, "--out", str(out), "--resume"])
+        trained = f"quantize.checkpoint={out / 'train'}"
+        run(recipe, [*common, trained, *MORE, "--out", str(more), "--resume"])
+        tables[recipe] = rows(out), rows(more)
+    write(tables, given.runs)
+
+
+def run(recipe: str, words: list[str]) -> None:
+    """One run of the real command, on one thread, on which the stored numbers were made."""
+    command = [sys.executable, "-m", "mt_convert.cli", "run", recipe, *words]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def rows(out: Path) -> list[Row]:
+    """The rows of a finished run."""
+    return results_from_json(read_json(out / "results.json"))
+
+
+def history(runs: Path, recipe: str) -> str:
+    """What training did, epoch by epoch."""
+    lines = (runs / recipe / "train" / "log.jsonl").read_text().splitlines()
+    epochs = [json.loads(line) for line in lines]
+    best = max(epochs, key=lambda epoch: epoch["validation_accuracy"])
+    return (
+        f"{len(epochs)} epochs of quantization-aware training, {best['validation_accuracy']:.2f} % on "
+        f"the 2,500 validation images at epoch {best['epoch']}, whose weights were kept"
+    )
+
+
+def write(tables: dict[str, tuple[list[Row], list[Row]]], runs: Path) -> None:
+    """results.json and the page."""
+    everything = [row for pair in tables.values() for part in pair for row in part]
+    write_json(HERE / "results.json", results_to_json(everything))
+    page = [(HERE / "head.md").read_text().rstrip(), ""]
+    for recipe, (main_rows, more_rows) in tables.items():
+        exact = next(row for row in main_rows if row.n >= row.levels and row.T == 1)
+        page += [
+            f"## {title(main_rows)}",
+            "",
+            f"`{recipe}`: {history(runs, recipe)}. ANN {exact.ann_accuracy:.2f} %, QANN "
+            f"{exact.qann_accuracy:.2f} % ({exact.qann_accuracy - exact.ann_accuracy:+.2f} points); "
+            f"SNN with n = L at T = 1: {exact.snn_accuracy:.2f} %, {exact.exact_share:.4f} of the "
+            "images exact in every activation.",
+            "",
+            markdown_table(main_rows),
+            f"The same network on {more_rows[0].images} of these images: layers that wait for their "
+            "whole window, and even input with n T = L:",
+            "",
+            markdown_table(more_rows),
+        ]
+    page.append(LEGEND[0].upper() + LEGEND[1:] + ".\n")
+    with atomic(HERE / "README.md") as temporary:
+        temporary.write_text("\n".join(page))
+
+
+if __name__ == "__main__":
+    main()
