@@ -1,14 +1,15 @@
 """`save` and `load`: quantized and spiking networks as safetensors beside JSON, never pickle.
 
 A folder holds ``network.json`` (the graph, each layer's settings, how it was quantized) and
-``tensors.safetensors``. The JSON names the digest of the tensors, so that two halves of different
-networks are never read as one (a W4A4 file does not load into a W2A2 network).
+``tensors.safetensors``. The JSON names the digest of both, so that two halves of different networks
+are never read as one, nor a file that was changed (a W4A4 file does not load into a W2A2 network).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,13 @@ from .errors import CheckpointError, Fault, SpecError
 from .graph import graph_from_json, graph_to_json
 from .quant_spec import QuantSpec
 from .quantize import QuantizedModel, quant_layer_from_json, quant_layer_to_json
-from .storage import load_tensors, read_json, save_tensors, write_json
+from .storage import atomic, load_tensors, read_json, save_tensors
 
 NETWORK_SCHEMA = "mt_convert.network/1"
+_DAMAGED = (
+    *(KeyError, IndexError, TypeError, ValueError, AttributeError, AssertionError),
+    *(RuntimeError, OverflowError, SpecError),
+)
 
 
 def save(network: QuantizedModel | SpikingModel, folder: str | Path) -> None:
@@ -65,14 +70,15 @@ def save(network: QuantizedModel | SpikingModel, folder: str | Path) -> None:
             if node.op == "get_attr"
         },
         "graph": graph_to_json(layers),
-        "digest": _digest(tensors),
     }
     if isinstance(network, SpikingModel):
         content |= {"presentation": str(network.presentation), "whole_window": network.whole_window}
     else:
         content |= {"spec": network.spec.to_json()}
-    save_tensors(folder / "tensors.safetensors", tensors)
-    write_json(folder / "network.json", content)
+    content["digest"] = _digest(content, tensors)
+    with atomic(folder / "network.json") as temporary:  # both are written before either is renamed
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        save_tensors(folder / "tensors.safetensors", tensors)
 
 
 def load(folder: str | Path) -> Any:
@@ -89,14 +95,14 @@ def load(folder: str | Path) -> Any:
             f"{NETWORK_SCHEMA}"
         )
     tensors = load_tensors(folder / "tensors.safetensors")
-    if content.get("digest") != _digest(tensors):
+    if content.pop("digest", None) != _digest(content, tensors):
         raise CheckpointError(
             f"{folder}: network.json and tensors.safetensors belong to different networks, or one "
             "was changed; write the network again with save"
         )
     try:
         return _rebuilt(content, tensors).eval()
-    except (KeyError, TypeError, ValueError, AttributeError, SpecError) as error:
+    except _DAMAGED as error:
         raise CheckpointError(
             f"{folder / 'network.json'} is damaged ({type(error).__name__}: {error})"
         ) from error
@@ -161,9 +167,9 @@ def _tensor(layers: fx.GraphModule, path: str) -> Tensor:
     return found
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and bytes of all tensors."""
-    digest = hashlib.sha256()
+def _digest(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the description, and over names, shapes and bytes of all tensors."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

@@ -28,9 +28,9 @@ from .errors import Fault, UnsupportedLayerError
 from .graph import NORMS, WEIGHTED, layer_nodes
 from .neurons import MTNeuron
 from .simulate import simulate
+from .term_operations import OPERATIONS
 from .terms import (
     FLOAT32_WHOLE,
-    OPERATIONS,
     NoIntegers,
     Part,
     Terms,

@@ -1,24 +1,18 @@
 """Values of a network as sums of whole numbers: what `integer` computes with.
 
-A value is a sum of parts, each whole numbers times a multiplier, plus a bias. Sums, averages, moves
-and maxima act on the whole numbers; what has no exact form raises `NoIntegers`.
+A value is a sum of parts, each whole numbers times a multiplier, plus a bias. What operators do to
+it stands in `term_operations`; what has no exact form raises `NoIntegers`.
 """
 
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-from .rules import DEFAULT_RULES, Kind
-
-aten = torch.ops.aten
 
 FLOAT32_WHOLE = 2**24  # whole numbers below are exact in float32
 FLOAT64_WHOLE = 2**53
@@ -65,7 +59,7 @@ class Terms:
 
     def scaled(self, factor: Any) -> Terms:
         """The value times a number or a constant tensor."""
-        factor = _constant(factor, self)
+        factor = constant(factor, self)
         parts = [replace(part, multiplier=part.multiplier * factor) for part in self.parts]
         return Terms(tuple(parts), None if self.bias is None else self.bias * factor)
 
@@ -93,7 +87,7 @@ def holds_terms(args: Any) -> bool:
     return any(isinstance(item, Terms) for item in items)
 
 
-def _constant(value: Any, like: Terms) -> Tensor:
+def constant(value: Any, like: Terms) -> Tensor:
     """A number or a constant tensor in float64, with the axes of ``like``."""
     if isinstance(value, Terms):
         raise NoIntegers("a product of two activations; simulate without IntegerArithmetic")
@@ -118,261 +112,3 @@ def whole_numbers(part: Part, limit: float) -> Tensor:
     # only a CPU's float32 products are known to be neither shortened nor transformed
     short = part.numbers.device.type != "cpu" or torch.get_float32_matmul_precision() != "highest"
     return part.numbers.double() if short or limit >= FLOAT32_WHOLE else part.numbers.float()
-
-
-def _sum(first: Any, second: Any) -> Terms:
-    """The sum of two values, one of which may be a constant."""
-    if not isinstance(first, Terms):
-        first, second = second, first
-    if not isinstance(second, Terms):
-        bias = _constant(second, first)
-        return Terms(first.parts, bias if first.bias is None else first.bias + bias)
-    shape = torch.broadcast_shapes(first.shape, second.shape)
-    if len(first.shape) != len(second.shape):
-        raise NoIntegers("adds values of different numbers of axes")
-    parts = [
-        replace(part, numbers=part.numbers.expand(shape)) for part in (*first.parts, *second.parts)
-    ]
-    biases = [bias for bias in (first.bias, second.bias) if bias is not None]
-    return Terms(tuple(parts), sum(biases[1:], biases[0]) if biases else None)
-
-
-def _add(_: Any, first: Any, second: Any, alpha: float = 1) -> Terms:
-    """first + alpha * second."""
-    scaled = second.scaled(alpha) if isinstance(second, Terms) else second * alpha
-    return _sum(first, scaled)
-
-
-def _subtract(_: Any, first: Any, second: Any, alpha: float = 1) -> Terms:
-    """first - alpha * second."""
-    return _add(_, first, second, -alpha)
-
-
-def _move(move: Any, value: Any, *rest: Any, **named: Any) -> Any:
-    """The same numbers elsewhere; one value, or the pieces of a split."""
-
-    def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
-        moved = move(tensor, *rest, **named)
-        return (moved,) if isinstance(moved, Tensor) else tuple(moved)
-
-    def multipliers(part: Part, moved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        if part.multiplier.numel() == 1:
-            return tuple(along_axes(part.multiplier, piece) for piece in moved)
-        spread = part.multiplier.expand(part.numbers.shape).contiguous()
-        return tuple(_compact(piece) for piece in pieces(spread))
-
-    value = as_terms(value)
-    moved = [pieces(part.numbers) for part in value.parts]
-    factors = [multipliers(part, numbers) for part, numbers in zip(value.parts, moved, strict=True)]
-    biases = None if value.bias is None else pieces(value.bias.expand(value.shape).contiguous())
-    values = [
-        Terms(
-            tuple(
-                Part(numbers[index], factor[index], part.limit)
-                for part, numbers, factor in zip(value.parts, moved, factors, strict=True)
-            ),
-            None if biases is None else _compact(biases[index]),
-        )
-        for index in range(len(moved[0]))
-    ]
-    return values[0] if len(values) == 1 and move not in SPLITS else values
-
-
-def _compact(factor: Tensor) -> Tensor:
-    """The same factor with one entry along each axis on which it does not change."""
-    for axis in range(factor.dim()):
-        first = factor.narrow(axis, 0, 1)
-        factor = first if bool((factor == first).all()) else factor
-    return factor
-
-
-def _cat(_: Any, values: Sequence[Any], dim: int = 0) -> Terms:
-    """Values side by side: part i of the result joins part i of each."""
-    values = [as_terms(value) for value in values]
-    axis = dim % len(values[0].shape)
-    parts = []
-    for index in range(max(len(value.parts) for value in values)):
-        column = [_part_or_zero(value, index) for value in values]
-        factors = [part.multiplier for part in column]
-        parts.append(
-            Part(
-                torch.cat([part.numbers for part in column], axis),
-                _join(factors, [part.numbers for part in column], axis),
-                max(part.limit for part in column),
-            )
-        )
-    if all(value.bias is None for value in values):
-        return Terms(tuple(parts))
-    zero = torch.zeros([1] * len(values[0].shape), dtype=torch.float64)
-    firsts = [value.parts[0].numbers for value in values]
-    biases = [zero.to(firsts[0].device) if value.bias is None else value.bias for value in values]
-    return Terms(tuple(parts), _join(biases, firsts, axis))
-
-
-def _part_or_zero(value: Terms, index: int) -> Part:
-    """Part ``index`` of a value, or a part that adds nothing."""
-    if index < len(value.parts):
-        return value.parts[index]
-    first = value.parts[0]
-    zero = torch.zeros([1] * len(value.shape), dtype=torch.float64, device=first.numbers.device)
-    return Part(torch.zeros_like(first.numbers), zero, 0)
-
-
-def _join(factors: list[Tensor], numbers: list[Tensor], axis: int) -> Tensor:
-    """Multipliers or biases side by side, in full along ``axis`` and small elsewhere."""
-    shapes = [[*factor.shape[:axis], 1, *factor.shape[axis + 1 :]] for factor in factors]
-    common = list(torch.broadcast_shapes(*shapes))
-    wide = []
-    for factor, number in zip(factors, numbers, strict=True):
-        common[axis] = number.shape[axis]
-        wide.append(factor.expand(common))
-    return _compact(torch.cat(wide, axis))
-
-
-def _stack(_: Any, values: Sequence[Any], dim: int = 0) -> Terms:
-    """Values along a new axis."""
-    return _cat(_, [_move(aten.unsqueeze.default, value, dim) for value in values], dim)
-
-
-def _largest(maximum: Any, value: Terms, *rest: Any, **named: Any) -> Terms:
-    """A maximum: of whole numbers under one positive multiplier, of real numbers elsewhere."""
-    axes = rest[0] if maximum is aten.amax.default and rest else range(2, len(value.shape))
-    axes = [axes] if isinstance(axes, int) else list(axes) or list(range(len(value.shape)))
-    part = value.parts[0]
-    single = len(value.parts) == 1 and value.bias is None and part.constant_along(axes)
-    if not (single and bool((part.multiplier > 0).all())):
-        device = part.numbers.device
-        real = value.real(torch.ones((), device=device))
-        return as_terms(maximum(real, *rest, **named))
-    numbers = maximum(part.numbers, *rest, **named)
-    multiplier = part.multiplier
-    if maximum is aten.amax.default:
-        multiplier = maximum(multiplier, *rest, **named)
-    return Terms((replace(part, numbers=numbers, multiplier=multiplier),))
-
-
-def _average(pool: Any, value: Terms, kernel: Any, *rest: Any, **named: Any) -> Terms:
-    """Average pooling: whole-number sums over a common divisor, the border's included."""
-    total = aten.avg_pool3d.default if pool is aten.avg_pool3d.default else aten.avg_pool2d.default
-    settings = [*rest, *[[], 0, False, True][len(rest) : 4]][:4]
-    first = value.parts[0].numbers
-    space = tuple(range(2, first.dim()))
-    ones = torch.ones([1, 1, *first.shape[2:]], dtype=torch.float64, device=first.device)
-    counts = total(ones, kernel, *settings, 1)
-    divisors = torch.round(counts / pool(ones, kernel, *rest, **named))
-    common = math.lcm(*(int(divisor) for divisor in divisors.unique()))
-    weights, parts = common / divisors, []
-    for part in value.parts:
-        _steady(part, space)
-        limit = part.limit * float((counts * weights).max())
-        numbers = whole_numbers(part, limit)
-        numbers = total(numbers, kernel, *settings, 1) * weights.to(numbers.dtype)
-        parts.append(Part(numbers, part.multiplier / common, limit))
-    if value.bias is None:
-        return Terms(tuple(parts))
-    bias = value.bias.expand(value.bias.shape[0], *first.shape[1:]).contiguous()
-    return Terms(tuple(parts), pool(bias, kernel, *rest, **named))
-
-
-def _adaptive_average(_: Any, value: Terms, size: Sequence[int]) -> Terms:
-    """Adaptive average pooling to a size that divides the input's."""
-    pool = {1: None, 2: aten.avg_pool2d.default, 3: aten.avg_pool3d.default}[len(size)]
-    space = value.shape[2:]
-    uneven = any(have % want for have, want in zip(space, size, strict=True))
-    if pool is None or uneven:
-        raise NoIntegers(f"pools {tuple(space)} to {tuple(size)}, which does not divide it")
-    kernel = [have // want for have, want in zip(space, size, strict=True)]
-    return _average(pool, value, kernel, kernel)
-
-
-def _reduced(reduce: Any, value: Terms, axes: Any, keepdim: bool = False, **_: Any) -> Terms:
-    """A sum or mean over axes."""
-    axes = [axis % len(value.shape) for axis in ([axes] if isinstance(axes, int) else axes)]
-    count = math.prod(value.shape[axis] for axis in axes)
-    divisor, parts = count if reduce is aten.mean.dim else 1, []
-    for part in value.parts:
-        _steady(part, axes)
-        numbers = whole_numbers(part, part.limit * count).sum(axes, keepdim)
-        multiplier = part.multiplier.sum(axes, keepdim) / divisor
-        parts.append(Part(numbers, multiplier, part.limit * count))
-    if value.bias is None:
-        return Terms(tuple(parts))
-    bias = value.bias.expand(value.bias.shape[0], *value.shape[1:]).contiguous()
-    return Terms(tuple(parts), reduce(bias, axes, keepdim))
-
-
-def _steady(part: Part, axes: Sequence[int]) -> None:
-    """Refuse a sum over entries that are worth different amounts."""
-    if not part.constant_along(axes):
-        raise NoIntegers("sums a value whose steps vary: put an activation in front of it")
-
-
-def _pad(pad: Any, value: Terms, *rest: Any, **named: Any) -> Terms:
-    """Padding: with zeros and by reflection a move; with another number, of real numbers."""
-    if pad is aten.constant_pad_nd.default:
-        filled = rest[1] if len(rest) > 1 else named.get("value", 0)
-    else:
-        filled = rest[2] if len(rest) > 2 else named.get("value")
-    if pad is aten.pad.default and "constant" not in (*rest[1:2], named.get("mode", "constant")):
-        return _move(pad, value, *rest, **named)
-    if filled in (None, 0):
-        return _pad_with_zeros(value, rest[0])
-    real = value.real(torch.ones((), device=value.parts[0].numbers.device))
-    return as_terms(pad(real, *rest, **named))
-
-
-def _pad_with_zeros(value: Terms, amounts: Sequence[int]) -> Terms:
-    """Zeros around: multipliers that hold along a whole axis hold for its zeros too."""
-
-    def padded(factor: Tensor) -> Tensor:
-        kept = [factor.shape[-1 - index // 2] > 1 for index in range(len(amounts))]
-        return F.pad(factor, [amount * keep for amount, keep in zip(amounts, kept, strict=True)])
-
-    parts = [
-        Part(F.pad(part.numbers, list(amounts)), padded(part.multiplier), part.limit)
-        for part in value.parts
-    ]
-    if value.bias is None:
-        return Terms(tuple(parts))
-    spread = value.bias.expand(value.bias.shape[0], *value.shape[1:])
-    return Terms(tuple(parts), F.pad(spread, list(amounts)))
-
-
-def _operations() -> dict[Any, Callable[..., Any]]:
-    """What each operator does to a value."""
-    table: dict[Any, Callable[..., Any]] = {
-        target: _move for target, rule in DEFAULT_RULES.items() if rule.kind is Kind.MOVE
-    }
-    for names, function in (
-        ("cat.default concat.default", _cat),
-        ("stack.default", _stack),
-        ("add.Tensor add.Scalar", _add),
-        ("sub.Tensor sub.Scalar", _subtract),
-        ("mul.Tensor mul.Scalar", lambda _, value, factor: value.scaled(factor)),
-        (
-            "div.Tensor div.Scalar",
-            lambda _, value, factor: value.scaled(1 / _constant(factor, value)),
-        ),
-        ("neg.default", lambda _, value: value.scaled(-1)),
-        ("avg_pool2d.default avg_pool3d.default", _average),
-        ("adaptive_avg_pool2d.default adaptive_avg_pool3d.default", _adaptive_average),
-        ("mean.dim sum.dim_IntList", _reduced),
-        ("max_pool1d.default max_pool2d.default max_pool3d.default amax.default", _largest),
-        ("constant_pad_nd.default pad.default", _pad),
-        ("sym_size.int", lambda _, value, axis: value.shape[axis]),
-        ("sym_numel.default", lambda _, value: value.shape.numel()),
-    ):
-        for name in names.split():
-            packet, overload = name.split(".")
-            table[getattr(getattr(aten, packet), overload)] = function
-    table[operator.getitem] = lambda _, values, index: values[index]
-    return table
-
-
-SPLITS = (
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.chunk.default,
-    aten.unbind.int,
-)
-OPERATIONS: Mapping[Any, Callable[..., Any]] = _operations()
