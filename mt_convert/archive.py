@@ -7,7 +7,6 @@ are never read as one, nor a file that was changed (a W4A4 file does not load in
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -119,7 +118,11 @@ def load_quantized(folder: str | Path, spec: QuantSpec) -> QuantizedModel:
         raise CheckpointError(f"{folder} holds a spiking network; expected a quantized one")
     stored, wanted = network.spec.to_json(), spec.to_json()
     faults = [
-        Fault(name, f"stored {stored[name]!r}", f"wanted {wanted[name]!r}: quantize afresh, or ask for the stored")
+        Fault(
+            name,
+            f"stored {stored[name]!r}",
+            f"wanted {wanted[name]!r}: quantize afresh, or ask for the stored",
+        )
         for name in wanted
         if stored[name] != wanted[name]
     ]
@@ -139,7 +142,9 @@ def _rebuilt(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Mo
     layers = graph_from_json(content["graph"], parts, tuple(content["image_shape"]))
     _load_strictly(layers, tensors)
     if spiking:
-        return SpikingModel(layers, Presentation(content["presentation"]), bool(content["whole_window"]))
+        return SpikingModel(
+            layers, Presentation(content["presentation"]), bool(content["whole_window"])
+        )
     return QuantizedModel(layers, QuantSpec.from_json(content["spec"]))
 
 
@@ -153,7 +158,10 @@ def _load_strictly(layers: fx.GraphModule, tensors: Mapping[str, Tensor]) -> Non
     ]
     if not faults:  # a step not yet calibrated is no entry of `here`, but has its place
         misfits = layers.load_state_dict(dict(tensors), strict=False)
-        for what, names in (("missing", misfits.missing_keys), ("too many", misfits.unexpected_keys)):
+        for what, names in (
+            ("missing", misfits.missing_keys),
+            ("too many", misfits.unexpected_keys),
+        ):
             faults += [Fault(name, what, "the file is of another network") for name in names]
     if faults:
         raise CheckpointError(f"{len(faults)} tensors do not fit the network", faults)

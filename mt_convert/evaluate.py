@@ -1,4 +1,4 @@
-"""Accuracy and exactness over thresholds and time steps: one pass over the images, many settings."""
+"""Accuracy and exactness over thresholds and time steps: many settings in one pass over images."""
 
 from __future__ import annotations
 
@@ -74,6 +74,11 @@ class _Tally:
     seen: set[int] = field(default_factory=set)
 
 
+def _tally(steps: int) -> _Tally:
+    """Nothing seen yet."""
+    return _Tally([0] * steps, [0] * steps, [0] * steps, [0.0] * steps)
+
+
 @torch.no_grad()
 def evaluate(
     ann: nn.Module,
@@ -92,10 +97,13 @@ def evaluate(
         DataError: images of another shape or with NaN.
     """
     ann.eval()
+    qann.eval()
     networks = [_converted(qann, setting) for setting in settings]
-    tallies = [_Tally(*([0] * setting.time_steps[-1] for _ in range(4))) for setting in settings]
+    tallies = [_tally(setting.time_steps[-1]) for setting in settings]
     total, ann_correct, qann_correct = 0, 0, 0
-    for images, labels in batches:
+    device = next(ann.parameters()).device
+    for batch in batches:
+        images, labels = (tensor.to(device) for tensor in batch)
         total += len(labels)
         ann_correct += int((ann(images).argmax(1) == labels).sum())
         with _levels_of(qann) as expected:
@@ -106,8 +114,17 @@ def evaluate(
                 _count(snn, images, labels, predicted, expected, time_steps, tally)
     if total == 0:
         raise SpecError("no images to evaluate on: raise evaluate.images or data.test_images")
-    accuracies = {"ann_accuracy": _percent(ann_correct, total), "qann_accuracy": _percent(qann_correct, total)}
-    known = {**describe, **accuracies, "images": total, "levels": qann.spec.levels, "weight_bits": qann.spec.weight_bits}
+    accuracies = {
+        "ann_accuracy": _percent(ann_correct, total),
+        "qann_accuracy": _percent(qann_correct, total),
+    }
+    known = {
+        **describe,
+        **accuracies,
+        "images": total,
+        "levels": qann.spec.levels,
+        "weight_bits": qann.spec.weight_bits,
+    }
     rows: list[Row] = []
     for setting, snn, tally in zip(settings, networks, tallies, strict=True):
         rows += _rows(setting, snn, tally, known)
@@ -221,14 +238,16 @@ def _percent(part: int, whole: int) -> float:
 
 
 def probe(qann: QuantizedModel, images: Tensor) -> dict[str, Any]:
-    """Invariant 1 on a probe batch: is T = 1 with all thresholds bit-equal to the quantized network?
+    """Invariant 1 on a probe batch: is T = 1 with all thresholds bit-equal to the QANN?
 
     Every neuron and the logits, in parallel and in cascade firing, threshold by threshold and in
     closed form.
 
     Returns:
-        Plain data: ``exact``, ``images``, ``neurons``, and ``differs``, the layers that are not equal.
+        Plain data: ``exact``, ``images``, ``neurons``, and ``differs``, the layers that are not
+        equal.
     """
+    qann.eval()
     with torch.no_grad(), _levels_of(qann) as expected:
         logits = qann(images)
     differs: set[str] = set()
@@ -236,10 +255,15 @@ def probe(qann: QuantizedModel, images: Tensor) -> dict[str, Any]:
         snn = convert(qann, firing=firing)
         for literal in (False, True):
             run = simulate(snn, images, time_steps=1, literal=literal)
-            differs |= {name for name in expected if not torch.equal(run.totals[name], expected[name])}
+            differs |= {
+                name for name in expected if not torch.equal(run.totals[name], expected[name])
+            }
             if not torch.equal(run.logits[0], logits):
                 differs.add("logits")
     neurons = sum(layer[0].numel() for layer in expected.values())
-    return {"exact": not differs, "images": len(images), "neurons": neurons, "differs": sorted(differs)}
-
-
+    return {
+        "exact": not differs,
+        "images": len(images),
+        "neurons": neurons,
+        "differs": sorted(differs),
+    }

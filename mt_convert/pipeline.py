@@ -2,7 +2,8 @@
 
 Each stage leaves one folder and is entered again only if what it depends on has changed: its own
 blocks of the recipe, the stages before it, the content of the checkpoints it reads. A stage works
-in ``STAGE.partial`` and is renamed when it is done, so that earlier artefacts stay until then.
+in ``STAGE.partial`` and is renamed when it is done, so that earlier artefacts stay until then;
+``results.json``, ``recipe.yaml`` and ``versions.json`` change together, when all stages are done.
 Under ``accelerate launch`` the training stages run in every process, the others in the first.
 """
 
@@ -29,13 +30,13 @@ from torch import Tensor, nn
 from . import archive, report, results
 from .convert import Presentation, SpikingModel, convert
 from .data import DataSpec, Splits, batches, images, open_data
-from .errors import CheckpointError, OutputError
+from .errors import CheckpointError, OutputError, RecipeError
 from .evaluate import Setting, evaluate, iso_level, probe
 from .ladder import Uniform
 from .models import build
 from .progress import progress
 from .quantize import QuantizedModel, quantize
-from .recipe import Recipe, dump
+from .recipe import Recipe, dump, here_faults
 from .storage import atomic, load_tensors, read_json, save_tensors, write_json
 from .train import TrainSpec, fit
 
@@ -56,6 +57,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool) -> Path:
     work.open()
     for name in STAGES:
         work.stage(name)
+    work.publish()
     return work.out
 
 
@@ -68,6 +70,8 @@ def show(path: Path, console: Console) -> None:
     path = Path(path)
     if (path / "results.json").is_file():
         rows = results.results_from_json(read_json(path / "results.json"))
+        if not rows:
+            raise CheckpointError(f"{path / 'results.json'} has no rows: run the recipe again")
         console.print(report.rich_table(rows))
         console.print(results.LEGEND + ".\n", style="dim")
         console.print(_sentence(path, rows), highlight=False, soft_wrap=True)
@@ -107,16 +111,43 @@ class _Work:
         self.processes = PartialState() if several else None
         self.first = self.processes is None or self.processes.is_main_process
         self.fingerprint = ""
+        self.changed = False
         self._splits: Splits | None = None
 
     # ------------------------------------------------------------------------------ bookkeeping
 
     def open(self) -> None:
-        """Create the folder and write down what is run, and on what."""
+        """Look for what is missing or in the way, before hours are spent; create the folder."""
+        faults = [item for item in here_faults(self.recipe) if item.where != "data.root"]
+        if faults:
+            raise RecipeError(f"{len(faults)} fault(s): this recipe cannot run here", faults)
+        if self.recipe.quantize.checkpoint is not None:
+            archive.load_quantized(self.recipe.quantize.checkpoint, self.recipe.quantize.spec())
+        names = [name + end for name in STAGES for end in ("", ".partial")]
+        for path in (self.out, *(self.out / name for name in names)):
+            if path.exists() and not path.is_dir():
+                hint = "name a folder with --out" if path == self.out else "move it away"
+                raise OutputError(f"{path} is a file: {hint}")
+        if self.first and not (self.out / "results.json").exists():
+            self._describe()
+
+    def publish(self) -> None:
+        """The numbers of the last stages, and what they belong to."""
         if not self.first:
             return
-        if self.out.exists() and not self.out.is_dir():
-            raise OutputError(f"{self.out} is a file: name a folder with --out")
+        rows, published = self.out / "evaluate" / "rows.json", self.out / "results.json"
+        text, recipe = rows.read_text(), self.out / "recipe.yaml"
+        stale = any(
+            not path.is_file() or path.read_text() != wanted
+            for path, wanted in ((published, text), (recipe, dump(self.recipe)))
+        )
+        if self.changed or stale:
+            self._describe()
+            with atomic(published) as temporary:
+                temporary.write_text(text)
+
+    def _describe(self) -> None:
+        """What is run, and on what."""
         with atomic(self.out / "recipe.yaml") as temporary:
             temporary.write_text(dump(self.recipe))
         write_json(self.out / "versions.json", _versions())
@@ -128,10 +159,10 @@ class _Work:
         if self._finished(folder):
             self._log(name, "kept")
             return
-        started = time.monotonic()
+        started, self.changed = time.monotonic(), True
         self._log(name, "started")
         if self.first and partial.exists() and not (self.resume and self._same(partial)):
-            shutil.rmtree(partial)
+            _remove(partial)
         self._wait()
         if self.first and not partial.exists():
             write_json(partial / "inputs.json", {"fingerprint": self.fingerprint})
@@ -168,14 +199,22 @@ class _Work:
             "evaluate": ["evaluate"],
             "report": ["name"],
         }
-        checkpoints = {"ann": self.recipe.model.checkpoint, "quantize": self.recipe.quantize.checkpoint}
+        checkpoints = {
+            "ann": self.recipe.model.checkpoint,
+            "quantize": self.recipe.quantize.checkpoint,
+        }
         return [*(recipe[key] for key in blocks[name]), _content(checkpoints.get(name))]
 
     def _log(self, stage: str, event: str, **more: Any) -> None:
         """A line in log.jsonl."""
         if not self.first:
             return
-        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "stage": stage, "event": event, **more}
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "stage": stage,
+            "event": event,
+            **more,
+        }
         try:
             with open(self.out / "log.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -196,7 +235,9 @@ class _Work:
             self._splits = open_data(self.recipe.data)
         return self._splits
 
-    def _fit(self, model: nn.Module, spec: TrainSpec, folder: Path, teacher: nn.Module | None) -> None:
+    def _fit(
+        self, model: nn.Module, spec: TrainSpec, folder: Path, teacher: nn.Module | None
+    ) -> None:
         """Train in place; only a distillation looks at the teacher."""
         used = teacher if spec.distillation_weight else None
         fit(model, self.splits, spec, folder, classes=self.recipe.model.classes, teacher=used)
@@ -217,7 +258,7 @@ class _Work:
         return ann.eval()
 
     def _quantize(self, folder: Path) -> None:
-        """The quantized network, calibrated; or a stored one, if it was quantized in the same way."""
+        """The quantized network, calibrated; or a stored one that was quantized in the same way."""
         spec, stored = self.recipe.quantize.spec(), self.recipe.quantize.checkpoint
         if stored is not None:
             qann = archive.load_quantized(stored, spec)
@@ -249,7 +290,8 @@ class _Work:
             presentation=block.presentation,
             whole_window=block.whole_window,
         )
-        verdict = probe(qann, images(self.splits.calibration, PROBE_IMAGES))
+        calibration = self.splits.calibration
+        verdict = probe(qann, images(calibration, min(PROBE_IMAGES, len(calibration))))
         archive.save(snn, folder)
         write_json(folder / "report.json", {"probe": verdict, "report": snn.report.to_json()})
 
@@ -260,8 +302,8 @@ class _Work:
         test = batches(self.splits.test, block.batch_size)
         count = min(len(self.splits.test), block.images or len(self.splits.test))
         rows = evaluate(
-            self._load_ann(),
-            qann,
+            self._load_ann().to(_device()),
+            qann.to(_device()),
             _first(test, count, block.batch_size),
             settings(self.recipe),
             {
@@ -273,14 +315,19 @@ class _Work:
         write_json(folder / "rows.json", results.results_to_json(rows))
 
     def _report(self, folder: Path) -> None:
-        """results.json and the page, from the stored rows alone."""
+        """The page, from the stored rows alone."""
         stored = read_json(self.out / "evaluate" / "rows.json")
         rows = results.results_from_json(stored)
         converted = read_json(self.out / "convert" / "report.json")
         page = report.markdown_page(rows, _sentence(self.out, rows)[:-1], converted["report"])
         with atomic(folder / "report.md") as temporary:
             temporary.write_text(page)
-        write_json(self.out / "results.json", stored)
+
+
+def _device() -> torch.device:
+    """Where evaluation runs: the accelerator if there is one."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
 
 
 def settings(recipe: Recipe) -> list[Setting]:
@@ -304,9 +351,7 @@ def dataset_name(spec: DataSpec) -> str:
     return spec.name or spec.dataset or Path(spec.root or "images").name
 
 
-def _first(
-    loader: Any, count: int, batch_size: int
-) -> Any:
+def _first(loader: Any, count: int, batch_size: int) -> Any:
     """The first ``count`` images of a loader, with progress."""
     left = count
     for pictures, labels in progress(loader, "evaluate", total=-(-count // batch_size)):
@@ -322,13 +367,25 @@ def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _replace(partial: Path, folder: Path) -> None:
-    """Put a finished stage in the place of an older one."""
+    """Put a finished stage in the place of an older one, which stays whole while in sight."""
+    older = folder.with_name(f"{folder.name}.old")
+    _remove(older)
     try:
         if folder.exists():
-            shutil.rmtree(folder)
+            os.replace(folder, older)
         os.replace(partial, folder)
     except OSError as error:
         raise OutputError(f"cannot put {partial} in the place of {folder}: {error}") from error
+    _remove(older)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, if it is there."""
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise OutputError(f"cannot remove {folder}: {error}; remove it yourself") from error
 
 
 def _content(path: str | None) -> str | None:
@@ -336,9 +393,8 @@ def _content(path: str | None) -> str | None:
     if path is None:
         return None
     where = Path(path)
-    files = sorted(item for item in where.rglob("*") if item.is_file()) if where.is_dir() else [where]
     digest = hashlib.sha256()
-    for file in files:
+    for file in sorted(where.rglob("*")) if where.is_dir() else [where]:
         if file.is_file():
             digest.update(file.name.encode())
             digest.update(file.read_bytes())

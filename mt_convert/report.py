@@ -29,7 +29,11 @@ def rich_table(rows: Sequence[Row]) -> Table:
         first = dict(zip(COLUMNS, cells(rows[0]), strict=True))
         heading += "\n" + ", ".join(f"{COLUMNS[name]} {first[name]}" for name in shared)
     table = Table(
-        title=heading, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+        title=heading,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
     )
     for name, text in COLUMNS.items():
         if name not in shared:
@@ -84,7 +88,9 @@ def markdown_page(rows: Sequence[Row], sentence: str, report: dict[str, Any]) ->
         f"{', '.join(item['fed_by'])} |"
         for item in report["weighted"]
     ]
-    analog = [f"- {item['name']} ({item['operator']}): {item['reason']}" for item in report["analog"]]
+    analog = [
+        f"- {item['name']} ({item['operator']}): {item['reason']}" for item in report["analog"]
+    ]
     return "\n".join(
         [
             f"# {title(rows)}",
@@ -123,7 +129,12 @@ def conversion_table(report: dict[str, Any]) -> list[Table]:
         low, high = item["levels"]
         signed = "yes" if item["signed"] else "no"
         neurons.add_row(
-            item["name"], item["ladder"], item["firing"], signed, f"{low} … {high}", f"{item['scale']:.6g}"
+            item["name"],
+            item["ladder"],
+            item["firing"],
+            signed,
+            f"{low} … {high}",
+            f"{item['scale']:.6g}",
         )
     weighted = Table(title="Weighted layers", title_justify="left")
     for heading in ("layer", "kind", "fed by spikes", "fed by"):

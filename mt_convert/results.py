@@ -91,9 +91,9 @@ COLUMNS: dict[str, str] = {
 """The columns people read, in order, and what they are headed; `LEGEND` says what they mean."""
 
 LEGEND = (
-    "agree: share of images where SNN and QANN predict the same class; exact: share of images where "
-    "every activation equals the QANN's; spikes: per neuron and image over all T steps; settles: the "
-    "step from which on every activation of every image is the QANN's"
+    "agree: share of images where SNN and QANN predict the same class; exact: share of images "
+    "where every activation equals the QANN's; spikes: per neuron and image over all T steps; "
+    "settles: the step from which on every activation of every image is the QANN's"
 )
 
 

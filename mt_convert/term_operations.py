@@ -142,8 +142,9 @@ def _stack(_: Any, values: Sequence[Any], dim: int = 0) -> Terms:
 
 def _largest(maximum: Any, value: Terms, *rest: Any, **named: Any) -> Terms:
     """A maximum: of whole numbers under one positive multiplier, of real numbers elsewhere."""
-    axes = rest[0] if maximum is aten.amax.default and rest else range(2, len(value.shape))
-    axes = [axes] if isinstance(axes, int) else list(axes) or list(range(len(value.shape)))
+    axes = list(range(2, len(value.shape)))
+    if maximum is aten.amax.default:
+        axes = list(named.get("dim", rest[0] if rest else ())) or list(range(len(value.shape)))
     part = value.parts[0]
     single = len(value.parts) == 1 and value.bias is None and part.constant_along(axes)
     if not (single and bool((part.multiplier > 0).all())):
@@ -160,32 +161,35 @@ def _largest(maximum: Any, value: Terms, *rest: Any, **named: Any) -> Terms:
 def _average(pool: Any, value: Terms, kernel: Any, *rest: Any, **named: Any) -> Terms:
     """Average pooling: whole-number sums over a common divisor, the border's included."""
     total = aten.avg_pool3d.default if pool is aten.avg_pool3d.default else aten.avg_pool2d.default
-    settings = [*rest, *[[], 0, False, True][len(rest) : 4]][:4]
+    named = dict(zip(_POOL_SETTINGS, rest, strict=False)) | named
+    summing = named | {"divisor_override": 1}
     first = value.parts[0].numbers
     space = tuple(range(2, first.dim()))
     ones = torch.ones([1, 1, *first.shape[2:]], dtype=torch.float64, device=first.device)
-    counts = total(ones, kernel, *settings, 1)
-    divisors = torch.round(counts / pool(ones, kernel, *rest, **named))
+    counts = total(ones, kernel, **summing)
+    divisors = torch.round(counts / pool(ones, kernel, **named))
     common = math.lcm(*(int(divisor) for divisor in divisors.unique()))
     weights, parts = common / divisors, []
     for part in value.parts:
         _steady(part, space)
         limit = part.limit * float((counts * weights).max())
         numbers = whole_numbers(part, limit)
-        numbers = total(numbers, kernel, *settings, 1) * weights.to(numbers.dtype)
+        numbers = total(numbers, kernel, **summing) * weights.to(numbers.dtype)
         parts.append(Part(numbers, part.multiplier / common, limit))
     if value.bias is None:
         return Terms(tuple(parts))
     bias = value.bias.expand(value.bias.shape[0], *first.shape[1:]).contiguous()
-    return Terms(tuple(parts), pool(bias, kernel, *rest, **named))
+    return Terms(tuple(parts), pool(bias, kernel, **named))
+
+
+_POOL_SETTINGS = ("stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
 
 
 def _adaptive_average(_: Any, value: Terms, size: Sequence[int]) -> Terms:
     """Adaptive average pooling to a size that divides the input's."""
-    pool = {1: None, 2: aten.avg_pool2d.default, 3: aten.avg_pool3d.default}[len(size)]
+    pool = aten.avg_pool2d.default if len(size) == 2 else aten.avg_pool3d.default
     space = value.shape[2:]
-    uneven = any(have % want for have, want in zip(space, size, strict=True))
-    if pool is None or uneven:
+    if any(have % want for have, want in zip(space, size, strict=True)):
         raise NoIntegers(f"pools {tuple(space)} to {tuple(size)}, which does not divide it")
     kernel = [have // want for have, want in zip(space, size, strict=True)]
     return _average(pool, value, kernel, kernel)

@@ -138,8 +138,7 @@ WAYS: dict[str, tuple[dict[str, Any], int]] = {
 # ------------------------------------------------------------------------------------ bit-stable
 
 
-@pytest.mark.parametrize("norm", ["folded", "kept"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("way", "norm"), [("exact", "folded"), *((way, "kept") for way in WAYS)])
 def test_batch_size_layout_and_threads_change_no_bit(
     way: str, norm: str, request: pytest.FixtureRequest, one_thread: None
 ) -> None:
@@ -410,6 +409,23 @@ def test_a_maximum_over_a_biased_value_is_taken_on_its_real_numbers() -> None:
     run = _run(snn, images, 1)
     assert torch.equal(_run(snn, images[:1], 1).logits, run.logits[:, :1])
     torch.testing.assert_close(run.logits[0], qann(images).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_what_has_no_integer_form_is_refused_by_name() -> None:
+    class Bilinear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.first(x))
+            x = nn.functional.interpolate(x, size=(9, 9), mode="bilinear")
+            return self.last(x.mean((2, 3)))
+
+    snn = convert(quantize(Bilinear(), QuantSpec(), calibration=_images(16, 8)))
+    with pytest.raises(UnsupportedLayerError, match=r"upsample_bilinear2d.*without Integer"):
+        _run(snn, _images(2, 8), 1)
+    simulate(snn, _images(2, 8), time_steps=1)  # the advice
 
 
 def test_channels_split_and_shuffled_stay_exact() -> None:
