@@ -42,9 +42,10 @@ golden: $(STAMP)  ## rewrite the expected numbers in eval/expected
 clean:  ## remove what tools leave behind; .venv, runs and data stay
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 
-# The two peers come without their own dependencies, which do not fit ours; their neurons need none.
+# The two peers come without their own dependencies, which do not fit ours; what their neurons import
+# stands behind them.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[demo,dev]"
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps spikingjelly sinabs
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps spikingjelly sinabs loguru pbr nir nirtorch h5py
 	touch $@
