@@ -104,7 +104,7 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
 
 def _keep_dropouts_(graph: fx.Graph) -> None:
     """Dropouts in a form that survives decomposition, in which one that is idle would vanish."""
-    for node in [node for node in graph.nodes if node.target in DROPOUTS]:
+    for node in [node for node in graph.nodes if node.target in DROPOUTS and node.args[1]]:
         with graph.inserting_before(node):
             pair = graph.call_function(aten.native_dropout.default, (*node.args[:2], True))
             kept = graph.call_function(operator.getitem, (pair, 0))

@@ -54,4 +54,5 @@ def _lines(items: Iterable[Item], label: str, total: int | None) -> Iterator[Ite
         yield item
         if time.monotonic() - shown >= SECONDS_BETWEEN_LINES:
             shown = time.monotonic()
-            print(f"{label}: {done}/{total or '?'}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"{label}: {done}/{total or '?'}\n")
+            sys.stderr.flush()

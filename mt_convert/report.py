@@ -19,11 +19,10 @@ def rich_table(rows: Sequence[Row]) -> Table:
         >>> rich_table([]).columns[0].header
         'presented'
     """
-    shared = [
-        name
-        for name in ("presentation", "ladder", "mode", "signed", "ann_accuracy", "qann_accuracy")
-        if rows and len({(getattr(row, name), row.whole_window) for row in rows}) == 1
-    ]
+    columns = zip(COLUMNS, zip(*map(cells, rows), strict=True), strict=False)  # none of no rows
+    same = {name for name, texts in columns if len(set(texts)) == 1}
+    left = ("presentation", "ladder", "mode", "signed")
+    shared = [name for name in (*left, "ann_accuracy", "qann_accuracy") if name in same]
     heading = title(rows)
     if shared:
         first = dict(zip(COLUMNS, cells(rows[0]), strict=True))
@@ -37,8 +36,7 @@ def rich_table(rows: Sequence[Row]) -> Table:
     )
     for name, text in COLUMNS.items():
         if name not in shared:
-            left = name in ("presentation", "ladder", "mode", "signed")
-            table.add_column(text, justify="left" if left else "right")
+            table.add_column(text, justify="left" if name in left else "right")
     for row in rows:
         texts = [text for name, text in zip(COLUMNS, cells(row), strict=True) if name not in shared]
         table.add_row(*texts, style="green" if row.exact_share == 1 else None)

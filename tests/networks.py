@@ -280,7 +280,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 NORMED = ("one_relu", "shared_conv", "residual", "pre_activation", "bottleneck", "bn_act", "line")
-PAIRS = [(name, BatchNorm.FOLD) for name in NETWORKS] + [(name, BatchNorm.KEEP) for name in NORMED]
+KEPT = ("shared_conv", "pre_activation", "bn_act", "line")
+PAIRS = [(name, BatchNorm.FOLD) for name in NETWORKS] + [(name, BatchNorm.KEEP) for name in KEPT]
 
 
 def network(name: str, seed: int = 0) -> nn.Module:

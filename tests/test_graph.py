@@ -86,7 +86,7 @@ def test_timm_models_compute_the_same_when_traced(name: str) -> None:
         x = images(batch, (3, 64, 64))
         assert torch.equal(graph(x), model(x))
     lost = set(dict(model.named_parameters())) - set(dict(graph.named_parameters()))
-    assert all(".bn" in name or "norm" in name for name in lost), lost
+    assert all("bn" in key or "norm" in key for key in lost), lost
 
 
 def test_layers_keep_their_names_and_each_use_of_an_activation_gets_its_own() -> None:

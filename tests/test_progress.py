@@ -23,28 +23,45 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_off_a_terminal_each_tenth_is_one_line_on_stderr(
-    capsys: pytest.CaptureFixture[str],
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that stands still unless a test moves it: its one entry is the time in seconds."""
+    now = [100.0]
+    monkeypatch.setattr("mt_convert.progress.time.monotonic", lambda: now[0])
+    return now
+
+
+def test_off_a_terminal_there_is_a_line_every_ten_seconds_on_stderr(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert list(progress(range(40), "reading")) == list(range(40))
+    found = []
+    for item in progress(range(10), "reading"):
+        found.append(item)
+        clock[0] += 4
+    assert found == list(range(10))
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.splitlines() == [f"reading: {done}/40" for done in range(4, 41, 4)]
+    assert err.splitlines() == ["reading: 3/10", "reading: 6/10", "reading: 9/10"]
 
 
-@pytest.mark.parametrize("count", [0, 1, 9])
-def test_short_work_is_silent(count: int, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("count", [0, 1, 1000])
+def test_short_work_is_silent(
+    count: int, clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert list(progress(range(count), "reading")) == list(range(count))
     assert capsys.readouterr() == ("", "")
 
 
-def test_work_of_unknown_length_is_silent_unless_told_its_total(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize(("total", "shown"), [(None, "?"), (2, "2")])
+def test_work_without_a_length_shows_its_total_where_told(
+    total: int | None, shown: str, clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert len(list(progress(numbers(20), "a"))) == 20
-    assert capsys.readouterr().err == ""
-    assert len(list(progress(numbers(20), "b", total=20))) == 20
-    assert capsys.readouterr().err.splitlines()[-1] == "b: 20/20"
+    for _ in progress(numbers(2), "walking", total=total):
+        clock[0] += 11
+    assert capsys.readouterr().err.splitlines() == [
+        f"walking: 1/{shown}",
+        f"walking: 2/{shown}",
+    ]
 
 
 def test_items_come_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:

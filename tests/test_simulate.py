@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from functools import cache
 
 import pytest
 import torch
@@ -34,11 +35,16 @@ def exact(name: str) -> QuantizedModel:
     return _EXACT[name]
 
 
+@cache
+def one_activation(values: int) -> QuantizedModel:
+    """A network that is one quantized ReLU; shared, so not to be changed."""
+    spec = QuantSpec(input_bits=None)
+    return quantize(nn.Sequential(nn.ReLU()), spec, calibration=images(4, (values,)))
+
+
 def alone(values: int, ladder: Ladder, step: float = 1.0, **settings: object) -> SpikingModel:
     """A network that is one layer of neurons with 15 levels and the given step."""
-    spec = QuantSpec(input_bits=None)
-    qann = quantize(nn.Sequential(nn.ReLU()), spec, calibration=torch.randn(4, values))
-    snn = convert(qann, ladder=ladder, **settings)  # type: ignore[arg-type]
+    snn = convert(one_activation(values), ladder=ladder, **settings)  # type: ignore[arg-type]
     next(iter(snn.neurons()))[1].delta.fill_(step)
     return snn
 

@@ -1,10 +1,10 @@
-"""Batch norm folded before quantization-aware training, or kept through it: the table in this folder.
+"""Batch norm folded before quantization-aware training, or kept through it.
 
     python eval/batch_norm/regenerate.py --data FOLDER --weights FILE
 
-FOLDER holds train.tar and test.tar of JPEG CIFAR-10, FILE the fp32 ResNet-20. For W4A4, W3A3 and W2A2
-both ways start from the same weights and see the same 60 batches; accuracies are on 1,000 images split
-off the training images, never on test images. About ten minutes on one core.
+FOLDER holds train.tar and test.tar of JPEG CIFAR-10, FILE the fp32 ResNet-20. For W4A4, W3A3 and
+W2A2 both ways start from the same weights and see the same 60 batches; accuracies are on 1,000
+images split off the training images, never on test images. About ten minutes on one core.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ SCHEMA = "mt_convert.batch_norm/1"
 HEAD = """# Batch norm: folded or kept
 
 ResNet-20 from the same fp32 weights on JPEG CIFAR-10 (not CIFAR-10 as published). Accuracies in
-percent on 1,000 images split off the training images; the fp32 network, which was trained on them,
-reaches {ann:.1f}. First column: calibrated on 512 images, no training. Then {steps} steps of training
-(batches of 128, no augmentation, Adam, learning rate 0.001, seed 0): the loss over the last ten, and
-the accuracy after them. Kept is the default of `QuantSpec`.
+percent on 1,000 images split off the training images; the fp32 network, which was trained on
+them, reaches {ann:.1f}. First column: calibrated on 512 images, no training. Then {steps} steps
+of training (batches of 128, no augmentation, Adam, learning rate 0.001, seed 0): the loss over
+the last ten, and the accuracy after them. Kept is the default of `QuantSpec`.
 
 | bits | batch norm | calibrated | loss | after {steps} steps |
 | --- | --- | --- | --- | --- |

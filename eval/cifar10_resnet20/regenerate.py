@@ -74,8 +74,9 @@ def history(runs: Path, recipe: str) -> str:
     epochs = [json.loads(line) for line in lines]
     best = max(epochs, key=lambda epoch: epoch["validation_accuracy"])
     return (
-        f"{len(epochs)} epochs of quantization-aware training, {best['validation_accuracy']:.2f} % on "
-        f"the 2,500 validation images at epoch {best['epoch']}, whose weights were kept"
+        f"{len(epochs)} epochs of quantization-aware training, "
+        f"{best['validation_accuracy']:.2f} % on the 2,500 validation images at epoch "
+        f"{best['epoch']}, whose weights were kept"
     )
 
 
@@ -90,13 +91,13 @@ def write(tables: dict[str, tuple[list[Row], list[Row]]], runs: Path) -> None:
             f"## {title(main_rows)}",
             "",
             f"`{recipe}`: {history(runs, recipe)}. ANN {exact.ann_accuracy:.2f} %, QANN "
-            f"{exact.qann_accuracy:.2f} % ({exact.qann_accuracy - exact.ann_accuracy:+.2f} points); "
-            f"SNN with n = L at T = 1: {exact.snn_accuracy:.2f} %, {exact.exact_share:.4f} of the "
+            f"{exact.qann_accuracy:.2f} % "
+            f"({exact.qann_accuracy - exact.ann_accuracy:+.2f} points); SNN with n = L at T = 1: {exact.snn_accuracy:.2f} %, {exact.exact_share:.4f} of the "
             "images exact in every activation.",
             "",
             markdown_table(main_rows),
-            f"The same network on {more_rows[0].images} of these images: layers that wait for their "
-            "whole window, and even input with n T = L:",
+            f"The same network on {more_rows[0].images} of these images: layers that wait for "
+            "their whole window, and even input with n T = L:",
             "",
             markdown_table(more_rows),
         ]
