@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .archive import load, save
-    from .convert import ConversionReport, Presentation, SpikingModel, convert
+    from .convert import convert
     from .errors import MTConvertError
     from .integer import IntegerArithmetic
     from .ladder import Binary, Firing, Learned, PowerOfTwo, Uniform
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from .quantize import QuantizedModel, quantize
     from .rules import DEFAULT_RULES, Kind, Rule
     from .simulate import Run, simulate
+    from .spiking import ConversionReport, Presentation, SpikingModel
 
 _HOMES = {
     "archive": ("load", "save"),
-    "convert": ("ConversionReport", "Presentation", "SpikingModel", "convert"),
+    "convert": ("convert",),
     "errors": ("MTConvertError",),
     "integer": ("IntegerArithmetic",),
     "ladder": ("Binary", "Firing", "Learned", "PowerOfTwo", "Uniform"),
@@ -40,6 +41,7 @@ _HOMES = {
     "quantize": ("QuantizedModel", "quantize"),
     "rules": ("DEFAULT_RULES", "Kind", "Rule"),
     "simulate": ("Run", "simulate"),
+    "spiking": ("ConversionReport", "Presentation", "SpikingModel"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

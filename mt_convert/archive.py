@@ -16,16 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .convert import (
-    Presentation,
-    SpikingModel,
-    spiking_layer_from_json,
-    spiking_layer_to_json,
-)
-from .errors import CheckpointError, Fault, SpecError
-from .graph import graph_from_json, graph_to_json
+from .errors import CheckpointError, Fault, SpecError, UnsupportedLayerError
+from .graph_json import graph_from_json, graph_to_json
 from .quant_spec import QuantSpec
 from .quantize import QuantizedModel, quant_layer_from_json, quant_layer_to_json
+from .rules import DEFAULT_RULES, Rule, unknown_operators
+from .spiking import Presentation, SpikingModel
+from .spiking_json import spiking_layer_from_json, spiking_layer_to_json
 from .storage import atomic, load_tensors, read_json, save_tensors
 
 NETWORK_SCHEMA = "mt_convert.network/1"
@@ -80,10 +77,13 @@ def save(network: QuantizedModel | SpikingModel, folder: str | Path) -> None:
         save_tensors(folder / "tensors.safetensors", tensors)
 
 
-def load(folder: str | Path) -> Any:
+def load(folder: str | Path, *, rules: Mapping[Any, Rule] = DEFAULT_RULES) -> Any:
     """The network that `save` wrote, in eval mode on the CPU: a QuantizedModel or a SpikingModel.
 
+    Rules are code and are not stored: a network converted with rules of your own needs them again.
+
     Raises:
+        UnsupportedLayerError: the network holds operators that ``rules`` do not know.
         CheckpointError: files missing, damaged, of different networks, or of another version.
     """
     folder = Path(folder)
@@ -100,7 +100,7 @@ def load(folder: str | Path) -> Any:
             "was changed; write the network again with save"
         )
     try:
-        return _rebuilt(content, tensors).eval()
+        return _rebuilt(content, tensors, rules).eval()
     except _DAMAGED as error:
         raise CheckpointError(
             f"{folder / 'network.json'} is damaged ({type(error).__name__}: {error})"
@@ -131,7 +131,9 @@ def load_quantized(folder: str | Path, spec: QuantSpec) -> QuantizedModel:
     return network
 
 
-def _rebuilt(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+def _rebuilt(
+    content: Mapping[str, Any], tensors: Mapping[str, Tensor], rules: Mapping[Any, Rule]
+) -> nn.Module:
     """The network from its description, tensors loaded strictly."""
     spiking = content["kind"] == "snn"
     from_json: Callable[[Mapping[str, Any]], nn.Module] = (
@@ -142,9 +144,12 @@ def _rebuilt(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Mo
     layers = graph_from_json(content["graph"], parts, tuple(content["image_shape"]))
     _load_strictly(layers, tensors)
     if spiking:
-        return SpikingModel(
-            layers, Presentation(content["presentation"]), bool(content["whole_window"])
-        )
+        presentation = Presentation(content["presentation"])
+        snn = SpikingModel(layers, presentation, bool(content["whole_window"]), rules)
+        faults = unknown_operators(layers, snn.rules)
+        if faults:
+            raise UnsupportedLayerError(f"{len(faults)} operators have no rule: pass rules", faults)
+        return snn
     return QuantizedModel(layers, QuantSpec.from_json(content["spec"]))
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .convert import Presentation, SpikingModel, convert
+from .convert import convert
 from .errors import Fault, SpecError
 from .graph import layer_nodes
 from .ladder import Binary, Firing, Ladder, PowerOfTwo, Uniform
 from .quantize import QuantAct, QuantizedModel
 from .results import Row
 from .simulate import levels, simulate
+from .spiking import Presentation, SpikingModel
 
 LADDERS: dict[str, Callable[[int], Ladder]] = {
     "uniform": Uniform,

@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .convert import Encoder, SpikingModel
 from .errors import Fault, UnsupportedLayerError
 from .graph import NORMS, WEIGHTED, layer_nodes
 from .neurons import MTNeuron
 from .simulate import simulate
+from .spiking import Encoder, SpikingModel
 from .term_operations import OPERATIONS
 from .terms import (
     FLOAT32_WHOLE,

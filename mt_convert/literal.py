@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, fx
 from torch.func import functional_call
 
-from .convert import Presentation, SpikingModel
 from .errors import SpecError
 from .graph import NORMS, WEIGHTED, attribute, check_images, layer_of
 from .neurons import MTNeuron, NeuronSpec, NeuronState, initial_state, mt_step_literal
 from .rules import Carries, Kind, carried, rule_of
 from .simulate import levels
+from .spiking import Presentation, SpikingModel
 
 aten = torch.ops.aten
 

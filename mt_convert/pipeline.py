@@ -28,7 +28,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from . import archive, report, results
-from .convert import Presentation, SpikingModel, convert
+from .convert import convert
 from .data import DataSpec, Splits, batches, images, open_data
 from .errors import CheckpointError, OutputError, RecipeError
 from .evaluate import Setting, evaluate, iso_level, probe
@@ -37,6 +37,7 @@ from .models import build
 from .progress import progress
 from .quantize import QuantizedModel, quantize
 from .recipe import Recipe, dump, here_faults
+from .spiking import Presentation, SpikingModel
 from .storage import atomic, load_tensors, read_json, save_tensors, write_json
 from .train import TrainSpec, fit
 

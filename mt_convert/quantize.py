@@ -34,19 +34,11 @@ with warnings.catch_warnings():
     )
 
 from .errors import DataError, Fault, SpecError, UnsupportedLayerError
-from .graph import (
-    WEIGHTED,
-    check_images,
-    fold_batch_norm_,
-    layer_nodes,
-    plain_layer_from_json,
-    plain_layer_to_json,
-    source_of,
-    trace,
-    unused_name,
-)
+from .graph import WEIGHTED, check_images, fold_batch_norm_, layer_nodes, source_of, unused_name
+from .graph_json import plain_layer_from_json, plain_layer_to_json
 from .quant_spec import BatchNorm, QuantSpec, Scale
 from .rules import DEFAULT_RULES, Carries, Kind, Rule, carried, reaches_output, unknown_operators
+from .trace import trace
 
 CALIBRATION_BATCH = 128
 FEW_BITS = 3

@@ -18,13 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from . import recipe_faults, recipe_text
 from .catalogue import find_recipe
-from .convert import Presentation
 from .data import DataSpec
 from .errors import Fault, RecipeError
 from .ladder import Firing
 from .models import ModelSpec, architecture_fault
 from .quant_spec import QuantSpec
 from .recipe_text import Path, Tree
+from .spiking import Presentation
 from .train.spec import TrainSpec
 
 Count = Annotated[int, Field(ge=1)]

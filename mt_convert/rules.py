@@ -149,7 +149,7 @@ def carried(
     """What every value of the graph is made of; neurons turn currents into spikes.
 
     Example:
-        >>> from .graph import trace
+        >>> from .trace import trace
         >>> net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(1, 1, 1))
         >>> graph_module = trace(net, torch.zeros(2, 1, 4, 4))
         >>> [str(value) for value in carried(graph_module).values()]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .errors import SpecError
-from .ladder import Firing, PowerOfTwo, Learned
+from .ladder import Firing, Learned, PowerOfTwo
 from .neurons import IF, NeuronSpec, Reset, largest_emission
 
 

@@ -18,13 +18,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx
 
-from .convert import Encoder, Presentation, SpikingModel
 from .errors import SpecError
 from .graph import attribute, check_images, layer_of
 from .ladder import Binary, Ladder, PowerOfTwo
 from .neurons import MTNeuron, NeuronSpec
 from .rules import reaches_output
 from .running import running_step, running_step_literal
+from .spiking import Encoder, Presentation, SpikingModel
 
 Observer = Callable[[int, str, Tensor, Tensor], None]
 

@@ -17,12 +17,13 @@ from torch.nn import functional as F
 
 from mt_convert import archive, storage
 from mt_convert.archive import load, load_quantized, save
-from mt_convert.convert import Presentation, SpikingModel, convert
+from mt_convert.convert import convert
 from mt_convert.errors import CheckpointError, OutputError
 from mt_convert.ladder import Binary, Firing, Uniform
 from mt_convert.quant_spec import BatchNorm, Override, QuantSpec, Scale
 from mt_convert.quantize import QuantizedModel, clone, quantize
 from mt_convert.simulate import simulate
+from mt_convert.spiking import Presentation, SpikingModel
 
 FILES = ["network.json", "tensors.safetensors"]
 BATCH = images(5, seed=3)

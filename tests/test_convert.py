@@ -23,15 +23,7 @@ from networks import (
 )
 from torch import Tensor, nn
 
-from mt_convert.convert import (
-    Encoder,
-    SpikingModel,
-    convert,
-    neuron_spec_from_json,
-    neuron_spec_to_json,
-    spiking_layer_from_json,
-    spiking_layer_to_json,
-)
+from mt_convert.convert import convert
 from mt_convert.errors import SpecError, UnsupportedLayerError
 from mt_convert.graph import layer_nodes
 from mt_convert.ladder import Binary, Firing, Learned, PowerOfTwo, Uniform
@@ -40,6 +32,13 @@ from mt_convert.quant_spec import BatchNorm, QuantSpec, Scale
 from mt_convert.quantize import QuantAct, QuantizedModel, quantize
 from mt_convert.rules import DEFAULT_RULES, Kind, Rule
 from mt_convert.simulate import simulate
+from mt_convert.spiking import Encoder, SpikingModel
+from mt_convert.spiking_json import (
+    neuron_spec_from_json,
+    neuron_spec_to_json,
+    spiking_layer_from_json,
+    spiking_layer_to_json,
+)
 
 MODES = [
     ({}, False),

@@ -13,7 +13,7 @@ from networks import images, levels_of, lived_in
 from torch import Tensor, nn
 
 import mt_convert.evaluate as module
-from mt_convert.convert import Presentation, SpikingModel, convert
+from mt_convert.convert import convert
 from mt_convert.errors import DataError, SpecError
 from mt_convert.evaluate import Setting, evaluate, iso_level, probe
 from mt_convert.ladder import Binary, Firing, PowerOfTwo, Uniform
@@ -21,6 +21,7 @@ from mt_convert.quant_spec import QuantSpec
 from mt_convert.quantize import QuantizedModel, clone, quantize
 from mt_convert.results import Row
 from mt_convert.simulate import simulate
+from mt_convert.spiking import Presentation, SpikingModel
 
 L = 3
 SEED = 7

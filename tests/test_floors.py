@@ -26,14 +26,19 @@ FLOORS = {
     "neurons": 2,
     "running": 2.1,
     "graph": 2,
+    "trace": 2.1,
+    "graph_json": 2.1,
     "networks": 2,  # beside
     "models": 2.1,  # beside
     "data": 2,  # beside
     "rules": 3,
     "quantize": 4,
-    "convert": 5,
     "terms": 3,
     "term_operations": 3.1,
+    "spiking": 4,
+    "spiking_json": 4.1,
+    "convert": 5,
+    "archive": 5.1,
     "simulate": 6,
     "integer": 6.1,
     "literal": 6.1,

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mt_convert.convert import Encoder, SpikingModel, convert
+from mt_convert.convert import convert
 from mt_convert.errors import UnsupportedLayerError
 from mt_convert.graph import layer_nodes
 from mt_convert.integer import IntegerArithmetic, integer_thresholds, overflow_bounds
@@ -21,6 +21,7 @@ from mt_convert.neurons import MTNeuron, NeuronSpec
 from mt_convert.quantize import QuantAct, QuantizedModel, QuantSpec, quantize
 from mt_convert.running import running_step
 from mt_convert.simulate import Run, simulate
+from mt_convert.spiking import Encoder, SpikingModel
 from mt_convert.terms import Part, Terms
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mt_convert.convert import Encoder, SpikingModel, convert
+from mt_convert.convert import convert
 from mt_convert.errors import SpecError
 from mt_convert.graph import NORMS, WEIGHTED, layer_nodes
 from mt_convert.ladder import Binary, PowerOfTwo, Uniform
@@ -16,6 +16,7 @@ from mt_convert.literal import spike_by_spike
 from mt_convert.neurons import MTNeuron
 from mt_convert.quantize import QuantSpec, quantize
 from mt_convert.simulate import simulate
+from mt_convert.spiking import Encoder, SpikingModel
 
 STEPS = 6
 LADDERS = {"uniform": Uniform(3), "binary": Binary(2), "power_of_two": PowerOfTwo(4)}

@@ -11,7 +11,6 @@ from torch import Tensor, fx, nn
 
 from mt_convert.convert import convert
 from mt_convert.errors import UnsupportedLayerError
-from mt_convert.graph import trace
 from mt_convert.quantize import QuantSpec, quantize
 from mt_convert.rules import (
     DEFAULT_RULES,
@@ -24,6 +23,7 @@ from mt_convert.rules import (
     unknown_operators,
 )
 from mt_convert.simulate import simulate
+from mt_convert.trace import trace
 
 aten = torch.ops.aten
 

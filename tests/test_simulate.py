@@ -11,13 +11,14 @@ import torch
 from networks import dense, eighths, images, levels_of, network, quantized
 from torch import Tensor, nn
 
-from mt_convert.convert import SpikingModel, convert
+from mt_convert.convert import convert
 from mt_convert.errors import DataError, SpecError
 from mt_convert.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.neurons import MTNeuron
 from mt_convert.quant_spec import BatchNorm, QuantSpec, Scale
 from mt_convert.quantize import QuantizedModel, quantize
 from mt_convert.simulate import count_events, levels, simulate
+from mt_convert.spiking import SpikingModel
 
 _EXACT: dict[str, QuantizedModel] = {}
 

@@ -92,8 +92,9 @@ def write(tables: dict[str, tuple[list[Row], list[Row]]], runs: Path) -> None:
             "",
             f"`{recipe}`: {history(runs, recipe)}. ANN {exact.ann_accuracy:.2f} %, QANN "
             f"{exact.qann_accuracy:.2f} % "
-            f"({exact.qann_accuracy - exact.ann_accuracy:+.2f} points); SNN with n = L at T = 1: {exact.snn_accuracy:.2f} %, {exact.exact_share:.4f} of the "
-            "images exact in every activation.",
+            f"({exact.qann_accuracy - exact.ann_accuracy:+.2f} points); "
+            f"SNN with n = L at T = 1: {exact.snn_accuracy:.2f} %, "
+            f"{exact.exact_share:.4f} of the images exact in every activation.",
             "",
             markdown_table(main_rows),
             f"The same network on {more_rows[0].images} of these images: layers that wait for "

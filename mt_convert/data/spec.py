@@ -19,8 +19,8 @@ class DataSpec:
     ``dataset`` is "digits" (scikit-learn), "synthetic" (made up), or a name that timm reads: ""
     with ``root`` a folder holding ``train_split`` and ``test_split`` as sub-folders or tar files
     (one folder per class, labels in alphabetical order), "torch/cifar10", "torch/imagenet",
-    "hfds/owner/name"; ``name`` is what tables call it. Validation and calibration images are split off the training images by
-    ``seed``; the test images are never among them.
+    "hfds/owner/name"; ``name`` is what tables call it. Validation and calibration images are split
+    off the training images by ``seed``; the test images are never among them.
 
     Units:
         ``image_size`` pixels; ``mean`` and ``std`` for images in [0, 1], one per channel;

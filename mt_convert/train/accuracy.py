@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torchmetrics.classification import MulticlassAccuracy
 
 from ..data import ImageSet, batches
 
@@ -25,6 +24,8 @@ def accuracy(
 
     Units: percent, to four decimals (the metric counts in float32).
     """
+    from torchmetrics.classification import MulticlassAccuracy  # takes seconds to import
+
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     metric = MulticlassAccuracy(dataset.classes, average="micro").to(device)
     share = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)

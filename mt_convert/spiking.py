@@ -1,0 +1,219 @@
+"""A converted network and its report: its neurons, what feeds each layer, what stays analog."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, fx, nn
+
+from .graph import NORMS, WEIGHTED, describe, layer_nodes, layer_of, source_of
+from .neurons import MTNeuron
+from .rules import DEFAULT_RULES, Carries, Kind, Rule, carried, rule_of
+
+
+class Presentation(StrEnum):
+    """How an image is shown to the network over T steps (DESIGN, section 2)."""
+
+    ONCE = "once"  # all charge in the first step, biases too; later steps carry corrections
+    EVERY_STEP = "every_step"  # a constant current in each step; the read-out is a mean
+
+
+class Encoder(nn.Module):
+    """The quantized image: s * clamp(round(x / s), lo, hi). It is no neuron: it does not spike.
+
+    Example:
+        >>> Encoder(torch.tensor(0.5), (-1, 1))(torch.tensor([0.2, 0.3, 9.0]))
+        tensor([0.0000, 0.5000, 0.5000])
+    """
+
+    def __init__(self, scale: Tensor, level_bounds: tuple[int, int]) -> None:
+        super().__init__()
+        self.scale: Tensor
+        self.register_buffer("scale", scale)
+        self.level_bounds = level_bounds
+
+    def levels(self, images: Tensor) -> Tensor:
+        """The integer levels of the image."""
+        return torch.round(images / self.scale).clamp(*self.level_bounds)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.levels(images) * self.scale
+
+    def extra_repr(self) -> str:
+        return f"level_bounds={self.level_bounds}"
+
+
+@dataclass(frozen=True)
+class NeuronRow:
+    """One layer of neurons in the report. ``levels`` are the QANN's, ``scale`` its step."""
+
+    name: str
+    ladder: str
+    firing: str
+    signed: bool
+    levels: tuple[int, int]
+    scale: float
+
+
+@dataclass(frozen=True)
+class WeightedRow:
+    """One weighted layer in the report; ``spike_fed`` says whether its input is spikes."""
+
+    name: str
+    layer: str
+    spike_fed: bool
+    fed_by: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AnalogRow:
+    """One thing that is not driven by spikes, and why."""
+
+    name: str
+    operator: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What `convert` did, layer by layer; printed by ``mt-convert show``."""
+
+    neurons: tuple[NeuronRow, ...]
+    weighted: tuple[WeightedRow, ...]
+    analog: tuple[AnalogRow, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        fed = sum(row.spike_fed for row in self.weighted)
+        head = (
+            f"{len(self.neurons)} layers of multi-threshold neurons; {fed} of {len(self.weighted)} "
+            f"weighted layers fed by spikes; {len(self.analog)} analog"
+        )
+        lines = [f"  {row.name}  {row.operator}  {row.reason}" for row in self.analog]
+        return "\n".join([head, *lines])
+
+
+class SpikingModel(nn.Module):
+    """A converted network. It holds no state: `simulate` runs it and owns time and potentials.
+
+    ``layers`` is its graph, ``image_shape`` its images' (channels, height, width), ``report`` what
+    was converted and how, ``presentation`` and ``whole_window`` how it is run: with
+    ``whole_window`` each layer waits until the layers before it have emitted for all T steps.
+    """
+
+    def __init__(
+        self,
+        layers: fx.GraphModule,
+        presentation: Presentation,
+        whole_window: bool,
+        rules: Mapping[Any, Rule] = DEFAULT_RULES,
+    ) -> None:
+        super().__init__()
+        self.layers = layers
+        self.image_shape: tuple[int, ...] = tuple(layers.image_shape)  # type: ignore[arg-type]
+        self.presentation, self.whole_window = presentation, whole_window
+        self.rules = {**rules, **_SPIKING_LAYERS}
+        self.report = _report(layers, self.rules)
+
+    def neurons(self) -> Iterator[tuple[str, MTNeuron]]:
+        """Name and layer of all its neurons, in order of execution."""
+        for node, layer in layer_nodes(self.layers, MTNeuron):
+            yield str(node.target), layer
+
+    def forward(self, images: Tensor) -> NoReturn:
+        raise TypeError("a SpikingModel has no forward: use simulate(snn, images, time_steps=T)")
+
+
+def _report(layers: fx.GraphModule, rules: Mapping[Any, Rule]) -> ConversionReport:
+    """Read the report off the graph, so that a loaded network has it too."""
+    carries = carried(layers, rules)
+    neurons, weighted, analog = [], [], []
+    for node in layers.graph.nodes:
+        layer, rule = layer_of(layers, node), rule_of(layers, node, rules)
+        name = str(node.target) if layer is not None else str(node.meta.get("path") or node.name)
+        if isinstance(layer, MTNeuron):
+            neurons.append(_neuron_row(name, layer))
+        elif isinstance(layer, WEIGHTED):
+            source = carries[source_of(node)]
+            spike_fed = source is Carries.SPIKES
+            weighted.append(
+                WeightedRow(name, type(layer).__name__, spike_fed, _feeders(layers, node, carries))
+            )
+            if not spike_fed:
+                analog.append(AnalogRow(name, type(layer).__name__, _NOT_SPIKES[source]))
+        elif rule is not None and rule.kind is Kind.DIFFERENCE:
+            analog.append(AnalogRow(name, describe(layers, node), rule.reason))
+        elif isinstance(layer, NORMS) and not _absorbed(layers, node, rules):
+            analog.append(
+                AnalogRow(name, type(layer).__name__, "affine that no single neuron absorbs")
+            )
+    return ConversionReport(tuple(neurons), tuple(weighted), tuple(analog))
+
+
+_NOT_SPIKES = {
+    Carries.IMAGE: "fed by the encoded image (direct coding), not by spikes",
+    Carries.CURRENT: "fed by a current that no neuron quantizes",
+    Carries.CONSTANT: "fed by a constant",
+}
+
+
+def _neuron_row(name: str, layer: MTNeuron) -> NeuronRow:
+    """One neuron layer, as the report shows it."""
+    spec = layer.spec
+    assert spec.bounds is not None
+    low, high = spec.bounds
+    return NeuronRow(
+        name=name,
+        ladder=str(spec.ladder),
+        firing=str(spec.firing or spec.ladder.natural_firing),
+        signed=spec.signed,
+        levels=(int(low or 0), int(high or 0)),
+        scale=float(layer.delta.detach()),
+    )
+
+
+def _feeders(
+    layers: fx.GraphModule, node: fx.Node, carries: Mapping[fx.Node, Carries]
+) -> tuple[str, ...]:
+    """Names of the neurons (or encoder) whose output reaches ``node`` without another between."""
+    found: list[str] = []
+    stack: list[fx.Node] = node.all_input_nodes
+    while stack:
+        item = stack.pop()
+        if carries[item] is Carries.CONSTANT:  # sizes and parameters feed nothing
+            continue
+        if isinstance(layer_of(layers, item), (MTNeuron, Encoder)) or item.op == "placeholder":
+            if str(item.target) not in found:
+                found.append(str(item.target))
+        else:
+            stack.extend(reversed(item.all_input_nodes))
+    return tuple(found)
+
+
+def _absorbed(layers: fx.GraphModule, node: fx.Node, rules: Mapping[Any, Rule]) -> bool:
+    """Whether a batch norm's output goes, through sums and moves, only to neurons or the output."""
+    for user in node.users:
+        rule = rule_of(layers, user, rules)
+        if user.op == "output" or (rule is not None and rule.kind in (Kind.NEURON, Kind.SIZE)):
+            continue
+        if (
+            rule is None
+            or rule.kind not in (Kind.LINEAR, Kind.MOVE)
+            or not _absorbed(layers, user, rules)
+        ):
+            return False
+    return True
+
+
+_SPIKING_LAYERS: dict[Any, Rule] = {
+    MTNeuron: Rule(Kind.NEURON),
+    Encoder: Rule(Kind.MOVE, "the image, quantized"),
+}
+SPIKING_RULES: Mapping[Any, Rule] = {**DEFAULT_RULES, **_SPIKING_LAYERS}

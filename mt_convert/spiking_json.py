@@ -1,0 +1,84 @@
+"""The layers of a spiking network as plain data, and back; their tensors are stored apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from .graph import WEIGHTED
+from .graph_json import plain_layer_from_json, plain_layer_to_json
+from .ladder import Firing, ladder_from_json, ladder_to_json
+from .neurons import IF, LIF, PLIF, MTNeuron, NeuronSpec, Reset
+from .spiking import Encoder
+
+
+def spiking_layer_to_json(layer: nn.Module) -> dict[str, Any]:
+    """A layer of a spiking network as plain data; its tensors are stored apart."""
+    if isinstance(layer, MTNeuron):
+        return {"type": "MTNeuron", **neuron_spec_to_json(layer.spec)}
+    if isinstance(layer, Encoder):
+        return {"type": "Encoder", "level_bounds": list(layer.level_bounds)}
+    plain = plain_layer_to_json(layer)
+    if isinstance(layer, WEIGHTED):
+        plain["weight_scale"] = list(layer.get_buffer("weight_scale").shape)
+    return plain
+
+
+def spiking_layer_from_json(config: Mapping[str, Any]) -> nn.Module:
+    """The layer that `spiking_layer_to_json` described, its tensors not yet filled in."""
+    config = dict(config)
+    kind = config["type"]
+    if kind == "MTNeuron":
+        config.pop("type")
+        return MTNeuron(neuron_spec_from_json(config), torch.ones(()))
+    if kind == "Encoder":
+        low, high = config["level_bounds"]
+        return Encoder(torch.ones(()), (int(low), int(high)))
+    shape = config.pop("weight_scale", None)
+    layer = plain_layer_from_json(config)
+    if shape is not None:
+        layer.register_buffer("weight_scale", torch.ones(shape))
+    return layer
+
+
+_CHARGES = {kind.__name__: kind for kind in (IF, LIF, PLIF)}
+
+
+def neuron_spec_to_json(spec: NeuronSpec) -> dict[str, Any]:
+    """A neuron spec as plain data. A surrogate belongs to training and is not stored.
+
+    Example:
+        >>> neuron_spec_to_json(NeuronSpec(Uniform(3)))["ladder"]
+        {'kind': 'uniform', 'n': 3}
+    """
+    return {
+        "ladder": ladder_to_json(spec.ladder),
+        "firing": None if spec.firing is None else str(spec.firing),
+        "charge": {"kind": type(spec.charge).__name__, **asdict(spec.charge)},
+        "reset": str(spec.reset),
+        "signed": spec.signed,
+        "initial": spec.initial,
+        "bounds": None if spec.bounds is None else list(spec.bounds),
+    }
+
+
+def neuron_spec_from_json(stored: Mapping[str, Any]) -> NeuronSpec:
+    """The inverse of `neuron_spec_to_json`.
+
+    Raises:
+        SpecError: values that no neuron can have.
+    """
+    charge = dict(stored["charge"])
+    return NeuronSpec(
+        ladder=ladder_from_json(stored["ladder"]),
+        firing=None if stored["firing"] is None else Firing(stored["firing"]),
+        charge=_CHARGES[charge.pop("kind")](**charge),
+        reset=Reset(stored["reset"]),
+        signed=bool(stored["signed"]),
+        initial=float(stored["initial"]),
+        bounds=None if stored["bounds"] is None else tuple(stored["bounds"]),
+    )
