@@ -52,6 +52,7 @@ def neuron_spec_to_json(spec: NeuronSpec) -> dict[str, Any]:
     """A neuron spec as plain data. A surrogate belongs to training and is not stored.
 
     Example:
+        >>> from .ladder import Uniform
         >>> neuron_spec_to_json(NeuronSpec(Uniform(3)))["ladder"]
         {'kind': 'uniform', 'n': 3}
     """
