@@ -4,7 +4,7 @@
 
 FOLDER holds train.tar and test.tar of JPEG CIFAR-10, FILE the fp32 ResNet-20. Three recipes are run
 (W4A4, W3A3, W2A2; all 10,000 test images), and for each a second evaluation of the same trained
-network on the first 2,000 test images of the seeded order: whole-window layers, and even input with
+network on the first 1,000 test images of the seeded order: whole-window layers, and even input with
 n T = L. Finished stages are kept, an interrupted training goes on; runs lie under --runs.
 """
 
@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 RECIPES = ("cifar10_resnet20_w4a4", "cifar10_resnet20_w3a3", "cifar10_resnet20_w2a2")
 MORE = (
     "train=null",
-    "evaluate.images=2000",
+    "evaluate.images=1000",
     "evaluate.whole_window=[true]",
     "evaluate.iso_level=true",
 )
