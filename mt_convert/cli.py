@@ -152,7 +152,8 @@ def run(
 
         folder = out or Path("runs") / (f"{loaded.name}_smoke" if smoke else loaded.name)
         finished = pipeline.run(loaded, folder, resume=resume)
-        pipeline.show(finished, Console())
+        if pipeline.speaks():
+            pipeline.show(finished, Console())
     except KeyboardInterrupt:
         words = [recipe, *(overrides or []), *(["--smoke"] if smoke else [])]
         again = shlex.join([*words, *(["--out", str(folder)] if folder else []), "--resume"])

@@ -2,8 +2,10 @@
 
 Each stage leaves one folder and is entered again only if what it depends on has changed: its own
 blocks of the recipe, the stages before it, the content of the checkpoints it reads. A stage works
-in ``STAGE.partial`` and is renamed when it is done, so that earlier artefacts stay until then;
-``results.json``, ``recipe.yaml`` and ``versions.json`` change together, when all stages are done.
+in ``STAGE.partial`` and is renamed when it is done: to ``STAGE``, or to ``STAGE.new`` where an
+earlier run's stands. When all stages are done, the new ones take the places of the old ones, and
+``results.json``, ``recipe.yaml`` and ``versions.json`` change with them; until then, and if a stage
+fails, everything an earlier run left is as it was.
 Under ``accelerate launch`` the training stages run in every process, the others in the first.
 """
 
@@ -24,6 +26,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -42,6 +45,7 @@ from .storage import atomic, load_tensors, read_json, save_tensors, write_json
 from .train import TrainSpec, fit
 
 STAGES = ("ann", "quantize", "train", "convert", "evaluate", "report")
+NEW = ".new"
 PROBE_IMAGES = 32
 
 
@@ -58,8 +62,15 @@ def run(recipe: Recipe, out: Path, *, resume: bool) -> Path:
     work.open()
     for name in STAGES:
         work.stage(name)
-    work.publish()
+    if work.first:
+        work.publish()
+    work.wait()
     return work.out
+
+
+def speaks() -> bool:
+    """Whether this process is the one of ``accelerate launch`` that prints; alone it always is."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def show(path: Path, console: Console) -> None:
@@ -75,7 +86,7 @@ def show(path: Path, console: Console) -> None:
             raise CheckpointError(f"{path / 'results.json'} has no rows: run the recipe again")
         console.print(report.rich_table(rows))
         console.print(results.LEGEND + ".\n", style="dim")
-        console.print(_sentence(path, rows), highlight=False, soft_wrap=True)
+        console.print(_sentence(path, path / "convert", rows), highlight=False, soft_wrap=True)
         return
     if (path / "network.json").is_file():
         network = archive.load(path)
@@ -93,9 +104,9 @@ def show(path: Path, console: Console) -> None:
     )
 
 
-def _sentence(out: Path, rows: list[results.Row]) -> str:
+def _sentence(out: Path, convert_folder: Path, rows: list[results.Row]) -> str:
     """The closing sentence of a run, from its artefacts."""
-    converted = read_json(out / "convert" / "report.json")
+    converted = read_json(convert_folder / "report.json")
     return report.summary(rows, converted["probe"], converted["report"], str(out)) + "."
 
 
@@ -109,9 +120,11 @@ class _Work:
 
     def __post_init__(self) -> None:
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        self.processes = PartialState() if several else None
+        on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+        self.processes = PartialState(cpu=on_cpu) if several else None
         self.first = self.processes is None or self.processes.is_main_process
         self.fingerprint = ""
+        self.at: dict[str, Path] = {}
         self.changed = False
         self._splits: Splits | None = None
 
@@ -124,7 +137,7 @@ class _Work:
             raise RecipeError(f"{len(faults)} fault(s): this recipe cannot run here", faults)
         if self.recipe.quantize.checkpoint is not None:
             archive.load_quantized(self.recipe.quantize.checkpoint, self.recipe.quantize.spec())
-        names = [name + end for name in STAGES for end in ("", ".partial")]
+        names = [name + end for name in STAGES for end in ("", NEW, ".partial")]
         for path in (self.out, *(self.out / name for name in names)):
             if path.exists() and not path.is_dir():
                 hint = "name a folder with --out" if path == self.out else "move it away"
@@ -133,19 +146,22 @@ class _Work:
             self._describe()
 
     def publish(self) -> None:
-        """The numbers of the last stages, and what they belong to."""
-        if not self.first:
-            return
-        rows, published = self.out / "evaluate" / "rows.json", self.out / "results.json"
-        text, recipe = rows.read_text(), self.out / "recipe.yaml"
+        """Put the new stages in the places of the old ones, and the results beside them."""
+        rows, published = (self.at["evaluate"] / "rows.json").read_text(), self.out / "results.json"
+        moved = [name for name in STAGES if self.at[name] != self.out / name]
         stale = any(
             not path.is_file() or path.read_text() != wanted
-            for path, wanted in ((published, text), (recipe, dump(self.recipe)))
+            for path, wanted in ((published, rows), (self.out / "recipe.yaml", dump(self.recipe)))
         )
-        if self.changed or stale:
-            self._describe()
-            with atomic(published) as temporary:
-                temporary.write_text(text)
+        if not (self.changed or moved or stale):
+            return
+        for name in moved:
+            _replace(self.at[name], self.out / name)
+        self._describe()
+        with atomic(published) as temporary:
+            temporary.write_text(rows)
+        for name in STAGES:  # of a recipe that was tried in between
+            _remove(self.out / f"{name}{NEW}")
 
     def _describe(self) -> None:
         """What is run, and on what."""
@@ -155,35 +171,34 @@ class _Work:
 
     def stage(self, name: str) -> None:
         """Run one stage, unless it stands finished with the same inputs."""
-        folder, partial = self.out / name, self.out / f"{name}.partial"
+        folder, new, partial = (self.out / f"{name}{end}" for end in ("", NEW, ".partial"))
         self.fingerprint = _digest([name, self._inputs(name), self.fingerprint])
-        if self._finished(folder):
-            self._log(name, "kept")
-            return
+        for stands in (folder, new):
+            if self._same(stands):
+                self.at[name] = stands
+                self._log(name, "kept")
+                return
+        self.at[name] = new if folder.exists() else folder
         started, self.changed = time.monotonic(), True
         self._log(name, "started")
         if self.first and partial.exists() and not (self.resume and self._same(partial)):
             _remove(partial)
-        self._wait()
+        self.wait()
         if self.first and not partial.exists():
             write_json(partial / "inputs.json", {"fingerprint": self.fingerprint})
-        self._wait()
+        self.wait()
         trains = (name == "ann" and self.recipe.ann) or (name == "train" and self.recipe.train)
         if self.first or trains:
             step: Callable[[Path], None] = getattr(self, f"_{name}")
             step(partial)
-        self._wait()
+        self.wait()
         if self.first:
-            _replace(partial, folder)
-        self._wait()
+            _replace(partial, self.at[name])
+        self.wait()
         self._log(name, "finished", seconds=round(time.monotonic() - started, 1))
 
-    def _finished(self, folder: Path) -> bool:
-        """Whether a stage stands finished with these inputs."""
-        return folder.is_dir() and self._same(folder)
-
     def _same(self, folder: Path) -> bool:
-        """Whether a folder was begun with these inputs."""
+        """Whether a folder is there and was begun with these inputs."""
         try:
             return bool(read_json(folder / "inputs.json")["fingerprint"] == self.fingerprint)
         except (CheckpointError, KeyError, TypeError):
@@ -222,7 +237,7 @@ class _Work:
         except OSError as error:
             raise OutputError(f"cannot write {self.out / 'log.jsonl'}: {error}") from error
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
         """Let the other processes catch up."""
         if self.processes is not None:
             self.processes.wait_for_everyone()
@@ -255,7 +270,7 @@ class _Work:
         """The float network of the first stage."""
         spec = dataclasses.replace(self.recipe.model, checkpoint=None, pretrained=False)
         ann = build(spec, seed=self.recipe.seed)
-        ann.load_state_dict(load_tensors(self.out / "ann" / "model.safetensors"))
+        ann.load_state_dict(load_tensors(self.at["ann"] / "model.safetensors"))
         return ann.eval()
 
     def _quantize(self, folder: Path) -> None:
@@ -270,7 +285,7 @@ class _Work:
 
     def _load_qann(self, stage: str) -> QuantizedModel:
         """The quantized network that a stage left."""
-        return archive.load_quantized(self.out / stage, self.recipe.quantize.spec())
+        return archive.load_quantized(self.at[stage], self.recipe.quantize.spec())
 
     def _train(self, folder: Path) -> None:
         """Quantization-aware training, or the calibrated network as it is."""
@@ -317,10 +332,12 @@ class _Work:
 
     def _report(self, folder: Path) -> None:
         """The page, from the stored rows alone."""
-        stored = read_json(self.out / "evaluate" / "rows.json")
+        stored = read_json(self.at["evaluate"] / "rows.json")
         rows = results.results_from_json(stored)
-        converted = read_json(self.out / "convert" / "report.json")
-        page = report.markdown_page(rows, _sentence(self.out, rows)[:-1], converted["report"])
+        converted = read_json(self.at["convert"] / "report.json")
+        page = report.markdown_page(
+            rows, _sentence(self.out, self.at["convert"], rows)[:-1], converted["report"]
+        )
         with atomic(folder / "report.md") as temporary:
             temporary.write_text(page)
 
@@ -368,7 +385,7 @@ def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _replace(partial: Path, folder: Path) -> None:
-    """Put a finished stage in the place of an older one, which stays whole while in sight."""
+    """Put a finished stage in its place; an older one there stays whole while in sight."""
     older = folder.with_name(f"{folder.name}.old")
     _remove(older)
     try:

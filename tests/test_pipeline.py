@@ -305,27 +305,47 @@ def test_killed_at_the_end_of_each_stage_and_resumed_it_comes_to_the_same(
     assert_equal_runs(finished, run(recipe(), out, resume=True))
 
 
-def test_killed_while_an_old_stage_makes_way_the_new_one_is_found_again(
-    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_killed_while_new_stages_take_the_places_of_old_ones_it_goes_on(
+    finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = recipe("evaluate.iso_level=false")
-    remove, calls = pipeline._remove, []
+    replace, moves = pipeline._replace, []
 
-    def die(folder: Path) -> None:
-        calls.append(folder.name)
-        if calls.count("evaluate.old") == 2:  # the second time it is what was replaced
+    def die(partial: Path, folder: Path) -> None:
+        if partial.name == "report.new":
             raise Killed
-        remove(folder)
+        moves.append(f"{partial.name} -> {folder.name}")
+        replace(partial, folder)
 
-    monkeypatch.setattr(pipeline, "_remove", die)
+    monkeypatch.setattr(pipeline, "_replace", die)
     with pytest.raises(Killed):
         run(other, copied, resume=False)
-    assert (copied / "evaluate.old").is_dir()
-    monkeypatch.setattr(pipeline, "_remove", remove)
+    assert moves == [
+        *("evaluate.partial -> evaluate.new", "report.partial -> report.new"),
+        "evaluate.new -> evaluate",
+    ]
+    assert (copied / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+    monkeypatch.setattr(pipeline, "_replace", replace)
     lines = len(events(copied))
     run(other, copied, resume=False)
-    assert entered(copied, lines) == ["report"]
+    assert entered(copied, lines) == []
     assert len(json.loads((copied / "results.json").read_text())["rows"]) == 4
+    assert {path.name for path in copied.iterdir()} == {path.name for path in finished.iterdir()}
+
+
+def test_a_recipe_tried_in_between_leaves_nothing_behind(
+    finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.report, "markdown_page", refuse)
+        with pytest.raises(DataError):
+            run(recipe("evaluate.iso_level=false"), copied, resume=False)
+    assert (copied / "evaluate.new").is_dir()
+    assert "every step" in printed(copied)  # the earlier run's table, whole
+    lines = len(events(copied))
+    run(recipe("evaluate.thresholds=[3]"), copied, resume=False)
+    assert entered(copied, lines) == ["evaluate", "report"]
+    assert {path.name for path in copied.iterdir()} == {path.name for path in finished.iterdir()}
 
 
 def test_without_resume_an_unfinished_stage_starts_again(
@@ -346,26 +366,29 @@ def test_an_unfinished_stage_of_another_recipe_is_not_resumed(copied: Path) -> N
     assert not (copied / "report" / "stray").exists()
 
 
+def refuse(*_: Any, **__: Any) -> None:
+    raise DataError("an image is unreadable")
+
+
 @pytest.mark.parametrize(
-    ("stage", "broken", "override"),
+    ("broken", "override", "left"),
     [
-        ("evaluate", "evaluate", "evaluate.thresholds=[3]"),
-        ("convert", "probe", "convert.signed=true"),
+        ("evaluate", "evaluate.thresholds=[3]", {"evaluate.partial"}),
+        ("probe", "convert.signed=true", {"convert.partial"}),
+        ("evaluate", "convert.signed=true", {"convert.new", "evaluate.partial"}),
+        ("quantize", "seed=3", {"ann.new", "quantize.partial"}),
     ],
 )
-def test_a_stage_that_fails_leaves_what_stood_there(
-    copied: Path, monkeypatch: pytest.MonkeyPatch, stage: str, broken: str, override: str
+def test_a_stage_that_fails_leaves_everything_that_stood_there(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, broken: str, override: str, left: set[str]
 ) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise DataError("an image is unreadable")
-
     before = files(copied, "log.jsonl")
-    monkeypatch.setattr(pipeline, broken, fail)
+    monkeypatch.setattr(pipeline, broken, refuse)
     with pytest.raises(DataError):
         run(recipe(override), copied, resume=False)
     after = files(copied, "log.jsonl")
     assert {name: after.get(name) for name in before} == before
-    assert {name.split("/")[0] for name in after.keys() - before.keys()} == {f"{stage}.partial"}
+    assert {name.split("/")[0] for name in after.keys() - before.keys()} == left
 
 
 @pytest.mark.parametrize(
