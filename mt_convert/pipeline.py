@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from . import archive, report, results
 from .convert import convert
-from .data import DataSpec, Splits, batches, images, open_data
+from .data import DataSpec, ImageSet, Splits, batches, images, open_data
 from .errors import CheckpointError, OutputError, RecipeError
 from .evaluate import Setting, evaluate, iso_level, probe
 from .ladder import Uniform
@@ -315,12 +315,12 @@ class _Work:
         """The table on the test images."""
         block, data = self.recipe.evaluate, self.recipe.data
         qann = self._load_qann("train")
-        test = batches(self.splits.test, block.batch_size)
-        count = min(len(self.splits.test), block.images or len(self.splits.test))
+        test = test_images(self.recipe, self.splits)
+        steps = -(-len(test) // block.batch_size)
         rows = evaluate(
             self._load_ann().to(_device()),
             qann.to(_device()),
-            _first(test, count, block.batch_size),
+            progress(batches(test, block.batch_size), "evaluate", total=steps),
             settings(self.recipe),
             {
                 "model": self.recipe.model.architecture,
@@ -369,14 +369,15 @@ def dataset_name(spec: DataSpec) -> str:
     return spec.name or spec.dataset or Path(spec.root or "images").name
 
 
-def _first(loader: Any, count: int, batch_size: int) -> Any:
-    """The first ``count`` images of a loader, with progress."""
-    left = count
-    for pictures, labels in progress(loader, "evaluate", total=-(-count // batch_size)):
-        yield pictures[:left], labels[:left]
-        left -= len(labels)
-        if left <= 0:
-            return
+def test_images(recipe: Recipe, splits: Splits) -> ImageSet:
+    """The images that are evaluated: all, or the first ``evaluate.images`` of a seeded order.
+
+    Files lie sorted by class, so that the first as they stand would be of one class.
+    """
+    wanted = recipe.evaluate.images
+    if wanted is None or wanted >= len(splits.test):
+        return splits.test
+    return open_data(dataclasses.replace(recipe.data, test_images=wanted)).test
 
 
 def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

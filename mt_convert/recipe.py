@@ -57,7 +57,8 @@ class ConvertBlock(BaseModel):
 
 class EvaluateBlock(BaseModel):
     """The rows of the table: every combination of these lists, and with ``iso_level`` the rows
-    {n=1, T=L}, {n=L, T=1} and between, presented in every step. ``images`` null means all."""
+    {n=1, T=L}, {n=L, T=1} and between, presented in every step. ``images`` null means all, else
+    the first of a seeded order."""
 
     model_config = _STRICT
     thresholds: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 3, 7, 15)

@@ -16,16 +16,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 from rich.console import Console
 
 from mt_convert import archive, pipeline
+from mt_convert.data import batches, open_data
 from mt_convert.errors import CheckpointError, DataError, OutputError, RecipeError
 from mt_convert.pipeline import STAGES, run, settings, show
+from mt_convert.pipeline import test_images as evaluated
 from mt_convert.quantize import QuantizedModel
-from mt_convert.recipe import Recipe, load_recipe
+from mt_convert.recipe import EvaluateBlock, Recipe, load_recipe
 from mt_convert.results import results_from_json
 from mt_convert.storage import load_tensors
 
@@ -530,3 +534,33 @@ def test_the_command_killed_in_both_trainings_and_resumed_gives_the_same_numbers
     ]
     whole = run(load_recipe("digits", LONG, smoke=True), tmp_path / "whole", resume=False)
     assert_equal_runs(whole, out)
+
+
+def test_fewer_images_are_drawn_from_all_classes_and_not_the_first_of_the_files(
+    tmp_path: Path,
+) -> None:
+    for split in ("train", "test"):
+        for label in ("cat", "dog"):
+            folder = tmp_path / split / label
+            folder.mkdir(parents=True)
+            for number in range(20):
+                pixels = np.full((8, 8), number, dtype=np.uint8)
+                Image.fromarray(pixels, "L").save(folder / f"{number}.png")
+    loaded = load_recipe(
+        "digits",
+        [
+            f"data.root={tmp_path}",
+            "data.dataset=''",
+            "data.test_split=test",
+            "data.classes=2",
+            "model.classes=2",
+            "data.calibration_images=4",
+            "evaluate.images=12",
+        ],
+    )
+    splits = open_data(loaded.data)
+    labels = [label for _, some in batches(evaluated(loaded, splits), 4) for label in some.tolist()]
+    assert len(labels) == 12
+    assert set(labels) == {0, 1}
+    everything = loaded.model_copy(update={"evaluate": EvaluateBlock()})
+    assert evaluated(everything, splits) is splits.test
