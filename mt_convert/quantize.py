@@ -7,7 +7,6 @@ result trains like any module. QuantTensors never leave a layer.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -356,8 +355,3 @@ def quantized_weight(layer: nn.Module) -> tuple[Tensor, Tensor]:
     return value, step.reshape(-1, *[1] * (value.dim() - 1)).expand(
         value.shape[0], *step.shape[1:] or [1]
     ).clone()
-
-
-def clone(qann: QuantizedModel) -> QuantizedModel:
-    """An independent copy."""
-    return copy.deepcopy(qann)

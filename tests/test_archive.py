@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from mt_convert.convert import convert
 from mt_convert.errors import CheckpointError, OutputError
 from mt_convert.ladder import Binary, Firing, Uniform
 from mt_convert.quant_spec import BatchNorm, Override, QuantSpec, Scale
-from mt_convert.quantize import QuantizedModel, clone, quantize
+from mt_convert.quantize import QuantizedModel, quantize
 from mt_convert.simulate import simulate
 from mt_convert.spiking import Presentation, SpikingModel
 
@@ -44,7 +45,7 @@ def _quantized(name: str) -> QuantizedModel:
 
 def quantized(name: str) -> QuantizedModel:
     """A quantized network of its own for each caller."""
-    return clone(_quantized(name))
+    return copy.deepcopy(_quantized(name))
 
 
 def steps(qann: QuantizedModel, count: int) -> list[Tensor]:

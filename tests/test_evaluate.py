@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib import import_module
@@ -18,7 +19,7 @@ from mt_convert.errors import DataError, SpecError
 from mt_convert.evaluate import Setting, evaluate, iso_level, probe
 from mt_convert.ladder import Binary, Firing, PowerOfTwo, Uniform
 from mt_convert.quant_spec import QuantSpec
-from mt_convert.quantize import QuantizedModel, clone, quantize
+from mt_convert.quantize import QuantizedModel, quantize
 from mt_convert.results import Row
 from mt_convert.simulate import simulate
 from mt_convert.spiking import Presentation, SpikingModel
@@ -256,7 +257,7 @@ def test_batches_of_any_size_give_the_same_rows(
 def test_networks_left_in_training_mode_are_evaluated_all_the_same(
     rows: list[Row], ann: nn.Module, qann: QuantizedModel, labels: Tensor
 ) -> None:
-    own = clone(qann).train()
+    own = copy.deepcopy(qann).train()
     before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
     again = evaluate(ann.train(), own, [(BATCH, labels)], SETTINGS[:1], DESCRIBE)
     assert [row.qann_accuracy for row in again] == [row.qann_accuracy for row in rows[:2]]
@@ -293,7 +294,7 @@ def test_the_probe_says_exact_and_what_it_looked_at(qann: QuantizedModel) -> Non
     verdict = probe(qann, BATCH)
     neurons = sum(layer[0].numel() for layer in levels_of(qann, BATCH)[0].values())
     assert verdict == {"exact": True, "images": 12, "neurons": neurons, "differs": []}
-    assert probe(clone(qann).train(), BATCH) == verdict
+    assert probe(copy.deepcopy(qann).train(), BATCH) == verdict
 
 
 def heavier(snn: SpikingModel) -> None:

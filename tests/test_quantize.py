@@ -26,7 +26,6 @@ from mt_convert.quant_spec import BatchNorm, Override, QuantSpec, Scale
 from mt_convert.quantize import (
     QuantAct,
     QuantizedModel,
-    clone,
     quant_layer_from_json,
     quant_layer_to_json,
     quantize,
@@ -321,7 +320,7 @@ def test_quantized_layers_come_back_from_json(scale: Scale) -> None:
 
 def test_a_clone_is_whole_and_independent() -> None:
     qann, x = quantized("one_relu"), images(3)
-    copied = clone(qann)
+    copied = copy.deepcopy(qann)
     expected = qann(x)
     assert torch.equal(copied(x), expected)
     assert (copied.spec, copied.image_shape) == (qann.spec, (2, 8, 8))
