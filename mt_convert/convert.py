@@ -8,6 +8,7 @@ layer what was done, what feeds it, and what stays analog and why (invariant 9).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -15,13 +16,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from .errors import Fault, SpecError, UnsupportedLayerError
-from .graph import WEIGHTED, layer_nodes, layer_of, set_image_shape
+from .graph import layer_nodes, layer_of, set_image_shape
 from .graph_json import plain_layer_from_json, plain_layer_to_json
 from .ladder import Firing, Ladder, Learned, Uniform
 from .neurons import MTNeuron, NeuronSpec
-from .quantize import QuantAct, QuantizedModel, quantized_weight
+from .quant_layers import QuantAct, quantized_weight
+from .quantize import QuantizedModel
 from .rules import DEFAULT_RULES, Kind, Rule, unknown_operators
 from .spiking import Encoder, Presentation, SpikingModel
+from .verify import made_up_images
+from .verify import verify as verify_conversion
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
@@ -34,13 +38,15 @@ def convert(
     signed: bool = False,
     presentation: Presentation | str = Presentation.ONCE,
     whole_window: bool = False,
+    verify: bool | Tensor = False,
     rules: Mapping[Any, Rule] = DEFAULT_RULES,
 ) -> SpikingModel:
     """The multi-threshold spiking network of a quantized network; ``qann`` is untouched.
 
     Without ``ladder`` each layer gets as many thresholds as its quantizer has levels: then T = 1 is
     exact. A shorter ladder needs several steps, and ``signed`` neurons to take back what was
-    emitted too early. Layers whose levels go below 0 are always signed.
+    emitted too early. Layers whose levels go below 0 are always signed. ``verify`` runs both
+    networks on a probe batch (its images, or made-up ones) and puts the `Verdict` into the report.
 
     Raises:
         UnsupportedLayerError: all layers and operators that cannot be converted, at once.
@@ -63,19 +69,43 @@ def convert(
     presentation = _choice(Presentation, "presentation", presentation)
     firing = None if firing is None else _choice(Firing, "firing", firing)
     _refuse(qann, ladder, rules)
+    layers = _converted_graph(qann, ladder, firing, signed)
+    snn = SpikingModel(layers, presentation, whole_window, rules)
+    if verify is not False:
+        probe = made_up_images(qann.image_shape) if verify is True else verify
+
+        def build(ladder: Ladder | None, firing: Firing | None, signed: bool) -> SpikingModel:
+            layers = _converted_graph(qann, ladder, firing, signed)
+            return SpikingModel(layers, Presentation.ONCE, False, rules)
+
+        verdict = verify_conversion(qann, build, probe.to(_device(qann)))
+        snn.report = replace(snn.report, verdict=verdict)
+    return snn
+
+
+def _converted_graph(
+    qann: QuantizedModel, ladder: Ladder | None, firing: Firing | None, signed: bool
+) -> fx.GraphModule:
+    """The graph of the spiking network."""
+    called = {str(node.target) for node in qann.layers.graph.nodes if node.op == "call_module"}
     layers = fx.GraphModule(
         {
             **{name: value.detach().clone() for name, value in _loose_tensors(qann.layers)},
             **{
                 name: _converted(layer, ladder, firing, signed)
                 for name, layer in qann.layers.named_modules()
-                if name in {str(node.target) for node in qann.layers.graph.nodes}
+                if name in called
             },
         },
         _copied_graph(qann.layers),
     )
     set_image_shape(layers, qann.image_shape)
-    return SpikingModel(layers.eval(), presentation, whole_window, rules)
+    return layers.eval()
+
+
+def _device(model: nn.Module) -> torch.device:
+    """Where a network's tensors are."""
+    return next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
 
 
 def _choice(kind: type[Choice], name: str, value: str) -> Choice:
@@ -141,10 +171,10 @@ def _converted(
             bounds=(low, high),
         )
         return MTNeuron(spec, layer.scale.clone())
-    if not isinstance(layer, WEIGHTED):
+    if not hasattr(layer, "weight_bits"):
         return plain_with_tensors(layer)
     value, step = quantized_weight(layer)
-    made = plain_layer_from_json(plain_layer_to_json(layer)).to(value.device)
+    made: Any = plain_layer_from_json(plain_layer_to_json(layer)).to(value.device)
     made.weight.data, made.weight.requires_grad = value, True
     if layer.bias is not None:
         made.bias.data = layer.bias.detach().clone()
@@ -156,5 +186,4 @@ def plain_with_tensors(layer: nn.Module) -> nn.Module:
     """A fresh copy of a layer without quantizers (batch norm, dropout)."""
     made = plain_layer_from_json(plain_layer_to_json(layer))
     made.load_state_dict(layer.state_dict())
-    device = next((tensor.device for tensor in layer.state_dict().values()), torch.device("cpu"))
-    return made.to(device)
+    return made.to(_device(layer))

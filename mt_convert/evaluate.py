@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +11,12 @@ from torch import Tensor, nn
 
 from .convert import convert
 from .errors import Fault, SpecError
-from .graph import layer_nodes
 from .ladder import Binary, Firing, Ladder, PowerOfTwo, Uniform
-from .quantize import QuantAct, QuantizedModel
+from .quantize import QuantizedModel
 from .results import Row
 from .simulate import levels, simulate
 from .spiking import Presentation, SpikingModel
+from .verify import levels_of
 
 LADDERS: dict[str, Callable[[int], Ladder]] = {
     "uniform": Uniform,
@@ -107,7 +106,7 @@ def evaluate(
         images, labels = (tensor.to(device) for tensor in batch)
         total += len(labels)
         ann_correct += int((ann(images).argmax(1) == labels).sum())
-        with _levels_of(qann) as expected:
+        with levels_of(qann) as expected:
             predicted = qann(images).argmax(1)
         qann_correct += int((predicted == labels).sum())
         for setting, snn, tally in zip(settings, networks, tallies, strict=True):
@@ -148,29 +147,6 @@ def _runs(setting: Setting) -> tuple[int, ...]:
     """The simulations a setting needs: a longer one shows the shorter ones too, unless layers wait
     for their whole window."""
     return setting.time_steps if setting.whole_window else setting.time_steps[-1:]
-
-
-@contextmanager
-def _levels_of(qann: QuantizedModel) -> Iterator[dict[str, Tensor]]:
-    """Collect the levels of every activation while the quantized network runs."""
-    seen: dict[str, Tensor] = {}
-
-    def hook(name: str) -> Callable[..., None]:
-        def keep(layer: QuantAct, inputs: Any, output: Tensor) -> None:
-            seen[name] = torch.round(output / layer.scale)
-
-        return keep
-
-    handles = [
-        layer.register_forward_hook(hook(str(node.target)))
-        for node, layer in layer_nodes(qann.layers, QuantAct)
-        if not layer.encodes_input
-    ]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _count(
@@ -236,35 +212,3 @@ def _rows(setting: Setting, snn: SpikingModel, tally: _Tally, known: dict[str, A
 def _percent(part: int, whole: int) -> float:
     """A share in percent."""
     return 100 * part / whole
-
-
-def probe(qann: QuantizedModel, images: Tensor) -> dict[str, Any]:
-    """Invariant 1 on a probe batch: is T = 1 with all thresholds bit-equal to the QANN?
-
-    Every neuron and the logits, in parallel and in cascade firing, threshold by threshold and in
-    closed form.
-
-    Returns:
-        Plain data: ``exact``, ``images``, ``neurons``, and ``differs``, the layers that are not
-        equal.
-    """
-    qann.eval()
-    with torch.no_grad(), _levels_of(qann) as expected:
-        logits = qann(images)
-    differs: set[str] = set()
-    for firing in Firing:
-        snn = convert(qann, firing=firing)
-        for literal in (False, True):
-            run = simulate(snn, images, time_steps=1, literal=literal)
-            differs |= {
-                name for name in expected if not torch.equal(run.totals[name], expected[name])
-            }
-            if not torch.equal(run.logits[0], logits):
-                differs.add("logits")
-    neurons = sum(layer[0].numel() for layer in expected.values())
-    return {
-        "exact": not differs,
-        "images": len(images),
-        "neurons": neurons,
-        "differs": sorted(differs),
-    }

@@ -56,6 +56,32 @@ def layer_nodes(
             yield node, layer
 
 
+def is_constant(node: fx.Node) -> bool:
+    """Whether a node's value does not depend on what the image shows: parameters, sizes, numbers,
+    and what is computed from them.
+
+    Example:
+        >>> from .trace import trace
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> nodes = trace(net, torch.zeros(2, 1, 2, 2)).graph.nodes
+        >>> [node.name for node in nodes if is_constant(node)]
+        ['sym_size_int']
+    """
+    stack = [node]
+    while stack:  # not a recursion: graphs are thousands of nodes deep
+        item = stack[-1]
+        if "constant" not in item.meta:
+            unknown = [source for source in item.all_input_nodes if "constant" not in source.meta]
+            of_sizes = item.op == "call_function" and "sym_" in str(item.target)
+            if unknown and not of_sizes:
+                stack.extend(unknown)
+                continue
+            known = [source.meta["constant"] for source in item.all_input_nodes if not of_sizes]
+            item.meta["constant"] = item.op not in ("placeholder", "output") and all(known)
+        stack.pop()
+    return bool(node.meta["constant"])
+
+
 def describe(graph_module: fx.GraphModule, node: fx.Node) -> str:
     """What a node is, for messages: a layer's class or an operator's name."""
     layer = layer_of(graph_module, node)

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, fx
 from torch.func import functional_call
 
+from .carries import Carries, carried
 from .errors import SpecError
 from .graph import NORMS, WEIGHTED, attribute, check_images, layer_of
 from .neurons import MTNeuron, NeuronSpec, NeuronState, initial_state, mt_step_literal
-from .rules import Carries, Kind, carried, rule_of
+from .rules import Kind, rule_of
 from .simulate import levels
 from .spiking import Presentation, SpikingModel
 
@@ -149,7 +150,7 @@ class _Walk:
         if self.carries[node] is Carries.CONSTANT:
             return operate(*args, **kwargs)
         assert rule is not None
-        if rule.kind is Kind.DIFFERENCE:
+        if rule.kind in (Kind.DIFFERENCE, Kind.PRODUCT):
             return self._difference(node, operate, t, values)
         if layer is not None and isinstance(layer, (*WEIGHTED, *NORMS)) and not self._injects(t):
             names = ("bias", "running_mean")

@@ -34,7 +34,7 @@ from . import archive, report, results
 from .convert import convert
 from .data import DataSpec, ImageSet, Splits, batches, images, open_data
 from .errors import CheckpointError, OutputError, RecipeError
-from .evaluate import Setting, evaluate, iso_level, probe
+from .evaluate import Setting, evaluate, iso_level
 from .ladder import Uniform
 from .models import build
 from .progress import progress
@@ -107,7 +107,7 @@ def show(path: Path, console: Console) -> None:
 def _sentence(out: Path, convert_folder: Path, rows: list[results.Row]) -> str:
     """The closing sentence of a run, from its artefacts."""
     converted = read_json(convert_folder / "report.json")
-    return report.summary(rows, converted["probe"], converted["report"], str(out)) + "."
+    return report.summary(rows, converted["report"], str(out)) + "."
 
 
 @dataclass
@@ -298,6 +298,7 @@ class _Work:
     def _convert(self, folder: Path) -> None:
         """The spiking network, its report, and the proof on a probe batch that T = 1 is exact."""
         qann, block = self._load_qann("train"), self.recipe.convert
+        calibration = self.splits.calibration
         snn = convert(
             qann,
             ladder=None if block.thresholds is None else Uniform(block.thresholds),
@@ -305,11 +306,10 @@ class _Work:
             signed=block.signed,
             presentation=block.presentation,
             whole_window=block.whole_window,
+            verify=images(calibration, min(PROBE_IMAGES, len(calibration))),
         )
-        calibration = self.splits.calibration
-        verdict = probe(qann, images(calibration, min(PROBE_IMAGES, len(calibration))))
         archive.save(snn, folder)
-        write_json(folder / "report.json", {"probe": verdict, "report": snn.report.to_json()})
+        write_json(folder / "report.json", {"report": snn.report.to_json()})
 
     def _evaluate(self, folder: Path) -> None:
         """The table on the test images."""

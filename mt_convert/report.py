@@ -55,16 +55,16 @@ def title(rows: Sequence[Row]) -> str:
     )
 
 
-def summary(rows: Sequence[Row], probe: dict[str, Any], report: dict[str, Any], where: str) -> str:
+def summary(rows: Sequence[Row], report: dict[str, Any], where: str) -> str:
     """One sentence: what was converted, whether T = 1 is exact, where the artefacts lie."""
-    row = rows[0]
+    row, found = rows[0], report["verdict"]
     spiking = len(report["neurons"])
     fed = sum(item["spike_fed"] for item in report["weighted"])
     verdict = (
         "equals its quantized network bit for bit at T = 1 "
-        f"(checked on {probe['images']} images, {probe['neurons']} activations and all logits)"
-        if probe["exact"]
-        else f"DIFFERS from its quantized network at T = 1 in {', '.join(probe['differs'])}"
+        f"(checked on {found['images']} images, {found['neurons']} activations and all logits)"
+        if found["exact_t1"]
+        else f"DIFFERS from its quantized network at T = 1 in {', '.join(found['differs'])}"
     )
     return (
         f"{row.model} became {spiking} layers of multi-threshold neurons ({fed} of "

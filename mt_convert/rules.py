@@ -1,8 +1,10 @@
 """What each operator and layer does over time: the one table that knows operators.
 
-A converted network runs on running totals, so four cases cover everything (DESIGN, section 2):
-data movement, linear operators, neurons, and non-linear operators, whose emission in a step is the
-difference of f(total up to t) and f(total up to t-1). Whatever is not in the table is refused.
+A converted network runs on running totals, so five cases cover everything (DESIGN, section 2):
+data movement, linear operators, neurons, products of two activations, and non-linear operators.
+Of the last two the emission in a step is the difference of f(total up to t) and f(total up to t-1);
+a product of spike trains is still driven by spikes: a step's spikes on one side meet the total on
+the other. Whatever is not in the table is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch
 from torch import fx, nn
 
 from .errors import Fault
-from .graph import NORMS, WEIGHTED, describe, layer_of
+from .graph import NORMS, WEIGHTED, describe, is_constant, layer_of
 
 aten = torch.ops.aten
 
@@ -31,13 +33,25 @@ class Kind(StrEnum):
     NEURON = "neuron"  # an activation that becomes a layer of multi-threshold neurons
     MOVE = "move"  # the same numbers elsewhere: reshape, slice, concatenate, pad with zeros
     LINEAR = "linear"  # sums and averages without weights: add, average pool
+    PRODUCT = "product"  # of two activations: a temporal difference, both sides fed by neurons
     DIFFERENCE = "difference"  # non-linear: runs as a temporal difference, analog
     SIZE = "size"  # arithmetic on shapes, no data
+
+
+class Sign(StrEnum):
+    """Whether an operator's values can fall below 0, which decides if a neuron must be signed."""
+
+    ANY = "any"
+    KEPT = "kept"  # never below 0 where no input is
+    NONNEGATIVE = "nonnegative"
 
 
 @dataclass(frozen=True)
 class Rule:
     """One row of the table.
+
+    ``reason`` says in the conversion report why the operator is analog. ``selects``: a non-linear
+    operator that picks among its inputs, so that spikes stay multiples of their step.
 
     Example:
         >>> DEFAULT_RULES[nn.ReLU].kind
@@ -46,18 +60,45 @@ class Rule:
 
     kind: Kind
     reason: str = ""
-
-
-class Carries(StrEnum):
-    """What a value of the network is made of."""
-
-    IMAGE = "image"  # the input, or the encoded input
-    SPIKES = "spikes"  # sums and moves of what neurons emit, no weights yet
-    CURRENT = "current"  # weighted sums: what a neuron integrates
-    CONSTANT = "constant"  # parameters and sizes
+    sign: Sign = Sign.ANY
+    selects: bool = False
 
 
 Key = Any  # an ATen operator, a Python function, or a layer class
+
+
+_MOVES = (
+    "view _unsafe_view reshape flatten unflatten permute transpose t movedim swapaxes squeeze "
+    "unsqueeze slice select narrow split split_with_sizes chunk unbind cat stack expand expand_as "
+    "repeat repeat_interleave clone contiguous alias detach copy type_as _to_copy to flip roll "
+    "rot90 diagonal tril triu unfold im2col pixel_shuffle pixel_unshuffle channel_shuffle "
+    "upsample_nearest1d upsample_nearest2d select_scatter slice_scatter"
+)
+_LINEAR = {
+    Sign.KEPT: "add mean sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
+    "adaptive_avg_pool2d adaptive_avg_pool3d upsample_bilinear2d upsample_linear1d col2im cumsum",
+    Sign.ANY: "sub rsub neg upsample_bicubic2d",
+}
+_DIFFERENCES = (  # reason in the report, sign, operators
+    (
+        "a non-linear function",
+        Sign.NONNEGATIVE,
+        "sigmoid hardsigmoid softplus exp abs square sqrt rsqrt",
+    ),
+    ("a non-linear function", Sign.KEPT, "reciprocal clamp clamp_min clamp_max maximum minimum"),
+    (
+        "a non-linear function",
+        Sign.ANY,
+        "silu gelu tanh hardswish mish elu celu selu leaky_relu prelu _prelu_kernel log_sigmoid "
+        "hardshrink softshrink threshold log log1p log2 expm1 erf sin cos sign floor "
+        "round hardtanh relu6 rrelu_with_noise atan pow",
+    ),
+    ("normalises by its own statistics", Sign.ANY, "layer_norm group_norm rms_norm"),
+    ("normalises by its own statistics", Sign.NONNEGATIVE, "linalg_vector_norm norm var std"),
+    ("softmax divides by a sum over its input", Sign.NONNEGATIVE, "softmax _softmax"),
+    ("softmax divides by a sum over its input", Sign.ANY, "log_softmax _log_softmax logsumexp"),
+)
+_MAXIMA = "max_pool1d max_pool2d max_pool3d amax amin"
 
 
 def _table() -> dict[Key, Rule]:
@@ -66,29 +107,25 @@ def _table() -> dict[Key, Rule]:
     rules |= dict.fromkeys(WEIGHTED, Rule(Kind.WEIGHTED))
     rules |= dict.fromkeys(NORMS, Rule(Kind.AFFINE, "affine, absorbed by per-channel thresholds"))
     rules |= dict.fromkeys((nn.ReLU, nn.Hardtanh), Rule(Kind.NEURON))
-    rules[nn.Dropout] = Rule(Kind.MOVE, "identity when not training")
-    moves = (
-        "view _unsafe_view reshape flatten unflatten permute transpose t squeeze unsqueeze slice "
-        "select cat stack clone contiguous alias detach expand split split_with_sizes chunk "
-        "unbind narrow flip roll pixel_shuffle channel_shuffle upsample_nearest2d"
-    )
-    linear = (
-        "add sub neg mean sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
-        "adaptive_avg_pool2d adaptive_avg_pool3d upsample_bilinear2d"
-    )
-    difference = "max_pool1d max_pool2d max_pool3d amax"
-    for names, rule in (
-        (moves, Rule(Kind.MOVE)),
-        (linear, Rule(Kind.LINEAR)),
-        (difference, Rule(Kind.DIFFERENCE, "a maximum is not linear: temporal difference")),
+    rules[nn.Dropout] = Rule(Kind.MOVE, "identity when not training", Sign.KEPT)
+    maximum = "a maximum is not linear: temporal difference"
+    rows = [
+        (_MOVES, Rule(Kind.MOVE, sign=Sign.KEPT)),
+        *((names, Rule(Kind.LINEAR, sign=sign)) for sign, names in _LINEAR.items()),
+        (_MAXIMA, Rule(Kind.DIFFERENCE, maximum, Sign.KEPT, selects=True)),
+        *(
+            (names, Rule(Kind.DIFFERENCE, f"{reason}: temporal difference", sign))
+            for reason, sign, names in _DIFFERENCES
+        ),
         ("sym_size sym_numel", Rule(Kind.SIZE)),
-    ):
+    ]
+    for names, rule in rows:
         for name in names.split():
             packet = getattr(aten, name)
             rules.update({getattr(packet, overload): rule for overload in packet.overloads()})
     for function in (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod):
         rules[function] = Rule(Kind.SIZE)
-    rules[operator.getitem] = Rule(Kind.MOVE)
+    rules[operator.getitem] = Rule(Kind.MOVE, sign=Sign.KEPT)
     return rules
 
 
@@ -102,27 +139,88 @@ def rule_of(
     layer = layer_of(graph_module, node)
     if layer is not None:
         return next((rules[kind] for kind in type(layer).__mro__ if kind in rules), None)
+    if node.op == "call_function" and is_constant(node):
+        return Rule(Kind.SIZE)
     if node.target in rules:
         return rules[node.target]
     return _conditional(node)
 
 
+_FACTORS = (aten.mul.Tensor, aten.mul.Scalar)
+_QUOTIENTS = (aten.div.Tensor, aten.div.Scalar)
+_PRODUCTS = (
+    *(aten.matmul.default, aten.bmm.default, aten.mm.default, aten.linear.default),
+    *(aten.conv1d.default, aten.conv2d.default, aten.conv2d.padding, aten.conv3d.default),
+    *(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input),
+)
+_PICKS = (
+    *(aten.index.Tensor, aten.gather.default, aten.index_select.default),
+    *(aten.where.self, aten.masked_fill.Scalar),
+)
+
+
 def _conditional(node: fx.Node) -> Rule | None:
     """Operators whose rule depends on their arguments."""
-    arguments = [item for item in node.args if isinstance(item, fx.Node) and item.op != "get_attr"]
     if node.target in (aten.constant_pad_nd.default, aten.pad.default):
-        value = (
-            node.args[2]
-            if node.target is aten.constant_pad_nd.default and len(node.args) > 2
-            else 0
+        return _padding(node)
+    if node.target in _PICKS:
+        return _picking(node)
+    data = data_inputs(node)
+    if node.target in _PRODUCTS:
+        whole = len(data) > 1
+        return Rule(
+            Kind.PRODUCT,
+            "a product of two activations" if whole else "a product with a constant",
+            Sign.KEPT if whole else Sign.ANY,
         )
-        moved = value == 0 and node.kwargs.get("value") in (None, 0) and len(node.args) <= 3
-        return Rule(Kind.MOVE) if moved else Rule(Kind.DIFFERENCE, "pads with a value other than 0")
-    multiplies = node.target in (aten.mul.Tensor, aten.mul.Scalar)
-    divides = node.target in (aten.div.Tensor, aten.div.Scalar) and arguments[:1] == [node.args[0]]
-    if (multiplies or divides) and len(arguments) == 1:
-        return Rule(Kind.LINEAR, "scaled by a constant")
-    return None
+    if node.target not in (*_FACTORS, *_QUOTIENTS):
+        return None
+    if len(data) <= 1 and (node.target in _FACTORS or data in ([], [node.args[0]])):
+        if node.target in _FACTORS and node.args[0] is node.args[1]:
+            return Rule(Kind.DIFFERENCE, "a square: temporal difference", Sign.NONNEGATIVE)
+        return Rule(Kind.LINEAR, "scaled by a constant", sign_of_constants(node))
+    if node.target in _QUOTIENTS:
+        return Rule(Kind.DIFFERENCE, "divides by an activation: temporal difference")
+    return Rule(Kind.PRODUCT, "a product of two activations", Sign.KEPT)
+
+
+def data_inputs(node: fx.Node) -> list[fx.Node]:
+    """The inputs of a node that depend on the image, each once."""
+    return [item for item in node.all_input_nodes if not is_constant(item)]
+
+
+def _picking(node: fx.Node) -> Rule | None:
+    """Operators that pick entries: moves where it does not depend on the image which."""
+    first = 1 if node.target is aten.where.self else 0
+    picked = node.args[first : first + 2] if first else node.args[:1]
+    if any(item not in picked for item in data_inputs(node)):
+        return None
+    if first or node.target is aten.masked_fill.Scalar:
+        numbers = [item for item in node.args if not isinstance(item, fx.Node) and item != 0]
+        if numbers or any(isinstance(item, fx.Node) and is_constant(item) for item in picked):
+            return Rule(Kind.DIFFERENCE, "writes constants over some entries")
+    return Rule(Kind.MOVE, sign=Sign.KEPT)
+
+
+def _padding(node: fx.Node) -> Rule:
+    """Padding with zeros, or by copies of what is there, moves numbers; other values are added."""
+    mode = "constant"
+    if node.target is aten.pad.default:
+        mode = str(node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else mode))
+    place = 3 if node.target is aten.pad.default else 2
+    value = node.kwargs.get("value", node.args[place] if len(node.args) > place else 0)
+    if mode != "constant" or value in (None, 0):
+        return Rule(Kind.MOVE, sign=Sign.KEPT)
+    return Rule(Kind.DIFFERENCE, "pads with a value other than 0")
+
+
+def sign_of_constants(node: fx.Node) -> Sign:
+    """Whether the constants among a node's arguments are known to be 0 or more."""
+    numbers = [
+        item for item in (*node.args, *node.kwargs.values()) if isinstance(item, float | int)
+    ]
+    tensors = [item for item in node.all_input_nodes if item.op == "get_attr"]
+    return Sign.KEPT if not tensors and all(item >= 0 for item in numbers) else Sign.ANY
 
 
 def unknown_operators(
@@ -141,83 +239,3 @@ def unknown_operators(
             )
             faults.append(Fault(str(node.meta.get("path") or node.name), name, hint))
     return faults
-
-
-def carried(
-    graph_module: fx.GraphModule, rules: Mapping[Key, Rule] = DEFAULT_RULES
-) -> dict[fx.Node, Carries]:
-    """What every value of the graph is made of; neurons turn currents into spikes.
-
-    Example:
-        >>> from .trace import trace
-        >>> net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(1, 1, 1))
-        >>> graph_module = trace(net, torch.zeros(2, 1, 4, 4))
-        >>> [str(value) for value in carried(graph_module).values()]
-        ['image', 'current', 'spikes', 'spikes', 'current']
-    """
-    carries: dict[fx.Node, Carries] = {}
-    for node in graph_module.graph.nodes:
-        if node.op == "output":
-            continue
-        carries[node] = _carried_by(graph_module, node, carries, rules)
-    return carries
-
-
-def _carried_by(
-    graph_module: fx.GraphModule,
-    node: fx.Node,
-    carries: Mapping[fx.Node, Carries],
-    rules: Mapping[Key, Rule],
-) -> Carries:
-    """What one node's value is made of, from its inputs'."""
-    if node.op == "placeholder":
-        return Carries.IMAGE
-    rule = rule_of(graph_module, node, rules)
-    if node.op == "get_attr" or rule is None or rule.kind is Kind.SIZE:
-        return Carries.CONSTANT
-    if rule.kind in (Kind.WEIGHTED, Kind.AFFINE):
-        return Carries.CURRENT
-    inputs = [carries[item] for item in node.all_input_nodes]
-    data = [item for item in inputs if item is not Carries.CONSTANT]
-    if rule.kind is Kind.NEURON:
-        return (
-            Carries.IMAGE
-            if data == [Carries.IMAGE] and is_encoder(graph_module, node)
-            else Carries.SPIKES
-        )
-    if not data:
-        return Carries.CONSTANT
-    if Carries.CURRENT in data or _adds_constant(node):
-        return Carries.CURRENT
-    return Carries.IMAGE if Carries.IMAGE in data else Carries.SPIKES
-
-
-def _adds_constant(node: fx.Node) -> bool:
-    """Whether an addition has a parameter or a number as one side, like a bias."""
-    if node.target not in (aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar):
-        return False
-    return any(not isinstance(item, fx.Node) or item.op == "get_attr" for item in node.args[:2])
-
-
-def is_encoder(graph_module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a quantizer stands on the image itself: it encodes the input, it is no neuron."""
-    producer = node.args[0] if node.args else None
-    return (
-        isinstance(producer, fx.Node)
-        and producer.op == "placeholder"
-        and getattr(layer_of(graph_module, node), "encodes_input", False)
-    )
-
-
-def reaches_output(
-    graph_module: fx.GraphModule, node: fx.Node, rules: Mapping[Key, Rule] = DEFAULT_RULES
-) -> bool:
-    """Whether a value gets to the network's output without passing a neuron."""
-    for user in node.users:
-        if user.op == "output":
-            return True
-        rule = rule_of(graph_module, user, rules)
-        passes = rule is not None and rule.kind not in (Kind.NEURON, Kind.SIZE)
-        if passes and reaches_output(graph_module, user, rules):
-            return True
-    return False

@@ -18,11 +18,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx
 
+from .carries import reaching_output
 from .errors import SpecError
 from .graph import attribute, check_images, layer_of
 from .ladder import Binary, Ladder, PowerOfTwo
 from .neurons import MTNeuron, NeuronSpec
-from .rules import reaches_output
 from .running import running_step, running_step_literal
 from .spiking import Encoder, Presentation, SpikingModel
 
@@ -227,7 +227,8 @@ class _Loop:
 
         values: dict[fx.Node, Any] = {}
         self._walk(images, neuron, values, keep=True)
-        reading = [node for node in values if reaches_output(self.snn.layers, node, self.snn.rules)]
+        last = reaching_output(self.snn.layers, self.snn.rules)
+        reading = [node for node in values if node in last]
         for node in reading:
             if node not in series:
                 del values[node]  # computed afresh from what the last neurons emit in each step

@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx, nn
 
-from .graph import NORMS, WEIGHTED, describe, layer_nodes, layer_of, source_of
+from .carries import Carries, carried
+from .graph import NORMS, describe, is_constant, layer_nodes, layer_of
 from .neurons import MTNeuron
-from .rules import DEFAULT_RULES, Carries, Kind, Rule, carried, rule_of
+from .rules import DEFAULT_RULES, Kind, Rule, data_inputs, rule_of
 
 
 class Presentation(StrEnum):
@@ -61,7 +62,10 @@ class NeuronRow:
 
 @dataclass(frozen=True)
 class WeightedRow:
-    """One weighted layer in the report; ``spike_fed`` says whether its input is spikes."""
+    """One weighted layer, or product of two activations, in the report.
+
+    ``spike_fed``: all that it reads is spikes.
+    """
 
     name: str
     layer: str
@@ -79,12 +83,47 @@ class AnalogRow:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What `convert` found with ``verify``: is the conversion exact? On ``images`` probe images.
+
+    ``exact_t1``: at T = 1 and n = L every neuron and the logits are bit-equal to the quantized
+    network, and every layer is on ``adversarial`` inputs within 4 ulp of its thresholds.
+    ``settling_t``: with ``thresholds`` per step and signed neurons, the first step from which on
+    all totals and logits are bit-equal; None if they were not within ``time_steps``. ``differs``:
+    the layers that are not exact.
+    """
+
+    exact_t1: bool
+    settling_t: int | None
+    thresholds: int
+    time_steps: int
+    images: int
+    neurons: int
+    adversarial: int
+    differs: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.exact_t1:
+            return f"NOT exact at T = 1: {', '.join(self.differs[:5])}"
+        settled = (
+            f"settles at T = {self.settling_t}"
+            if self.settling_t is not None
+            else f"does not settle within {self.time_steps} steps"
+        )
+        return (
+            f"exact at T = 1 ({self.neurons} neurons on {self.images} images, {self.adversarial} "
+            f"inputs next to thresholds); with n = {self.thresholds} it {settled}"
+        )
+
+
+@dataclass(frozen=True)
 class ConversionReport:
     """What `convert` did, layer by layer; printed by ``mt-convert show``."""
 
     neurons: tuple[NeuronRow, ...]
     weighted: tuple[WeightedRow, ...]
     analog: tuple[AnalogRow, ...]
+    verdict: Verdict | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -92,12 +131,15 @@ class ConversionReport:
 
     def __str__(self) -> str:
         fed = sum(row.spike_fed for row in self.weighted)
+        products = any(row.layer.startswith("aten.") for row in self.weighted)
+        what = "weighted layers and products" if products else "weighted layers"
         head = (
             f"{len(self.neurons)} layers of multi-threshold neurons; {fed} of {len(self.weighted)} "
-            f"weighted layers fed by spikes; {len(self.analog)} analog"
+            f"{what} fed by spikes; {len(self.analog)} analog"
         )
         lines = [f"  {row.name}  {row.operator}  {row.reason}" for row in self.analog]
-        return "\n".join([head, *lines])
+        verdict = [] if self.verdict is None else [str(self.verdict)]
+        return "\n".join([head, *verdict, *lines])
 
 
 class SpikingModel(nn.Module):
@@ -140,14 +182,16 @@ def _report(layers: fx.GraphModule, rules: Mapping[Any, Rule]) -> ConversionRepo
         name = str(node.target) if layer is not None else str(node.meta.get("path") or node.name)
         if isinstance(layer, MTNeuron):
             neurons.append(_neuron_row(name, layer))
-        elif isinstance(layer, WEIGHTED):
-            source = carries[source_of(node)]
-            spike_fed = source is Carries.SPIKES
-            weighted.append(
-                WeightedRow(name, type(layer).__name__, spike_fed, _feeders(layers, node, carries))
-            )
-            if not spike_fed:
-                analog.append(AnalogRow(name, type(layer).__name__, _NOT_SPIKES[source]))
+        elif rule is not None and rule.kind in (Kind.WEIGHTED, Kind.PRODUCT):
+            what = describe(layers, node)
+            others = [carries[item] for item in data_inputs(node)]
+            others = [item for item in others if item is not Carries.SPIKES]
+            if is_constant(node):
+                others = [Carries.CONSTANT]
+            feeders = _feeders(layers, node, carries)
+            weighted.append(WeightedRow(name, what, not others, feeders))
+            if others:
+                analog.append(AnalogRow(name, what, _NOT_SPIKES[others[0]]))
         elif rule is not None and rule.kind is Kind.DIFFERENCE:
             analog.append(AnalogRow(name, describe(layers, node), rule.reason))
         elif isinstance(layer, NORMS) and not _absorbed(layers, node, rules):
@@ -160,7 +204,7 @@ def _report(layers: fx.GraphModule, rules: Mapping[Any, Rule]) -> ConversionRepo
 _NOT_SPIKES = {
     Carries.IMAGE: "fed by the encoded image (direct coding), not by spikes",
     Carries.CURRENT: "fed by a current that no neuron quantizes",
-    Carries.CONSTANT: "fed by a constant",
+    Carries.CONSTANT: "reads parameters alone, not the image",
 }
 
 

@@ -114,7 +114,8 @@ def smoke(name: str, command: Command, folder: Path) -> None:
     for row in one_step:
         assert row["exact_share"] == 1.0
         assert row["snn_accuracy"] == row["qann_accuracy"]
-    assert json.loads((out / "convert" / "report.json").read_text())["probe"]["exact"] is True
+    stored = json.loads((out / "convert" / "report.json").read_text())["report"]
+    assert stored["verdict"]["exact_t1"] is True
     assert "ANN %" in done.stdout
     assert "equals its quantized network bit for bit at T = 1" in done.stdout
     assert done.stdout.rstrip().endswith(f"all artefacts are in {out.relative_to(folder)}.")

@@ -28,8 +28,9 @@ from mt_convert.errors import SpecError, UnsupportedLayerError
 from mt_convert.graph import layer_nodes
 from mt_convert.ladder import Binary, Firing, Learned, PowerOfTwo, Uniform
 from mt_convert.neurons import LIF, PLIF, NeuronSpec, Reset
+from mt_convert.quant_layers import QuantAct
 from mt_convert.quant_spec import BatchNorm, QuantSpec, Scale
-from mt_convert.quantize import QuantAct, QuantizedModel, quantize
+from mt_convert.quantize import QuantizedModel, quantize
 from mt_convert.rules import DEFAULT_RULES, Kind, Rule
 from mt_convert.simulate import simulate
 from mt_convert.spiking import Encoder, SpikingModel

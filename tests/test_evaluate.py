@@ -1,11 +1,9 @@
-"""The numbers of the table against numbers counted by hand, and a probe that can say no."""
+"""The numbers of the table against numbers counted by hand."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import asdict
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -13,10 +11,9 @@ import torch
 from networks import images, levels_of, lived_in
 from torch import Tensor, nn
 
-import mt_convert.evaluate as module
 from mt_convert.convert import convert
 from mt_convert.errors import DataError, SpecError
-from mt_convert.evaluate import Setting, evaluate, iso_level, probe
+from mt_convert.evaluate import Setting, evaluate, iso_level
 from mt_convert.ladder import Binary, Firing, PowerOfTwo, Uniform
 from mt_convert.quant_spec import QuantSpec
 from mt_convert.quantize import QuantizedModel, quantize
@@ -285,65 +282,3 @@ def test_a_setting_sorts_its_steps_and_refuses_none_at_all() -> None:
     for steps in ((), (0, 1), (-1,)):
         with pytest.raises(SpecError, match="whole numbers from 1"):
             Setting(Uniform(1), steps)
-
-
-# ------------------------------------------------------------------------------------------- probe
-
-
-def test_the_probe_says_exact_and_what_it_looked_at(qann: QuantizedModel) -> None:
-    verdict = probe(qann, BATCH)
-    neurons = sum(layer[0].numel() for layer in levels_of(qann, BATCH)[0].values())
-    assert verdict == {"exact": True, "images": 12, "neurons": neurons, "differs": []}
-    assert probe(copy.deepcopy(qann).train(), BATCH) == verdict
-
-
-def heavier(snn: SpikingModel) -> None:
-    """One weight of the second convolution, moved by the layer's largest."""
-    weight = snn.layers.get_submodule("3").weight
-    assert isinstance(weight, Tensor)
-    weight.data[0, 0, 0, 0] += weight.abs().max()
-
-
-def wider(snn: SpikingModel) -> None:
-    """The steps of all neurons, larger by a thousandth."""
-    for _, layer in snn.neurons():
-        layer.delta.data *= 1 + 1e-3
-
-
-def shifted(snn: SpikingModel) -> None:
-    """The bias of the read-out, moved by one unit in the last place."""
-    bias = snn.layers.get_submodule("8").bias
-    assert isinstance(bias, Tensor)
-    bias.data = torch.nextafter(bias.data, torch.tensor(9e9))
-
-
-@pytest.mark.parametrize(
-    ("spoil", "differs"), [(heavier, "4"), (wider, "logits"), (shifted, "logits")]
-)
-def test_the_probe_says_where_a_converted_network_differs(
-    qann: QuantizedModel,
-    monkeypatch: pytest.MonkeyPatch,
-    spoil: Callable[[SpikingModel], None],
-    differs: str,
-) -> None:
-    def spoilt(*words: Any, **settings: Any) -> SpikingModel:
-        snn = convert(*words, **settings)
-        spoil(snn)
-        return snn
-
-    monkeypatch.setattr(module, "convert", spoilt)
-    verdict = probe(qann, BATCH)
-    assert verdict["exact"] is False
-    assert differs in verdict["differs"]
-    if spoil is shifted:
-        assert verdict["differs"] == ["logits"]
-
-
-@pytest.mark.parametrize("name", ["running_step", "running_step_literal"])
-def test_the_probe_looks_at_the_closed_form_and_at_threshold_by_threshold(
-    qann: QuantizedModel, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    simulation = import_module("mt_convert.simulate")  # as an attribute it is the verb
-    right = getattr(simulation, name)
-    monkeypatch.setattr(simulation, name, lambda y, *rest: right(y + 0.01, *rest))
-    assert probe(qann, BATCH)["exact"] is False

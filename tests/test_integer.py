@@ -18,7 +18,8 @@ from mt_convert.graph import layer_nodes
 from mt_convert.integer import IntegerArithmetic, integer_thresholds, overflow_bounds
 from mt_convert.ladder import Binary, PowerOfTwo, Uniform
 from mt_convert.neurons import MTNeuron, NeuronSpec
-from mt_convert.quantize import QuantAct, QuantizedModel, QuantSpec, quantize
+from mt_convert.quant_layers import QuantAct
+from mt_convert.quantize import QuantizedModel, QuantSpec, quantize
 from mt_convert.running import running_step
 from mt_convert.simulate import Run, simulate
 from mt_convert.spiking import Encoder, SpikingModel

@@ -166,8 +166,10 @@ def test_the_log_tells_each_stage_in_order(finished: Path) -> None:
 
 def test_the_probe_of_the_run_says_exact(finished: Path) -> None:
     stored = json.loads((finished / "convert" / "report.json").read_text())
-    assert stored["probe"]["exact"] is True
-    assert stored["probe"]["images"] == 16  # the calibration images, as there are fewer than 32
+    assert stored["report"]["verdict"]["exact_t1"] is True
+    assert (
+        stored["report"]["verdict"]["images"] == 16
+    )  # the calibration images, as there are fewer than 32
     analog = stored["report"]["analog"]
     assert "encoded image" in analog[0]["reason"]
 
@@ -378,7 +380,7 @@ def refuse(*_: Any, **__: Any) -> None:
     ("broken", "override", "left"),
     [
         ("evaluate", "evaluate.thresholds=[3]", {"evaluate.partial"}),
-        ("probe", "convert.signed=true", {"convert.partial"}),
+        ("convert", "convert.signed=true", {"convert.partial"}),
         ("evaluate", "convert.signed=true", {"convert.new", "evaluate.partial"}),
         ("quantize", "seed=3", {"ann.new", "quantize.partial"}),
     ],

@@ -22,15 +22,14 @@ from torch import nn
 
 from mt_convert.errors import DataError, SpecError, UnsupportedLayerError
 from mt_convert.graph import NORMS, WEIGHTED, layer_nodes
-from mt_convert.quant_spec import BatchNorm, Override, QuantSpec, Scale
-from mt_convert.quantize import (
+from mt_convert.quant_layers import (
     QuantAct,
-    QuantizedModel,
     quant_layer_from_json,
     quant_layer_to_json,
-    quantize,
     quantized_weight,
 )
+from mt_convert.quant_spec import BatchNorm, Override, QuantSpec, Scale
+from mt_convert.quantize import QuantizedModel, quantize
 
 
 def bits(qann: QuantizedModel) -> dict[str, int]:

@@ -18,8 +18,9 @@ ROWS = [
     replace(ROW, n=1, T=2, snn_accuracy=88.4, agreement=0.95, exact_share=0.25, settling_T=9),
     replace(ROW, presentation="every_step", signed=False, settling_T=None, exact_share=0.99999),
 ]
-PROBE: dict[str, Any] = {"exact": True, "images": 32, "neurons": 4096, "differs": []}
+VERDICT: dict[str, Any] = {"exact_t1": True, "images": 32, "neurons": 4096, "differs": []}
 REPORT: dict[str, Any] = {
+    "verdict": VERDICT,
     "neurons": [
         {
             "name": "layer1.0.act1",
@@ -61,7 +62,7 @@ def columns(table: Table) -> list[str]:
 
 
 def test_the_sentence_says_what_was_converted_that_it_is_exact_and_where_it_lies() -> None:
-    sentence = summary(ROWS, PROBE, REPORT, "runs/r20")
+    sentence = summary(ROWS, REPORT, "runs/r20")
     assert sentence.startswith("resnet20_cifar became 2 layers of multi-threshold neurons")
     assert "1 of 2 weighted layers are fed by spikes" in sentence
     assert "equals its quantized network bit for bit at T = 1" in sentence
@@ -70,8 +71,8 @@ def test_the_sentence_says_what_was_converted_that_it_is_exact_and_where_it_lies
 
 
 def test_the_sentence_names_the_layers_that_are_not_exact() -> None:
-    probe = {**PROBE, "exact": False, "differs": ["layer1.0.act2", "logits"]}
-    sentence = summary(ROWS, probe, REPORT, "here")
+    verdict = {**VERDICT, "exact_t1": False, "differs": ["layer1.0.act2", "logits"]}
+    sentence = summary(ROWS, {**REPORT, "verdict": verdict}, "here")
     assert "DIFFERS from its quantized network at T = 1 in layer1.0.act2, logits" in sentence
     assert "equals" not in sentence
 

@@ -9,16 +9,14 @@ import torch
 from networks import conv, images, network
 from torch import Tensor, fx, nn
 
+from mt_convert.carries import Carries, carried, reaching_output
 from mt_convert.convert import convert
 from mt_convert.errors import UnsupportedLayerError
 from mt_convert.quantize import QuantSpec, quantize
 from mt_convert.rules import (
     DEFAULT_RULES,
-    Carries,
     Kind,
     Rule,
-    carried,
-    reaches_output,
     rule_of,
     unknown_operators,
 )
@@ -176,9 +174,7 @@ def test_adding_a_constant_to_spikes_makes_a_current() -> None:
 
 def test_only_what_no_neuron_follows_reaches_the_output() -> None:
     graph = residual()
-    reaching = {str(node.target) for node in graph.graph.nodes if reaches_output(graph, node)} - {
-        "aten.sym_size.int"
-    }
+    reaching = {str(node.target) for node in reaching_output(graph)} - {"aten.sym_size.int"}
     assert reaching >= {"head", "relu_4", "aten.avg_pool2d.default"}
     assert not reaching & {"stem", "a", "b", "c", "d", "relu", "relu_3"}
 
