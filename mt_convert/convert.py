@@ -176,8 +176,8 @@ def _converted(
     value, step = quantized_weight(layer)
     made: Any = plain_layer_from_json(plain_layer_to_json(layer)).to(value.device)
     made.weight.data, made.weight.requires_grad = value, True
-    if layer.bias is not None:
-        made.bias.data = layer.bias.detach().clone()
+    if made.bias is not None:
+        made.bias.data = layer.get_parameter("bias").detach().clone()
     made.register_buffer("weight_scale", step)
     return made
 

@@ -113,15 +113,23 @@ def check_images(images: Tensor, image_shape: tuple[int, ...]) -> None:
 
 
 def unused_name(graph_module: fx.GraphModule, wanted: str) -> str:
-    """``wanted``, or with _1, _2 … where the graph module holds something of that name."""
-    taken = {name for name, _ in graph_module.named_modules()}
-    taken |= {name for name, _ in graph_module.named_parameters()}
-    taken |= {name for name, _ in graph_module.named_buffers()}
-    name, count = wanted, 0
-    while name in taken:
+    """``wanted``, or with _1, _2 … where the graph module holds something of that name.
+
+    A name inside a layer is moved beside it: ``act.mul_input`` to ``act_mul_input``.
+    """
+    *outer, leaf = wanted.split(".")
+    holder: Any = graph_module
+    for depth, part in enumerate(outer):
+        holder = getattr(holder, part, None)
+        if holder is not None and type(holder) is not nn.Module:
+            outer, leaf = outer[:depth], "_".join([*outer[depth:], leaf])
+            holder = attribute(graph_module, ".".join(outer)) if outer else graph_module
+            break
+    name, count = leaf, 0
+    while hasattr(holder, name):
         count += 1
-        name = f"{wanted}_{count}"
-    return name
+        name = f"{leaf}_{count}"
+    return ".".join([*outer, name])
 
 
 def fold_batch_norm_(graph_module: fx.GraphModule) -> None:

@@ -3,7 +3,8 @@
 Every value of the graph is what arrives *in this step*: neurons integrate it into a membrane
 potential that starts at v0 = step/2 and fire threshold by threshold (`mt_step_literal`), weighted
 layers act on this step's spikes alone and inject their bias at t = 0 (in every step, where the
-image is presented in every step), and a non-linear operator f stores its input and emits
+image is presented in every step), a product of two activations adds what this step's spikes on
+either side cause, and a non-linear operator f stores its input and emits
 out[t] = f(input up to t) - f(input up to t-1).
 
 Potentials fire at equality: a charge exactly halfway between two levels rounds up, and a signed
@@ -150,6 +151,8 @@ class _Walk:
         if self.carries[node] is Carries.CONSTANT:
             return operate(*args, **kwargs)
         assert rule is not None
+        if rule.kind is Kind.PRODUCT and not self.every_step and len(node.args) == 2:
+            return self._product(node, operate, values)
         if rule.kind in (Kind.DIFFERENCE, Kind.PRODUCT):
             return self._difference(node, operate, t, values)
         if layer is not None and isinstance(layer, (*WEIGHTED, *NORMS)) and not self._injects(t):
@@ -174,6 +177,21 @@ class _Walk:
             return 0.0
         constant = self.carries[item] is Carries.CONSTANT
         return torch.zeros_like(values[item]) if constant else values[item]
+
+    def _product(
+        self, node: fx.Node, operate: Callable[..., Any], values: dict[fx.Node, Any]
+    ) -> Tensor:
+        """a * b of two values that arrive over time, driven by spikes alone: this step's a meet
+        all b so far, this step's b meet all a before. A constant side is there from the start."""
+        sides: list[Any] = list(node.args)
+        now = [values[item] for item in sides]
+        moving = [self.carries[item] is not Carries.CONSTANT for item in sides]
+        if not all(moving):
+            return operate(*now)
+        stored = self.stored.setdefault(node, {})
+        first, second = (stored.get(item, torch.zeros_like(values[item])) for item in sides)
+        stored.update(zip(sides, (first + now[0], second + now[1]), strict=True))
+        return operate(now[0], second + now[1]) + operate(first, now[1])
 
     def _difference(
         self, node: fx.Node, operate: Callable[..., Any], t: int, values: dict[fx.Node, Any]

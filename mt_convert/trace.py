@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import operator
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -31,8 +32,20 @@ SPELLED_OUT = (  # operators that hide products, weighted layers or several outp
     aten.rnn_tanh.input,
     aten.rnn_relu.input,
     aten.addcmul.default,
+    aten.addcdiv.default,
     aten.baddbmm.default,
-    aten.instance_norm.default,
+    aten.bilinear.default,
+    aten.clip.default,
+    aten.cosine_similarity.default,
+    aten.glu.default,
+    aten.hstack.default,
+    aten.inner.default,
+    aten.lerp.Scalar,
+    aten.outer.default,
+    aten.rrelu.default,
+    aten.tensordot.default,
+    aten.tile.default,
+    aten.vstack.default,
 )
 DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
 
@@ -75,7 +88,7 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
         with torch.no_grad(), _plain_attention():
             exported = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
             _keep_dropouts_(exported.graph)
-            return exported.run_decompositions(_decompositions())
+            return exported.run_decompositions(dict(_decompositions()))
     except Exception as error:  # torch.export raises many unrelated types
         raise UnsupportedLayerError(
             f"{type(model).__name__} cannot be traced on an input of shape "
@@ -95,11 +108,16 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _decompositions() -> dict[Any, Callable[..., Any]]:
+@cache
+def _decompositions() -> Mapping[Any, Callable[..., Any]]:
     """What export spells out: attention in our words, the rest in torch's."""
     known = torch.export.default_decompositions()
     table = {target: known[target] for target in SPELLED_OUT}
-    return {**table, aten.scaled_dot_product_attention.default: _attention}
+    table |= {aten.scaled_dot_product_attention.default: _attention}
+    table |= {aten.instance_norm.input if False else aten.instance_norm.default: _instance_norm}
+    table |= {aten.var_mean.correction: _var_mean, aten.addmm.default: _addmm}
+    table |= {aten.zeros_like.default: partial(_filled, 0.0)}
+    return table
 
 
 def _attention(

@@ -62,15 +62,14 @@ def verify(
     with levels_of(qann) as expected:
         logits = qann(images)
     differs: set[str] = set()
-    exact = build(None, None, False)
-    for firing in Firing:
-        snn = build(None, firing, False)
+    full = {firing: build(None, firing, False) for firing in Firing}
+    for snn in full.values():
         for literal in (False, True):
             run = simulate(snn, images, time_steps=1, literal=literal)
             differs |= {name for name in expected if _differ(run.totals[name], expected[name])}
             if _differ(run.logits[0], logits):
                 differs.add("logits")
-    tried, wrong = _adversarial(qann, exact)
+    tried, wrong = _adversarial(qann, full[Firing.PARALLEL])
     thresholds = max(1, -(-qann.spec.levels // 2))
     few = build(Uniform(thresholds), None, True)
     return Verdict(
