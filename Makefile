@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules mt_convert tests -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format smoke golden clean
+.PHONY: help demo test check format smoke golden coverage clean
 
 help:  ## list what make can do
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
@@ -38,6 +38,9 @@ smoke: $(STAMP)  ## the smoke variant of every recipe, on made-up images
 
 golden: $(STAMP)  ## rewrite the expected numbers in eval/expected
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m golden --golden
+
+coverage: $(STAMP)  ## try every architecture of timm (a day on one core; goes on where it was stopped)
+	OMP_NUM_THREADS=1 $(BIN)/python eval/coverage/regenerate.py --sweep
 
 clean:  ## remove what tools leave behind; .venv, runs and data stay
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -1,4 +1,4 @@
-"""The command line: ``mt-convert ls | cp | check | run | show``.
+"""The command line: ``mt-convert ls | cp | check | run | show | coverage``.
 
 Floor 11. One function per command; prints and exits, nothing else. What takes seconds to import is
 imported by the command that needs it.
@@ -177,6 +177,64 @@ def show(
     from . import pipeline
 
     pipeline.show(path, Console())
+
+
+@app.command()
+def coverage(
+    patterns: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PATTERN]...", help="Architectures or families of timm, * and ? allowed."
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(min=8, help="Side of the images. [default: the smallest that runs]"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for rows, table and pages.")] = Path(
+        "runs/coverage"
+    ),
+    every: Annotated[
+        bool, typer.Option("--all", help="Every architecture, not the smallest of each family.")
+    ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Try again what did not convert before.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Trials at once, of one core each.")] = 1,
+    memory: Annotated[float, typer.Option(min=0.5, help="GiB that each trial may take.")] = 8,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Minutes for each trial.")] = 10,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option("--import", help="A module that registers networks of yours with timm."),
+    ] = None,
+) -> None:
+    """Try which architectures of timm convert exactly; of each that does not, tell why.
+
+    Each is built with random weights, quantized, converted and checked in a process of its own.
+    Names given whole are tried; of families and patterns the smallest architecture of each family,
+    with --all every one. A sweep that was stopped goes on where it was.
+
+    \b
+    Examples:
+      mt-convert coverage vgg11 resnet18
+      mt-convert coverage "vit_*" --size 96 --all --workers 2
+      mt-convert coverage --memory 12 --minutes 20 --out runs/coverage
+    """
+    from .coverage import pages, sweep
+    from .coverage.bounded import Limits
+    from .coverage.rows import Settings
+
+    settings = Settings(size=size, modules=tuple(modules or ()))
+    plans = sweep.Sweep(out, settings, Limits(memory, minutes * 60, workers))
+    try:
+        chosen = sweep.plan(plans, patterns or (), every=every)
+        table = sweep.run(plans, chosen, again=again)
+    except KeyboardInterrupt:
+        typer.echo("\nstopped; the same command goes on with what is left", err=True)
+        raise typer.Exit(130) from None
+    pages.write_pages(table, out)
+    pages.show(table.only(item.name for item in chosen), Console())
+    typer.echo(f"all {len(table.rows)} rows and the pages are in {out}")
 
 
 def _one_line(values: Any) -> str:

@@ -26,7 +26,7 @@ def failed(done: subprocess.CompletedProcess[str]) -> str:
 def test_help_names_every_command_and_shows_examples(command: Command) -> None:
     done = command("--help")
     assert done.returncode == 0
-    for name in ("ls", "cp", "check", "run", "show"):
+    for name in ("ls", "cp", "check", "run", "show", "coverage"):
         assert f"\n  {name} " in done.stdout
         text = command(name, "--help").stdout
         assert "Example" in text

@@ -1,0 +1,47 @@
+"""Which architectures of timm convert: the stored table's pages, or the table itself.
+
+    python eval/coverage/regenerate.py                 # README.md, architectures.md, families.png
+    python eval/coverage/regenerate.py --sweep         # first the whole registry, or what is left
+    python eval/coverage/regenerate.py --parameters    # sizes of all, for a new version of timm
+
+The sweep keeps its rows in runs/coverage: first the smallest architecture of each family, then all
+others by size. Its options can follow, those of `mt-convert coverage`:
+
+    python eval/coverage/regenerate.py --sweep --workers 2 --memory 10
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import timm
+
+from mt_convert.coverage.pages import write_pages
+from mt_convert.coverage.registry import COUNTED, count_parameters, families
+from mt_convert.coverage.rows import read_table
+from mt_convert.storage import write_json
+
+HERE = Path(__file__).parent
+ROWS = HERE.parents[1] / "runs" / "coverage"
+
+
+def main() -> None:
+    """Sweep if asked to, then write the pages from the table."""
+    words = sys.argv[1:]
+    if words[:1] == ["--sweep"]:
+        command = [sys.executable, "-m", "mt_convert.cli", "coverage", "--all"]
+        subprocess.run([*command, "--out", str(ROWS), *words[1:]], check=True)
+        write_json(HERE / "results.json", read_table(ROWS / "results.json").to_json())
+    elif words == ["--parameters"]:
+        names = [name for group in families().values() for name in group]
+        params = count_parameters(names, note=lambda found: None)
+        write_json(COUNTED, {"timm": timm.__version__, "params": params})
+    elif words:
+        sys.exit(__doc__)
+    write_pages(read_table(HERE / "results.json"), HERE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Multiply-accumulates per image of every layer and product, and which of them spikes feed.
+
+Floor 4.1. torch's own flop counter counts each node; shapes alone decide, so values are never
+computed and a network of any size is counted in the memory of its graph. Element-wise products
+(gates, layer scale), sums, pooling and non-linear functions hold no multiply-accumulates here, as
+in every count of this kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from .carries import Carries, carried
+from .graph import describe, layer_of
+from .neurons import MTNeuron
+from .rules import Rule, data_inputs
+from .spiking import SPIKING_RULES, SpikingModel
+
+FLOPS_PER_MAC = 2
+
+
+@dataclass(frozen=True)
+class MacRow:
+    """One layer or product: what it costs, and what it works on.
+
+    ``fed_by``: spikes where all its operands are (weights aside), else the first thing that is not.
+
+    Units: ``macs`` multiply-accumulates for one image.
+
+    Example:
+        >>> MacRow("fc", "Linear", 20, Carries.SPIKES).spike_fed
+        True
+    """
+
+    name: str
+    operator: str
+    macs: int
+    fed_by: Carries
+
+    @property
+    def spike_fed(self) -> bool:
+        """Whether every multiply-accumulate is an addition caused by a spike."""
+        return self.fed_by is Carries.SPIKES
+
+
+def count_macs(
+    network: SpikingModel | fx.GraphModule, rules: Mapping[Any, Rule] = SPIKING_RULES
+) -> tuple[MacRow, ...]:
+    """Every layer and product of a converted network, or of a traced graph, in order of execution.
+
+    What reads parameters alone is computed once for all images and is left out. A layer used twice
+    has two rows. A converted network's own rules are taken before ``rules``.
+
+    Example:
+        >>> from torch import nn
+        >>> from .trace import trace
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+        >>> rows = count_macs(trace(net, torch.zeros(2, 1, 4, 4)))
+        >>> [(row.name, row.macs, str(row.fed_by)) for row in rows]
+        [('0', 144, 'image'), ('3', 32, 'spikes')]
+    """
+    layers = network.layers if isinstance(network, SpikingModel) else network
+    rules = network.rules if isinstance(network, SpikingModel) else rules
+    carries = carried(layers, rules)
+    counter = _Counter(layers)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        counter.run(torch.empty(1, *layers.image_shape))  # type: ignore[misc]
+    rows = []
+    for node, macs in counter.macs.items():
+        sources = [carries[item] for item in data_inputs(node)]
+        if macs == 0 or not sources:
+            continue
+        others = [item for item in sources if item is not Carries.SPIKES]
+        called = layer_of(layers, node) is not None
+        name = str(node.target if called else node.meta.get("path") or node.name)
+        fed_by = others[0] if others else Carries.SPIKES
+        rows.append(MacRow(name, describe(layers, node), macs, fed_by))
+    return tuple(rows)
+
+
+def spike_fed_share(rows: Iterable[MacRow]) -> float:
+    """Share of multiply-accumulates that spikes feed, from 0 to 1; 0 where there are none.
+
+    Example:
+        >>> first = MacRow("a", "Conv2d", 30, Carries.IMAGE)
+        >>> spike_fed_share([first, MacRow("b", "Linear", 10, Carries.SPIKES)])
+        0.25
+    """
+    rows = list(rows)
+    return sum(row.macs for row in rows if row.spike_fed) / max(1, sum(row.macs for row in rows))
+
+
+class _Counter(fx.Interpreter):
+    """Runs a graph on shapes alone and notes what each node costs; neurons keep their shape."""
+
+    def __init__(self, layers: fx.GraphModule) -> None:
+        super().__init__(layers)
+        self.layers = layers
+        self.macs: dict[fx.Node, int] = {}
+
+    def run_node(self, node: fx.Node) -> Any:
+        if node.op not in ("call_module", "call_function"):
+            return super().run_node(node)
+        if isinstance(layer_of(self.layers, node), MTNeuron):
+            return self.fetch_args_kwargs_from_env(node)[0][0]
+        with FlopCounterMode(display=False) as counted:
+            value = super().run_node(node)
+        self.macs[node] = counted.get_total_flops() // FLOPS_PER_MAC
+        return value
