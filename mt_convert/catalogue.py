@@ -12,6 +12,7 @@ from .errors import Fault, RecipeError
 
 CIFAR_MODELS: dict[str, str] = {
     "digits_cnn": "38,000 parameters, for the 8x8 handwritten digits of the demo",
+    "digits_vit": "a vision transformer of 3 blocks, 59,000 parameters, for the same digits",
     "resnet20_cifar": "ResNet-20, option-A shortcuts (He et al. 2016), 0.27 million parameters",
     "resnet32_cifar": "ResNet-32, option-A shortcuts (He et al. 2016), 0.46 million parameters",
     "resnet44_cifar": "ResNet-44, option-A shortcuts (He et al. 2016), 0.66 million parameters",

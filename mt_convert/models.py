@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import timm
@@ -46,8 +46,13 @@ class ModelSpec:
                 raise SpecError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
 
 
-def build(spec: ModelSpec, *, seed: int = 0) -> nn.Module:
+def build(spec: ModelSpec, *, seed: int = 0, image_size: int | None = None) -> nn.Module:
     """Make the network and load its weights; untrained ones are drawn from ``seed``.
+
+    Units: ``image_size`` pixels; None for the architecture's own. Architectures that timm builds
+        for one size (vision transformers: position embeddings, windows) are built for this one,
+        unless ``spec.kwargs`` has an ``img_size``; the hub's weights are fitted to it by timm.
+        All others take images of any size.
 
     Returns:
         A module in training mode: images ``[batch, channels, H, W]`` to logits
@@ -66,6 +71,7 @@ def build(spec: ModelSpec, *, seed: int = 0) -> nn.Module:
     fault = architecture_fault(spec.architecture)
     if fault is not None:
         raise SpecError("cannot build the model", [fault])
+    spec = _for_size(spec, image_size)
     if spec.checkpoint is None:
         return _create(spec, pretrained=spec.pretrained, seed=seed)
     weights = storage.load_foreign(spec.checkpoint)
@@ -94,6 +100,14 @@ def architecture_fault(name: str) -> Fault | None:
     if near:
         hint = f"did you mean {', '.join(near[:-1])}{' or ' * (len(near) > 1)}{near[-1]}?"
     return Fault(f"architecture {name}", "is not in timm's registry", hint)
+
+
+def _for_size(spec: ModelSpec, image_size: int | None) -> ModelSpec:
+    """The spec with ``img_size`` among its arguments, where the architecture is of one size."""
+    known = None if ":" in spec.architecture else timm.get_pretrained_cfg(spec.architecture)
+    if image_size is None or known is None or not known.fixed_input_size:
+        return spec
+    return replace(spec, kwargs={"img_size": image_size, **spec.kwargs})
 
 
 def _create(spec: ModelSpec, *, pretrained: bool, seed: int) -> nn.Module:

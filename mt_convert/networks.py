@@ -13,6 +13,7 @@ import torch
 from timm.layers import DropPath
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, ResNet
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,7 +34,10 @@ default_cfgs = generate_default_cfgs(  # the name under which timm's registry lo
     {f"{name}.untrained": _CIFAR for name in CIFAR_MODELS}
     | {
         "digits_cnn.untrained": _CIFAR
-        | {"input_size": (1, 8, 8), "mean": (0.0,), "std": (1.0,), "first_conv": "features.0"},
+        | {"input_size": (1, 8, 8), "mean": (0.0,), "std": (1.0,), "first_conv": "stem.0"},
+        "digits_vit.untrained": _CIFAR
+        | {"input_size": (1, 8, 8), "mean": (0.0,), "std": (1.0,), "fixed_input_size": True}
+        | {"first_conv": "patch_embed.proj", "classifier": "head"},
         "resnet18_cifar.untrained": _CIFAR | {"classifier": "fc"},
         "vgg16_cifar.untrained": _CIFAR | {"first_conv": "features.0"},
     }
@@ -165,6 +169,16 @@ def _imagenet_resnet18_for_cifar(**kwargs: Any) -> ResNet:
     return model
 
 
+def _vit_for_digits(**kwargs: Any) -> VisionTransformer:
+    """timm's vision transformer with 3 blocks of 48 channels and positions as loud as patches."""
+    size = {"patch_size": 2, "embed_dim": 48, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0}
+    usual = {"in_chans": 1, "weight_init": "jax", "class_token": False, "global_pool": "avg"}
+    model = VisionTransformer(**{**usual, **size, **kwargs})
+    if model.pos_embed is not None:  # with timm's 0.02 a thousand images do not teach positions
+        nn.init.normal_(model.pos_embed, std=0.5)
+    return model
+
+
 # timm calls every entry with keyword arguments of its own choice (cache_dir, pretrained_cfg ...),
 # which is why these functions, and no others here, pass **kwargs on.
 
@@ -211,3 +225,9 @@ def vgg16_cifar(pretrained: bool = False, **kwargs: Any) -> CifarVGG:
 def digits_cnn(pretrained: bool = False, **kwargs: Any) -> DigitsCNN:
     """A small network for the handwritten digits of scikit-learn."""
     return build_model_with_cfg(DigitsCNN, "digits_cnn", pretrained, **kwargs)
+
+
+@register_model
+def digits_vit(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """A small vision transformer for the handwritten digits of scikit-learn: 16 patches of 2x2."""
+    return build_model_with_cfg(_vit_for_digits, "digits_vit", pretrained, **kwargs)

@@ -260,7 +260,8 @@ class _Work:
 
     def _ann(self, folder: Path) -> None:
         """The float network: built, loaded, trained if the recipe says so."""
-        ann = build(self.recipe.model, seed=self.recipe.seed)
+        size = self.recipe.data.image_size
+        ann = build(self.recipe.model, seed=self.recipe.seed, image_size=size)
         if self.recipe.ann is not None:
             self._fit(ann, self.recipe.ann, folder, None)
         if self.first:
@@ -269,7 +270,7 @@ class _Work:
     def _load_ann(self) -> nn.Module:
         """The float network of the first stage."""
         spec = dataclasses.replace(self.recipe.model, checkpoint=None, pretrained=False)
-        ann = build(spec, seed=self.recipe.seed)
+        ann = build(spec, seed=self.recipe.seed, image_size=self.recipe.data.image_size)
         ann.load_state_dict(load_tensors(self.at["ann"] / "model.safetensors"))
         return ann.eval()
 

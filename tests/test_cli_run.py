@@ -93,13 +93,36 @@ def real(*words: str, before: str = "", **settings: Any) -> subprocess.Completed
 
 # ----------------------------------------------------------------------------------------- recipes
 
-HEAVY = ("cifar10_resnet56_w4a4", "imagenet_resnet18_w4a4", "imagenet_resnet34_w4a4")
-LIGHT = ("digits", "cifar10_resnet20_w2a2", "cifar10_resnet20_w3a3", "cifar10_resnet20_w4a4")
+HEAVY = (
+    "cifar10_resnet56_w4a4",
+    "imagenet_convnext_atto_w4a4",
+    "imagenet_efficientnet_b0_w4a4",
+    "imagenet_mobilenetv2_w4a4",
+    "imagenet_resnet18_w4a4",
+    "imagenet_resnet34_w4a4",
+    "imagenet_swin_tiny_w4a4",
+    "imagenet_vit_tiny_w4a4",
+    "imagenet_vit_tiny_w8a8",
+)
+LIGHT = (
+    "digits",
+    "digits_vit",
+    "cifar10_resnet20_w2a2",
+    "cifar10_resnet20_w3a3",
+    "cifar10_resnet20_w4a4",
+)
+TWINS = (  # the same networks as those of 4 bits above; one recipe of 8 bits is run
+    "imagenet_convnext_atto_w8a8",
+    "imagenet_efficientnet_b0_w8a8",
+    "imagenet_mobilenetv2_w8a8",
+    "imagenet_swin_tiny_w8a8",
+)
 
 
 def test_the_lists_of_recipes_are_complete() -> None:
-    assert sorted(HEAVY + LIGHT) == sorted(shipped_recipes())
-    assert len(shipped_recipes()) == 7
+    assert sorted(HEAVY + LIGHT + TWINS) == sorted(shipped_recipes())
+    assert len(shipped_recipes()) == 18
+    assert {name.replace("w8a8", "w4a4") for name in TWINS} <= set(HEAVY)
 
 
 def smoke(name: str, command: Command, folder: Path) -> None:

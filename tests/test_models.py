@@ -31,6 +31,7 @@ PUBLISHED = {
     "resnet18_cifar": 11.17,
     "vgg16_cifar": 14.72,
 }
+OF_DIGITS = {"digits_cnn", "digits_vit"}
 DIGITS = ModelSpec("digits_cnn", classes=10, channels=1)
 
 
@@ -54,7 +55,7 @@ def refused(path: Path) -> str:
 
 def test_the_catalogue_and_the_registry_name_the_same_networks() -> None:
     assert set(timm.list_models(module="networks")) == set(CIFAR_MODELS)
-    assert set(CIFAR_MODELS) == set(PUBLISHED) | {"digits_cnn"}
+    assert set(CIFAR_MODELS) == set(PUBLISHED) | OF_DIGITS
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
@@ -62,15 +63,16 @@ def test_networks_have_the_published_number_of_parameters(name: str) -> None:
     assert round(parameters(build(ModelSpec(name, classes=10))) / 1e6, 2) == PUBLISHED[name]
 
 
-def test_the_digits_network_is_small() -> None:
-    assert parameters(build(DIGITS)) < 60_000
+@pytest.mark.parametrize("name", sorted(OF_DIGITS))
+def test_the_networks_for_digits_are_small(name: str) -> None:
+    assert parameters(build(ModelSpec(name, classes=10, channels=1))) < 60_000
 
 
 @pytest.mark.golden
 def test_networks_keep_their_parameters_and_names(golden: Callable[[str, Any], None]) -> None:
     sizes = {}
     for name in sorted(CIFAR_MODELS):
-        model = build(ModelSpec(name, classes=10, channels=1 if name == "digits_cnn" else 3))
+        model = build(ModelSpec(name, classes=10, channels=1 if name in OF_DIGITS else 3))
         weighted = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         sizes[name] = {"parameters": parameters(model), "weighted_layers": weighted}
     golden("networks", sizes)
@@ -79,10 +81,40 @@ def test_networks_keep_their_parameters_and_names(golden: Callable[[str, Any], N
 @pytest.mark.parametrize("name", sorted(CIFAR_MODELS))
 def test_networks_take_what_timm_passes(name: str) -> None:
     model = timm.create_model(name, num_classes=7, in_chans=2, drop_rate=0.5, pretrained_cfg=None)
-    side = 8 if name == "digits_cnn" else 32
+    side = 8 if name in OF_DIGITS else 32
     assert model.eval()(torch.zeros(3, 2, side, side)).shape == (3, 7)
     assert model.pretrained_cfg["architecture"] == name
     assert model.get_parameter(f"{model.pretrained_cfg['classifier']}.weight").shape[0] == 7
+    assert model.get_parameter(f"{model.pretrained_cfg['first_conv']}.weight").shape[1] == 2
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_networks_of_one_size_are_built_for_the_size_of_the_images(name: str) -> None:
+    short: dict[str, Any] = {"depths": (1, 1, 1, 1)} if "swin" in name else {"depth": 1}
+    spec = ModelSpec(name, classes=7, kwargs=short)
+    assert build(spec, image_size=64)(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
+    with pytest.raises(AssertionError, match="224"):
+        build(spec)(torch.zeros(2, 3, 64, 64))
+
+
+def test_an_image_size_that_the_recipe_names_itself_wins() -> None:
+    spec = ModelSpec("digits_vit", classes=10, channels=1, kwargs={"img_size": 12})
+    assert build(spec, image_size=8)(torch.zeros(1, 1, 12, 12)).shape == (1, 10)
+
+
+def test_networks_of_any_size_are_the_same_for_every_image_size() -> None:
+    plain, sized = build(DIGITS), build(DIGITS, image_size=32)
+    assert torch.equal(plain.linear.weight, sized.linear.weight)  # type: ignore[arg-type]
+    assert sized(torch.zeros(2, 1, 16, 16)).shape == (2, 10)
+
+
+def test_digits_vit_starts_with_positions_as_loud_as_patches() -> None:
+    model = build(ModelSpec("digits_vit", classes=10, channels=1))
+    position = model.pos_embed
+    assert isinstance(position, Tensor)
+    assert 0.4 < position.std().item() < 0.6
+    bare = build(ModelSpec("digits_vit", 10, 1, kwargs={"pos_embed": "none"}))
+    assert bare.eval()(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
 def test_dropout_and_stochastic_depth_act_in_training_only() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 import yaml
 
 from mt_convert import recipe_text
@@ -22,8 +23,19 @@ NAMES = [
     "cifar10_resnet20_w4a4",
     "cifar10_resnet56_w4a4",
     "digits",
+    "digits_vit",
+    "imagenet_convnext_atto_w4a4",
+    "imagenet_convnext_atto_w8a8",
+    "imagenet_efficientnet_b0_w4a4",
+    "imagenet_efficientnet_b0_w8a8",
+    "imagenet_mobilenetv2_w4a4",
+    "imagenet_mobilenetv2_w8a8",
     "imagenet_resnet18_w4a4",
     "imagenet_resnet34_w4a4",
+    "imagenet_swin_tiny_w4a4",
+    "imagenet_swin_tiny_w8a8",
+    "imagenet_vit_tiny_w4a4",
+    "imagenet_vit_tiny_w8a8",
 ]
 SMALL = """\
 name: small
@@ -90,6 +102,35 @@ def test_a_resolved_recipe_reads_back_as_the_same(path: Path, smoke: bool, write
     text = dump(recipe)
     assert load_recipe(write(text)) == recipe
     assert set(yaml.safe_load(text)) == set(Recipe.model_fields)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in SHIPPED if "_w8a8" in path.stem], ids=lambda path: path.stem
+)
+def test_recipes_of_8_and_4_bits_differ_in_bits_training_and_thresholds_alone(path: Path) -> None:
+    eight, four = load_recipe(path), load_recipe(path.stem.replace("w8a8", "w4a4"))
+    assert (eight.quantize.weight_bits, eight.quantize.act_bits) == (8, 8)
+    assert (four.quantize.weight_bits, four.quantize.act_bits) == (4, 4)
+    assert (eight.evaluate.thresholds[-1], four.evaluate.thresholds[-1]) == (255, 15)
+    assert (eight.model, eight.data) == (four.model, four.data)
+    assert eight.model.pretrained
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in SHIPPED if path.stem.startswith("imagenet")],
+    ids=lambda path: path.stem,
+)
+def test_imagenet_recipes_normalise_and_crop_as_the_published_weights_ask(path: Path) -> None:
+    recipe = load_recipe(path)
+    published = timm.get_pretrained_cfg(recipe.model.architecture)
+    assert published is not None
+    assert (recipe.data.mean, recipe.data.std) == (published.mean, published.std)
+    assert recipe.data.image_size == published.input_size[-1]
+    assert (recipe.data.crop_pct, recipe.data.interpolation) == (
+        published.crop_pct,
+        published.interpolation,
+    )
 
 
 def test_a_recipe_is_found_by_name_file_name_or_path(write: Write) -> None:
