@@ -14,6 +14,7 @@ from .errors import Fault, SpecError
 from .ladder import Binary, Firing, Ladder, PowerOfTwo, Uniform
 from .quantize import QuantizedModel
 from .results import Row
+from .shapes import image_axes
 from .simulate import levels, simulate
 from .spiking import Presentation, SpikingModel
 from .verify import levels_of
@@ -99,6 +100,7 @@ def evaluate(
     ann.eval()
     qann.eval()
     networks = [_converted(qann, setting) for setting in settings]
+    axes = _neuron_axes(networks[0]) if networks else {}
     tallies = [_tally(setting.time_steps[-1]) for setting in settings]
     total, ann_correct, qann_correct = 0, 0, 0
     device = next(ann.parameters()).device
@@ -111,7 +113,7 @@ def evaluate(
         qann_correct += int((predicted == labels).sum())
         for setting, snn, tally in zip(settings, networks, tallies, strict=True):
             for time_steps in _runs(setting):
-                _count(snn, images, labels, predicted, expected, time_steps, tally)
+                _count(snn, images, labels, (predicted, expected, axes), time_steps, tally)
     if total == 0:
         raise SpecError("no images to evaluate on: raise evaluate.images or data.test_images")
     accuracies = {
@@ -143,6 +145,12 @@ def _converted(qann: QuantizedModel, setting: Setting) -> SpikingModel:
     )
 
 
+def _neuron_axes(snn: SpikingModel) -> dict[str, int]:
+    """Along which axis of each layer of neurons the images of a batch lie."""
+    axes = image_axes(snn.layers).items()
+    return {str(node.target): axis for node, axis in axes if node.op == "call_module"}
+
+
 def _runs(setting: Setting) -> tuple[int, ...]:
     """The simulations a setting needs: a longer one shows the shorter ones too, unless layers wait
     for their whole window."""
@@ -153,12 +161,13 @@ def _count(
     snn: SpikingModel,
     images: Tensor,
     labels: Tensor,
-    predicted: Tensor,
-    expected: dict[str, Tensor],
+    quantized: tuple[Tensor, dict[str, Tensor], dict[str, int]],
     time_steps: int,
     tally: _Tally,
 ) -> None:
-    """Simulate one batch and add what it shows to the tally."""
+    """Simulate one batch and add what it shows to the tally. ``quantized``: the quantized network's
+    classes, levels, and along which axis of these the images lie."""
+    predicted, expected, axes = quantized
     exact = torch.ones(time_steps, len(labels), dtype=torch.bool, device=images.device)
     neurons = dict(snn.neurons())
     even = snn.presentation is Presentation.EVERY_STEP
@@ -168,7 +177,8 @@ def _count(
         if even:  # a level is worth L / (n T) of the quantizer's
             spec = neurons[name].spec
             wanted, shown = wanted * (spec.ladder.reach * (t + 1)), totals * levels(spec)
-        exact[t] &= (shown == wanted).flatten(1).all(1)
+        equal = (shown == wanted).movedim(axes[name], 0)
+        exact[t] &= equal.reshape(len(labels), -1).all(1)
 
     run = simulate(snn, images, time_steps=time_steps, observe=compare)
     steps = [time_steps - 1] if snn.whole_window else range(time_steps)

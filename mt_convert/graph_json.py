@@ -101,8 +101,8 @@ def _node_from_json(
 
 
 def _is_path(text: str) -> bool:
-    """Whether a text is names or numbers with dots between, as modules' paths are."""
-    return all(part.isalnum() or part.isidentifier() for part in text.split("."))
+    """Whether a text is words or numbers with dots between, as modules' paths are."""
+    return all(f"_{part}".isidentifier() for part in text.split("."))
 
 
 def _is_keyword(text: str) -> bool:

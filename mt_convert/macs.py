@@ -1,6 +1,6 @@
 """Multiply-accumulates per image of every layer and product, and which of them spikes feed.
 
-Floor 4.1. torch's own flop counter counts each node; shapes alone decide, so values are never
+Floor 4.2. torch's own flop counter counts each node; shapes alone decide, so values are never
 computed and a network of any size is counted in the memory of its graph. Element-wise products
 (gates, layer scale), sums, pooling and non-linear functions hold no multiply-accumulates here, as
 in every count of this kind.
@@ -12,15 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from .carries import Carries, carried
 from .graph import describe, layer_of
-from .neurons import MTNeuron
 from .rules import Rule, data_inputs
+from .shapes import ShapeRun
 from .spiking import SPIKING_RULES, SpikingModel
 
 FLOPS_PER_MAC = 2
@@ -70,8 +68,7 @@ def count_macs(
     rules = network.rules if isinstance(network, SpikingModel) else rules
     carries = carried(layers, rules)
     counter = _Counter(layers)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        counter.run(torch.empty(1, *layers.image_shape))  # type: ignore[misc]
+    counter.shaped(batch=1)
     rows = []
     for node, macs in counter.macs.items():
         sources = [carries[item] for item in data_inputs(node)]
@@ -97,20 +94,17 @@ def spike_fed_share(rows: Iterable[MacRow]) -> float:
     return sum(row.macs for row in rows if row.spike_fed) / max(1, sum(row.macs for row in rows))
 
 
-class _Counter(fx.Interpreter):
-    """Runs a graph on shapes alone and notes what each node costs; neurons keep their shape."""
+class _Counter(ShapeRun):
+    """Notes what each node costs while it runs on shapes alone."""
 
     def __init__(self, layers: fx.GraphModule) -> None:
         super().__init__(layers)
-        self.layers = layers
         self.macs: dict[fx.Node, int] = {}
 
-    def run_node(self, node: fx.Node) -> Any:
+    def computed(self, node: fx.Node) -> Any:
         if node.op not in ("call_module", "call_function"):
-            return super().run_node(node)
-        if isinstance(layer_of(self.layers, node), MTNeuron):
-            return self.fetch_args_kwargs_from_env(node)[0][0]
+            return super().computed(node)
         with FlopCounterMode(display=False) as counted:
-            value = super().run_node(node)
+            value = super().computed(node)
         self.macs[node] = counted.get_total_flops() // FLOPS_PER_MAC
         return value

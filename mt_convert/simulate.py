@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, fx
 
 from .carries import reaching_output
-from .errors import SpecError
+from .errors import Fault, SpecError
 from .graph import attribute, check_images, layer_of
 from .ladder import Binary, Ladder, PowerOfTwo
 from .neurons import MTNeuron, NeuronSpec
 from .running import running_step, running_step_literal
+from .shapes import images_not_first
 from .spiking import Encoder, Presentation, SpikingModel
 
 Observer = Callable[[int, str, Tensor, Tensor], None]
@@ -121,7 +122,8 @@ def simulate(
     Shapes:
         images [batch, channels, height, width], normalised as in training.
     Raises:
-        SpecError: fewer than one time step.
+        SpecError: fewer than one time step; ``layer_by_layer`` where a layer does not keep images
+            apart on its first axis (attention over windows, tokens first).
         DataError: images of another shape, or with NaN.
 
     Example:
@@ -145,6 +147,8 @@ def simulate(
         loop.observers.append(
             lambda t, name, total, out: recording.setdefault(name, []).append(out)
         )
+    if layer_by_layer:
+        _check_images_first(snn)
     if snn.whole_window:
         logits = loop.window_by_window(images)
     else:
@@ -153,9 +157,22 @@ def simulate(
         logits=logits,
         totals=loop.totals,
         spike_counts={name: torch.stack(counts) for name, counts in loop.counts.items()},
-        neurons={name: total.shape[1:].numel() for name, total in loop.totals.items()},
+        neurons={name: total.numel() // max(1, len(images)) for name, total in loop.totals.items()},
         spikes={name: torch.stack(steps) for name, steps in recording.items()} if record else None,
     )
+
+
+def _check_images_first(snn: SpikingModel) -> None:
+    """All steps can lie along the batch axis only where nothing else does."""
+    faults = [
+        Fault(str(node.meta.get("path") or node.name), str(node.target), "step by step works")
+        for node in images_not_first(snn.layers)
+    ]
+    if faults:
+        raise SpecError(
+            "layer_by_layer=True: images are not alone on the first axis in this network",
+            faults[:5],
+        )
 
 
 class _Loop:

@@ -78,7 +78,7 @@ def verify(
         thresholds=thresholds,
         time_steps=time_steps,
         images=len(images),
-        neurons=sum(layer[0].numel() for layer in expected.values()),
+        neurons=sum(layer.numel() for layer in expected.values()) // max(1, len(images)),
         adversarial=tried,
         differs=tuple(sorted(differs | wrong)),
     )

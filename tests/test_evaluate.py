@@ -282,3 +282,28 @@ def test_a_setting_sorts_its_steps_and_refuses_none_at_all() -> None:
     for steps in ((), (0, 1), (-1,)):
         with pytest.raises(SpecError, match="whole numbers from 1"):
             Setting(Uniform(1), steps)
+
+
+class TokensFirst(nn.Module):
+    """A neuron whose images lie on the second axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.head = nn.Linear(2, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.inside(x.flatten(2).permute(2, 0, 1))).mean(0))
+
+
+def test_exact_images_are_counted_where_tokens_lie_in_front_of_them() -> None:
+    net = lived_in(TokensFirst())
+    qann = quantize(net, QuantSpec(act_bits=2), calibration=images(8))
+    batch, labels = 0.2 * images(9, seed=3), torch.zeros(9, dtype=torch.long)
+    batch[::2] *= 6
+    one = [Setting(Uniform(2), (1,))]
+    rows = [
+        evaluate(net, qann, [(batch[i : i + 1], labels[:1])], one, DESCRIBE)[0] for i in range(9)
+    ]
+    exact = [row.exact_share for row in rows]
+    assert 0 < sum(exact) < 9
+    assert evaluate(net, qann, [(batch, labels)], one, DESCRIBE)[0].exact_share == sum(exact) / 9

@@ -270,7 +270,7 @@ def test_a_layer_used_by_others_too_keeps_its_norm_apart() -> None:
 def test_an_unused_name_is_new() -> None:
     graph = copy.deepcopy(traced("one_relu"))
     assert unused_name(graph, "relu") == "relu_3"
-    assert unused_name(graph, "conv1.weight") == "conv1.weight_1"
+    assert unused_name(graph, "conv1.weight") == "conv1_weight"  # beside the layer, not in it
     assert unused_name(graph, "fresh") == "fresh"
 
 

@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 import torch
-from networks import dense, eighths, images, levels_of, network, quantized
+from networks import dense, eighths, images, levels_of, lived_in, network, quantized
 from torch import Tensor, nn
 
 from mt_convert.convert import convert
@@ -17,6 +17,7 @@ from mt_convert.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.neurons import MTNeuron
 from mt_convert.quant_spec import BatchNorm, QuantSpec, Scale
 from mt_convert.quantize import QuantizedModel, quantize
+from mt_convert.shapes import image_axes
 from mt_convert.simulate import count_events, levels, simulate
 from mt_convert.spiking import SpikingModel
 
@@ -331,3 +332,42 @@ def test_images_that_do_not_fit_or_are_not_finite_are_refused() -> None:
     batch[2, 0, 0, 0] = float("nan")
     with pytest.raises(DataError, match=r"images \[2\] of the batch hold NaN"):
         simulate(snn, batch, time_steps=1)
+
+
+# ----------------------------------------------------------------------------- where images lie
+
+
+class Windows(nn.Module):
+    """Four windows of each image beside the images, or tokens first, in front of a neuron."""
+
+    def __init__(self, tokens_first: bool) -> None:
+        super().__init__()
+        self.inside, self.head = nn.Linear(2, 4), nn.Linear(4, 3)
+        self.tokens_first = tokens_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2).mT.unflatten(1, (4, 16))  # [batch, windows, tokens, channels]
+        x = x.permute(2, 0, 1, 3).flatten(1, 2) if self.tokens_first else x.flatten(0, 1)
+        x = torch.relu(self.inside(x))
+        x = x.unflatten(1, (-1, 4)).mean((0, 2)) if self.tokens_first else x.unflatten(0, (-1, 4))
+        return self.head(x if self.tokens_first else x.mean((1, 2)))
+
+
+@pytest.mark.parametrize("tokens_first", [False, True])
+def test_neurons_are_counted_per_image_wherever_images_lie(tokens_first: bool) -> None:
+    net = lived_in(Windows(tokens_first))
+    snn = convert(quantize(net, QuantSpec(), calibration=images(8)))
+    run = simulate(snn, images(5), time_steps=2)
+    assert run.neurons["relu"] == 4 * 16 * 4
+    axes = {str(node.target): axis for node, axis in image_axes(snn.layers).items()}
+    assert axes["relu"] == (1 if tokens_first else 0)
+    assert axes["head"] == 0
+
+
+@pytest.mark.parametrize("tokens_first", [False, True])
+def test_all_steps_at_once_is_refused_where_images_are_not_alone_in_front(
+    tokens_first: bool,
+) -> None:
+    snn = convert(quantize(lived_in(Windows(tokens_first)), QuantSpec(), calibration=images(8)))
+    with pytest.raises(SpecError, match="layer_by_layer=True: images are not alone"):
+        simulate(snn, images(5), time_steps=2, layer_by_layer=True)

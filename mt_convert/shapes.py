@@ -1,0 +1,91 @@
+"""The shapes that values of a converted network have, found without computing any. Floor 4.1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from .graph import layer_of
+from .neurons import MTNeuron
+
+
+class ShapeRun(fx.Interpreter):
+    """Runs a graph on shapes alone; neurons keep the shape of their input.
+
+    Example:
+        >>> from torch import nn
+        >>> from .trace import trace
+        >>> run = ShapeRun(trace(nn.Sequential(nn.Conv2d(1, 4, 3)), torch.zeros(2, 1, 4, 4)))
+        >>> run.shaped(batch=5)
+        >>> [tuple(shape) for shape in run.shapes.values()]
+        [(5, 1, 4, 4), (5, 4, 2, 2)]
+    """
+
+    def __init__(self, layers: fx.GraphModule) -> None:
+        super().__init__(layers)
+        self.layers = layers
+        self.shapes: dict[fx.Node, torch.Size] = {}
+
+    def shaped(self, batch: int) -> None:
+        """Run on ``batch`` images; fills in ``shapes``, of every value that is a tensor."""
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            self.run(torch.empty(batch, *self.layers.image_shape))  # type: ignore[misc]
+
+    def run_node(self, node: fx.Node) -> Any:
+        if isinstance(layer_of(self.layers, node), MTNeuron):
+            value = self.fetch_args_kwargs_from_env(node)[0][0]
+        else:
+            value = self.computed(node)
+        if isinstance(value, Tensor):
+            self.shapes[node] = value.shape
+        return value
+
+    def computed(self, node: fx.Node) -> Any:
+        """The value of a node that is no neuron."""
+        return super().run_node(node)
+
+
+def image_axes(layers: fx.GraphModule) -> dict[fx.Node, int]:
+    """Along which axis the images of a batch lie, for each value that depends on them.
+
+    Attention over windows puts windows beside images on one axis, and some layers put tokens
+    first; where images share an axis with anything else they lie outermost.
+
+    Example:
+        >>> from torch import nn
+        >>> from .trace import trace
+        >>> net = trace(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.zeros(2, 1, 2, 2))
+        >>> set(image_axes(net).values())
+        {0}
+    """
+    axes = {}
+    for node, few, many in _at_two_sizes(layers):
+        moving = [axis for axis in range(len(few)) if few[axis] != many[axis]]
+        if moving:
+            axes[node] = moving[0]
+    return axes
+
+
+def images_not_first(layers: fx.GraphModule) -> list[fx.Node]:
+    """Values whose first axis is not that of the images, or holds something else beside them."""
+    return [
+        node
+        for node, few, many in _at_two_sizes(layers)
+        if few != many and (few[0], many[0]) != BATCHES
+    ]
+
+
+BATCHES = (2, 3)
+
+
+def _at_two_sizes(layers: fx.GraphModule) -> Iterator[tuple[fx.Node, torch.Size, torch.Size]]:
+    """Each value's shape for batches of two sizes."""
+    runs = [ShapeRun(layers), ShapeRun(layers)]
+    for run, batch in zip(runs, BATCHES, strict=True):
+        run.shaped(batch)
+    for node, few in runs[0].shapes.items():
+        yield node, few, runs[1].shapes[node]
