@@ -38,6 +38,7 @@ def carried(
     """What every value of the graph is made of; neurons turn currents into spikes.
 
     Example:
+        >>> from torch import nn
         >>> from .trace import trace
         >>> net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(1, 1, 1))
         >>> graph_module = trace(net, torch.zeros(2, 1, 4, 4))
@@ -107,11 +108,12 @@ def reaching_output(
     """The values that get to the network's output without passing a neuron.
 
     Example:
+        >>> from torch import nn
         >>> from .trace import trace
         >>> net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> graph_module = trace(net, torch.zeros(2, 1, 4, 4))
         >>> sorted(str(node) for node in reaching_output(graph_module))
-        ['_0', '_1', '_3', 'view']
+        ['_1', '_3', 'sym_size_int_1', 'view']
     """
     reaching: set[fx.Node] = set()
     for node in reversed(graph_module.graph.nodes):
@@ -129,6 +131,7 @@ def nonnegative(
     """Whether a value is known never to fall below 0: then its neurons need not be signed.
 
     Example:
+        >>> from torch import nn
         >>> from .trace import trace
         >>> net = nn.Sequential(nn.Sigmoid(), nn.AvgPool2d(2), nn.GELU())
         >>> nodes = trace(net, torch.zeros(2, 1, 4, 4)).graph.nodes

@@ -27,6 +27,7 @@ CONVOLUTIONS: dict[Any, type[nn.Module]] = {
     aten.conv1d.padding: nn.Conv1d,
     aten.conv2d.padding: nn.Conv2d,
 }
+MATRICES = (aten.matmul.default, aten.mm.default, aten.bmm.default)
 BATCH_NORMS = (aten._native_batch_norm_legit_no_training.default, aten.batch_norm.default)
 RELUS = (aten.relu.default, aten.relu_.default)
 CLAMPS = (
@@ -35,6 +36,16 @@ CLAMPS = (
     aten.clamp.default,
     aten.relu6.default,
     aten.clamp_min.default,
+)
+EXTREMES = {aten.max.dim: aten.amax.default, aten.min.dim: aten.amin.default}
+INDEXED = {
+    aten.max_pool2d_with_indices.default: aten.max_pool2d.default,
+    aten.max_pool3d_with_indices.default: aten.max_pool3d.default,
+}
+ADAPTIVE = (
+    aten.adaptive_max_pool1d.default,
+    aten.adaptive_max_pool2d.default,
+    aten.adaptive_max_pool3d.default,
 )
 Path = str
 
@@ -131,7 +142,7 @@ class _Lift:
     def _lifted(self, node: fx.Node) -> bool:
         """Replace ``node`` by a module call if it is a layer; say whether it was."""
         target = node.target
-        if target in CONVOLUTIONS or target in (aten.linear.default, aten.matmul.default):
+        if target in CONVOLUTIONS or target in (aten.linear.default, *MATRICES):
             return self._lift_weighted(node)
         if target in BATCH_NORMS:
             return self._lift_norm(node)
@@ -152,11 +163,17 @@ class _Lift:
         """The first output of a lifted layer, or the maximum of a pair of maximum and index."""
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        if source.target is aten.max.dim:
+        if source.target in EXTREMES:
             value, axis, *keep = source.args
             arguments = (self._new(value), [axis], *keep)  # type: ignore[arg-type]
-            self.new[node] = self.graph.call_function(aten.amax.default, arguments)
-            self.new[node].meta = {"path": _module_path(node), "val": node.meta.get("val")}
+            self._operate(node, EXTREMES[source.target], arguments)
+            return True
+        if source.target in INDEXED:
+            arguments = (self._new(source.args[0]), *source.args[1:])  # type: ignore[arg-type]
+            self._operate(node, INDEXED[source.target], arguments)
+            return True
+        if source.target in ADAPTIVE:
+            self._lift_adaptive(node, source)
             return True
         if source in self.new:
             producer = self.new[source]
@@ -165,26 +182,50 @@ class _Lift:
                 return True
         return False
 
+    def _operate(self, node: fx.Node, target: Any, arguments: tuple[Any, ...]) -> fx.Node:
+        """Put an operator where ``node`` stood."""
+        call = self.graph.call_function(target, arguments)
+        call.meta = {"path": _module_path(node), "val": node.meta.get("val")}
+        self.new[node] = call
+        return call
+
+    def _lift_adaptive(self, node: fx.Node, source: fx.Node) -> None:
+        """The maxima of an adaptive max pool, axis by axis: one slice and maximum per cell."""
+        image: Any = source.args[0]
+        sizes: Any = source.args[1]
+        value = self._new(image)
+        for axis, cells in zip(range(-len(sizes), 0), sizes, strict=True):
+            size = int(image.meta["val"].shape[axis])
+            pieces = []
+            for cell in range(cells):
+                ends = cell * size // cells, -(-(cell + 1) * size // cells)
+                part = value
+                if ends != (0, size):
+                    part = self._operate(node, aten.slice.Tensor, (value, axis, *ends))
+                pieces.append(self._operate(node, aten.amax.default, (part, [axis], True)))
+            value = pieces[0]
+            if cells > 1:
+                value = self._operate(node, aten.cat.default, (pieces, axis))
+
     def _lift_weighted(self, node: fx.Node) -> bool:
         """A convolution or linear whose weight is constant; one module per weight and settings."""
         arguments = _bind(node)
-        matrix = node.target is aten.matmul.default  # x @ W is a linear layer of W transposed
-        source, weight = (
-            arguments[name] for name in (("self", "other") if matrix else ("input", "weight"))
-        )
+        matrix = node.target in MATRICES  # x @ W is a linear layer of W transposed
+        operands = [item.name for item in node.target._schema.arguments[:2]]  # type: ignore[union-attr]
+        source, weight = (arguments[name] for name in operands)
         bias = arguments.get("bias")
         if any(item is not None and item not in self.constants for item in (weight, bias)):
             return False
-        if matrix and self.constants[weight].dim() != 2:
+        batch = (1,) if node.target is aten.bmm.default else ()
+        shape = self.constants[weight].shape
+        if matrix and (len(shape) < 2 or shape[:-2] != batch):
             return False
-        settings = {
-            key: value for key, value in arguments.items() if key not in ("input", "self", "weight")
-        }
+        settings = {key: value for key, value in arguments.items() if key not in operands}
         use = f"{weight.name} {settings}"
         if use not in self.weight_owner:
             tensors = [self._tensor(item) for item in (weight, bias) if item is not None]
             if matrix:
-                tensors[0] = tensors[0].detach().t().contiguous()
+                tensors[0] = tensors[0].detach().flatten(0, -2).t().contiguous()
             owner = self._free_name(self._weight_path(node, weight))
             self.weight_owner[use] = owner
             self.modules[owner] = _weighted_module(node.target, arguments, tensors)
@@ -243,12 +284,15 @@ class _Lift:
         self.new[node] = call
 
     def _free_name(self, wanted: Path) -> Path:
-        """``wanted``, or with _1, _2 … where it is taken or lies inside another module."""
+        """``wanted``, or with _1, _2 … where it is taken; beside a module rather than in it."""
+        taken = {*self.modules, *self.tensors}
+        parts = wanted.split(".")
+        for depth in range(1, len(parts)):
+            if ".".join(parts[:depth]) in taken:
+                wanted = ".".join([*parts[: depth - 1], "_".join(parts[depth - 1 :])])
+                break
         name, count = wanted, 0
-        while any(
-            name == taken or name.startswith(taken + ".") or taken.startswith(name + ".")
-            for taken in (*self.modules, *self.tensors)
-        ):
+        while any(name == item or item.startswith(name + ".") for item in taken):
             count += 1
             name = f"{wanted}_{count}"
         return name
@@ -267,7 +311,7 @@ def _weighted_module(target: Any, arguments: Mapping[str, Any], tensors: list[Te
     """An nn.Conv*d or nn.Linear that holds ``tensors`` (weight, and bias if there are two)."""
     weight, biased = tensors[0], len(tensors) == 2
     with torch.device("meta"):
-        if target in (aten.linear.default, aten.matmul.default):
+        if target in (aten.linear.default, *MATRICES):
             module: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=biased)
         else:
             groups = arguments["groups"]

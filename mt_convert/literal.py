@@ -200,14 +200,19 @@ class _Walk:
         stored = self.stored.setdefault(node, {})
         for item in node.all_input_nodes:
             if self.carries[item] is not Carries.CONSTANT:
-                stored[item] = stored[item] + values[item] if item in stored else values[item]
+                adds = item in stored and values[item].dtype is not torch.bool
+                stored[item] = stored[item] + values[item] if adds else values[item]
         steps = t + 1 if self.every_step else 1
 
         def seen(item: fx.Node) -> Any:
-            return stored[item] / steps if item in stored else values[item]
+            counted = item in stored and stored[item].dtype is not torch.bool
+            return stored[item] / steps if counted else values[item]
 
         args, kwargs = fx.map_arg((node.args, node.kwargs), seen)
-        now = operate(*args, **kwargs) * steps
+        now = operate(*args, **kwargs)
+        if now.dtype is torch.bool:  # a condition, not a charge: it holds from this step on
+            return now
+        now = now * steps
         before = self.before.get(node, torch.zeros_like(now))
         self.before[node] = now
         return now - before

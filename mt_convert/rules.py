@@ -72,12 +72,14 @@ _MOVES = (
     "unsqueeze slice select narrow split split_with_sizes chunk unbind cat stack expand expand_as "
     "repeat repeat_interleave clone contiguous alias detach copy type_as _to_copy to flip roll "
     "rot90 diagonal tril triu unfold im2col pixel_shuffle pixel_unshuffle channel_shuffle "
-    "upsample_nearest1d upsample_nearest2d select_scatter slice_scatter"
+    "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d "
+    "_upsample_nearest_exact2d"
 )
 _LINEAR = {
     Sign.KEPT: "add mean sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
-    "adaptive_avg_pool2d adaptive_avg_pool3d upsample_bilinear2d upsample_linear1d col2im cumsum",
-    Sign.ANY: "sub rsub neg upsample_bicubic2d",
+    "adaptive_avg_pool2d adaptive_avg_pool3d upsample_bilinear2d upsample_linear1d "
+    "upsample_trilinear3d _upsample_bilinear2d_aa col2im cumsum",
+    Sign.ANY: "sub rsub neg upsample_bicubic2d _upsample_bicubic2d_aa",
 }
 _DIFFERENCES = (  # reason in the report, sign, operators
     (
@@ -91,8 +93,9 @@ _DIFFERENCES = (  # reason in the report, sign, operators
         Sign.ANY,
         "silu gelu tanh hardswish mish elu celu selu leaky_relu prelu _prelu_kernel log_sigmoid "
         "hardshrink softshrink threshold log log1p log2 expm1 erf sin cos sign floor "
-        "round hardtanh relu6 rrelu_with_noise atan pow",
+        "round hardtanh relu6 atan pow floor_divide remainder nan_to_num",
     ),
+    ("compares", Sign.NONNEGATIVE, "gt ge lt le eq ne logical_not logical_and logical_or"),
     ("normalises by its own statistics", Sign.ANY, "layer_norm group_norm rms_norm"),
     ("normalises by its own statistics", Sign.NONNEGATIVE, "linalg_vector_norm norm var std"),
     ("softmax divides by a sum over its input", Sign.NONNEGATIVE, "softmax _softmax"),
@@ -125,6 +128,8 @@ def _table() -> dict[Key, Rule]:
             rules.update({getattr(packet, overload): rule for overload in packet.overloads()})
     for function in (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod):
         rules[function] = Rule(Kind.SIZE)
+    between = Rule(Kind.DIFFERENCE, "a non-linear function: temporal difference", Sign.KEPT)
+    rules |= {aten.max.other: between, aten.min.other: between}
     rules[operator.getitem] = Rule(Kind.MOVE, sign=Sign.KEPT)
     return rules
 
@@ -153,9 +158,11 @@ _PRODUCTS = (
     *(aten.conv1d.default, aten.conv2d.default, aten.conv2d.padding, aten.conv3d.default),
     *(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input),
 )
+_SCATTERS = (aten.slice_scatter.default, aten.select_scatter.default)
+_WHERES = (aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther)
 _PICKS = (
     *(aten.index.Tensor, aten.gather.default, aten.index_select.default),
-    *(aten.where.self, aten.masked_fill.Scalar),
+    *(aten.masked_fill.Scalar, *_WHERES, *_SCATTERS),
 )
 
 
@@ -167,7 +174,7 @@ def _conditional(node: fx.Node) -> Rule | None:
         return _picking(node)
     data = data_inputs(node)
     if node.target in _PRODUCTS:
-        whole = len(data) > 1
+        whole = not any(isinstance(i, fx.Node) and is_constant(i) for i in node.args[:2])
         return Rule(
             Kind.PRODUCT,
             "a product of two activations" if whole else "a product with a constant",
@@ -191,14 +198,20 @@ def data_inputs(node: fx.Node) -> list[fx.Node]:
 
 def _picking(node: fx.Node) -> Rule | None:
     """Operators that pick entries: moves where it does not depend on the image which."""
-    first = 1 if node.target is aten.where.self else 0
-    picked = node.args[first : first + 2] if first else node.args[:1]
+    conditional, picked = True, node.args[:2]
+    if node.target in _WHERES:
+        picked = node.args[1:3]
+    elif node.target is aten.masked_fill.Scalar:
+        picked = (node.args[0], node.args[2])
+    elif node.target not in _SCATTERS:
+        conditional, picked = False, node.args[:1]
     if any(item not in picked for item in data_inputs(node)):
+        if conditional:
+            return Rule(Kind.DIFFERENCE, "picks by what the image shows: temporal difference")
         return None
-    if first or node.target is aten.masked_fill.Scalar:
-        numbers = [item for item in node.args if not isinstance(item, fx.Node) and item != 0]
-        if numbers or any(isinstance(item, fx.Node) and is_constant(item) for item in picked):
-            return Rule(Kind.DIFFERENCE, "writes constants over some entries")
+    writes = (is_constant(item) if isinstance(item, fx.Node) else item != 0 for item in picked)
+    if conditional and any(writes):
+        return Rule(Kind.DIFFERENCE, "writes constants over some entries")
     return Rule(Kind.MOVE, sign=Sign.KEPT)
 
 

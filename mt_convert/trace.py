@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import operator
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path as FilePath
@@ -38,14 +38,10 @@ SPELLED_OUT = (  # operators that hide products, weighted layers or several outp
     aten.clip.default,
     aten.cosine_similarity.default,
     aten.glu.default,
-    aten.hstack.default,
     aten.inner.default,
-    aten.lerp.Scalar,
     aten.outer.default,
-    aten.rrelu.default,
     aten.tensordot.default,
     aten.tile.default,
-    aten.vstack.default,
 )
 DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
 
@@ -113,11 +109,30 @@ def _decompositions() -> Mapping[Any, Callable[..., Any]]:
     """What export spells out: attention in our words, the rest in torch's."""
     known = torch.export.default_decompositions()
     table = {target: known[target] for target in SPELLED_OUT}
-    table |= {aten.scaled_dot_product_attention.default: _attention}
-    table |= {aten.instance_norm.input if False else aten.instance_norm.default: _instance_norm}
-    table |= {aten.var_mean.correction: _var_mean, aten.addmm.default: _addmm}
-    table |= {aten.zeros_like.default: partial(_filled, 0.0)}
-    return table
+    return {
+        **table,
+        aten.scaled_dot_product_attention.default: _attention,
+        aten.instance_norm.default: _instance_norm,
+        aten.addmm.default: _addmm,
+        aten.hstack.default: lambda tensors: torch.cat(list(tensors), 1),
+        aten.lerp.Scalar: lambda start, end, weight: start + (end - start) * weight,
+        aten.rrelu.default: lambda x, lower=0.125, upper=1 / 3, *_: torch.nn.functional.leaky_relu(
+            x, (lower + upper) / 2
+        ),
+        aten.var_mean.correction: _var_mean,
+        aten.var_mean.dim: lambda x, dim, unbiased=True, keepdim=False: _var_mean(
+            x, dim, correction=int(unbiased), keepdim=keepdim
+        ),
+        aten.zeros_like.default: lambda like, **settings: _filled(like, like.shape, 0, **settings),
+        aten.ones_like.default: lambda like, **settings: _filled(like, like.shape, 1, **settings),
+        aten.full_like.default: lambda like, value, **settings: _filled(
+            like, like.shape, value, **settings
+        ),
+        aten.new_zeros.default: lambda like, size, **settings: _filled(like, size, 0, **settings),
+        aten.new_ones.default: lambda like, size, **settings: _filled(like, size, 1, **settings),
+        aten.new_full.default: _filled,
+        aten.fill.Scalar: lambda like, value: _filled(like, like.shape, value),
+    }
 
 
 def _attention(
@@ -143,6 +158,45 @@ def _attention(
         mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, float("-inf"))
     weights = torch.softmax(scores if mask is None else scores + mask, -1)
     return torch.matmul(weights, value)
+
+
+def _instance_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    own: bool,
+    momentum: float,
+    eps: float,
+    cudnn: bool,
+) -> Tensor:
+    """A group norm of groups of one channel, or a batch norm where statistics were stored."""
+    if own:
+        return torch.group_norm(x, x.shape[1], weight, bias, eps, cudnn)
+    return torch.batch_norm(x, weight, bias, mean, variance, False, momentum, eps, cudnn)
+
+
+def _addmm(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """x · beta + a b · alpha, the product on its own."""
+    product = torch.matmul(a, b)
+    return (x if beta == 1 else x * beta) + (product if alpha == 1 else product * alpha)
+
+
+def _var_mean(
+    x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Two operators of one output each."""
+    axes = list(range(x.dim())) if dim is None else dim
+    return torch.var(x, dim, correction=correction, keepdim=keepdim), x.mean(axes, keepdim)
+
+
+def _filled(
+    like: Tensor, size: Sequence[int], value: float, *, dtype: Any = None, **settings: Any
+) -> Tensor:
+    """A constant, which an operator on an image that only looks at its shape is."""
+    dtype = like.dtype if dtype is None else dtype
+    return torch.full(list(size), value, dtype=dtype, device=settings.get("device") or like.device)
 
 
 def _keep_dropouts_(graph: fx.Graph) -> None:
@@ -177,7 +231,12 @@ def _user_line(error: Exception) -> str:
 def _useful_lines(error: Exception) -> str:
     """The first line of an export error, and the way out."""
     first = (str(error).strip().splitlines() or [""])[0]
-    if "data-dependent" in first:
+    if "Constraints violated" in first:
+        hint = (
+            "a line fixes the number of images, such as len(x) or a reshape to a written number: "
+            "take x.shape[0], or -1"
+        )
+    elif "data-dependent" in first:
         hint = "rewrite that line without control flow or numbers that depend on the data"
     else:
         hint = "check the image size, or mend that line; the model itself must run on such images"
