@@ -1,6 +1,6 @@
 """`lift`: an exported program's graph with its layers back as modules.
 
-Floor 2.1. What carries parameters or becomes a neuron is lifted into modules under its own name:
+Floor 2.2. What carries parameters or becomes a neuron is lifted into modules under its own name:
 convolutions, linears, batch norms, activations, dropouts. What depends on parameters alone (a
 standardised weight, a table of relative positions) is computed once and stands as a tensor, to be
 trained as it is. Everything else stays an ATen operator.
@@ -9,25 +9,27 @@ trained as it is. Everything else stays an ATen operator.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from .errors import Fault, UnsupportedLayerError
+from .exported import (
+    CONVOLUTIONS,
+    MATRICES,
+    Path,
+    bind,
+    clamp_bounds,
+    clamp_layer,
+    module_kind,
+    module_path,
+    weighted_layer,
+)
 from .graph import attribute
 
 aten = torch.ops.aten
 
-CONVOLUTIONS: dict[Any, type[nn.Module]] = {
-    aten.conv1d.default: nn.Conv1d,
-    aten.conv2d.default: nn.Conv2d,
-    aten.conv3d.default: nn.Conv3d,
-    aten.conv1d.padding: nn.Conv1d,
-    aten.conv2d.padding: nn.Conv2d,
-}
-MATRICES = (aten.matmul.default, aten.mm.default, aten.bmm.default)
 BATCH_NORMS = (aten._native_batch_norm_legit_no_training.default, aten.batch_norm.default)
 RELUS = (aten.relu.default, aten.relu_.default)
 CLAMPS = (
@@ -47,7 +49,6 @@ ADAPTIVE = (
     aten.adaptive_max_pool2d.default,
     aten.adaptive_max_pool3d.default,
 )
-Path = str
 
 
 def lift(source: fx.GraphModule) -> fx.GraphModule:
@@ -87,7 +88,7 @@ class _Lift:
             self._copy_output(node)
             return
         self.new[node] = self.graph.node_copy(node, self._new)
-        self.new[node].meta = {"path": _module_path(node), "val": node.meta.get("val")}
+        self.new[node].meta = {"path": module_path(node), "val": node.meta.get("val")}
 
     def _computed(self, node: fx.Node) -> bool:
         """Compute a node that depends on parameters and numbers alone; say whether it does."""
@@ -114,7 +115,7 @@ class _Lift:
         value = self.constants[node]
         if not isinstance(value, Tensor):
             return value
-        path = f"{_module_path(node)}.{node.name}".lstrip(".")
+        path = f"{module_path(node)}.{node.name}".lstrip(".")
         name = self._free_name(str(node.target) if node.op == "get_attr" else path)
         self.tensors[name] = self._tensor(node)
         self.new[node] = self.graph.get_attr(name)
@@ -151,10 +152,10 @@ class _Lift:
         if target in RELUS:
             return self._call(node, "relu", nn.ReLU())
         if target in CLAMPS:
-            bounds = _clamp_bounds(node)
+            bounds = clamp_bounds(node)
             if bounds is None or not bounds[0] <= 0 < bounds[1]:  # a neuron at rest emits 0
                 return False
-            return self._call(node, "clamp", _clamp_module(*bounds))
+            return self._call(node, "clamp", clamp_layer(*bounds))
         if target is operator.getitem and node.args[1] == 0:
             return self._lift_first(node)
         return False
@@ -185,7 +186,7 @@ class _Lift:
     def _operate(self, node: fx.Node, target: Any, arguments: tuple[Any, ...]) -> fx.Node:
         """Put an operator where ``node`` stood."""
         call = self.graph.call_function(target, arguments)
-        call.meta = {"path": _module_path(node), "val": node.meta.get("val")}
+        call.meta = {"path": module_path(node), "val": node.meta.get("val")}
         self.new[node] = call
         return call
 
@@ -209,7 +210,7 @@ class _Lift:
 
     def _lift_weighted(self, node: fx.Node) -> bool:
         """A convolution or linear whose weight is constant; one module per weight and settings."""
-        arguments = _bind(node)
+        arguments = bind(node)
         matrix = node.target in MATRICES  # x @ W is a linear layer of W transposed
         operands = [item.name for item in node.target._schema.arguments[:2]]  # type: ignore[union-attr]
         source, weight = (arguments[name] for name in operands)
@@ -228,7 +229,7 @@ class _Lift:
                 tensors[0] = tensors[0].detach().flatten(0, -2).t().contiguous()
             owner = self._free_name(self._weight_path(node, weight))
             self.weight_owner[use] = owner
-            self.modules[owner] = _weighted_module(node.target, arguments, tensors)
+            self.modules[owner] = weighted_layer(node.target, arguments, tensors)
         self._insert(node, self.weight_owner[use], source)
         return True
 
@@ -236,13 +237,13 @@ class _Lift:
         """The name of a layer: its parameter's module, or the module that computed the weight."""
         if weight.op == "get_attr":
             return str(weight.target).removesuffix(".weight").replace("weight", "layer")
-        path = _module_path(node)
+        path = module_path(node)
         role = "linear" if "linear" in str(node.target) else "matmul"
         return path if "conv" in str(node.target) and path else f"{path}.{role}".lstrip(".")
 
     def _lift_norm(self, node: fx.Node) -> bool:
         """A batch norm in eval form, back as a module that can be trained or folded."""
-        arguments = _bind(node)
+        arguments = bind(node)
         names = ("weight", "bias", "running_mean", "running_var")
         sources = [arguments.get(name) for name in names]
         held = [item is None or item in self.constants for item in sources]
@@ -259,7 +260,7 @@ class _Lift:
             if item is not None:
                 getattr(norm, name).data.copy_(self.constants[item].detach())
         path = str(sources[2].target).removesuffix(".running_mean")
-        plain = "batchnorm.BatchNorm" in _module_kind(
+        plain = "batchnorm.BatchNorm" in module_kind(
             node
         )  # else timm's BatchNormAct2d and its like
         name = self._free_name(path if plain else f"{path}.bn")
@@ -269,7 +270,7 @@ class _Lift:
 
     def _call(self, node: fx.Node, role: str, module: nn.Module) -> bool:
         """Insert a module without parameters, named as the layer, or as its block and role."""
-        path, kind = _module_path(node), _module_kind(node)
+        path, kind = module_path(node), module_kind(node)
         leaf = kind.rsplit(".", 1)[-1] if kind else ""
         own = path and any(word in leaf.lower() for word in ("relu", "tanh", "dropout", "clamp"))
         name = self._free_name(path if own else f"{path}.{role}" if path else role)
@@ -296,78 +297,3 @@ class _Lift:
             count += 1
             name = f"{wanted}_{count}"
         return name
-
-
-def _bind(node: fx.Node) -> dict[str, Any]:
-    """A node's arguments by the names of its operator's schema, defaults filled in."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    bound = {item.name: item.default_value for item in schema.arguments if item.has_default_value()}
-    bound.update(zip((item.name for item in schema.arguments), node.args, strict=False))
-    bound.update(node.kwargs)
-    return bound
-
-
-def _weighted_module(target: Any, arguments: Mapping[str, Any], tensors: list[Tensor]) -> nn.Module:
-    """An nn.Conv*d or nn.Linear that holds ``tensors`` (weight, and bias if there are two)."""
-    weight, biased = tensors[0], len(tensors) == 2
-    with torch.device("meta"):
-        if target in (aten.linear.default, *MATRICES):
-            module: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=biased)
-        else:
-            groups = arguments["groups"]
-            module = CONVOLUTIONS[target](
-                weight.shape[1] * groups,
-                weight.shape[0],
-                tuple(weight.shape[2:]),
-                stride=_per_axis(arguments["stride"], weight),
-                padding=_per_axis(arguments["padding"], weight),
-                dilation=_per_axis(arguments["dilation"], weight),
-                groups=groups,
-                bias=biased,
-            )
-    module.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.is_floating_point())
-    if biased:
-        module.bias = nn.Parameter(tensors[1].detach().clone())
-    return module
-
-
-def _per_axis(value: Any, weight: Tensor) -> Any:
-    """A convolution setting for every spatial axis; ATen lets one number stand for all."""
-    if isinstance(value, str):
-        return value
-    values = [value] if isinstance(value, int) else list(value)
-    return tuple(values * (weight.dim() - 2)) if len(values) == 1 else tuple(values)
-
-
-def _clamp_bounds(node: fx.Node) -> tuple[float, float] | None:
-    """Lower and upper bound of a clamp by numbers; None where a bound is a tensor."""
-    if node.target is aten.relu6.default:
-        return 0.0, 6.0
-    arguments = _bind(node)
-    low = arguments.get("min_val", arguments.get("min"))
-    high = arguments.get("max_val", arguments.get("max"))
-    low = float("-inf") if low is None else low
-    high = float("inf") if high is None else high
-    if isinstance(low, fx.Node) or isinstance(high, fx.Node):
-        return None
-    return float(low), float(high)
-
-
-def _clamp_module(low: float, high: float) -> nn.Module:
-    """The plain layer that clamps to [low, high]."""
-    if (low, high) == (0.0, float("inf")):
-        return nn.ReLU()
-    return nn.Hardtanh(low, high)
-
-
-def _module_path(node: fx.Node) -> Path:
-    """Dotted name of the innermost original module that produced ``node``."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path = str(stack[-1][0]) if stack else ""
-    return "" if path.startswith("_empty_nn_module_stack") else path
-
-
-def _module_kind(node: fx.Node) -> str:
-    """Class name of that module."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return str(stack[-1][1]) if stack else ""

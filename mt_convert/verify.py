@@ -2,8 +2,9 @@
 
 Floor 5.1. At T = 1 with as many thresholds as levels every neuron and the logits must be bit-equal
 (invariant 1), in both kinds of firing, threshold by threshold and in closed form; so must every
-layer of neurons on inputs within 4 ulp of its thresholds, where roundings show; and with half as
-many thresholds signed neurons must come to rest on the same numbers (invariants 6 and 7).
+layer of neurons on inputs within 4 ulp of its thresholds, where roundings show; and with a quarter
+of the thresholds (a signed layer's range needs two steps of it, an unsigned one's four) signed
+neurons must come to rest on the same numbers (invariants 6 and 7).
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def verify(
             if _differ(run.logits[0], logits):
                 differs.add("logits")
     tried, wrong = _adversarial(qann, full[Firing.PARALLEL])
-    thresholds = max(1, -(-qann.spec.levels // 2))
+    thresholds = -(-qann.spec.levels // 4)
     few = build(Uniform(thresholds), None, True)
     return Verdict(
         exact_t1=not differs and not wrong,

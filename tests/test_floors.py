@@ -26,8 +26,10 @@ FLOORS = {
     "neurons": 2,
     "running": 2.1,
     "graph": 2,
-    "lift": 2.1,
-    "trace": 2.2,
+    "exported": 2.1,
+    "spelled_out": 2.1,
+    "lift": 2.2,
+    "trace": 2.3,
     "graph_json": 2.1,
     "networks": 2,  # beside
     "models": 2.1,  # beside

@@ -20,10 +20,11 @@ from networks import (
 )
 from torch import nn
 
-from mt_convert.errors import DataError, SpecError, UnsupportedLayerError
+from mt_convert.errors import DataError, SpecError
 from mt_convert.graph import NORMS, WEIGHTED, layer_nodes
 from mt_convert.quant_layers import (
     QuantAct,
+    calibrating,
     quant_layer_from_json,
     quant_layer_to_json,
     quantized_weight,
@@ -158,9 +159,12 @@ def test_a_linear_bottleneck_gets_a_signed_quantizer() -> None:
     qann = quantized("bottleneck")
     layer = qann.layers.get_submodule("expand2_input")
     assert isinstance(layer, QuantAct)
-    assert (layer.signed, layer.level_bounds) == (True, (-7, 7))
+    low, high = layer.level_bounds
+    assert layer.signed
+    assert low < 0 < high
+    assert high - low == 15, "as many levels besides 0 as an unsigned one"
     found, _ = levels_of(qann, 3 * images(8))
-    assert found["expand2_input"].min() < 0
+    assert (found["expand2_input"].min(), found["expand2_input"].max()) == (low, high)
 
 
 def test_each_input_without_activation_gets_a_quantizer_of_its_own() -> None:
@@ -204,10 +208,51 @@ def test_one_bit_and_levels_below_zero_do_not_go_together() -> None:
     assert (found["1"], found["3_input"]) == (2, 2), "what we put in ourselves takes 2 bits"
 
 
-def test_a_clamp_that_excludes_zero_is_refused() -> None:
-    model = nn.Sequential(conv(2, 2), nn.Hardtanh(0.5, 2), nn.Flatten())
-    with pytest.raises(UnsupportedLayerError, match=r"clamp to \[0\.5, 2\.0\].*must enclose 0"):
-        quantize(model, QuantSpec(), calibration=images(4))
+def test_a_clamp_that_excludes_zero_is_no_neuron_but_has_one_behind_it() -> None:
+    """A neuron at rest emits 0, which such a clamp never gives."""
+    model = lived_in(nn.Sequential(conv(2, 2), nn.Hardtanh(0.5, 2), conv(2, 2)))
+    qann = quantize(model, QuantSpec(), calibration=images(4))
+    names = [str(node.target) for node, _ in layer_nodes(qann.layers, QuantAct)]
+    assert names == ["input_quant", "2_input"]
+    assert 0.5 <= qann.layers.get_submodule("2_input")(torch.tensor(0.7)) < 1
+
+
+def test_levels_below_zero_are_as_many_as_the_data_ask_for() -> None:
+    found = {}
+    for shift in (-3.0, 0.0, 3.0):
+        model = lived_in(nn.Sequential(conv(2, 2), conv(2, 2)))
+        model[0].bias.data.fill_(shift)  # type: ignore[index, union-attr, operator]
+        qann = quantize(model, QuantSpec(), calibration=images(8))
+        layer = qann.layers.get_submodule("1_input")
+        assert isinstance(layer, QuantAct)
+        low, high = layer.level_bounds
+        assert high - low == 15
+        found[shift] = -low
+    assert found[-3.0] > found[0.0] > found[3.0] > 0
+    assert 5 <= found[0.0] <= 10
+
+
+@pytest.mark.parametrize("scale", list(Scale))
+def test_a_fitted_range_beats_a_symmetric_one_and_trains(scale: Scale) -> None:
+    x = nn.functional.gelu(3 * images(64).flatten())
+    layer, even = (
+        QuantAct(4, (float("-inf"), float("inf")), scale, encodes_input=False) for _ in range(2)
+    )
+    for quantizer, seen in ((layer, x), (even, torch.cat([x, -x]))):
+        with calibrating(quantizer):
+            quantizer(seen)
+    low, high = layer.level_bounds
+    assert low in (-1, 0)
+    assert high - low == 15
+    error, worse = ((item(x) - x).square().mean() for item in (layer, even))
+    assert error < worse / 2
+    levels = layer(torch.linspace(-50, 50, 999)) / layer.scale
+    assert (levels.round().min(), levels.round().max()) == (low, high)
+    layer(torch.tensor([-50.0, 0.0])).sum().backward()
+    slopes = [parameter.grad for parameter in layer.parameters()]
+    assert len(slopes) == 1
+    assert slopes[0] is not None
+    assert (slopes[0] != 0) == (low != 0), "the lower bound moves with the step"
 
 
 @pytest.mark.parametrize("name", KEPT)

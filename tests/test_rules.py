@@ -75,12 +75,16 @@ def by_name(graph: fx.GraphModule) -> dict[str, Carries]:
         (lambda x, factor: factor * x, Kind.LINEAR),
         (lambda x, factor: x / factor, Kind.LINEAR),
         (lambda x, _: nn.functional.max_pool2d(x, 2), Kind.DIFFERENCE),
-        (lambda x, _: x * x, None),
-        (lambda x, factor: factor / x, None),
-        (lambda x, _: torch.sigmoid(x), None),
-        (lambda x, _: nn.functional.gelu(x), None),
-        (lambda x, _: x.softmax(1), None),
-        (lambda x, _: x.abs(), None),
+        (lambda x, _: x * x, Kind.DIFFERENCE),
+        (lambda x, factor: factor / x, Kind.DIFFERENCE),
+        (lambda x, _: torch.sigmoid(x), Kind.DIFFERENCE),
+        (lambda x, _: nn.functional.gelu(x), Kind.DIFFERENCE),
+        (lambda x, _: x.softmax(1), Kind.DIFFERENCE),
+        (lambda x, _: x.abs(), Kind.DIFFERENCE),
+        (lambda x, _: x * torch.sigmoid(x), Kind.PRODUCT),
+        (lambda x, _: x @ x.mT, Kind.PRODUCT),
+        (lambda x, _: x.cumprod(1), None),
+        (lambda x, _: x.logcumsumexp(1), None),
     ],
 )
 def test_each_operator_has_its_rule_or_none(function: object, kind: Kind | None) -> None:
@@ -102,29 +106,35 @@ def test_what_a_rule_calls_linear_or_move_is_additive() -> None:
     assert not torch.equal(control(a + b), control(a) + control(b))
 
 
-class Gated(nn.Module):
-    """GELU, a sigmoid gate and a softmax, none of which has a rule."""
+class Products(nn.Module):
+    """A running product, a running log-sum and a Fourier transform, none of which has a rule."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.act, self.gate = conv(2, 4), nn.GELU(), conv(4, 4)
+        self.stem, self.act, self.gate = conv(2, 4), Cumulative(), conv(4, 4)
         self.head = nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.stem(x))
-        x = x * torch.sigmoid(self.gate(x))
-        return self.head(x.mean((2, 3))).softmax(1)
+        x = torch.logcumsumexp(self.gate(x), 1)
+        return torch.fft.fft(self.head(x.mean((2, 3)))).abs()
+
+
+class Cumulative(nn.Module):
+    """A module of its own, whose name the error tells."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cumprod(1)
 
 
 def test_all_unsupported_operators_are_listed_at_once_with_path_and_hint() -> None:
-    with pytest.raises(UnsupportedLayerError, match="4 operators of Gated") as caught:
-        quantize(Gated(), QuantSpec(), calibration=images(4))
+    with pytest.raises(UnsupportedLayerError, match="3 operators of Products") as caught:
+        quantize(Products(), QuantSpec(), calibration=images(4))
     faults = caught.value.faults
     assert [fault.what for fault in faults] == [
-        "aten.gelu.default",
-        "aten.sigmoid.default",
-        "aten.mul.Tensor",
-        "aten.softmax.int",
+        "aten.cumprod.default",
+        "aten.logcumsumexp.default",
+        "aten.fft_fft.default",
     ]
     assert faults[0].where == "act"
     assert all("rules={**DEFAULT_RULES" in fault.hint for fault in faults)
@@ -132,20 +142,20 @@ def test_all_unsupported_operators_are_listed_at_once_with_path_and_hint() -> No
 
 def test_following_the_hint_works_and_the_users_rule_wins() -> None:
     model = nn.Sequential(
-        *(conv(2, 4), nn.ReLU(), conv(4, 4), nn.GELU(), conv(4, 4), nn.ReLU(), nn.MaxPool2d(4)),
+        *(conv(2, 4), nn.ReLU(), conv(4, 4), Cumulative(), conv(4, 4), nn.ReLU(), nn.MaxPool2d(4)),
         *(nn.Flatten(), nn.Linear(16, 3)),
     ).eval()
     rules = {
         **DEFAULT_RULES,
-        aten.gelu.default: Rule(Kind.DIFFERENCE, "my gelu"),
+        aten.cumprod.default: Rule(Kind.DIFFERENCE, "my product"),
         aten.max_pool2d.default: Rule(Kind.DIFFERENCE, "my pool"),
     }
     qann = quantize(model, QuantSpec(), calibration=images(8), rules=rules)
-    with pytest.raises(UnsupportedLayerError, match=r"aten\.gelu\.default"):
+    with pytest.raises(UnsupportedLayerError, match=r"aten\.cumprod\.default"):
         convert(qann)
     snn = convert(qann, rules=rules)
     reasons = {row.name: row.reason for row in snn.report.analog}
-    assert reasons["3"] == "my gelu"
+    assert reasons["3"] == "my product"
     assert reasons["6"] == "my pool"
     assert [row.name for row in snn.report.weighted if row.spike_fed] == ["2", "4", "8"]
     assert {row.name: row.fed_by for row in snn.report.weighted}["4"] == ("4_input",)

@@ -140,10 +140,10 @@ def _how(table: Table) -> str:
         "batch norms took their statistics from the images. Quantized to "
         f"W{settings.get('weight_bits')}A{settings.get('act_bits')} (first and last layer 8 bits), "
         "converted with `convert(qann, verify=images)`: at T = 1 every neuron and all logits must "
-        "be bit-equal to the quantized network, also next to thresholds; with half as many, signed "
-        "thresholds the totals must settle on the same numbers. MACs are torch's count for one "
-        "image at that size: on small images the first convolution, which sees the encoded image, "
-        f"weighs more than on large ones. Versions: {versions}."
+        "be bit-equal to the quantized network, also next to thresholds; with a quarter of the "
+        "thresholds, signed, all totals must settle on the same numbers. MACs are torch's count "
+        "for one image at that size: on small images the first convolution, which sees the "
+        f"encoded image, weighs more than on large ones. Versions: {versions}."
     )
 
 
