@@ -91,7 +91,7 @@ def check_the_verdict(snn: SpikingModel) -> None:
     assert verdict is not None
     assert verdict.exact_t1, verdict.differs
     assert verdict.adversarial > 0
-    assert verdict.thresholds == 8  # of 15
+    assert verdict.thresholds == 4  # of 15
     assert verdict.settling_t is not None
 
 
