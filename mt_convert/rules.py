@@ -151,6 +151,7 @@ def rule_of(
     return _conditional(node)
 
 
+CONSTANT_SIDE = "a product with a constant"
 _FACTORS = (aten.mul.Tensor, aten.mul.Scalar)
 _QUOTIENTS = (aten.div.Tensor, aten.div.Scalar)
 _PRODUCTS = (
@@ -177,7 +178,7 @@ def _conditional(node: fx.Node) -> Rule | None:
         whole = not any(isinstance(i, fx.Node) and is_constant(i) for i in node.args[:2])
         return Rule(
             Kind.PRODUCT,
-            "a product of two activations" if whole else "a product with a constant",
+            "a product of two activations" if whole else CONSTANT_SIDE,
             Sign.KEPT if whole else Sign.ANY,
         )
     if node.target not in (*_FACTORS, *_QUOTIENTS):

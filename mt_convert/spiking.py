@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from .carries import Carries, carried
 from .graph import NORMS, describe, is_constant, layer_nodes, layer_of
 from .neurons import MTNeuron
-from .rules import DEFAULT_RULES, Kind, Rule, data_inputs, rule_of
+from .rules import CONSTANT_SIDE, DEFAULT_RULES, Kind, Rule, data_inputs, rule_of
 
 
 class Presentation(StrEnum):
@@ -192,6 +192,8 @@ def _report(layers: fx.GraphModule, rules: Mapping[Any, Rule]) -> ConversionRepo
             weighted.append(WeightedRow(name, what, not others, feeders))
             if others:
                 analog.append(AnalogRow(name, what, _NOT_SPIKES[others[0]]))
+            elif rule.reason == CONSTANT_SIDE:
+                analog.append(AnalogRow(name, what, "fed by spikes, but its constant is a float"))
         elif rule is not None and rule.kind is Kind.DIFFERENCE:
             analog.append(AnalogRow(name, describe(layers, node), rule.reason))
         elif isinstance(layer, NORMS) and not _absorbed(layers, node, rules):

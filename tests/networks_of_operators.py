@@ -295,7 +295,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "transposed": Family(
         lambda: maps(nn.ReLU(), nn.ConvTranspose2d(8, 4, 2, stride=2), nn.ReLU()),
-        products="conv_transpose2d",
+        "conv_transpose2d",
+        "conv_transpose2d",
     ),
     "routed": Family(lambda: maps(nn.ReLU(), Routed(), nn.ReLU()), "sigmoid", "conv2d"),
     # ------------------------------------------------------------------------------------- gates
@@ -379,7 +380,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "attention_pool_latent": Family(
         lambda: tokens(tl.AttentionPoolLatent(8, 8, num_heads=2)),
-        "Linear gelu softmax",
+        "Linear gelu matmul softmax",
         "matmul matmul",
         exact=False,
         idle="2.q",
