@@ -64,8 +64,8 @@ def is_constant(node: fx.Node) -> bool:
         >>> from .trace import trace
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
         >>> nodes = trace(net, torch.zeros(2, 1, 2, 2)).graph.nodes
-        >>> [node.name for node in nodes if is_constant(node)]
-        ['sym_size_int']
+        >>> [str(node.target) for node in nodes if is_constant(node)]
+        ['aten.sym_size.int']
     """
     stack = [node]
     while stack:  # not a recursion: graphs are thousands of nodes deep

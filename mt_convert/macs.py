@@ -57,6 +57,7 @@ def count_macs(
     has two rows. A converted network's own rules are taken before ``rules``.
 
     Example:
+        >>> import torch
         >>> from torch import nn
         >>> from .trace import trace
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))

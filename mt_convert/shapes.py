@@ -40,7 +40,7 @@ class ShapeRun(fx.Interpreter):
             value = self.fetch_args_kwargs_from_env(node)[0][0]
         else:
             value = self.computed(node)
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and node.op != "output":
             self.shapes[node] = value.shape
         return value
 
