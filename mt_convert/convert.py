@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .errors import Fault, SpecError, UnsupportedLayerError
-from .graph import layer_nodes, layer_of, set_image_shape
+from .graph import is_constant, layer_nodes, layer_of, set_image_shape
 from .graph_json import plain_layer_from_json, plain_layer_to_json
 from .ladder import Firing, Ladder, Learned, Uniform
 from .neurons import MTNeuron, NeuronSpec
@@ -120,6 +120,8 @@ def _refuse(qann: QuantizedModel, ladder: Ladder | None, rules: Mapping[Any, Rul
     rules = {**rules, QuantAct: Rule(Kind.NEURON)}
     faults = unknown_operators(qann.layers, rules)
     for node, layer in layer_nodes(qann.layers, (nn.ReLU, nn.Hardtanh)):
+        if is_constant(node):  # of sizes or parameters: nothing spikes there
+            continue
         hint = "quantize the network: its thresholds are a quantizer's levels"
         faults.append(Fault(str(node.target), type(layer).__name__, hint))
     for node, layer in layer_nodes(qann.layers, QuantAct):

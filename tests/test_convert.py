@@ -346,3 +346,22 @@ def test_power_of_two_steps_stay_powers_of_two() -> None:
     snn = convert(quantize(network("one_relu"), spec, calibration=images(8)))
     steps = [float(layer.delta) for _, layer in snn.neurons()]
     assert steps == [2.0 ** round(math.log2(step)) for step in steps]
+
+
+class OfSizes(nn.Module):
+    """A ReLU on numbers that depend on the number of images alone: no neuron."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(2, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        line = torch.arange(4.0).expand(x.shape[0], 4) - 1.5
+        return self.head(torch.relu(self.stem(x)).mean((2, 3)) + torch.relu(line))
+
+
+def test_an_activation_on_sizes_alone_stays_what_it_is() -> None:
+    snn = convert(quantize(OfSizes(), QuantSpec(), calibration=images(8)), verify=images(4))
+    assert [row.name for row in snn.report.neurons] == ["relu", "head_input"]
+    assert snn.report.verdict is not None
+    assert snn.report.verdict.exact_t1
