@@ -71,11 +71,15 @@ def image_axes(layers: fx.GraphModule) -> dict[fx.Node, int]:
 
 
 def images_not_first(layers: fx.GraphModule) -> list[fx.Node]:
-    """Values whose first axis is not that of the images, or holds something else beside them."""
+    """Neurons, and a read-out, on whose first axis something else lies than images alone."""
     return [
         node
         for node, few, many in _at_two_sizes(layers)
-        if few != many and (few[0], many[0]) != BATCHES
+        if (few[0], many[0]) != BATCHES
+        and (
+            isinstance(layer_of(layers, node), MTNeuron)
+            or any(user.op == "output" for user in node.users)
+        )
     ]
 
 
