@@ -134,7 +134,6 @@ def nonnegative(
         >>> from torch import nn
         >>> from .trace import trace
         >>> net = nn.Sequential(nn.Sigmoid(), nn.AvgPool2d(2), nn.GELU())
-        >>> nodes = trace(net, torch.zeros(2, 1, 4, 4)).graph.nodes
         >>> graph_module = trace(net, torch.zeros(2, 1, 4, 4))
         >>> [nonnegative(graph_module, node) for node in graph_module.graph.nodes][:-1]
         [False, True, True, False]
@@ -154,7 +153,8 @@ def nonnegative(
         elif rule.sign is Sign.ANY:
             return False
         elif rule.sign is Sign.KEPT:
-            if adds_constant(item) and sign_of_constants(item) is Sign.ANY:
+            subtracts = item.kwargs.get("alpha", 1) < 0  # type: ignore[operator]
+            if subtracts or (adds_constant(item) and sign_of_constants(item) is Sign.ANY):
                 return False
             stack.extend(data_inputs(item))
     return True

@@ -87,13 +87,13 @@ _DIFFERENCES = (  # reason in the report, sign, operators
         Sign.NONNEGATIVE,
         "sigmoid hardsigmoid softplus exp abs square sqrt rsqrt",
     ),
-    ("a non-linear function", Sign.KEPT, "reciprocal clamp clamp_min clamp_max maximum minimum"),
+    ("a non-linear function", Sign.KEPT, "reciprocal clamp_min maximum"),
     (
         "a non-linear function",
         Sign.ANY,
         "silu gelu tanh hardswish mish elu celu selu leaky_relu prelu _prelu_kernel log_sigmoid "
         "hardshrink softshrink threshold log log1p log2 expm1 erf sin cos sign floor "
-        "round hardtanh relu6 atan pow floor_divide remainder nan_to_num",
+        "round hardtanh relu6 atan pow floor_divide remainder nan_to_num clamp clamp_max minimum",
     ),
     ("compares", Sign.NONNEGATIVE, "gt ge lt le eq ne logical_not logical_and logical_or"),
     ("normalises by its own statistics", Sign.ANY, "layer_norm group_norm rms_norm"),
@@ -129,7 +129,7 @@ def _table() -> dict[Key, Rule]:
     for function in (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod):
         rules[function] = Rule(Kind.SIZE)
     between = Rule(Kind.DIFFERENCE, "a non-linear function: temporal difference", Sign.KEPT)
-    rules |= {aten.max.other: between, aten.min.other: between}
+    rules |= {aten.max.other: between, aten.min.other: rules[aten.minimum.default]}
     rules[operator.getitem] = Rule(Kind.MOVE, sign=Sign.KEPT)
     return rules
 

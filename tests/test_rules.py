@@ -9,7 +9,7 @@ import torch
 from networks import conv, images, network
 from torch import Tensor, fx, nn
 
-from mt_convert.carries import Carries, carried, reaching_output
+from mt_convert.carries import Carries, carried, nonnegative, reaching_output
 from mt_convert.convert import convert
 from mt_convert.errors import UnsupportedLayerError
 from mt_convert.quantize import QuantSpec, quantize
@@ -200,3 +200,23 @@ def test_a_layer_of_a_derived_class_has_the_rule_of_its_base() -> None:
     assert rule is not None
     assert rule.kind is Kind.WEIGHTED
     assert not unknown_operators(graph)
+
+
+@pytest.mark.parametrize(
+    ("function", "known"),
+    [
+        (lambda x, _: torch.relu(x) + torch.sigmoid(x), True),
+        (lambda x, _: torch.add(torch.relu(x), torch.sigmoid(x), alpha=-2), False),
+        (lambda x, _: torch.relu(x) - torch.sigmoid(x), False),
+        (lambda x, _: torch.maximum(torch.relu(x), torch.sigmoid(x)), True),
+        (lambda x, factor: torch.minimum(torch.relu(x), -factor), False),
+        (lambda x, _: torch.sigmoid(x).clamp(-2, -1), False),
+        (lambda x, _: torch.sigmoid(x) * -1, False),
+    ],
+)
+def test_what_cannot_fall_below_zero_is_known_only_where_it_is_so(
+    function: object, known: bool
+) -> None:
+    graph = trace(Applies(function), images(2))
+    assert nonnegative(graph, list(graph.graph.nodes)[-2]) is known
+    assert bool((graph(3 * images(8)) >= 0).all()) is known
