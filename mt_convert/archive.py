@@ -111,6 +111,8 @@ def load(folder: str | Path, *, rules: Mapping[Any, Rule] = DEFAULT_RULES) -> An
 def load_quantized(folder: str | Path, spec: QuantSpec) -> QuantizedModel:
     """A stored quantized network that was quantized as ``spec`` says.
 
+    Noise in training is no property of what is stored: the network gets the noise of ``spec``.
+
     Raises:
         CheckpointError: it is of another kind, or was quantized otherwise; each difference listed.
     """
@@ -125,11 +127,11 @@ def load_quantized(folder: str | Path, spec: QuantSpec) -> QuantizedModel:
             f"wanted {wanted[name]!r}: quantize afresh, or ask for the stored",
         )
         for name in wanted
-        if stored[name] != wanted[name]
+        if stored[name] != wanted[name] and name not in ("act_noise", "drop_share")
     ]
     if faults:
         raise CheckpointError(f"{folder} was quantized with another QuantSpec", faults)
-    return network
+    return QuantizedModel(network.layers, spec).eval()
 
 
 def _rebuilt(

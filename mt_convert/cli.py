@@ -1,4 +1,4 @@
-"""The command line: ``mt-convert ls | cp | check | run | show | coverage``.
+"""The command line: ``mt-convert ls | cp | check | run | eval | show | coverage``.
 
 Floor 11. One function per command; prints and exits, nothing else. What takes seconds to import is
 imported by the command that needs it.
@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from . import catalogue
-from .errors import MTConvertError, OutputError, RecipeError
+from .errors import MTConvertError, OutputError, RecipeError, SpecError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -149,16 +149,119 @@ def run(
 
         loaded = load_recipe(recipe, overrides or (), smoke)
         from . import pipeline
+        from .processes import speaks
 
         folder = out or Path("runs") / (f"{loaded.name}_smoke" if smoke else loaded.name)
         finished = pipeline.run(loaded, folder, resume=resume)
-        if pipeline.speaks():
+        if speaks():
             pipeline.show(finished, Console())
     except KeyboardInterrupt:
         words = [recipe, *(overrides or []), *(["--smoke"] if smoke else [])]
         again = shlex.join([*words, *(["--out", str(folder)] if folder else []), "--resume"])
         typer.echo(f"\nstopped; go on with: mt-convert run {again}", err=True)
         raise typer.Exit(130) from None
+
+
+@app.command("eval")
+def evaluate(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|RECIPE... [KEY=VALUE]...",
+            help="Folders of runs, or recipes whose float network is converted without training.",
+        ),
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="A recipe whose images are looked at too. [default: the run's own]"),
+    ] = None,
+    time_steps: Annotated[
+        str, typer.Option(help="Numbers of steps T to report.", metavar="T,T,...")
+    ] = "1,2,4,8",
+    levels: Annotated[
+        str,
+        typer.Option(
+            "--levels",
+            help="Levels a neuron can emit in one step: its thresholds n.",
+            metavar="n,n,...",
+        ),
+    ] = "1,3,15",
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="rate, qcfs, signed_if, mt_uniform, mt_binary, mt_power_of_two, mt_signed."
+        ),
+    ] = None,
+    calibrate: Annotated[
+        list[str] | None,
+        typer.Option(help="Calibrations, such as mse or alpha_beta+membrane_mean; beside none."),
+    ] = None,
+    calibrated_for: Annotated[
+        str | None,
+        typer.Option(help="Calibrate for these T only. [default: every T]", metavar="T,T,..."),
+    ] = None,
+    act_bits: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=8, help="Take the float network of runs, activations of so many bits."
+        ),
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="The first so many test images of a seeded order.")
+    ] = None,
+    errors: Annotated[
+        int, typer.Option(min=0, help="Test images on which errors are told by cause; 0: none.")
+    ] = 0,
+    batch_size: Annotated[int, typer.Option(min=1)] = 128,
+    out: Annotated[Path, typer.Option(help="Folder for cells, table, page and pictures.")] = Path(
+        "runs/eval"
+    ),
+) -> None:
+    """Conversion-error tables: networks, data sets, methods and calibrations side by side.
+
+    Every cell of the table is kept when it is done: a command that was stopped goes on with what is
+    left. Under accelerate launch the images are shared by all processes.
+
+    \b
+    Examples:
+      mt-convert eval runs/digits --time-steps 1,2,4 --levels 1,3,15
+      mt-convert eval digits --method rate --method mt_signed --calibrate mse+membrane_mean
+      mt-convert eval runs/a runs/b --data other.yaml data.root=/data --images 2000 --errors 200
+    """
+    from . import compare
+    from .processes import speaks
+
+    wanted = compare.Wanted(
+        names=tuple(word for word in words if "=" not in word),
+        overrides=tuple(word for word in words if "=" in word),
+        data=tuple(data or ()),
+        time_steps=_numbers("--time-steps", time_steps),
+        levels=_numbers("--levels", levels),
+        methods=tuple(method or ("mt_signed",)),
+        calibrations=("none", *(calibrate or ())),
+        calibrated_for=None
+        if calibrated_for is None
+        else _numbers("--calibrated-for", calibrated_for),
+        act_bits=act_bits,
+        images=images,
+        errors=errors,
+        batch_size=batch_size,
+    )
+    try:
+        compare.run(wanted, out)
+    except KeyboardInterrupt:
+        typer.echo("\nstopped; the same command goes on with what is left", err=True)
+        raise typer.Exit(130) from None
+    if speaks():
+        compare.show(out, Console())
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    """Whole numbers from 1, separated by commas."""
+    found = [item.strip() for item in text.split(",")]
+    if all(item.isdecimal() and int(item) > 0 for item in found):
+        return tuple(dict.fromkeys(map(int, found)))
+    raise SpecError(f"{option} is {text!r}: allowed are whole numbers from 1, such as 1,2,4")
 
 
 @app.command()

@@ -28,12 +28,13 @@ from .verify import made_up_images
 from .verify import verify as verify_conversion
 
 Choice = TypeVar("Choice", bound=StrEnum)
+Ladders = Ladder | Mapping[str, Ladder] | None
 
 
 def convert(
     qann: QuantizedModel,
     *,
-    ladder: Ladder | None = None,
+    ladder: Ladders = None,
     firing: Firing | str | None = None,
     signed: bool = False,
     presentation: Presentation | str = Presentation.ONCE,
@@ -45,8 +46,9 @@ def convert(
 
     Without ``ladder`` each layer gets as many thresholds as its quantizer has levels: then T = 1 is
     exact. A shorter ladder needs several steps, and ``signed`` neurons to take back what was
-    emitted too early. Layers whose levels go below 0 are always signed. ``verify`` runs both
-    networks on a probe batch (its images, or made-up ones) and puts the `Verdict` into the report.
+    emitted too early; a mapping gives the ladders of single layers by name. Layers whose levels go
+    below 0 are always signed. ``verify`` runs both networks on a probe batch (its images, or
+    made-up ones) and puts the `Verdict` into the report.
 
     Raises:
         UnsupportedLayerError: all layers and operators that cannot be converted, at once.
@@ -68,13 +70,13 @@ def convert(
         )
     presentation = _choice(Presentation, "presentation", presentation)
     firing = None if firing is None else _choice(Firing, "firing", firing)
-    _refuse(qann, ladder, rules)
+    _refuse(qann, ladder, presentation, rules)
     layers = _converted_graph(qann, ladder, firing, signed)
     snn = SpikingModel(layers, presentation, whole_window, rules)
     if verify is not False:
         probe = made_up_images(qann.image_shape) if verify is True else verify
 
-        def build(ladder: Ladder | None, firing: Firing | None, signed: bool) -> SpikingModel:
+        def build(ladder: Ladders, firing: Firing | None, signed: bool) -> SpikingModel:
             layers = _converted_graph(qann, ladder, firing, signed)
             return SpikingModel(layers, Presentation.ONCE, False, rules)
 
@@ -84,7 +86,7 @@ def convert(
 
 
 def _converted_graph(
-    qann: QuantizedModel, ladder: Ladder | None, firing: Firing | None, signed: bool
+    qann: QuantizedModel, ladder: Ladders, firing: Firing | None, signed: bool
 ) -> fx.GraphModule:
     """The graph of the spiking network."""
     called = {str(node.target) for node in qann.layers.graph.nodes if node.op == "call_module"}
@@ -92,7 +94,7 @@ def _converted_graph(
         {
             **{name: value.detach().clone() for name, value in _loose_tensors(qann.layers)},
             **{
-                name: _converted(layer, ladder, firing, signed)
+                name: _converted(layer, _ladder_of(name, ladder), firing, signed)
                 for name, layer in qann.layers.named_modules()
                 if name in called
             },
@@ -115,7 +117,17 @@ def _choice(kind: type[Choice], name: str, value: str) -> Choice:
     return kind(value)
 
 
-def _refuse(qann: QuantizedModel, ladder: Ladder | None, rules: Mapping[Any, Rule]) -> None:
+def _ladder_of(name: str, ladder: Ladders) -> Ladder | None:
+    """The ladder asked for in one layer."""
+    return ladder.get(name) if isinstance(ladder, Mapping) else ladder
+
+
+def _refuse(
+    qann: QuantizedModel,
+    ladder: Ladders,
+    presentation: Presentation,
+    rules: Mapping[Any, Rule],
+) -> None:
     """Collect everything that stands in the way of a conversion and raise once."""
     rules = {**rules, QuantAct: Rule(Kind.NEURON)}
     faults = unknown_operators(qann.layers, rules)
@@ -129,13 +141,28 @@ def _refuse(qann: QuantizedModel, ladder: Ladder | None, rules: Mapping[Any, Rul
         if not bool(torch.isfinite(step)) or float(step) <= 0:
             hint = "calibrate or train again: a step must be positive"
             faults.append(Fault(str(node.target), f"scale {float(step)}", hint))
-        if isinstance(ladder, Learned) and not layer.encodes_input:
-            hint = "this quantizer has equal steps: use Uniform, Binary or PowerOfTwo"
-            faults.append(Fault(str(node.target), "learned gaps", hint))
+        if not layer.encodes_input:
+            asked = _ladder_of(str(node.target), ladder)
+            faults += _ladder_faults(str(node.target), layer, asked, presentation)
     if faults:
         raise UnsupportedLayerError(
             f"{len(faults)} faults: this network cannot be converted", faults
         )
+
+
+def _ladder_faults(
+    name: str, layer: QuantAct, ladder: Ladder | None, presentation: Presentation
+) -> Iterator[Fault]:
+    """What speaks against a ladder for one quantizer: gaps must be equal on both sides, or none."""
+    if layer.learned_ladder is None:
+        if isinstance(ladder, Learned):
+            hint = "this quantizer has equal steps: use Uniform, Binary or PowerOfTwo"
+            yield Fault(name, "learned gaps", hint)
+    elif ladder is not None and ladder != layer.learned_ladder:
+        yield Fault(name, str(ladder), "its gaps were learned: convert without ladder")
+    elif presentation is Presentation.EVERY_STEP:
+        hint = "a window of T steps has equal levels: use presentation='once'"
+        yield Fault(name, "learned gaps, presented in every step", hint)
 
 
 def _loose_tensors(layers: fx.GraphModule) -> Iterator[tuple[str, Tensor]]:
@@ -166,13 +193,15 @@ def _converted(
         low, high = layer.level_bounds
         if layer.encodes_input:
             return Encoder(layer.scale.clone(), (low, high))
+        learned = layer.learned_ladder
         spec = NeuronSpec(
-            ladder=ladder if ladder is not None else Uniform(max(-low, high, 1)),
+            ladder=ladder or learned or Uniform(max(-low, high, 1)),
             firing=firing,
             signed=signed or low < 0,
+            initial=0.5 if learned is None else 0.0,
             bounds=(low, high),
         )
-        return MTNeuron(spec, layer.scale.clone())
+        return MTNeuron(spec, layer.scale.clone(), clip=layer.clip)
     if not hasattr(layer, "weight_bits"):
         return plain_with_tensors(layer)
     value, step = quantized_weight(layer)

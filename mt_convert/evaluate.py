@@ -2,82 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .calibrate import CalibrationReport, calibrate
 from .convert import convert
 from .errors import Fault, SpecError
-from .ladder import Binary, Firing, Ladder, PowerOfTwo, Uniform
 from .quantize import QuantizedModel
 from .results import Row
+from .settings import Setting
 from .shapes import image_axes
-from .simulate import levels, simulate
+from .simulate import simulate
 from .spiking import Presentation, SpikingModel
 from .verify import levels_of
-
-LADDERS: dict[str, Callable[[int], Ladder]] = {
-    "uniform": Uniform,
-    "binary": Binary,
-    "power_of_two": PowerOfTwo,
-}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One way to convert and run a network, and the numbers of steps to report.
-
-    Example:
-        >>> Setting(Uniform(3), (1, 2, 4)).firing
-        <Firing.PARALLEL: 'parallel'>
-    """
-
-    ladder: Ladder
-    time_steps: tuple[int, ...]
-    firing: Firing | None = None
-    signed: bool = True
-    presentation: Presentation = Presentation.ONCE
-    whole_window: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "time_steps", tuple(sorted(set(self.time_steps))))
-        object.__setattr__(self, "firing", self.firing or self.ladder.natural_firing)
-        if not self.time_steps or self.time_steps[0] < 1:
-            hint = "allowed: whole numbers from 1"
-            raise SpecError("no steps to report", [Fault("time_steps", str(self.time_steps), hint)])
-
-
-def iso_level(L: int) -> list[Setting]:
-    """Even input, n thresholds over T steps with n T = L: from {n=1, T=L} to {n=L, T=1}.
-
-    Example:
-        >>> [(setting.ladder.n, setting.time_steps) for setting in iso_level(15)]
-        [(1, (15,)), (3, (5,)), (5, (3,)), (15, (1,))]
-    """
-    return [
-        Setting(Uniform(n), (L // n,), signed=False, presentation=Presentation.EVERY_STEP)
-        for n in range(1, L + 1)
-        if L % n == 0
-    ]
-
-
-@dataclass
-class _Tally:
-    """What one setting has shown so far, summed over images; index T - 1 where per step."""
-
-    correct: list[int]
-    agreed: list[int]
-    exact: list[int]
-    events: list[float]
-    seen: set[int] = field(default_factory=set)
-
-
-def _tally(steps: int) -> _Tally:
-    """Nothing seen yet."""
-    return _Tally([0] * steps, [0] * steps, [0] * steps, [0.0] * steps)
+from .windows import levels
 
 
 @torch.no_grad()
@@ -87,21 +28,23 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     settings: Sequence[Setting],
     describe: dict[str, Any],
+    *,
+    calibration: Tensor | None = None,
 ) -> list[Row]:
     """A row for each setting and number of steps, all networks on the same images.
 
     ``describe`` gives the columns that are not measured: model, dataset, seed.
 
     Shapes:
-        batches of images [batch, channels, height, width] and labels [batch].
+        batches of images [batch, channels, height, width] and labels [batch]; ``calibration``
+        images, for settings that calibrate.
     Raises:
         DataError: images of another shape or with NaN.
+        SpecError: no images; a setting that calibrates without ``calibration``.
     """
     ann.eval()
     qann.eval()
-    networks = [_converted(qann, setting) for setting in settings]
-    axes = _neuron_axes(networks[0]) if networks else {}
-    tallies = [_tally(setting.time_steps[-1]) for setting in settings]
+    counters = [Counter(qann, prepared(qann, item, calibration)[0], item) for item in settings]
     total, ann_correct, qann_correct = 0, 0, 0
     device = next(ann.parameters()).device
     for batch in batches:
@@ -111,31 +54,37 @@ def evaluate(
         with levels_of(qann) as expected:
             predicted = qann(images).argmax(1)
         qann_correct += int((predicted == labels).sum())
-        for setting, snn, tally in zip(settings, networks, tallies, strict=True):
-            for time_steps in _runs(setting):
-                _count(snn, images, labels, (predicted, expected, axes), time_steps, tally)
+        for counter in counters:
+            counter.add(images, labels, predicted, expected)
     if total == 0:
         raise SpecError("no images to evaluate on: raise evaluate.images or data.test_images")
-    accuracies = {
-        "ann_accuracy": _percent(ann_correct, total),
-        "qann_accuracy": _percent(qann_correct, total),
-    }
-    known = {
-        **describe,
-        **accuracies,
-        "images": total,
+    known = describe | reference_columns(qann, total, qann_correct, ann_correct)
+    return [row for counter in counters for row in counter.rows(known)]
+
+
+def reference_columns(
+    qann: QuantizedModel, images: int, qann_correct: int, ann_correct: int | None
+) -> dict[str, Any]:
+    """The columns that all settings of one network on one set of images share."""
+    return {
+        "ann_accuracy": None if ann_correct is None else percent(ann_correct, images),
+        "qann_accuracy": percent(qann_correct, images),
+        "images": images,
         "levels": qann.spec.levels,
         "weight_bits": qann.spec.weight_bits,
+        "qat_noise": str(qann.spec.act_noise),
     }
-    rows: list[Row] = []
-    for setting, snn, tally in zip(settings, networks, tallies, strict=True):
-        rows += _rows(setting, snn, tally, known)
-    return rows
 
 
-def _converted(qann: QuantizedModel, setting: Setting) -> SpikingModel:
-    """The network of a setting."""
-    return convert(
+def prepared(
+    qann: QuantizedModel, setting: Setting, calibration: Tensor | None
+) -> tuple[SpikingModel, CalibrationReport | None]:
+    """The network of a setting, converted and calibrated, with the report of its calibration.
+
+    Raises:
+        SpecError: the setting calibrates and there are no images for it.
+    """
+    snn = convert(
         qann,
         ladder=setting.ladder,
         firing=setting.firing,
@@ -143,82 +92,123 @@ def _converted(qann: QuantizedModel, setting: Setting) -> SpikingModel:
         presentation=setting.presentation,
         whole_window=setting.whole_window,
     )
+    if not setting.calibration:
+        return snn, None
+    if calibration is None or setting.calibrated_T is None:
+        hint = "pass calibration=images of the training set"
+        fault = Fault("calibration", setting.calibration_name, hint)
+        raise SpecError("no images to calibrate on", [fault])
+    device = next(iter(qann.state_dict().values())).device
+    done = calibrate(
+        snn,
+        calibration.to(device),
+        setting.calibration,
+        time_steps=setting.calibrated_T,
+        keep_better=setting.keep_better,
+    )
+    return done.snn, done.report
 
 
-def _neuron_axes(snn: SpikingModel) -> dict[str, int]:
-    """Along which axis of each layer of neurons the images of a batch lie."""
-    axes = image_axes(snn.layers).items()
-    return {str(node.target): axis for node, axis in axes if node.op == "call_module"}
+class Counter:
+    """One setting on one network: add batches, then read the rows.
 
+    Shapes:
+        counts [4, T], float64: after each step, over all images so far, how many were classified
+        correctly, as the quantized network does, with every activation exact; and all events. Whole
+        numbers: summed in any order, by any number of processes, they are the same.
+    """
 
-def _runs(setting: Setting) -> tuple[int, ...]:
-    """The simulations a setting needs: a longer one shows the shorter ones too, unless layers wait
-    for their whole window."""
-    return setting.time_steps if setting.whole_window else setting.time_steps[-1:]
+    def __init__(self, qann: QuantizedModel, snn: SpikingModel, setting: Setting) -> None:
+        self.snn, self.setting = snn, setting
+        self.neurons = dict(snn.neurons())
+        self.counts = torch.zeros(4, setting.time_steps[-1], dtype=torch.float64)
+        self.neuron_count = 0
+        self.comparable = not setting.calibration
+        self.axes = {
+            str(node.target): axis
+            for node, axis in image_axes(snn.layers).items()
+            if node.op == "call_module"
+        }
 
+    @torch.no_grad()
+    def add(
+        self, images: Tensor, labels: Tensor, predicted: Tensor, expected: dict[str, Tensor]
+    ) -> None:
+        """Simulate one batch. ``predicted`` are the quantized network's classes, ``expected`` its
+        levels, which are looked at only where thresholds are still those of its quantizers."""
+        for time_steps in self._runs():
+            self._count(images, labels, predicted, expected, time_steps)
 
-def _count(
-    snn: SpikingModel,
-    images: Tensor,
-    labels: Tensor,
-    quantized: tuple[Tensor, dict[str, Tensor], dict[str, int]],
-    time_steps: int,
-    tally: _Tally,
-) -> None:
-    """Simulate one batch and add what it shows to the tally. ``quantized``: the quantized network's
-    classes, levels, and along which axis of these the images lie."""
-    predicted, expected, axes = quantized
-    exact = torch.ones(time_steps, len(labels), dtype=torch.bool, device=images.device)
-    neurons = dict(snn.neurons())
-    even = snn.presentation is Presentation.EVERY_STEP
+    def _runs(self) -> tuple[int, ...]:
+        """The simulations a setting needs: a longer one shows the shorter ones too, unless layers
+        wait for their whole window."""
+        steps = self.setting.time_steps
+        return steps if self.setting.whole_window else steps[-1:]
 
-    def compare(t: int, name: str, totals: Tensor, emitted: Tensor) -> None:
-        wanted, shown = expected[name], totals
-        if even:  # a level is worth L / (n T) of the quantizer's
-            spec = neurons[name].spec
-            wanted, shown = wanted * (spec.ladder.reach * (t + 1)), totals * levels(spec)
-        equal = (shown == wanted).movedim(axes[name], 0)
-        exact[t] &= equal.reshape(len(labels), -1).all(1)
+    def _count(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        predicted: Tensor,
+        expected: dict[str, Tensor],
+        time_steps: int,
+    ) -> None:
+        exact = torch.full((time_steps, len(labels)), self.comparable, device=images.device)
+        even = self.snn.presentation is Presentation.EVERY_STEP
 
-    run = simulate(snn, images, time_steps=time_steps, observe=compare)
-    steps = [time_steps - 1] if snn.whole_window else range(time_steps)
-    events = torch.stack(list(run.spike_counts.values())).sum(0).cumsum(0).tolist()
-    for t in steps:
-        answers = run.logits[t].argmax(1)
-        tally.seen.add(t)
-        tally.correct[t] += int((answers == labels).sum())
-        tally.agreed[t] += int((answers == predicted).sum())
-        tally.exact[t] += int(exact[t].sum())
-        tally.events[t] += events[t] / sum(run.neurons.values())
+        def compare(t: int, name: str, totals: Tensor, emitted: Tensor) -> None:
+            wanted, shown = expected[name], totals
+            if even:  # a level is worth L / (n T) of the quantizer's
+                spec = self.neurons[name].spec
+                wanted, shown = wanted * (spec.ladder.reach * (t + 1)), totals * levels(spec)
+            equal = (shown == wanted).movedim(self.axes[name], 0)
+            exact[t] &= equal.reshape(len(labels), -1).all(1)
 
-
-def _rows(setting: Setting, snn: SpikingModel, tally: _Tally, known: dict[str, Any]) -> list[Row]:
-    """The rows of one setting."""
-    total = known["images"]
-    inexact = [t for t in sorted(tally.seen) if tally.exact[t] < total]
-    later = [t for t in sorted(tally.seen) if not inexact or t > inexact[-1]]
-    once = setting.presentation is Presentation.ONCE
-    name = next(name for name, kind in LADDERS.items() if isinstance(setting.ladder, kind))  # type: ignore[arg-type]
-    return [
-        Row(
-            presentation=str(setting.presentation),
-            mode=str(setting.firing),
-            signed=setting.signed or all(layer.spec.signed for _, layer in snn.neurons()),
-            n=setting.ladder.n,
-            T=T,
-            snn_accuracy=_percent(tally.correct[T - 1], total),
-            agreement=tally.agreed[T - 1] / total,
-            exact_share=tally.exact[T - 1] / total,
-            spikes_per_neuron=tally.events[T - 1] / total,
-            ladder=name,
-            whole_window=setting.whole_window,
-            settling_T=later[0] + 1 if later and once else None,
-            **known,
+        observe = compare if self.comparable else None
+        run = simulate(self.snn, images, time_steps=time_steps, observe=observe)
+        self.neuron_count = sum(run.neurons.values())
+        answers = run.logits.argmax(2)
+        found = (
+            (answers == labels).sum(1),
+            (answers == predicted).sum(1),
+            exact.sum(1),
+            torch.stack(list(run.spike_counts.values())).sum(0).cumsum(0),
         )
-        for T in setting.time_steps
-    ]
+        shown = slice(time_steps - 1 if self.setting.whole_window else 0, time_steps)
+        self.counts[:, shown] += torch.stack([item.double() for item in found])[:, shown].cpu()
+
+    def rows(self, known: dict[str, Any]) -> list[Row]:
+        """The rows of the setting; ``known`` holds all columns that it does not measure."""
+        setting, total = self.setting, known["images"]
+        correct, agreed, exact, events = self.counts.tolist()
+        seen = setting.time_steps if setting.whole_window else range(1, setting.time_steps[-1] + 1)
+        inexact = [T for T in seen if exact[T - 1] < total]
+        later = [T for T in seen if not inexact or inexact[-1] < T]
+        once = setting.presentation is Presentation.ONCE
+        signed = setting.signed or all(neuron.spec.signed for neuron in self.neurons.values())
+        return [
+            Row(
+                presentation=str(setting.presentation),
+                mode=str(setting.firing),
+                signed=signed,
+                n=setting.ladder.n,
+                T=T,
+                snn_accuracy=percent(correct[T - 1], total),
+                agreement=agreed[T - 1] / total,
+                exact_share=exact[T - 1] / total,
+                spikes_per_neuron=events[T - 1] / self.neuron_count / total,
+                ladder=setting.ladder_name,
+                whole_window=setting.whole_window,
+                settling_T=later[0] if later and once else None,
+                method=setting.method,
+                calibration=setting.calibration_name,
+                calibrated_T=setting.calibrated_T,
+                **known,
+            )
+            for T in setting.time_steps
+        ]
 
 
-def _percent(part: int, whole: int) -> float:
+def percent(part: float, whole: int) -> float:
     """A share in percent."""
     return 100 * part / whole

@@ -105,7 +105,8 @@ class IntegerArithmetic:
 
     def emit(self, total: Tensor, step: Tensor, neuron: MTNeuron) -> Terms:
         # presented in every step, levels get smaller and their range larger by the same factor
-        spread = float((neuron.delta.detach().double() / step.double()).max())
+        gain = 1.0 if neuron.gain is None else float(neuron.gain)
+        spread = float((neuron.delta.detach().double() * gain / step.double()).max())
         limit = math.floor(max(map(abs, neuron.spec.limits)) * spread + 0.5)
         return Terms((Part(total, along_axes(step, total), limit),))
 

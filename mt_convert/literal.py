@@ -15,7 +15,7 @@ do. Off such ties, and where sums of charge are exact in float32, both give the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,10 +25,10 @@ from torch.func import functional_call
 from .carries import Carries, carried
 from .errors import SpecError
 from .graph import NORMS, WEIGHTED, attribute, check_images, layer_of
-from .neurons import MTNeuron, NeuronSpec, NeuronState, initial_state, mt_step_literal
+from .neurons import MTNeuron, NeuronState, initial_state, mt_step_literal
 from .rules import Kind, rule_of
-from .simulate import levels
 from .spiking import Presentation, SpikingModel
+from .windows import unit, window_spec
 
 aten = torch.ops.aten
 
@@ -112,6 +112,7 @@ class _Walk:
 
     def __init__(self, snn: SpikingModel) -> None:
         self.layers = snn.layers
+        self.presentation = snn.presentation
         self.every_step = snn.presentation is Presentation.EVERY_STEP
         self.rules = snn.rules
         self.carries = carried(snn.layers, snn.rules)
@@ -219,20 +220,14 @@ class _Walk:
 
     def _fire(self, name: str, neuron: MTNeuron, current: Tensor, t: int) -> Tensor:
         """One step of a layer of neurons, on its membrane potential."""
-        spec, delta = neuron.spec, neuron.delta
-        if self.every_step:
-            delta = delta * (levels(spec) / spec.ladder.reach)
-            spec = _bounds_behind(spec, t)
-        state = self.states.get(name) or initial_state(current, spec, delta)
+        spec = window_spec(neuron.spec, self.presentation, t)
+        delta = unit(neuron, self.presentation, 0)
+        state = self.states.get(name)
+        if state is None:
+            state = initial_state(current, spec, delta)
+            if neuron.offset is not None:
+                state = state._replace(v=state.v + neuron.offset * delta)
         spikes, self.states[name] = mt_step_literal(state, current, spec, delta)
         self.charges[name] = self.charges.get(name, torch.zeros_like(current)) + current
         self.steps[name] = delta
-        return spikes
-
-
-def _bounds_behind(spec: NeuronSpec, t: int) -> NeuronSpec:
-    """The neuron with the range of its quantizer over t + 1 steps, in levels of one step."""
-    assert spec.bounds is not None
-    share = spec.ladder.reach * (t + 1) / levels(spec)
-    low, high = (int((bound or 0) * share) for bound in spec.bounds)
-    return replace(spec, bounds=(low, high))
+        return spikes if neuron.gain is None else spikes * neuron.gain

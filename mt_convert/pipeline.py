@@ -6,12 +6,12 @@ in ``STAGE.partial`` and is renamed when it is done: to ``STAGE``, or to ``STAGE
 earlier run's stands. When all stages are done, the new ones take the places of the old ones, and
 ``results.json``, ``recipe.yaml`` and ``versions.json`` change with them; until then, and if a stage
 fails, everything an earlier run left is as it was.
-Under ``accelerate launch`` the training stages run in every process, the others in the first.
+Under ``accelerate launch`` training and evaluation are shared by all processes, the other stages
+run in the first.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -25,23 +25,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from rich.console import Console
 from torch import Tensor, nn
 
 from . import archive, report, results
+from .cells import Cells
 from .convert import convert
-from .data import DataSpec, ImageSet, Splits, batches, images, open_data
+from .data import Splits, images, open_data
 from .errors import CheckpointError, OutputError, RecipeError
-from .evaluate import Setting, evaluate, iso_level
 from .ladder import Uniform
 from .models import build
-from .progress import progress
+from .processes import Processes
 from .quantize import QuantizedModel, quantize
 from .recipe import Recipe, dump, here_faults
-from .spiking import Presentation, SpikingModel
-from .storage import atomic, load_tensors, read_json, save_tensors, write_json
+from .spiking import SpikingModel
+from .storage import atomic, read_json, save_tensors, write_json
+from .subjects import load_ann, settings_of, subject
 from .train import TrainSpec, fit
 
 STAGES = ("ann", "quantize", "train", "convert", "evaluate", "report")
@@ -66,11 +65,6 @@ def run(recipe: Recipe, out: Path, *, resume: bool) -> Path:
         work.publish()
     work.wait()
     return work.out
-
-
-def speaks() -> bool:
-    """Whether this process is the one of ``accelerate launch`` that prints; alone it always is."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def show(path: Path, console: Console) -> None:
@@ -119,10 +113,8 @@ class _Work:
     resume: bool
 
     def __post_init__(self) -> None:
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-        self.processes = PartialState(cpu=on_cpu) if several else None
-        self.first = self.processes is None or self.processes.is_main_process
+        self.processes = Processes()
+        self.first, self.wait = self.processes.first, self.processes.wait
         self.fingerprint = ""
         self.at: dict[str, Path] = {}
         self.changed = False
@@ -188,7 +180,7 @@ class _Work:
             write_json(partial / "inputs.json", {"fingerprint": self.fingerprint})
         self.wait()
         trains = (name == "ann" and self.recipe.ann) or (name == "train" and self.recipe.train)
-        if self.first or trains:
+        if self.first or trains or name == "evaluate":
             step: Callable[[Path], None] = getattr(self, f"_{name}")
             step(partial)
         self.wait()
@@ -237,11 +229,6 @@ class _Work:
         except OSError as error:
             raise OutputError(f"cannot write {self.out / 'log.jsonl'}: {error}") from error
 
-    def wait(self) -> None:
-        """Let the other processes catch up."""
-        if self.processes is not None:
-            self.processes.wait_for_everyone()
-
     # ----------------------------------------------------------------------------------- stages
 
     @property
@@ -269,10 +256,7 @@ class _Work:
 
     def _load_ann(self) -> nn.Module:
         """The float network of the first stage."""
-        spec = dataclasses.replace(self.recipe.model, checkpoint=None, pretrained=False)
-        ann = build(spec, seed=self.recipe.seed, image_size=self.recipe.data.image_size)
-        ann.load_state_dict(load_tensors(self.at["ann"] / "model.safetensors"))
-        return ann.eval()
+        return load_ann(self.recipe, self.at["ann"])
 
     def _quantize(self, folder: Path) -> None:
         """The quantized network, calibrated; or a stored one that was quantized in the same way."""
@@ -313,23 +297,18 @@ class _Work:
         write_json(folder / "report.json", {"report": snn.report.to_json()})
 
     def _evaluate(self, folder: Path) -> None:
-        """The table on the test images."""
-        block, data = self.recipe.evaluate, self.recipe.data
-        qann = self._load_qann("train")
-        test = test_images(self.recipe, self.splits)
-        steps = -(-len(test) // block.batch_size)
-        rows = evaluate(
-            self._load_ann().to(_device()),
-            qann.to(_device()),
-            progress(batches(test, block.batch_size), "evaluate", total=steps),
-            settings(self.recipe),
-            {
-                "model": self.recipe.model.architecture,
-                "dataset": dataset_name(data),
-                "seed": self.recipe.seed,
-            },
-        )
-        write_json(folder / "rows.json", results.results_to_json(rows))
+        """The table on the test images of every data set, one cell after the other."""
+        block = self.recipe.evaluate
+        networks = self._load_ann(), self._load_qann("train")
+        cells = Cells(folder, block.batch_size, self.processes)
+        rows: list[results.Row] = []
+        for data in (self.recipe.data, *block.data):
+            splits = self.splits if data is self.recipe.data else open_data(data)
+            shown = subject(self.recipe, data, splits, networks, block.images)
+            wanted = settings_of(block, self.recipe.quantize.levels)
+            rows += cells.rows(shown, wanted, "evaluate")
+        if self.first:
+            write_json(folder / "rows.json", results.results_to_json(rows))
 
     def _report(self, folder: Path) -> None:
         """The page, from the stored rows alone."""
@@ -341,44 +320,6 @@ class _Work:
         )
         with atomic(folder / "report.md") as temporary:
             temporary.write_text(page)
-
-
-def _device() -> torch.device:
-    """Where evaluation runs: the accelerator if there is one."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
-
-
-def settings(recipe: Recipe) -> list[Setting]:
-    """The combinations of a recipe's evaluate block, iso-level rows at the end."""
-    block = recipe.evaluate
-    chosen = [
-        Setting(
-            Uniform(n), block.time_steps, mode, signed, Presentation(presentation), whole_window
-        )
-        for presentation in block.presentations
-        for mode in block.modes
-        for signed in block.signed
-        for whole_window in block.whole_window
-        for n in block.thresholds
-    ]
-    return chosen + (iso_level(recipe.quantize.levels) if block.iso_level else [])
-
-
-def dataset_name(spec: DataSpec) -> str:
-    """What the tables call the images: the name given, or the data set's, or its folder's."""
-    return spec.name or spec.dataset or Path(spec.root or "images").name
-
-
-def test_images(recipe: Recipe, splits: Splits) -> ImageSet:
-    """The images that are evaluated: all, or the first ``evaluate.images`` of a seeded order.
-
-    Files lie sorted by class, so that the first as they stand would be of one class.
-    """
-    wanted = recipe.evaluate.images
-    if wanted is None or wanted >= len(splits.test):
-        return splits.test
-    return open_data(dataclasses.replace(recipe.data, test_images=wanted)).test
 
 
 def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

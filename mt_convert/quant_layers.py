@@ -28,12 +28,16 @@ with warnings.catch_warnings():
         Uint8ActPerTensorFloatMSE,
     )
 
+from .act_noise import Noise, noisy
 from .graph_json import plain_layer_from_json, plain_layer_to_json
-from .quant_spec import Scale
+from .ladder import Learned
+from .learned_gaps import MOST_BITS, LearnedGaps
+from .quant_spec import ActNoise, Scale, Spacing, WeightCode
+from .signed_range import fitted_range
+from .weight_codes import CODED, coded_layer, weight_code
 
 FEW_BITS = 3
 SAMPLE = 2**14  # values of each batch that a signed quantizer's range is fitted to
-SHRUNK = 24  # fractions of that range that are tried
 
 
 class QuantAct(nn.Module):
@@ -42,6 +46,8 @@ class QuantAct(nn.Module):
     ``clip`` holds the bounds of the function it replaces (0 and 6 for ReLU6), applied first. Where
     values fall below 0, ``below`` of the 2^bits - 1 levels other than 0 lie there, as calibration
     found best; None stands for as many levels on either side (an image, or not yet calibrated).
+    ``noise`` disturbs it in training mode once it is calibrated, but never an image; it is not
+    stored. With learned ``spacing``, no levels below 0 and few bits, `LearnedGaps` rounds instead.
     """
 
     def __init__(
@@ -51,13 +57,17 @@ class QuantAct(nn.Module):
         scale: Scale,
         encodes_input: bool,
         below: int | None = None,
+        spacing: Spacing = Spacing.EQUAL,
     ) -> None:
         super().__init__()
         self.bits, self.clip, self.kind, self.encodes_input = bits, clip, scale, encodes_input
         self.below = below
+        self.noise = Noise()
         self.fitted = self.signed and not encodes_input  # its range is fitted to both sides
         quantizer = _act_quantizer(bits, self.signed, scale, self.fitted)
         self.quant = qnn.QuantIdentity(act_quant=quantizer)
+        unequal = spacing is Spacing.LEARNED and not self.signed and bits <= MOST_BITS
+        self.gaps = LearnedGaps(2**bits - 1) if unequal and not encodes_input else None
 
     @property
     def signed(self) -> bool:
@@ -74,8 +84,15 @@ class QuantAct(nn.Module):
         """Smallest and largest level that can occur, the clip of ReLU6 or Hardtanh included."""
         low, high = self._levels()
         step = self.scale
+        if self.gaps is not None:
+            return low, self.gaps.level(torch.tensor(self.clip[1]).to(step) / step)
         clipped = [torch.round(torch.tensor(bound, dtype=step.dtype) / step) for bound in self.clip]
         return max(low, int(clipped[0].clamp(min=low))), min(high, int(clipped[1].clamp(max=high)))
+
+    @property
+    def learned_ladder(self) -> Learned | None:
+        """The thresholds where they are learned, in units of the step: level k from the k-th on."""
+        return None if self.gaps is None else self.gaps.ladder
 
     def _levels(self) -> tuple[int, int]:
         """Smallest and largest level of the quantizer."""
@@ -85,45 +102,67 @@ class QuantAct(nn.Module):
         return (-high if self.signed else 0), high
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self._disturbed():
+            return self._quantized(x)
+        return noisy(x, self._step(), self.noise, self._quantized, self._clipped)
+
+    def _disturbed(self) -> bool:
+        """Whether this pass is a noisy one."""
+        quiet = self.noise.kind is ActNoise.NONE or not self.training or self.encodes_input
+        return not quiet and self._calibrated()
+
+    def _calibrated(self) -> bool:
+        """Whether the step is set, and not just being set."""
+        tensor_quant = self.quant.act_quant.fused_activation_quant_proxy.tensor_quant
+        scaling = tensor_quant.scaling_impl
+        return not tensor_quant.observer_only and scaling.counter > scaling.collect_stats_steps
+
+    def _step(self) -> Tensor:
+        """The step s, which a gradient reaches."""
+        step: Tensor = self.quant.act_quant.scale().reshape(())
+        return step
+
+    def _quantized(self, x: Tensor) -> Tensor:
+        """s * clamp(round(x / s), lo, hi) of the function it replaces."""
+        x = self._function(x)
+        if self.gaps is not None and self._calibrated():
+            return self.gaps(x, self._step())
+        return self.quant(x if self.below is None else self._within_levels(x))
+
+    def _clipped(self, x: Tensor) -> Tensor:
+        """The same without rounding."""
+        if self.gaps is not None:
+            return self.gaps.unrounded(self._function(x), self._step())
+        return self._within_levels(self._function(x))
+
+    def _function(self, x: Tensor) -> Tensor:
+        """The activation that the quantizer replaces."""
         low, high = self.clip
         if low == 0 and high == float("inf"):
-            x = F.relu(x)
-        elif (low, high) != (float("-inf"), float("inf")):
-            x = F.hardtanh(x, low, high)
-        if self.below is not None:  # bounds in levels; the gradient reaches the step through them
-            step = self.quant.act_quant.scale().reshape(())
-            low_level, high_level = self._levels()
-            x = torch.clamp(x, low_level * step, high_level * step)
-        return self.quant(x)
+            return F.relu(x)
+        return x if (low, high) == (float("-inf"), float("inf")) else F.hardtanh(x, low, high)
+
+    def _within_levels(self, x: Tensor) -> Tensor:
+        """x between the smallest and the largest level; the gradient reaches the step through
+        them."""
+        step, (low, high) = self._step(), self._levels()
+        if not self.signed:  # nothing lies below, and a third of the time
+            return torch.where(x > high * step, high * step, x)
+        return torch.clamp(x, low * step, high * step)
 
     def fit_(self, sample: Tensor, low: float, high: float) -> None:
         """Set step and levels to the least squared error on ``sample``, whose values lie between
         ``low`` and ``high``."""
-        low, high, top = min(low, 0.0), max(high, 0.0), 2**self.bits - 1
-        if high - low == 0 or not len(sample):
-            low, high = -1.0, 1.0
-        full = (high - low) / top
-        power = self.kind is Scale.POWER_OF_TWO
-        fractions = (
-            [2.0**-k for k in range(5)] if power else [1 - k / (SHRUNK + 1) for k in range(SHRUNK)]
-        )
-        start = 2.0 ** math.ceil(math.log2(full)) if power else full
-        below = min(top, round(-low / full))
-        errors = []
-        for fraction in fractions:
-            step = start * fraction
-            rounded = torch.round(sample / step).clamp_(-below, top - below)
-            errors.append(float((sample - rounded * step).square().mean()))
-        step = start * fractions[errors.index(min(errors))]
+        top, power = 2**self.bits - 1, self.kind is Scale.POWER_OF_TWO
+        step, self.below = fitted_range(sample, (low, high), top, power)
         proxy = self.quant.act_quant.fused_activation_quant_proxy
         value = proxy.tensor_quant.scaling_impl.value  # the range, or its logarithm
-        wanted = math.log2(step) + self.bits if power else step * top
-        value.data.fill_(wanted)
-        self.below = below
+        value.data.fill_(math.log2(step) + self.bits if power else step * top)
 
     def extra_repr(self) -> str:
         below = "" if self.below is None else f", below={self.below}"
-        return f"bits={self.bits}, clip={self.clip}, scale={self.kind}{below}"
+        spacing = "" if self.gaps is None else ", spacing=learned"
+        return f"bits={self.bits}, clip={self.clip}, scale={self.kind}{below}{spacing}"
 
 
 def _act_quantizer(bits: int, signed: bool, scale: Scale, fitted: bool) -> type:
@@ -158,6 +197,8 @@ def calibrating(model: nn.Module) -> Iterator[None]:
 
     handles = []
     for layer in model.modules():
+        if isinstance(layer, QuantAct) and layer.gaps is not None:
+            layer.gaps.equal_()
         if isinstance(layer, QuantAct) and layer.fitted:
             layer.below = None
             handles.append(layer.register_forward_pre_hook(watch))
@@ -206,7 +247,12 @@ def quant_layer_to_json(layer: nn.Module) -> dict[str, Any]:
             "scale": str(layer.kind),
             "encodes_input": layer.encodes_input,
             "below": layer.below,
+            "spacing": str(Spacing.EQUAL if layer.gaps is None else Spacing.LEARNED),
         }
+    if isinstance(layer, CODED):
+        code, plain = layer.code, plain_layer_to_json(layer)
+        settings = {"code": str(code.kind), "codeword_bits": code.codeword_bits}
+        return {**plain, **settings, "scale": str(code.scale)}
     if hasattr(layer, "weight_bits"):
         plain = plain_layer_to_json(layer)
         return {**plain, "weight_bits": layer.weight_bits, "scale": str(layer.weight_scale_kind)}
@@ -220,7 +266,12 @@ def quant_layer_from_json(config: Mapping[str, Any]) -> nn.Module:
         low, high = config["clip"]
         clip = (float("-inf") if low is None else low, float("inf") if high is None else high)
         bits, scale, encodes = config["bits"], Scale(config["scale"]), config["encodes_input"]
-        return QuantAct(bits, clip, scale, encodes, config.get("below"))
+        spacing = Spacing(config.get("spacing", Spacing.EQUAL))
+        return QuantAct(bits, clip, scale, encodes, config.get("below"), spacing)
+    if "code" in config:
+        kind, scale = WeightCode(config.pop("code")), Scale(config.pop("scale"))
+        code = weight_code(kind, config.pop("codeword_bits"), scale)
+        return coded_layer(plain_layer_from_json(config), code)
     if "weight_bits" in config:
         bits, scale = config.pop("weight_bits"), Scale(config.pop("scale"))
         return quantized_weighted(plain_layer_from_json(config), bits, scale)
@@ -228,11 +279,14 @@ def quant_layer_from_json(config: Mapping[str, Any]) -> nn.Module:
 
 
 def quantized_weight(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Value and step of a Brevitas layer's quantized weight.
+    """Value and step of a quantized layer's weight, Brevitas' or coded.
 
     Shapes:
         value as the layer's weight; step [out, 1, …].
     """
+    if isinstance(layer, CODED):
+        levels, step = layer.code.coded(layer.weight.detach())
+        return levels * step, step
     with torch.no_grad():
         weight = layer.quant_weight()  # type: ignore[operator]
         value, step = weight.value.detach().clone(), weight.scale.detach().clone()

@@ -24,6 +24,40 @@ class BatchNorm(StrEnum):
     KEEP = "keep"
 
 
+class ActNoise(StrEnum):
+    """What disturbs activation quantizers while they train (`act_noise.noisy` has the formulas)."""
+
+    NONE = "none"
+    STOCHASTIC = "stochastic"
+    ADDITIVE = "additive"
+    DROP = "drop"
+
+
+class Spacing(StrEnum):
+    """Where the thresholds of activations lie: one step apart, or each learned by itself."""
+
+    EQUAL = "equal"
+    LEARNED = "learned"
+
+
+class WeightCode(StrEnum):
+    """How weights are stored: equal levels, −1/0/1, or 3×3 kernels out of a few sign patterns."""
+
+    UNIFORM = "uniform"
+    TERNARY = "ternary"
+    SUBBIT = "subbit"
+
+
+_CHOICES = {
+    "scale": Scale,
+    "batch_norm": BatchNorm,
+    "act_noise": ActNoise,
+    "spacing": Spacing,
+    "weights": WeightCode,
+}
+_MOST_LEARNED = 4  # bits of activations with learned thresholds
+
+
 @dataclass(frozen=True)
 class Override:
     """Other bits for the layers whose name matches a shell pattern.
@@ -45,6 +79,14 @@ class QuantSpec:
     Units: bits. Weights are signed, symmetric, per output channel: 2 to 8 bits, 2^(b-1)-1 levels on
         each side. Activations are per tensor: 1 to 8 bits, 2^b - 1 levels above 0 after ReLU-like
         functions; 2 to 8 bits and 2^(b-1)-1 levels on each side where values are signed.
+        ``weight_bits`` None leaves weights floats, in layers without quantizers of their own;
+        ``first_bits`` and ``last_bits`` None mean as ``weight_bits``, ``input_bits`` None an image
+        that is not quantized. ``drop_share``, from 0 to 1, belongs to `ActNoise.DROP`. Learned
+        ``spacing`` is for activations that never fall below 0, up to 4 bits: those whose values are
+        signed, the image, and layers with more bits by an override keep equal steps.
+        ``weights`` other than uniform are for layers without bits of their own (first, last and
+        overridden ones have them): ternary for all of these, sub-bit with ``codeword_bits`` (1 to
+        9) per kernel for 3×3 convolutions, while others keep uniform ``weight_bits``.
     Raises:
         SpecError: all faults of the values at once.
 
@@ -53,13 +95,18 @@ class QuantSpec:
         15
     """
 
-    weight_bits: int = 4
+    weight_bits: int | None = 4
     act_bits: int = 4
     first_bits: int | None = 8
     last_bits: int | None = 8
     input_bits: int | None = 8
     scale: Scale = Scale.LEARNED
     batch_norm: BatchNorm = BatchNorm.KEEP
+    act_noise: ActNoise = ActNoise.NONE
+    drop_share: float = 0.1
+    spacing: Spacing = Spacing.EQUAL
+    weights: WeightCode = WeightCode.UNIFORM
+    codeword_bits: int = 5
     overrides: tuple[Override, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -69,19 +116,26 @@ class QuantSpec:
             for name, value, low, optional in self._bit_fields()
             if not (value is None and optional) and not _whole(value, low, 8)
         ]
-        for name, choices in (("scale", Scale), ("batch_norm", BatchNorm)):
+        for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value not in list(choices):
                 faults.append(Fault(name, repr(value), "allowed: " + ", ".join(choices)))
             else:
                 object.__setattr__(self, name, choices(value))
+        if self.spacing == Spacing.LEARNED and _whole(self.act_bits, _MOST_LEARNED + 1, 8):
+            hint = f"learned spacing goes up to {_MOST_LEARNED}: lower act_bits, or use equal"
+            faults.append(Fault("act_bits", repr(self.act_bits), hint))
+        if not _whole(self.codeword_bits, 1, 9):
+            faults.append(Fault("codeword_bits", repr(self.codeword_bits), "allowed: 1 to 9"))
+        if not _share(self.drop_share):
+            faults.append(Fault("drop_share", repr(self.drop_share), "allowed: 0 to 1"))
         if faults:
             raise SpecError(f"QuantSpec: {len(faults)} values out of range", faults)
 
     def _bit_fields(self) -> list[tuple[str, Any, int, bool]]:
         """Name, value, least allowed, whether None is allowed, of everything counted in bits."""
         rows: list[tuple[str, Any, int, bool]] = [
-            ("weight_bits", self.weight_bits, 2, False),
+            ("weight_bits", self.weight_bits, 2, True),
             ("act_bits", self.act_bits, 1, False),
             ("first_bits", self.first_bits, 2, True),
             ("last_bits", self.last_bits, 2, True),
@@ -99,7 +153,7 @@ class QuantSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for recipes and sidecar files; `from_json` is the inverse."""
-        return {**asdict(self), "scale": str(self.scale), "batch_norm": str(self.batch_norm)}
+        return {**asdict(self), **{name: str(getattr(self, name)) for name in _CHOICES}}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> QuantSpec:
@@ -111,3 +165,8 @@ class QuantSpec:
 def _whole(value: Any, low: int, high: int) -> bool:
     """Whether a value is an integer in [low, high]; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _share(value: Any) -> bool:
+    """Whether a value is a number from 0 to 1."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1

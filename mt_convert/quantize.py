@@ -7,6 +7,7 @@ activations that no spikes would feed otherwise. The result trains like any modu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .act_noise import Noise
 from .carries import Carries, carried, carried_by, nonnegative, reaching_output
 from .errors import DataError, Fault, SpecError, UnsupportedLayerError
 from .graph import (
@@ -27,9 +29,10 @@ from .graph import (
     unused_name,
 )
 from .quant_layers import QuantAct, calibrating, quantized_weight, quantized_weighted
-from .quant_spec import BatchNorm, QuantSpec
+from .quant_spec import BatchNorm, QuantSpec, WeightCode
 from .rules import DEFAULT_RULES, Kind, Rule, data_inputs, rule_of, unknown_operators
 from .trace import trace
+from .weight_codes import CODED, coded_layer, takes_code, weight_code
 
 CALIBRATION_BATCH = 128
 UNBOUNDED = (float("-inf"), float("inf"))
@@ -39,7 +42,8 @@ POSITIVE = (0.0, float("inf"))
 class QuantizedModel(nn.Module):
     """A quantized network: ``layers`` is its graph, ``spec`` says how it was quantized.
 
-    ``image_shape`` is the (channels, height, width) that it was traced for.
+    ``image_shape`` is the (channels, height, width) that it was traced for. Its quantizers get the
+    noise that the spec asks for, which acts in training mode alone.
 
     Shapes:
         forward takes images [batch, channels, height, width], returns logits [batch, classes].
@@ -51,10 +55,17 @@ class QuantizedModel(nn.Module):
         super().__init__()
         self.layers, self.spec = layers, spec
         self.image_shape: tuple[int, ...] = tuple(layers.image_shape)  # type: ignore[arg-type]
+        for _, layer in layer_nodes(layers, QuantAct):
+            layer.noise = Noise(spec.act_noise, spec.drop_share)
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, self.image_shape)
         return self.layers(images)
+
+    def extra_repr(self) -> str:
+        layers = dict(layer_nodes(self.layers, WEIGHTED)).values()
+        kinds = Counter(_weights_of(layer) for layer in dict.fromkeys(layers))
+        return "weights: " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
 
 
 def quantize(
@@ -126,7 +137,7 @@ def _quantize_activations_(layers: fx.GraphModule, spec: QuantSpec) -> None:
             continue
         clip = POSITIVE if isinstance(layer, nn.ReLU) else (layer.min_val, layer.max_val)
         name = str(node.target)
-        bits = _bits(spec, name, "act_bits", spec.act_bits)
+        bits = _act_bits(spec, name, spec.act_bits)
         layers.add_submodule(name, _quant_act(layers, bits, clip, spec, name))
 
 
@@ -143,7 +154,7 @@ def _quant_act(
         hint = "raise act_bits to 2, or give the layer its own bits under overrides"
         raise SpecError("1-bit activations cannot be signed", [Fault(name, "1 bit, signed", hint)])
     device = next((parameter.device for parameter in layers.parameters()), torch.device("cpu"))
-    return QuantAct(bits, clip, spec.scale, encodes_input).to(device)
+    return QuantAct(bits, clip, spec.scale, encodes_input, spacing=spec.spacing).to(device)
 
 
 def _quantize_inputs_(layers: fx.GraphModule, spec: QuantSpec, rules: Mapping[Any, Rule]) -> None:
@@ -184,7 +195,7 @@ def _quantize_current_(
         owner = f"{reader.meta.get('path') or ''}.{operator}".lstrip(".")
     name = unused_name(layers, f"{owner}_input")
     positive = nonnegative(layers, source, rules)
-    bits = _bits(spec, name, "act_bits", spec.act_bits if positive else max(spec.act_bits, 2))
+    bits = _act_bits(spec, name, spec.act_bits if positive else max(spec.act_bits, 2))
     quantizer = _quant_act(layers, bits, POSITIVE if positive else UNBOUNDED, spec, name)
     return _insert_(layers, source, name, quantizer)
 
@@ -202,31 +213,60 @@ def _insert_(layers: fx.GraphModule, source: fx.Node, name: str, quantizer: Quan
 
 
 def _quantize_weights_(layers: fx.GraphModule, spec: QuantSpec, rules: Mapping[Any, Rule]) -> None:
-    """Each convolution and linear becomes a Brevitas layer; first and last have their own bits."""
+    """Each convolution and linear becomes a Brevitas layer of its bits, or a coded one.
+
+    Those that get neither keep float weights.
+    """
     rules = {**rules, QuantAct: Rule(Kind.NEURON)}
     carries, last = carried(layers, rules), reaching_output(layers, rules)
-    done: dict[str, tuple[nn.Module, int]] = {}
+    done: dict[str, tuple[nn.Module, int | None]] = {}
     for node, layer in list(layer_nodes(layers, WEIGHTED)):
         if is_constant(node):
             continue
-        bits = spec.weight_bits
-        if spec.first_bits is not None and carries[source_of(node)] is Carries.IMAGE:
+        bits = None
+        if carries[source_of(node)] is Carries.IMAGE:
             bits = spec.first_bits
         if spec.last_bits is not None and node in last:
             bits = spec.last_bits
         name = str(node.target)
-        done.setdefault(name, (layer, _bits(spec, name, "weight_bits", bits)))
-    for name, (layer, bits) in done.items():
-        layers.add_submodule(name, quantized_weighted(layer, bits, spec.scale))
+        named = _override(spec, name, "weight_bits")
+        done.setdefault(name, (layer, bits if named is None else named))
+    coded = 0
+    for name, (layer, own_bits) in done.items():
+        bits = spec.weight_bits if own_bits is None else own_bits
+        if own_bits is None and takes_code(layer, spec.weights):
+            coded += 1
+            code = weight_code(spec.weights, spec.codeword_bits, spec.scale)
+            layers.add_submodule(name, coded_layer(layer, code))
+        elif bits is not None:
+            layers.add_submodule(name, quantized_weighted(layer, bits, spec.scale))
+    if spec.weights is not WeightCode.UNIFORM and not coded:
+        hint = "no layer without bits of its own" + (
+            " is a 3x3 convolution" if spec.weights is WeightCode.SUBBIT else ""
+        )
+        raise SpecError("no weights to code", [Fault("weights", str(spec.weights), hint)])
 
 
-def _bits(spec: QuantSpec, name: str, kind: str, default: int) -> int:
-    """The bits of a layer: the last override that matches and names ``kind``, or the default."""
+def _weights_of(layer: nn.Module) -> str:
+    """How a layer's weights are quantized, in words."""
+    if isinstance(layer, CODED):
+        return layer.code.extra_repr().split(",")[0]
+    return f"of {layer.weight_bits} bits" if hasattr(layer, "weight_bits") else "float"
+
+
+def _act_bits(spec: QuantSpec, name: str, default: int) -> int:
+    """The bits of an activation: the last override that matches and names them, or the default."""
+    named = _override(spec, name, "act_bits")
+    return default if named is None else named
+
+
+def _override(spec: QuantSpec, name: str, kind: str) -> int | None:
+    """The bits of the last override that matches and names ``kind``."""
     for item in reversed(spec.overrides):
-        value = getattr(item, kind)
+        value: int | None = getattr(item, kind)
         if value is not None and fnmatchcase(name, item.pattern):
             return value
-    return default
+    return None
 
 
 def _check_overrides(layers: fx.GraphModule, spec: QuantSpec) -> None:

@@ -11,23 +11,27 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
-from typing import Annotated
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from . import recipe_faults, recipe_text
+from .calibrate import name_of, parse
 from .catalogue import find_recipe
 from .data import DataSpec
 from .errors import Fault, RecipeError
 from .ladder import Firing
 from .models import ModelSpec, architecture_fault
+from .peers import PEERS
 from .quant_spec import QuantSpec
 from .recipe_text import Path, Tree
+from .settings import METHODS
 from .spiking import Presentation
 from .train.spec import TrainSpec
 
 Count = Annotated[int, Field(ge=1)]
+CalibrationText = Annotated[str, AfterValidator(lambda text: name_of(parse(text)))]
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -58,7 +62,13 @@ class ConvertBlock(BaseModel):
 class EvaluateBlock(BaseModel):
     """The rows of the table: every combination of these lists, and with ``iso_level`` the rows
     {n=1, T=L}, {n=L, T=1} and between, presented in every step. ``images`` null means all, else
-    the first of a seeded order."""
+    the first of a seeded order.
+
+    ``methods`` names known methods (`settings.METHODS`, `peers.PEERS`) in place of combinations;
+    ``calibrations`` such as "none" or "mse+membrane_mean" are each applied to all of them, for the
+    steps of ``calibrated_for``: [2, 8] calibrates once for T up to 2 and once for those above;
+    null: for each T on its own. ``data`` adds data sets on which the same networks are evaluated.
+    """
 
     model_config = _STRICT
     thresholds: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 3, 7, 15)
@@ -70,6 +80,10 @@ class EvaluateBlock(BaseModel):
     iso_level: bool = True
     images: Count | None = None
     batch_size: Count = 128
+    methods: tuple[Literal[(*METHODS, *PEERS)], ...] = ()  # type: ignore[valid-type]
+    calibrations: Annotated[tuple[CalibrationText, ...], Field(min_length=1)] = ("none",)
+    calibrated_for: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
+    data: tuple[DataSpec, ...] = ()
 
 
 class Recipe(BaseModel):

@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from .results import COLUMNS, LEGEND, Row, cells, markdown_table
+from .results import COLUMNS, IF_SEVERAL, LEGEND, Row, cells, columns, markdown_table
 
 
 def rich_table(rows: Sequence[Row]) -> Table:
@@ -19,14 +19,14 @@ def rich_table(rows: Sequence[Row]) -> Table:
         >>> rich_table([]).columns[0].header
         'presented'
     """
-    columns = zip(COLUMNS, zip(*map(cells, rows), strict=True), strict=False)  # none of no rows
-    same = {name for name, texts in columns if len(set(texts)) == 1}
-    left = ("presentation", "ladder", "mode", "signed")
+    names = columns(rows)
+    texts = {name: [cells(row, [name])[0] for row in rows] for name in names}
+    same = {name for name in names if len(set(texts[name])) == 1}
+    left = (*IF_SEVERAL, "presentation", "ladder", "mode", "signed")
     shared = [name for name in (*left, "ann_accuracy", "qann_accuracy") if name in same]
     heading = title(rows)
     if shared:
-        first = dict(zip(COLUMNS, cells(rows[0]), strict=True))
-        heading += "\n" + ", ".join(f"{COLUMNS[name]} {first[name]}" for name in shared)
+        heading += "\n" + ", ".join(f"{COLUMNS[name]} {texts[name][0]}" for name in shared)
     table = Table(
         title=heading,
         title_justify="left",
@@ -34,25 +34,32 @@ def rich_table(rows: Sequence[Row]) -> Table:
         pad_edge=False,
         collapse_padding=True,
     )
-    for name, text in COLUMNS.items():
-        if name not in shared:
-            table.add_column(text, justify="left" if name in left else "right")
+    shown = [name for name in names if name not in shared]
+    for name in shown:
+        table.add_column(COLUMNS[name], justify="left" if name in left else "right")
     for row in rows:
-        texts = [text for name, text in zip(COLUMNS, cells(row), strict=True) if name not in shared]
-        table.add_row(*texts, style="green" if row.exact_share == 1 else None)
+        table.add_row(*cells(row, shown), style="green" if row.exact_share == 1 else None)
     return table
 
 
 def title(rows: Sequence[Row]) -> str:
-    """What all rows share: network, data, bits, images."""
+    """What all rows share: network, data, images, bits, seed."""
     if not rows:
         return "no rows"
-    row = rows[0]
+    row, several = rows[0], columns(rows)
+    weights = "float weights" if row.weight_bits is None else f"W{row.weight_bits}"
     bits = (row.levels + 1).bit_length() - 1
-    return (
-        f"{row.model}, {row.dataset}, {row.images} test images, W{row.weight_bits}A{bits} "
-        f"(L = {row.levels}), seed {row.seed}"
-    )
+    parts = {
+        "model": row.model,
+        "dataset": row.dataset,
+        "weight_bits": weights if "levels" in several else f"{weights}A{bits} (L = {row.levels})",
+    }
+    said = [text for name, text in parts.items() if name not in several]
+    if len({row.images for row in rows}) == 1:
+        said.insert(min(2, len(said)), f"{row.images} test images")
+    if len({row.seed for row in rows}) == 1:
+        said.append(f"seed {row.seed}")
+    return ", ".join(said)
 
 
 def summary(rows: Sequence[Row], report: dict[str, Any], where: str) -> str:

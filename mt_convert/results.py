@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,14 @@ RESULTS_SCHEMA = "mt_convert.results/1"
 class Row:
     """One line of the table: a converted network, run in one way for T steps.
 
-    Units: accuracies in percent of ``images`` test images, all three networks on the same ones;
+    Units: accuracies in percent of ``images`` test images, all three networks on the same ones
+        (``ann_accuracy`` None where the float network is not at hand; ``weight_bits`` None where
+        weights are floats);
         ``agreement`` share of images where SNN and QANN predict the same class; ``exact_share``
         share of images on which every neuron's emission equals the QANN's activation;
         ``spikes_per_neuron`` events per neuron and image over all T steps; ``settling_T`` the first
-        step from which on every activation of every image is the QANN's, None if that was not seen.
+        step from which on every activation of every image is the QANN's, None if that was not seen;
+        ``calibration`` what was set after conversion, for ``calibrated_T`` steps.
 
     Example:
         >>> Row.fields()[:3]
@@ -35,7 +38,7 @@ class Row:
     signed: bool
     n: int
     T: int
-    ann_accuracy: float
+    ann_accuracy: float | None
     qann_accuracy: float
     snn_accuracy: float
     agreement: float
@@ -43,10 +46,14 @@ class Row:
     spikes_per_neuron: float
     ladder: str
     levels: int
-    weight_bits: int
+    weight_bits: int | None
     whole_window: bool
     settling_T: int | None
     seed: int
+    method: str = "mt_uniform"
+    calibration: str = "none"
+    calibrated_T: int | None = None
+    qat_noise: str = "none"
 
     @classmethod
     def fields(cls) -> list[str]:
@@ -68,12 +75,27 @@ def results_from_json(stored: Any) -> list[Row]:
     if not isinstance(stored, Mapping) or stored.get("schema") != RESULTS_SCHEMA:
         raise CheckpointError(f"not a results file: its schema must be {RESULTS_SCHEMA}")
     try:
-        return [Row(**{name: row[name] for name in Row.fields()}) for row in stored["rows"]]
+        return [Row(**_columns(row)) for row in stored["rows"]]
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"a row of the results lacks {error}: make the file again") from error
 
 
+def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a stored row; those that came later have a value that says so."""
+    late = {
+        item.name for item in dataclasses.fields(Row) if item.default is not dataclasses.MISSING
+    }
+    return {name: row[name] for name in Row.fields() if name in row or name not in late}
+
+
 COLUMNS: dict[str, str] = {
+    "model": "model",
+    "dataset": "images",
+    "weight_bits": "W",
+    "levels": "L",
+    "qat_noise": "noise",
+    "method": "method",
+    "calibration": "calibrated",
     "presentation": "presented",
     "ladder": "ladder",
     "mode": "mode",
@@ -90,6 +112,27 @@ COLUMNS: dict[str, str] = {
 }
 """The columns people read, in order, and what they are headed; `LEGEND` says what they mean."""
 
+IF_SEVERAL = ("model", "dataset", "weight_bits", "levels", "qat_noise", "method", "calibration")
+
+
+def columns(rows: Sequence[Row]) -> list[str]:
+    """The columns that a table of these rows shows: those that only tell networks, images and
+    methods apart are left out where all rows are alike.
+
+    Example:
+        >>> columns([])[0]
+        'presentation'
+    """
+    return [name for name in COLUMNS if name not in IF_SEVERAL or _telling(name, rows)]
+
+
+def _telling(name: str, rows: Sequence[Row]) -> bool:
+    """Whether a column tells rows apart, or what was done to all of them."""
+    found = {_cell(name, getattr(row, name), row) for row in rows}
+    usual = {item.name: item.default for item in dataclasses.fields(Row)}[name]
+    return len(found) > 1 or not (found <= {usual} or usual is dataclasses.MISSING)
+
+
 LEGEND = (
     "agree: share of images where SNN and QANN predict the same class; exact: share of images "
     "where every activation equals the QANN's; spikes: per neuron and image over all T steps; "
@@ -97,15 +140,19 @@ LEGEND = (
 )
 
 
-def cells(row: Row) -> list[str]:
-    """A row as text, one entry for each of `COLUMNS`."""
-    return [_cell(name, getattr(row, name), row) for name in COLUMNS]
+def cells(row: Row, names: Iterable[str] = COLUMNS) -> list[str]:
+    """A row as text, one entry for each of these columns."""
+    return [_cell(name, getattr(row, name), row) for name in names]
 
 
 def _cell(name: str, value: Any, row: Row) -> str:
     """One number as it is printed: shares never round up to 1."""
     if name == "presentation":
         return str(value).replace("_", " ") + (", whole window" if row.whole_window else "")
+    if name == "calibration" and row.calibrated_T not in (None, row.T):
+        return f"{value}, for T = {row.calibrated_T}"
+    if name == "n" and value == 0:  # a peer whose neurons emit any number of spikes in a step
+        return "∞"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:
@@ -117,12 +164,14 @@ def _cell(name: str, value: Any, row: Row) -> str:
 
 
 def markdown_table(rows: Iterable[Row]) -> str:
-    """The rows as a Markdown table, headed by what all of them share.
+    """The rows as a Markdown table, with `columns`.
 
     Example:
         >>> markdown_table([]).splitlines()[0][:12]
         '| presented '
     """
-    lines = ["| " + " | ".join(COLUMNS.values()) + " |", "|" + " --- |" * len(COLUMNS)]
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
+    rows = list(rows)
+    names = columns(rows)
+    lines = ["| " + " | ".join(COLUMNS[name] for name in names) + " |", "|" + " --- |" * len(names)]
+    lines += ["| " + " | ".join(cells(row, names)) + " |" for row in rows]
     return "\n".join(lines) + "\n"

@@ -4,6 +4,9 @@ Floor 3. With y the cumulative input and S the running total of what was emitted
 Δ, the soft-reset neuron of ``neurons`` that starts at v0 = Δ/2 holds v = (y + ½ − S)Δ: whether a
 threshold is reached depends on y and S alone. Comparing y itself loses nothing to a float residual,
 and a threshold moved by one ulp at odd levels rounds half to even, as ``torch.round`` does.
+
+A `Learned` ladder names its positions itself: position k is reached when y ≥ θ_k. Its neuron starts
+at v0 = 0, for the thresholds of a quantizer with learned gaps lie where the levels change already.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .errors import SpecError
-from .ladder import Firing, Learned, PowerOfTwo
+from .ladder import Firing, Ladder, Learned, PowerOfTwo
 from .neurons import IF, NeuronSpec, Reset, largest_emission
 
 
@@ -25,10 +28,12 @@ def running_step(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
     With q = clamp(round(y), lo, hi), half to even, the neuron emits the largest step of its ladder
     that does not pass q − total; an unsigned one never goes back. At T = 1 and full reach the total
     *is* the quantizer's output. Float32 or float64; ``bounds`` and ``total`` are whole numbers.
+    With a `Learned` ladder q = clamp(Σ_k [y ≥ θ_k], lo, hi), and any distance is emitted whole.
 
     Shapes: ``y`` and ``total`` equal. Units: both in Δ; ``y`` without the initial potential Δ/2.
     Returns: the new total.
-    Raises: SpecError: not an IF neuron with soft reset, v0 = Δ/2 and an integer ladder.
+    Raises: SpecError: not an IF neuron with soft reset; an integer ladder without v0 = Δ/2, or a
+        `Learned` one without v0 = 0, parallel firing and weights of 1.
 
     Example:
         >>> from mt_convert.ladder import Uniform
@@ -38,6 +43,10 @@ def running_step(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
         [2.0, 9.0, 0.0]
     """
     _check_running(spec)
+    if isinstance(spec.ladder, Learned):
+        reached = torch.bucketize(y, _thresholds(spec.ladder, y), right=True).to(y.dtype)
+        reached.clamp_(*spec.limits)
+        return reached if spec.signed else torch.maximum(total, reached)
     distance = y.round().clamp_(*spec.limits).sub_(total)
     if not isinstance(spec.ladder, PowerOfTwo):  # any distance within reach is emitted whole
         reach = spec.ladder.reach
@@ -50,7 +59,8 @@ def running_step_literal(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
     """``running_step`` threshold by threshold: the reference.
 
     Position k of the total is reached when y ≥ k − ½, moved one ulp up for odd k, which is
-    round(y) ≥ k with half to even. Down, position k is reached when y is below that of k + 1.
+    round(y) ≥ k with half to even. Down, position k is reached when y is below that of k + 1. The
+    position of a `Learned` ladder's k-th threshold is the threshold.
 
     Example:
         >>> from mt_convert.ladder import Binary
@@ -60,11 +70,29 @@ def running_step_literal(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
     """
     _check_running(spec)
     lo, hi = spec.limits
+    if isinstance(spec.ladder, Learned):
+        return _learned_literal(y, total, spec)
     up = _emission(spec, lambda k: (y >= _position(total + k)) & (total + k <= hi), total)
     if not spec.signed:
         return total + up
     down = _emission(spec, lambda k: (y < _position(total - k + 1)) & (total - k >= lo), total)
     return total + up - down
+
+
+def _learned_literal(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
+    """One threshold after the other, those above the total upwards and those below it downwards."""
+    lo, hi = spec.limits
+    change = torch.zeros_like(total)
+    for k, threshold in enumerate(_thresholds(spec.ladder, y), start=1):
+        change = change + ((y >= threshold) & (k > total) & (k <= hi)).to(y.dtype)
+        if spec.signed:
+            change = change - ((y < threshold) & (k <= total) & (k > lo)).to(y.dtype)
+    return total + change
+
+
+def _thresholds(ladder: Ladder, y: Tensor) -> Tensor:
+    """The thresholds in the precision of y, where it is."""
+    return torch.tensor(ladder.thresholds, dtype=y.dtype, device=y.device)
 
 
 def _emission(spec: NeuronSpec, fires: Callable[[Tensor], Tensor], total: Tensor) -> Tensor:
@@ -87,14 +115,17 @@ def _position(k: Tensor) -> Tensor:
 
 def _check_running(spec: NeuronSpec) -> None:
     """Raise unless the neuron is one whose total a quantizer describes."""
-    if (
-        isinstance(spec.charge, IF)
-        and spec.reset is Reset.SOFT
-        and spec.initial == 0.5
-        and not isinstance(spec.ladder, Learned)
-    ):
+    ladder = spec.ladder
+    if isinstance(ladder, Learned):
+        described = (
+            spec.initial == 0 and spec.rule is Firing.PARALLEL and set(ladder.weights) == {1}
+        )
+    else:
+        described = spec.initial == 0.5
+    if isinstance(spec.charge, IF) and spec.reset is Reset.SOFT and described:
         return
     raise SpecError(
-        f"running_step: {spec}; allowed is IF charge, soft reset, initial=0.5 and a Uniform, "
-        "Binary or PowerOfTwo ladder; use mt_step for other neurons"
+        f"running_step: {spec}; allowed is IF charge and soft reset, with initial=0.5 and a "
+        "Uniform, Binary or PowerOfTwo ladder, or with initial=0, parallel firing and a Learned "
+        "ladder of weights 1; use mt_step for other neurons"
     )

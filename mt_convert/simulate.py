@@ -12,7 +12,7 @@ what they have emitted so far. So steps cannot accumulate rounding, and memory d
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -22,10 +22,11 @@ from .carries import reaching_output
 from .errors import Fault, SpecError
 from .graph import attribute, check_images, layer_of
 from .ladder import Binary, Ladder, PowerOfTwo
-from .neurons import MTNeuron, NeuronSpec
+from .neurons import MTNeuron
 from .running import running_step, running_step_literal
 from .shapes import images_not_first
 from .spiking import Encoder, Presentation, SpikingModel
+from .windows import unit, window_spec, worth
 
 Observer = Callable[[int, str, Tensor, Tensor], None]
 
@@ -207,9 +208,9 @@ class _Loop:
             self.moved = False
 
             def neuron(node: fx.Node, layer: MTNeuron, value: Any, t: int = t) -> Any:
-                unit = self._unit(layer, t)
-                total = self._fire(t, node, layer, self.arithmetic.drive(value, unit))
-                return self.arithmetic.emit(total, unit, layer)
+                drive = self.arithmetic.drive(value, self._unit(layer, t))
+                total = self._fire(t, node, layer, drive)
+                return self.arithmetic.emit(total, self._worth(layer, t), layer)
 
             logits.append(self._walk(images, neuron, {}))
         return torch.stack(logits)
@@ -219,12 +220,13 @@ class _Loop:
         steps, batch = self.time_steps, images.shape[0]
 
         def neuron(node: fx.Node, layer: MTNeuron, value: Any) -> Any:
-            unit = torch.stack([self._unit(layer, t) for t in range(steps)]).repeat_interleave(
-                batch
-            )
-            drives = self.arithmetic.drive(value, unit).unflatten(0, (steps, batch))
+            def each(amount: Callable[[MTNeuron, int], Tensor]) -> Tensor:
+                amounts = [amount(layer, t) for t in range(steps)]
+                return torch.stack(amounts).repeat_interleave(batch)
+
+            drives = self.arithmetic.drive(value, each(self._unit)).unflatten(0, (steps, batch))
             totals = [self._fire(t, node, layer, drives[t]) for t in range(steps)]
-            return self.arithmetic.emit(torch.cat(totals), unit, layer)
+            return self.arithmetic.emit(torch.cat(totals), each(self._worth), layer)
 
         logits = self._walk(images.repeat(steps, *[1] * (images.dim() - 1)), neuron, {})
         return logits.unflatten(0, (steps, batch))
@@ -239,7 +241,7 @@ class _Loop:
             )
             series[node] = [self._fire(t, node, layer, drive) for t, drive in enumerate(drives)]
             return self.arithmetic.emit(
-                series[node][-1], self._unit(layer, self.time_steps - 1), layer
+                series[node][-1], self._worth(layer, self.time_steps - 1), layer
             )
 
         values: dict[fx.Node, Any] = {}
@@ -254,8 +256,8 @@ class _Loop:
             for node in reading:
                 layer = self.layers[node]
                 if isinstance(layer, MTNeuron):
-                    unit = self._unit(layer, t)
-                    values[node] = self.arithmetic.emit(series[node][t], unit, layer)
+                    worth_now = self._worth(layer, t)
+                    values[node] = self.arithmetic.emit(series[node][t], worth_now, layer)
             logits.append(self._walk(images, neuron, dict(values), keep=True))
         return torch.stack(logits)
 
@@ -305,27 +307,23 @@ class _Loop:
     # ---------------------------------------------------------------------------- one neuron layer
 
     def _unit(self, neuron: MTNeuron, t: int) -> Tensor:
-        """What one level is worth behind step t. Presented in every step, the levels of a window of
-        t + 1 steps span the quantizer's range: L = n (t + 1), so a level is s L / (n (t + 1))."""
-        if not self.every_step:
-            return neuron.delta
-        return neuron.delta * (levels(neuron.spec) / (neuron.spec.ladder.reach * (t + 1)))
+        """What a neuron's input is measured in behind step t."""
+        return unit(neuron, self.snn.presentation, t)
+
+    def _worth(self, neuron: MTNeuron, t: int) -> Tensor:
+        """What one level that it has emitted is worth behind step t."""
+        return worth(neuron, self.snn.presentation, t)
 
     def _fire(self, t: int, node: fx.Node, neuron: MTNeuron, drive: Tensor) -> Tensor:
         """The layer's total behind step t, from its input in levels."""
         name = str(node.target)
-        spec = self._window_spec(neuron.spec, t) if self.every_step else neuron.spec
+        spec = window_spec(neuron.spec, self.snn.presentation, t)
         before = self.totals.get(name)
+        if neuron.offset is not None:
+            drive = drive + neuron.offset
         total = self.advance(drive, torch.zeros_like(drive) if before is None else before, spec)
         self._record(t, name, neuron, total)
         return total
-
-    def _window_spec(self, spec: NeuronSpec, t: int) -> NeuronSpec:
-        """The neuron with the bounds of a window of t + 1 steps, in levels of that window."""
-        assert spec.bounds is not None
-        reach = spec.ladder.reach * (t + 1)
-        low, high = (int((bound or 0) * reach / levels(spec)) for bound in spec.bounds)
-        return replace(spec, bounds=(low, high))
 
     def _record(self, t: int, name: str, neuron: MTNeuron, total: Tensor) -> None:
         """Keep the new total, count events, tell the observers."""
@@ -338,12 +336,6 @@ class _Loop:
         self.counts.setdefault(name, []).append(count)
         for observe in self.observers:
             observe(t, name, total, emitted)
-
-
-def levels(spec: NeuronSpec) -> int:
-    """L: the largest level, on either side, of the quantizer that a converted neuron stands for."""
-    assert spec.bounds is not None
-    return max(-(spec.bounds[0] or 0), spec.bounds[1] or 0, 1)
 
 
 def count_events(emitted: Tensor, ladder: Ladder) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from .carries import Carries, carried
-from .graph import NORMS, describe, is_constant, layer_nodes, layer_of
+from .errors import Fault, SpecError
+from .graph import NORMS, describe, is_constant, layer_nodes, layer_of, set_image_shape
 from .neurons import MTNeuron
 from .rules import CONSTANT_SIDE, DEFAULT_RULES, Kind, Rule, data_inputs, rule_of
 
@@ -168,6 +170,26 @@ class SpikingModel(nn.Module):
         """Name and layer of all its neurons, in order of execution."""
         for node, layer in layer_nodes(self.layers, MTNeuron):
             yield str(node.target), layer
+
+    def with_neurons(self, neurons: Mapping[str, MTNeuron]) -> SpikingModel:
+        """A copy with other neurons in the named layers; this network is unchanged.
+
+        Raises:
+            SpecError: a name that is no layer of neurons.
+        """
+        here = dict(self.neurons())
+        faults = [
+            Fault(name, "is no layer of neurons", "layers: " + ", ".join(list(here)[:12]))
+            for name in neurons
+            if name not in here
+        ]
+        if faults:
+            raise SpecError(f"{len(faults)} layers are not there", faults)
+        layers = copy.deepcopy(self.layers)
+        set_image_shape(layers, self.image_shape)
+        for name, neuron in neurons.items():
+            layers.set_submodule(name, neuron)
+        return SpikingModel(layers, self.presentation, self.whole_window, self.rules)
 
     def forward(self, images: Tensor) -> NoReturn:
         raise TypeError("a SpikingModel has no forward: use simulate(snn, images, time_steps=T)")

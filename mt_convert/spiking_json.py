@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -19,7 +20,13 @@ from .spiking import Encoder
 def spiking_layer_to_json(layer: nn.Module) -> dict[str, Any]:
     """A layer of a spiking network as plain data; its tensors are stored apart."""
     if isinstance(layer, MTNeuron):
-        return {"type": "MTNeuron", **neuron_spec_to_json(layer.spec)}
+        return {
+            "type": "MTNeuron",
+            **neuron_spec_to_json(layer.spec),
+            "clip": [None if math.isinf(bound) else bound for bound in layer.clip],
+            "offset": None if layer.offset is None else list(layer.offset.shape),
+            "gain": None if layer.gain is None else list(layer.gain.shape),
+        }
     if isinstance(layer, Encoder):
         return {"type": "Encoder", "level_bounds": list(layer.level_bounds)}
     plain = plain_layer_to_json(layer)
@@ -33,8 +40,14 @@ def spiking_layer_from_json(config: Mapping[str, Any]) -> nn.Module:
     config = dict(config)
     kind = config["type"]
     if kind == "MTNeuron":
-        config.pop("type")
-        return MTNeuron(neuron_spec_from_json(config), torch.ones(()))
+        low, high = config.get("clip") or (0.0, None)  # files of the first version have none
+        return MTNeuron(
+            neuron_spec_from_json(config),
+            torch.ones(()),
+            offset=_placeholder(config.get("offset")),
+            gain=_placeholder(config.get("gain")),
+            clip=(-math.inf if low is None else low, math.inf if high is None else high),
+        )
     if kind == "Encoder":
         low, high = config["level_bounds"]
         return Encoder(torch.ones(()), (int(low), int(high)))
@@ -43,6 +56,11 @@ def spiking_layer_from_json(config: Mapping[str, Any]) -> nn.Module:
     if shape is not None:
         layer.register_buffer("weight_scale", torch.ones(shape))
     return layer
+
+
+def _placeholder(shape: list[int] | None) -> torch.Tensor | None:
+    """A tensor to load into, if there is one."""
+    return None if shape is None else torch.ones(shape)
 
 
 _CHARGES = {kind.__name__: kind for kind in (IF, LIF, PLIF)}

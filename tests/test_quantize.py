@@ -20,6 +20,7 @@ from networks import (
 )
 from torch import nn
 
+from mt_convert.convert import convert
 from mt_convert.errors import DataError, SpecError
 from mt_convert.graph import NORMS, WEIGHTED, layer_nodes
 from mt_convert.quant_layers import (
@@ -31,6 +32,7 @@ from mt_convert.quant_layers import (
 )
 from mt_convert.quant_spec import BatchNorm, Override, QuantSpec, Scale
 from mt_convert.quantize import QuantizedModel, quantize
+from mt_convert.simulate import simulate
 
 
 def bits(qann: QuantizedModel) -> dict[str, int]:
@@ -67,7 +69,7 @@ def test_a_spec_lists_all_values_out_of_range_at_once() -> None:
         )
     found = {fault.where: (fault.what, fault.hint) for fault in caught.value.faults}
     assert found == {
-        "weight_bits": ("1", "allowed: 2 to 8"),
+        "weight_bits": ("1", "allowed: 2 to 8 or none"),
         "act_bits": ("9", "allowed: 1 to 8"),
         "first_bits": ("True", "allowed: 2 to 8 or none"),
         "last_bits": ("'8'", "allowed: 2 to 8 or none"),
@@ -372,3 +374,38 @@ def test_a_clone_is_whole_and_independent() -> None:
         for parameter in copied.parameters():
             parameter.mul_(2)
     assert torch.equal(qann(x), expected)
+
+
+# --------------------------------------------------------------------------------- float weights
+
+
+def test_without_weight_bits_weights_stay_floats_in_plain_layers() -> None:
+    model = dense()
+    spec = QuantSpec(weight_bits=None, first_bits=None, last_bits=None)
+    qann = quantize(model, spec, calibration=images(8))
+    for node, layer in layer_nodes(qann.layers, WEIGHTED):
+        assert type(layer) in (nn.Conv2d, nn.Linear)
+        assert torch.equal(layer.weight, model.get_submodule(str(node.target)).weight)
+    assert "weights: 3 float" in repr(qann)
+    x = 2 * images(8, seed=4)
+    assert torch.equal(simulate(convert(qann), x, time_steps=1).logits[-1], qann(x))
+
+
+def test_single_layers_have_weight_bits_where_others_are_floats() -> None:
+    spec = QuantSpec(weight_bits=None, last_bits=None, overrides=(Override("2", weight_bits=3),))
+    qann = quantize(dense(), spec, calibration=images(8))
+    found = {
+        str(node.target): getattr(layer, "weight_bits", None)
+        for node, layer in layer_nodes(qann.layers, WEIGHTED)
+    }
+    assert found == {"0": 8, "2": 3, "5": None}
+    assert QuantSpec.from_json(spec.to_json()) == spec
+
+
+def test_a_float_network_with_many_levels_is_the_model_itself() -> None:
+    model = dense()
+    spec = QuantSpec(weight_bits=None, first_bits=None, last_bits=None, input_bits=None, act_bits=8)
+    x = images(64)
+    qann = quantize(model, spec, calibration=x)
+    error = (qann(x) - model(x)).square().mean().sqrt() / model(x).std()
+    assert 0 < error < 0.01

@@ -16,6 +16,7 @@ from mt_convert.results import (
     RESULTS_SCHEMA,
     Row,
     cells,
+    columns,
     markdown_table,
     results_from_json,
     results_to_json,
@@ -109,7 +110,7 @@ def test_other_shares_are_printed_to_four_places(value: float, text: str) -> Non
 
 
 def test_cells_say_what_the_row_says() -> None:
-    assert printed(ROW) == {
+    assert {name: printed(ROW)[name] for name in columns([ROW])} == {
         "presentation": "once",
         "ladder": "uniform",
         "mode": "parallel",
@@ -132,8 +133,9 @@ def test_cells_say_what_the_row_says() -> None:
 def test_the_markdown_table_is_whole_and_holds_the_ann_accuracy() -> None:
     head, rule, *lines = markdown_table([ROW, OTHER]).splitlines()
     assert len(lines) == 2
-    assert {line.count("|") for line in (head, rule, *lines)} == {len(COLUMNS) + 1}
-    assert all(text in head for text in COLUMNS.values())
+    names = columns([ROW, OTHER])
+    assert {line.count("|") for line in (head, rule, *lines)} == {len(names) + 1}
+    assert all(COLUMNS[name] in head for name in names)
     for line in lines:
         assert re.search(r"\| 91\.23 \| 90\.87 \|", line)
 
@@ -141,3 +143,32 @@ def test_the_markdown_table_is_whole_and_holds_the_ann_accuracy() -> None:
 def test_the_legend_explains_the_shares() -> None:
     for name in ("agreement", "exact_share", "spikes_per_neuron", "settling_T"):
         assert f"{COLUMNS[name]}: " in LEGEND
+
+
+def test_what_tells_networks_and_methods_apart_is_a_column_where_it_differs() -> None:
+    usual = columns([ROW, ROW])
+    for name, other in (
+        ("model", "vgg"),
+        ("dataset", "digits"),
+        ("weight_bits", None),
+        ("levels", 3),
+        ("qat_noise", "drop"),
+        ("method", "qcfs"),
+        ("calibration", "mse"),
+    ):
+        assert name not in usual
+        assert name in columns([ROW, dataclasses.replace(ROW, **{name: other})])
+
+
+def test_what_was_done_to_all_rows_alike_is_not_left_out() -> None:
+    calibrated = dataclasses.replace(ROW, calibration="mse", calibrated_T=8, T=2)
+    assert "calibration" in columns([calibrated])
+    assert printed(calibrated)["calibration"] == "mse, for T = 8"
+    assert printed(dataclasses.replace(calibrated, T=8))["calibration"] == "mse"
+
+
+def test_rows_stored_before_a_column_existed_are_read() -> None:
+    stored = results_to_json([ROW])
+    for name in ("method", "calibration", "calibrated_T", "qat_noise"):
+        del stored["rows"][0][name]
+    assert results_from_json(stored) == [ROW]

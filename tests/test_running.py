@@ -160,3 +160,57 @@ def test_on_a_tie_the_potential_rounds_up_and_the_total_to_even() -> None:
 def test_a_neuron_without_a_running_form_is_refused(spec: NeuronSpec, step: Step) -> None:
     with pytest.raises(SpecError, match="use mt_step"):
         step(torch.zeros(1), torch.zeros(1), spec)
+
+
+# --------------------------------------------------------------------------------- learned gaps
+
+GAPS = (0.5, 0.25, 1.0, 0.375)  # thresholds 0.5, 0.75, 1.75, 2.125
+
+
+def around_learned(dtype: torch.dtype) -> Tensor:
+    """The thresholds, their neighbours to 3 ulp, and eighths on both sides."""
+    ties = torch.tensor(Learned(GAPS).thresholds, dtype=dtype)
+    values, up, down = [ties, torch.arange(-16, 33, dtype=dtype) / 8], ties, ties
+    for _ in range(3):
+        up = up.nextafter(torch.full_like(up, math.inf))
+        down = down.nextafter(torch.full_like(down, -math.inf))
+        values += [up, down]
+    return torch.cat(values)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("bounds", [None, (0, 4), (0, 2)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_learned_total_counts_the_thresholds_reached(
+    signed: bool, bounds: tuple[int, int] | None, dtype: torch.dtype
+) -> None:
+    spec = NeuronSpec(Learned(GAPS), signed=signed, initial=0.0, bounds=bounds)
+    most = 4 if bounds is None else bounds[1]
+    y, total = (
+        grid.flatten()
+        for grid in torch.meshgrid(
+            around_learned(dtype), torch.arange(most + 1, dtype=dtype), indexing="ij"
+        )
+    )
+    count = sum((y >= threshold).to(dtype) for threshold in Learned(GAPS).thresholds)
+    assert isinstance(count, Tensor)
+    count = count.clamp(max=most)
+    expected = count if signed else torch.maximum(count, total)
+    for step in (running_step, running_step_literal):
+        assert torch.equal(step(y, total, spec), expected)
+    assert (expected != total).any()
+
+
+@pytest.mark.parametrize("step", [running_step, running_step_literal])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        NeuronSpec(Learned(GAPS)),
+        NeuronSpec(Learned(GAPS), firing=Firing.CASCADE, initial=0.0),
+        NeuronSpec(Learned(GAPS, (1, 1, 2, 1)), initial=0.0),
+        NeuronSpec(Learned(GAPS), reset=Reset.HARD, initial=0.0),
+    ],
+)
+def test_a_learned_ladder_of_another_kind_is_refused(spec: NeuronSpec, step: Step) -> None:
+    with pytest.raises(SpecError, match="initial=0, parallel firing and a Learned ladder"):
+        step(torch.zeros(1), torch.zeros(1), spec)

@@ -18,8 +18,9 @@ from mt_convert.neurons import MTNeuron
 from mt_convert.quant_spec import BatchNorm, QuantSpec, Scale
 from mt_convert.quantize import QuantizedModel, quantize
 from mt_convert.shapes import image_axes
-from mt_convert.simulate import count_events, levels, simulate
+from mt_convert.simulate import count_events, simulate
 from mt_convert.spiking import SpikingModel
+from mt_convert.windows import levels
 
 _EXACT: dict[str, QuantizedModel] = {}
 

@@ -1,0 +1,320 @@
+"""Layer after layer, weights and initial potentials trained on what really arrives there.
+
+The running rule of a neuron is differentiable but for its rounding: with a straight-through
+gradient there, the total after T steps answers to the step whose input decided it. What neurons
+emit stays the exact rule's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from ..graph import WEIGHTED, is_constant, layer_nodes, layer_of, source_of
+from ..ladder import Learned
+from ..neurons import NeuronSpec
+from ..running import running_step
+from ..spiking import SpikingModel
+from ..windows import window_spec, worth
+from .lockstep import Lockstep, Passed, Values, report_rows, run, with_offset
+from .report import CalibrationRow
+from .samples import Samples
+from .spec import LayerWise, Loss
+from .text import name_of
+
+PATIENCE = 5
+OFFSET_RATE = 100.0
+MOST = 0.5
+_SEED = 0
+_TINY = 1e-30
+
+
+def transform(
+    step: LayerWise, snn: SpikingModel, samples: Samples, keep_better: bool
+) -> tuple[SpikingModel, list[CalibrationRow]]:
+    """The network with trained weights and offsets, and each layer's loss before and after.
+
+    For each layer of neurons in order: the weights and biases of the weighted layers whose outputs
+    it is the first to read, and its offset, are trained until what it has emitted after T steps is
+    the quantized network's activation; its input is what the layers before, already trained,
+    really emit in each step. Batch norms between stay. Quantized weights (those with a
+    ``weight_scale``) are rounded in every pass to the grid they had, within the largest level they
+    had, and the gradient passes straight through; float weights move freely. Weights of levels −1
+    to 1 (binary, ternary, from a codebook), and those of a layer that the network calls more than
+    once, stay.
+
+    Loss: mean square difference over the mean square of the target; or KL divergence of softmaxes
+    over all neurons of an image. Adam; the offset, counted in thresholds, moves at 100 times the
+    rate and within ±½. The epoch with the lowest held-out loss is kept, with ``keep_better`` the
+    start being one of them; 5 epochs without gain end a layer. The last row compares the means over
+    layers of the whole network; if that rose, nothing is kept.
+
+    Source: dual-phase optimisation (arXiv 2205.07473), phase II, its layer-wise calibration; there
+    the gradient of a spike is that of ½ tanh(2.5x) + ½.
+    """
+    at_start = _pass(snn, step, samples, lambda layer: layer.start())
+    found = snn.with_neurons({})
+    passed = _pass(found, step, samples, lambda layer: _trained_(layer, step, keep_better))
+    rows = report_rows(name_of([step]), at_start, passed, keep_better)
+    return (found if rows[-1].kept else snn.with_neurons({})), rows
+
+
+def _pass(
+    snn: SpikingModel,
+    step: LayerWise,
+    samples: Samples,
+    calibrate_: Callable[[_Layer], tuple[float, float]],
+) -> list[Passed]:
+    """Go through the layers in order; ``calibrate_`` may change each in place and tells its loss
+    before and after."""
+    fit, held_out = samples.fit.split(step.batch_size), samples.held_out.split(step.batch_size)
+    front = Lockstep(snn, samples.reference, [*fit, *held_out], samples.time_steps)
+    calls = Counter(str(node.target) for node, _ in layer_nodes(snn.layers, WEIGHTED))
+    free = {name for name, count in calls.items() if count == 1}
+    passed = []
+    for node in front.nodes:
+        with torch.no_grad():
+            targets = [front.target(node, k) for k in range(len(front.batches))]
+        if isinstance(front.neuron(node).spec.ladder, Learned):
+            passed.append(Passed(str(node.target)))
+        else:
+            layer = _Layer(front, node, targets, len(fit), step.loss, free)
+            before, after = calibrate_(layer)
+            passed.append(Passed(str(node.target), str(step.loss), before, after, layer.changed))
+        with torch.no_grad():
+            front.pass_on(node, targets)
+        free -= {str(item.target) for item in front.between[node]}
+    return passed
+
+
+class _Layer:
+    """One layer of neurons and what feeds it, with values of its own to train.
+
+    ``free``: names of the weighted layers that may be trained with it.
+    """
+
+    def __init__(
+        self,
+        front: Lockstep,
+        node: fx.Node,
+        targets: Sequence[Tensor],
+        fit: int,
+        loss: Loss,
+        free: set[str],
+    ) -> None:
+        self.front, self.node, self.targets, self.loss = front, node, targets, loss
+        self.fit, self.held_out = range(fit), range(fit, len(targets))
+        self.neuron, self.layers = front.neuron(node), front.snn.layers
+        self.changed = False
+        self.weights = {
+            item: _Weights(layer)
+            for item in front.between[node]
+            if isinstance(layer := layer_of(self.layers, item), WEIGHTED)
+            and str(item.target) in free
+            and not is_constant(item)
+        }
+        self._trained, self._others = self._parts()
+        readers = [*self._trained, node]
+        read = {item for reader in readers for item in reader.all_input_nodes}
+        self._read = read - set(self._trained)
+        self._arrived: dict[tuple[int, int], Values] = {}
+        self.offset = self._offset().requires_grad_()
+        self.most = max(MOST, float(self.offset.detach().abs().max()))
+
+    def _parts(self) -> tuple[list[fx.Node], list[fx.Node]]:
+        """What depends on the weights to train between the neurons before and here, and the rest,
+        in order."""
+        trained: dict[fx.Node, None] = {}
+        for item in self.front.between[self.node]:
+            if item in self.weights or any(source in trained for source in item.all_input_nodes):
+                trained[item] = None
+        rest = [item for item in self.front.between[self.node] if item not in trained]
+        return list(trained), rest
+
+    def _offset(self) -> Tensor:
+        """The offset to start from: the neuron's, or 0 for each channel."""
+        if self.neuron.offset is not None:
+            return self.neuron.offset.detach().clone()
+        like = self.targets[0]
+        shared = self.front.feature_axes(self.node, like.dim(), per_neuron=False)
+        shape = [1 if axis in shared else size for axis, size in enumerate(like.shape)]
+        return torch.zeros(shape[1:], dtype=like.dtype, device=like.device)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All that is trained, the offset last."""
+        return [value for item in self.weights.values() for value in item.parameters] + [
+            self.offset
+        ]
+
+    def _values(self, k: int, moment: int) -> Values:
+        """What the trained part reads of a batch behind a step; computed once."""
+        if (k, moment) not in self._arrived:
+            with torch.no_grad():
+                values = run(self.layers, self._others, self.front.values(self.node, k, moment))
+            self._arrived[k, moment] = {item: values[item] for item in self._read}
+        return dict(self._arrived[k, moment])
+
+    def emitted(self, k: int) -> Tensor:
+        """What the neurons have emitted after T steps on a batch, in units of the network."""
+        calls = {item: weights.call() for item, weights in self.weights.items()}
+        moments = self.front.moments(self.node)
+        inputs: dict[int, Tensor] = {}
+        for moment in sorted(set(moments)):
+            values = run(self.layers, self._trained, self._values(k, moment), calls)
+            inputs[moment] = values[source_of(self.node)]
+        presentation = self.front.snn.presentation
+        series = [inputs[moment] for moment in moments]
+        total = torch.zeros_like(series[0])
+        for t, drive in enumerate(self.front.in_levels(self.node, series)):
+            spec = window_spec(self.neuron.spec, presentation, t)
+            total = soft_step(drive + self.offset, total, spec)
+        return total * worth(self.neuron, presentation, self.front.time_steps - 1)
+
+    def lost(self, k: int) -> tuple[Tensor, Tensor]:
+        """The loss of a batch as a numerator and a denominator, which add over batches."""
+        return _LOSSES[self.loss](self.emitted(k), self.targets[k])
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """The loss on held-out images."""
+        above, below = zip(*(self.lost(k) for k in self.held_out), strict=True)
+        return float(sum(above)) / max(float(sum(below)), _TINY)
+
+    def start(self) -> tuple[float, float]:
+        """The loss of the layer as it is, before and after nothing."""
+        loss = self.held_out_loss()
+        return loss, loss
+
+    @torch.no_grad()
+    def write_(self, values: Sequence[Tensor]) -> None:
+        """Put values of all parameters into the network."""
+        self.changed = True
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
+        for weights in self.weights.values():
+            weights.write_()
+        new = with_offset(self.neuron, self.offset.detach().clone())
+        self.layers.set_submodule(str(self.node.target), new)
+
+
+class _Weights:
+    """Weight and bias of a weighted layer, to be trained in its place."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer, self.scale = layer, getattr(layer, "weight_scale", None)
+        self.weight, self.bias = _copy(layer.weight), _copy(layer.bias)
+        self.most = math.inf
+        if self.scale is not None:
+            self.most = float((self.weight.detach() / self.scale).round().abs().max())
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Those of the two that are trained."""
+        return [
+            value
+            for value in (self.weight if self.most > 1 else None, self.bias)
+            if value is not None
+        ]
+
+    def value(self) -> Tensor:
+        """The weight in force: on its grid, if it has one."""
+        if self.scale is None or self.most <= 1:
+            return self.weight
+        levels = (self.weight / self.scale).round().clamp(-self.most, self.most)
+        return (levels * self.scale).detach() + (self.weight - self.weight.detach())
+
+    def call(self) -> Callable[[Tensor], Tensor]:
+        """The layer with these values."""
+        values = {"weight": self.value()} | ({} if self.bias is None else {"bias": self.bias})
+        return lambda x: functional_call(self.layer, values, (x,))
+
+    def write_(self) -> None:
+        """Put the values into the layer."""
+        self.layer.get_parameter("weight").data = self.value().detach().clone()
+        if self.bias is not None:
+            self.layer.get_parameter("bias").data = self.bias.detach().clone()
+
+
+def _copy(value: Tensor | None) -> Tensor | None:
+    """A parameter's values, to be trained apart from it."""
+    return None if value is None else value.detach().clone().requires_grad_()
+
+
+def soft_step(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
+    """`running_step` of an integer ladder, its value exact, with a gradient straight through the
+    rounding: to y where it decided the total, to the total before where the ladder or its
+    direction did, to neither at the bounds.
+
+    Example:
+        >>> from ..ladder import Uniform
+        >>> y = torch.tensor([0.75, 2.5, 9.0, 99.0], requires_grad=True)
+        >>> total = soft_step(y, torch.tensor([0.0, 3.0, 8.0, 8.0]), NeuronSpec(Uniform(2)))
+        >>> total.sum().backward()
+        >>> total.tolist(), y.grad.tolist()
+        ([1.0, 3.0, 9.0, 10.0], [1.0, 0.0, 1.0, 0.0])
+    """
+    reach = spec.ladder.reach
+    exact = running_step(y.detach(), total.detach(), spec)
+    wanted = (y + (y.round() - y).detach()).clamp(*spec.limits)
+    soft = total + (wanted - total).clamp(-reach if spec.signed else 0, reach)
+    return exact + (soft - soft.detach())
+
+
+def _mean_square(emitted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared differences over squares of the target."""
+    return (emitted - target).square().sum(), target.square().sum()
+
+
+def _divergence(emitted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """KL divergence of softmaxes over each image's neurons, over the number of images."""
+    found, wanted = (F.log_softmax(item.flatten(1), 1) for item in (emitted, target))
+    apart = F.kl_div(found, wanted, reduction="sum", log_target=True)
+    return apart, torch.tensor(float(len(target))).to(apart)
+
+
+_LOSSES = {Loss.MSE: _mean_square, Loss.KL: _divergence}
+
+
+def _trained_(layer: _Layer, step: LayerWise, keep_better: bool) -> tuple[float, float]:
+    """Train a layer and put the best values into the network; its loss before and after."""
+    groups: list[dict[str, Any]] = [{"params": [layer.offset], "lr": step.lr * OFFSET_RATE}]
+    if len(layer.parameters) > 1:
+        groups.append({"params": layer.parameters[:-1]})
+    optimizer = torch.optim.Adam(groups, lr=step.lr)
+    generator = torch.Generator().manual_seed(_SEED)
+    before = layer.held_out_loss()
+    best, lowest, waited = None, before if keep_better else math.inf, 0
+    for _ in range(step.epochs):
+        for index in torch.randperm(len(layer.fit), generator=generator).tolist():
+            _descend_(layer, optimizer, layer.fit[index])
+        loss = layer.held_out_loss()
+        waited += 1
+        if loss < lowest:
+            best, lowest, waited = [item.detach().clone() for item in layer.parameters], loss, 0
+        if waited == PATIENCE:
+            break
+    if best is None:
+        return before, before
+    layer.write_(best)
+    return before, lowest
+
+
+def _descend_(layer: _Layer, optimizer: torch.optim.Optimizer, k: int) -> None:
+    """One step on one batch; no gradient reaches the network's own parameters."""
+    parameters = layer.parameters
+    with torch.enable_grad():
+        above, below = layer.lost(k)
+        gradients = torch.autograd.grad(above / below.clamp(min=_TINY), parameters)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+    with torch.no_grad():
+        layer.offset.clamp_(-layer.most, layer.most)

@@ -1,0 +1,296 @@
+"""The quantized and the spiking network side by side, from one layer of neurons to the next.
+
+A layer can then be calibrated on what the layers before it really emit, already calibrated, and the
+whole network costs one pass. Kept are, for neurons that later layers still read, the activations of
+the one network and the totals behind every step of the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..graph import CONVS, NORMS, WEIGHTED, attribute, is_constant, layer_nodes, layer_of, source_of
+from ..neurons import MTNeuron
+from ..running import running_step
+from ..shapes import images_not_first
+from ..spiking import Presentation, SpikingModel
+from ..windows import quantized, unit, window_spec, worth
+from .report import CalibrationRow
+
+Values = dict[fx.Node, Any]
+Call = Callable[..., Any]
+
+
+class Lockstep:
+    """Both networks on the same batches, up to the layers of neurons already passed.
+
+    ``snn`` may change between layers: a layer's neurons until it is passed, weights until the layer
+    that they feed is. Take the layers of ``nodes`` in order: read ``drives`` and ``target``, then
+    ``pass_on``.
+
+    Shapes:
+        batches of images [batch, channels, height, width]; k numbers them.
+    """
+
+    def __init__(
+        self,
+        snn: SpikingModel,
+        reference: SpikingModel,
+        batches: Sequence[Tensor],
+        time_steps: int,
+    ) -> None:
+        self.snn, self.reference = snn, reference
+        self.batches, self.time_steps = batches, time_steps
+        graph = snn.layers.graph
+        self.nodes = [node for node, _ in layer_nodes(snn.layers, MTNeuron)]
+        self._place = {node: place for place, node in enumerate(graph.nodes)}
+        self._image = next(node for node in graph.nodes if node.op == "placeholder")
+        self.between = {node: self._between(node) for node in self.nodes}
+        self._sources = {node: self._read_by(self.between[node], node) for node in self.nodes}
+        self._activations: list[Values] = [{} for _ in batches]
+        self._totals: list[dict[fx.Node, list[Tensor]]] = [{} for _ in batches]
+        self._mixed = set(images_not_first(snn.layers))
+
+    # --------------------------------------------------------------------------- one layer's graph
+
+    def neuron(self, node: fx.Node) -> MTNeuron:
+        """The layer as it now is."""
+        layer = layer_of(self.snn.layers, node)
+        assert isinstance(layer, MTNeuron)
+        return layer
+
+    def _between(self, node: fx.Node) -> list[fx.Node]:
+        """What is computed between the neurons before and this layer, in order."""
+        found: set[fx.Node] = set()
+        stack = list(node.all_input_nodes)
+        while stack:
+            item = stack.pop()
+            if item not in found and not self._is_source(item):
+                found.add(item)
+                stack.extend(item.all_input_nodes)
+        return sorted(found, key=self._place.__getitem__)
+
+    def _is_source(self, node: fx.Node) -> bool:
+        """Whether the values of a node are kept: neurons and the image."""
+        return node is self._image or isinstance(layer_of(self.snn.layers, node), MTNeuron)
+
+    def _read_by(self, nodes: list[fx.Node], last: fx.Node) -> set[fx.Node]:
+        """The sources that nodes, and the last of them, read."""
+        read = {item for node in [*nodes, last] for item in node.all_input_nodes}
+        return {item for item in read if self._is_source(item)}
+
+    def moments(self, node: fx.Node) -> list[int]:
+        """For each step, the step behind which the layer's input is read: always the last where
+        layers wait for the whole window, always the first where only the image is read."""
+        if self._sources[node] <= {self._image}:
+            return [0] * self.time_steps
+        if self.snn.whole_window:
+            return [self.time_steps - 1] * self.time_steps
+        return list(range(self.time_steps))
+
+    def channel_axis(self, node: fx.Node, dimensions: int) -> int:
+        """Where the channels of a layer lie: as the weighted layer or batch norm behind has them;
+        last where the images are not alone on the first axis."""
+        if node in self._mixed:
+            return dimensions - 1
+        queue = list(node.all_input_nodes)
+        for item in queue:  # grows: nearest first
+            layer = layer_of(self.snn.layers, item)
+            if isinstance(layer, (*CONVS, *NORMS)):
+                return 1
+            if isinstance(layer, WEIGHTED):
+                return dimensions - 1
+            if not self._is_source(item):
+                queue.extend(other for other in item.all_input_nodes if not is_constant(other))
+        return 1
+
+    def feature_axes(self, node: fx.Node, dimensions: int, per_neuron: bool) -> list[int]:
+        """The axes over which neurons share an initial potential, the images' among them."""
+        if per_neuron and node not in self._mixed:
+            return [0]
+        channels = self.channel_axis(node, dimensions)
+        return [axis for axis in range(dimensions) if axis != channels]
+
+    # ---------------------------------------------------------------------------------- its values
+
+    def values(self, node: fx.Node, k: int, moment: int) -> Values:
+        """What the sources of a layer have emitted behind a step, in units of the network."""
+        found: Values = {}
+        for source in self._sources[node]:
+            if source is self._image:
+                found[source] = self.batches[k]
+            else:
+                neuron = self.neuron(source)
+                step = worth(neuron, self.snn.presentation, moment)
+                found[source] = self._totals[k][source][moment].to(step.dtype) * step
+        return found
+
+    def drives(self, node: fx.Node, k: int) -> list[Tensor]:
+        """A layer's input behind each step, in levels, without its offset."""
+        inputs: dict[int, Tensor] = {}
+        for moment in self.moments(node):
+            if moment not in inputs:
+                values = self.values(node, k, moment)
+                inputs[moment] = run(self.snn.layers, self.between[node], values)[source_of(node)]
+        return self.in_levels(node, [inputs[moment] for moment in self.moments(node)])
+
+    def in_levels(self, node: fx.Node, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Inputs of a layer behind each step, in units of the network, in levels of that step."""
+        neuron, presentation = self.neuron(node), self.snn.presentation
+        return [x / unit(neuron, presentation, t) for t, x in enumerate(inputs)]
+
+    def target(self, node: fx.Node, k: int) -> Tensor:
+        """The quantized network's activation, from its own activations before."""
+        values: Values = {item: self._activations[k].get(item) for item in self._sources[node]}
+        if self._image in values:
+            values[self._image] = self.batches[k]
+        layers = self.reference.layers
+        neuron = layers.get_submodule(str(node.target))
+        assert isinstance(neuron, MTNeuron)
+        return quantized(neuron, run(layers, self.between[node], values)[source_of(node)])
+
+    def pass_on(
+        self,
+        node: fx.Node,
+        targets: Sequence[Tensor],
+        drives: Sequence[Sequence[Tensor]] | None = None,
+    ) -> list[Tensor]:
+        """Leave a layer behind: keep what both networks give there for later layers, and forget
+        what nothing reads any more. Drives, where the caller has them, spare computing them.
+
+        Returns: for each batch what has been emitted after T steps, in units of the network.
+        """
+        neuron, presentation = self.neuron(node), self.snn.presentation
+        last = worth(neuron, presentation, self.time_steps - 1)
+        emitted = []
+        for k, target in enumerate(targets):
+            of_batch = self.drives(node, k) if drives is None else drives[k]
+            totals = emissions(neuron, of_batch, presentation)
+            emitted.append(totals[-1] * last)
+            self._activations[k][node] = target
+            self._totals[k][node] = [_smallest(total) for total in totals]
+        self._forget(node)
+        return emitted
+
+    def _forget(self, passed: fx.Node) -> None:
+        """Drop what no layer behind ``passed`` reads."""
+        later = self.nodes[self.nodes.index(passed) + 1 :]
+        needed = {source for node in later for source in self._sources[node]}
+        for kept in (*self._activations, *self._totals):
+            for node in [node for node in kept if node not in needed]:
+                del kept[node]
+
+
+def run(
+    layers: fx.GraphModule,
+    nodes: Sequence[fx.Node],
+    values: Values,
+    calls: Mapping[fx.Node, Call] | None = None,
+) -> Values:
+    """Compute nodes in order into ``values``, which holds what they read; ``calls`` take the place
+    of single layers.
+
+    Example:
+        >>> from torch import nn
+        >>> from ..trace import trace
+        >>> layers = trace(nn.Sequential(nn.Conv2d(1, 1, 1)), torch.zeros(2, 1, 2, 2))
+        >>> image, conv, _ = layers.graph.nodes
+        >>> run(layers, [conv], {image: torch.ones(1, 1, 2, 2)}, {conv: torch.neg})[conv].sum()
+        tensor(-4.)
+    """
+    for node in nodes:
+        if node in values:
+            continue
+        if node.op == "get_attr":
+            values[node] = attribute(layers, str(node.target))
+            continue
+        args: Any
+        args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+        call: Any = (calls or {}).get(node) or layer_of(layers, node) or node.target
+        values[node] = call(*args, **kwargs)
+    return values
+
+
+def emissions(
+    neuron: MTNeuron, drives: Sequence[Tensor], presentation: Presentation
+) -> list[Tensor]:
+    """A layer's totals behind each step, in levels, from its input without offset.
+
+    Shapes: each as the drives. Units: levels of each step's window.
+
+    Example:
+        >>> from ..ladder import Uniform
+        >>> from ..neurons import NeuronSpec
+        >>> neuron = MTNeuron(NeuronSpec(Uniform(2), bounds=(0, 15)), 1.0, offset=torch.tensor(0.5))
+        >>> drives = [torch.tensor([1.25]), torch.tensor([3.0])]
+        >>> [total.tolist() for total in emissions(neuron, drives, Presentation.ONCE)]
+        [[2.0], [4.0]]
+    """
+    totals: list[Tensor] = []
+    for t, drive in enumerate(drives):
+        y = drive if neuron.offset is None else drive + neuron.offset
+        before = totals[-1] if totals else torch.zeros_like(y)
+        totals.append(running_step(y, before, window_spec(neuron.spec, presentation, t)))
+    return totals
+
+
+def with_offset(neuron: MTNeuron, offset: Tensor | None) -> MTNeuron:
+    """The same layer with another offset."""
+    return MTNeuron(neuron.spec, neuron.delta, offset=offset, gain=neuron.gain, clip=neuron.clip)
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What was found for one layer: its loss before and after, on what the layers before it then
+    emit. ``loss`` is empty where the layer's gaps were learned, so that it was left alone."""
+
+    layer: str
+    loss: str = ""
+    before: float = 0.0
+    after: float = 0.0
+    changed: bool = False
+
+
+def mean_loss(passed: Sequence[Passed]) -> float:
+    """The mean over the layers that can be calibrated, each as it now is.
+
+    Example:
+        >>> mean_loss([Passed("a", "mse", 1.0, 0.5), Passed("b"), Passed("c", "mse", 1.0, 0.25)])
+        0.375
+    """
+    losses = [item.after for item in passed if item.loss]
+    return sum(losses) / max(1, len(losses))
+
+
+def report_rows(
+    calibration: str, at_start: Sequence[Passed], passed: Sequence[Passed], keep_better: bool
+) -> list[CalibrationRow]:
+    """A row for each layer, and last one for all, whose ``kept`` says whether the network is to be
+    used: with ``keep_better`` only if the mean loss of its layers did not rise."""
+    before, after = mean_loss(at_start), mean_loss(passed)
+    whole = any(item.changed for item in passed) and (after <= before or not keep_better)
+    rows = [
+        CalibrationRow(
+            calibration,
+            item.layer,
+            item.loss or "learned gaps",
+            item.before,
+            item.after,
+            item.changed and whole,
+        )
+        for item in passed
+    ]
+    label = next((f"mean of {item.loss}" for item in passed if item.loss), "learned gaps")
+    return [*rows, CalibrationRow(calibration, "all layers", label, before, after, whole)]
+
+
+def _smallest(total: Tensor) -> Tensor:
+    """Whole numbers in as few bytes as hold them."""
+    if not total.numel() or float(total.abs().max()) < 2**15:
+        return total.to(torch.int16)
+    return total.to(torch.int32)

@@ -1,0 +1,107 @@
+"""What calibration did, layer by layer, as values, and how people read it. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+CALIBRATION_SCHEMA = "mt_convert.calibration/1"
+
+
+@dataclass(frozen=True)
+class CalibrationRow:
+    """What one calibration did to one layer, or to ``all layers`` at once.
+
+    ``loss`` names what the calibration makes small, or why it left the layer alone; ``before`` and
+    ``after`` are its values on held-out images, ``after`` with what the calibration found, whether
+    or not that was ``kept``.
+
+    Example:
+        >>> CalibrationRow("mse", "act1", "mean square", 0.5, 0.25, True).loss_now
+        0.25
+    """
+
+    calibration: str
+    layer: str
+    loss: str
+    before: float
+    after: float
+    kept: bool
+
+    @property
+    def loss_now(self) -> float:
+        """The loss of the layer as it is in the calibrated network."""
+        return self.after if self.kept else self.before
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """All rows, the images fitted to and held out, and the steps T that were calibrated for."""
+
+    rows: tuple[CalibrationRow, ...]
+    images: int
+    held_out: int
+    time_steps: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data under a schema."""
+        return {"schema": CALIBRATION_SCHEMA, **dataclasses.asdict(self)}
+
+    def markdown(self) -> str:
+        """A page: what was done in a sentence per calibration, and the table."""
+        lines = [f"| {' | '.join(COLUMNS)} |", "|" + " --- |" * len(COLUMNS)]
+        lines += [f"| {' | '.join(_cells(row))} |" for row in self.rows]
+        return "\n".join([f"{self}", "", *lines, ""])
+
+    def __str__(self) -> str:
+        head = (
+            f"calibrated for T = {self.time_steps} on {self.images} images, losses on "
+            f"{self.held_out} held out"
+        )
+        return "\n".join([head, *self._sentences()])
+
+    def _sentences(self) -> Iterator[str]:
+        """One line for each calibration: layers changed, and the mean of its loss over layers."""
+        for name, group in groupby(self.rows, lambda row: row.calibration):
+            rows = list(group)
+            kept = sum(row.kept for row in rows)
+            before = sum(row.before for row in rows) / len(rows)
+            now = sum(row.loss_now for row in rows) / len(rows)
+            yield f"  {name}  {kept} of {len(rows)} kept  mean loss {before:.4g} -> {now:.4g}"
+
+
+COLUMNS = ("calibration", "layer", "loss", "before", "after", "kept")
+"""The columns people read."""
+
+
+def calibration_table(report: CalibrationReport) -> Table:
+    """The rows for a terminal; those that were not kept are dim.
+
+    Example:
+        >>> calibration_table(CalibrationReport((), 12, 4, 8)).columns[0].header
+        'calibration'
+    """
+    table = Table(
+        title=str(report).splitlines()[0],
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for heading in COLUMNS:
+        table.add_column(heading, justify="right" if heading in ("before", "after") else "left")
+    for row in report.rows:
+        table.add_row(*_cells(row), style=None if row.kept else "dim")
+    return table
+
+
+def _cells(row: CalibrationRow) -> list[str]:
+    """A row as text, one entry for each of `COLUMNS`."""
+    losses = (f"{row.before:.4g}", f"{row.after:.4g}")
+    return [row.calibration, row.layer, row.loss, *losses, "yes" if row.kept else "no"]

@@ -1,0 +1,120 @@
+"""Calibrations as a line of text: what recipes, the command line and tables call them. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import Any
+
+from ..errors import Fault, SpecError
+from .spec import NAMES, Calibration
+
+
+def parse(text: str) -> tuple[Calibration, ...]:
+    """The calibrations that a line of text names, in order; none for ``none``.
+
+    Values stand in brackets, in the order of the fields or as ``name=value``.
+
+    Raises:
+        SpecError: all names and values that are wrong, with what is allowed.
+
+    Example:
+        >>> parse("percentile(99)+membrane_mean(rounds=2)")
+        (Percentile(percent=99.0), MembraneMean(rounds=2, per=<Per.CHANNEL: 'channel'>))
+        >>> parse("none")
+        ()
+    """
+    if text.strip() == "none":
+        return ()
+    faults: list[Fault] = []
+    found = [_read(part.strip(), faults) for part in re.split(r"\+(?![^(]*\))", text)]
+    if faults:
+        raise SpecError(f"calibration {text!r}: {len(faults)} faults", faults)
+    return tuple(step for step in found if step is not None)
+
+
+def name_of(steps: Sequence[Calibration]) -> str:
+    """The line of text that `parse` reads as these calibrations; what is default is left out.
+
+    Example:
+        >>> from .spec import LayerWise, Maximum, Percentile
+        >>> name_of([Percentile(), Maximum(0.7), LayerWise(epochs=2)])
+        'percentile+maximum(0.7)+layer_wise(epochs=2)'
+    """
+    return "+".join(map(_name, steps)) or "none"
+
+
+def _name(step: Calibration) -> str:
+    """One calibration: its value alone where it has one field, else ``name=value``."""
+    fields = dataclasses.fields(step)
+    values = [
+        (item.name, _text(getattr(step, item.name)))
+        for item in fields
+        if getattr(step, item.name) != item.default
+    ]
+    inner = ",".join(value if len(fields) == 1 else f"{name}={value}" for name, value in values)
+    name = next(name for name, kind in NAMES.items() if type(step) is kind)
+    return f"{name}({inner})" if inner else name
+
+
+def _text(value: Any) -> str:
+    """A number or word, whole numbers without a point."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _read(part: str, faults: list[Fault]) -> Calibration | None:
+    """One calibration, or None and its faults."""
+    found = re.fullmatch(r"(\w+)\s*(?:\(([^()]*)\))?", part)
+    kind = NAMES.get(found[1]) if found else None
+    if found is None or kind is None:
+        name = part.partition("(")[0].strip()
+        faults.append(Fault(part or "nothing", "is no calibration", _nearest(name, NAMES)))
+        return None
+    values = _values(part, found[2] or "", kind, faults)
+    if values is None:
+        return None
+    try:
+        return kind(**values)
+    except SpecError as error:
+        faults += [Fault(part, f"{row.where}={row.what}", row.hint) for row in error.faults]
+        return None
+
+
+def _values(
+    part: str, inner: str, kind: type[Calibration], faults: list[Fault]
+) -> dict[str, Any] | None:
+    """The values in brackets by field, or None and what is wrong with them."""
+    fields = {item.name: item.default for item in dataclasses.fields(kind)}
+    order, values, before = list(fields), {}, len(faults)
+    for index, item in enumerate(filter(None, map(str.strip, inner.split(",")))):
+        name, equals, text = (word.strip() for word in item.partition("="))
+        if not equals:
+            name, text = order[index] if index < len(order) else "", name
+        if name not in fields:
+            hint = _nearest(name, fields) if fields else "it takes no values"
+            faults.append(Fault(part, item, hint))
+        elif name in values:
+            faults.append(Fault(part, item, f"{name} is given twice"))
+        else:
+            values[name] = _value(text, fields[name])
+    return values if len(faults) == before else None
+
+
+def _value(text: str, default: Any) -> Any:
+    """A value of the kind of the default; other text stays text, for the checks to refuse."""
+    if isinstance(default, StrEnum):
+        return text
+    try:
+        return int(text) if isinstance(default, int) else float(text)
+    except ValueError:
+        return text
+
+
+def _nearest(word: str, allowed: Iterable[str]) -> str:
+    """What is allowed, and what was probably meant."""
+    names = list(allowed)
+    near = difflib.get_close_matches(word, names, n=1)
+    return (f"did you mean {near[0]}? " if near else "") + f"allowed: {', '.join(names)}"

@@ -1,0 +1,221 @@
+"""A table cell by cell: what one network does on one set of images in one setting is one file.
+
+Floor 8.1. A sweep that is stopped keeps every finished cell; the same command goes on with what is
+left. Under ``accelerate launch`` each process takes its share of the batches of every cell; what is
+added up are whole numbers, so that the table is the same for any number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .calibrate import CalibrationReport
+from .data import ImageSet, batches
+from .errors import CheckpointError, Fault, SpecError
+from .evaluate import Counter, prepared, reference_columns
+from .peer_counter import PeerCounter
+from .peers import peer_network
+from .plain import plain
+from .processes import Processes
+from .progress import progress
+from .quantize import QuantizedModel
+from .results import Row, results_from_json, results_to_json
+from .settings import PeerSetting, Setting
+from .storage import read_json, write_json
+from .verify import levels_of
+
+CELL_SCHEMA = "mt_convert.cell/1"
+AnySetting = Setting | PeerSetting
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network with its float original (if there is one) and the images it is evaluated on.
+
+    ``describe`` holds model, dataset, seed; ``data`` what tells these images from others.
+    """
+
+    qann: QuantizedModel
+    ann: nn.Module | None
+    test: ImageSet
+    calibration: Tensor
+    describe: dict[str, Any]
+    data: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def identity(self) -> str:
+        """A digest of the networks' numbers and of what the images are."""
+        digest = hashlib.sha256()
+        told = [self.describe, self.data, len(self.test), self.qann.spec.to_json()]
+        digest.update(json.dumps(told, sort_keys=True).encode())
+        for network in (self.qann, self.ann):
+            for name, value in ({} if network is None else network.state_dict()).items():
+                digest.update(name.encode())
+                digest.update(value.detach().cpu().contiguous().view(-1).numpy().tobytes())
+        digest.update(self.calibration.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Where finished cells lie, how images are batched, and who takes part."""
+
+    folder: Path
+    batch_size: int = 128
+    processes: Processes = field(default_factory=Processes)
+
+    def rows(self, subject: Subject, settings: Sequence[AnySetting], label: str) -> list[Row]:
+        """The rows of all settings; those of finished cells are read, the others are made.
+
+        Raises:
+            DataError: images of another shape or with NaN.
+            SpecError: no images.
+            OutputError: a cell cannot be written; those before it stay.
+        """
+        if not len(subject.test):
+            raise SpecError("no images to evaluate on: raise evaluate.images or data.test_images")
+        found: list[Row] = []
+        for index, setting in enumerate(settings, 1):
+            path = self.path(subject, setting)
+            rows = _stored(path)
+            if rows is None:
+                rows = self._made(subject, setting, path, f"{label} {index}/{len(settings)}")
+            found += rows
+        self.processes.wait()
+        return found
+
+    def path(self, subject: Subject, setting: AnySetting) -> Path:
+        """The file of a cell."""
+        name = _digest([subject.identity, self.batch_size, repr(setting)])
+        return self.folder / "cells" / f"{name}.json"
+
+    def _made(self, subject: Subject, setting: AnySetting, path: Path, label: str) -> list[Row]:
+        """Compute a cell and store it."""
+        started = time.monotonic()
+        classes = self._reference(subject)
+        counter, report = _counter(subject, setting)
+        for start, images, labels in self._batches(subject, f"{label} {_said(setting)}"):
+            expected = _levels(subject.qann, images) if counter.comparable else {}
+            predicted = torch.tensor(
+                classes["qann"][start : start + len(labels)], device=images.device
+            )
+            counter.add(images, labels, predicted, expected)
+        counter.counts = self.processes.summed(counter.counts)
+        counter.neuron_count = max(self.processes.all_of(counter.neuron_count))
+        rows = counter.rows(subject.describe | self._columns(subject, classes))
+        if self.processes.first:
+            seconds = round(time.monotonic() - started, 1)
+            write_json(path, _cell(rows, setting, report, seconds))
+        return rows
+
+    def _columns(self, subject: Subject, classes: dict[str, list[int]]) -> dict[str, Any]:
+        """The columns that all cells of a subject share."""
+        correct = {
+            name: sum(map(int.__eq__, classes[name], classes["labels"]))
+            for name in ("ann", "qann")
+            if classes[name]
+        }
+        images = len(classes["labels"])
+        return reference_columns(subject.qann, images, correct["qann"], correct.get("ann"))
+
+    def _reference(self, subject: Subject) -> dict[str, list[int]]:
+        """The classes that the float and the quantized network predict, image by image."""
+        path = self.folder / "references" / f"{_digest([subject.identity, self.batch_size])}.json"
+        if path.is_file():
+            stored: dict[str, list[int]] = read_json(path)
+            return stored
+        subject.qann.eval()
+        parts: list[tuple[int, dict[str, list[int]]]] = []
+        for start, images, labels in self._batches(subject, "reference"):
+            with torch.no_grad():
+                ann = [] if subject.ann is None else subject.ann.eval()(images).argmax(1).tolist()
+                qann = subject.qann(images).argmax(1).tolist()
+            parts.append((start, {"labels": labels.tolist(), "ann": ann, "qann": qann}))
+        everything = sorted(
+            (item for part in self.processes.all_of(parts) for item in part), key=lambda it: it[0]
+        )
+        classes = {
+            name: [value for _, part in everything for value in part[name]]
+            for name in ("labels", "ann", "qann")
+        }
+        if self.processes.first:
+            write_json(path, classes)
+        self.processes.wait()
+        return classes
+
+    def _batches(self, subject: Subject, label: str) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """This process's batches, each with the number of its first image."""
+        index, count = self.processes.share
+        device = next(iter(subject.qann.state_dict().values())).device
+        starts = range(0, len(subject.test), self.batch_size)[index::count]
+        found = batches(subject.test, self.batch_size, share=(index, count))
+        shown = progress(found, label, total=len(starts)) if self.processes.first else found
+        for start, (images, labels) in zip(starts, shown, strict=True):
+            yield start, images.to(device), labels.to(device)
+
+
+def _counter(
+    subject: Subject, setting: AnySetting
+) -> tuple[Counter | PeerCounter, CalibrationReport | None]:
+    """What counts in a setting, and the report of its calibration."""
+    if isinstance(setting, Setting):
+        snn, report = prepared(subject.qann, setting, subject.calibration)
+        return Counter(subject.qann, snn, setting), report
+    if subject.ann is None:
+        hint = "name a run or a recipe"
+        fault = Fault(setting.method, "converts float networks, and there is none here", hint)
+        raise SpecError("a peer needs the float network", [fault])
+    form = plain(subject.ann, subject.calibration[:2])
+    return PeerCounter(peer_network(setting.method, form, subject.calibration), setting), None
+
+
+def _said(setting: AnySetting) -> str:
+    """What progress calls a setting."""
+    if isinstance(setting, PeerSetting):
+        return setting.method
+    return f"{setting.method} n={setting.ladder.n} {setting.calibration_name}"
+
+
+def _levels(qann: QuantizedModel, images: Tensor) -> dict[str, Tensor]:
+    """The quantized network's levels on these images."""
+    with torch.no_grad(), levels_of(qann) as expected:
+        qann(images)
+    return expected
+
+
+def _cell(
+    rows: list[Row], setting: AnySetting, report: CalibrationReport | None, seconds: float
+) -> dict[str, Any]:
+    """The content of a cell's file."""
+    return {
+        "schema": CELL_SCHEMA,
+        "setting": repr(setting),
+        "seconds": seconds,
+        "calibration": None if report is None else report.to_json(),
+        "results": results_to_json(rows),
+    }
+
+
+def _stored(path: Path) -> list[Row] | None:
+    """The rows of a finished cell; None where there is none, or one of another version."""
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("schema") != CELL_SCHEMA:
+        raise CheckpointError(f"{path} is no cell of this version: remove it to make it again")
+    return results_from_json(content["results"])
+
+
+def _digest(value: Any) -> str:
+    """A file name for plain data."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:24]

@@ -1,0 +1,124 @@
+"""``mt-convert eval``: runs, data sets, methods and calibrations side by side in one table.
+
+Floor 10. Leaves ``cells/`` (one file for each finished cell), ``results.json``, ``README.md`` and
+``eval.json``, which says what was asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from . import report, results
+from .calibrate import parse
+from .cells import Cells, Subject
+from .errors import Fault, MTConvertError, SpecError
+from .peers import PEERS, available
+from .recipe import EvaluateBlock, Recipe, load_recipe
+from .settings import METHODS
+from .storage import atomic, read_json, write_json
+from .subjects import settings_of, subjects_of
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be compared; the fields are the options of ``mt-convert eval``.
+
+    Raises:
+        SpecError: no network named, unknown methods or calibrations; all of them at once.
+    """
+
+    names: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    time_steps: tuple[int, ...] = (1, 2, 4, 8)
+    levels: tuple[int, ...] = (1, 3, 15)
+    methods: tuple[str, ...] = ("mt_signed",)
+    calibrations: tuple[str, ...] = ("none",)
+    calibrated_for: tuple[int, ...] | None = None
+    act_bits: int | None = None
+    images: int | None = None
+    errors: int = 0
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        faults = []
+        if not self.names:
+            hint = "name at least one folder of a run, or a recipe: mt-convert eval runs/digits"
+            faults.append(Fault("RUN|RECIPE", "missing", hint))
+        faults += [
+            Fault("--method", name, "allowed: " + ", ".join((*METHODS, *PEERS)))
+            for name in self.methods
+            if name not in METHODS and name not in PEERS
+        ]
+        missing = {name: available(name) for name in self.methods if name in PEERS}
+        faults += [
+            Fault("--method", f"{name} cannot run here: {why}", "install it, or leave it out")
+            for name, why in missing.items()
+            if why is not None
+        ]
+        for text in self.calibrations:
+            try:
+                parse(text)
+            except MTConvertError as error:
+                faults.append(Fault("--calibrate", text, str(error)))
+        if faults:
+            raise SpecError(f"{len(faults)} fault(s) in what is to be compared", faults)
+
+    def block(self) -> EvaluateBlock:
+        """The same as the block of a recipe."""
+        return EvaluateBlock(
+            thresholds=self.levels,
+            time_steps=self.time_steps,
+            methods=self.methods,
+            calibrations=self.calibrations,
+            calibrated_for=self.calibrated_for,
+            iso_level=False,
+            images=self.images,
+            batch_size=self.batch_size,
+        )
+
+
+def run(wanted: Wanted, out: Path) -> list[results.Row]:
+    """Make what is missing of the table in ``out``; return all its rows.
+
+    Raises:
+        MTConvertError: whatever the user can mend; finished cells stay.
+    """
+    recipes = [load_recipe(name, wanted.overrides) for name in wanted.data]
+    cells = Cells(out, wanted.batch_size)
+    rows: list[results.Row] = []
+    for name in wanted.names:
+        for subject in _subjects(name, recipes, wanted):
+            settings = settings_of(wanted.block(), subject.qann.spec.levels)
+            label = f"{name}, {subject.describe['dataset']}"
+            rows += cells.rows(subject, settings, label)
+    if cells.processes.first:
+        write_json(out / "eval.json", dataclasses.asdict(wanted))
+        write_json(out / "results.json", results.results_to_json(rows))
+        with atomic(out / "README.md") as temporary:
+            temporary.write_text(page(rows))
+    cells.processes.wait()
+    return rows
+
+
+def _subjects(name: str, recipes: list[Recipe], wanted: Wanted) -> list[Subject]:
+    """The subjects of one name."""
+    overrides = () if recipes else wanted.overrides  # they are for the images that are looked at
+    return subjects_of(name, recipes, overrides, wanted.act_bits, wanted.images)
+
+
+def page(rows: list[results.Row]) -> str:
+    """The table as a Markdown page."""
+    return f"# {report.title(rows)}\n\n{results.markdown_table(rows)}\n{results.LEGEND}.\n"
+
+
+def show(out: Path, console: Console) -> None:
+    """Print the table of a finished comparison."""
+    rows = results.results_from_json(read_json(out / "results.json"))
+    console.print(report.rich_table(rows))
+    console.print(results.LEGEND + ".\n", style="dim")
+    console.print(f"table, page and cells are in {out}", highlight=False, soft_wrap=True)

@@ -1,0 +1,204 @@
+"""Additions, multiply-accumulates, comparisons and picojoules per image of a converted network.
+
+Floor 7.1. Layers that spikes feed cost one addition per event and connection (`fanout`), all others
+multiply-accumulates: once per image where their input is the encoded image, which is the same in
+every step, and in every step where it can change. A neuron compares its potential with each of its
+thresholds in every step, a signed one in both directions. What costs something and is in neither
+column is listed, by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, fx
+
+from .carries import Carries
+from .energy_report import (
+    FP32_45NM,
+    EnergyReport,
+    EnergyRow,
+    EnergyTable,
+    EnergyTotal,
+    NotCounted,
+    baseline,
+)
+from .errors import SpecError
+from .fanout import Fanout, Paths, event_paths, named
+from .graph import is_constant, layer_of
+from .neurons import MTNeuron
+from .progress import progress
+from .rules import Kind, rule_of
+from .spiking import Encoder, SpikingModel
+from .synops import StepCounts, count_synops
+
+
+def energy(
+    snn: SpikingModel,
+    images: Tensor,
+    *,
+    time_steps: int | Sequence[int],
+    table: EnergyTable = FP32_45NM,
+    batch_size: int = 64,
+) -> EnergyReport:
+    """Count what a converted network does per image within T steps; several T in one pass.
+
+    The numbers of a longer run show those of the shorter ones, except where layers wait for their
+    whole window: then each T is run.
+
+    Shapes:
+        images [n, channels, height, width], normalised as in training.
+    Raises:
+        SpecError: no images, or steps or a batch size below 1.
+        DataError: images of another shape, or with NaN.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from .convert import convert
+        >>> from .quantize import QuantSpec, quantize
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+        >>> images = torch.rand(8, 1, 4, 4)
+        >>> snn = convert(quantize(net, QuantSpec(), calibration=images))
+        >>> report = energy(snn, images, time_steps=1)
+        >>> [(row.name, row.macs, row.comparisons) for row in report.rows]
+        [('0', 144, 0), ('1', 0, 240), ('3', 0, 0)]
+        >>> report.rows[2].synops == 2 * report.rows[1].events
+        True
+    """
+    steps = _steps(time_steps, len(images), batch_size)
+    paths = event_paths(snn)
+    rows: list[EnergyRow] = []
+    counts: StepCounts | None = None
+    for T in reversed(steps):
+        if counts is None or snn.whole_window:
+            batches = progress(images.split(batch_size), f"energy, T = {T}")
+            counts = count_synops(snn, paths, batches, T)
+        rows = [*_rows(snn, paths, counts, T, len(images)), *rows]
+    return EnergyReport(
+        images=len(images),
+        prices=table,
+        rows=tuple(rows),
+        totals=tuple(_total([row for row in rows if row.time_steps == T], T, table) for T in steps),
+        not_counted=tuple(_not_counted(snn, paths)),
+    )
+
+
+def _steps(time_steps: int | Sequence[int], images: int, batch_size: int) -> list[int]:
+    """The numbers of steps, ascending; raise if there is nothing to count."""
+    given = [time_steps] if isinstance(time_steps, int) else list(time_steps)
+    if not given or any(not isinstance(T, int) or T < 1 for T in given):
+        raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
+    if images < 1 or batch_size < 1:
+        raise SpecError(f"{images} images in batches of {batch_size}: both must be 1 or more")
+    return sorted(set(given))
+
+
+def _rows(
+    snn: SpikingModel, paths: Paths, counts: StepCounts, T: int, images: int
+) -> list[EnergyRow]:
+    """A row for each weighted layer, product and layer of neurons, in order of execution."""
+    rows = []
+    for node in snn.layers.graph.nodes:
+        layer = layer_of(snn.layers, node)
+        if node in paths.fanouts:
+            synops = float(counts.synops[node][:T].sum()) / images
+            rows.append(_weighted(paths.fanouts[node], T, synops))
+        elif node in counts.events and isinstance(layer, MTNeuron):
+            neurons, directions = paths.shows[node].numel(), 2 if layer.spec.signed else 1
+            rows.append(
+                EnergyRow(
+                    *named(snn.layers, node),
+                    fed_by=paths.carries[node.all_input_nodes[0]],
+                    time_steps=T,
+                    synops=0,
+                    macs=0,
+                    comparisons=layer.spec.ladder.n * directions * neurons * T,
+                    events=float(counts.events[node][:T].sum()) / images,
+                    ann_macs=0,
+                    bits=(0, 0),
+                )
+            )
+    return rows
+
+
+def _weighted(fanout: Fanout, T: int, synops: float) -> EnergyRow:
+    """A weighted layer or product: additions where its events are known, else
+    multiply-accumulates."""
+    row, times = fanout.row, T if fanout.changes else 1
+    macs = row.macs * times if fanout.additions is None else 0
+    return EnergyRow(
+        row.name, row.operator, row.fed_by, T, synops, macs, 0, 0, row.macs, fanout.bits
+    )
+
+
+def _total(rows: Sequence[EnergyRow], T: int, table: EnergyTable) -> EnergyTotal:
+    """All layers together."""
+    synops, events = sum(row.synops for row in rows), sum(row.events for row in rows)
+    macs, comparisons = sum(row.macs for row in rows), sum(row.comparisons for row in rows)
+    return EnergyTotal(
+        time_steps=T,
+        synops=synops,
+        macs=macs,
+        comparisons=comparisons,
+        events=events,
+        picojoules=synops * table.ac_pj + macs * table.mac_pj,
+        comparison_picojoules=comparisons * table.ac_pj,
+        bit_operations=sum(row.bit_operations for row in rows),
+        baseline=baseline(rows),
+    )
+
+
+# ------------------------------------------------------------------------------ what is left out
+
+
+_EVERYWHERE = (
+    NotCounted("all neurons", "MTNeuron", "charging, leaking and resetting potentials"),
+    NotCounted("all layers", "bias", "one addition per output, once or in every step"),
+    NotCounted("all values", "memory", "reading and writing weights, spikes and potentials"),
+)
+
+
+def _not_counted(snn: SpikingModel, paths: Paths) -> list[NotCounted]:
+    """Everything in the graph that works and has no number, then what every network has."""
+    found = []
+    for node in snn.layers.graph.nodes:
+        if node.op in ("call_module", "call_function") and not is_constant(node):
+            reason = _reason(snn, paths, node)
+            if reason:
+                found.append(NotCounted(*named(snn.layers, node), reason))
+    return [*found, *_EVERYWHERE]
+
+
+def _reason(snn: SpikingModel, paths: Paths, node: fx.Node) -> str:
+    """Why a node has no number of its own; empty if it has one, or costs nothing."""
+    rule, layer = rule_of(snn.layers, node, snn.rules), layer_of(snn.layers, node)
+    assert rule is not None
+    spiking = paths.carries[node] is Carries.SPIKES
+    if isinstance(layer, Encoder):
+        return "quantizes the image, once"
+    if node in paths.fanouts:
+        fanout = paths.fanouts[node]
+        lost = fanout.row.spike_fed and fanout.additions is None
+        return _LOST if lost else ""
+    if node in paths.lost:
+        return "events cannot be followed through it"
+    if rule.selects:
+        return "its comparisons" + "; what it passes on is counted as events" * spiking
+    if rule.kind is Kind.LINEAR and spiking:
+        return rule.reason or "its own additions: events are counted at the weights behind it"
+    said = rule.reason if rule.kind in (Kind.DIFFERENCE, Kind.LINEAR) else ""
+    return said or _REASONS.get(rule.kind, "")
+
+
+_LOST = (
+    "its additions: events cannot be followed to it, multiply-accumulates stand in for them in "
+    "every step"
+)
+_REASONS = {
+    Kind.WEIGHTED: "a layer whose multiply-accumulates are not known",
+    Kind.AFFINE: "an affine of each entry, absorbed by thresholds where neurons follow",
+    Kind.LINEAR: "additions without weights",
+    Kind.PRODUCT: "an element-wise product",
+    Kind.DIFFERENCE: "a non-linear function",
+}

@@ -1,0 +1,293 @@
+"""Where events arrive, and how many additions one event of each neuron causes there.
+
+Floor 4.3. Beside the values of one image stands the number of events at each entry of each value:
+
+    movement            events move, and are copied, like the numbers they stand for: exactly
+    sums and averages   merge nothing: every event that enters is carried on, an average's 1/k is
+                        folded into the weights behind it, and windows that overlap copy events
+    a maximum           is a source of its own: the change of its output, in levels of the neuron
+                        that it shows, is counted as that neuron's ladder counts (`picked`)
+    a weighted layer    an event causes one addition for each connection of the entry at which it
+                        arrives: fewer at a border, none where a stride leaves it out
+    a product of two    an event meets the running total of the other side: one addition for each
+    activations         product that its entry takes part in
+
+All of these but the maximum are linear in the events, so one reverse pass through each gives the
+additions per event of every neuron. A zero weight is a connection like any other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_map_only
+
+from .bits import FLOAT_BITS, level_bits, weight_bits
+from .carries import Carries, carried
+from .event_sums import PASSING_ON, SCALINGS, connections
+from .graph import WEIGHTED, describe, is_constant, layer_of
+from .macs import MacRow, count_macs
+from .neurons import MTNeuron
+from .rules import Kind, Rule, data_inputs, rule_of
+from .spiking import SpikingModel
+
+
+@dataclass(frozen=True)
+class Fanout:
+    """One weighted layer or product, and the additions that one event of each source causes in it.
+
+    ``bits``: of its weights and of its input, or of the wider and the other side of a product; of
+    a sum, those of its widest summand; 32 for floats.
+    ``changes``: whether its input can change from step to step. ``additions`` is None where it is
+    not fed by spikes alone, or where events cannot be followed to it.
+
+    Shapes: additions[source], that of the source's value for one image; float64 whole numbers.
+    """
+
+    row: MacRow
+    bits: tuple[int, int]
+    changes: bool
+    additions: Mapping[fx.Node, Tensor] | None
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The way of all events through a network.
+
+    ``shows``: of each layer of neurons, and of each maximum of what neurons emit, whose emission
+        its entries show: k for ``neurons[k - 1]``, 0 for padding. These are the sources of events.
+    ``feeders``: the layers of neurons that each source depends on.
+    ``lost``: values of spikes whose events cannot be followed.
+
+    Shapes: shows[source], that of its value for one image.
+    """
+
+    neurons: tuple[fx.Node, ...]
+    shows: Mapping[fx.Node, Tensor]
+    feeders: Mapping[fx.Node, tuple[fx.Node, ...]]
+    fanouts: Mapping[fx.Node, Fanout]
+    carries: Mapping[fx.Node, Carries]
+    lost: frozenset[fx.Node]
+
+
+def event_paths(snn: SpikingModel) -> Paths:
+    """Follow the events of every layer of neurons to what they reach.
+
+    Example:
+        >>> from torch import nn
+        >>> from .convert import convert
+        >>> from .quantize import QuantSpec, quantize
+        >>> net = nn.Sequential(nn.ReLU(), nn.Conv2d(1, 2, 3, padding=1))
+        >>> qann = quantize(net, QuantSpec(input_bits=None), calibration=torch.randn(4, 1, 4, 4))
+        >>> (fanout,) = event_paths(convert(qann)).fanouts.values()
+        >>> (additions,) = fanout.additions.values()
+        >>> [[int(number) for number in row] for row in additions[0, 0, :2]]
+        [[8, 12, 12, 8], [12, 18, 18, 12]]
+    """
+    tensors = list(snn.state_dict().values())
+    example = next((item for item in tensors if item.is_floating_point()), torch.empty(0))
+    walk = _Walk(snn)
+    with torch.inference_mode(False), torch.no_grad():
+        walk.run(torch.zeros(1, *snn.image_shape, dtype=example.dtype, device=example.device))
+    assert not walk.rows, "every row of the count belongs to a node"
+    return Paths(
+        neurons=tuple(walk.neurons),
+        shows=walk.shows,
+        feeders=walk.feeders,
+        fanouts=walk.fanouts,
+        carries=walk.carries,
+        lost=frozenset(walk.lost),
+    )
+
+
+def picked(layers: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Tensor]) -> Any:
+    """What a maximum gives, and the movements in front of it, from values of layers of neurons.
+
+    Example:
+        >>> from torch import nn
+        >>> from .trace import trace
+        >>> layers = trace(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), torch.zeros(2, 1, 2, 2))
+        >>> _, relu, maximum, _ = layers.graph.nodes
+        >>> picked(layers, maximum, {relu: torch.arange(4.0).reshape(1, 1, 2, 2)}).item()
+        3.0
+    """
+    if node in values:
+        return values[node]
+    args: Any
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda item: picked(layers, item, values))
+    call: Any = layer_of(layers, node) or node.target
+    return call(*args, **kwargs)
+
+
+class _Walk(fx.Interpreter):
+    """The run on one image, and the events beside it."""
+
+    def __init__(self, snn: SpikingModel) -> None:
+        super().__init__(snn.layers)
+        self.layers, self.rules = snn.layers, snn.rules
+        self.carries = carried(snn.layers, snn.rules)
+        self.rows = deque(count_macs(snn))
+        self.neurons: list[fx.Node] = []
+        self.shows: dict[fx.Node, Tensor] = {}
+        self.feeders: dict[fx.Node, tuple[fx.Node, ...]] = {}
+        self.events: dict[fx.Node, Any] = {}
+        self.bits: dict[fx.Node, int] = {}
+        self.changing: set[fx.Node] = set()
+        self.fanouts: dict[fx.Node, Fanout] = {}
+        self.lost: set[fx.Node] = set()
+
+    def run_node(self, node: fx.Node) -> Any:
+        layer = layer_of(self.layers, node)
+        if isinstance(layer, MTNeuron):
+            value = self.fetch_args_kwargs_from_env(node)[0][0]
+        else:
+            value = super().run_node(node)
+        if node.op == "placeholder":
+            self.bits[node] = FLOAT_BITS
+        elif node.op != "output" and not is_constant(node):
+            rule = rule_of(self.layers, node, self.rules)
+            assert rule is not None, "what has no rule is not converted"
+            with torch.enable_grad():
+                self._follow(node, rule, value)
+        return value
+
+    def _follow(self, node: fx.Node, rule: Rule, value: Any) -> None:
+        """Note what becomes of the events that arrive at one node."""
+        layer, inputs = layer_of(self.layers, node), data_inputs(node)
+        if isinstance(layer, MTNeuron) or self.changing.intersection(inputs):
+            self.changing.add(node)
+        passes = rule.kind in (Kind.MOVE, Kind.LINEAR) or rule.selects
+        widest = max(self.bits[item] for item in inputs) if passes else FLOAT_BITS
+        self.bits[node] = level_bits(layer) or widest
+        if self.rows and (self.rows[0].name, self.rows[0].operator) == named(self.layers, node):
+            self.fanouts[node] = self._fanout(node, layer, inputs)
+        if self.carries[node] is not Carries.SPIKES:
+            return
+        if isinstance(layer, MTNeuron):
+            self.neurons.append(node)
+            shows = torch.full(value.shape, len(self.neurons), device=value.device)
+            self._source(node, shows, (node,))
+        elif not all(item in self.events for item in inputs):
+            self.lost.add(node)
+        elif rule.selects:
+            self._maximum(node)
+        elif (events := self._passed_on(node, rule)) is not None:
+            self.events[node] = events
+        else:
+            self.lost.add(node)
+
+    def _source(self, node: fx.Node, shows: Tensor, feeders: tuple[fx.Node, ...]) -> None:
+        """A value whose events are counted while the network runs."""
+        leaf = torch.zeros(shows.shape, dtype=torch.float64, device=shows.device)
+        self.shows[node], self.feeders[node] = shows, feeders
+        self.events[node] = leaf.requires_grad_()
+
+    def _maximum(self, node: fx.Node) -> None:
+        """A maximum is followed where each of its entries picks from one layer of neurons: levels
+        of two layers cannot be compared."""
+        feeders = self._feeders(node)
+        numbers = {item: self.shows[item].double() for item in feeders}
+        if feeders:
+            highest = picked(self.layers, node, numbers)
+            lowest = -picked(self.layers, node, {item: -numbers[item] for item in feeders})
+            if torch.equal(highest, lowest):
+                self._source(node, highest.long(), feeders)
+                return
+        self.lost.add(node)
+
+    def _feeders(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """The neurons from which a maximum picks; none if anything else than movement, and maxima
+        that are followed, is between."""
+        found: dict[fx.Node, None] = {}
+        stack = node.all_input_nodes
+        while stack:
+            item = stack.pop()
+            rule = rule_of(self.layers, item, self.rules)
+            if item in self.feeders:
+                found |= dict.fromkeys(self.feeders[item])
+            elif rule is not None and rule.kind is Kind.MOVE:
+                stack += item.all_input_nodes
+            else:
+                return ()
+        return tuple(found)
+
+    def _passed_on(self, node: fx.Node, rule: Rule) -> Any:
+        """The events behind a movement, a sum or an average; None if there is no way to tell."""
+        if rule.kind is Kind.LINEAR and node.target in SCALINGS:
+            sides = zip(node.args[:2], self._events(node.args[:2]), strict=True)
+            return math.prod(
+                value if side in self.events else (torch.as_tensor(value) != 0).double()
+                for side, value in sides
+            )
+        operate: Any = layer_of(self.layers, node) or node.target
+        operate = PASSING_ON.get(node.target, operate if rule.kind is Kind.MOVE else None)
+        args: Any = self._events(node.args)
+        return None if operate is None else operate(*args, **self._events(node.kwargs))
+
+    def _events(self, argument: Any) -> Any:
+        """An argument with events in place of what neurons emit."""
+        return fx.map_arg(
+            argument, lambda item: self.events[item] if item in self.events else self.env[item]
+        )
+
+    def _fanout(self, node: fx.Node, layer: Any, inputs: list[fx.Node]) -> Fanout:
+        """The next row of the count, with the additions of one event of each source."""
+        row = self.rows.popleft()
+        if layer is not None:
+            bits = weight_bits(layer), max(self.bits[item] for item in inputs)
+        else:
+            sides: Any = node.args[:2]
+            first, second = (self.bits.get(item, FLOAT_BITS) for item in sides)
+            bits = max(first, second), min(first, second)
+        additions = None
+        if row.spike_fed and all(item in self.events for item in inputs):
+            total = self._additions(node, layer)
+            if total is not None:
+                leaves = [self.events[source] for source in self.shows]
+                counts = torch.autograd.grad(total, leaves, allow_unused=True)
+                pairs = zip(self.shows, counts, strict=True)
+                additions = {item: count.round() for item, count in pairs if count is not None}
+        return Fanout(row, bits, bool(self.changing.intersection(inputs)), additions)
+
+    def _additions(self, node: fx.Node, layer: Any) -> Tensor | None:
+        """The additions that all arriving events cause in a layer or product, linear in them."""
+        sides: Any = node.args[:2]
+        if isinstance(layer, WEIGHTED):
+            return connections(layer, self.events[sides[0]].double())
+        if layer is not None or not set(data_inputs(node)) <= set(sides):
+            return None
+        total: Any = 0
+        operate: Any = node.target
+        rest, kwargs = self._doubles(node.args[2:]), self._doubles(node.kwargs)
+        for place, item in enumerate(sides):
+            if item in self.events:
+                factors = [torch.ones_like(self.env[side]).double() for side in sides]
+                factors[place] = self.events[item].double()
+                total = total + operate(*factors, *rest, **kwargs).sum()
+        return total
+
+    def _doubles(self, argument: Any) -> Any:
+        """An argument, its tensors (a bias) in float64."""
+        values = fx.map_arg(argument, self.env.__getitem__)
+        return tree_map_only(Tensor, Tensor.double, values)
+
+
+def named(layers: fx.GraphModule, node: fx.Node) -> tuple[str, str]:
+    """A node's name and operator, as the rows of a count have them.
+
+    Example:
+        >>> from torch import nn
+        >>> from .trace import trace
+        >>> layers = trace(nn.Sequential(nn.Linear(2, 1)), torch.zeros(2, 1, 1, 2))
+        >>> [named(layers, node) for node in layers.graph.nodes][1]
+        ('0', 'Linear')
+    """
+    called = layer_of(layers, node) is not None
+    name = node.target if called else node.meta.get("path") or node.name
+    return str(name), describe(layers, node)

@@ -1,0 +1,295 @@
+"""Conversion error by cause, layer by layer: many n and T in one pass over the images.
+
+Floor 7.1. For every layer of neurons a − m = (a − c) + (c − q) + (q − m), clipping + quantization +
+unevenness (invariant 8), in the three views of `error_table.VIEWS`; there are the definitions of
+all that is counted. Only sums are kept: memory does not grow with the number of images, nor with T.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .error_rows import VIEWS, WHOLE, ErrorRow, LogitRow, RateRow
+from .error_sums import AnswerCounts, Answers, CauseSums, Firing, SpikeCounts
+from .error_table import ErrorTable
+from .errors import Fault, SpecError
+from .ladder import PowerOfTwo
+from .neurons import MTNeuron
+from .simulate import FloatArithmetic, count_events, simulate
+from .spiking import SpikingModel
+from .walk import Activation, walk
+from .windows import analog, even_response, quantized, unit, worth
+
+Networks = Mapping[int, SpikingModel] | Sequence[tuple[int, SpikingModel]]
+Batch = Tensor | tuple[Tensor, Tensor] | list[Tensor]
+
+
+@torch.no_grad()
+def layer_errors(
+    networks: Networks,
+    batches: Iterable[Batch],
+    *,
+    time_steps: Sequence[int],
+    reference: SpikingModel | None = None,
+    ann: nn.Module | None = None,
+) -> ErrorTable:
+    """Measure the errors of converted networks by cause, each network under its n.
+
+    ``reference`` is the network as converted, before calibration moved its thresholds: its neurons
+    give a, c and q; by default each network is its own. Each network is simulated once for the
+    largest number of steps, which shows the smaller ones too, unless its layers wait for their
+    whole window: then once for each. ``ann`` adds its agreement, labels add accuracies.
+
+    Shapes:
+        batches of images [batch, channels, height, width], or pairs of these and labels [batch].
+    Raises:
+        SpecError: no images, steps below 1, an n twice, or a reference with other layers.
+        DataError: images of another shape, or with NaN.
+
+    Example:
+        >>> from .convert import convert
+        >>> from .ladder import Uniform
+        >>> from .quantize import QuantSpec, quantize
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+        >>> images = torch.randn(8, 1, 4, 4)
+        >>> qann = quantize(net, QuantSpec(act_bits=4), calibration=images)
+        >>> networks = {n: convert(qann, ladder=Uniform(n), signed=True) for n in (3, 15)}
+        >>> table = layer_errors(networks, [images], time_steps=(1, 5), ann=net)
+        >>> table.settings, table.layers
+        ([(3, 1), (3, 5), (15, 1), (15, 5)], ['1'])
+        >>> table.error("1", "propagated", 15, 1).unevenness.maximum
+        0.0
+    """
+    steps = _steps(time_steps)
+    pairs = [*networks.items()] if isinstance(networks, Mapping) else [*networks]
+    _check(pairs, reference)
+    measured = [_Measured(snn, reference or snn, steps) for _, snn in pairs]
+    seen, labelled = 0, True
+    if ann is not None:
+        ann.eval()
+    for batch in batches:
+        images, labels = (batch, None) if isinstance(batch, Tensor) else batch
+        if len(images) == 0:
+            continue
+        seen, labelled = seen + len(images), labelled and labels is not None
+        known = _Known(labels, None if ann is None else ann(images))
+        shared = None if reference is None else _expected(reference, images)
+        for network in measured:
+            network.run(images, shared or _expected(network.reference, images), known)
+    if seen == 0:
+        raise SpecError("no images to measure errors on: give at least one batch that is not empty")
+    errors: list[ErrorRow] = []
+    rates: list[RateRow] = []
+    logits: list[LogitRow] = []
+    for (n, _), network in zip(pairs, measured, strict=True):
+        for T in steps:
+            errors += network.error_rows(n, T)
+            rates += network.rate_rows(n, T, seen)
+            logits.append(network.answers[T].row(n, T, labelled))
+    return ErrorTable(seen, tuple(errors), tuple(rates), tuple(logits))
+
+
+def clipped(neuron: MTNeuron, x: Tensor) -> Tensor:
+    """The analog activation clipped to what the neuron's quantizer can give: [lo s, hi s].
+
+    Example:
+        >>> from .ladder import Uniform
+        >>> from .neurons import NeuronSpec
+        >>> neuron = MTNeuron(NeuronSpec(Uniform(3), bounds=(0, 3)), torch.tensor(0.5))
+        >>> clipped(neuron, torch.tensor([-1.0, 0.7, 9.0])).tolist() == [0, torch.tensor(0.7), 1.5]
+        True
+    """
+    low, high = neuron.spec.limits
+    return analog(neuron, x).clamp(low * neuron.delta, high * neuron.delta)
+
+
+def _steps(time_steps: Sequence[int]) -> list[int]:
+    """The numbers of steps, ascending."""
+    steps = sorted(set(time_steps))
+    if not steps or any(not isinstance(T, int) or T < 1 for T in steps):
+        raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
+    return steps
+
+
+def _check(pairs: Sequence[tuple[int, SpikingModel]], reference: SpikingModel | None) -> None:
+    """Each n once, and layers of the same names as the reference's."""
+    given = [n for n, _ in pairs]
+    if not given or len(set(given)) < len(given):
+        raise SpecError(f"networks for n = {given}: allowed are one or more, each n once")
+    if reference is None:
+        return
+    names = {name for name, _ in reference.neurons()}
+    faults = [
+        Fault(f"n = {n}", f"layers {sorted(names ^ found)} are in one of them alone", "same graph")
+        for n, snn in pairs
+        if (found := {name for name, _ in snn.neurons()}) != names
+    ]
+    if faults:
+        raise SpecError("the reference is a conversion of another network", faults)
+
+
+# ------------------------------------------------------------------------- what is to be compared
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of a batch without quantization."""
+
+    labels: Tensor | None
+    ann: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """The reference on one batch: the input of each layer of the quantized network, and each
+    layer's activation in the analog, the clipped and the quantized network."""
+
+    inputs: dict[str, Tensor]
+    activations: tuple[dict[str, Tensor], ...]
+    logits: Tensor
+
+
+_ACTIVATIONS = (analog, clipped, quantized)
+
+
+def _expected(reference: SpikingModel, images: Tensor) -> _Expected:
+    """Run the reference three times."""
+    inputs: dict[str, Tensor] = {}
+
+    def keeping(
+        function: Callable[[MTNeuron, Tensor], Tensor], kept: dict[str, Tensor]
+    ) -> Activation:
+        def neuron(name: str, layer: MTNeuron, x: Tensor) -> Tensor:
+            inputs[name] = x  # those of the last walk, the quantized, stay
+            kept[name] = function(layer, x)
+            return kept[name]
+
+        return neuron
+
+    found: list[dict[str, Tensor]] = []
+    for function in _ACTIVATIONS:
+        found.append({})
+        logits = walk(reference, images, keeping(function, found[-1]))
+    return _Expected(inputs, tuple(found), logits)
+
+
+class _Listening(FloatArithmetic):
+    """Float arithmetic that keeps the value which has arrived at the layer that fires next."""
+
+    arrived: Tensor | None = None
+
+    def drive(self, value: Tensor, step: Tensor) -> Tensor:
+        self.arrived = value
+        return super().drive(value, step)
+
+
+# -------------------------------------------------------------------------------------- measuring
+
+
+class _Measured:
+    """All sums of one network."""
+
+    def __init__(self, snn: SpikingModel, reference: SpikingModel, steps: Sequence[int]) -> None:
+        self.snn, self.reference, self.steps = snn, reference, steps
+        self.neurons = dict(snn.neurons())
+        self.quantizers = dict(reference.neurons())
+        self.causes: dict[tuple[str, str, int], CauseSums] = defaultdict(CauseSums)
+        self.counts: dict[tuple[str, int], SpikeCounts] = defaultdict(SpikeCounts)
+        self.answers = {T: AnswerCounts() for T in steps}
+
+    def run(self, images: Tensor, expected: _Expected, known: _Known) -> None:
+        """Simulate one batch and add what it shows."""
+        runs = [[T] for T in self.steps] if self.snn.whole_window else [self.steps]
+        for steps in runs:
+            watch = _Watch(self, expected, steps)
+            run = simulate(
+                self.snn,
+                images,
+                time_steps=steps[-1],
+                observe=watch.observe,
+                arithmetic=watch.arithmetic,
+            )
+            for T in steps:
+                answers = Answers(run.logits[T - 1], expected.logits, known.ann, known.labels)
+                self.answers[T].add(answers)
+
+    def error_rows(self, n: int, T: int) -> Iterator[ErrorRow]:
+        """Each layer in each view, then the network."""
+        for view in VIEWS:
+            whole = CauseSums()
+            for layer in self.neurons:
+                whole.join(self.causes[view, layer, T])
+                yield self.causes[view, layer, T].row(layer, view, n, T)
+            if self.neurons:
+                yield whole.row(WHOLE, view, n, T)
+
+    def rate_rows(self, n: int, T: int, images: int) -> Iterator[RateRow]:
+        """Each layer, then the network."""
+        whole = SpikeCounts()
+        for layer in self.neurons:
+            whole.join(self.counts[layer, T])
+            yield self.counts[layer, T].row(layer, n, T, images)
+        if self.neurons:
+            yield whole.row(WHOLE, n, T, images)
+
+
+class _Watch:
+    """One simulation of one batch, seen from its layers of neurons."""
+
+    def __init__(self, sums: _Measured, expected: _Expected, steps: Sequence[int]) -> None:
+        self.sums, self.expected, self.steps = sums, expected, frozenset(steps)
+        self.presentation = sums.snn.presentation
+        self.arithmetic = _Listening()
+        self.arrived: dict[str, Tensor] = {}
+        self.events: dict[str, Tensor] = {}
+        self.negative: dict[str, float] = {}
+
+    def observe(self, t: int, name: str, totals: Tensor, emitted: Tensor) -> None:
+        """Count what a layer has fired; behind the steps that are asked for, measure it."""
+        spec = self.sums.neurons[name].spec
+        events = count_events(emitted, spec.ladder)
+        self.events[name] = self.events[name] + events if name in self.events else events
+        if spec.signed:
+            down = count_events(emitted.clamp(max=0), spec.ladder).sum(dtype=torch.float64)
+            self.negative[name] = self.negative.get(name, 0.0) + float(down)
+        if self.arithmetic.arrived is not None:  # a network at rest is not driven again
+            self.arrived[name], self.arithmetic.arrived = self.arithmetic.arrived, None
+        if t + 1 in self.steps:
+            self._compare(t, name, totals)
+            self._count(t, name, totals)
+
+    def _compare(self, t: int, name: str, totals: Tensor) -> None:
+        """The layer's errors by cause, in each view."""
+        neuron, quantizer = self.sums.neurons[name], self.sums.quantizers[name]
+        expected, emitted = self.expected, totals * worth(neuron, self.presentation, t)
+        given, arrived = expected.inputs[name], self.arrived[name]
+        even = even_response(neuron, given, self.presentation, t + 1)
+        views = {
+            "forced": (*(function(quantizer, given) for function in _ACTIVATIONS), even),
+            "arrived": (*(function(quantizer, arrived) for function in _ACTIVATIONS), emitted),
+            "propagated": (*(found[name] for found in expected.activations), emitted),
+        }
+        for view, (a, c, q, m) in views.items():
+            self.sums.causes[view, name, t + 1].add(a, c, q, m)
+
+    def _count(self, t: int, name: str, totals: Tensor) -> None:
+        """What the layer's neurons have fired, and the potential that is left in them."""
+        neuron = self.sums.neurons[name]
+        ladder = neuron.spec.ladder
+        charge = self.arrived[name] / unit(neuron, self.presentation, t) + neuron.spec.initial
+        if neuron.offset is not None:
+            charge = charge + neuron.offset
+        firing = Firing(
+            quantized=self.expected.activations[-1][name],
+            totals=totals,
+            residual=charge - totals,
+            events=self.events[name],
+            negative=self.negative.get(name, 0.0),
+            most=(t + 1) * (1 if isinstance(ladder, PowerOfTwo) else ladder.n),
+        )
+        self.sums.counts[name, t + 1].add(firing)

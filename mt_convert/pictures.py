@@ -1,0 +1,275 @@
+"""Pictures of conversion error, from stored values alone: error by layer, accuracy over time,
+firing rates and potentials left. Floor 8.
+
+Each function writes one PNG file and leaves no state: figures have a canvas of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from .error_rows import RATE_EDGES, RESIDUAL_EDGES, WHOLE, ErrorRow
+from .error_table import ErrorTable
+from .errors import SpecError
+from .results import Row
+from .row_kinds import kinds_of, subject
+from .storage import atomic
+
+CAUSE_COLOURS = {"clipping": "#e9a03b", "quantization": "#4a7fb5", "unevenness": "#c44e52"}
+VIEW_TITLES = {
+    "forced": "teacher-forced: each layer alone, with the quantized network's input",
+    "propagated": "propagated: with all that the layers before have done",
+}
+_ACROSS = 4  # panels in a row
+
+
+def error_by_layer(table: ErrorTable, n: int, T: int, path: str | Path) -> None:
+    """Draw each layer's error at n and T, stacked by cause: teacher-forced, and as propagated.
+
+    Squared errors do not add up where causes cancel, so a dot marks that of the whole.
+
+    Raises:
+        SpecError: no layers, or an n and T that the table does not hold.
+        OutputError: the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from .error_rows import ErrorRow, ErrorSize, RateRow
+        >>> size, path = ErrorSize(0.0, 0.1, 0.2, 0.01), Path(tempfile.mkdtemp()) / "errors.png"
+        >>> errors = [ErrorRow("a", view, 3, 4, 1.0, *[size] * 4) for view in VIEW_TITLES]
+        >>> rate = RateRow("a", 3, 4, 8, 0.5, 0.0, 0.0, 0.0, 0.1, (8,), (8,))
+        >>> error_by_layer(ErrorTable(1, tuple(errors), (rate,), ()), 3, 4, path)
+        >>> path.read_bytes()[1:4]
+        b'PNG'
+    """
+    layers = _layers(table)
+    figure, panels = _figure((max(6.4, 1.6 + 0.34 * len(layers)), 6.6), (2, 1))
+    for axes, (view, title) in zip(panels, VIEW_TITLES.items(), strict=True):
+        _stacks(axes, [table.error(layer, view, n, T) for layer in layers])
+        axes.set_title(title, fontsize=9.5, loc="left")
+        axes.set_ylabel("mean square error,\n% of the activation's", fontsize=9)
+        axes.set_xticks(range(len(layers)), [""] * len(layers))
+    panels[1].set_xticks(range(len(layers)), layers, rotation=90, fontsize=7.5)
+    handles, labels = panels[0].get_legend_handles_labels()
+    heading = f"Conversion error by cause, {_where(table, n, T)}"
+    figure.suptitle(heading, fontsize=11)
+    keys = [*zip(handles, labels, strict=True)]
+    handles, labels = zip(*keys[1:], keys[0], strict=True)  # causes first
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    panels[1].set_xlabel(
+        "Bars stack the mean squares of the three causes. Where causes cancel or reinforce each "
+        "other,\nthe mean square of their sum (dot) lies below or above the bar.",
+        fontsize=8.5,
+    )
+    _save(figure, path)
+
+
+def _stacks(axes: Axes, rows: Sequence[ErrorRow]) -> None:
+    """A bar for each layer, a piece for each cause, a dot for the whole."""
+    places, bottoms = range(len(rows)), [0.0] * len(rows)
+    for cause, colour in CAUSE_COLOURS.items():
+        heights = [100 * (getattr(row, cause).relative or 0.0) for row in rows]
+        axes.bar(places, heights, 0.78, bottoms, color=colour, label=cause)
+        bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
+    wholes = [100 * (row.whole.relative or 0.0) for row in rows]
+    axes.plot(places, wholes, "o", color="black", markersize=3.5, label="all three together")
+    axes.set_xlim(-0.6, len(rows) - 0.4)
+    axes.set_ylim(0, 1.08 * max(*bottoms, *wholes, 1e-9))
+    _grid(axes)
+
+
+# ------------------------------------------------------------------------------ accuracy over time
+
+
+def accuracy_over_time(rows: Sequence[Row], path: str | Path) -> None:
+    """Draw accuracy and agreement against T, a line for each n, ANN and QANN as lines across.
+
+    Rows that differ in more than n and T get panels for each kind, headed by what differs.
+
+    Raises:
+        SpecError: no rows.
+        OutputError: the file cannot be written.
+    """
+    kinds = kinds_of(rows)
+    if not kinds:
+        raise SpecError("there are no rows to draw: give the rows of a results.json")
+    across = min(_ACROSS, len(kinds))
+    down = -(-len(kinds) // across)
+    size = (2.0 + max(4.0, 2.9 * across), 0.8 + 4.9 * down)
+    figure, panels = _figure(size, (2 * down, across), sharey="row")
+    numbers = sorted({row.n for row in rows})
+    shades = colormaps["viridis"]
+    colours = {n: shades(0.9 * k / max(1, len(numbers) - 1)) for k, n in enumerate(numbers)}
+    times = sorted({row.T for row in rows})
+    for k in range(across * down):
+        above, below = (
+            panels[(2 * (k // across) + lower) * across + k % across] for lower in (0, 1)
+        )
+        if k >= len(kinds):
+            above.set_axis_off()
+            below.set_axis_off()
+            continue
+        _panel(above, below, list(kinds.items())[k], colours)
+        for axes in (above, below):
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(times, [str(T) for T in times], minor=False)
+        if k % across == 0:
+            above.set_ylabel("accuracy, %", fontsize=9)
+            below.set_ylabel("same class as the QANN,\n% of images", fontsize=9)
+    lines = [Line2D([], [], color=colours[n], marker="o", ms=4, label=f"n = {n}") for n in numbers]
+    lines += [Line2D([], [], **_LINES[name], label=name) for name in _LINES]
+    figure.legend(handles=lines, loc="outside right center", fontsize=9, frameon=False)
+    figure.suptitle(subject(rows), fontsize=11)
+    _save(figure, path)
+
+
+_LINES: dict[str, dict[str, Any]] = {
+    "ANN": {"color": "black", "linestyle": "--", "linewidth": 1.1},
+    "QANN": {"color": "#c44e52", "linestyle": "-.", "linewidth": 1.1},
+}
+
+
+def _panel(
+    above: Axes, below: Axes, kind: tuple[str, list[Row]], colours: Mapping[int, Any]
+) -> None:
+    """Accuracy above, agreement below, of one kind of rows."""
+    title, rows = kind
+    for n in sorted({row.n for row in rows}):
+        line = sorted((row for row in rows if row.n == n), key=lambda row: row.T)
+        times = [row.T for row in line]
+        style: dict[str, Any] = {
+            "color": colours[n],
+            "marker": "o",
+            "markersize": 3.5,
+            "linewidth": 1.4,
+        }
+        above.plot(times, [row.snn_accuracy for row in line], **style)
+        below.plot(times, [100 * row.agreement for row in line], **style)
+    for accuracy in {found for row in rows if (found := row.ann_accuracy) is not None}:
+        above.axhline(accuracy, **_LINES["ANN"])
+    for accuracy in {row.qann_accuracy for row in rows}:
+        above.axhline(accuracy, **_LINES["QANN"])
+    above.set_title(title, fontsize=8.5)
+    above.tick_params(labelbottom=False)
+    below.set_xlabel("time steps T", fontsize=9)
+    below.set_ylim(top=101.5)
+    _grid(above)
+    _grid(below)
+
+
+# -------------------------------------------------------------------------------------- histograms
+
+
+def histograms(table: ErrorTable, n: int, T: int, path: str | Path) -> None:
+    """Draw how often neurons fire by T, and what potential is left in them: the network above, each
+    layer below.
+
+    Raises:
+        SpecError: no layers, or an n and T that the table does not hold.
+        OutputError: the file cannot be written.
+    """
+    layers = _layers(table)
+    depth = max(1.8, 0.5 + 0.2 * len(layers))
+    ratios = {"height_ratios": [2.4, depth]}
+    figure, panels = _figure((9.2, 2.2 + 2.4 + depth), (2, 2), gridspec_kw=ratios)
+    for column, (name, label, edges) in enumerate(_HISTOGRAMS):
+        counts = [getattr(table.rate(layer, n, T), name) for layer in (WHOLE, *layers)]
+        shares = [[100 * count / sum(bins) for count in bins] for bins in counts]
+        above, below = panels[column], panels[2 + column]
+        above.bar(range(len(shares[0])), shares[0], 0.9, color="#4a7fb5")
+        above.set_yscale("log")
+        above.set_ylim(0.01, 130)
+        above.set_yticks([0.01, 0.1, 1, 10, 100], ["0.01", "0.1", "1", "10", "100"])
+        _grid(above)
+        image = below.imshow(
+            [[max(share, 1e-9) for share in bins] for bins in shares[1:]],
+            aspect="auto",
+            norm=LogNorm(0.01, 100, clip=True),
+            cmap="Blues",
+        )
+        below.set_yticks(range(len(layers)), layers if column == 0 else [], fontsize=7.5)
+        below.set_xlabel(label, fontsize=9)
+        for axes in (above, below):
+            axes.set_xticks(*edges)
+            axes.set_xlim(-0.6, len(shares[0]) - 0.4)
+            axes.tick_params(axis="x", labelsize=8)
+    panels[0].set_ylabel("% of neurons × images,\nall layers", fontsize=9)
+    bar = figure.colorbar(image, ax=panels[2:], ticks=[0.01, 0.1, 1, 10, 100], pad=0.01)
+    bar.ax.set_yticklabels(["≤ 0.01", "0.1", "1", "10", "100"], fontsize=8.5)
+    bar.set_label("% of a layer's neurons × images", fontsize=9)
+    figure.suptitle(f"Firing rates and potentials left, {_where(table, n, T)}", fontsize=11)
+    _save(figure, path)
+
+
+def _rate_ticks() -> tuple[list[float], list[str]]:
+    """A bin for 0, then edges between the others."""
+    places = [0.0, *(k + 0.5 for k in range(2, len(RATE_EDGES), 2))]
+    return places, ["0", *(f"{edge:g}" for edge in RATE_EDGES[2::2])]
+
+
+def _residual_ticks() -> tuple[list[float], list[str]]:
+    """Whole thresholds."""
+    whole = [k for k, edge in enumerate(RESIDUAL_EDGES) if edge == int(edge)]
+    return [k + 0.5 for k in whole], [f"{RESIDUAL_EDGES[k]:g}" for k in whole]
+
+
+_HISTOGRAMS = (
+    (
+        "rate_counts",
+        "events per neuron and step, as a share of the most\npossible (first bin: no spike at all)",
+        _rate_ticks(),
+    ),
+    (
+        "residual_counts",
+        "potential left after T, in thresholds Δ (0 to 1: nothing left to\nemit; the first and the "
+        "last bin hold all that lies beyond)",
+        _residual_ticks(),
+    ),
+)
+
+
+# ------------------------------------------------------------------------------------------ shared
+
+
+def _layers(table: ErrorTable) -> list[str]:
+    """The layers to draw."""
+    if not table.layers:
+        raise SpecError("the table of errors holds no layers to draw")
+    return table.layers
+
+
+def _where(table: ErrorTable, n: int, T: int) -> str:
+    """What was run, on what."""
+    return f"n = {n}, T = {T}, {table.images:,} images"
+
+
+def _figure(
+    inches: tuple[float, float], panels: tuple[int, int], **settings: Any
+) -> tuple[Figure, list[Axes]]:
+    """An empty figure, and its panels row by row."""
+    figure = Figure(figsize=inches, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(*panels, squeeze=False, **settings)
+    return figure, list(axes.flat)
+
+
+def _grid(axes: Axes) -> None:
+    """Thin lines behind everything."""
+    axes.grid(linewidth=0.4, alpha=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8.5)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    """Write the file, whole or not at all."""
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -1,0 +1,158 @@
+"""Ways to convert, calibrate and run a network, as values, and the usual methods by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .calibrate import Calibration, InitialPotential, Maximum, name_of
+from .errors import Fault, SpecError
+from .ladder import Binary, Firing, Ladder, PowerOfTwo, Uniform
+from .spiking import Presentation
+
+LADDERS: dict[str, Callable[[int], Ladder]] = {
+    "uniform": Uniform,
+    "binary": Binary,
+    "power_of_two": PowerOfTwo,
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to convert and run a network, and the numbers of steps to report.
+
+    ``method`` is what tables call it. ``calibration`` is applied in order, for ``calibrated_T``
+    steps (the largest reported, if None); ``keep_better`` keeps of each only what lowers its loss.
+
+    Example:
+        >>> Setting(Uniform(3), (1, 2, 4)).firing
+        <Firing.PARALLEL: 'parallel'>
+    """
+
+    ladder: Ladder
+    time_steps: tuple[int, ...]
+    firing: Firing | None = None
+    signed: bool = True
+    presentation: Presentation = Presentation.ONCE
+    whole_window: bool = False
+    method: str = ""
+    calibration: tuple[Calibration, ...] = ()
+    calibrated_T: int | None = None
+    keep_better: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "time_steps", tuple(sorted(set(self.time_steps))))
+        object.__setattr__(self, "firing", self.firing or self.ladder.natural_firing)
+        object.__setattr__(self, "method", self.method or f"mt_{self.ladder_name}")
+        if not self.time_steps or self.time_steps[0] < 1:
+            hint = "allowed: whole numbers from 1"
+            raise SpecError("no steps to report", [Fault("time_steps", str(self.time_steps), hint)])
+        if self.calibration and self.calibrated_T is None:
+            object.__setattr__(self, "calibrated_T", self.time_steps[-1])
+
+    @property
+    def ladder_name(self) -> str:
+        """The ladder's name in tables."""
+        return next(name for name, kind in LADDERS.items() if isinstance(self.ladder, kind))  # type: ignore[arg-type]
+
+    @property
+    def calibration_name(self) -> str:
+        """The calibrations' name in tables."""
+        return name_of(self.calibration)
+
+
+def iso_level(L: int) -> list[Setting]:
+    """Even input, n thresholds over T steps with n T = L: from {n=1, T=L} to {n=L, T=1}.
+
+    Example:
+        >>> [(setting.ladder.n, setting.time_steps) for setting in iso_level(15)]
+        [(1, (15,)), (3, (5,)), (5, (3,)), (15, (1,))]
+    """
+    return [
+        Setting(Uniform(n), (L // n,), signed=False, presentation=Presentation.EVERY_STEP)
+        for n in range(1, L + 1)
+        if L % n == 0
+    ]
+
+
+@dataclass(frozen=True)
+class PeerSetting:
+    """A network that another package converts from the float one, and the steps to report.
+
+    ``n`` 0: its neurons may emit any number of spikes in a step.
+
+    Example:
+        >>> PeerSetting("sinabs", (4, 1)).time_steps, PeerSetting("sinabs", (1,)).n
+        ((1, 4), 0)
+    """
+
+    method: str
+    time_steps: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "time_steps", tuple(sorted(set(self.time_steps))))
+
+    @property
+    def n(self) -> int:
+        """Thresholds of its neurons."""
+        return 0 if self.method.startswith("sinabs") else 1
+
+
+@dataclass(frozen=True)
+class Method:
+    """A known way to convert, made of our own neurons. ``n`` None: as many thresholds as asked for.
+
+    Example:
+        >>> METHODS["qcfs"].setting(7, (4, 8)).ladder
+        Uniform(n=1)
+    """
+
+    name: str
+    what: str
+    ladder: str = "uniform"
+    n: int | None = None
+    signed: bool = False
+    presentation: Presentation = Presentation.EVERY_STEP
+    calibration: tuple[Calibration, ...] = ()
+
+    def setting(self, n: int, time_steps: Sequence[int]) -> Setting:
+        """The method with n thresholds, reported after these steps. What a method calibrates is
+        part of it, and is not weighed against what was there."""
+        return Setting(
+            ladder=LADDERS[self.ladder](self.n or n),
+            time_steps=tuple(time_steps),
+            signed=self.signed,
+            presentation=self.presentation,
+            method=self.name,
+            calibration=self.calibration,
+            keep_better=not self.calibration,
+        )
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "rate",
+            "classical rate coding: one threshold at the largest input, potentials start at 0",
+            n=1,
+            calibration=(Maximum(), InitialPotential(0.0)),
+        ),
+        Method(
+            "qcfs",
+            "one threshold at the quantizer's range, potentials start at half of it (QCFS)",
+            n=1,
+        ),
+        Method("signed_if", "ternary spikes: one threshold on either side", n=1, signed=True),
+        Method("mt_uniform", "n equal thresholds"),
+        Method("mt_binary", "a cascade of n thresholds, the bits of 2^n - 1 levels", "binary"),
+        Method("mt_power_of_two", "n thresholds 1, 2, 4 …, one spike a step", "power_of_two"),
+        Method(
+            "mt_signed",
+            "n equal thresholds on either side, the image presented once: settles exactly",
+            signed=True,
+            presentation=Presentation.ONCE,
+        ),
+    )
+}
+"""The baselines of every table; each is run by the same neurons, simulation and images."""

@@ -1,0 +1,108 @@
+"""Events and the additions they cause, counted while a converted network runs. Floor 7."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from .fanout import Paths, picked
+from .shapes import image_axes
+from .simulate import count_events, simulate
+from .spiking import SpikingModel
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """What happened in each step, summed over the images.
+
+    Shapes: events[layer of neurons], synops[weighted layer or product] [T], float64 whole numbers.
+    """
+
+    events: Mapping[fx.Node, Tensor]
+    synops: Mapping[fx.Node, Tensor]
+
+
+def count_synops(
+    snn: SpikingModel, paths: Paths, batches: Iterable[Tensor], time_steps: int
+) -> StepCounts:
+    """Simulate batches of images and count; ``paths`` are those of `fanout.event_paths`.
+
+    Example:
+        >>> from torch import nn
+        >>> from .convert import convert
+        >>> from .fanout import event_paths
+        >>> from .quantize import QuantSpec, quantize
+        >>> net = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+        >>> images = torch.rand(4, 1, 4, 4)
+        >>> snn = convert(quantize(net, QuantSpec(input_bits=None), calibration=images))
+        >>> counts = count_synops(snn, event_paths(snn), [images], time_steps=2)
+        >>> (events,), (synops,) = counts.events.values(), counts.synops.values()
+        >>> torch.equal(synops, 3 * events), synops[1].item()
+        (True, 0.0)
+    """
+    tally = _Tally(snn, paths, time_steps)
+    for images in batches:
+        tally.pending.clear()
+        simulate(snn, images, time_steps=time_steps, observe=tally.observe)
+    neurons = {node: tally.events[node] for node in paths.neurons}
+    return StepCounts(neurons, tally.synops)
+
+
+class _Tally:
+    """Counts of one network, as its layers of neurons report them."""
+
+    def __init__(self, snn: SpikingModel, paths: Paths, time_steps: int) -> None:
+        self.layers, self.paths = snn.layers, paths
+        self.axes = image_axes(snn.layers)
+        self.nodes = {str(node.target): node for node in paths.neurons}
+        ladders = {name: layer.spec.ladder for name, layer in snn.neurons()}
+        self.ladders = [ladders[name] for name in self.nodes]
+        self.shown = {node: set(shows.unique().tolist()) for node, shows in paths.shows.items()}
+        self.reached: dict[fx.Node, list[tuple[fx.Node, Tensor]]] = {}
+        for node, fanout in paths.fanouts.items():
+            for source, additions in (fanout.additions or {}).items():
+                self.reached.setdefault(source, []).append((node, additions))
+        self.maxima = [node for node in paths.feeders if node not in paths.neurons]
+        self.watched = {item for node in self.maxima for item in paths.feeders[node]}
+        self.pending: dict[int, dict[fx.Node, tuple[Tensor, Tensor]]] = {}
+        self.events = {node: _nothing(time_steps) for node in paths.shows}
+        self.synops = {node: _nothing(time_steps) for node in paths.fanouts}
+
+    def observe(self, t: int, name: str, total: Tensor, emitted: Tensor) -> None:
+        """One layer's totals and emission in one step, in levels."""
+        node = self.nodes[name]
+        self._count(t, node, emitted)
+        if node in self.watched:
+            known = self.pending.setdefault(t, {})
+            known[node] = total, total - emitted
+            for maximum in self.maxima:
+                feeders = self.paths.feeders[maximum]
+                if node in feeders and all(item in known for item in feeders):
+                    after, before = (
+                        picked(self.layers, maximum, {item: known[item][k] for item in feeders})
+                        for k in (0, 1)
+                    )
+                    self._count(t, maximum, after - before)
+            if len(known) == len(self.watched):
+                del self.pending[t]
+
+    def _count(self, t: int, source: fx.Node, emitted: Tensor) -> None:
+        """Add the events of one source, and what they cause wherever they arrive."""
+        shows, axis = self.paths.shows[source], self.axes[source]
+        places = torch.zeros(shows.shape, dtype=torch.float64, device=emitted.device)
+        for number in self.shown[source] - {0}:
+            events = count_events(emitted, self.ladders[number - 1])
+            images = events.unflatten(axis, (-1, shows.shape[axis]))
+            here = images.sum(axis, dtype=torch.float64)
+            places += here * (shows == number)
+        self.events[source][t] += float(places.sum())
+        for node, additions in self.reached.get(source, ()):
+            self.synops[node][t] += float((places * additions).sum())
+
+
+def _nothing(time_steps: int) -> Tensor:
+    """Nothing counted yet."""
+    return torch.zeros(time_steps, dtype=torch.float64)

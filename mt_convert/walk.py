@@ -1,0 +1,61 @@
+"""One pass through a converted network's graph with a function in place of each layer of neurons.
+
+Floor 4.3. With `windows.quantized` it is the quantized network bit for bit, with `windows.analog`
+the network without activation quantization: references that need nothing but the converted network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx
+
+from .graph import check_images
+from .neurons import MTNeuron
+from .spiking import SpikingModel
+
+Activation = Callable[[str, MTNeuron, Tensor], Tensor]
+
+
+def walk(snn: SpikingModel, images: Tensor, neuron: Activation) -> Tensor:
+    """The logits of one pass, each layer of neurons replaced by ``neuron(name, layer, input)``.
+
+    Gradients pass where the function lets them.
+
+    Shapes:
+        images [batch, channels, height, width], normalised as in training; logits [batch, classes].
+    Raises:
+        DataError: images of another shape, or with NaN.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from .convert import convert
+        >>> from .quantize import QuantSpec, quantize
+        >>> from .windows import quantized
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+        >>> images = torch.randn(8, 1, 4, 4)
+        >>> qann = quantize(net, QuantSpec(), calibration=images)
+        >>> logits = walk(convert(qann), images, lambda name, layer, x: quantized(layer, x))
+        >>> torch.equal(logits, qann(images))
+        True
+    """
+    check_images(images, snn.image_shape)
+    logits: Tensor = _Walk(snn.layers, neuron).run(images)
+    return logits
+
+
+class _Walk(fx.Interpreter):
+    """The graph, with the function instead of neurons."""
+
+    def __init__(self, layers: fx.GraphModule, neuron: Activation) -> None:
+        super().__init__(layers)
+        self.extra_traceback = False
+        self._neuron = neuron
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        layer = self.fetch_attr(target)
+        if isinstance(layer, MTNeuron):
+            return self._neuron(str(target), layer, args[0])
+        return layer(*args, **kwargs)

@@ -1,0 +1,116 @@
+"""What a layer of neurons stands for: its quantizer, and what one level is worth behind each step.
+
+Floor 4.2. Presented once, a level is the quantizer's step s and totals end within its levels
+lo … hi. Presented in every step, the levels of a window of T steps span the quantizer's range
+θ = s L: a threshold is Δ = θ/n, and one level of the mean is worth Δ/T (METHODS: the level law).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .ladder import Learned
+from .neurons import MTNeuron, NeuronSpec
+from .running import running_step
+from .spiking import Presentation
+
+
+def levels(spec: NeuronSpec) -> int:
+    """L: the largest level, on either side, of the quantizer that a converted neuron stands for.
+
+    Example:
+        >>> from .ladder import Uniform
+        >>> levels(NeuronSpec(Uniform(3), signed=True, bounds=(-5, 10)))
+        10
+    """
+    assert spec.bounds is not None
+    return max(-(spec.bounds[0] or 0), spec.bounds[1] or 0, 1)
+
+
+def unit(neuron: MTNeuron, presentation: Presentation, t: int) -> Tensor:
+    """What the input is measured in behind step t, from 0: the distance between two levels.
+
+    Example:
+        >>> from .ladder import Uniform
+        >>> neuron = MTNeuron(NeuronSpec(Uniform(3), bounds=(0, 15)), torch.tensor(0.5))
+        >>> float(unit(neuron, Presentation.ONCE, 3)), float(unit(neuron, "every_step", 4))
+        (0.5, 0.5)
+    """
+    if presentation == Presentation.ONCE:
+        return neuron.delta
+    return neuron.delta * (levels(neuron.spec) / (neuron.spec.ladder.reach * (t + 1)))
+
+
+def worth(neuron: MTNeuron, presentation: Presentation, t: int) -> Tensor:
+    """What one emitted level is worth behind step t: its unit, times the neuron's gain."""
+    step = unit(neuron, presentation, t)
+    return step if neuron.gain is None else step * neuron.gain
+
+
+def window_spec(spec: NeuronSpec, presentation: Presentation, t: int) -> NeuronSpec:
+    """The neuron with the bounds of its running total behind step t, in levels of that window."""
+    if presentation == Presentation.ONCE:
+        return spec
+    assert spec.bounds is not None
+    reach = spec.ladder.reach * (t + 1)
+    low, high = (int((bound or 0) * reach / levels(spec)) for bound in spec.bounds)
+    return replace(spec, bounds=(low, high))
+
+
+def quantized(neuron: MTNeuron, x: Tensor) -> Tensor:
+    """The quantized activation the neuron stands for, bit for bit: s clamp(round(x/s), lo, hi);
+    with learned gaps s times the number of thresholds reached.
+
+    Shapes: any. Units: those of the network.
+
+    Example:
+        >>> from .ladder import Uniform
+        >>> neuron = MTNeuron(NeuronSpec(Uniform(3), bounds=(0, 3)), torch.tensor(0.5))
+        >>> quantized(neuron, torch.tensor([-1.0, 0.75, 9.0])).tolist()
+        [0.0, 1.0, 1.5]
+    """
+    if isinstance(neuron.spec.ladder, Learned):
+        y = x / neuron.delta
+        return running_step(y, torch.zeros_like(y), neuron.spec) * neuron.delta
+    low, high = neuron.spec.limits
+    return torch.round(x / neuron.delta).clamp(low, high) * neuron.delta
+
+
+def analog(neuron: MTNeuron, x: Tensor) -> Tensor:
+    """The function that was quantized: ReLU, ReLU6, a clip, or nothing.
+
+    Example:
+        >>> from .ladder import Uniform
+        >>> neuron = MTNeuron(NeuronSpec(Uniform(3), bounds=(0, 3)), torch.tensor(0.5))
+        >>> analog(neuron, torch.tensor([-1.0, 0.75, 9.0])).tolist()
+        [0.0, 0.75, 9.0]
+    """
+    return x.clamp(*neuron.clip)
+
+
+def even_response(
+    neuron: MTNeuron, x: Tensor, presentation: Presentation, time_steps: int
+) -> Tensor:
+    """What the neuron has emitted after T steps when its input arrives evenly: all at once, or the
+    same current in every step. No unevenness: what differs from `quantized` is a lack of steps.
+
+    Shapes: any. Units: those of the network; presented in every step, a mean over the steps.
+
+    Example:
+        >>> from .ladder import Uniform
+        >>> neuron = MTNeuron(NeuronSpec(Uniform(2), bounds=(0, 15)), torch.tensor(1.0))
+        >>> even_response(neuron, torch.tensor([3.2, 9.0]), Presentation.ONCE, 3).tolist()
+        [3.0, 6.0]
+        >>> even_response(neuron, torch.tensor([3.2, 9.0]), Presentation.EVERY_STEP, 3).tolist()
+        [2.5, 10.0]
+    """
+    total = torch.zeros_like(x)
+    for t in range(time_steps):
+        y = x / unit(neuron, presentation, t)
+        if neuron.offset is not None:
+            y = y + neuron.offset
+        total = running_step(y, total, window_spec(neuron.spec, presentation, t))
+    return total * worth(neuron, presentation, time_steps - 1)
