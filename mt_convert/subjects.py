@@ -143,14 +143,14 @@ def settings_of(block: EvaluateBlock, levels: int) -> list[Setting | PeerSetting
         setting
         for text in dict.fromkeys(block.calibrations)
         for setting in plain
-        for setting in _calibrated(setting, text, block.calibrated_for)
+        for setting in calibrated(setting, text, block.calibrated_for)
     ]
     found += iso_level(levels) if block.iso_level else []
     peers = (name for name in block.methods if name in PEERS)
     return [*found, *(PeerSetting(name, block.time_steps) for name in peers)]
 
 
-def _calibrated(setting: Setting, text: str, calibrated_for: Sequence[int] | None) -> list[Setting]:
+def calibrated(setting: Setting, text: str, calibrated_for: Sequence[int] | None) -> list[Setting]:
     """A setting with calibrations behind its own, once for each window of steps it is made for."""
     added = parse(text)
     if not added:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..errors import Fault, SpecError
 from ..spiking import SpikingModel
+from . import membrane
 from .report import CalibrationReport, CalibrationRow
 from .samples import Samples
-from .spec import NAMES, Calibration
+from .spec import NAMES, Calibration, MembraneMean
 from .thresholds import THRESHOLD_TRANSFORMS
 
 Changed = tuple[SpikingModel, list[CalibrationRow]]
@@ -20,6 +21,7 @@ Transform = Callable[[Any, SpikingModel, Samples, bool], Changed]
 
 TRANSFORMS: dict[type, Transform] = {
     **THRESHOLD_TRANSFORMS,
+    MembraneMean: membrane.transform,
 }
 """From the type of a calibration to what it does: (step, network, samples, keep_better)."""
 

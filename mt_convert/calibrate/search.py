@@ -80,11 +80,11 @@ class Window:
         )
 
     def response(self, neuron: MTNeuron, x: Tensor) -> Tensor:
-        """What the layer has emitted of inputs that come evenly, from the usual start at Δ/2.
+        """What the layer has emitted of inputs that come evenly.
 
-        Shapes: any, all kinds of neurons and images mixed: offsets of single ones are left out.
+        Shapes: any, inputs of all its neurons mixed: an offset that not all share is left out.
         """
-        plain = MTNeuron(neuron.spec, neuron.delta, gain=neuron.gain, clip=neuron.clip)
+        plain = MTNeuron(neuron.spec, neuron.delta, offset=_shared(neuron), gain=neuron.gain)
         return even_response(plain, x, self.presentation, self.time_steps)
 
     def responses(self, neuron: MTNeuron, x: Tensor, thetas: Tensor) -> Tensor:
@@ -92,8 +92,14 @@ class Window:
 
         Shapes: x [inputs], thetas [choices]; returns [choices, inputs].
         """
-        plain = MTNeuron(neuron.spec, thetas[:, None] / self.parts(neuron.spec))
+        steps = thetas[:, None] / self.parts(neuron.spec)
+        plain = MTNeuron(neuron.spec, steps, offset=_shared(neuron))
         return even_response(plain, x, self.presentation, self.time_steps)
+
+
+def _shared(neuron: MTNeuron) -> Tensor | None:
+    """The offset of the initial potential, if it is one for all."""
+    return None if neuron.offset is None or neuron.offset.dim() else neuron.offset
 
 
 def midpoints(x: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Calibrations that choose the thresholds of each layer, and what its spikes carry.
+"""Calibrations that choose what each layer has one of: its thresholds' size, what its spikes carry,
+its initial potential.
 
 All are judged by one loss: the mean square of what is missing between the quantized network's
 activation and what the layer emits of the same input, coming evenly over T steps.
@@ -22,7 +23,15 @@ from .lockstep import Lockstep
 from .report import CalibrationRow
 from .samples import Samples, batches, sizes
 from .search import Window, alpha_beta, best_theta, midpoints
-from .spec import Calibration, Gaussian, Maximum, MeanSquaredError, Percentile, PercentileAlphaBeta
+from .spec import (
+    Calibration,
+    Gaussian,
+    InitialPotential,
+    Maximum,
+    MeanSquaredError,
+    Percentile,
+    PercentileAlphaBeta,
+)
 from .text import name_of
 
 LOSS = "mean square"
@@ -61,6 +70,13 @@ class _Layer:
 
 Chosen = MTNeuron | str
 """The neurons found for a layer, or why it is left alone."""
+
+
+def initial_potential(step: InitialPotential, layer: _Layer) -> Chosen:
+    """v0 for all neurons; offsets that were there before are gone."""
+    neuron = layer.neuron
+    offset = torch.full_like(neuron.delta, step.v0 - neuron.spec.initial)
+    return MTNeuron(neuron.spec, neuron.delta, offset=offset, gain=neuron.gain, clip=neuron.clip)
 
 
 def percentile(step: Percentile, layer: _Layer) -> Chosen:
@@ -111,6 +127,7 @@ def gaussian(step: Gaussian, layer: _Layer) -> Chosen:
 
 
 _FINDERS: dict[type, Callable[..., Chosen]] = {
+    InitialPotential: initial_potential,
     Percentile: percentile,
     MeanSquaredError: mean_squared_error,
     PercentileAlphaBeta: percentile_alpha_beta,
@@ -120,12 +137,12 @@ _FINDERS: dict[type, Callable[..., Chosen]] = {
 
 @torch.no_grad()
 def transform(
-    step: Percentile | MeanSquaredError | PercentileAlphaBeta | Gaussian,
+    step: Calibration,
     snn: SpikingModel,
     samples: Samples,
     keep_better: bool,
 ) -> tuple[SpikingModel, list[CalibrationRow]]:
-    """The network with the thresholds that each layer's inputs ask for, one layer by itself.
+    """The network with what each layer's inputs ask for, one layer by itself.
 
     Inputs are those in the quantized network, so that what one layer gets does not depend on how
     another was calibrated.
@@ -211,4 +228,4 @@ THRESHOLD_TRANSFORMS: dict[type, Callable[..., tuple[SpikingModel, list[Calibrat
     **dict.fromkeys(_FINDERS, transform),
     Maximum: balance,
 }
-"""What each calibration of thresholds does."""
+"""What each calibration of a layer's numbers does."""

@@ -1,0 +1,213 @@
+"""Everything in this folder, by one command:
+
+    python eval/conversion_error/regenerate.py --data FOLDER --weights FILE
+
+FOLDER holds train.tar and test.tar of JPEG CIFAR-10, FILE the fp32 ResNet-20. The W4A4 and W2A2
+networks of eval/cifar10_resnet20 are trained if --runs lacks them, and each of them for one epoch
+more with every noise. Cells that are done are kept: the command can be stopped and goes on.
+``--only PART ...`` makes single parts of the sweep (two commands at once share nothing but finished
+cells), ``--pages`` writes the table and the page from the cells that are there; missing ones are
+named on the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import page
+
+from mt_convert.cells import Cells, Subject
+from mt_convert.errors import SpecError, UnsupportedLayerError
+from mt_convert.peers import PEERS, available
+from mt_convert.results import Row, results_from_json, results_to_json
+from mt_convert.settings import METHODS, PeerSetting, Setting
+from mt_convert.storage import read_json, write_json
+from mt_convert.subjects import calibrated, subjects_of
+
+HERE = Path(__file__).parent
+SUBSET = 2000  # the first of the seeded order (data.seed 0) of all 10,000 test images
+TIME_STEPS = (1, 2, 4, 8, 16, 32)
+N = (1, 3, 7, 15)
+CALIBRATED_FOR = (2, 8)
+BATCH = 125
+BITS = ("w4a4", "w2a2")
+NOISES = ("none", "stochastic", "drop", "additive")
+CALIBRATIONS = (
+    *("mse", "membrane_mean", "mse+membrane_mean", "alpha_beta", "percentile", "gaussian"),
+    *("maximum(0.7)", "alpha_beta(signed)", "layer_wise(epochs=3)", "thresholds(levels=3)"),
+)
+FLOAT = "float"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Settings of one network: the name of a run, or `FLOAT`; on so many images, None for all."""
+
+    name: str
+    network: str
+    settings: tuple[Setting | PeerSetting, ...]
+    images: int | None = SUBSET
+
+
+def parts() -> list[Part]:
+    """The sweep, what tells most first."""
+    found = [
+        Part("float", FLOAT, tuple(even(n, signed) for n in N for signed in (False, True))),
+        Part("peers", FLOAT, tuple(PeerSetting(name, TIME_STEPS) for name in PEERS)),
+        *(Part("qann", f"cifar10_resnet20_{bits}", tuple(map(once, N))) for bits in BITS),
+        Part("baselines", FLOAT, (METHODS["rate"].setting(1, TIME_STEPS), *ladders())),
+    ]
+    for n, signed in ((3, True), (1, True), (3, False), (1, False)):
+        found += (Part("calibrated", FLOAT, tuple(calibrations(even(n, signed)))),)
+    for n in (1, 3):
+        for bits in BITS:
+            for noise in NOISES:
+                settings = (once(n), even(n, False))
+                found.append(Part("noise", f"qat_noise/{bits}_{noise}", settings))
+    for bits in BITS:
+        settings = tuple(item for n in N[:2] for item in calibrations(once(n)))
+        found.append(Part("qann_calibrated", f"cifar10_resnet20_{bits}", settings))
+    for n, signed in ((7, True), (15, True), (7, False), (15, False)):
+        found.append(Part("calibrated_more", FLOAT, tuple(calibrations(even(n, signed)))))
+    return [*found, *headline()]
+
+
+def even(n: int, signed: bool) -> Setting:
+    """The image in every step; with one threshold this is QCFS, or a ternary IF neuron."""
+    name = ("signed_if" if signed else "qcfs") if n == 1 else "mt_uniform"
+    return dataclasses.replace(METHODS[name].setting(n, TIME_STEPS), signed=signed)
+
+
+def once(n: int) -> Setting:
+    """The image once, signed neurons: settles on the quantized network."""
+    return METHODS["mt_signed"].setting(n, TIME_STEPS)
+
+
+def ladders() -> Iterator[Setting]:
+    """As many thresholds that are not equal: binary cascades and powers of two."""
+    for name, counts in (("mt_binary", (2, 3, 4)), ("mt_power_of_two", (3,))):
+        for n in counts:
+            yield METHODS[name].setting(n, TIME_STEPS)
+
+
+def calibrations(setting: Setting) -> Iterator[Setting]:
+    """A setting with each calibration."""
+    for text in CALIBRATIONS:
+        yield from calibrated(setting, text, CALIBRATED_FOR)
+
+
+def headline() -> list[Part]:
+    """The rows that the page opens with, on all test images."""
+    few = {"time_steps": (1, 2, 4)}
+    ours = [dataclasses.replace(even(3, signed), **few) for signed in (True, False)]
+    best = calibrated(ours[0], "mse+membrane_mean", (4,))
+    exact = dataclasses.replace(once(3), time_steps=(1, 2, 4, 8))
+    return [
+        Part("headline", FLOAT, (*ours[:1], *best), None),
+        *(Part("headline", f"cifar10_resnet20_{bits}", (exact,), None) for bits in BITS),
+        Part("headline", FLOAT, (PeerSetting("spikingjelly_ltb", TIME_STEPS),), None),
+    ]
+
+
+def main() -> None:
+    """Train what is missing, make the cells that are missing, write the table and the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--only", nargs="*", help="names of parts")
+    parser.add_argument("--pages", action="store_true", help="write pages from what is there")
+    given = parser.parse_args()
+    study = Study(given.runs, (f"data.root={given.data}", f"model.checkpoint={given.weights}"))
+    if not given.pages:
+        study.train(given.only)
+        for part in parts():
+            if not given.only or part.name in given.only:
+                study.make(part)
+    if not given.only:
+        rows, missing = study.collected()
+        write_json(HERE / "results.json", results_to_json(rows))
+        page.write(rows, missing, study.cells.folder, HERE)
+
+
+@dataclass
+class Study:
+    """Where runs and cells lie, and which words name data and weights."""
+
+    runs: Path
+    words: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        self.cells = Cells(self.runs / "conversion_error", BATCH)
+        self._subjects: dict[tuple[str, int | None], Subject] = {}
+
+    def train(self, only: list[str] | None) -> None:
+        """The quantized networks, and each one epoch further with every noise."""
+        for bits in BITS:
+            name = f"cifar10_resnet20_{bits}"
+            if only is None or {"qann", "noise", "qann_calibrated", "headline"} & set(only):
+                self._run(name, self.runs / name)
+            for noise in NOISES if only is None or "noise" in only else ():
+                few = ("evaluate.thresholds=[15]", "evaluate.time_steps=[1]")
+                start = f"quantize.checkpoint={self.runs / name / 'train'}"
+                words = (start, f"quantize.act_noise={noise}", "train.epochs=1", "train.lr=0.0005")
+                less = (*few, "evaluate.iso_level=false", f"evaluate.images={SUBSET}")
+                self._run(name, self.runs / "qat_noise" / f"{bits}_{noise}", (*words, *less))
+
+    def _run(self, recipe: str, out: Path, more: tuple[str, ...] = ()) -> None:
+        """One run of the real command, on one thread, on which the stored numbers were made."""
+        if (out / "results.json").is_file():
+            return
+        command = [sys.executable, "-m", "mt_convert.cli", "run", recipe, *self.words, *more]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([*command, "--out", str(out), "--resume"], check=True, env=environment)
+
+    def subject(self, part: Part) -> Subject:
+        """The networks and images of a part."""
+        key = part.network, part.images
+        if key not in self._subjects:
+            run = "cifar10_resnet20_w4a4" if part.network == FLOAT else part.network
+            act_bits = 8 if part.network == FLOAT else None
+            words = self.words[:1]
+            (found,) = subjects_of(str(self.runs / run), [], words, act_bits, part.images)
+            if part.network.startswith("qat_noise"):
+                found.describe["model"] += ", one epoch more"
+            self._subjects[key] = found
+        return self._subjects[key]
+
+    def make(self, part: Part) -> None:
+        """All cells of a part; a peer that is not installed is passed over and named."""
+        for setting in part.settings:
+            if isinstance(setting, PeerSetting) and (why := available(setting.method)):
+                print(f"{setting.method}: {why}", file=sys.stderr)
+                continue
+            try:
+                self.cells.rows(self.subject(part), [setting], f"{part.name}, {part.network}")
+            except (SpecError, UnsupportedLayerError) as error:
+                print(f"{part.name}, {part.network}: {error}", file=sys.stderr)
+
+    def collected(self) -> tuple[list[Row], list[str]]:
+        """The rows of all finished cells, and what is missing."""
+        rows: list[Row] = []
+        missing: list[str] = []
+        for part in parts():
+            for setting in part.settings:
+                path = self.cells.path(self.subject(part), setting)
+                if path.is_file():
+                    rows += results_from_json(read_json(path)["results"])
+                else:
+                    missing.append(f"{part.name}: {part.network}, {setting}")
+        return rows, missing
+
+
+if __name__ == "__main__":
+    main()
