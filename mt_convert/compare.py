@@ -1,7 +1,8 @@
 """``mt-convert eval``: runs, data sets, methods and calibrations side by side in one table.
 
-Floor 10. Leaves ``cells/`` (one file for each finished cell), ``results.json``, ``README.md`` and
-``eval.json``, which says what was asked for.
+Floor 10. Leaves ``cells/`` (one file for each finished cell), ``results.json``, ``README.md`` with
+its picture, and ``eval.json``, which says what was asked for; with ``errors`` images also
+``analyses/`` and their page ``errors.md``: errors by cause, spikes where none should be, energy.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from . import report, results
+from . import pictures, report, results
+from .analysis import Analysis, analyses
 from .calibrate import parse
 from .cells import Cells, Subject
 from .errors import Fault, MTConvertError, SpecError
@@ -91,18 +93,39 @@ def run(wanted: Wanted, out: Path) -> list[results.Row]:
     recipes = [load_recipe(name, wanted.overrides) for name in wanted.data]
     cells = Cells(out, wanted.batch_size)
     rows: list[results.Row] = []
+    found: list[Analysis] = []
     for name in wanted.names:
         for subject in _subjects(name, recipes, wanted):
             settings = settings_of(wanted.block(), subject.qann.spec.levels)
             label = f"{name}, {subject.describe['dataset']}"
             rows += cells.rows(subject, settings, label)
+            if wanted.errors and cells.processes.first:
+                found += analyses(subject, settings, wanted.errors, out)
     if cells.processes.first:
         write_json(out / "eval.json", dataclasses.asdict(wanted))
         write_json(out / "results.json", results.results_to_json(rows))
-        with atomic(out / "README.md") as temporary:
-            temporary.write_text(page(rows))
+        _publish(rows, found, out)
     cells.processes.wait()
     return rows
+
+
+def _publish(rows: list[results.Row], found: list[Analysis], out: Path) -> None:
+    """The pages and their pictures."""
+    pictures.accuracy_over_time(rows, out / "accuracy.png")
+    with atomic(out / "README.md") as temporary:
+        temporary.write_text(page(rows))
+    if not found:
+        return
+    lines = ["# Errors by cause, and energy\n"]
+    for number, item in enumerate(found, 1):
+        lines.append(item.markdown())
+        for n, T in dict(item.errors.settings).items():
+            for kind, draw in (("errors", pictures.error_by_layer), ("rates", pictures.histograms)):
+                name = f"{kind}_{number}_n{n}_T{T}.png"
+                draw(item.errors, n, T, out / name)
+                lines.append(f"![{kind} of {item.title}, n = {n}, T = {T}]({name})\n")
+    with atomic(out / "errors.md") as temporary:
+        temporary.write_text("\n".join(lines))
 
 
 def _subjects(name: str, recipes: list[Recipe], wanted: Wanted) -> list[Subject]:
@@ -113,12 +136,23 @@ def _subjects(name: str, recipes: list[Recipe], wanted: Wanted) -> list[Subject]
 
 def page(rows: list[results.Row]) -> str:
     """The table as a Markdown page."""
-    return f"# {report.title(rows)}\n\n{results.markdown_table(rows)}\n{results.LEGEND}.\n"
+    picture = "![accuracy and agreement over time steps](accuracy.png)"
+    table = results.markdown_table(rows)
+    lines = [
+        "# Conversion error over time steps",
+        "",
+        *report.accuracy_lines(rows),
+        "",
+        picture,
+        "",
+    ]
+    return "\n".join([*lines, "## All columns", "", table, results.LEGEND + ".", ""])
 
 
 def show(out: Path, console: Console) -> None:
     """Print the table of a finished comparison."""
     rows = results.results_from_json(read_json(out / "results.json"))
-    console.print(report.rich_table(rows))
-    console.print(results.LEGEND + ".\n", style="dim")
-    console.print(f"table, page and cells are in {out}", highlight=False, soft_wrap=True)
+    console.print(report.accuracy_table(rows))
+    console.print(
+        f"every column, page and picture: {out}/README.md", highlight=False, soft_wrap=True
+    )

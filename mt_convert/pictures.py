@@ -62,8 +62,7 @@ def error_by_layer(table: ErrorTable, n: int, T: int, path: str | Path) -> None:
     handles, labels = panels[0].get_legend_handles_labels()
     heading = f"Conversion error by cause, {_where(table, n, T)}"
     figure.suptitle(heading, fontsize=11)
-    keys = [*zip(handles, labels, strict=True)]
-    handles, labels = zip(*keys[1:], keys[0], strict=True)  # causes first
+    handles, labels = [*handles[1:], handles[0]], [*labels[1:], labels[0]]  # causes first
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     panels[1].set_xlabel(
         "Bars stack the mean squares of the three causes. Where causes cancel or reinforce each "
@@ -125,7 +124,9 @@ def accuracy_over_time(rows: Sequence[Row], path: str | Path) -> None:
         if k % across == 0:
             above.set_ylabel("accuracy, %", fontsize=9)
             below.set_ylabel("same class as the QANN,\n% of images", fontsize=9)
-    lines = [Line2D([], [], color=colours[n], marker="o", ms=4, label=f"n = {n}") for n in numbers]
+    lines = [
+        Line2D([], [], color=colours[n], marker="o", ms=4, label=f"n = {n or '∞'}") for n in numbers
+    ]
     lines += [Line2D([], [], **_LINES[name], label=name) for name in _LINES]
     figure.legend(handles=lines, loc="outside right center", fontsize=9, frameon=False)
     figure.suptitle(subject(rows), fontsize=11)

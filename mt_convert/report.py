@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from .results import COLUMNS, IF_SEVERAL, LEGEND, Row, cells, columns, markdown_table
+from .row_kinds import kinds_of
 
 
 def rich_table(rows: Sequence[Row]) -> Table:
@@ -39,6 +40,50 @@ def rich_table(rows: Sequence[Row]) -> Table:
         table.add_column(COLUMNS[name], justify="left" if name in left else "right")
     for row in rows:
         table.add_row(*cells(row, shown), style="green" if row.exact_share == 1 else None)
+    return table
+
+
+ACCURACY_LEGEND = "SNN % after T steps; =: every activation of every image is the QANN's"
+
+
+def accuracy_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headings, and a line for each kind of row and n: the SNN's accuracy after each T.
+
+    Example:
+        >>> accuracy_cells([])
+        (['n', 'ANN %', 'QANN %'], [])
+    """
+    kinds, times = kinds_of(rows), sorted({row.T for row in rows})
+    several = len(kinds) > 1
+    lines = []
+    for words, alike in kinds.items():
+        for n in dict.fromkeys(row.n for row in alike):
+            shown = [row for row in alike if row.n == n]
+            at = {row.T: f"{row.snn_accuracy:.2f}{'=' * (row.exact_share == 1)}" for row in shown}
+            head = [words.replace("\n", ", ")] if several else []
+            same = cells(shown[0], ("n", "ann_accuracy", "qann_accuracy"))
+            lines.append([*head, *same, *(at.get(T, "") for T in times)])
+    head = ["network and method"] if several else []
+    return [*head, "n", "ANN %", "QANN %", *(f"T = {T}" for T in times)], lines
+
+
+def accuracy_lines(rows: Sequence[Row]) -> list[str]:
+    """`accuracy_cells` as the lines of a Markdown page, headed by what all rows share."""
+    head, lines = accuracy_cells(rows)
+    marks = ["---" if name.startswith("network") else "---:" for name in head]
+    table = [f"| {' | '.join(line)} |" for line in (head, marks, *lines)]
+    return [f"{title(rows)}. {ACCURACY_LEGEND}.", "", *table]
+
+
+def accuracy_table(rows: Sequence[Row]) -> Table:
+    """`accuracy_cells` for a terminal."""
+    head, lines = accuracy_cells(rows)
+    table = Table(title=title(rows), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.caption, table.caption_justify = ACCURACY_LEGEND, "left"
+    for name in head:
+        table.add_column(name, justify="left" if name.startswith("network") else "right")
+    for line in lines:
+        table.add_row(*line)
     return table
 
 

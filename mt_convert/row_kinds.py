@@ -13,15 +13,14 @@ _WORDS: dict[str, Callable[[Row], str]] = {
     "weight_bits": lambda row: f"W{row.weight_bits}" if row.weight_bits else "float weights",
     "levels": lambda row: f"L = {row.levels}",
     "seed": lambda row: f"seed {row.seed}",
-    "qat_noise": lambda row: f"QAT noise: {row.qat_noise}",
+    "qat_noise": lambda row: f"QAT noise {row.qat_noise}",
     "method": lambda row: row.method,
     "presentation": lambda row: f"presented {row.presentation.replace('_', ' ')}",
     "ladder": lambda row: f"{row.ladder} ladder",
     "mode": lambda row: row.mode,
     "signed": lambda row: "signed" if row.signed else "unsigned",
     "whole_window": lambda row: "whole window" if row.whole_window else "synchronous",
-    "calibration": lambda row: f"calibration: {row.calibration}",
-    "calibrated_T": lambda row: f"calibrated for T = {row.calibrated_T}",
+    "calibration": lambda row: "" if row.calibration == "none" else f"by {row.calibration}",
 }
 """The columns that tell one kind of rows from another, in words."""
 _SUBJECT = ("model", "dataset", "images", "weight_bits", "levels", "seed")
@@ -30,22 +29,16 @@ _SUBJECT = ("model", "dataset", "images", "weight_bits", "levels", "seed")
 def kinds_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows of each kind, in order, under what tells it from the others.
 
-    What was calibrated for each row's own T is one kind, and so is the rest of its column.
+    For which T a calibration was made does not part rows: it follows from T.
 
     Example:
         >>> kinds_of([])
         {}
     """
-    own_steps = all(row.calibrated_T in (None, row.T) for row in rows)
-    differing = [
-        name
-        for name in _WORDS
-        if len({getattr(row, name) for row in rows}) > 1
-        and not (name == "calibrated_T" and own_steps)
-    ]
+    differing = [name for name in _WORDS if len({getattr(row, name) for row in rows}) > 1]
     kinds: dict[str, list[Row]] = {}
     for row in rows:
-        title = "\n".join(_WORDS[name](row) for name in differing)
+        title = "\n".join(filter(None, (_WORDS[name](row) for name in differing)))
         kinds.setdefault(title, []).append(row)
     return kinds
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mt_convert import cells as cells_module
 from mt_convert.calibrate import MeanSquaredError
 from mt_convert.cells import Cells, Subject
-from mt_convert.data import DataSpec, tensor_set
+from mt_convert.data import DataSpec, batches, tensor_set
 from mt_convert.errors import CheckpointError, SpecError
 from mt_convert.evaluate import evaluate
 from mt_convert.ladder import Uniform
@@ -24,7 +24,7 @@ from mt_convert.quant_spec import QuantSpec
 from mt_convert.quantize import quantize
 from mt_convert.settings import METHODS, PeerSetting, Setting
 
-SPEC = DataSpec("mine", image_size=8, channels=2, classes=3)
+SPEC = DataSpec("mine", image_size=8, channels=3, classes=3, mean=(0.5,), std=(0.125,))
 SETTINGS = [
     Setting(Uniform(3), (1, 2)),
     Setting(Uniform(1), (1, 3, 5)),
@@ -36,33 +36,22 @@ SETTINGS = [
 @pytest.fixture(scope="module")
 def subject() -> Subject:
     """A small network on 22 made-up images, which no batch size below divides."""
-    layers = (nn.Conv2d(2, 4, 3, stride=2), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten())
+    layers = (nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten())
     ann = lived_in(nn.Sequential(*layers, nn.Linear(6, 3)), seed=4)
-    calibration = images(16, seed=2)
+    calibration = images(16, (3, 8, 8), seed=2)
     qann = quantize(ann, QuantSpec(act_bits=2), calibration=calibration)
-    shown = images(22, seed=3)
+    pixels = images(22, (3, 8, 8), seed=3).div(8).add(0.5).clamp(0, 1)
+    unlabelled = tensor_set(pixels, torch.zeros(22).long(), SPEC)
     with torch.no_grad():
-        labels = ann(shown).argmax(1)
+        labels = ann(next(iter(batches(unlabelled, 22)))[0]).argmax(1)
     labels[::4] = (labels[::4] + 1) % 3
     return Subject(
         qann=qann,
         ann=ann,
-        test=tensor_set(*_as_pixels(shown, labels), SPEC),
+        test=tensor_set(pixels, labels, SPEC),
         calibration=calibration,
         describe={"model": "small", "dataset": "made up", "seed": 4},
     )
-
-
-def _as_pixels(shown: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Images as a data set holds them."""
-    return shown.sub(shown.min()).div(shown.max() - shown.min()), labels
-
-
-def batches_of(subject: Subject, size: int) -> list[tuple[Tensor, Tensor]]:
-    """All test images in batches."""
-    from mt_convert.data import batches
-
-    return list(batches(subject.test, size))
 
 
 def test_cells_hold_the_rows_of_one_pass_over_all_settings(
@@ -73,7 +62,7 @@ def test_cells_hold_the_rows_of_one_pass_over_all_settings(
     wanted = evaluate(
         subject.ann,
         subject.qann,
-        batches_of(subject, 8),
+        list(batches(subject.test, 8)),
         SETTINGS,
         subject.describe,
         calibration=subject.calibration,
@@ -118,7 +107,7 @@ def test_another_network_image_or_setting_is_another_cell(subject: Subject, tmp_
         dataclasses.replace(subject, calibration=subject.calibration.flip(0)),
         dataclasses.replace(subject, data={"root": "elsewhere"}),
         dataclasses.replace(
-            subject, test=tensor_set(torch.zeros(2, 2, 8, 8), torch.zeros(2).long(), SPEC)
+            subject, test=tensor_set(torch.zeros(2, 3, 8, 8), torch.zeros(2).long(), SPEC)
         ),
     ]
     paths = [cells.path(item, SETTINGS[0]) for item in (subject, *others)]
@@ -184,7 +173,7 @@ def test_a_cell_keeps_the_report_of_its_calibration(subject: Subject, tmp_path: 
 def test_no_images_and_a_peer_without_a_float_network_are_told(
     subject: Subject, tmp_path: Path
 ) -> None:
-    nothing = tensor_set(torch.zeros(0, 2, 8, 8), torch.zeros(0).long(), SPEC)
+    nothing = tensor_set(torch.zeros(0, 3, 8, 8), torch.zeros(0).long(), SPEC)
     with pytest.raises(SpecError, match="no images"):
         Cells(tmp_path).rows(dataclasses.replace(subject, test=nothing), SETTINGS, "rows")
     with pytest.raises(SpecError, match="needs the float network"):

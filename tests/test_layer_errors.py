@@ -25,7 +25,7 @@ from mt_convert.error_rows import (
 from mt_convert.error_table import ErrorTable
 from mt_convert.errors import DataError, SpecError
 from mt_convert.ladder import Binary, Ladder, PowerOfTwo, Uniform
-from mt_convert.layer_errors import clipped, layer_errors
+from mt_convert.layer_errors import layer_errors
 from mt_convert.neurons import MTNeuron
 from mt_convert.quant_spec import QuantSpec
 from mt_convert.quantize import QuantizedModel, quantize
@@ -38,18 +38,23 @@ from mt_convert.windows import quantized as quantizer
 FLOATS = QuantSpec(weight_bits=None, first_bits=None, last_bits=None, input_bits=None, act_bits=4)
 
 
-def steps_of_one(net: nn.Module, shape: tuple[int, ...], **settings: object) -> SpikingModel:
-    """A network with float weights whose neurons have 15 levels, 1 apart."""
-    qann = quantize(net.eval(), FLOATS, calibration=images(4, shape))
-    snn = convert(qann, **settings)  # type: ignore[arg-type]
+def steps_of_one(qann: QuantizedModel, ladder: Ladder, signed: bool = False) -> SpikingModel:
+    """A converted network whose neurons have 15 levels, 1 apart."""
+    snn = convert(qann, ladder=ladder, signed=signed)
     for _, neuron in snn.neurons():
         neuron.delta.fill_(1.0)
     return snn
 
 
-def alone(ladder: Ladder, **settings: object) -> SpikingModel:
+@cache
+def one_activation() -> QuantizedModel:
+    """A network that is one quantized ReLU of two values; shared, so not to be changed."""
+    return quantize(nn.Sequential(nn.ReLU()), FLOATS, calibration=images(4, (2,)))
+
+
+def alone(ladder: Ladder) -> SpikingModel:
     """Two neurons, and nothing else."""
-    return steps_of_one(nn.Sequential(nn.ReLU()), (2,), ladder=ladder, **settings)
+    return steps_of_one(one_activation(), ladder)
 
 
 @cache
@@ -137,7 +142,9 @@ def test_rates_are_shares_of_the_most_that_a_ladder_can_emit(
 )
 def test_a_potential_left_on_an_edge_belongs_to_the_bin_above_it(value: float, left: float) -> None:
     """v = x + ½ less what was emitted, at most 15; a tie goes to the even level."""
-    table = layer_errors({15: alone(Uniform(15))}, [torch.full((1, 2), value)], time_steps=[1])
+    table = layer_errors(
+        {15: alone(Uniform(15))}, [torch.full((1, 2), float(value))], time_steps=[1]
+    )
     place = sum(edge <= left for edge in RESIDUAL_EDGES)
     assert filled(table.rate("0", 15, 1).residual_counts) == {place: 2}
 
@@ -147,7 +154,8 @@ def test_a_spike_too_early_that_is_taken_back_is_occasional_and_a_late_one_missi
     at T = 3; b − a, which should give 2, says nothing at T = 1."""
     net = nn.Sequential(nn.ReLU(), nn.Linear(2, 2, bias=False), nn.ReLU())
     net[1].weight.data = torch.tensor([[3.0, -1.0], [-1.0, 1.0]])
-    snn = steps_of_one(net, (2,), ladder=Uniform(1), signed=True)
+    qann = quantize(net.eval(), FLOATS, calibration=images(4, (2,)))
+    snn = steps_of_one(qann, Uniform(1), signed=True)
     table = layer_errors({1: snn}, [torch.tensor([[1.0, 3.0]])], time_steps=(1, 3, 5))
     last = table.layers[1]
     rows = [table.rate(last, 1, T) for T in (1, 3, 5)]
@@ -189,7 +197,7 @@ def expected_rows(
     """Analog, clipped, quantized and emitted of each layer and view, one simulation for each T."""
     given: dict[str, Tensor] = {}
     found: dict[str, dict[str, Tensor]] = {"a": {}, "c": {}, "q": {}}
-    functions = {"a": analog, "c": clipped, "q": quantizer}
+    functions = {"a": analog, "c": within_range, "q": quantizer}
 
     def neuron(key: str, name: str, layer: MTNeuron, value: Tensor) -> Tensor:
         given[name] = value
@@ -214,6 +222,13 @@ def expected_rows(
         rows[name, "arrived"] = (*late, emitted[name])
         rows[name, "propagated"] = (*(kept[name] for kept in found.values()), emitted[name])
     return rows
+
+
+def within_range(layer: MTNeuron, value: Tensor) -> Tensor:
+    """What was quantized, cut at the quantizer's lowest and highest level."""
+    assert layer.spec.bounds is not None
+    low, high = (float(bound or 0) * float(layer.delta) for bound in layer.spec.bounds)
+    return value.clamp(*layer.clip).clamp(low, high)
 
 
 @torch.no_grad()
@@ -447,9 +462,11 @@ def test_agreement_and_accuracies_are_those_of_the_predictions() -> None:
     assert table.logits[0].agreement < 1
 
 
-def test_accuracies_need_labels_with_all_batches() -> None:
+@pytest.mark.parametrize("first", [0, 1])
+def test_accuracies_need_labels_with_all_batches(first: int) -> None:
     snn, x = converted("residual", 3), pictures(2)
-    (row,) = layer_errors({3: snn}, [(x, torch.zeros(2)), x], time_steps=[1]).logits
+    batches = [(x, torch.zeros(2)), x]
+    (row,) = layer_errors({3: snn}, [batches[first], batches[1 - first]], time_steps=[1]).logits
     assert row.snn_accuracy is row.qann_accuracy is row.ann_accuracy is row.ann_agreement is None
 
 

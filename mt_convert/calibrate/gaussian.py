@@ -11,6 +11,7 @@ from ..errors import Fault, SpecError
 
 _STARTS = 400
 _HALVINGS = 40
+_FAR = 20  # deviations: beyond, the tails of a normal distribution are no numbers to compare
 
 
 def gaussian_theta(mean: float, std: float, low: int, high: int) -> float:
@@ -27,7 +28,8 @@ def gaussian_theta(mean: float, std: float, low: int, high: int) -> float:
     starts; narrow inputs have several such θ.
 
     Raises:
-        SpecError: ``std`` not above 0; bounds without a level; no level within reach of any input.
+        SpecError: ``std`` not above 0; bounds without a level, or without one on the inputs' side
+            where the mean is 20 deviations from 0.
     Source:
         H-MT (AAAI 2026), eq. 29.
 
@@ -42,9 +44,6 @@ def gaussian_theta(mean: float, std: float, low: int, high: int) -> float:
     starts = torch.linspace(math.log(1e-3 * std), end, _STARTS, dtype=torch.float64).exp()
     moment, square = _moments(starts / count, mean, std, low, high)
     best = int((starts / count * (starts / count * square - 2 * moment)).argmin())
-    if not float(square[best]):
-        fault = Fault("mean, std", f"{mean!r}, {std!r}", f"nothing reaches levels {low} … {high}")
-        raise SpecError("gaussian_theta: every input is far below the smallest threshold", [fault])
     left, right = starts[max(best - 1, 0)], starts[min(best + 1, _STARTS - 1)]
     for _ in range(_HALVINGS):
         theta = (left * right).sqrt()
@@ -73,5 +72,8 @@ def _check(mean: float, std: float, low: int, high: int) -> None:
         faults.append(Fault("std", repr(std), "allowed: above 0"))
     if not low <= 0 <= high or low == high:
         faults.append(Fault("low, high", f"{low}, {high}", "allowed: low <= 0 <= high, not both 0"))
+    if not faults and ((low == 0 and mean < -_FAR * std) or (high == 0 and mean > _FAR * std)):
+        fault = Fault("mean, std", f"{mean!r}, {std!r}", f"no input reaches levels {low} … {high}")
+        faults.append(fault)
     if faults:
         raise SpecError(f"gaussian_theta: {len(faults)} values out of range", faults)

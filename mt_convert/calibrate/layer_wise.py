@@ -210,7 +210,10 @@ class _Weights:
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer, self.scale = layer, getattr(layer, "weight_scale", None)
-        self.weight, self.bias = _copy(layer.weight), _copy(layer.bias)
+        self.weight = layer.get_parameter("weight").detach().clone().requires_grad_()
+        self.bias: Tensor | None = None
+        if layer.bias is not None:
+            self.bias = layer.get_parameter("bias").detach().clone().requires_grad_()
         self.most = math.inf
         if self.scale is not None:
             self.most = float((self.weight.detach() / self.scale).round().abs().max())
@@ -243,28 +246,26 @@ class _Weights:
             self.layer.get_parameter("bias").data = self.bias.detach().clone()
 
 
-def _copy(value: Tensor | None) -> Tensor | None:
-    """A parameter's values, to be trained apart from it."""
-    return None if value is None else value.detach().clone().requires_grad_()
-
-
 def soft_step(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
-    """`running_step` of an integer ladder, its value exact, with a gradient straight through the
-    rounding: to y where it decided the total, to the total before where the ladder or its
-    direction did, to neither at the bounds.
+    """`running_step` of an integer ladder, its value exact, with a gradient of 1 straight through
+    the rounding: to y where y decided the total, to the total before where the ladder's reach or
+    its direction did, to neither where the bounds did; each half a level further out.
 
     Example:
         >>> from ..ladder import Uniform
-        >>> y = torch.tensor([0.75, 2.5, 9.0, 99.0], requires_grad=True)
+        >>> y = torch.tensor([0.75, 2.25, 8.75, 99.0], requires_grad=True)
         >>> total = soft_step(y, torch.tensor([0.0, 3.0, 8.0, 8.0]), NeuronSpec(Uniform(2)))
         >>> total.sum().backward()
         >>> total.tolist(), y.grad.tolist()
         ([1.0, 3.0, 9.0, 10.0], [1.0, 0.0, 1.0, 0.0])
     """
-    reach = spec.ladder.reach
-    exact = running_step(y.detach(), total.detach(), spec)
-    wanted = (y + (y.round() - y).detach()).clamp(*spec.limits)
-    soft = total + (wanted - total).clamp(-reach if spec.signed else 0, reach)
+    (low, high), reach = spec.limits, spec.ladder.reach
+    with torch.no_grad():
+        exact = running_step(y, total, spec)
+        bounded = y.clamp(low - 0.5, high + 0.5)
+        gap = bounded - total
+        decides = (gap >= (-reach if spec.signed else 0) - 0.5) & (gap <= reach + 0.5)
+    soft = torch.where(decides, torch.where(y == bounded, y, bounded), total)
     return exact + (soft - soft.detach())
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..errors import Fault, SpecError
 from ..spiking import SpikingModel
-from . import membrane
+from . import layer_wise, membrane
 from .report import CalibrationReport, CalibrationRow
 from .samples import Samples
-from .spec import NAMES, Calibration, MembraneMean
+from .spec import NAMES, Calibration, LayerWise, MembraneMean
 from .thresholds import THRESHOLD_TRANSFORMS
 
 Changed = tuple[SpikingModel, list[CalibrationRow]]
@@ -22,6 +22,7 @@ Transform = Callable[[Any, SpikingModel, Samples, bool], Changed]
 TRANSFORMS: dict[type, Transform] = {
     **THRESHOLD_TRANSFORMS,
     MembraneMean: membrane.transform,
+    LayerWise: layer_wise.transform,
 }
 """From the type of a calibration to what it does: (step, network, samples, keep_better)."""
 
@@ -76,8 +77,8 @@ def calibrate(
     ]
     if faults:
         raise SpecError(f"{len(faults)} steps are no calibration", faults)
-    samples = Samples.split(snn, images, time_steps)
-    rows: list[CalibrationRow] = []
+    samples, rows = Samples.split(snn, images, time_steps), list[CalibrationRow]()
+    snn = snn.with_neurons({})
     for step in steps:
         snn, found = TRANSFORMS[type(step)](step, snn, samples, keep_better)
         rows += found

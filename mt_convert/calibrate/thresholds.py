@@ -74,8 +74,8 @@ Chosen = MTNeuron | str
 
 def initial_potential(step: InitialPotential, layer: _Layer) -> Chosen:
     """v0 for all neurons; offsets that were there before are gone."""
-    neuron = layer.neuron
-    offset = torch.full_like(neuron.delta, step.v0 - neuron.spec.initial)
+    neuron, moved = layer.neuron, step.v0 - layer.neuron.spec.initial
+    offset = torch.full_like(neuron.delta.detach(), moved) if moved else None
     return MTNeuron(neuron.spec, neuron.delta, offset=offset, gain=neuron.gain, clip=neuron.clip)
 
 

@@ -1,0 +1,276 @@
+"""The page of the study, from stored rows alone: tables, sentences that are computed, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from mt_convert import pictures
+from mt_convert.analysis import Analysis
+from mt_convert.peers import PEERS, calls
+from mt_convert.report import accuracy_lines
+from mt_convert.results import LEGEND, Row
+from mt_convert.storage import atomic, read_json
+
+SUBSET = 2000
+TRAINING_FREE = ("qcfs", "signed_if", "mt_uniform")
+LTB = ("spikingjelly_ltb", "spikingjelly_ltb_delayed")
+
+
+def write(rows: list[Row], missing: list[str], analyses: Sequence[Analysis], folder: Path) -> None:
+    """README.md and the pictures beside it."""
+    small = [row for row in rows if row.images == SUBSET]
+    floats = [row for row in small if row.weight_bits is None]
+    trained = [row for row in small if row.weight_bits is not None]
+    plain = [row for row in floats if row.calibration == "none" and row.method in TRAINING_FREE]
+    further = [row for row in trained if "one epoch more" in row.model]
+    settled = [row for row in trained if row not in further]
+    text = [(folder / "head.md").read_text().rstrip(), "", "## What was reached", ""]
+    text += [f"- {line}" for line in aims(rows)]
+    text += section("Without training: the float network", plain, folder, "float.png")
+    baselines = [row for row in floats if row.calibration == "none" and row not in plain]
+    baselines += [row for row in floats if row.method == "rate"]
+    text += section("Baselines and other packages", baselines, folder, "baselines.png")
+    text += called()
+    text += section("Calibration of the float network", floats, None, "")[:2]
+    text += gains(floats, "calibration", "none")
+    text += section("Trained quantized networks, the image once", settled, folder, "trained.png")
+    if any(row.calibration != "none" for row in settled):
+        text += ["Calibration of trained networks:", "", *gains(settled, "calibration", "none")]
+    text += ["## Noise while training", "", *noise_words(further), ""]
+    text += gains(further, "qat_noise", "none")
+    text += whole(rows)
+    text += causes(analyses, folder)
+    if missing:
+        text += ["## Not made", "", f"{len(missing)} cells of the sweep are not made yet:", ""]
+        text += [f"- {line}" for line in sorted({item.split(", Setting")[0] for item in missing})]
+    with atomic(folder / "README.md") as temporary:
+        temporary.write_text("\n".join(text).rstrip() + "\n")
+
+
+def section(title: str, rows: Sequence[Row], folder: Path | None, picture: str) -> list[str]:
+    """A heading, the accuracies over T, and their picture."""
+    lines = ["", f"## {title}", ""]
+    if not rows:
+        return [*lines, "No cell of this part is made yet.", ""]
+    lines += [*accuracy_lines(rows), ""]
+    if folder is not None:
+        pictures.accuracy_over_time(rows, folder / picture)
+        lines += [f"![accuracy and agreement over time steps]({picture})", ""]
+    return lines
+
+
+def find(rows: Iterable[Row], **wanted: object) -> Row | None:
+    """The first row with these values."""
+    for row in rows:
+        if all(getattr(row, name) == value for name, value in wanted.items()):
+            return row
+    return None
+
+
+def best(rows: Iterable[Row]) -> Row | None:
+    """The row of highest accuracy: for a sentence that says which it was, not to choose by."""
+    return max(rows, key=lambda row: row.snn_accuracy, default=None)
+
+
+def said(row: Row) -> str:
+    """A row in words."""
+    name = row.method if row.calibration == "none" else f"{row.method}, {row.calibration}"
+    sign = "signed" if row.signed else "unsigned"
+    return f"{name} ({sign}, n = {row.n}, T = {row.T}): {row.snn_accuracy:.2f} %"
+
+
+def aims(rows: Sequence[Row]) -> list[str]:
+    """What was aimed at against what was reached, each on the same images."""
+    small = [row for row in rows if row.images == SUBSET]
+    return [*training_free(small), *one_threshold(small), *close_to_qann(rows), *settling(rows)]
+
+
+def training_free(rows: Sequence[Row]) -> list[str]:
+    """n = 3 at T = 4 above LTB at T = 32."""
+    ours = [row for row in rows if row.weight_bits is None and (row.n, row.T) == (3, 4)]
+    ours = [row for row in ours if row.method == "mt_uniform"]
+    lines = []
+    for name in LTB:
+        theirs = find(rows, method=name, T=32)
+        for signed in (False, True):
+            plain = find(ours, calibration="none", signed=signed)
+            top = best(row for row in ours if row.signed == signed)
+            if theirs is None or plain is None or top is None:
+                continue
+            verdict = "above" if plain.snn_accuracy > theirs.snn_accuracy else "not above"
+            also = "" if top is plain else f"; with the best of the calibrations {said(top)}"
+            lines.append(
+                f"Training-free, {said(plain)}, {verdict} {name} at T = 32, "
+                f"{theirs.snn_accuracy:.2f} %{also} (ANN {plain.ann_accuracy:.2f} %)."
+            )
+    return lines
+
+
+def one_threshold(rows: Sequence[Row]) -> list[str]:
+    """n = 1 with each calibration against LTB at every T up to 16."""
+    ours = [
+        row
+        for row in rows
+        if row.weight_bits is None and row.n == 1 and row.method in ("qcfs", "signed_if")
+    ]
+    lines = []
+    for name in LTB:
+        theirs = {row.T: row.snn_accuracy for row in rows if row.method == name and row.T <= 16}
+        kinds: dict[tuple[str, bool], dict[int, float]] = {}
+        for row in ours:
+            if row.T in theirs:
+                kinds.setdefault((row.calibration, row.signed), {})[row.T] = row.snn_accuracy
+        whole_kinds = {kind: found for kind, found in kinds.items() if set(found) == set(theirs)}
+        above = [
+            kind for kind, found in whole_kinds.items() if all(found[T] > theirs[T] for T in theirs)
+        ]
+        if theirs and whole_kinds:
+            names = [f"{text} ({'signed' if signed else 'unsigned'})" for text, signed in above]
+            told = ", ".join(f"T = {T}: {value:.2f}" for T, value in theirs.items())
+            lines.append(
+                f"n = 1, above {name} at every T up to 16 ({told}): "
+                f"{', '.join(names) if names else 'none of the calibrations'}."
+            )
+    return lines
+
+
+def close_to_qann(rows: Sequence[Row]) -> list[str]:
+    """The trained route, n = 3 at T = 4, against its quantized network."""
+    lines = []
+    for row in rows:
+        if row.method != "mt_signed" or (row.n, row.T) != (3, 4) or row.calibration != "none":
+            continue
+        if row.images == SUBSET or "one epoch more" in row.model:
+            continue
+        gap = row.snn_accuracy - row.qann_accuracy
+        within = "within" if abs(gap) <= 0.3 else "not within"
+        lines.append(
+            f"W{row.weight_bits}, L = {row.levels}, {row.images:,} images: signed n = 3 at T = 4 is "
+            f"at {row.snn_accuracy:.2f} %, {gap:+.2f} points from the QANN, {within} 0.3; "
+            f"{row.exact_share:.4f} of the images are exact in every activation."
+        )
+    return lines
+
+
+def settling(rows: Sequence[Row]) -> list[str]:
+    """From which step on trained networks are exact."""
+    found = {
+        (row.weight_bits, row.levels, row.n): row.settling_T
+        for row in rows
+        if row.method == "mt_signed"
+        and row.calibration == "none"
+        and row.images == SUBSET
+        and row.weight_bits is not None
+        and "one epoch more" not in row.model
+    }
+    return [
+        f"W{weight_bits}, L = {L}, n = {n}: "
+        + (
+            f"every activation exact from T = {T} on."
+            if T
+            else "not exact on all images by T = 32."
+        )
+        for (weight_bits, L, n), T in found.items()
+    ]
+
+
+def gains(rows: Sequence[Row], column: str, usual: str) -> list[str]:
+    """Points that each value of a column gains over the usual one, by kind, n and T."""
+    alike = ("model", "weight_bits", "levels", "method", "presentation", "signed", "n", "T")
+    if column == "qat_noise":
+        alike = (*alike, "calibration")
+    base = {
+        tuple(getattr(row, name) for name in alike): row.snn_accuracy
+        for row in rows
+        if getattr(row, column) == usual
+    }
+    times = sorted({row.T for row in rows})
+    table: dict[tuple[str, ...], dict[int, float]] = {}
+    for row in rows:
+        key = tuple(getattr(row, name) for name in alike)
+        if key in base:
+            sign = "signed" if row.signed else "unsigned"
+            weights = (
+                "float" if row.weight_bits is None else f"W{row.weight_bits}, L = {row.levels}"
+            )
+            where = (weights, row.presentation.replace("_", " "), sign, str(row.n))
+            value = row.snn_accuracy - (base[key] if getattr(row, column) != usual else 0)
+            table.setdefault((*where, getattr(row, column)), {})[row.T] = value
+    grouped: dict[tuple[str, ...], list[tuple[str, dict[int, float]]]] = {}
+    for (*where, name), values in table.items():
+        grouped.setdefault(tuple(where), []).append((name, values))
+    head = [
+        "weights",
+        "presented",
+        "neurons",
+        "n",
+        column.replace("qat_", ""),
+        *(f"T = {T}" for T in times),
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for place, kinds in grouped.items():
+        if len(kinds) == 1:
+            continue
+        for name, values in sorted(kinds, key=lambda item: item[0] != usual):
+            form = "{:.2f}" if name == usual else "{:+.2f}"
+            cells = [form.format(values[T]) if T in values else "" for T in times]
+            lines.append("| " + " | ".join([*place, name, *cells]) + " |")
+    if len(lines) == 2:
+        return ["No cell of this part is made yet.", ""]
+    return [
+        *lines,
+        "",
+        f"Rows of {usual} are accuracies in percent, the others points above them.",
+        "",
+    ]
+
+
+def noise_words(rows: Sequence[Row]) -> list[str]:
+    """What noise did to the quantized networks themselves."""
+    found: dict[tuple[int | None, int], dict[str, float]] = {}
+    for row in rows:
+        found.setdefault((row.weight_bits, row.levels), {})[row.qat_noise] = row.qann_accuracy
+    return [
+        f"- W{weight_bits}, L = {L}: the QANN itself after the epoch with "
+        + ", ".join(f"{name} {value:.2f} %" for name, value in values.items())
+        for (weight_bits, L), values in found.items()
+    ]
+
+
+def whole(rows: Sequence[Row]) -> list[str]:
+    """The rows on all test images."""
+    every = [row for row in rows if row.images > SUBSET]
+    return section("All 10,000 test images", every, None, "")
+
+
+def called() -> list[str]:
+    """How other packages were called."""
+    lines = ["How other packages were called:", ""]
+    for name, peer in PEERS.items():
+        lines += [f"<details><summary>{name}: {peer.about}</summary>", "", "```python"]
+        lines += [calls(name).rstrip(), "```", "", "</details>", ""]
+    return lines
+
+
+def causes(analyses: Sequence[Analysis], folder: Path) -> list[str]:
+    """Errors by cause and energy, and their pictures."""
+    lines = ["", "## Errors by cause, and energy", ""]
+    for number, item in enumerate(analyses, 1):
+        settings = item.errors.settings
+        n, T = (3, 4) if (3, 4) in settings else settings[0]
+        for kind, draw in (("errors", pictures.error_by_layer), ("rates", pictures.histograms)):
+            draw(item.errors, n, T, folder / f"{kind}_{number}.png")
+        lines += [f"### {item.title}", "", item.errors.markdown(shown=[(n, T)])]
+        lines += [f"![errors by layer](errors_{number}.png)", ""]
+        lines += [f"![firing rates and residual potentials](rates_{number}.png)", ""]
+        lines += [f"Energy, n = {n}:", "", item.energy[n]["page"]]
+    return lines if analyses else [*lines, "No cell of this part is made yet.", ""]
+
+
+def stored(folder: Path) -> list[Analysis]:
+    """The analyses in a folder."""
+    return [Analysis.from_json(read_json(path)) for path in sorted(folder.glob("*.json"))]
+
+
+__all__ = ["LEGEND", "stored", "write"]

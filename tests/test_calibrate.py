@@ -1,0 +1,260 @@
+"""`calibrate`: never worse by its own loss, on every kind of network; what it makes is stored."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from networks import IMAGE, dense, images, network
+from torch import Tensor
+
+from mt_convert.archive import load, save
+from mt_convert.calibrate import (
+    NAMES,
+    Calibration,
+    Gaussian,
+    InitialPotential,
+    Maximum,
+    MeanSquaredError,
+    MembraneMean,
+    Percentile,
+    PercentileAlphaBeta,
+    calibrate,
+    name_of,
+)
+from mt_convert.calibrate.run import TRANSFORMS
+from mt_convert.convert import convert
+from mt_convert.errors import DataError, SpecError
+from mt_convert.ladder import Binary, Ladder, PowerOfTwo, Uniform
+from mt_convert.literal import spike_by_spike
+from mt_convert.neurons import MTNeuron
+from mt_convert.quant_spec import QuantSpec, Spacing
+from mt_convert.quantize import QuantizedModel, quantize
+from mt_convert.simulate import simulate
+from mt_convert.spiking import SpikingModel
+from mt_convert.walk import walk
+from mt_convert.windows import even_response
+from mt_convert.windows import quantized as activation
+
+FLOAT = QuantSpec(weight_bits=None, first_bits=None, last_bits=None, input_bits=None, act_bits=8)
+SPECS = {"w4a4": QuantSpec(), "float": FLOAT}
+STEPS: tuple[Calibration, ...] = (
+    InitialPotential(0.25),
+    Percentile(99.0),
+    Maximum(0.7),
+    MeanSquaredError(20),
+    PercentileAlphaBeta(),
+    Gaussian(),
+)
+T = 4
+
+
+@cache
+def qann_of(spec: str, name: str = "residual") -> QuantizedModel:
+    """A small network with weights of 4 bits or floats."""
+    return quantize(network(name), SPECS[spec], calibration=images(8, seed=2))
+
+
+def losses(reference: SpikingModel, snn: SpikingModel, batch: Tensor) -> dict[str, float]:
+    """The mean square that each layer misses of its quantized activation, on even input."""
+    here = dict(snn.neurons())
+    found: dict[str, float] = {}
+
+    def measure(name: str, layer: MTNeuron, x: Tensor) -> Tensor:
+        wanted = activation(layer, x)
+        emitted = even_response(here[name], x, snn.presentation, T)
+        found[name] = float((wanted - emitted).square().mean())
+        return wanted
+
+    with torch.no_grad():
+        walk(reference, batch, measure)
+    return found
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("presentation", ["once", "every_step"])
+@pytest.mark.parametrize(
+    ("ladder", "signed"),
+    [
+        (Uniform(1), False),
+        (Uniform(1), True),
+        (Uniform(3), False),
+        (Uniform(3), True),
+        (Binary(2), False),
+        (PowerOfTwo(2), True),
+    ],
+    ids=str,
+)
+def test_no_calibration_makes_its_own_loss_worse(
+    spec: str, presentation: str, ladder: Ladder, signed: bool
+) -> None:
+    snn = convert(qann_of(spec), ladder=ladder, signed=signed, presentation=presentation)
+    batch, better = images(16), 0
+    at_start = losses(snn, snn, batch[12:])
+    for step in STEPS:
+        found = calibrate(snn, batch, [step], time_steps=T)
+        now = losses(snn, found.snn, batch[12:])
+        assert [row.layer for row in found.report.rows] == list(at_start)
+        for row in found.report.rows:
+            assert row.calibration == name_of([step])
+            assert row.before == pytest.approx(at_start[row.layer], rel=1e-4)
+            assert row.loss_now == pytest.approx(now[row.layer], rel=1e-4)
+            assert now[row.layer] <= at_start[row.layer]
+            better += now[row.layer] < at_start[row.layer]
+        assert (found.report.images, found.report.held_out, found.report.time_steps) == (12, 4, T)
+    assert better > 0
+
+
+def test_a_calibration_that_is_worse_is_applied_where_that_is_asked_for() -> None:
+    snn, batch = convert(qann_of("w4a4"), ladder=Uniform(15), presentation="every_step"), images(16)
+    kept = calibrate(snn, batch, [Percentile(60.0)], time_steps=T)
+    forced = calibrate(snn, batch, [Percentile(60.0)], time_steps=T, keep_better=False)
+    worse = [row for row in kept.report.rows if not row.kept and row.loss == "mean square"]
+    assert worse
+    assert all(row.after >= row.before for row in worse)
+    applied = [row for row in forced.report.rows if row.loss == "mean square"]
+    assert all(row.kept for row in applied)
+    for row in worse:
+        old, new = (dict(item.neurons())[row.layer] for item in (kept.snn, forced.snn))
+        assert float(new.delta) != float(old.delta) == float(dict(snn.neurons())[row.layer].delta)
+    now = losses(snn, forced.snn, batch[12:])
+    assert any(now[row.layer] > row.before for row in applied)
+
+
+def test_calibrations_come_one_after_the_other() -> None:
+    snn, batch = convert(qann_of("float"), ladder=Uniform(1), presentation="every_step"), images(16)
+    steps = [Percentile(95.0), MeanSquaredError(7)]
+    both = calibrate(snn, batch, steps, time_steps=T, keep_better=False)
+    first = calibrate(snn, batch, steps[:1], time_steps=T, keep_better=False)
+    assert both.report.rows[: len(first.report.rows)] == first.report.rows
+    last = both.report.rows[len(first.report.rows) :]
+    for row, before in zip(last, first.report.rows, strict=True):
+        assert row.before == pytest.approx(before.after)
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: name_of([step]))
+def test_the_network_that_is_calibrated_stays_as_it_is(step: Calibration) -> None:
+    snn, batch = convert(qann_of("float"), ladder=Uniform(3), presentation="every_step"), images(16)
+    before = {name: tensor.clone() for name, tensor in snn.state_dict().items()}
+    found = calibrate(snn, batch, [step], time_steps=T, keep_better=False).snn
+    after = snn.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    differs = [
+        name
+        for name, tensor in found.state_dict().items()
+        if name not in before or not torch.equal(tensor, before[name])
+    ]
+    assert differs
+
+
+def test_no_calibration_is_a_copy() -> None:
+    snn = convert(qann_of("w4a4"), ladder=Uniform(3), signed=True)
+    found = calibrate(snn, images(2), [], time_steps=1)
+    assert found.report.rows == ()
+    assert found.snn is not snn
+    batch = images(4)
+    expected = simulate(snn, batch, time_steps=T).logits
+    assert torch.equal(simulate(found.snn, batch, time_steps=T).logits, expected)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("presentation", ["once", "every_step"])
+def test_a_calibrated_network_is_stored_and_loaded(
+    spec: str, presentation: str, tmp_path: Path
+) -> None:
+    snn = convert(qann_of(spec), ladder=Uniform(3), presentation=presentation)
+    steps = [PercentileAlphaBeta(), MembraneMean(rounds=2)]
+    snn = calibrate(snn, images(16), steps, time_steps=T, keep_better=False).snn
+    assert all(layer.gain is not None for _, layer in snn.neurons())
+    assert any(layer.offset is not None for _, layer in snn.neurons())
+    save(snn, tmp_path / "snn")
+    loaded = load(tmp_path / "snn")
+    batch = images(4, seed=6)
+    expected = simulate(snn, batch, time_steps=T).logits
+    assert torch.equal(simulate(loaded, batch, time_steps=T).logits, expected)
+
+
+@pytest.mark.parametrize("presentation", ["once", "every_step"])
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_calibrated_network_runs_spike_by_spike(presentation: str, signed: bool) -> None:
+    qann = quantize(dense(), FLOAT, calibration=images(8, seed=2))
+    snn = convert(qann, ladder=Uniform(3), signed=signed, presentation=presentation)
+    steps = [PercentileAlphaBeta(), InitialPotential(0.375)]
+    snn = calibrate(snn, images(16), steps, time_steps=T, keep_better=False).snn
+    batch = images(4, seed=7)
+    run, literal = (verb(snn, batch, time_steps=T) for verb in (simulate, spike_by_spike))
+    for name, total in run.totals.items():
+        assert torch.equal(literal.totals[name], total), name
+    torch.testing.assert_close(literal.logits, run.logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("presentation", ["once", "every_step"])
+def test_a_float_network_of_few_steps_gets_closer_to_its_analog_self(presentation: str) -> None:
+    qann = qann_of("float")
+    snn = convert(qann, ladder=Uniform(1), signed=True, presentation=presentation)
+    found = calibrate(snn, images(16), [MeanSquaredError()], time_steps=T).snn
+    batch = images(32, seed=8)
+    with torch.no_grad():
+        wanted = qann(batch)
+    before, after = (
+        float((simulate(item, batch, time_steps=T).logits[-1] - wanted).square().mean())
+        for item in (snn, found)
+    )
+    assert after < before
+
+
+def test_layers_with_learned_gaps_are_left_alone() -> None:
+    spec = QuantSpec(act_bits=2, spacing=Spacing.LEARNED)
+    snn = convert(quantize(dense(), spec, calibration=images(8)))
+    for step in STEPS:
+        found = calibrate(snn, images(8), [step], time_steps=2, keep_better=False)
+        assert [(row.loss, row.kept) for row in found.report.rows] == [("learned gaps", False)] * 2
+        batch = images(4)
+        expected = simulate(snn, batch, time_steps=2).logits
+        assert torch.equal(simulate(found.snn, batch, time_steps=2).logits, expected)
+
+
+def test_a_dead_layer_is_left_alone() -> None:
+    net = dense()
+    net[0].weight.data.zero_()
+    net[0].bias.data.fill_(-1.0)
+    snn = convert(quantize(net, QuantSpec(), calibration=images(8)), presentation="every_step")
+    for step in (Percentile(), Maximum(), MeanSquaredError(), PercentileAlphaBeta(), Gaussian()):
+        found = calibrate(snn, images(8), [step], time_steps=2, keep_better=False)
+        first = found.report.rows[0]
+        old, new = (dict(item.neurons())[first.layer] for item in (snn, found.snn))
+        assert first.before == first.after == 0, name_of([step])
+        assert bool(torch.isfinite(simulate(found.snn, images(2), time_steps=2).logits).all())
+        if not first.kept:
+            assert torch.equal(old.delta, new.delta)
+
+
+def test_the_first_step_that_is_no_calibration_is_named_with_what_is_allowed() -> None:
+    snn = convert(qann_of("w4a4"))
+    with pytest.raises(SpecError) as raised:
+        calibrate(snn, images(4), [Percentile, "mse"], time_steps=1)  # type: ignore[list-item]
+    assert len(raised.value.faults) == 2
+    assert "alpha_beta" in str(raised.value)
+
+
+@pytest.mark.parametrize("count", [0, 1, 1025])
+def test_too_few_and_too_many_images_are_refused(count: int) -> None:
+    with pytest.raises(SpecError, match=f"{count} images to calibrate on: allowed are 2 to 1024"):
+        calibrate(convert(qann_of("w4a4")), torch.zeros(count, *IMAGE), [], time_steps=1)
+
+
+def test_other_wrong_inputs_are_refused() -> None:
+    snn = convert(qann_of("w4a4"))
+    with pytest.raises(SpecError, match="time_steps is 0"):
+        calibrate(snn, images(4), [], time_steps=0)
+    with pytest.raises(DataError, match="do not fit"):
+        calibrate(snn, torch.zeros(4, 3, 8, 8), [], time_steps=1)
+    with pytest.raises(DataError, match="NaN"):
+        calibrate(snn, images(4) * float("nan"), [], time_steps=1)
+
+
+def test_every_calibration_that_has_a_name_can_be_run() -> None:
+    assert set(TRANSFORMS) == set(NAMES.values())
