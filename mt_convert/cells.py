@@ -24,8 +24,7 @@ from .data import ImageSet, batches
 from .errors import CheckpointError, Fault, SpecError
 from .evaluate import Counter, prepared, reference_columns
 from .peer_counter import PeerCounter
-from .peers import peer_network
-from .plain import plain
+from .peers import peer_network, plain
 from .processes import Processes
 from .progress import progress
 from .quantize import QuantizedModel

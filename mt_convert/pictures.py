@@ -1,5 +1,5 @@
 """Pictures of conversion error, from stored values alone: error by layer, accuracy over time,
-firing rates and potentials left. Floor 8.
+firing rates and potentials left. Floor 8.3.
 
 Each function writes one PNG file and leaves no state: figures have a canvas of their own.
 """
@@ -17,8 +17,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .error_rows import RATE_EDGES, RESIDUAL_EDGES, WHOLE, ErrorRow
-from .error_table import ErrorTable
+from .conversion_error.rows import RATE_EDGES, RESIDUAL_EDGES, WHOLE, ErrorRow
+from .conversion_error.table import ErrorTable
 from .errors import SpecError
 from .results import Row
 from .row_kinds import kinds_of, subject
@@ -43,7 +43,7 @@ def error_by_layer(table: ErrorTable, n: int, T: int, path: str | Path) -> None:
 
     Example:
         >>> import tempfile
-        >>> from .error_rows import ErrorRow, ErrorSize, RateRow
+        >>> from .conversion_error.rows import ErrorRow, ErrorSize, RateRow
         >>> size, path = ErrorSize(0.0, 0.1, 0.2, 0.01), Path(tempfile.mkdtemp()) / "errors.png"
         >>> errors = [ErrorRow("a", view, 3, 4, 1.0, *[size] * 4) for view in VIEW_TITLES]
         >>> rate = RateRow("a", 3, 4, 8, 0.5, 0.0, 0.0, 0.0, 0.1, (8,), (8,))

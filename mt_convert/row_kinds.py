@@ -20,7 +20,9 @@ _WORDS: dict[str, Callable[[Row], str]] = {
     "mode": lambda row: row.mode,
     "signed": lambda row: "signed" if row.signed else "unsigned",
     "whole_window": lambda row: "whole window" if row.whole_window else "synchronous",
-    "calibration": lambda row: "" if row.calibration == "none" else f"by {row.calibration}",
+    "calibration": lambda row: (
+        "uncalibrated" if row.calibration == "none" else f"by {row.calibration}"
+    ),
 }
 """The columns that tell one kind of rows from another, in words."""
 _SUBJECT = ("model", "dataset", "images", "weight_bits", "levels", "seed")
@@ -38,7 +40,7 @@ def kinds_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
     differing = [name for name in _WORDS if len({getattr(row, name) for row in rows}) > 1]
     kinds: dict[str, list[Row]] = {}
     for row in rows:
-        title = "\n".join(filter(None, (_WORDS[name](row) for name in differing)))
+        title = "\n".join(_WORDS[name](row) for name in differing)
         kinds.setdefault(title, []).append(row)
     return kinds
 

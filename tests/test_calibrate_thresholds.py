@@ -150,7 +150,7 @@ def test_a_percentile_of_0_leaves_the_layer_alone() -> None:
         snn.neurons(), found.snn.neurons(), found.report.rows, strict=True
     ):
         assert torch.equal(old.delta, new.delta)
-        assert (row.loss, row.kept) == ("percentile is 0", False)
+        assert (row.loss, row.kept) == ("theta would be 0", False)
 
 
 @pytest.mark.parametrize("presentation", PRESENTATIONS)
@@ -251,6 +251,12 @@ def test_the_signed_objective_is_blind_to_errors_that_cancel() -> None:
     square = alpha_beta(layer, x, layer, window, Objective.MSE)
     assert mean_square(*signed) > 10 * mean_square(1, 1)
     assert mean_square(*square) <= mean_square(1, 1)
+
+
+def test_inputs_that_are_almost_0_are_no_alpha() -> None:
+    x, layer = torch.tensor([1e-44] * 99 + [0.5, 1.0]), neuron(1)
+    alpha, beta = alpha_beta(layer, x, layer, Window(EVERY_STEP, 2), Objective.MSE)
+    assert (alpha, beta) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("presentation", PRESENTATIONS)

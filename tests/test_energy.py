@@ -21,8 +21,9 @@ from torch import Tensor, fx, nn
 
 from mt_convert import QuantSpec, convert, quantize
 from mt_convert.carries import Carries
-from mt_convert.energy import energy
-from mt_convert.energy_report import (
+from mt_convert.energy.fanout import event_paths
+from mt_convert.energy.measure import energy
+from mt_convert.energy.report import (
     FP32_45NM,
     INT32_45NM,
     EnergyReport,
@@ -31,7 +32,6 @@ from mt_convert.energy_report import (
     energy_table,
 )
 from mt_convert.errors import SpecError
-from mt_convert.fanout import event_paths
 from mt_convert.graph import layer_nodes, set_image_shape
 from mt_convert.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.macs import count_macs

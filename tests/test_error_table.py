@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mt_convert.error_rows import (
+from mt_convert.conversion_error.rows import (
     CAUSES,
     RATE_EDGES,
     RESIDUAL_EDGES,
@@ -21,7 +21,7 @@ from mt_convert.error_rows import (
     LogitRow,
     RateRow,
 )
-from mt_convert.error_table import (
+from mt_convert.conversion_error.table import (
     ERRORS_SCHEMA,
     LAYER_COLUMNS,
     NETWORK_COLUMNS,

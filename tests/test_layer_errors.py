@@ -12,8 +12,8 @@ import torch
 from networks import images, network, quantized
 from torch import Tensor, nn
 
-from mt_convert.convert import convert
-from mt_convert.error_rows import (
+from mt_convert.conversion_error.layers import layer_errors
+from mt_convert.conversion_error.rows import (
     CAUSES,
     RATE_EDGES,
     RESIDUAL_EDGES,
@@ -22,10 +22,10 @@ from mt_convert.error_rows import (
     ErrorRow,
     ErrorSize,
 )
-from mt_convert.error_table import ErrorTable
+from mt_convert.conversion_error.table import ErrorTable
+from mt_convert.convert import convert
 from mt_convert.errors import DataError, SpecError
 from mt_convert.ladder import Binary, Ladder, PowerOfTwo, Uniform
-from mt_convert.layer_errors import layer_errors
 from mt_convert.neurons import MTNeuron
 from mt_convert.quant_spec import QuantSpec
 from mt_convert.quantize import QuantizedModel, quantize

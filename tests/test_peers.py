@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 import mt_convert.networks  # noqa: F401  (registers resnet20_cifar)
 from mt_convert.errors import SpecError, UnsupportedLayerError
-from mt_convert.peer_calls import BATCH, read_from
-from mt_convert.peers import PEERS, available, calls, peer_network
-from mt_convert.plain import plain
+from mt_convert.peers.converters import BATCH, read_from
+from mt_convert.peers.network import PEERS, available, calls, peer_network
+from mt_convert.peers.plain_form import plain
 
 SPIKINGJELLY = [name for name in PEERS if PEERS[name].package == "spikingjelly"]
 

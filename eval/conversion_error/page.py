@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mt_convert import pictures
-from mt_convert.analysis import Analysis
+from mt_convert.conversion_error import Analysis
 from mt_convert.peers import PEERS, calls
 from mt_convert.report import accuracy_lines
 from mt_convert.results import LEGEND, Row
@@ -146,8 +146,8 @@ def close_to_qann(rows: Sequence[Row]) -> list[str]:
         gap = row.snn_accuracy - row.qann_accuracy
         within = "within" if abs(gap) <= 0.3 else "not within"
         lines.append(
-            f"W{row.weight_bits}, L = {row.levels}, {row.images:,} images: signed n = 3 at T = 4 is "
-            f"at {row.snn_accuracy:.2f} %, {gap:+.2f} points from the QANN, {within} 0.3; "
+            f"W{row.weight_bits}, L = {row.levels}, {row.images:,} images: signed n = 3 at T = 4 "
+            f"is at {row.snn_accuracy:.2f} %, {gap:+.2f} points from the QANN, {within} 0.3; "
             f"{row.exact_share:.4f} of the images are exact in every activation."
         )
     return lines

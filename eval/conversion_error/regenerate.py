@@ -17,7 +17,7 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ HERE = Path(__file__).parent
 SUBSET = 2000  # the first of the seeded order (data.seed 0) of all 10,000 test images
 TIME_STEPS = (1, 2, 4, 8, 16, 32)
 N = (1, 3, 7, 15)
-CALIBRATED_FOR = (2, 8)
+CALIBRATED_FOR = (2, 8, 32)
 BATCH = 125
 BITS = ("w4a4", "w2a2")
 NOISES = ("none", "stochastic", "drop", "additive")
@@ -58,25 +58,58 @@ class Part:
 
 def parts() -> list[Part]:
     """The sweep, what tells most first."""
-    found = [
-        Part("float", FLOAT, tuple(even(n, signed) for n in N for signed in (False, True))),
-        Part("peers", FLOAT, tuple(PeerSetting(name, TIME_STEPS) for name in PEERS)),
-        *(Part("qann", f"cifar10_resnet20_{bits}", tuple(map(once, N))) for bits in BITS),
-        Part("baselines", FLOAT, (METHODS["rate"].setting(1, TIME_STEPS), *ladders())),
+    signs = (True, False)
+    trained = {bits: f"cifar10_resnet20_{bits}" for bits in BITS}
+    short = [
+        item
+        for text in CALIBRATIONS
+        for n in (3, 1)
+        for sign in signs
+        for item in calibrated(even(n, sign), text, CALIBRATED_FOR)
     ]
-    for n, signed in ((3, True), (1, True), (3, False), (1, False)):
-        found += (Part("calibrated", FLOAT, tuple(calibrations(even(n, signed)))),)
-    for n in (1, 3):
-        for bits in BITS:
-            for noise in NOISES:
-                settings = (once(n), even(n, False))
-                found.append(Part("noise", f"qat_noise/{bits}_{noise}", settings))
-    for bits in BITS:
-        settings = tuple(item for n in N[:2] for item in calibrations(once(n)))
-        found.append(Part("qann_calibrated", f"cifar10_resnet20_{bits}", settings))
-    for n, signed in ((7, True), (15, True), (7, False), (15, False)):
-        found.append(Part("calibrated_more", FLOAT, tuple(calibrations(even(n, signed)))))
-    return [*found, *headline()]
+    more = [item for n in (7, 15) for sign in signs for item in calibrations(even(n, sign))]
+    kinds = [kind(n) for n in (3, 1) for kind in (once, lambda n: even(n, False))]
+    noisy = [
+        Part("noise", f"qat_noise/{bits}_{noise}", (kind,))
+        for bits in BITS
+        for kind in map(first_steps, kinds)
+        for noise in NOISES
+    ]
+    return [
+        Part("float", FLOAT, tuple(even(n, sign) for n in N for sign in signs)),
+        *(Part("qann", run, tuple(map(once, N))) for run in trained.values()),
+        Part("peers", FLOAT, tuple(PeerSetting(name, TIME_STEPS) for name in PEERS)),
+        Part("calibrated", FLOAT, few_steps(short)),
+        *headline(),
+        *noisy,
+        Part("baselines", FLOAT, (METHODS["rate"].setting(1, TIME_STEPS), *ladders())),
+        *(
+            Part("qann_calibrated", run, tuple(i for n in N[:2] for i in calibrations(once(n))))
+            for run in trained.values()
+        ),
+        Part("calibrated_more", FLOAT, few_steps(more)),
+        Part("calibrated_long", FLOAT, tuple(i for i in (*short, *more) if i.time_steps[-1] > 8)),
+        *(
+            Part("noise_long", f"qat_noise/{bits}_{noise}", tuple(map(last_steps, kinds)))
+            for bits in BITS
+            for noise in NOISES
+        ),
+    ]
+
+
+def few_steps(settings: Sequence[Setting]) -> tuple[Setting, ...]:
+    """Those of at most 8 steps: the others take most of the time and tell least."""
+    return tuple(setting for setting in settings if setting.time_steps[-1] <= 8)
+
+
+def first_steps(setting: Setting) -> Setting:
+    """A setting for up to 8 steps."""
+    return dataclasses.replace(setting, time_steps=TIME_STEPS[:4])
+
+
+def last_steps(setting: Setting) -> Setting:
+    """A setting for 16 and 32 steps."""
+    return dataclasses.replace(setting, time_steps=TIME_STEPS[4:])
 
 
 def even(n: int, signed: bool) -> Setting:
@@ -112,7 +145,6 @@ def headline() -> list[Part]:
     return [
         Part("headline", FLOAT, (*ours[:1], *best), None),
         *(Part("headline", f"cifar10_resnet20_{bits}", (exact,), None) for bits in BITS),
-        Part("headline", FLOAT, (PeerSetting("spikingjelly_ltb", TIME_STEPS),), None),
     ]
 
 

@@ -80,16 +80,14 @@ def _pass(
     free = {name for name, count in calls.items() if count == 1}
     passed = []
     for node in front.nodes:
-        with torch.no_grad():
-            targets = [front.target(node, k) for k in range(len(front.batches))]
+        targets = [front.target(node, k) for k in range(len(front.batches))]
         if isinstance(front.neuron(node).spec.ladder, Learned):
             passed.append(Passed(str(node.target)))
         else:
             layer = _Layer(front, node, targets, len(fit), step.loss, free)
             before, after = calibrate_(layer)
             passed.append(Passed(str(node.target), str(step.loss), before, after, layer.changed))
-        with torch.no_grad():
-            front.pass_on(node, targets)
+        front.pass_on(node, targets)
         free -= {str(item.target) for item in front.between[node]}
     return passed
 
@@ -139,13 +137,12 @@ class _Layer:
         return list(trained), rest
 
     def _offset(self) -> Tensor:
-        """The offset to start from: the neuron's, or 0 for each channel."""
-        if self.neuron.offset is not None:
-            return self.neuron.offset.detach().clone()
+        """The offset to start from, one for each channel at least."""
         like = self.targets[0]
         shared = self.front.feature_axes(self.node, like.dim(), per_neuron=False)
         shape = [1 if axis in shared else size for axis, size in enumerate(like.shape)]
-        return torch.zeros(shape[1:], dtype=like.dtype, device=like.device)
+        start = torch.zeros(shape[1:], dtype=like.dtype, device=like.device)
+        return start if self.neuron.offset is None else start + self.neuron.offset.detach()
 
     @property
     def parameters(self) -> list[Tensor]:

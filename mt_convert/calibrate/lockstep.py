@@ -130,6 +130,7 @@ class Lockstep:
                 found[source] = self._totals[k][source][moment].to(step.dtype) * step
         return found
 
+    @torch.no_grad()
     def drives(self, node: fx.Node, k: int) -> list[Tensor]:
         """A layer's input behind each step, in levels, without its offset."""
         inputs: dict[int, Tensor] = {}
@@ -144,6 +145,7 @@ class Lockstep:
         neuron, presentation = self.neuron(node), self.snn.presentation
         return [x / unit(neuron, presentation, t) for t, x in enumerate(inputs)]
 
+    @torch.no_grad()
     def target(self, node: fx.Node, k: int) -> Tensor:
         """The quantized network's activation, from its own activations before."""
         values: Values = {item: self._activations[k].get(item) for item in self._sources[node]}
@@ -154,6 +156,7 @@ class Lockstep:
         assert isinstance(neuron, MTNeuron)
         return quantized(neuron, run(layers, self.between[node], values)[source_of(node)])
 
+    @torch.no_grad()
     def pass_on(
         self,
         node: fx.Node,

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..errors import Fault, SpecError
 from ..spiking import SpikingModel
-from . import layer_wise, membrane
+from . import budget, layer_wise, membrane
 from .report import CalibrationReport, CalibrationRow
 from .samples import Samples
-from .spec import NAMES, Calibration, LayerWise, MembraneMean
+from .spec import NAMES, Calibration, LayerWise, MembraneMean, Thresholds
 from .thresholds import THRESHOLD_TRANSFORMS
 
 Changed = tuple[SpikingModel, list[CalibrationRow]]
@@ -23,6 +23,7 @@ TRANSFORMS: dict[type, Transform] = {
     **THRESHOLD_TRANSFORMS,
     MembraneMean: membrane.transform,
     LayerWise: layer_wise.transform,
+    Thresholds: budget.transform,
 }
 """From the type of a calibration to what it does: (step, network, samples, keep_better)."""
 

@@ -18,6 +18,7 @@ from ..windows import even_response, levels, quantized
 from .spec import Objective
 
 _POINTS = 2048
+_LEAST = 1e-30
 BETAS = torch.arange(0, 201) / 100
 """What β is chosen from: 0 to 2, a hundredth apart."""
 
@@ -179,6 +180,7 @@ def alpha_beta(
     shares = torch.linspace(0, 1, 101, dtype=x.dtype, device=x.device)
     percentiles = torch.quantile(inside, shares) if len(inside) else inside
     alphas = torch.cat([one, percentiles / mu])
+    alphas = alphas[alphas * mu > _LEAST]  # probabilities can be tiny
     points = midpoints(x) if objective is Objective.MSE else percentiles
     responses = window.responses(neuron, points, alphas * mu)
     betas = BETAS.to(x.device)

@@ -35,6 +35,7 @@ from .spec import (
 from .text import name_of
 
 LOSS = "mean square"
+NOTHING = "theta would be 0"
 _MOST_PASSES = 1024  # images times steps: a maximum needs no more
 
 
@@ -87,9 +88,7 @@ def percentile(step: Percentile, layer: _Layer) -> Chosen:
         theta = layer.samples.largest[layer.name].clamp(max=bound)
     else:
         theta = torch.quantile(size, step.percent / 100)
-    if not float(theta) > 0:
-        return "percentile is 0"
-    return layer.window.with_theta(layer.neuron, theta)
+    return _with_theta(layer, theta)
 
 
 def mean_squared_error(step: MeanSquaredError, layer: _Layer) -> Chosen:
@@ -98,11 +97,11 @@ def mean_squared_error(step: MeanSquaredError, layer: _Layer) -> Chosen:
     target = quantized(layer.reference, points)
     largest = quantized(layer.reference, layer.x).abs().amax()
     if not float(largest) > 0:
-        return "activations are 0"
+        return NOTHING
     parts = torch.arange(1, step.candidates + 1, device=points.device) / step.candidates
     thetas = parts.to(points.dtype) * largest
     best = best_theta(layer.neuron, points, target, thetas, layer.window)
-    return layer.window.with_theta(layer.neuron, thetas[best])
+    return _with_theta(layer, thetas[best])
 
 
 def percentile_alpha_beta(step: PercentileAlphaBeta, layer: _Layer) -> Chosen:
@@ -112,7 +111,7 @@ def percentile_alpha_beta(step: PercentileAlphaBeta, layer: _Layer) -> Chosen:
     if beta == 0:
         return "beta is 0"
     theta = alpha * reference.delta.detach() * levels(reference.spec)
-    return layer.window.with_theta(layer.neuron, theta, gain=torch.tensor(beta))
+    return _with_theta(layer, theta, gain=torch.tensor(beta))
 
 
 def gaussian(step: Gaussian, layer: _Layer) -> Chosen:
@@ -121,9 +120,15 @@ def gaussian(step: Gaussian, layer: _Layer) -> Chosen:
     low, high = layer.window.bounds(layer.neuron.spec)
     try:
         theta = gaussian_theta(float(x.mean()), float(x.std(correction=0)), low, high)
-    except SpecError as error:
-        return error.headline
-    return layer.window.with_theta(layer.neuron, theta)
+    except SpecError:
+        return "inputs are constant, or far from every level"
+    return _with_theta(layer, torch.tensor(theta))
+
+
+def _with_theta(layer: _Layer, theta: Tensor, gain: Tensor | None = None) -> Chosen:
+    """The layer with another θ, unless its steps would be 0."""
+    step = theta.to(layer.neuron.delta) / layer.window.parts(layer.neuron.spec)
+    return layer.window.with_theta(layer.neuron, theta, gain) if step > 0 else NOTHING
 
 
 _FINDERS: dict[type, Callable[..., Chosen]] = {
@@ -180,8 +185,7 @@ def balance(
         chosen: Chosen = "learned gaps"
         if not isinstance(layer.neuron.spec.ladder, Learned):
             largest = torch.stack([_largest(layer, item) for item in inputs]).amax()
-            theta = step.scale * largest
-            chosen = layer.window.with_theta(layer.neuron, theta) if theta > 0 else "currents are 0"
+            chosen = _with_theta(layer, step.scale * largest)
         neuron, row = _judged(step, layer, chosen, keep_better)
         rows.append(row)
         balanced.layers.set_submodule(name, neuron)

@@ -1,4 +1,4 @@
-"""Events and the additions they cause, counted while a converted network runs. Floor 7."""
+"""Events and the additions they cause, counted while a converted network runs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from ..shapes import image_axes
+from ..simulate import count_events, simulate
+from ..spiking import SpikingModel
 from .fanout import Paths, picked
-from .shapes import image_axes
-from .simulate import count_events, simulate
-from .spiking import SpikingModel
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ def count_synops(
 
     Example:
         >>> from torch import nn
-        >>> from .convert import convert
+        >>> from ..convert import convert
         >>> from .fanout import event_paths
-        >>> from .quantize import QuantSpec, quantize
+        >>> from ..quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
         >>> images = torch.rand(4, 1, 4, 4)
         >>> snn = convert(quantize(net, QuantSpec(input_bits=None), calibration=images))

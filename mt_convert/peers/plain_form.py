@@ -1,6 +1,6 @@
 """`plain`: a network in the form that other converters expect.
 
-Floor 2.4. Converters built on torch.fx know layers (`nn.ReLU`, `nn.Conv2d`, pools), Python's
+Converters built on torch.fx know layers (`nn.ReLU`, `nn.Conv2d`, pools), Python's
 arithmetic and a few functions of torch. They do not know activations called as functions, `F.pad`
 or ATen operators, all of which are a matter of form: the function of the network stays.
 """
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .errors import Fault, UnsupportedLayerError
-from .graph import fold_batch_norm_, unused_name
-from .trace import trace
+from ..errors import Fault, UnsupportedLayerError
+from ..graph import fold_batch_norm_, unused_name
+from ..trace import trace
 
 aten = torch.ops.aten
 

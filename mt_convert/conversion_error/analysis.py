@@ -1,6 +1,6 @@
 """Errors by cause and energy of the settings of a table: one file for each group of settings.
 
-Floor 8.2. A group is what differs in n alone: one method, presentation, calibration.
+A group is what differs in n alone: one method, presentation, calibration.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any
 
 import torch
 
-from .cells import AnySetting, Subject
-from .data import batches
-from .energy import energy
-from .energy_report import EnergyReport
-from .error_table import ErrorTable
-from .errors import CheckpointError
-from .evaluate import prepared
-from .layer_errors import layer_errors
-from .settings import Setting
-from .storage import read_json, write_json
+from ..cells import AnySetting, Subject
+from ..data import batches
+from ..energy.measure import energy
+from ..energy.report import EnergyReport
+from ..errors import CheckpointError
+from ..evaluate import prepared
+from ..settings import Setting
+from ..storage import read_json, write_json
+from .layers import layer_errors
+from .table import ErrorTable
 
 ANALYSIS_SCHEMA = "mt_convert.analysis/1"
 BATCH = 64
@@ -34,7 +34,7 @@ BATCH = 64
 @dataclass(frozen=True)
 class Analysis:
     """What one group of settings shows on ``errors.images`` images: errors by cause, and for each n
-    the totals of `energy.energy`, as plain data."""
+    the totals of `energy`, as plain data."""
 
     subject: dict[str, Any]
     method: str

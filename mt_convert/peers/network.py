@@ -1,6 +1,6 @@
 """Converters of other packages on our networks: SpikingJelly's recipes and sinabs.
 
-Floor 7.1. `peer_calls` says how each is called. All show the same image in every step and read out
+`converters` says how each is called. All show the same image in every step and read out
 the mean of the network's output over the steps so far, as their examples do.
 """
 
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .errors import SpecError, UnsupportedLayerError
-from .peer_calls import PEERS, Peer, calls, peer, read_from
+from ..errors import SpecError, UnsupportedLayerError
+from .converters import PEERS, Peer, calls, peer, read_from
 
 __all__ = ["PEERS", "Peer", "PeerNetwork", "PeerRun", "available", "calls", "peer_network"]
 

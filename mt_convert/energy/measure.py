@@ -1,6 +1,6 @@
 """Additions, multiply-accumulates, comparisons and picojoules per image of a converted network.
 
-Floor 7.1. Layers that spikes feed cost one addition per event and connection (`fanout`), all others
+Layers that spikes feed cost one addition per event and connection (`fanout`), all others
 multiply-accumulates: once per image where their input is the encoded image, which is the same in
 every step, and in every step where it can change. A neuron compares its potential with each of its
 thresholds in every step, a signed one in both directions. What costs something and is in neither
@@ -13,8 +13,15 @@ from collections.abc import Sequence
 
 from torch import Tensor, fx
 
-from .carries import Carries
-from .energy_report import (
+from ..carries import Carries
+from ..errors import SpecError
+from ..graph import is_constant, layer_of
+from ..neurons import MTNeuron
+from ..progress import progress
+from ..rules import Kind, rule_of
+from ..spiking import Encoder, SpikingModel
+from .fanout import Fanout, Paths, event_paths, named
+from .report import (
     FP32_45NM,
     EnergyReport,
     EnergyRow,
@@ -23,13 +30,6 @@ from .energy_report import (
     NotCounted,
     baseline,
 )
-from .errors import SpecError
-from .fanout import Fanout, Paths, event_paths, named
-from .graph import is_constant, layer_of
-from .neurons import MTNeuron
-from .progress import progress
-from .rules import Kind, rule_of
-from .spiking import Encoder, SpikingModel
 from .synops import StepCounts, count_synops
 
 
@@ -55,8 +55,8 @@ def energy(
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from .convert import convert
-        >>> from .quantize import QuantSpec, quantize
+        >>> from ..convert import convert
+        >>> from ..quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.rand(8, 1, 4, 4)
         >>> snn = convert(quantize(net, QuantSpec(), calibration=images))

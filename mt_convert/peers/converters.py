@@ -1,6 +1,6 @@
 """How converters of other packages are called: as their own documentation and examples do.
 
-Floor 7. The packages are optional: each is imported only where it is called. `peers` runs what
+The packages are optional: each is imported only where it is called. `network` runs what
 stands here and prints none of it; `calls` gives the source, for pages.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from .errors import Fault, SpecError
+from ..errors import Fault, SpecError
 
 BATCH = 32
 LTB_BATCHES = 390  # as many as SpikingJelly's ImageNet example: 50,000 images in batches of 128

@@ -1,6 +1,6 @@
 """Conversion error by cause, layer by layer: many n and T in one pass over the images.
 
-Floor 7.1. For every layer of neurons a − m = (a − c) + (c − q) + (q − m), clipping + quantization +
+For every layer of neurons a − m = (a − c) + (c − q) + (q − m), clipping + quantization +
 unevenness (invariant 8), in the three views of `error_table.VIEWS`; there are the definitions of
 all that is counted. Only sums are kept: memory does not grow with the number of images, nor with T.
 """
@@ -14,16 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .error_rows import VIEWS, WHOLE, ErrorRow, LogitRow, RateRow
-from .error_sums import AnswerCounts, Answers, CauseSums, Firing, SpikeCounts
-from .error_table import ErrorTable
-from .errors import Fault, SpecError
-from .ladder import PowerOfTwo
-from .neurons import MTNeuron
-from .simulate import FloatArithmetic, count_events, simulate
-from .spiking import SpikingModel
-from .walk import Activation, walk
-from .windows import analog, even_response, quantized, unit, worth
+from ..errors import Fault, SpecError
+from ..ladder import PowerOfTwo
+from ..neurons import MTNeuron
+from ..simulate import FloatArithmetic, count_events, simulate
+from ..spiking import SpikingModel
+from ..walk import Activation, walk
+from ..windows import analog, even_response, quantized, unit, worth
+from .rows import VIEWS, WHOLE, ErrorRow, LogitRow, RateRow
+from .sums import AnswerCounts, Answers, CauseSums, Firing, SpikeCounts
+from .table import ErrorTable
 
 Networks = Mapping[int, SpikingModel] | Sequence[tuple[int, SpikingModel]]
 Batch = Tensor | tuple[Tensor, Tensor] | list[Tensor]
@@ -52,9 +52,9 @@ def layer_errors(
         DataError: images of another shape, or with NaN.
 
     Example:
-        >>> from .convert import convert
-        >>> from .ladder import Uniform
-        >>> from .quantize import QuantSpec, quantize
+        >>> from ..convert import convert
+        >>> from ..ladder import Uniform
+        >>> from ..quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.randn(8, 1, 4, 4)
         >>> qann = quantize(net, QuantSpec(act_bits=4), calibration=images)
@@ -98,8 +98,8 @@ def clipped(neuron: MTNeuron, x: Tensor) -> Tensor:
     """The analog activation clipped to what the neuron's quantizer can give: [lo s, hi s].
 
     Example:
-        >>> from .ladder import Uniform
-        >>> from .neurons import NeuronSpec
+        >>> from ..ladder import Uniform
+        >>> from ..neurons import NeuronSpec
         >>> neuron = MTNeuron(NeuronSpec(Uniform(3), bounds=(0, 3)), torch.tensor(0.5))
         >>> clipped(neuron, torch.tensor([-1.0, 0.7, 9.0])).tolist() == [0, torch.tensor(0.7), 1.5]
         True

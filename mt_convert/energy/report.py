@@ -1,6 +1,6 @@
 """What `energy` found, as values, and how people read it.
 
-Floor 5. An `EnergyRow` per layer and number of steps, an `EnergyTotal` per number of steps, both
+An `EnergyRow` per layer and number of steps, an `EnergyTotal` per number of steps, both
 per image; prices are an `EnergyTable`, the networks to compare with a `Baseline`.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from .carries import Carries
+from ..carries import Carries
 
 ENERGY_SCHEMA = "mt_convert.energy/1"
 

@@ -1,6 +1,6 @@
-"""The table of conversion errors by cause: as JSON, as a Markdown page, for a terminal. Floor 1.2.
+"""The table of conversion errors by cause: as JSON, as a Markdown page, for a terminal.
 
-`layer_errors` measures it, `pictures` draws it; what its numbers are stands in `error_rows`.
+`layer_errors` measures it, `pictures` draws it; what its numbers are stands in `rows`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .error_rows import (
+from ..errors import CheckpointError, SpecError
+from .rows import (
     CAUSES,
     RATE_EDGES,
     RESIDUAL_EDGES,
@@ -21,7 +22,6 @@ from .error_rows import (
     LogitRow,
     RateRow,
 )
-from .errors import CheckpointError, SpecError
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -1,6 +1,6 @@
 """Linear operators with all weights 1: how many events enter each entry of what they give.
 
-Floor 2. Nothing merges: an entry of a sum holds the events of all that it sums, and where windows
+Nothing merges: an entry of a sum holds the events of all that it sums, and where windows
 overlap an event is in each of them. Interpolation has no row here: its events cannot be followed.
 """
 

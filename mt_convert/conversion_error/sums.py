@@ -1,4 +1,4 @@
-"""Running sums of errors and counts of spikes, batch by batch, and the rows they give. Floor 2.
+"""Running sums of errors and counts of spikes, batch by batch, and the rows they give.
 
 Everything is summed in double precision, so that it hardly matters how images are batched.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .error_rows import (
+from .rows import (
     CAUSES,
     RATE_EDGES,
     RATE_PARTS,

@@ -1,14 +1,11 @@
-"""Bits in which the quantized network that a converted one came from stores its numbers.
-
-Floor 4.1.
-"""
+"""Bits in which the quantized network that a converted one came from stores its numbers."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from .neurons import MTNeuron
-from .spiking import Encoder
+from ..neurons import MTNeuron
+from ..spiking import Encoder
 
 FLOAT_BITS = 32
 

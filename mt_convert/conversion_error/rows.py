@@ -1,4 +1,4 @@
-"""What conversion errors are, as plain rows: causes, views, bins. Floor 1.1, no torch.
+"""What conversion errors are, as plain rows: causes, views, bins. No torch.
 
 Per layer a − m = (a − c) + (c − q) + (q − m): clipping, quantization and unevenness, with a the
 analog activation, c the same clipped to the quantizer's range, q quantized, m what the neurons of

@@ -1,0 +1,21 @@
+"""The error of a conversion by cause: clipping, quantization, unevenness, layer by layer."""
+
+from __future__ import annotations
+
+from .analysis import Analysis, analyses
+from .layers import clipped, layer_errors
+from .rows import CAUSES, VIEWS, ErrorRow, LogitRow, RateRow
+from .table import ErrorTable
+
+__all__ = [
+    "CAUSES",
+    "VIEWS",
+    "Analysis",
+    "ErrorRow",
+    "ErrorTable",
+    "LogitRow",
+    "RateRow",
+    "analyses",
+    "clipped",
+    "layer_errors",
+]

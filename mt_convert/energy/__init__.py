@@ -1,0 +1,15 @@
+"""What a converted network costs: additions, multiply-accumulates, comparisons, picojoules."""
+
+from __future__ import annotations
+
+from .measure import energy
+from .report import FP32_45NM, INT32_45NM, EnergyReport, EnergyTable, energy_table
+
+__all__ = [
+    "FP32_45NM",
+    "INT32_45NM",
+    "EnergyReport",
+    "EnergyTable",
+    "energy",
+    "energy_table",
+]
