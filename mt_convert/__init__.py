@@ -5,6 +5,9 @@
     qann = mt.quantize(ann, mt.QuantSpec(weight_bits=4, act_bits=4), calibration=images)
     snn = mt.convert(qann)                             # n = L thresholds, T = 1: exact
     run = mt.simulate(snn, images, time_steps=1)       # run.logits [T, batch, classes]
+    done = mt.calibrate(mt.convert(qann, ladder=mt.Uniform(3)), images, [mt.MembraneMean()],
+                        time_steps=4)              # done.snn, done.report
+    table = mt.layer_errors({3: done.snn}, [images], time_steps=(1, 2, 4))
     mt.save(snn, folder); snn = mt.load(folder)
 
 Names are imported on first use, so that ``mt-convert --help`` does not wait for torch.
@@ -19,12 +22,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .archive import load, save
+    from .calibrate import (
+        Gaussian,
+        InitialPotential,
+        LayerWise,
+        Maximum,
+        MeanSquaredError,
+        MembraneMean,
+        Percentile,
+        PercentileAlphaBeta,
+        Thresholds,
+        calibrate,
+    )
+    from .conversion_error import ErrorTable, layer_errors
     from .convert import convert
+    from .energy import energy
     from .errors import MTConvertError
     from .integer import IntegerArithmetic
     from .ladder import Binary, Firing, Learned, PowerOfTwo, Uniform
     from .neurons import IF, LIF, PLIF, MTNeuron, NeuronSpec, Reset, mt_step
-    from .quant_spec import BatchNorm, Override, QuantSpec, Scale
+    from .quant_spec import ActNoise, BatchNorm, Override, QuantSpec, Scale, Spacing, WeightCode
     from .quantize import QuantizedModel, quantize
     from .rules import DEFAULT_RULES, Kind, Rule
     from .simulate import Run, simulate
@@ -32,12 +49,29 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "archive": ("load", "save"),
+    "calibrate": (
+        "Gaussian",
+        "InitialPotential",
+        "LayerWise",
+        "Maximum",
+        "MeanSquaredError",
+        "MembraneMean",
+        "Percentile",
+        "PercentileAlphaBeta",
+        "Thresholds",
+        "calibrate",
+    ),
+    "conversion_error": ("ErrorTable", "layer_errors"),
+    "energy": ("energy",),
     "convert": ("convert",),
     "errors": ("MTConvertError",),
     "integer": ("IntegerArithmetic",),
     "ladder": ("Binary", "Firing", "Learned", "PowerOfTwo", "Uniform"),
     "neurons": ("IF", "LIF", "PLIF", "MTNeuron", "NeuronSpec", "Reset", "mt_step"),
-    "quant_spec": ("BatchNorm", "Override", "QuantSpec", "Scale"),
+    "quant_spec": (
+        *("ActNoise", "BatchNorm", "Override", "QuantSpec", "Scale"),
+        *("Spacing", "WeightCode"),
+    ),
     "quantize": ("QuantizedModel", "quantize"),
     "rules": ("DEFAULT_RULES", "Kind", "Rule"),
     "simulate": ("Run", "simulate"),
@@ -51,17 +85,27 @@ __all__ = [
     "IF",
     "LIF",
     "PLIF",
+    "ActNoise",
     "BatchNorm",
     "Binary",
     "ConversionReport",
+    "ErrorTable",
     "Firing",
+    "Gaussian",
+    "InitialPotential",
     "IntegerArithmetic",
     "Kind",
+    "LayerWise",
     "Learned",
     "MTConvertError",
     "MTNeuron",
+    "Maximum",
+    "MeanSquaredError",
+    "MembraneMean",
     "NeuronSpec",
     "Override",
+    "Percentile",
+    "PercentileAlphaBeta",
     "PowerOfTwo",
     "Presentation",
     "QuantSpec",
@@ -70,9 +114,15 @@ __all__ = [
     "Rule",
     "Run",
     "Scale",
+    "Spacing",
     "SpikingModel",
+    "Thresholds",
     "Uniform",
+    "WeightCode",
+    "calibrate",
     "convert",
+    "energy",
+    "layer_errors",
     "load",
     "mt_step",
     "quantize",
@@ -82,7 +132,7 @@ __all__ = [
 
 
 class _Face(ModuleType):
-    """The package as users see it: three verbs share their names with the files they live in, and
+    """The package as users see it: some verbs share their names with the files they live in, and
     importing such a file must not put the file in the verb's place."""
 
     def __setattr__(self, name: str, value: Any) -> None:

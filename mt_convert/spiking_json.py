@@ -30,7 +30,7 @@ def spiking_layer_to_json(layer: nn.Module) -> dict[str, Any]:
     if isinstance(layer, Encoder):
         return {"type": "Encoder", "level_bounds": list(layer.level_bounds)}
     plain = plain_layer_to_json(layer)
-    if isinstance(layer, WEIGHTED):
+    if isinstance(layer, WEIGHTED) and hasattr(layer, "weight_scale"):
         plain["weight_scale"] = list(layer.get_buffer("weight_scale").shape)
     return plain
 
