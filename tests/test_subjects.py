@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Command
+from conftest import ROOT, Command
 
 from mt_convert import compare, pipeline
 from mt_convert.calibrate import MeanSquaredError, parse
@@ -128,10 +132,11 @@ def test_eval_compares_networks_methods_and_calibrations(
     assert {row.weight_bits for row in rows} == {4, None}
     assert {row.method for row in rows} == {"rate", "mt_signed"}
     assert {row.calibration for row in rows} == {
-        *("none", "mse", "maximum+initial_potential(0.0)", "maximum+initial_potential(0.0)+mse")
+        *("none", "mse", "maximum+initial_potential(0)", "maximum+initial_potential(0)+mse")
     }
     assert "SNN %" in done.stdout
-    assert (tmp_path / "out" / "README.md").read_text().count("\n| ") == len(rows) + 2
+    lines = (tmp_path / "out" / "README.md").read_text().count("\n| ")
+    assert lines == (2 + len(rows) // 2) + (2 + len(rows))  # one line for all T, then one for each
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").iterdir()}
     again = command(*words, *more, "--out", "out")
     assert again.stdout == done.stdout
@@ -158,3 +163,45 @@ def test_wrong_words_of_eval_are_one_message(
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_errors_by_cause_have_a_page_with_pictures(
+    command: Command, folder: Path, tmp_path: Path
+) -> None:
+    words = ("eval", str(folder), "--levels", "1,15", "--time-steps", "1,2", "--images", "12")
+    done = command(*words, "--errors", "8", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "out" / "errors.md").read_text()
+    names = re.findall(r"\]\(([^)]+\.png)\)", page)
+    assert len(names) == 4
+    assert all((tmp_path / "out" / name).is_file() for name in names)
+    assert "Errors on 8 images" in page
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_table_as_one(
+    command: Command, folder: Path, tmp_path: Path
+) -> None:
+    words = ("eval", str(folder), "--levels", "1,3", "--time-steps", "1,4", "--batch-size", "7")
+    words = (*words, "--images", "33", "--calibrate", "mse+membrane_mean")
+    assert command(*words, "--out", "one").returncode == 0
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    launch = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, "-m", "mt_convert.cli", *words, "--out", "two"],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": path,
+            "OMP_NUM_THREADS": "1",
+            "ACCELERATE_USE_CPU": "true",
+        },
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("T = 4") == 1
+    one, two = (tmp_path / name / "results.json" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()

@@ -39,9 +39,10 @@ def transform(
     From there each layer alone gets each other length, three longer ones at most; the loss and the
     cost that this adds are noted. Then, all layers starting from the cheapest, what lowers the sum
     of losses most per cost is taken until the budget is used: once among ladders next to the
-    uniform one, once up to two places away, once among all. The best of these choices is tried
-    against the uniform one. This takes at most (lengths) + (layers) × (lengths) + 5 simulations of
-    64 images.
+    uniform one, once up to two places away, once among all. From the best of these and the uniform
+    choice, changes of one layer or of two that promise most are measured, as many as there are
+    layers, and kept where the loss falls. This takes at most (lengths) + (layers) × (lengths + 1) +
+    5 simulations of 64 images.
 
     The loss is the squared difference of the logits to the quantized network's over the square of
     these. A search sees the images to fit, the verdict the held-out ones. The cost is the mean over
@@ -191,17 +192,49 @@ def _uniform(trial: _Trial, step: Thresholds) -> tuple[Choice, _Measured]:
 def _chosen(trial: _Trial, uniform: Choice, base: _Measured) -> Choice:
     """The best choice found on the images to fit; the uniform one where none is better."""
     table = _table(trial, uniform, base)
-    best, lowest = uniform, base.loss
+    best, found = uniform, base
     tried: list[Choice] = [uniform]
-    for near in _NEAR:
-        choice = _greedy(_nearby(table, uniform, near), base, trial.budget)
-        if choice in tried:
-            continue
-        tried.append(choice)
-        found = trial.measured(choice)
-        if found.cost <= trial.budget and found.loss < lowest:
-            best, lowest = choice, found.loss
+    near_by = (_greedy(_nearby(table, uniform, near), base, trial.budget) for near in _NEAR)
+    for choice in near_by:
+        best, found = _better(trial, choice, best, found, tried)
+    for _ in table:
+        moves = ({**best, **move} for move in _moves(table, best, found, trial.budget))
+        choice = next((item for item in moves if item not in tried), None)
+        if choice is None:
+            break
+        best, found = _better(trial, choice, best, found, tried)
     return best
+
+
+def _better(
+    trial: _Trial, choice: Choice, best: Choice, lowest: _Measured, tried: list[Choice]
+) -> tuple[Choice, _Measured]:
+    """The better of two choices within the budget; a choice is measured once."""
+    if choice in tried:
+        return best, lowest
+    tried.append(choice)
+    found = trial.measured(choice)
+    if found.cost <= trial.budget and found.loss < lowest.loss:
+        return choice, found
+    return best, lowest
+
+
+def _moves(table: _Table, choice: Choice, now: _Measured, budget: float) -> list[Choice]:
+    """Changes of one layer or of two that promise a lower loss within the budget, best first."""
+    single = []
+    for name, row in table.items():
+        here = row[choice[name]]
+        for ladder, found in row.items():
+            if ladder != choice[name]:
+                single.append((found.loss - here.loss, found.cost - here.cost, {name: ladder}))
+    pairs = [
+        (one[0] + other[0], one[1] + other[1], {**one[2], **other[2]})
+        for one in single
+        for other in single
+        if next(iter(one[2])) < next(iter(other[2]))
+    ]
+    fitting = [item for item in single + pairs if item[0] < 0 and now.cost + item[1] <= budget]
+    return [move for _, _, move in sorted(fitting, key=lambda item: item[:2])]
 
 
 _Table = dict[str, dict[Ladder, _Measured]]

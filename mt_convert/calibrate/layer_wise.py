@@ -19,11 +19,10 @@ from torch.func import functional_call
 
 from ..graph import WEIGHTED, is_constant, layer_nodes, layer_of, source_of
 from ..ladder import Learned
-from ..neurons import NeuronSpec
-from ..running import running_step
 from ..spiking import SpikingModel
 from ..windows import window_spec, worth
-from .lockstep import Lockstep, Passed, Values, report_rows, run, with_offset
+from .lockstep import Lockstep, Values, run, soft_step, with_offset
+from .passes import Passed, report_rows
 from .report import CalibrationRow
 from .samples import Samples
 from .spec import LayerWise, Loss
@@ -31,6 +30,7 @@ from .text import name_of
 
 PATIENCE = 5
 OFFSET_RATE = 100.0
+MOST_OFFSET_RATE = 0.1
 MOST = 0.5
 _SEED = 0
 _TINY = 1e-30
@@ -52,9 +52,9 @@ def transform(
 
     Loss: mean square difference over the mean square of the target; or KL divergence of softmaxes
     over all neurons of an image. Adam; the offset, counted in thresholds, moves at 100 times the
-    rate and within ±½. The epoch with the lowest held-out loss is kept, with ``keep_better`` the
-    start being one of them; 5 epochs without gain end a layer. The last row compares the means over
-    layers of the whole network; if that rose, nothing is kept.
+    rate, 0.1 at most, and within ±½. The epoch with the lowest held-out loss is kept, with
+    ``keep_better`` the start being one of them; 5 epochs without gain end a layer. The last row
+    compares the means over layers of the whole network; if that rose, nothing is kept.
 
     Source: dual-phase optimisation (arXiv 2205.07473), phase II, its layer-wise calibration; there
     the gradient of a spike is that of ½ tanh(2.5x) + ½.
@@ -243,29 +243,6 @@ class _Weights:
             self.layer.get_parameter("bias").data = self.bias.detach().clone()
 
 
-def soft_step(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
-    """`running_step` of an integer ladder, its value exact, with a gradient of 1 straight through
-    the rounding: to y where y decided the total, to the total before where the ladder's reach or
-    its direction did, to neither where the bounds did; each half a level further out.
-
-    Example:
-        >>> from ..ladder import Uniform
-        >>> y = torch.tensor([0.75, 2.25, 8.75, 99.0], requires_grad=True)
-        >>> total = soft_step(y, torch.tensor([0.0, 3.0, 8.0, 8.0]), NeuronSpec(Uniform(2)))
-        >>> total.sum().backward()
-        >>> total.tolist(), y.grad.tolist()
-        ([1.0, 3.0, 9.0, 10.0], [1.0, 0.0, 1.0, 0.0])
-    """
-    (low, high), reach = spec.limits, spec.ladder.reach
-    with torch.no_grad():
-        exact = running_step(y, total, spec)
-        bounded = y.clamp(low - 0.5, high + 0.5)
-        gap = bounded - total
-        decides = (gap >= (-reach if spec.signed else 0) - 0.5) & (gap <= reach + 0.5)
-    soft = torch.where(decides, torch.where(y == bounded, y, bounded), total)
-    return exact + (soft - soft.detach())
-
-
 def _mean_square(emitted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Squared differences over squares of the target."""
     return (emitted - target).square().sum(), target.square().sum()
@@ -283,7 +260,8 @@ _LOSSES = {Loss.MSE: _mean_square, Loss.KL: _divergence}
 
 def _trained_(layer: _Layer, step: LayerWise, keep_better: bool) -> tuple[float, float]:
     """Train a layer and put the best values into the network; its loss before and after."""
-    groups: list[dict[str, Any]] = [{"params": [layer.offset], "lr": step.lr * OFFSET_RATE}]
+    rate = min(step.lr * OFFSET_RATE, MOST_OFFSET_RATE)
+    groups: list[dict[str, Any]] = [{"params": [layer.offset], "lr": rate}]
     if len(layer.parameters) > 1:
         groups.append({"params": layer.parameters[:-1]})
     optimizer = torch.optim.Adam(groups, lr=step.lr)

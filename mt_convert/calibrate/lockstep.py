@@ -8,19 +8,17 @@ the one network and the totals behind every step of the other.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from ..graph import CONVS, NORMS, WEIGHTED, attribute, is_constant, layer_nodes, layer_of, source_of
-from ..neurons import MTNeuron
+from ..neurons import MTNeuron, NeuronSpec
 from ..running import running_step
 from ..shapes import images_not_first
 from ..spiking import Presentation, SpikingModel
 from ..windows import quantized, unit, window_spec, worth
-from .report import CalibrationRow
 
 Values = dict[fx.Node, Any]
 Call = Callable[..., Any]
@@ -242,54 +240,32 @@ def emissions(
     return totals
 
 
+def soft_step(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
+    """`running_step` of an integer ladder, its value exact, with a gradient of 1 straight through
+    the rounding: to y where y decided the total, to the total before where the ladder's reach or
+    its direction did, to neither where the bounds did; each half a level further out.
+
+    Example:
+        >>> from ..ladder import Uniform
+        >>> y = torch.tensor([0.75, 2.25, 8.75, 99.0], requires_grad=True)
+        >>> total = soft_step(y, torch.tensor([0.0, 3.0, 8.0, 8.0]), NeuronSpec(Uniform(2)))
+        >>> total.sum().backward()
+        >>> total.tolist(), y.grad.tolist()
+        ([1.0, 3.0, 9.0, 10.0], [1.0, 0.0, 1.0, 0.0])
+    """
+    (low, high), reach = spec.limits, spec.ladder.reach
+    with torch.no_grad():
+        exact = running_step(y, total, spec)
+        bounded = y.clamp(low - 0.5, high + 0.5)
+        gap = bounded - total
+        decides = (gap >= (-reach if spec.signed else 0) - 0.5) & (gap <= reach + 0.5)
+    soft = torch.where(decides, torch.where(y == bounded, y, bounded), total)
+    return exact + (soft - soft.detach())
+
+
 def with_offset(neuron: MTNeuron, offset: Tensor | None) -> MTNeuron:
     """The same layer with another offset."""
     return MTNeuron(neuron.spec, neuron.delta, offset=offset, gain=neuron.gain, clip=neuron.clip)
-
-
-@dataclass(frozen=True)
-class Passed:
-    """What was found for one layer: its loss before and after, on what the layers before it then
-    emit. ``loss`` is empty where the layer's gaps were learned, so that it was left alone."""
-
-    layer: str
-    loss: str = ""
-    before: float = 0.0
-    after: float = 0.0
-    changed: bool = False
-
-
-def mean_loss(passed: Sequence[Passed]) -> float:
-    """The mean over the layers that can be calibrated, each as it now is.
-
-    Example:
-        >>> mean_loss([Passed("a", "mse", 1.0, 0.5), Passed("b"), Passed("c", "mse", 1.0, 0.25)])
-        0.375
-    """
-    losses = [item.after for item in passed if item.loss]
-    return sum(losses) / max(1, len(losses))
-
-
-def report_rows(
-    calibration: str, at_start: Sequence[Passed], passed: Sequence[Passed], keep_better: bool
-) -> list[CalibrationRow]:
-    """A row for each layer, and last one for all, whose ``kept`` says whether the network is to be
-    used: with ``keep_better`` only if the mean loss of its layers did not rise."""
-    before, after = mean_loss(at_start), mean_loss(passed)
-    whole = any(item.changed for item in passed) and (after <= before or not keep_better)
-    rows = [
-        CalibrationRow(
-            calibration,
-            item.layer,
-            item.loss or "learned gaps",
-            item.before,
-            item.after,
-            item.changed and whole,
-        )
-        for item in passed
-    ]
-    label = next((f"mean of {item.loss}" for item in passed if item.loss), "learned gaps")
-    return [*rows, CalibrationRow(calibration, "all layers", label, before, after, whole)]
 
 
 def _smallest(total: Tensor) -> Tensor:

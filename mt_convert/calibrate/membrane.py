@@ -13,7 +13,8 @@ from ..ladder import Learned
 from ..neurons import MTNeuron
 from ..spiking import SpikingModel
 from ..windows import unit, worth
-from .lockstep import Lockstep, Passed, emissions, report_rows, with_offset
+from .lockstep import Lockstep, emissions, with_offset
+from .passes import Passed, report_rows
 from .report import CalibrationRow
 from .samples import Samples, batches
 from .spec import MembraneMean, Per
