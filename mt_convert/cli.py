@@ -167,13 +167,16 @@ def evaluate(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN|RECIPE... [KEY=VALUE]...",
-            help="Folders of runs, or recipes whose float network is converted without training.",
+            metavar="RUN|RECIPE|KEY=VALUE",
+            help="Folders of runs, or recipes whose float network is converted without training; "
+            "other values for this time: data.root=/data",
         ),
     ],
     data: Annotated[
         list[str] | None,
-        typer.Option(help="A recipe whose images are looked at too. [default: the run's own]"),
+        typer.Option(
+            help="A recipe whose images are looked at; may be repeated. [default: the run's own]"
+        ),
     ] = None,
     time_steps: Annotated[
         str, typer.Option(help="Numbers of steps T to report.", metavar="T,T,...")
@@ -189,7 +192,8 @@ def evaluate(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="rate, qcfs, signed_if, mt_uniform, mt_binary, mt_power_of_two, mt_signed."
+            help="rate, qcfs, signed_if, mt_uniform, mt_binary, mt_power_of_two, mt_signed; "
+            "spikingjelly_rate, _max, _ltb, sinabs, sinabs_scaled where installed."
         ),
     ] = None,
     calibrate: Annotated[

@@ -2,7 +2,8 @@
 
 Floor 10. Leaves ``cells/`` (one file for each finished cell), ``results.json``, ``README.md`` with
 its picture, and ``eval.json``, which says what was asked for; with ``errors`` images also
-``analyses/`` and their page ``errors.md``: errors by cause, spikes where none should be, energy.
+``analyses/``, ``errors.json`` and their page ``errors.md``: errors by cause, spikes where none
+should be, energy.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from .recipe import EvaluateBlock, Recipe, load_recipe
 from .settings import METHODS
 from .storage import atomic, read_json, write_json
 from .subjects import settings_of, subjects_of
+
+ANALYSES_SCHEMA = "mt_convert.analyses/1"
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,8 @@ def _publish(rows: list[results.Row], found: list[Analysis], out: Path) -> None:
         temporary.write_text(page(rows))
     if not found:
         return
+    stored = {"schema": ANALYSES_SCHEMA, "analyses": [item.to_json() for item in found]}
+    write_json(out / "errors.json", stored)
     lines = ["# Errors by cause, and energy\n"]
     for number, item in enumerate(found, 1):
         lines.append(item.markdown())
@@ -153,6 +158,12 @@ def show(out: Path, console: Console) -> None:
     """Print the table of a finished comparison."""
     rows = results.results_from_json(read_json(out / "results.json"))
     console.print(report.accuracy_table(rows))
+    if read_json(out / "eval.json")["errors"]:
+        for stored in read_json(out / "errors.json")["analyses"]:
+            item = Analysis.from_json(stored)
+            console.print(item.title, style="bold", highlight=False)
+            console.print(item.errors.rich()[0])
+        console.print(f"layers, causes, energy: {out}/errors.md", highlight=False, soft_wrap=True)
     console.print(
         f"every column, page and picture: {out}/README.md", highlight=False, soft_wrap=True
     )

@@ -152,6 +152,25 @@ def test_no_held_out_loss_rises(
         assert after <= before * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("name", ["pre_activation", "pools", "one_relu", "kinds_of_convolution"])
+@pytest.mark.parametrize("presentation", ["once", "every_step"])
+@pytest.mark.parametrize("whole_window", [False, True])
+def test_the_losses_told_are_those_of_the_network_returned(
+    name: str, presentation: str, whole_window: bool
+) -> None:
+    snn = convert(
+        qann_of(name, "float"),
+        ladder=Uniform(3),
+        signed=True,
+        presentation=presentation,
+        whole_window=whole_window,
+    )
+    found, rows, samples = calibrated(snn, LayerWise(epochs=1, lr=1e-2, batch_size=8), False)
+    assert rows[-1].kept
+    for network_, told in ((snn, rows[-1].before), (found, rows[-1].after)):
+        assert told == pytest.approx(loss_of(network_, snn, samples.held_out), rel=1e-4)
+
+
 def test_a_rate_that_is_far_too_high_changes_nothing() -> None:
     snn = converted()
     found, rows, _ = calibrated(snn, LayerWise(epochs=1, lr=1e4, batch_size=64))

@@ -59,7 +59,7 @@ def transform(
     uniform, base = _uniform(trial, step)
     chosen = _chosen(trial, uniform, base)
     before, after = (trial.loss_held_out(choice) for choice in (uniform, chosen))
-    kept = after <= before or not keep_better
+    kept = len(chosen) > 0 and (after <= before or not keep_better)
     final = chosen if kept else uniform
     name, rows = name_of([step]), []
     for layer, _ in snn.neurons():
@@ -198,11 +198,9 @@ def _chosen(trial: _Trial, uniform: Choice, base: _Measured) -> Choice:
     for choice in near_by:
         best, found = _better(trial, choice, best, found, tried)
     for _ in table:
-        moves = ({**best, **move} for move in _moves(table, best, found, trial.budget))
-        choice = next((item for item in moves if item not in tried), None)
-        if choice is None:
-            break
-        best, found = _better(trial, choice, best, found, tried)
+        moves = [{**best, **move} for move in _moves(table, best, found, trial.budget)]
+        for choice in [item for item in moves if item not in tried][:1]:
+            best, found = _better(trial, choice, best, found, tried)
     return best
 
 
