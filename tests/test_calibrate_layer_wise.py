@@ -171,6 +171,18 @@ def test_the_losses_told_are_those_of_the_network_returned(
         assert told == pytest.approx(loss_of(network_, snn, samples.held_out), rel=1e-4)
 
 
+def test_a_layer_whose_target_is_0_everywhere_has_a_finite_loss() -> None:
+    snn = converted()
+    snn.layers.stem.bias.data.fill_(-99.0)
+    still = snn.with_neurons({})
+    samples = Samples.split(still, images(24, seed=5), T)
+    snn.layers.stem.bias.data.fill_(0.0)
+    found, rows = transform(FAST, snn, samples, True)
+    assert 0 < rows[0].before < 1e6  # a sum of squares, not divided by 0
+    assert rows[0].after < rows[0].before
+    assert all(torch.isfinite(value).all() for value in found.state_dict().values())
+
+
 def test_a_rate_that_is_far_too_high_changes_nothing() -> None:
     snn = converted()
     found, rows, _ = calibrated(snn, LayerWise(epochs=1, lr=1e4, batch_size=64))

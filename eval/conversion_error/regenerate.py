@@ -40,8 +40,15 @@ BATCH = 125
 BITS = ("w4a4", "w2a2")
 NOISES = ("none", "stochastic", "drop", "additive")
 CALIBRATIONS = (
-    *("mse", "membrane_mean", "mse+membrane_mean", "alpha_beta", "percentile", "gaussian"),
-    *("maximum(0.7)", "alpha_beta(signed)", "layer_wise(epochs=3)", "thresholds(levels=3)"),
+    *(
+        "mse+membrane_mean",
+        "mse+layer_wise(epochs=3)",
+        "mse",
+        "membrane_mean",
+        "layer_wise(epochs=3)",
+    ),
+    *("alpha_beta", "percentile", "gaussian", "maximum(0.7)", "alpha_beta(signed)"),
+    "thresholds(levels=3)",
 )
 FLOAT = "float"
 

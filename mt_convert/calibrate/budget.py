@@ -15,7 +15,7 @@ from ..simulate import simulate
 from ..spiking import SpikingModel
 from ..walk import walk
 from ..windows import levels, quantized
-from .report import CalibrationRow
+from .report import WHOLE, CalibrationRow
 from .samples import Samples
 from .spec import Thresholds
 from .text import name_of
@@ -68,7 +68,7 @@ def transform(
             rows.append(CalibrationRow(name, layer, "levels of one step", old, new, kept))
         else:
             rows.append(CalibrationRow(name, layer, "learned gaps", 0.0, 0.0, False))
-    rows.append(CalibrationRow(name, "all layers", LOSS, before, after, kept))
+    rows.append(CalibrationRow(name, WHOLE, LOSS, before, after, kept))
     return trial.network(final), rows
 
 

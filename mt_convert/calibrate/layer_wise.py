@@ -33,7 +33,6 @@ OFFSET_RATE = 100.0
 MOST_OFFSET_RATE = 0.1
 MOST = 0.5
 _SEED = 0
-_TINY = 1e-30
 
 
 def transform(
@@ -182,8 +181,10 @@ class _Layer:
     @torch.no_grad()
     def held_out_loss(self) -> float:
         """The loss on held-out images."""
-        above, below = zip(*(self.lost(k) for k in self.held_out), strict=True)
-        return float(sum(above)) / max(float(sum(below)), _TINY)
+        above, below = (
+            torch.stack(parts) for parts in zip(*map(self.lost, self.held_out), strict=True)
+        )
+        return float(_share(above.sum(), below.sum()))
 
     def start(self) -> tuple[float, float]:
         """The loss of the layer as it is, before and after nothing."""
@@ -243,6 +244,11 @@ class _Weights:
             self.layer.get_parameter("bias").data = self.bias.detach().clone()
 
 
+def _share(above: Tensor, below: Tensor) -> Tensor:
+    """One as a share of the other; as it is where the target is 0 everywhere."""
+    return above / torch.where(below > 0, below, torch.ones_like(below))
+
+
 def _mean_square(emitted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Squared differences over squares of the target."""
     return (emitted - target).square().sum(), target.square().sum()
@@ -287,8 +293,7 @@ def _descend_(layer: _Layer, optimizer: torch.optim.Optimizer, k: int) -> None:
     """One step on one batch; no gradient reaches the network's own parameters."""
     parameters = layer.parameters
     with torch.enable_grad():
-        above, below = layer.lost(k)
-        gradients = torch.autograd.grad(above / below.clamp(min=_TINY), parameters)
+        gradients = torch.autograd.grad(_share(*layer.lost(k)), parameters)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     optimizer.step()

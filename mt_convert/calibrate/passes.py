@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .report import CalibrationRow
+from .report import WHOLE, CalibrationRow
 
 
 @dataclass(frozen=True)
@@ -50,4 +50,4 @@ def report_rows(
         for item in passed
     ]
     label = next((f"mean of {item.loss}" for item in passed if item.loss), "learned gaps")
-    return [*rows, CalibrationRow(calibration, "all layers", label, before, after, whole)]
+    return [*rows, CalibrationRow(calibration, WHOLE, label, before, after, whole)]

@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 CALIBRATION_SCHEMA = "mt_convert.calibration/1"
+WHOLE = "all layers"
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,15 @@ class CalibrationReport:
         return "\n".join([head, *self._sentences()])
 
     def _sentences(self) -> Iterator[str]:
-        """One line for each calibration: layers changed, and the mean of its loss over layers."""
+        """One line for each calibration: rows kept, and its loss on the whole network where there is
+        one, else the mean over layers."""
         for name, group in groupby(self.rows, lambda row: row.calibration):
             rows = list(group)
             kept = sum(row.kept for row in rows)
-            before = sum(row.before for row in rows) / len(rows)
-            now = sum(row.loss_now for row in rows) / len(rows)
-            yield f"  {name}  {kept} of {len(rows)} kept  mean loss {before:.4g} -> {now:.4g}"
+            judged = [row for row in rows if row.layer == WHOLE] or rows
+            before = sum(row.before for row in judged) / len(judged)
+            now = sum(row.loss_now for row in judged) / len(judged)
+            yield f"  {name}  {kept} of {len(rows)} kept  loss {before:.4g} -> {now:.4g}"
 
 
 COLUMNS = ("calibration", "layer", "loss", "before", "after", "kept")
