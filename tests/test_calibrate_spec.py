@@ -166,7 +166,7 @@ def test_a_report_is_plain_data_with_a_schema() -> None:
 def test_a_report_in_words_counts_what_was_kept_and_the_loss_that_is_left() -> None:
     lines = str(REPORT).splitlines()
     assert lines[0] == "calibrated for T = 8 on 12 images, losses on 4 held out"
-    assert lines[1] == "  percentile  1 of 2 kept  mean loss 0.5 -> 0.375"
+    assert lines[1] == "  percentile  1 of 2 kept  loss 0.5 -> 0.375"
     assert len(lines) == 3
 
 

@@ -68,8 +68,8 @@ class CalibrationReport:
         return "\n".join([head, *self._sentences()])
 
     def _sentences(self) -> Iterator[str]:
-        """One line for each calibration: rows kept, and its loss on the whole network where there is
-        one, else the mean over layers."""
+        """One line for each calibration: rows kept, and its loss on the whole network, where there
+        is one, or the mean over layers."""
         for name, group in groupby(self.rows, lambda row: row.calibration):
             rows = list(group)
             kept = sum(row.kept for row in rows)
