@@ -93,11 +93,14 @@ def title(rows: Sequence[Row]) -> str:
         return "no rows"
     row, several = rows[0], columns(rows)
     weights = "float weights" if row.weight_bits is None else f"W{row.weight_bits}"
+    joined = ", " if row.weight_bits is None else ""
     bits = (row.levels + 1).bit_length() - 1
     parts = {
         "model": row.model,
         "dataset": row.dataset,
-        "weight_bits": weights if "levels" in several else f"{weights}A{bits} (L = {row.levels})",
+        "weight_bits": weights
+        if "levels" in several
+        else f"{weights}{joined}A{bits} (L = {row.levels})",
     }
     said = [text for name, text in parts.items() if name not in several]
     if len({row.images for row in rows}) == 1:

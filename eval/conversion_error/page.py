@@ -9,8 +9,9 @@ from mt_convert import pictures
 from mt_convert.conversion_error import Analysis
 from mt_convert.peers import PEERS, calls
 from mt_convert.report import accuracy_lines
-from mt_convert.results import LEGEND, Row
-from mt_convert.storage import atomic, read_json
+from mt_convert.results import Row
+from mt_convert.settings import PeerSetting, Setting
+from mt_convert.storage import atomic
 
 SUBSET = 2000
 TRAINING_FREE = ("qcfs", "signed_if", "mt_uniform")
@@ -42,10 +43,21 @@ def write(rows: list[Row], missing: list[str], analyses: Sequence[Analysis], fol
     text += whole(rows)
     text += causes(analyses, folder)
     if missing:
-        text += ["## Not made", "", f"{len(missing)} cells of the sweep are not made yet:", ""]
-        text += [f"- {line}" for line in sorted({item.split(", Setting")[0] for item in missing})]
+        text += ["", "## Not made", "", f"{len(missing)} cells of the sweep are not made yet:", ""]
+        text += ["<details><summary>which</summary>", ""]
+        text += [*(f"- {line}" for line in dict.fromkeys(missing)), "", "</details>"]
     with atomic(folder / "README.md") as temporary:
         temporary.write_text("\n".join(text).rstrip() + "\n")
+
+
+def setting_words(setting: Setting | PeerSetting) -> str:
+    """A setting as the list of missing cells calls it."""
+    times = ", ".join(map(str, setting.time_steps))
+    if isinstance(setting, PeerSetting):
+        return f"{setting.method}, T = {times}"
+    sign = "signed" if setting.signed else "unsigned"
+    calibration = setting.calibration_name
+    return f"{setting.method}, {sign}, {calibration}, n = {setting.ladder.n}, T = {times}"
 
 
 def section(title: str, rows: Sequence[Row], folder: Path | None, picture: str) -> list[str]:
@@ -266,11 +278,3 @@ def causes(analyses: Sequence[Analysis], folder: Path) -> list[str]:
         lines += [f"![firing rates and residual potentials](rates_{number}.png)", ""]
         lines += [f"Energy, n = {n}:", "", item.energy[n]["page"]]
     return lines if analyses else [*lines, "No cell of this part is made yet.", ""]
-
-
-def stored(folder: Path) -> list[Analysis]:
-    """The analyses in a folder."""
-    return [Analysis.from_json(read_json(path)) for path in sorted(folder.glob("*.json"))]
-
-
-__all__ = ["LEGEND", "stored", "write"]

@@ -24,6 +24,7 @@ from pathlib import Path
 import page
 
 from mt_convert.cells import Cells, Subject
+from mt_convert.conversion_error import Analysis, analyses
 from mt_convert.errors import SpecError, UnsupportedLayerError
 from mt_convert.peers import PEERS, available
 from mt_convert.results import Row, results_from_json, results_to_json
@@ -32,6 +33,7 @@ from mt_convert.storage import read_json, write_json
 from mt_convert.subjects import calibrated, subjects_of
 
 HERE = Path(__file__).parent
+LOOKED_AT = 256  # images of errors by cause and of energy
 SUBSET = 2000  # the first of the seeded order (data.seed 0) of all 10,000 test images
 TIME_STEPS = (1, 2, 4, 8, 16, 32)
 N = (1, 3, 7, 15)
@@ -62,6 +64,11 @@ class Part:
     settings: tuple[Setting | PeerSetting, ...]
     images: int | None = SUBSET
 
+    @property
+    def run(self) -> str:
+        """The folder, below --runs, that its networks come from."""
+        return "cifar10_resnet20_w4a4" if self.network == FLOAT else self.network
+
 
 def parts() -> list[Part]:
     """The sweep, what tells most first."""
@@ -86,6 +93,7 @@ def parts() -> list[Part]:
         Part("float", FLOAT, tuple(even(n, sign) for n in N for sign in signs)),
         *(Part("qann", run, tuple(map(once, N))) for run in trained.values()),
         Part("peers", FLOAT, tuple(PeerSetting(name, TIME_STEPS) for name in PEERS)),
+        Part("long", FLOAT, tuple(long_enough(short))),
         Part("calibrated", FLOAT, few_steps(short)),
         *headline(),
         *noisy,
@@ -107,6 +115,14 @@ def parts() -> list[Part]:
 def few_steps(settings: Sequence[Setting]) -> tuple[Setting, ...]:
     """Those of at most 8 steps: the others take most of the time and tell least."""
     return tuple(setting for setting in settings if setting.time_steps[-1] <= 8)
+
+
+def long_enough(settings: Sequence[Setting]) -> Iterator[Setting]:
+    """One threshold over 16 and 32 steps, with the first of the calibrations."""
+    for setting in settings:
+        first = setting.calibration_name == CALIBRATIONS[0]
+        if first and setting.ladder.n == 1 and setting.time_steps[-1] > 8:
+            yield setting
 
 
 def first_steps(setting: Setting) -> Setting:
@@ -172,10 +188,12 @@ def main() -> None:
         for part in parts():
             if not given.only or part.name in given.only:
                 study.make(part)
+        if not given.only or "errors" in given.only:
+            study.looked()
     if not given.only:
         rows, missing = study.collected()
         write_json(HERE / "results.json", results_to_json(rows))
-        page.write(rows, missing, study.cells.folder, HERE)
+        page.write(rows, missing, study.looked(), HERE)
 
 
 @dataclass
@@ -214,10 +232,9 @@ class Study:
         """The networks and images of a part."""
         key = part.network, part.images
         if key not in self._subjects:
-            run = "cifar10_resnet20_w4a4" if part.network == FLOAT else part.network
             act_bits = 8 if part.network == FLOAT else None
             words = self.words[:1]
-            (found,) = subjects_of(str(self.runs / run), [], words, act_bits, part.images)
+            (found,) = subjects_of(str(self.runs / part.run), [], words, act_bits, part.images)
             if part.network.startswith("qat_noise"):
                 found.describe["model"] += ", one epoch more"
             self._subjects[key] = found
@@ -234,18 +251,37 @@ class Study:
             except (SpecError, UnsupportedLayerError) as error:
                 print(f"{part.name}, {part.network}: {error}", file=sys.stderr)
 
+    def looked(self) -> list[Analysis]:
+        """Errors by cause and energy of a few settings, on the first `LOOKED_AT` images."""
+        plain = [first_steps(even(3, signed)) for signed in (True, False)]
+        by_first = [tuple(calibrated(setting, CALIBRATIONS[0], (8,))) for setting in plain]
+        trained = tuple(first_steps(once(n)) for n in (1, 3, 15))
+        groups = [
+            Part("errors", "cifar10_resnet20_w4a4", trained),
+            *(Part("errors", FLOAT, (setting,)) for setting in plain),
+            *(Part("errors", FLOAT, settings) for settings in by_first),
+        ]
+        return [
+            found
+            for part in groups
+            for found in analyses(self.subject(part), part.settings, LOOKED_AT, self.cells.folder)
+        ]
+
     def collected(self) -> tuple[list[Row], list[str]]:
         """The rows of all finished cells, and what is missing."""
-        rows: list[Row] = []
+        found: dict[Path, list[Row]] = {}
         missing: list[str] = []
         for part in parts():
+            if not (self.runs / part.run / "train" / "network.json").is_file():
+                missing += [f"{part.network}: not trained"]
+                continue
             for setting in part.settings:
                 path = self.cells.path(self.subject(part), setting)
                 if path.is_file():
-                    rows += results_from_json(read_json(path)["results"])
+                    found[path] = results_from_json(read_json(path)["results"])
                 else:
-                    missing.append(f"{part.name}: {part.network}, {setting}")
-        return rows, missing
+                    missing.append(f"{part.network}: {page.setting_words(setting)}")
+        return [row for rows in found.values() for row in rows], missing
 
 
 if __name__ == "__main__":
