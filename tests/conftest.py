@@ -47,14 +47,21 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, Any], None]:
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
-    """The real command line in a process of its own, in an empty folder."""
+    """The real command line in a process of its own, or in several on the CPU, in an empty
+    folder."""
 
-    def call(*words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def call(
+        *words: str, timeout: float = 300, processes: int = 1
+    ) -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        several = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
+        launch = (*several, "-m") if processes > 1 else ()
+        on_cpu = {"ACCELERATE_USE_CPU": "true"} if processes > 1 else {}
+        settings = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **on_cpu}
         return subprocess.run(
-            [sys.executable, "-m", "mt_convert.cli", *words],
+            [sys.executable, "-m", *launch, "mt_convert.cli", *words],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+            env={**os.environ, **settings},
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -405,24 +405,11 @@ def test_show_prints_a_run_and_a_converted_network(command: Command, earlier: Pa
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_training_and_one_of_them_writes(tmp_path: Path) -> None:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    launch = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+def test_two_processes_share_the_training_and_one_of_them_writes(
+    command: Command, tmp_path: Path
+) -> None:
     words = ("run", "digits", "--smoke", "--out", "out", *FEW)
-    done = subprocess.run(
-        [sys.executable, "-m", *launch, "-m", "mt_convert.cli", *words],
-        cwd=tmp_path,
-        env={
-            **os.environ,
-            "PYTHONPATH": path,
-            "OMP_NUM_THREADS": "1",
-            "ACCELERATE_USE_CPU": "true",
-        },
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = command(*words, timeout=600, processes=2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("SNN %") == 1
     log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]

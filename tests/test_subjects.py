@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Command
+from conftest import Command
 
 from mt_convert import compare, pipeline
 from mt_convert.calibrate import MeanSquaredError, parse
@@ -185,22 +182,7 @@ def test_two_processes_make_the_same_table_as_one(
     words = ("eval", str(folder), "--levels", "1,3", "--time-steps", "1,4", "--batch-size", "7")
     words = (*words, "--images", "33", "--calibrate", "mse+membrane_mean")
     assert command(*words, "--out", "one").returncode == 0
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    launch = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = subprocess.run(
-        [sys.executable, "-m", *launch, "-m", "mt_convert.cli", *words, "--out", "two"],
-        cwd=tmp_path,
-        env={
-            **os.environ,
-            "PYTHONPATH": path,
-            "OMP_NUM_THREADS": "1",
-            "ACCELERATE_USE_CPU": "true",
-        },
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = command(*words, "--out", "two", timeout=600, processes=2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("T = 4") == 1
     one, two = (tmp_path / name / "results.json" for name in ("one", "two"))
