@@ -26,12 +26,13 @@ from rich.console import Console
 from mt_convert import archive, pipeline
 from mt_convert.data import batches, open_data
 from mt_convert.errors import CheckpointError, DataError, OutputError, RecipeError
-from mt_convert.pipeline import STAGES, run, settings, show
-from mt_convert.pipeline import test_images as evaluated
+from mt_convert.pipeline import STAGES, run, show
 from mt_convert.quantize import QuantizedModel
 from mt_convert.recipe import EvaluateBlock, Recipe, load_recipe
 from mt_convert.results import results_from_json
+from mt_convert.settings import Setting
 from mt_convert.storage import load_tensors
+from mt_convert.subjects import images_tested, settings_of
 
 SMALL = ["evaluate.thresholds=[1,15]", "evaluate.time_steps=[1,2]"]
 
@@ -266,15 +267,14 @@ def test_a_run_goes_on_from_a_stored_quantized_network(finished: Path, tmp_path:
 
 
 def test_settings_are_every_combination_in_a_fixed_order() -> None:
-    found = settings(
-        recipe(
-            "evaluate.presentations=[once,every_step]",
-            "evaluate.modes=[parallel,cascade]",
-            "evaluate.signed=[true,false]",
-            "evaluate.whole_window=[false,true]",
-            "evaluate.iso_level=false",
-        )
-    )
+    block = recipe(
+        "evaluate.presentations=[once,every_step]",
+        "evaluate.modes=[parallel,cascade]",
+        "evaluate.signed=[true,false]",
+        "evaluate.whole_window=[false,true]",
+        "evaluate.iso_level=false",
+    ).evaluate
+    found = [item for item in settings_of(block, 15) if isinstance(item, Setting)]
     assert len(found) == len(set(found)) == 2 * 2 * 2 * 2 * 2
     assert [setting.ladder.n for setting in found[:2]] == [1, 15]
     assert {setting.time_steps for setting in found} == {(1, 2)}
@@ -379,9 +379,9 @@ def refuse(*_: Any, **__: Any) -> None:
 @pytest.mark.parametrize(
     ("broken", "override", "left"),
     [
-        ("evaluate", "evaluate.thresholds=[3]", {"evaluate.partial"}),
+        ("subject", "evaluate.thresholds=[3]", {"evaluate.partial"}),
         ("convert", "convert.signed=true", {"convert.partial"}),
-        ("evaluate", "convert.signed=true", {"convert.new", "evaluate.partial"}),
+        ("subject", "convert.signed=true", {"convert.new", "evaluate.partial"}),
         ("quantize", "seed=3", {"ann.new", "quantize.partial"}),
     ],
 )
@@ -561,8 +561,8 @@ def test_fewer_images_are_drawn_from_all_classes_and_not_the_first_of_the_files(
         ],
     )
     splits = open_data(loaded.data)
-    labels = [label for _, some in batches(evaluated(loaded, splits), 4) for label in some.tolist()]
+    evaluated = images_tested(loaded.data, loaded.evaluate.images, splits)
+    labels = [label for _, some in batches(evaluated, 4) for label in some.tolist()]
     assert len(labels) == 12
     assert set(labels) == {0, 1}
-    everything = loaded.model_copy(update={"evaluate": EvaluateBlock()})
-    assert evaluated(everything, splits) is splits.test
+    assert images_tested(loaded.data, EvaluateBlock().images, splits) is splits.test
