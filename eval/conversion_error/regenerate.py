@@ -17,7 +17,7 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +94,10 @@ def parts() -> list[Part]:
         *(Part("qann", run, tuple(map(once, N))) for run in trained.values()),
         Part("peers", FLOAT, tuple(PeerSetting(name, TIME_STEPS) for name in PEERS)),
         Part("long", FLOAT, tuple(long_enough(short))),
-        Part("calibrated", FLOAT, few_steps(short)),
+        *(
+            Part(f"calibrated_{n}", FLOAT, few_steps(i for i in short if i.ladder.n == n))
+            for n in (3, 1)
+        ),
         *headline(),
         *noisy,
         Part("baselines", FLOAT, (METHODS["rate"].setting(1, TIME_STEPS), *ladders())),
@@ -112,7 +115,7 @@ def parts() -> list[Part]:
     ]
 
 
-def few_steps(settings: Sequence[Setting]) -> tuple[Setting, ...]:
+def few_steps(settings: Iterable[Setting]) -> tuple[Setting, ...]:
     """Those of at most 8 steps: the others take most of the time and tell least."""
     return tuple(setting for setting in settings if setting.time_steps[-1] <= 8)
 
