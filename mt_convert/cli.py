@@ -167,9 +167,9 @@ def evaluate(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN|RECIPE|KEY=VALUE",
-            help="Folders of runs, or recipes whose float network is converted without training; "
-            "other values for this time: data.root=/data",
+            metavar="RUN|MODEL|RECIPE|KEY=VALUE",
+            help="Folders of runs, or of stored quantized networks (these need --data); recipes, "
+            "whose float network is converted without training; data.root=/data and the like.",
         ),
     ],
     data: Annotated[

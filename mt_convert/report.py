@@ -105,7 +105,7 @@ def title(rows: Sequence[Row]) -> str:
     said = [text for name, text in parts.items() if name not in several]
     if len({row.images for row in rows}) == 1:
         said.insert(min(2, len(said)), f"{row.images} test images")
-    if len({row.seed for row in rows}) == 1:
+    if len({row.seed for row in rows}) == 1 and row.seed is not None:
         said.append(f"seed {row.seed}")
     return ", ".join(said)
 

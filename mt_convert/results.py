@@ -49,7 +49,7 @@ class Row:
     weight_bits: int | None
     whole_window: bool
     settling_T: int | None
-    seed: int
+    seed: int | None
     method: str = "mt_uniform"
     calibration: str = "none"
     calibrated_T: int | None = None

@@ -12,7 +12,7 @@ _WORDS: dict[str, Callable[[Row], str]] = {
     "images": lambda row: f"{row.images:,} images",
     "weight_bits": lambda row: f"W{row.weight_bits}" if row.weight_bits else "float weights",
     "levels": lambda row: f"L = {row.levels}",
-    "seed": lambda row: f"seed {row.seed}",
+    "seed": lambda row: "seed unknown" if row.seed is None else f"seed {row.seed}",
     "qat_noise": lambda row: f"QAT noise {row.qat_noise}",
     "method": lambda row: row.method,
     "presentation": lambda row: f"presented {row.presentation.replace('_', ' ')}",

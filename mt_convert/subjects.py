@@ -48,7 +48,8 @@ def subjects_of(
     act_bits: int | None = None,
     count: int | None = None,
 ) -> list[Subject]:
-    """The network of a run folder or a recipe, with each data set: its own, or those of ``data``.
+    """The network of a run folder, a recipe, or a folder that `archive.save` wrote, with each data
+    set: its own, or those of ``data``. What was saved has neither data nor a float original.
 
     ``act_bits``: take the float network, its activations quantized to so many bits, its weights as
     they are. A recipe always is taken so, with 8 bits unless told otherwise. ``count``: the first
@@ -56,9 +57,12 @@ def subjects_of(
 
     Raises:
         CheckpointError: the run is not finished up to its trained network, or damaged.
-        RecipeError: neither a run nor a recipe; images of another size, channels or classes.
+        RecipeError: none of these; images of another size, channels or classes; a stored network
+            without ``data``.
     """
     folder = Path(name)
+    if (folder / "network.json").is_file():
+        return _stored(folder, [item.data for item in data], act_bits, count)
     is_run = (folder / "recipe.yaml").is_file()
     recipe = load_recipe(folder / "recipe.yaml" if is_run else name, overrides)
     if is_run:
@@ -79,6 +83,37 @@ def subjects_of(
         else:
             qann = quantize(ann, float_spec(act_bits or 8), calibration=calibration)
         found.append(subject(recipe, source, splits, (ann, qann), count))
+    return found
+
+
+def _stored(
+    folder: Path, data: Sequence[DataSpec], act_bits: int | None, count: int | None
+) -> list[Subject]:
+    """A stored quantized network on the images of other recipes."""
+    qann = archive.load(folder)
+    if not isinstance(qann, QuantizedModel):
+        hint = "name the folder of the quantized network that it was converted from"
+        raise CheckpointError(f"{folder} holds a spiking network: {hint}")
+    faults = []
+    if not data:
+        faults.append(Fault("--data", "missing", "name a recipe whose images are to be looked at"))
+    if act_bits is not None:
+        faults.append(Fault("--act-bits", str(act_bits), f"{folder} holds no float network"))
+    for source in data:
+        shape = (source.channels, source.image_size, source.image_size)
+        if shape != qann.image_shape:
+            what = f"images are {shape}, the network's {tuple(qann.image_shape)}"
+            faults.append(Fault(dataset_name(source), what, "name a recipe of such images"))
+    if faults:
+        raise RecipeError(f"{folder} cannot be evaluated", faults)
+    found = []
+    for source in data:
+        splits = open_data(source)
+        told = {"model": folder.name, "dataset": dataset_name(source), "seed": None}
+        shown = images_tested(source, count, splits)
+        calibration = images(splits.calibration, source.calibration_images)
+        plain = dataclasses.asdict(source)
+        found.append(Subject(qann.to(device()).eval(), None, shown, calibration, told, plain))
     return found
 
 

@@ -11,9 +11,12 @@ from conftest import Command
 
 from mt_convert import compare, pipeline
 from mt_convert.calibrate import MeanSquaredError, parse
+from mt_convert.cells import Cells
 from mt_convert.errors import CheckpointError, RecipeError, SpecError
+from mt_convert.ladder import Uniform
 from mt_convert.recipe import EvaluateBlock, load_recipe
-from mt_convert.results import results_from_json
+from mt_convert.report import accuracy_lines
+from mt_convert.results import results_from_json, results_to_json
 from mt_convert.settings import METHODS, PeerSetting, Setting
 from mt_convert.storage import read_json
 from mt_convert.subjects import float_spec, settings_of, subjects_of
@@ -187,3 +190,32 @@ def test_two_processes_make_the_same_table_as_one(
     assert done.stdout.count("T = 4") == 1
     one, two = (tmp_path / name / "results.json" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_stored_quantized_network_is_evaluated_on_the_images_of_a_recipe(
+    folder: Path, tmp_path: Path
+) -> None:
+    digits = load_recipe("digits", SMALL)
+    (found,) = subjects_of(str(folder / "train"), [digits], [], count=10)
+    (run,) = subjects_of(str(folder), [], [], count=10)
+    assert found.ann is None
+    assert found.describe == {"model": "train", "dataset": run.describe["dataset"], "seed": None}
+    assert torch.equal(found.calibration, run.calibration)
+    assert torch.equal(found.qann(found.calibration), run.qann(run.calibration))
+    (row,) = Cells(tmp_path).rows(found, [Setting(Uniform(15), (1,))], "rows")
+    assert (row.ann_accuracy, row.seed, row.exact_share) == (None, None, 1.0)
+    assert results_from_json(results_to_json([row])) == [row]
+    assert "None" not in "".join(accuracy_lines([row]))
+
+
+def test_a_stored_network_without_images_or_of_the_wrong_kind_is_told(folder: Path) -> None:
+    with pytest.raises(RecipeError, match="--data"):
+        subjects_of(str(folder / "train"), [], [])
+    digits = load_recipe("digits", SMALL)
+    with pytest.raises(RecipeError, match="no float network"):
+        subjects_of(str(folder / "train"), [digits], [], act_bits=8)
+    with pytest.raises(CheckpointError, match="holds a spiking network"):
+        subjects_of(str(folder / "convert"), [digits], [])
+    other = load_recipe("cifar10_resnet20_w4a4", smoke=True)
+    with pytest.raises(RecipeError, match="images are"):
+        subjects_of(str(folder / "train"), [other], [])
