@@ -15,39 +15,65 @@ from mt_convert.storage import atomic
 
 SUBSET = 2000
 TRAINING_FREE = ("qcfs", "signed_if", "mt_uniform")
+FURTHER = "one epoch more"
+PICTURES = ("float", "baselines", "trained")
 LTB = ("spikingjelly_ltb", "spikingjelly_ltb_delayed")
 
 
 def write(rows: list[Row], missing: list[str], analyses: Sequence[Analysis], folder: Path) -> None:
     """README.md and the pictures beside it."""
+    groups = grouped(rows)
+    for name in PICTURES:
+        if groups[name]:
+            pictures.accuracy_over_time(groups[name], folder / f"{name}.png")
+    for number, item in enumerate(analyses, 1):
+        n, T = shown(item)
+        pictures.error_by_layer(item.errors, n, T, folder / f"errors_{number}.png")
+        pictures.histograms(item.errors, n, T, folder / f"rates_{number}.png")
+    with atomic(folder / "README.md") as temporary:
+        temporary.write_text(text((folder / "head.md").read_text(), rows, missing, analyses))
+
+
+def grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each section."""
     small = [row for row in rows if row.images == SUBSET]
     floats = [row for row in small if row.weight_bits is None]
     trained = [row for row in small if row.weight_bits is not None]
     plain = [row for row in floats if row.calibration == "none" and row.method in TRAINING_FREE]
-    further = [row for row in trained if "one epoch more" in row.model]
-    settled = [row for row in trained if row not in further]
-    text = [(folder / "head.md").read_text().rstrip(), "", "## What was reached", ""]
-    text += [f"- {line}" for line in aims(rows)]
-    text += section("Without training: the float network", plain, folder, "float.png")
-    baselines = [row for row in floats if row.calibration == "none" and row not in plain]
-    baselines += [row for row in floats if row.method == "rate"]
-    text += section("Baselines and other packages", baselines, folder, "baselines.png")
-    text += called()
-    text += section("Calibration of the float network", floats, None, "")[:2]
-    text += gains(floats, "calibration", "none")
-    text += section("Trained quantized networks, the image once", settled, folder, "trained.png")
-    if any(row.calibration != "none" for row in settled):
-        text += ["Calibration of trained networks:", "", *gains(settled, "calibration", "none")]
-    text += ["## Noise while training", "", *noise_words(further), ""]
-    text += gains(further, "qat_noise", "none")
-    text += whole(rows)
-    text += causes(analyses, folder)
+    calibrated = [row for row in floats if row.method in TRAINING_FREE]
+    return {
+        "float": plain,
+        "baselines": [row for row in floats if row.method not in TRAINING_FREE],
+        "calibrated": calibrated,
+        "trained": [row for row in trained if FURTHER not in row.model],
+        "noise": [row for row in trained if FURTHER in row.model],
+        "all": [row for row in rows if row.images > SUBSET],
+    }
+
+
+def text(
+    head: str, rows: Sequence[Row], missing: Sequence[str], analyses: Sequence[Analysis]
+) -> str:
+    """The page."""
+    groups = grouped(rows)
+    settled = [row for row in groups["trained"] if row.calibration == "none"]
+    lines = [head.rstrip(), "", "## What was reached", "", *(f"- {line}" for line in aims(rows))]
+    lines += section("Without training: the float network", groups["float"], "float")
+    lines += section("Baselines and other packages", groups["baselines"], "baselines")
+    lines += [*called(), "", "## Calibration of the float network", ""]
+    lines += gains(groups["calibrated"], "calibration", "none")
+    lines += section("Trained quantized networks, the image once", settled, "trained")
+    if len(groups["trained"]) > len(settled):
+        lines += ["With calibration:", "", *gains(groups["trained"], "calibration", "none")]
+    lines += ["", "## Noise while training", "", *noise_words(groups["noise"]), ""]
+    lines += gains(groups["noise"], "qat_noise", "none")
+    lines += section("All 10,000 test images", groups["all"], None)
+    lines += causes(analyses)
     if missing:
-        text += ["", "## Not made", "", f"{len(missing)} cells of the sweep are not made yet:", ""]
-        text += ["<details><summary>which</summary>", ""]
-        text += [*(f"- {line}" for line in dict.fromkeys(missing)), "", "</details>"]
-    with atomic(folder / "README.md") as temporary:
-        temporary.write_text("\n".join(text).rstrip() + "\n")
+        lines += ["", "## Not made", "", f"{len(missing)} cells of the sweep are not made yet:", ""]
+        lines += ["<details><summary>which</summary>", ""]
+        lines += [*(f"- {line}" for line in dict.fromkeys(missing)), "", "</details>"]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def setting_words(setting: Setting | PeerSetting) -> str:
@@ -60,15 +86,14 @@ def setting_words(setting: Setting | PeerSetting) -> str:
     return f"{setting.method}, {sign}, {calibration}, n = {setting.ladder.n}, T = {times}"
 
 
-def section(title: str, rows: Sequence[Row], folder: Path | None, picture: str) -> list[str]:
+def section(title: str, rows: Sequence[Row], picture: str | None) -> list[str]:
     """A heading, the accuracies over T, and their picture."""
     lines = ["", f"## {title}", ""]
     if not rows:
         return [*lines, "No cell of this part is made yet.", ""]
     lines += [*accuracy_lines(rows), ""]
-    if folder is not None:
-        pictures.accuracy_over_time(rows, folder / picture)
-        lines += [f"![accuracy and agreement over time steps]({picture})", ""]
+    if picture is not None:
+        lines += [f"![accuracy and agreement over time steps]({picture}.png)", ""]
     return lines
 
 
@@ -153,7 +178,7 @@ def close_to_qann(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         if row.method != "mt_signed" or (row.n, row.T) != (3, 4) or row.calibration != "none":
             continue
-        if row.images == SUBSET or "one epoch more" in row.model:
+        if row.images == SUBSET or FURTHER in row.model:
             continue
         gap = row.snn_accuracy - row.qann_accuracy
         within = "within" if abs(gap) <= 0.3 else "not within"
@@ -174,7 +199,7 @@ def settling(rows: Sequence[Row]) -> list[str]:
         and row.calibration == "none"
         and row.images == SUBSET
         and row.weight_bits is not None
-        and "one epoch more" not in row.model
+        and FURTHER not in row.model
     }
     return [
         f"W{weight_bits}, L = {L}, n = {n}: "
@@ -250,12 +275,6 @@ def noise_words(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def whole(rows: Sequence[Row]) -> list[str]:
-    """The rows on all test images."""
-    every = [row for row in rows if row.images > SUBSET]
-    return section("All 10,000 test images", every, None, "")
-
-
 def called() -> list[str]:
     """How other packages were called."""
     lines = ["How other packages were called:", ""]
@@ -265,14 +284,17 @@ def called() -> list[str]:
     return lines
 
 
-def causes(analyses: Sequence[Analysis], folder: Path) -> list[str]:
+def shown(item: Analysis) -> tuple[int, int]:
+    """Which n and T of an analysis are told layer by layer."""
+    settings = item.errors.settings
+    return (3, 4) if (3, 4) in settings else settings[-1]
+
+
+def causes(analyses: Sequence[Analysis]) -> list[str]:
     """Errors by cause and energy, and their pictures."""
     lines = ["", "## Errors by cause, and energy", ""]
     for number, item in enumerate(analyses, 1):
-        settings = item.errors.settings
-        n, T = (3, 4) if (3, 4) in settings else settings[0]
-        for kind, draw in (("errors", pictures.error_by_layer), ("rates", pictures.histograms)):
-            draw(item.errors, n, T, folder / f"{kind}_{number}.png")
+        n, T = shown(item)
         lines += [f"### {item.title}", "", item.errors.markdown(shown=[(n, T)])]
         lines += [f"![errors by layer](errors_{number}.png)", ""]
         lines += [f"![firing rates and residual potentials](rates_{number}.png)", ""]

@@ -194,9 +194,10 @@ def main() -> None:
         if not given.only or "errors" in given.only:
             study.looked()
     if not given.only:
-        rows, missing = study.collected()
+        (rows, missing), looked = study.collected(), study.looked()
         write_json(HERE / "results.json", results_to_json(rows))
-        page.write(rows, missing, study.looked(), HERE)
+        write_json(HERE / "errors.json", [item.to_json() for item in looked])
+        page.write(rows, missing, looked, HERE)
 
 
 @dataclass
@@ -256,9 +257,9 @@ class Study:
 
     def looked(self) -> list[Analysis]:
         """Errors by cause and energy of a few settings, on the first `LOOKED_AT` images."""
-        plain = [first_steps(even(3, signed)) for signed in (True, False)]
-        by_first = [tuple(calibrated(setting, CALIBRATIONS[0], (8,))) for setting in plain]
-        trained = tuple(first_steps(once(n)) for n in (1, 3, 15))
+        plain = [dataclasses.replace(even(3, sign), time_steps=(1, 4)) for sign in (True, False)]
+        by_first = [tuple(calibrated(setting, CALIBRATIONS[0], (4,))) for setting in plain]
+        trained = tuple(dataclasses.replace(once(n), time_steps=(1, 4)) for n in (1, 3))
         groups = [
             Part("errors", "cifar10_resnet20_w4a4", trained),
             *(Part("errors", FLOAT, (setting,)) for setting in plain),
