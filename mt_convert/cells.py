@@ -30,7 +30,7 @@ from .progress import progress
 from .quantize import QuantizedModel
 from .results import Row, results_from_json, results_to_json
 from .settings import PeerSetting, Setting
-from .storage import read_json, write_json
+from .storage import digest, read_json, write_json
 from .verify import levels_of
 
 CELL_SCHEMA = "mt_convert.cell/1"
@@ -54,15 +54,15 @@ class Subject:
     @cached_property
     def identity(self) -> str:
         """A digest of the networks' numbers and of what the images are."""
-        digest = hashlib.sha256()
+        found = hashlib.sha256()
         told = [self.describe, self.data, len(self.test), self.qann.spec.to_json()]
-        digest.update(json.dumps(told, sort_keys=True).encode())
+        found.update(json.dumps(told, sort_keys=True).encode())
         for network in (self.qann, self.ann):
             for name, value in ({} if network is None else network.state_dict()).items():
-                digest.update(name.encode())
-                digest.update(value.detach().cpu().contiguous().view(-1).numpy().tobytes())
-        digest.update(self.calibration.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+                found.update(name.encode())
+                found.update(value.detach().cpu().contiguous().view(-1).numpy().tobytes())
+        found.update(self.calibration.cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Cells:
 
     def path(self, subject: Subject, setting: AnySetting) -> Path:
         """The file of a cell."""
-        name = _digest([subject.identity, self.batch_size, repr(setting)])
+        name = digest([subject.identity, self.batch_size, repr(setting)])[:24]
         return self.folder / "cells" / f"{name}.json"
 
     def _made(self, subject: Subject, setting: AnySetting, path: Path, label: str) -> list[Row]:
@@ -129,7 +129,8 @@ class Cells:
 
     def _reference(self, subject: Subject) -> dict[str, list[int]]:
         """The classes that the float and the quantized network predict, image by image."""
-        path = self.folder / "references" / f"{_digest([subject.identity, self.batch_size])}.json"
+        name = digest([subject.identity, self.batch_size])[:24]
+        path = self.folder / "references" / f"{name}.json"
         if path.is_file():
             stored: dict[str, list[int]] = read_json(path)
             return stored
@@ -213,8 +214,3 @@ def _stored(path: Path) -> list[Row] | None:
     if not isinstance(content, dict) or content.get("schema") != CELL_SCHEMA:
         raise CheckpointError(f"{path} is no cell of this version: remove it to make it again")
     return results_from_json(content["results"])
-
-
-def _digest(value: Any) -> str:
-    """A file name for plain data."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:24]

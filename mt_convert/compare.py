@@ -15,9 +15,9 @@ from pathlib import Path
 from rich.console import Console
 
 from . import pictures, report, results
+from .analysis import Analysis, analyses
 from .calibrate import parse
 from .cells import Cells, Subject
-from .conversion_error import Analysis, analyses
 from .errors import Fault, MTConvertError, SpecError
 from .peers import PEERS, available
 from .recipe import EvaluateBlock, Recipe, load_recipe

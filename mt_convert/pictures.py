@@ -1,5 +1,5 @@
 """Pictures of conversion error, from stored values alone: error by layer, accuracy over time,
-firing rates and potentials left. Floor 8.3.
+firing rates and potentials left. Floor 8.
 
 Each function writes one PNG file and leaves no state: figures have a canvas of their own.
 """

@@ -39,7 +39,7 @@ from .processes import Processes
 from .quantize import QuantizedModel, quantize
 from .recipe import Recipe, dump, here_faults
 from .spiking import SpikingModel
-from .storage import atomic, read_json, save_tensors, write_json
+from .storage import atomic, digest, read_json, save_tensors, write_json
 from .subjects import load_ann, settings_of, subject
 from .train import TrainSpec, fit
 
@@ -164,7 +164,7 @@ class _Work:
     def stage(self, name: str) -> None:
         """Run one stage, unless it stands finished with the same inputs."""
         folder, new, partial = (self.out / f"{name}{end}" for end in ("", NEW, ".partial"))
-        self.fingerprint = _digest([name, self._inputs(name), self.fingerprint])
+        self.fingerprint = digest([name, self._inputs(name), self.fingerprint])
         for stands in (folder, new):
             if self._same(stands):
                 self.at[name] = stands
@@ -354,17 +354,12 @@ def _content(path: str | None) -> str | None:
     if path is None:
         return None
     where = Path(path)
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for file in sorted(where.rglob("*")) if where.is_dir() else [where]:
         if file.is_file():
-            digest.update(file.name.encode())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def _digest(value: Any) -> str:
-    """A digest of plain data."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+            found.update(file.name.encode())
+            found.update(file.read_bytes())
+    return found.hexdigest()
 
 
 def _versions() -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+from mt_convert.analysis import Analysis
 from mt_convert.calibrate import parse
-from mt_convert.conversion_error import Analysis
 from mt_convert.peers import PEERS
 from mt_convert.results import Row, results_from_json
 from mt_convert.settings import METHODS

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mt_convert import pictures
-from mt_convert.conversion_error import Analysis
+from mt_convert.analysis import Analysis
 from mt_convert.peers import PEERS, calls
 from mt_convert.report import accuracy_lines
 from mt_convert.results import Row

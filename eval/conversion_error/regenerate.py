@@ -23,8 +23,8 @@ from pathlib import Path
 
 import page
 
+from mt_convert.analysis import Analysis, analyses
 from mt_convert.cells import Cells, Subject
-from mt_convert.conversion_error import Analysis, analyses
 from mt_convert.errors import SpecError, UnsupportedLayerError
 from mt_convert.peers import PEERS, available
 from mt_convert.results import Row, results_from_json, results_to_json

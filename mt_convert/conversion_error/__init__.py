@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from .analysis import Analysis, analyses
 from .layers import clipped, layer_errors
 from .rows import CAUSES, VIEWS, ErrorRow, LogitRow, RateRow
 from .table import ErrorTable
@@ -10,12 +9,10 @@ from .table import ErrorTable
 __all__ = [
     "CAUSES",
     "VIEWS",
-    "Analysis",
     "ErrorRow",
     "ErrorTable",
     "LogitRow",
     "RateRow",
-    "analyses",
     "clipped",
     "layer_errors",
 ]

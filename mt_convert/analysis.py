@@ -1,13 +1,11 @@
 """Errors by cause and energy of the settings of a table: one file for each group of settings.
 
-A group is what differs in n alone: one method, presentation, calibration.
+Floor 8.2. A group is what differs in n alone: one method, presentation, calibration.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,16 +14,14 @@ from typing import Any
 
 import torch
 
-from ..cells import AnySetting, Subject
-from ..data import batches
-from ..energy.measure import energy
-from ..energy.report import EnergyReport
-from ..errors import CheckpointError
-from ..evaluate import prepared
-from ..settings import Setting
-from ..storage import read_json, write_json
-from .layers import layer_errors
-from .table import ErrorTable
+from .cells import AnySetting, Subject
+from .conversion_error import ErrorTable, layer_errors
+from .data import batches
+from .energy import EnergyReport, energy
+from .errors import CheckpointError
+from .evaluate import prepared
+from .settings import Setting
+from .storage import digest, read_json, write_json
 
 ANALYSIS_SCHEMA = "mt_convert.analysis/1"
 BATCH = 64
@@ -107,8 +103,8 @@ def analyses(
             groups.setdefault(alike, []).append(setting)
     found = []
     for group in groups.values():
-        told = json.dumps([subject.identity, count, *map(repr, group)])
-        path = folder / "analyses" / f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.json"
+        name = digest([subject.identity, count, *map(repr, group)])[:24]
+        path = folder / "analyses" / f"{name}.json"
         if not path.is_file():
             write_json(path, _analysis(subject, group, count).to_json())
         found.append(Analysis.from_json(read_json(path)))
