@@ -38,12 +38,14 @@ if TYPE_CHECKING:
     from .convert import convert
     from .energy import energy
     from .errors import MTConvertError
+    from .evaluate import evaluate
     from .integer import IntegerArithmetic
     from .ladder import Binary, Firing, Learned, PowerOfTwo, Uniform
     from .neurons import IF, LIF, PLIF, MTNeuron, NeuronSpec, Reset, mt_step
     from .quant_spec import ActNoise, BatchNorm, Override, QuantSpec, Scale, Spacing, WeightCode
     from .quantize import QuantizedModel, quantize
     from .rules import DEFAULT_RULES, Kind, Rule
+    from .settings import Setting
     from .simulate import Run, simulate
     from .spiking import ConversionReport, Presentation, SpikingModel
 
@@ -65,6 +67,7 @@ _HOMES = {
     "energy": ("energy",),
     "convert": ("convert",),
     "errors": ("MTConvertError",),
+    "evaluate": ("evaluate",),
     "integer": ("IntegerArithmetic",),
     "ladder": ("Binary", "Firing", "Learned", "PowerOfTwo", "Uniform"),
     "neurons": ("IF", "LIF", "PLIF", "MTNeuron", "NeuronSpec", "Reset", "mt_step"),
@@ -74,6 +77,7 @@ _HOMES = {
     ),
     "quantize": ("QuantizedModel", "quantize"),
     "rules": ("DEFAULT_RULES", "Kind", "Rule"),
+    "settings": ("Setting",),
     "simulate": ("Run", "simulate"),
     "spiking": ("ConversionReport", "Presentation", "SpikingModel"),
 }
@@ -114,6 +118,7 @@ __all__ = [
     "Rule",
     "Run",
     "Scale",
+    "Setting",
     "Spacing",
     "SpikingModel",
     "Thresholds",
@@ -122,6 +127,7 @@ __all__ = [
     "calibrate",
     "convert",
     "energy",
+    "evaluate",
     "layer_errors",
     "load",
     "mt_step",

@@ -127,6 +127,8 @@ def test_gains_are_points_above_the_same_row_without() -> None:
     lines = page.gains(rows, "calibration", "none")
     assert lines[2].endswith("| none | 85.00 | 88.00 |")
     assert lines[3].endswith("| mse | +1.50 | -1.00 |")
+    alone = [row(calibration=name, snn_accuracy=86.5) for name in ("mse", "gaussian")]
+    assert page.gains(alone, "calibration", "none")[2].endswith("| mse | (86.50) |")
     assert page.gains([ROW], "calibration", "none") == ["No cell of this part is made yet.", ""]
 
 

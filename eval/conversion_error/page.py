@@ -223,44 +223,31 @@ def gains(rows: Sequence[Row], column: str, usual: str) -> list[str]:
         if getattr(row, column) == usual
     }
     times = sorted({row.T for row in rows})
-    table: dict[tuple[str, ...], dict[int, float]] = {}
+    table: dict[tuple[str, ...], dict[str, dict[int, str]]] = {}
     for row in rows:
         key = tuple(getattr(row, name) for name in alike)
-        if key in base:
-            sign = "signed" if row.signed else "unsigned"
-            weights = (
-                "float" if row.weight_bits is None else f"W{row.weight_bits}, L = {row.levels}"
-            )
-            where = (weights, row.presentation.replace("_", " "), sign, str(row.n))
-            value = row.snn_accuracy - (base[key] if getattr(row, column) != usual else 0)
-            table.setdefault((*where, getattr(row, column)), {})[row.T] = value
-    grouped: dict[tuple[str, ...], list[tuple[str, dict[int, float]]]] = {}
-    for (*where, name), values in table.items():
-        grouped.setdefault(tuple(where), []).append((name, values))
-    head = [
-        "weights",
-        "presented",
-        "neurons",
-        "n",
-        column.replace("qat_", ""),
-        *(f"T = {T}" for T in times),
-    ]
+        sign = "signed" if row.signed else "unsigned"
+        weights = "float" if row.weight_bits is None else f"W{row.weight_bits}, L = {row.levels}"
+        place = (weights, row.presentation.replace("_", " "), sign, str(row.n))
+        value = getattr(row, column)
+        told = f"{row.snn_accuracy:.2f}"
+        if value != usual:
+            told = f"{row.snn_accuracy - base[key]:+.2f}" if key in base else f"({told})"
+        table.setdefault(place, {}).setdefault(value, {})[row.T] = told
+    head = ["weights", "presented", "neurons", "n", column.replace("qat_", "")]
+    head += [f"T = {T}" for T in times]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for place, kinds in grouped.items():
+    for place, kinds in table.items():
         if len(kinds) == 1:
             continue
-        for name, values in sorted(kinds, key=lambda item: item[0] != usual):
-            form = "{:.2f}" if name == usual else "{:+.2f}"
-            cells = [form.format(values[T]) if T in values else "" for T in times]
-            lines.append("| " + " | ".join([*place, name, *cells]) + " |")
+        for name, values in sorted(kinds.items(), key=lambda item: item[0] != usual):
+            lines.append(
+                "| " + " | ".join([*place, name, *(values.get(T, "") for T in times)]) + " |"
+            )
     if len(lines) == 2:
         return ["No cell of this part is made yet.", ""]
-    return [
-        *lines,
-        "",
-        f"Rows of {usual} are accuracies in percent, the others points above them.",
-        "",
-    ]
+    legend = f"Rows of {usual} are accuracies in percent, the others points above them; in brackets"
+    return [*lines, "", f"{legend} accuracies for which the row of {usual} is not made yet.", ""]
 
 
 def noise_words(rows: Sequence[Row]) -> list[str]:
