@@ -8,6 +8,7 @@
     done = mt.calibrate(mt.convert(qann, ladder=mt.Uniform(3)), images, [mt.MembraneMean()],
                         time_steps=4)              # done.snn, done.report
     table = mt.layer_errors({3: done.snn}, [images], time_steps=(1, 2, 4))
+    fast = mt.integer(snn)                             # whole numbers: fast(images), exact
     mt.save(snn, folder); snn = mt.load(folder)
 
 Names are imported on first use, so that ``mt-convert --help`` does not wait for torch.
@@ -34,12 +35,13 @@ if TYPE_CHECKING:
         Thresholds,
         calibrate,
     )
+    from .canonical import IntegerArithmetic
     from .conversion_error import ErrorTable, layer_errors
     from .convert import convert
     from .energy import energy
     from .errors import MTConvertError
     from .evaluate import evaluate
-    from .integer import IntegerArithmetic
+    from .integer import IntegerModel, integer
     from .ladder import Binary, Firing, Learned, PowerOfTwo, Uniform
     from .neurons import IF, LIF, PLIF, MTNeuron, NeuronSpec, Reset, mt_step
     from .quant_spec import ActNoise, BatchNorm, Override, QuantSpec, Scale, Spacing, WeightCode
@@ -68,7 +70,8 @@ _HOMES = {
     "convert": ("convert",),
     "errors": ("MTConvertError",),
     "evaluate": ("evaluate",),
-    "integer": ("IntegerArithmetic",),
+    "canonical": ("IntegerArithmetic",),
+    "integer": ("IntegerModel", "integer"),
     "ladder": ("Binary", "Firing", "Learned", "PowerOfTwo", "Uniform"),
     "neurons": ("IF", "LIF", "PLIF", "MTNeuron", "NeuronSpec", "Reset", "mt_step"),
     "quant_spec": (
@@ -98,6 +101,7 @@ __all__ = [
     "Gaussian",
     "InitialPotential",
     "IntegerArithmetic",
+    "IntegerModel",
     "Kind",
     "LayerWise",
     "Learned",
@@ -128,6 +132,7 @@ __all__ = [
     "convert",
     "energy",
     "evaluate",
+    "integer",
     "layer_errors",
     "load",
     "mt_step",

@@ -58,7 +58,7 @@ class Run:
 
 
 class Arithmetic(Protocol):
-    """The numbers a network runs on; `FloatArithmetic` here, exact integers in `integer`."""
+    """The numbers a network runs on; `FloatArithmetic` here, exact integers in `canonical`."""
 
     def encode(self, encoder: Encoder, images: Tensor) -> Any:
         """The value of the encoded image."""

@@ -16,7 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .rules import DEFAULT_RULES, Kind
-from .terms import NoIntegers, Part, Terms, along_axes, as_terms, constant, whole_numbers
+from .terms import (
+    NoIntegers,
+    Part,
+    Terms,
+    along_axes,
+    as_terms,
+    constant,
+    for_one_image,
+    holds_terms,
+    whole_numbers,
+)
 
 aten = torch.ops.aten
 
@@ -57,20 +67,35 @@ def _scale(_: Any, first: Any, second: Any) -> Terms:
 def _move(move: Any, value: Any, *rest: Any, **named: Any) -> Any:
     """The same numbers elsewhere; one value, or the pieces of a split."""
 
-    def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
-        moved = move(tensor, *rest, **named)
+    def pieces(tensor: Tensor, small: bool = False) -> tuple[Tensor, ...]:
+        args, kwargs = for_one_image([rest, named]) if small else (rest, named)
+        moved = move(tensor, *args, **kwargs)
         return (moved,) if isinstance(moved, Tensor) else tuple(moved)
 
-    def multipliers(part: Part, moved: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        if part.multiplier.numel() == 1:
-            return tuple(along_axes(part.multiplier, piece) for piece in moved)
-        spread = part.multiplier.expand(part.numbers.shape).contiguous()
-        return tuple(_compact(piece) for piece in pieces(spread))
+    def followed(factor: Tensor, like: Tensor, moved: tuple[Tensor, ...]) -> list[Tensor]:
+        """A multiplier or a bias, moved as the numbers were."""
+        small = like.is_meta and not factor.is_meta
+        shape = for_one_image(like.shape) if small else like.shape
+        found = [_compact(piece) for piece in pieces(factor.expand(shape).contiguous(), small)]
+        for piece, numbers in zip(found, moved, strict=True):
+            if any(
+                have not in (1, full) for have, full in zip(piece.shape, numbers.shape, strict=True)
+            ):
+                raise NoIntegers("moves parts of an image apart whose steps differ")
+        return found
 
+    def multipliers(part: Part, moved: tuple[Tensor, ...]) -> list[Tensor]:
+        if part.multiplier.numel() == 1:
+            return [along_axes(part.multiplier, piece) for piece in moved]
+        return followed(part.multiplier, part.numbers, moved)
+
+    if holds_terms(rest):
+        raise NoIntegers("takes its shape from another value; it has no integer form")
     value = as_terms(value)
     moved = [pieces(part.numbers) for part in value.parts]
     factors = [multipliers(part, numbers) for part, numbers in zip(value.parts, moved, strict=True)]
-    biases = None if value.bias is None else pieces(value.bias.expand(value.shape).contiguous())
+    first = value.parts[0].numbers
+    biases = None if value.bias is None else followed(value.bias, first, moved[0])
     values = [
         Terms(
             tuple(
@@ -86,6 +111,8 @@ def _move(move: Any, value: Any, *rest: Any, **named: Any) -> Any:
 
 def _compact(factor: Tensor) -> Tensor:
     """The same factor with one entry along each axis on which it does not change."""
+    if factor.is_meta or factor.numel() == 0:
+        return factor
     for axis in range(factor.dim()):
         first = factor.narrow(axis, 0, 1)
         factor = first if bool((factor == first).all()) else factor
@@ -174,7 +201,9 @@ def _average(pool: Any, value: Terms, kernel: Any, *rest: Any, **named: Any) -> 
         _steady(part, space)
         limit = part.limit * float((counts * weights).max())
         numbers = whole_numbers(part, limit)
-        numbers = total(numbers, kernel, **summing) * weights.to(numbers.dtype)
+        numbers = total(numbers, kernel, **summing)
+        if bool((weights != 1).any()):
+            numbers = numbers * weights.to(numbers.dtype)
         parts.append(Part(numbers, part.multiplier / common, limit))
     if value.bias is None:
         return Terms(tuple(parts))

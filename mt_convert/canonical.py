@@ -38,6 +38,7 @@ from .terms import (
     as_terms,
     holds_terms,
     on_axis,
+    real_numbers,
     whole_numbers,
 )
 
@@ -55,10 +56,13 @@ class IntegerArithmetic:
     """`simulate.Arithmetic` on exact integers, for one network as it is now.
 
     ``bounds`` collects, per weighted layer, the largest accumulator that its input could cause.
+    ``real_segments`` lets operators without integer form run on real numbers; the neurons behind
+    them emit whole numbers again. ``real`` names those that did, with the reason.
 
     Raises:
-        UnsupportedLayerError: weights off their grid; while running: an operator or a value without
-            integer form (bilinear upsampling, a weighted layer on an image that is not quantized).
+        UnsupportedLayerError: weights off their grid; while running, without ``real_segments``: an
+            operator or a value without integer form (softmax, layer norm, bilinear upsampling, a
+            weighted layer on an image that is not quantized).
 
     Example:
         >>> from .convert import convert
@@ -72,10 +76,16 @@ class IntegerArithmetic:
         True
     """
 
-    def __init__(self, snn: SpikingModel) -> None:
+    def __init__(self, snn: SpikingModel, *, real_segments: bool = False) -> None:
         self.bounds: dict[str, float] = {}
+        self.real_segments = real_segments
+        self.real: dict[str, str] = {}
         layers = {str(node.target): layer for node, layer in layer_nodes(snn.layers, WEIGHTED)}
-        self.kernels = {name: _kernel(name, layer) for name, layer in layers.items()}
+        self.kernels = {
+            name: _kernel(name, layer)
+            for name, layer in layers.items()
+            if getattr(layer, "weight_scale", None) is not None
+        }
 
     def encode(self, encoder: Encoder, images: Tensor) -> Terms:
         numbers = encoder.levels(images).contiguous()
@@ -84,17 +94,22 @@ class IntegerArithmetic:
 
     def operate(self, node: fx.Node, layer: Any, args: Any, kwargs: Any) -> Any:
         name = str(node.meta.get("path") or node.name) if layer is None else str(node.target)
+        call: Any = node.target if layer is None else layer
         try:
             if isinstance(layer, WEIGHTED):
                 return self._weighted(name, layer, args[0])
             if isinstance(layer, NORMS):
                 return _norm(layer, as_terms(args[0]))
             if not holds_terms(args):
-                return node.target(*args, **kwargs)  # type: ignore[operator]
+                return call(*args, **kwargs)
             if node.target not in OPERATIONS:
                 raise NoIntegers("no integer form; simulate without IntegerArithmetic")
             return OPERATIONS[node.target](node.target, *args, **kwargs)
         except NoIntegers as fact:
+            if self.real_segments:
+                self.real[name] = str(fact)
+                found = call(*real_numbers(args), **real_numbers(kwargs))
+                return _as_values(found)
             what = str(node.target) if layer is None else type(layer).__name__
             raise UnsupportedLayerError(
                 "this network has no exact integer form", [Fault(name, what, str(fact))]
@@ -118,6 +133,8 @@ class IntegerArithmetic:
         """Convolution or linear, one accumulator for each part and multiplier of the input."""
         if not isinstance(value, Terms):
             raise NoIntegers("reads an image that is not quantized: give QuantSpec input_bits")
+        if name not in self.kernels:
+            raise NoIntegers("has weights that are not quantized")
         if value.bias is not None:
             raise NoIntegers("reads a value with a bias: put an activation in front of it")
         kernel, axis = self.kernels[name], -1 if isinstance(layer, nn.Linear) else 1
@@ -125,11 +142,17 @@ class IntegerArithmetic:
         for part in [piece for whole in value.parts for piece in _one_multiplier(whole, axis)]:
             limit = kernel.gain * part.limit
             self.bounds[name] = max(self.bounds.get(name, 0), limit)
-            numbers = _accumulate(layer, whole_numbers(part, limit), kernel.weight)
+            numbers = self.accumulate(name, layer, part, kernel.weight, limit)
             shape = on_axis(numbers, axis)
             parts.append(Part(numbers, part.multiplier * kernel.step.reshape(shape), limit))
         bias = None if layer.bias is None else layer.bias.detach().double().reshape(shape)
         return Terms(tuple(parts), bias)
+
+    def accumulate(self, name: str, layer: Any, part: Part, weight: Tensor, limit: float) -> Tensor:
+        """The whole-number sums of one layer on one part; they never pass ``limit``."""
+        numbers = whole_numbers(part, limit)
+        with torch.autocast(numbers.device.type, enabled=False):
+            return accumulated(numbers, weight, geometry_of(layer))
 
 
 def overflow_bounds(snn: SpikingModel, time_steps: int = 1) -> dict[str, float]:
@@ -201,16 +224,29 @@ def _kernel(name: str, layer: Any) -> _Kernel:
     return _Kernel(whole.contiguous(), step.expand(len(whole), *step.shape[1:]).flatten(), gain)
 
 
-def _accumulate(layer: Any, numbers: Tensor, weight: Tensor) -> Tensor:
-    """The layer's products and sums, exact in the type of ``numbers``."""
+def _as_values(found: Any) -> Any:
+    """What an operator on real numbers gave: numbers as terms, masks and sizes as they are."""
+    if isinstance(found, (list, tuple)):
+        return [_as_values(item) for item in found]
+    real = isinstance(found, Tensor) and found.is_floating_point()
+    return as_terms(found) if real else found
+
+
+def geometry_of(layer: Any) -> tuple[Any, ...]:
+    """Stride, padding, dilation and groups of a convolution; nothing for a linear layer."""
+    if isinstance(layer, nn.Linear):
+        return ()
+    return layer.stride, layer.padding, layer.dilation, layer.groups
+
+
+def accumulated(numbers: Tensor, weight: Tensor, geometry: tuple[Any, ...]) -> Tensor:
+    """A layer's products and sums, exact in the type of ``numbers``."""
     weight = weight.to(numbers.dtype)
-    with torch.autocast(numbers.device.type, enabled=False):
-        if isinstance(layer, nn.Linear):
-            total = F.linear(numbers, weight)
-        else:
-            convolve: Any = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[weight.dim()]
-            geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-            total = convolve(numbers, weight, None, *geometry)
+    if not geometry:
+        total = F.linear(numbers, weight)
+    else:
+        convolve: Any = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[weight.dim()]
+        total = convolve(numbers, weight, None, *geometry)
     return total if numbers.dtype == torch.float32 else total.round()
 
 

@@ -1,0 +1,120 @@
+"""What can run an integer network, by name, and which of them this machine has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import Fault, SpecError
+from ..terms import FLOAT32_WHOLE, in_exact_type
+from . import plain
+from .program import Program
+
+
+class TorchBackend:
+    """Step by step in plain torch: the reference."""
+
+    def __init__(self, programs: Sequence[Program]) -> None:
+        self._steps = [self._step(program) for program in programs]
+
+    def _step(self, program: Program) -> plain.Step:
+        return lambda images, totals: plain.step(program, images, totals, in_exact_type)
+
+    def run(
+        self, images: Tensor, time_steps: int, totals: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        logits: list[Tensor] = []
+        state: plain.Totals = {}
+        with _exact(images.device):
+            for t in range(time_steps):
+                now, state = self._steps[min(t, len(self._steps) - 1)](images, state)
+                logits.append(now)
+        return torch.stack(logits), state if totals else {}
+
+
+class CompiledBackend(TorchBackend):
+    """The same through torch.compile."""
+
+    def _step(self, program: Program) -> plain.Step:
+        def step(images: Tensor, totals: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            return plain.step(program, images, totals, _hold)
+
+        return torch.compile(step, fullgraph=True)
+
+
+def _hold(numbers: Tensor, limit: float) -> Tensor:
+    """`in_exact_type` without looking at settings, which `_exact` has set."""
+    exact = numbers.device.type == "cpu" and limit < FLOAT32_WHOLE
+    return numbers.float() if exact else numbers.double()
+
+
+@contextmanager
+def _exact(device: torch.device) -> Iterator[None]:
+    """Products as they are, whatever the caller's settings for mixed precision."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _native(programs: Sequence[Program]) -> Any:
+    from .native.backend import NativeBackend
+
+    return NativeBackend(programs)
+
+
+def _native_missing() -> str | None:
+    from .native.build import missing
+
+    return missing()
+
+
+def _native_slow() -> bool:
+    from .native.build import instruction_sets
+
+    return instruction_sets()[0] == "portable"
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """How to make a backend, the devices it runs on (empty: any), and what this machine lacks."""
+
+    make: Callable[[Sequence[Program]], Any]
+    devices: tuple[str, ...] = ()
+    missing: Callable[[], str | None] = lambda: None
+
+
+BACKENDS = {
+    "native": BackendInfo(_native, ("cpu",), _native_missing),
+    "torch": BackendInfo(TorchBackend),
+    "compile": BackendInfo(CompiledBackend),
+}
+
+
+def chosen(name: str, device: torch.device) -> str:
+    """The backend of a name, "auto" included.
+
+    Raises: SpecError: unknown, or not for this device or machine.
+    """
+    if name == "auto":
+        info = BACKENDS["native"]
+        fits = device.type in info.devices and not _native_slow() and info.missing() is None
+        return "native" if fits else "torch"
+    allowed = f"allowed are auto, {', '.join(BACKENDS)}"
+    if name not in BACKENDS:
+        raise SpecError("unknown backend", [Fault("backend", name, allowed)])
+    info = BACKENDS[name]
+    if info.devices and device.type not in info.devices:
+        why = f"runs on {', '.join(info.devices)}, the network is on {device}"
+        raise SpecError("this backend cannot run here", [Fault("backend", name, why)])
+    if (lacking := info.missing()) is not None:
+        raise SpecError("this backend cannot run here", [Fault("backend", name, lacking)])
+    return name

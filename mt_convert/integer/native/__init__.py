@@ -1,0 +1,1 @@
+"""The native CPU backend: its kernels, their build, and what of a program they run."""

@@ -1,0 +1,85 @@
+"""The reference backend: a program in plain torch, on any device.
+
+Whole numbers are held in float32 (float64 past 2^24, and on accelerators, whose float32 products
+may be shortened): products and sums of them are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..canonical import accumulated
+from ..running import running_step
+from ..terms import written_sum
+from .program import BATCH, Accumulate, Encode, Fire, Operate, Program, Slot, Sum
+
+Totals = dict[str, Tensor]
+Step = Callable[[Tensor, Totals], tuple[Tensor, Totals]]
+
+
+def step(
+    program: Program,
+    images: Tensor,
+    before: Mapping[str, Tensor],
+    hold: Callable[[Tensor, float], Tensor],
+) -> tuple[Tensor, Totals]:
+    """The logits of one step and the totals behind it; ``before`` are those of the last step.
+
+    ``hold(numbers, limit)`` puts numbers into a type in which sums up to ``limit`` are exact.
+    """
+    totals: Totals = {}
+    values: dict[int, Any] = {0: images}
+    for item in program.instructions:
+        if isinstance(item, Encode):
+            levels = torch.round(images / item.scale).clamp(*item.bounds)
+            values[item.out] = levels.contiguous()
+        elif isinstance(item, Accumulate):
+            numbers = hold(values[item.value], item.limit)
+            values[item.out] = accumulated(numbers, item.weight, item.geometry)
+        elif isinstance(item, Fire):
+            drive = real_sum(item.input, values)
+            totals[item.name] = values[item.out] = fire(item, drive, before.get(item.name))
+        elif isinstance(item, Operate):
+            operate(item, values, len(images))
+        else:
+            return real_sum(item.input, values), totals
+    raise AssertionError("a program ends with its read-out")
+
+
+def fire(item: Fire, drive: Tensor, before: Tensor | None) -> Tensor:
+    """The running total behind this step."""
+    if item.offset is not None:
+        drive = drive + item.offset
+    return running_step(drive, torch.zeros_like(drive) if before is None else before, item.spec)
+
+
+def real_sum(wanted: Sum, values: Mapping[int, Tensor]) -> Tensor:
+    """A written sum of values."""
+    numbers = [values[term.value] for term in wanted.terms]
+    factors = [filled(term.multiplier, values, 1) for term in wanted.terms]
+    return written_sum(numbers, factors, filled(wanted.bias, values, 1))
+
+
+def operate(item: Operate, values: dict[int, Any], batch: int) -> None:
+    """Any other operator, by its own function."""
+    args, kwargs = (filled(part, values, batch) for part in (item.args, item.kwargs))
+    found = item.target(*args, **kwargs)
+    pieces = [found] if isinstance(found, Tensor) else found
+    values.update(zip(item.out, pieces, strict=True))
+
+
+def filled(part: Any, values: Mapping[int, Any], batch: int) -> Any:
+    """Arguments with values for slots and the number of images for `BATCH`."""
+    if isinstance(part, Slot):
+        return values[part.index]
+    if type(part) is int:
+        return part // BATCH * batch if part and part % BATCH == 0 else part
+    if isinstance(part, Mapping):
+        return {name: filled(value, values, batch) for name, value in part.items()}
+    if isinstance(part, (list, tuple)):
+        return [filled(value, values, batch) for value in part]
+    return part

@@ -1,0 +1,272 @@
+"""What a multiplication-free run looks up, worked out before it: thresholds and wiring.
+
+Here numbers are multiplied, as offline on the machine that prepares a chip; `shift_add`, which
+reads these tables, multiplies nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import Fault, SpecError
+from ..ladder import Learned
+from ..rules import DEFAULT_RULES, Kind
+from ..running import running_step
+from ..terms import written_sum
+from .plain import filled
+from .program import Accumulate, Fire, Operate, Program, ReadOut, Slot, Sum, Whole
+
+aten = torch.ops.aten
+CASTS = frozenset({Tensor.float, Tensor.double, Tensor.contiguous})
+MAXIMA = frozenset(
+    {aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default, aten.amax.default}
+)
+SUMS = frozenset({aten.avg_pool2d.default, aten.avg_pool3d.default, Tensor.sum})
+MOVES = frozenset(
+    {
+        *(target for target, rule in DEFAULT_RULES.items() if rule.kind is Kind.MOVE),
+        *(aten.cat.default, aten.stack.default, aten.pad.default, aten.constant_pad_nd.default),
+        *(torch.cat, F.pad, Tensor.expand, Tensor.__getitem__),
+    }
+)
+WIDEST = 2**31 - 1  # a 32-bit accumulator
+
+
+class ThresholdTable:
+    """The integer thresholds of one layer of neurons in one step.
+
+    Of the whole numbers that its neurons read, the one that can be widest (``free``) is compared;
+    the others (levels along a residual connection, a second accumulator) choose the thresholds,
+    and so does the class of a neuron: ``places`` says which neurons share multipliers, bias and
+    offset. The written float32 formula never falls as the free number, times the sign of its
+    multiplier, rises: so each threshold is found by bisection on the formula itself.
+
+    Shapes: ``places`` int64, that of the layer for one image.
+
+    Raises: SpecError: neurons that `running_step` does not describe.
+    """
+
+    def __init__(self, item: Fire, program: Program) -> None:
+        running_step(torch.zeros(1), torch.zeros(1), item.spec)
+        self.low, self.high = (int(bound) for bound in item.spec.limits)
+        terms, shape = item.input.terms, program.values[item.out].shape
+        reach = [_reach(program.values[term.value]) for term in terms]
+        self.free = reach.index(max(reach))
+        self._limit, self._biased = reach[self.free], item.input.bias is not None
+        self._terms, optional = len(terms), (item.input.bias, item.offset)
+        given = [term.multiplier for term in terms] + [one for one in optional if one is not None]
+        constants = [one for one in given if isinstance(one, Tensor)]
+        assert len(constants) == len(given), "check() refuses factors that depend on the image"
+        wide = [torch.broadcast_to(one, (1, *shape)).flatten() for one in constants]
+        stacked = torch.stack([one.double() for one in wide], 1)
+        distinct, place = torch.unique(stacked, dim=0, return_inverse=True)
+        self.places = place.reshape(shape)
+        self._columns = [distinct[:, index].to(one.dtype) for index, one in enumerate(wide)]
+
+    def thresholds(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Thresholds of levels low + 1 … high for each row, and whether they are reached from above
+        (acc <= threshold, where the multiplier is negative) instead of from below.
+
+        A row is a class of neurons and what the other terms are. A threshold out of reach lies one
+        beyond the largest sum.
+
+        Shapes: rows int64 [rows, 1 + other terms]; returns int64 [rows, levels] and bool [rows].
+        """
+        constants = [column[rows[:, 0], None] for column in self._columns]
+        multipliers, rest = constants[: self._terms], constants[self._terms :]
+        falling = multipliers[self.free] < 0
+        sign = torch.where(falling, -1, 1)
+        wanted = torch.arange(self.low + 1, self.high + 1, device=rows.device)
+        low = torch.full((len(rows), len(wanted)), -self._limit, device=rows.device)
+        high = torch.full_like(low, self._limit + 1)
+        others = [column[:, None] for column in rows[:, 1:].unbind(1)]
+        while bool((low < high).any()):
+            middle = torch.div(low + high, 2, rounding_mode="floor")
+            numbers = [*others[: self.free], sign * middle, *others[self.free :]]
+            level = written_sum(numbers, multipliers, rest[0] if self._biased else None)
+            for offset in rest[self._biased :]:
+                level = level + offset
+            reached = level.round() >= wanted
+            high = torch.where(reached & (low < high), middle, high)
+            low = torch.where(~reached & (low < high), middle + 1, low)
+        return sign * low, falling[:, 0]
+
+
+def _reach(value: Whole) -> int:
+    """The largest size of a number, as far as it is known."""
+    widest = max(abs(value.low), abs(value.high))
+    return WIDEST if math.isinf(widest) else int(widest)
+
+
+def windows(
+    size: Sequence[int],
+    out: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """Which entry of a plane each tap of each window meets; the number of entries where none.
+
+    Shapes: one number per axis of space; returns int64 [taps, windows], both in row-major order.
+
+    Example:
+        >>> windows([4], [2], [3], [2], [1], [1]).tolist()
+        [[4, 1], [0, 2], [1, 3]]
+    """
+    index, inside = torch.zeros(1, 1).long(), torch.ones(1, 1).bool()
+    for axis, (entries, places) in enumerate(zip(size, out, strict=True)):
+        start = torch.arange(places) * stride[axis] - padding[axis]
+        at = start + torch.arange(kernel[axis])[:, None] * dilation[axis]
+        index = _outer(index * entries, at, torch.add)
+        inside = _outer(inside, (at >= 0) & (at < entries), torch.logical_and)
+    return torch.where(inside, index, math.prod(size))
+
+
+def _outer(before: Tensor, axis: Tensor, join: Any) -> Tensor:
+    """Taps and windows of the axes so far, with one axis more."""
+    found: Tensor = join(before[:, None, :, None], axis[None, :, None, :])
+    return found.flatten(2, 3).flatten(0, 1)
+
+
+def weights_by_group(item: Accumulate) -> Tensor:
+    """int32 [groups, outputs of a group, inputs of a group and taps, 1]."""
+    groups = item.geometry[3] if item.geometry else 1
+    return item.weight.int().flatten(1).unflatten(0, (groups, -1))[..., None]
+
+
+def taps(item: Accumulate, size: Sequence[int], out: Sequence[int]) -> Tensor:
+    """`windows` of a weighted layer; of a linear one an entry meets its own weight alone."""
+    if not item.geometry:
+        return torch.arange(math.prod(out))[None]
+    kernel = item.weight.shape[2:]
+    stride, padding, dilation, _ = item.geometry
+    if padding == "same":
+        around = zip(kernel, dilation, strict=True)
+        padding = [step * (entries - 1) // 2 for entries, step in around]
+    elif padding == "valid":
+        padding = [0 for _ in kernel]
+    return windows(size, out, kernel, stride, padding, dilation)
+
+
+def pooled(item: Operate, size: Sequence[int], out: Sequence[int]) -> Tensor:
+    """`windows` of a pool; those that pass the rim (``ceil_mode``) meet nothing there."""
+    names = ("kernel_size", "stride", "padding", "dilation")
+    known = len(names) if item.target in MAXIMA else 3
+    given = dict(zip(names[:known], item.args[1:], strict=False)) | dict(item.kwargs)
+    kernel = _each(given["kernel_size"], len(size))
+    stride = _each(given.get("stride") or kernel, len(size))
+    padding = _each(given.get("padding", 0), len(size))
+    dilation = _each(given.get("dilation", 1), len(size))
+    return windows(size, out, kernel, stride, padding, dilation)
+
+
+def _each(numbers: Any, axes: int) -> list[int]:
+    """One number per axis."""
+    given = list(numbers) if isinstance(numbers, (list, tuple)) else [numbers]
+    return given if len(given) == axes else given * axes
+
+
+def moved(item: Operate, sources: Mapping[int, Tensor], batch: int) -> list[Tensor]:
+    """Where each entry of what a movement gives comes from: the operator, run once on places.
+
+    Place 0 stands for the zeros of padding, those of the sources follow in order.
+
+    Shapes: sources[index], any with the shape of the value; returns int64, those of the results.
+    """
+    places, start = {}, 1
+    for index, value in sources.items():
+        count = value.numel()
+        numbers = torch.arange(start, start + count, device=value.device, dtype=torch.float64)
+        places[index], start = numbers.reshape(value.shape), start + count
+    args, kwargs = (filled(part, places, batch) for part in (item.args, item.kwargs))
+    found = item.target(*args, **kwargs)
+    return [piece.long() for piece in ([found] if isinstance(found, Tensor) else found)]
+
+
+def _factor_bits(factor: Any) -> list[tuple[int, Tensor]]:
+    """Set bits of a constant factor, and where each is set; none if it is not whole, or below 0.
+
+    Example:
+        >>> [(bit, where.tolist()) for bit, where in _factor_bits(torch.tensor([1.0, 6.0]))]
+        [(0, [True, False]), (1, [False, True]), (2, [False, True])]
+    """
+    if not isinstance(factor, Tensor) or bool(
+        (factor.double() % 1 != 0).any() | (factor < 0).any()
+    ):
+        return []
+    whole = factor.long()
+    return [(bit, (whole >> bit) % 2 == 1) for bit in range(max(int(whole.max()).bit_length(), 1))]
+
+
+# ------------------------------------------------------------------- what runs, and what does not
+
+
+def check(program: Program) -> None:
+    """Raise unless the whole network runs on integers."""
+    hint = "needs real numbers: replace it, or run the network with integer(snn)"
+    faults = [Fault(name, "no integer form", hint) for name in program.real]
+    faults += _real_neurons(program)
+    for item in program.instructions:
+        if isinstance(item, (Fire, ReadOut)) and any(not one.value for one in item.input.terms):
+            name = item.name if isinstance(item, Fire) else "class scores"
+            faults.append(Fault(name, "reads the image", "not levels: give QuantSpec input_bits"))
+        if isinstance(item, (Fire, ReadOut)) and _varying(item.input):
+            name = item.name if isinstance(item, Fire) else "class scores"
+            faults.append(Fault(name, "factors that depend on the image", hint))
+        if isinstance(item, Operate) and not program.real:
+            if 0 in slots((item.args, item.kwargs)):
+                faults.append(Fault("the image", str(item.target), "give QuantSpec input_bits"))
+            elif item.target not in CASTS | MAXIMA | SUMS | MOVES and not factor(item):
+                faults.append(Fault(f"value {item.out[0]}", str(item.target), hint))
+    if faults:
+        raise SpecError("this network does not run by shifts and additions alone", faults)
+
+
+def _varying(wanted: Sum) -> bool:
+    """Whether a multiplier or the bias is a value of its own."""
+    return any(
+        isinstance(one, Slot) for one in (*(x.multiplier for x in wanted.terms), wanted.bias)
+    )
+
+
+def factor(item: Operate) -> list[tuple[int, Tensor]]:
+    """Set bits of the whole numbers that a value is scaled by; none if it is not."""
+    return _factor_bits(item.args[1]) if item.target == Tensor.mul else []
+
+
+def _real_neurons(program: Program) -> list[Fault]:
+    """Layers of neurons without integer thresholds, and what to do about them."""
+    faults = []
+    for item in program.instructions:
+        if not isinstance(item, Fire):
+            continue
+        name = type(item.spec.ladder).__name__
+        if isinstance(item.spec.ladder, Learned):
+            hint = "its thresholds are real numbers: convert with Uniform, Binary or PowerOfTwo"
+            faults.append(Fault(item.name, name, hint))
+        elif None in (item.spec.bounds or (None,)):
+            faults.append(Fault(item.name, name, "no bounds: convert from a quantized network"))
+        else:
+            try:
+                running_step(torch.zeros(1), torch.zeros(1), item.spec)
+            except SpecError as fact:
+                faults.append(Fault(item.name, name, str(fact)))
+    return faults
+
+
+def slots(values: Any) -> list[int]:
+    """The values among the arguments of an operator, in order, each once."""
+    if isinstance(values, Slot):
+        return [values.index]
+    if isinstance(values, Mapping):
+        return slots(list(values.values()))
+    if isinstance(values, (list, tuple)):
+        return list(dict.fromkeys(index for value in values for index in slots(value)))
+    return []

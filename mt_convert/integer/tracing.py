@@ -1,0 +1,274 @@
+"""A converted network written down as a `Program`: the canonical arithmetic, run on stand-ins.
+
+`canonical.IntegerArithmetic` does what it always does, but on tensors without data that write down
+each operator applied to them. So there is one place that says what the integers are, and a program
+says the same as instructions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from ..canonical import IntegerArithmetic, accumulated, geometry_of
+from ..errors import Fault, UnsupportedLayerError
+from ..graph import layer_of
+from ..neurons import MTNeuron
+from ..rules import DEFAULT_RULES, Kind
+from ..spiking import Encoder, SpikingModel
+from ..terms import Part, Terms, along_axes, as_terms, holds_terms, whole_numbers
+from ..windows import unit, window_spec, worth
+from .program import (
+    BATCH,
+    Accumulate,
+    Encode,
+    Fire,
+    Instruction,
+    Operate,
+    Program,
+    ReadOut,
+    Slot,
+    Sum,
+    Term,
+    Whole,
+)
+
+INT32 = 2**31
+aten = torch.ops.aten
+_KEEPING = frozenset(  # results hold the numbers of their inputs, and perhaps zeros
+    {
+        *(target for target, rule in DEFAULT_RULES.items() if rule.kind is Kind.MOVE),
+        *(aten.cat.default, aten.stack.default, aten.pad.default, aten.constant_pad_nd.default),
+        *(aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default),
+        *(aten.amax.default, torch.cat, F.pad),
+        *(Tensor.float, Tensor.double, Tensor.expand, Tensor.contiguous, Tensor.__getitem__),
+    }
+)
+_IDLE = frozenset({Tensor.float, Tensor.double, Tensor.contiguous, Tensor.expand})
+
+
+class Tracing:
+    """The instructions written so far, and the stand-ins of values."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.instructions: list[Instruction] = []
+        self.values: dict[int, Whole] = {}
+
+    def value(self, like: Tensor, low: float, high: float) -> StandIn:
+        """A new value with the shape of ``like``; not bounded unless its first axis is images."""
+        if like.dim() == 0 or like.shape[0] != BATCH:
+            low, high = -math.inf, math.inf
+        index = len(self.values)
+        self.values[index] = Whole(tuple(like.shape[1:]), low, high)
+        with torch._C.DisableTorchFunctionSubclass():
+            made = torch.empty_like(like, device="meta").as_subclass(StandIn)
+        made.tracing, made.slot = self, index
+        return made
+
+    def bounds(self, value: Tensor) -> tuple[float, float]:
+        """The least and the largest number of a value."""
+        assert isinstance(value, StandIn)
+        known = self.values[value.slot]
+        return known.low, known.high
+
+    def narrow(self, value: Tensor, limit: float) -> Tensor:
+        """The same value, now known to stay within ``limit`` of 0."""
+        assert isinstance(value, StandIn)
+        known = self.values[value.slot]
+        if value.shape[0] == BATCH:
+            low, high = max(known.low, -limit), min(known.high, limit)
+            self.values[value.slot] = Whole(known.shape, low, high)
+        return value
+
+    def sum(self, value: Terms, step: Tensor) -> Sum:
+        """What the written formula makes of a value, in units of ``step``."""
+        multipliers, bias = value.factors(step)
+        terms = []
+        for part, multiplier in zip(value.parts, multipliers, strict=True):
+            assert isinstance(part.numbers, StandIn)
+            terms.append(Term(part.numbers.slot, _slots(multiplier)))
+        return Sum(tuple(terms), _slots(bias))
+
+
+class StandIn(Tensor):
+    """A tensor without data that writes down what is done to it."""
+
+    tracing: Tracing
+    slot: int
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func == Tensor.device.__get__:
+            return next(_stand_ins(args)).tracing.device
+        with torch._C.DisableTorchFunctionSubclass():
+            found = func(*_on_meta(args), **_on_meta(kwargs))
+        made = found if isinstance(found, (list, tuple)) else [found]
+        if not (made and all(isinstance(item, Tensor) for item in made)):
+            return found  # a size, a number of axes
+        first = next(_stand_ins([args, kwargs]))
+        if func in _IDLE and found.dtype == first.dtype and found.shape == first.shape:
+            return first
+        return _written(first.tracing, func, args, kwargs, found)
+
+
+def _written(tracing: Tracing, func: Any, args: Any, kwargs: Mapping[str, Any], found: Any) -> Any:
+    """One operator, written down; its results as new stand-ins."""
+    sources = list(_stand_ins([args, kwargs]))
+    bounds = [tracing.bounds(source) for source in sources]
+    low, high = min([0, *(low for low, _ in bounds)]), max([0, *(high for _, high in bounds)])
+    if func not in _KEEPING or not sources:
+        low, high = -math.inf, math.inf
+    single = isinstance(found, Tensor)
+    made = [tracing.value(item, low, high) for item in ([found] if single else found)]
+    out = tuple(item.slot for item in made)
+    args, kwargs = _slots(args), _slots(kwargs)
+    tracing.instructions.append(Operate(out, func, args, kwargs))
+    return made[0] if single else type(found)(made)
+
+
+def _stand_ins(values: Any) -> Iterator[StandIn]:
+    """All stand-ins within lists and mappings."""
+    if isinstance(values, StandIn):
+        yield values
+    elif isinstance(values, Mapping):
+        yield from _stand_ins(list(values.values()))
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _stand_ins(value)
+
+
+def _batched(values: Any) -> bool:
+    """Whether lists and mappings hold a size that grows with the number of images."""
+    if isinstance(values, Mapping):
+        values = list(values.values())
+    if isinstance(values, (list, tuple)):
+        return any(map(_batched, values))
+    return type(values) is int and values > 0 and values % BATCH == 0
+
+
+def _mapped(values: Any, change: Any) -> Any:
+    """The same structure with ``change`` applied to every tensor."""
+    if isinstance(values, Tensor):
+        return change(values)
+    if isinstance(values, Mapping):
+        return {name: _mapped(value, change) for name, value in values.items()}
+    if isinstance(values, (list, tuple)) and not isinstance(values, torch.Size):
+        return type(values)(_mapped(value, change) for value in values)
+    return values
+
+
+def _slots(values: Any) -> Any:
+    return _mapped(values, lambda item: Slot(item.slot) if isinstance(item, StandIn) else item)
+
+
+def _on_meta(values: Any) -> Any:
+    return _mapped(values, lambda item: item if isinstance(item, StandIn) else item.to("meta"))
+
+
+class _Writer(IntegerArithmetic):
+    """The canonical arithmetic on stand-ins."""
+
+    def __init__(self, snn: SpikingModel, tracing: Tracing) -> None:
+        super().__init__(snn, real_segments=True)
+        self.tracing = tracing
+
+    def encode(self, encoder: Encoder, images: Tensor) -> Terms:
+        low, high = encoder.level_bounds
+        numbers = self.tracing.value(images, low, high)
+        self.tracing.instructions.append(Encode(numbers.slot, encoder.scale, (low, high)))
+        return Terms((Part(numbers, along_axes(encoder.scale, numbers), max(abs(low), abs(high))),))
+
+    def operate(self, node: fx.Node, layer: Any, args: Any, kwargs: Any) -> Any:
+        """As it is; constants with an entry for every image are written down too."""
+        given = [args, kwargs]
+        stand_ins = holds_terms(args) or next(_stand_ins(given), None) is not None
+        if layer is not None or stand_ins or not _batched(given):
+            return super().operate(node, layer, args, kwargs)
+        placed = {name: "meta" if name == "device" else item for name, item in kwargs.items()}
+        found = node.target(*_on_meta(args), **_on_meta(placed))  # type: ignore[operator]
+        if not isinstance(found, Tensor):
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        return _written(self.tracing, node.target, args, kwargs, found)
+
+    def accumulate(self, name: str, layer: Any, part: Part, weight: Tensor, limit: float) -> Tensor:
+        source = whole_numbers(part, limit)
+        assert isinstance(source, StandIn)
+        if limit >= INT32:
+            hint = f"sums could reach {limit:.1e}, past the 2^31 of its accumulator: use fewer bits"
+            fault = Fault(name, type(layer).__name__, hint)
+            raise UnsupportedLayerError("an accumulator could overflow", [fault])
+        self.tracing.narrow(source, part.limit)
+        geometry = geometry_of(layer)
+        with torch._C.DisableTorchFunctionSubclass():
+            shaped = accumulated(torch.empty_like(source), weight.to("meta"), geometry)
+        made = self.tracing.value(shaped, -limit, limit)
+        numbers = (made.slot, name, source.slot, weight.to(torch.int8))
+        self.tracing.instructions.append(Accumulate(*numbers, geometry, limit))
+        return made
+
+
+class _Walk(fx.Interpreter):
+    """One step through the graph, on stand-ins."""
+
+    def __init__(self, snn: SpikingModel, t: int) -> None:
+        super().__init__(snn.layers)
+        self.extra_traceback = False
+        device = next((value.device for value in snn.state_dict().values()), torch.device("cpu"))
+        self.snn, self.t, self.tracing = snn, t, Tracing(device)
+        self.writer = _Writer(snn, self.tracing)
+
+    def program(self) -> Program:
+        """The whole step."""
+        image = torch.empty(BATCH, *self.snn.image_shape, device="meta")
+        logits = as_terms(self.run(self.tracing.value(image, -math.inf, math.inf)))
+        read_out = ReadOut(self.tracing.sum(logits, torch.ones(())))
+        instructions = (*self.tracing.instructions, read_out)
+        return Program(instructions, self.tracing.values, tuple(self.writer.real))
+
+    def run_node(self, node: fx.Node) -> Any:
+        if node.op in ("placeholder", "get_attr", "output"):
+            return super().run_node(node)
+        layer = layer_of(self.snn.layers, node)
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        if isinstance(layer, MTNeuron):
+            return self._fire(str(node.target), layer, as_terms(args[0]))
+        if isinstance(layer, Encoder):
+            return self.writer.encode(layer, args[0])
+        return self.writer.operate(node, layer, args, dict(kwargs))
+
+    def _fire(self, name: str, neuron: MTNeuron, value: Terms) -> Terms:
+        """One step of a layer of neurons."""
+        presentation, t = self.snn.presentation, self.t
+        spec = window_spec(neuron.spec, presentation, t)
+        total = self.tracing.value(value.parts[0].numbers, *spec.limits)
+        drive = self.tracing.sum(value, unit(neuron, presentation, t))
+        self.tracing.instructions.append(Fire(total.slot, name, drive, neuron.offset, spec))
+        return self.writer.emit(total, worth(neuron, presentation, t), neuron)
+
+
+@torch.no_grad()
+def trace(snn: SpikingModel, t: int = 0) -> Program:
+    """Step ``t`` of a converted network, from 0, as a program.
+
+    Raises:
+        UnsupportedLayerError: weights off their grid; an accumulator that could pass 2^31.
+
+    Example:
+        >>> from torch import nn
+        >>> from ..convert import convert
+        >>> from ..quantize import QuantSpec, quantize
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+        >>> snn = convert(quantize(net, QuantSpec(), calibration=torch.randn(8, 1, 4, 4)))
+        >>> [type(item).__name__ for item in trace(snn).instructions if type(item) is not Operate]
+        ['Encode', 'Accumulate', 'Fire', 'Accumulate', 'ReadOut']
+    """
+    return _Walk(snn, t).program()
