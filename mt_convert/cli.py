@@ -1,4 +1,4 @@
-"""The command line: ``mt-convert ls | cp | check | run | eval | show | coverage``.
+"""The command line: ``mt-convert ls | cp | check | run | eval | bench | show | coverage``.
 
 Floor 11. One function per command; prints and exits, nothing else. What takes seconds to import is
 imported by the command that needs it.
@@ -258,6 +258,78 @@ def evaluate(
         raise typer.Exit(130) from None
     if speaks():
         compare.show(out, Console())
+
+
+@app.command()
+def bench(
+    networks: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|MODEL",
+            help="Folders of runs, or architectures of timm (random weights, quantized to 4 bits).",
+        ),
+    ],
+    batch: Annotated[
+        str, typer.Option("--batch", help="Images at once.", metavar="N,N,...")
+    ] = "1,32,128",
+    time_steps: Annotated[
+        str, typer.Option(help="Numbers of steps T of spiking networks.", metavar="T,T,...")
+    ] = "1,4",
+    levels: Annotated[
+        str | None,
+        typer.Option(
+            help="Thresholds n. [default: for each T the fewest that emit all levels]",
+            metavar="n,n,...",
+        ),
+    ] = None,
+    contender: Annotated[
+        list[str] | None, typer.Option(help="Time these alone; may be repeated. [default: all]")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Turns that each contender gets, 5 or more.")] = 5,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of every contender. [default: torch's]")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda. [default: the accelerator if there is one]")
+    ] = None,
+    memory: Annotated[
+        bool, typer.Option(help="Measure peak memory too, each in a process of its own.")
+    ] = True,
+    out: Annotated[Path, typer.Option(help="Folder for table, page and picture.")] = Path(
+        "runs/bench"
+    ),
+) -> None:
+    """Time the integer network beside all else that runs the same network on this machine.
+
+    Float networks, onnxruntime, Brevitas, other packages: all in turns within one run, each checked
+    before it is timed. What cannot run here is named with the reason. Stopped, it leaves earlier
+    results as they were.
+
+    \b
+    Examples:
+      mt-convert bench resnet20_cifar --batch 1,128 --threads 2
+      mt-convert bench runs/r20 --time-steps 1,2,4,8,16 --batch 32
+      mt-convert bench resnet18 --contender integer_native --contender fp32_compile
+    """
+    from .benchmark import command
+
+    wanted = command.Wanted(
+        networks=tuple(networks),
+        batches=_numbers("--batch", batch),
+        time_steps=_numbers("--time-steps", time_steps),
+        levels=None if levels is None else _numbers("--levels", levels),
+        contenders=tuple(contender or ()),
+        rounds=rounds,
+        threads=threads,
+        device=device,
+        memory=memory,
+    )
+    try:
+        command.run(wanted, out)
+    except KeyboardInterrupt:
+        typer.echo(f"\nstopped; earlier results in {out} are as they were", err=True)
+        raise typer.Exit(130) from None
+    command.show(out, Console())
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

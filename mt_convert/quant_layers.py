@@ -214,6 +214,15 @@ def calibrating(model: nn.Module) -> Iterator[None]:
     model.eval()
 
 
+def for_inference(model: nn.Module, images: Tensor) -> None:
+    """Put a model into Brevitas' own inference mode for good, its quantized weights cached."""
+    from brevitas.export.inference import quant_inference_mode  # asks for the onnx package
+
+    with torch.no_grad():
+        quant_inference_mode(model, cache_quant_weight=True).__enter__()
+        model(images)  # its first pass fills the caches
+
+
 def _weight_quantizer(bits: int, scale: Scale) -> type:
     """Per output channel, symmetric. From 5 bits up the step follows the largest weight; below,
     that wastes levels, so it starts from the least squared error and is trained."""

@@ -1,0 +1,85 @@
+"""Everything in this folder, by one command on a machine that does nothing else:
+
+    python eval/benchmark/regenerate.py --threads 2
+    python eval/benchmark/regenerate.py --device cuda --out FOLDER
+
+ResNet-20 at batches of 1, 32 and 128, at 32 with T up to 16; CIFAR ResNets of other depths for
+growth over size; ResNet-18 and MobileNetV2 at 224 pixels. `--run FOLDER` takes a trained ResNet-20
+instead of random weights. Contenders that are not installed are named on the page; all of them are
+there with the extra `export`, onnxscript, spikingjelly and sinabs. Parts that are done are kept in
+--parts and not made again; `--pages` writes the page from results.json alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from mt_convert.benchmark.command import Wanted, publish, timed
+from mt_convert.benchmark.contenders import Kind, all_contenders
+from mt_convert.benchmark.rows import Benchmark, benchmark_from_json, merged
+from mt_convert.storage import digest, read_json, write_json
+
+HERE = Path(__file__).parent
+ROUNDS = 7
+PEER_STEPS = (4, 16)
+
+
+def parts(base: Wanted, resnet20: str) -> list[Wanted]:
+    """What is timed together, what tells most first; no network and batch stands there twice."""
+    known = all_contenders()
+    without_peers = tuple(name for name, item in known.items() if item.kind is not Kind.PEER)
+    large = ("resnet18", "mobilenetv2_100")
+    deeper = ("resnet32_cifar", "resnet44_cifar", "resnet56_cifar", "resnet18_cifar")
+    steps = (1, 2, *PEER_STEPS[:1], 8, *PEER_STEPS[1:])
+    groups = [
+        *(((resnet20,), (batch,), (1, 4), ()) for batch in (128, 1)),
+        ((resnet20,), (32,), steps, ()),
+        *(((name,), (batch,), (1, 4), without_peers) for name in large for batch in (1, 16)),
+        *(((name,), (32,), (1, 4), without_peers) for name in deeper),
+    ]
+    return [
+        replace(base, networks=names, batches=batches, time_steps=T, contenders=contenders)
+        for names, batches, T, contenders in groups
+    ]
+
+
+def main() -> None:
+    """Time what is not there yet, then write results, page and picture."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--run", default="resnet20_cifar", help="folder of a run of ResNet-20")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")
+    parser.add_argument("--parts", type=Path, default=Path("runs/benchmark"))
+    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--pages", action="store_true", help="write the page from results.json")
+    given = parser.parse_args()
+    if not given.pages:
+        base = Wanted(
+            (given.run,),
+            rounds=given.rounds,
+            threads=given.threads,
+            device=given.device,
+            memory=not given.no_memory,
+        )
+        found = merged([made(part, given.parts) for part in parts(base, given.run)])
+        write_json(given.out / "results.json", found.to_json())
+    stored = benchmark_from_json(read_json(given.out / "results.json"))
+    publish((HERE / "head.md").read_text(), stored, given.out)
+
+
+def made(part: Wanted, folder: Path) -> Benchmark:
+    """A part from its file, or timed now."""
+    path = folder / f"{digest(repr(part))[:16]}.json"
+    if not path.is_file():
+        write_json(path, timed(part, folder / "networks").to_json())
+    return benchmark_from_json(read_json(path))
+
+
+if __name__ == "__main__":
+    main()

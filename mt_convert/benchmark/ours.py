@@ -1,0 +1,60 @@
+"""Our own contenders: the integer network on each backend, and the simulation in float."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..integer import integer
+from ..integer.backends import BACKENDS
+from ..simulate import simulate
+from .contenders import Case, Contender, Kind, Runner
+from .network import Network
+
+REFERENCE = "torch"
+
+
+def _backend(name: str, about: str) -> Contender:
+    """The integer network on one backend."""
+
+    def prepare(network: Network, case: Case) -> Runner:
+        assert case.T is not None
+        assert case.n is not None
+        steps = case.T
+        model = integer(network.spiking(case.n), backend=name)
+        return lambda images: model.run(images, steps).logits
+
+    return Contender(f"integer_{name}", Kind.INTEGER, about, prepare, _missing(name))
+
+
+def _missing(name: str) -> Callable[[torch.device], str | None]:
+    """Why a backend cannot run on a device."""
+
+    def missing(device: torch.device) -> str | None:
+        info = BACKENDS[name]
+        if info.devices and device.type not in info.devices:
+            return f"runs on {', '.join(info.devices)}, not on {device.type}"
+        return info.missing()
+
+    return missing
+
+
+def _simulated(network: Network, case: Case) -> Runner:
+    assert case.T is not None
+    assert case.n is not None
+    snn, steps = network.spiking(case.n), case.T
+
+    def run(images: Tensor) -> Tensor:
+        return simulate(snn, images, time_steps=steps).logits
+
+    return run
+
+
+CONTENDERS = (
+    _backend("native", "integer network, our kernels in C++"),
+    _backend("compile", "integer network in float containers, torch.compile"),
+    _backend("torch", "integer network in float containers, plain torch: the reference"),
+    Contender("simulate", Kind.INTEGER, "simulation in float, plain torch", _simulated),
+)

@@ -1,0 +1,238 @@
+"""A benchmark as text: a table for the terminal, a Markdown page, sentences that are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from .contenders import Kind, all_contenders
+from .limits import moving_us
+from .rows import Benchmark, BenchRow
+
+HEADINGS = ("contender", "T", "n", "µs per image", "range", "× best float")
+MORE = ("of the limit", "peak MiB", "checked")
+ONNX_INT8 = ("onnxruntime_int8", "onnxruntime_int8_sums")
+LEGEND = (
+    "µs per image: the median of the rounds, in each of which every contender had its turn; range: "
+    "the fastest and the slowest round; × best float: how many times as fast as the fastest float "
+    "network here, the median of the ratios within rounds; of the limit: the time in which this "
+    "machine's fastest int8 product, which had its turn too, does the multiply-adds of one step, "
+    "as a share of the time taken; peak: memory in a process of its own, what is kept and what "
+    "is needed while running; checked: ours against the reference backend bit by bit, others "
+    "by the share of images with the class of the network they stand for and the difference of "
+    "their logits from its (0 the same, 1 nothing in common; with random weights the least "
+    "difference grows large, and classes seldom change)"
+)
+
+
+def groups(rows: Sequence[BenchRow]) -> dict[tuple[str, int], list[BenchRow]]:
+    """The rows that were timed together: those of one network and batch."""
+    found: dict[tuple[str, int], list[BenchRow]] = {}
+    for row in rows:
+        found.setdefault((row.network, row.batch), []).append(row)
+    return found
+
+
+def kind_of(row: BenchRow) -> Kind | None:
+    """What a row's contender computes; None of one that is no longer known."""
+    known = all_contenders().get(row.contender)
+    return None if known is None else known.kind
+
+
+def cells(row: BenchRow) -> list[str]:
+    """A row as text, under `HEADINGS` and `MORE`."""
+    return [
+        row.contender,
+        "–" if row.T is None else str(row.T),
+        "–" if row.n is None else str(row.n or "∞"),
+        _short(row.us_per_image),
+        f"{_short(row.us_low)}–{_short(row.us_high)}",
+        "–" if row.ratio_to_best_float is None else f"{row.ratio_to_best_float:.2f}",
+        "–" if row.share_of_limit is None else f"{100 * row.share_of_limit:.0f} %",
+        "–" if row.peak_mib is None else f"{row.peak_mib:.1f}",
+        _checked(row),
+    ]
+
+
+def _checked(row: BenchRow) -> str:
+    """What the check before timing found."""
+    if row.bit_equal:
+        return "bit-equal"
+    words = [] if row.bit_equal is None else ["not bit-equal"]
+    if row.agreement is not None and row.difference is not None:
+        words.append(f"{100 * row.agreement:.0f} %, {row.difference:.2g}")
+    return ", ".join(words) or "–"
+
+
+def _short(us: float) -> str:
+    """Three digits that count.
+
+    Example:
+        >>> [_short(value) for value in (0.5, 12.34, 123.4, 12345.6)]
+        ['0.50', '12.3', '123', '12,346']
+    """
+    return f"{us:.2f}" if us < 10 else f"{us:.1f}" if us < 100 else f"{us:,.0f}"
+
+
+def rich_tables(found: Benchmark) -> list[Table]:
+    """A table for each network and batch."""
+    tables = []
+    for (network, batch), rows in groups(found.rows).items():
+        table = Table(title=f"{network}, batch {batch}", title_justify="left")
+        for name in (*HEADINGS, *MORE):
+            left = name in ("contender", "checked")
+            table.add_column(name, justify="left" if left else "right", no_wrap=name == "contender")
+        for row in rows:
+            table.add_row(*cells(row))
+        tables.append(table)
+    return tables
+
+
+def markdown(head: str, found: Benchmark) -> str:
+    """The page: what was found, the machine, a table for each network and batch, who is absent."""
+    lines = [head.rstrip(), "", "## What was found", "", *(f"- {line}" for line in findings(found))]
+    lines += ["", "![speed, growth over T and over size](benchmark.png)", "", *machine_lines(found)]
+    for (network, batch), rows in groups(found.rows).items():
+        lines += ["", f"## {network}, batch {batch}", ""]
+        lines += ["| " + " | ".join((*HEADINGS, *MORE)) + " |", "|" + " --- |" * 9]
+        lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
+    lines += ["", LEGEND + ".", "", "## Contenders", ""]
+    present = {row.contender for row in found.rows}
+    lines += [
+        f"- `{name}`: {item.kind}; {item.about}."
+        for name, item in all_contenders().items()
+        if name in present
+    ]
+    if found.absent:
+        lines += ["", "## Not timed", ""]
+        lines += [
+            f"- {item.network}, {item.contender}, {item.case}: {item.reason}"
+            for item in found.absent
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def machine_lines(found: Benchmark) -> list[str]:
+    """The machine, its limits and the versions."""
+    machine = found.machine
+    if not machine:
+        return []
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    lines = [
+        "## The machine",
+        "",
+        f"{machine['name']} ({machine['device']}), {machine['threads']} threads; {versions}.",
+        "",
+        f"Its limits, measured: float32 products {machine['fp32_macs_per_s'] / 1e9:.3g} billion "
+        f"multiply-adds a second, copying {machine['bytes_per_s'] / 1e9:.3g} GB a second (read and "
+        "written).",
+    ]
+    if machine["int8_by"]:
+        others = ", ".join(
+            f"{name} {rate / 1e9:.3g}" for name, rate in machine["int8_tried"].items()
+        )
+        lines.append(f"int8 products, billion multiply-adds a second: {others}; the most counts.")
+    moved = ", ".join(
+        f"{network}, batch {batch}: {_short(moving_us(machine, found.networks[network], batch))}"
+        for network, batch in groups(found.rows)
+        if network in found.networks
+    )
+    return [*lines, f"To copy weights (int8) and images once takes, µs per image: {moved}."]
+
+
+def findings(found: Benchmark) -> list[str]:
+    """Sentences on what the gain is, what it is due to, and where it ends."""
+    lines = []
+    for (network, batch), rows in groups(found.rows).items():
+        lines += _gain(f"{network}, batch {batch}", rows)
+    return [*lines, *_over_time(found), *_over_size(found)]
+
+
+def fastest(rows: Sequence[BenchRow], *kinds: Kind) -> BenchRow | None:
+    """The fastest row of these kinds."""
+    among = [row for row in rows if kind_of(row) in kinds]
+    return min(among, key=lambda row: row.us_per_image, default=None)
+
+
+def _gain(where: str, rows: Sequence[BenchRow]) -> list[str]:
+    """What ours gains at each T against the best float network, and how much of it int8 gives."""
+    best = fastest(rows, Kind.FLOAT)
+    int8 = min(
+        (row for row in rows if row.contender in ONNX_INT8),
+        key=lambda row: row.us_per_image,
+        default=None,
+    )
+    lines = []
+    for T in sorted({row.T for row in rows if row.T and kind_of(row) is Kind.INTEGER}):
+        own = fastest([row for row in rows if row.T == T], Kind.INTEGER)
+        if own is None or best is None or own.ratio_to_best_float is None:
+            continue
+        text = (
+            f"{where}, T = {T}, n = {own.n}: {own.contender} takes {_short(own.us_per_image)} µs "
+            f"per image, {own.ratio_to_best_float:.2f} times as fast as the best float network "
+            f"({best.contender}, {_short(best.us_per_image)} µs)"
+        )
+        if int8 is not None and int8.ratio_to_best_float is not None:
+            ahead = own.ratio_to_best_float / int8.ratio_to_best_float
+            text += (
+                f" and {ahead:.2f} times as fast as {int8.contender}, whose int8 arithmetic "
+                f"alone gains {int8.ratio_to_best_float:.2f}"
+            )
+        share = cells(own)[HEADINGS.index("× best float") + 1]
+        lines.append(text + ("." if share == "–" else f"; {share} of the machine's limit."))
+    return lines
+
+
+def _over_time(found: Benchmark) -> list[str]:
+    """How time grows with T in the group with most of them."""
+    rows = most_steps(found.rows)
+    own = [row for row in rows if row.contender == "integer_native"] or [
+        row for row in rows if kind_of(row) is Kind.INTEGER
+    ]
+    line = {row.T: row for row in own if own and row.contender == own[0].contender}
+    if len(line) < 2:
+        return []
+    start = line[min(line, key=lambda T: T or 0)]
+    grown = ", ".join(
+        f"{row.us_per_image / start.us_per_image:.2f} at T = {T}" for T, row in sorted(line.items())
+    )
+    slower = [T for T, row in sorted(line.items()) if (row.ratio_to_best_float or 1) < 1]
+    ends = (
+        f"from T = {slower[0]} on the best float network is faster"
+        if slower
+        else "at no T of these is a float network faster"
+    )
+    where = f"{start.network}, batch {start.batch}, {start.contender}"
+    return [f"Growth over T ({where}): {grown} times the time of T = {start.T}; {ends}."]
+
+
+def _over_size(found: Benchmark) -> list[str]:
+    """How the gain at T = 1 changes with the size of the network."""
+    rows = by_size(found)
+    if len({row.network for row in rows}) < 2:
+        return []
+    gains = ", ".join(
+        f"{row.network} ({found.networks[row.network]['macs'] / 1e6:,.0f} million multiply-adds, "
+        f"batch {row.batch}) {row.ratio_to_best_float:.2f}"
+        for row in rows
+    )
+    return [f"Growth over size, gain at T = 1 over the best float network: {gains}."]
+
+
+def most_steps(rows: Sequence[BenchRow]) -> list[BenchRow]:
+    """The group with the most different T."""
+    found = groups(rows).values()
+    return max(found, key=lambda group: len({row.T for row in group}), default=[])
+
+
+def by_size(found: Benchmark) -> list[BenchRow]:
+    """Our fastest row at T = 1 of each network, at its largest batch, smallest network first."""
+    chosen: dict[str, BenchRow] = {}
+    for (network, batch), rows in groups(found.rows).items():
+        own = fastest([row for row in rows if row.T == 1], Kind.INTEGER)
+        if own is None or own.ratio_to_best_float is None or network not in found.networks:
+            continue
+        if network not in chosen or batch > chosen[network].batch:
+            chosen[network] = own
+    return sorted(chosen.values(), key=lambda row: float(found.networks[row.network]["macs"]))
