@@ -339,19 +339,20 @@ class _Loop:
 
 
 def count_events(emitted: Tensor, ladder: Ladder) -> Tensor:
-    """Spikes in each emission: thresholds crossed; set bits (binary); one (power of two).
+    """Spikes in each emission: thresholds crossed; set bits (binary and power-of-two ladders).
+
+    A power-of-two neuron emits one at a time; the largest of several can change by more.
 
     Shapes: any. Units: ``emitted`` in levels.
 
     Example:
-        >>> emitted = torch.tensor([0.0, 5.0, -3.0])
+        >>> emitted = torch.tensor([0.0, 4.0, -3.0])
         >>> count_events(emitted, Binary(3)).tolist(), count_events(emitted, PowerOfTwo(3)).tolist()
-        ([0.0, 2.0, 2.0], [0.0, 1.0, 1.0])
+        ([0.0, 1.0, 2.0], [0.0, 1.0, 2.0])
     """
     size = emitted.abs()
-    if isinstance(ladder, PowerOfTwo):
-        return (size > 0).to(size.dtype)
-    if not isinstance(ladder, Binary):
+    if not isinstance(ladder, (Binary, PowerOfTwo)):
         return size
-    bits = [torch.remainder(torch.floor(size / 2**bit), 2) for bit in range(ladder.bits)]
+    width = int(ladder.reach).bit_length()
+    bits = [torch.remainder(torch.floor(size / 2**bit), 2) for bit in range(width)]
     return torch.stack(bits).sum(0)

@@ -17,7 +17,8 @@ from mt_convert import canonical
 from mt_convert.canonical import IntegerArithmetic
 from mt_convert.errors import DataError, SpecError, UnsupportedLayerError
 from mt_convert.integer import plain
-from mt_convert.integer.backends import BACKENDS
+from mt_convert.integer.backends import BACKENDS, TorchBackend
+from mt_convert.integer.exactness import LAYERS, layer_difference, next_to_thresholds
 from mt_convert.integer.native.build import instruction_sets
 from mt_convert.integer.program import Accumulate, Encode, Fire
 from mt_convert.ladder import Binary, PowerOfTwo, Uniform
@@ -120,6 +121,41 @@ def test_real_operators_run_between_integer_segments_and_are_listed(name: str) -
 def test_what_is_integer_is_not_listed_as_real() -> None:
     for name in NETWORKS:
         assert mt.integer(mt.convert(quantized(name)), backend="torch").real == (), name
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_next_to_thresholds_every_neuron_is_that_of_the_reference(layer: str) -> None:
+    program, image = next_to_thresholds(layer, channels=48, side=9, bits=8, seed=5)
+    fire = next(item for item in program.instructions if isinstance(item, Fire))
+    values = {0: image, 1: image}
+    for item in program.instructions:
+        if isinstance(item, Accumulate):
+            values[item.out] = canonical.accumulated(image, item.weight, item.geometry)
+    y = plain.real_sum(fire.input, values)
+    away = (y - 0.5 - (y - 0.5).round()).abs()
+    assert float(away.max()) < 1e-2
+    assert float((away == 0).float().mean()) > 0.01
+    for name in FAST:
+        if BACKENDS[name].missing() is None:
+            found = layer_difference(BACKENDS[name].make, layer, channels=24, side=9, seed=6)
+            assert found.compared > 0
+            assert found.different == 0
+
+
+def test_a_backend_that_fuses_a_multiplication_and_an_addition_would_be_seen() -> None:
+    def fused(numbers: list[Tensor], multipliers: list[Tensor], bias: Any) -> Tensor:
+        pairs = zip(numbers, multipliers, strict=True)
+        total = sum(number.double() * factor.double() for number, factor in pairs)
+        return (total + (0 if bias is None else bias.double())).float()
+
+    class Fused(TorchBackend):
+        def run(self, *words: Any) -> Any:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(plain, "written_sum", fused)
+                return super().run(*words)
+
+    found = layer_difference(Fused, "convolution 3x3", seed=7)
+    assert found.different > found.compared / 100
 
 
 # ------------------------------------------------------------------------------------ the program

@@ -377,9 +377,8 @@ def test_a_maximum_can_change_by_more_than_one_power_of_two(
         before = shown
     additions = [3 * bits_of(change) for change in changes]
     assert shift_add(model, images, steps).additions["8"] == additions
-    reported = synops(snn, images, steps, monkeypatch)["8"]
-    assert reported == [3 * int((change != 0).sum()) for change in changes]
-    assert sum(additions) > sum(reported), "the report takes any change for one event"
+    assert synops(snn, images, steps, monkeypatch)["8"] == additions
+    assert sum(additions) > sum(3 * int((change != 0).sum()) for change in changes)
 
 
 def test_windows_of_different_sizes_cost_a_shifted_addition_for_each_bit_of_their_weight(
