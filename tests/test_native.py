@@ -15,8 +15,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import images as seeded_images
+from networks import lived_in
 from torch import Tensor
 
+from mt_convert.convert import convert
 from mt_convert.errors import SpecError
 from mt_convert.integer.backends import TorchBackend
 from mt_convert.integer.native import build
@@ -35,8 +38,11 @@ from mt_convert.integer.program import (
     Term,
     Whole,
 )
+from mt_convert.integer.tracing import trace
 from mt_convert.ladder import Binary, Ladder, Learned, PowerOfTwo, Uniform
+from mt_convert.networks import resnet20_cifar
 from mt_convert.neurons import NeuronSpec
+from mt_convert.quantize import QuantSpec, quantize
 
 aten = torch.ops.aten
 SETS = (*build.instruction_sets(), build.EMULATED_VNNI)
@@ -146,6 +152,10 @@ class Net:
 
     def operate(self, target: Any, *args: Any, whole: bool = True, **kwargs: Any) -> int:
         """Any operator; ``args`` hold slots."""
+        return self.parts(target, *args, whole=whole, **kwargs)[0]
+
+    def parts(self, target: Any, *args: Any, whole: bool = True, **kwargs: Any) -> list[int]:
+        """Any operator with several results."""
         slots = [arg for part in args for arg in (part if isinstance(part, list) else [part])]
         slots = [arg.index for arg in slots if isinstance(arg, Slot)]
 
@@ -160,8 +170,9 @@ class Net:
         low = min(self.values[value].low for value in slots)
         high = max(self.values[value].high for value in slots)
         bounds = (min(low, 0), max(high, 0)) if whole else (-math.inf, math.inf)
-        made = self.value(found.shape[1:], *bounds)
-        self.instructions.append(Operate((made,), target, args, kwargs))
+        pieces = [found] if isinstance(found, Tensor) else found
+        made = [self.value(piece.shape[1:], *bounds) for piece in pieces]
+        self.instructions.append(Operate(tuple(made), target, args, kwargs))
         return made
 
     def pooled(self, value: int) -> int:
@@ -186,11 +197,14 @@ def check(
     threads: Sequence[int] = (1,),
     scale: float = 1.0,
     native: bool = True,
+    images: Tensor | None = None,
 ) -> NativeBackend:
     """Logits and totals equal those of the torch backend, one set of instructions after another."""
     programs = [programs] if isinstance(programs, Program) else programs
     shape = programs[0].values[0].shape
-    images = torch.randn(max(batches), *shape, generator=torch.Generator().manual_seed(1)) * scale
+    if images is None:
+        generator = torch.Generator().manual_seed(1)
+        images = torch.randn(max(batches), *shape, generator=generator) * scale
     plain = TorchBackend(programs)
     wanted = {t: plain.run(images, t, True) for t in steps}
     for name in sets:
@@ -347,6 +361,63 @@ def test_rows_at_rest_are_left_out_and_nothing_changes() -> None:
         assert all(torch.equal(moved[layer], totals[layer]) for layer in totals)
 
 
+LAST = 2**63 - 1  # the end of a slice as torch.export writes it
+PARTS: dict[str, tuple[Any, ...]] = {
+    "every other row": (aten.slice.Tensor, 2, 0, LAST, 2),
+    "every third row from 2": (aten.slice.Tensor, 2, 2, 9, 3),
+    "rows up to the last but one": (aten.slice.Tensor, 2, -7, -1),
+    "columns past both ends": (aten.slice.Tensor, 3, -100, 100, 2),
+    "columns from 1": (aten.slice.Tensor, -1, 1, LAST, 2),
+    "channels": (aten.slice.Tensor, 1, 3, 9),
+    "every other channel": (aten.slice.Tensor, 1, 1, LAST, 2),
+    "all of it": (aten.slice.Tensor, 2, 0, LAST),
+    "all images": (aten.slice.Tensor, 0, 0, LAST),
+    "zero channels on both sides": (F.pad, [0, 0, 0, 0, 2, 3]),
+    "zero channels in front": (aten.constant_pad_nd.default, [0, 0, 0, 0, 5, 0]),
+    "zeros and cuts": (F.pad, [-1, 2, 1, -2, 3, -4]),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_of_bytes_and_of_sums(name: str) -> None:
+    """Images with a single row of light: rows at rest are left out, the right ones."""
+    target, *args = PARTS[name]
+    net = Net(len(name), image=(2, 11, 9), bits=4)
+    value = net.fire(net.sum(net.layer(net.image, 10, (1, 1), padding=(0, 0))), Uniform(3))
+    part, light = (net.operate(target, Slot(v), *args) for v in (value, net.layer(value, 10)))
+    value = net.fire(net.sum(light, part, bias=False), Uniform(2), bounds=(-8, 7))
+    again = net.operate(target, Slot(value), *args)
+    value = net.fire(net.sum(net.layer(again, 17), bias=False), Uniform(2))
+    program = net.program(net.sum(net.layer(net.pooled(value), 3, None)))
+    images = torch.zeros(12, 2, 11, 9)
+    for row in range(11):
+        images[row, :, row, row % 3 :] = torch.randn(2, 9 - row % 3, generator=net.torch)
+    check(program, steps=(1, 2, 7), batches=(12,), images=images)
+    check(program, steps=(1, 3), batches=(1, 3), threads=(2,), sets=SETS[:1])
+
+
+@pytest.mark.parametrize("dim", [1, 2, -1])
+def test_values_split_into_parts_and_joined_in_another_order(dim: int) -> None:
+    net = Net(dim + 11, image=(3, 9, 8), bits=4)
+    value = net.fire(net.sum(net.layer(net.image, 12)), Uniform(3))
+    first, second, third = net.parts(aten.chunk.default, Slot(value), 3, dim)
+    size = (1, *net.shape(second))[dim]
+    left, right = net.parts(aten.split_with_sizes.default, Slot(second), [1, size - 1], dim=dim)
+    middle = net.operate(aten.narrow.default, Slot(right), dim, 1, 1)
+    (only,) = net.parts(aten.split.Tensor, Slot(third), 9, dim)
+    joined = net.operate(torch.cat, [Slot(v) for v in (right, only, left, first, middle)], dim)
+    value = net.fire(net.sum(net.layer(joined, 8), bias=False), Uniform(2))
+    check(net.program(net.sum(net.layer(net.pooled(value), 3, None))), steps=(1, 4))
+
+
+def test_resnet20_is_one_call() -> None:
+    """Its shortcuts slice rows and columns and add channels of zeros."""
+    images = seeded_images(4, (3, 32, 32))
+    qann = quantize(lived_in(resnet20_cifar()), QuantSpec(), calibration=images)
+    program = trace(convert(qann, ladder=Uniform(4), signed=True))
+    check(program, steps=range(1, 7), batches=(2,), sets=SETS[:1], images=images[:2])
+
+
 def test_a_program_for_each_step() -> None:
     """Constants and bounds of totals change from step to step, past those of a byte."""
     net = Net(4, image=(3, 6, 6), bits=4)
@@ -467,7 +538,9 @@ def test_a_failing_build_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_processes_that_build_at_once_do_not_meet(tmp_path: Path) -> None:
-    code = "from mt_convert.integer.native import build; build.library('portable')"
+    code = (
+        "from mt_convert.integer.native import build as b; b.FLAGS += '-O0',; b.library('portable')"
+    )
     surroundings = {"MT_CONVERT_CACHE": str(tmp_path), "PATH": "/usr/bin:/bin"}
     root = Path(__file__).parents[1]
     started = [

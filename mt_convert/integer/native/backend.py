@@ -15,7 +15,9 @@ from ...terms import in_exact_type
 from .. import plain
 from ..program import Accumulate, Encode, Fire, Operate, Program, ReadOut
 from . import build
-from .lowering import IMAGES, LOGITS, Lowered, Segment, lower
+from .layout import IMAGES, LOGITS, Call, External
+from .lowering import Lowered, lower
+from .segments import Segment
 
 
 class NativeBackend:
@@ -43,7 +45,7 @@ class NativeBackend:
         self._logits_shape = _logits_shape(programs[0])
         self._arena = torch.empty(0, dtype=torch.uint8)
         self._lock = threading.Lock()
-        self._externals = (build.External * (len(self._lowered.externals) + 2))()
+        self._externals = (External * (len(self._lowered.externals) + 2))()
         self._call = _prepared_call(self._lowered, self._externals)
         self._steps: dict[tuple[int, int], Any] = {}
 
@@ -216,7 +218,7 @@ class _Seen(dict[int, Any]):
 
 def _prepared_call(lowered: Lowered, externals: Any) -> Any:
     """What stays the same in all calls."""
-    call = build.Call(
+    call = Call(
         values=ctypes.addressof(lowered.values),
         last_ops=ctypes.addressof(lowered.total_ops),
         externals=ctypes.addressof(externals),

@@ -1,7 +1,6 @@
 """The kernels as a library: built on first use, kept in a folder of the user, loaded by ctypes.
 
 The name of a build has a digest of its source, flags and compiler, so nothing stale is ever loaded.
-The structures below are those of kernels.cpp, field by field; `library` compares their sizes.
 """
 
 from __future__ import annotations
@@ -14,13 +13,14 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-from ctypes import c_float, c_int32, c_int64, c_uint32, c_void_p
+from ctypes import c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...errors import Fault, SpecError
+from .layout import STRUCTURES
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-fno-fast-math", "-ffp-contract=off")
@@ -89,9 +89,9 @@ def library(instruction_set: str) -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(_built(checked(instruction_set))))
     except OSError as fact:
         raise _unavailable(f"the built library could not be loaded: {fact}") from fact
-    found = (c_int64 * len(_STRUCTURES))()
+    found = (c_int64 * len(STRUCTURES))()
     loaded.mt_sizes(found)
-    assert list(found) == [ctypes.sizeof(kind) for kind in _STRUCTURES]
+    assert list(found) == [ctypes.sizeof(kind) for kind in STRUCTURES]
     loaded.mt_run.argtypes, loaded.mt_run.restype = [c_void_p], None
     loaded.mt_prepare.argtypes, loaded.mt_prepare.restype = [c_void_p, c_int32, c_void_p], None
     return loaded
@@ -165,71 +165,3 @@ def _build(target: Path, flags: tuple[str, ...]) -> None:
 def _unavailable(what: str) -> NativeUnavailable:
     hint = 'backend="torch" gives the same numbers; or install g++ 9 or newer with OpenMP'
     return NativeUnavailable("the native backend cannot run here", [Fault("native", what, hint)])
-
-
-# ---------------------------------------------------------------- structures, as in kernels.cpp
-
-
-class Value(ctypes.Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("offset", "start", "bytes", "changed")),
-        *((name, c_int32) for name in ("kind", "height", "width", "channels")),
-        *((name, c_int32) for name in ("row", "pixel", "low", "unused")),
-    ]
-
-
-class Dependence(ctypes.Structure):
-    _fields_ = [(name, c_int32) for name in ("value", "step", "first", "last")]
-
-
-class Piece(ctypes.Structure):
-    _fields_ = [(name, c_int32) for name in ("offset", "quads", "flush", "unused")]
-
-
-class Block(ctypes.Structure):
-    _fields_ = [(name, c_int32) for name in ("channel", "count", "offset", "unused")]
-
-
-class Constant(ctypes.Structure):
-    _fields_ = [("data", c_void_p), ("pixel", c_int64)]
-
-
-class Term(ctypes.Structure):
-    _fields_ = [("value", c_int64), ("multiplier", Constant)]
-
-
-class Op(ctypes.Structure):
-    _fields_ = [
-        *((name, c_int32) for name in ("kind", "finish", "in_", "out", "rows", "columns")),
-        *((name, c_int32) for name in ("external", "whole_sums", "n_blocks", "n_pieces")),
-        *((name, c_int32) for name in ("n_terms", "n_dependences")),
-        *((name, c_int32 * 2) for name in ("kernel", "stride", "padding", "dilation")),
-        ("shift", c_int32 * 3),
-        ("tile", c_int32),
-        ("axes", c_int64 * 3),
-        *((name, c_float) for name in ("low", "high", "down", "up", "scale")),
-        ("bits", c_uint32),
-        ("target", c_int64),
-        ("unsettled", c_int64),
-        *((name, c_void_p) for name in ("weights", "correction")),
-        *((name, c_void_p) for name in ("pieces", "blocks", "terms", "dependences")),
-        ("bias", Constant),
-        ("offset", Constant),
-    ]
-
-
-class External(ctypes.Structure):
-    _fields_ = [("data", c_void_p), ("image", c_int64), ("step", c_int64)]
-
-
-class Call(ctypes.Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in ("values", "steps", "last_ops", "externals", "arena")),
-        *((name, c_int64) for name in ("arena_bytes", "marks", "n_marks")),
-        *((name, c_int32) for name in ("n_values", "n_ops", "n_last_ops", "n_externals")),
-        *((name, c_int32) for name in ("batch", "first_step", "end_step", "threads")),
-        *((name, c_int32) for name in ("keep_images", "skip")),
-    ]
-
-
-_STRUCTURES = (Value, Dependence, Piece, Block, Term, Op, External, Call)

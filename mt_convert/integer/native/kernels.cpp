@@ -9,7 +9,7 @@
 // integers, whatever the instruction set; floats are multiplied and added one by one, which is why
 // this file must be built with -ffp-contract=off and never with -ffast-math.
 //
-// Contents: 1 the structures shared with build.py, 2 eight lanes, 3 dot products, 4 neurons,
+// Contents: 1 the structures shared with layout.py, 2 eight lanes, 3 dot products, 4 neurons,
 // 5 layers, 6 moves and pools, 7 time steps, images and threads.
 
 #include <omp.h>
@@ -25,11 +25,12 @@
 
 using u8 = uint8_t;
 
-// ------------------------------------------------------------------ 1 structures, as in build.py
+// ------------------------------------------------------------------ 1 structures, as in layout.py
 
 enum ValueKind : int32_t { BYTES = 0, INTS = 1 };
 enum OpKind : int32_t { LOAD, STORE, DOT, DEPTHWISE, WIDE, NONE, MAX_POOL, SUM_POOL, COPY, FLATTEN };
 enum Finish : int32_t { KEEP, FIRE, READ_OUT };
+enum Sums : int32_t { SHORT, WHOLE, INT16_WEIGHTS };  // which kernel for dot products
 
 extern "C" {
 
@@ -67,10 +68,12 @@ struct Term {  // whole numbers (value -1: the op's own sums) times a multiplier
 struct Op {
     int32_t kind, finish, in, out;
     int32_t rows, columns;  // of pixels that the op runs over
-    int32_t external, whole_sums;
+    int32_t external, sums;  // sums: DOT
     int32_t n_blocks, n_pieces, n_terms, n_dependences;
     int32_t kernel[2], stride[2], padding[2], dilation[2];
-    int32_t shift[3], tile;    // COPY: rows, columns, channels; rows to finish before going on
+    int32_t start[3], step[3];  // COPY: (y, x, c) is read at start + step * (y, x, c) and
+    int32_t shift[3], channels;  // written at shift + (y, x, c); how many of the last
+    int32_t tile;                // rows to finish before going on
     int64_t axes[3];           // distance of rows, columns, channels outside the arena
     float low, high;           // bounds of the running total
     float down, up;            // the largest steps
@@ -248,7 +251,7 @@ struct Lanes {
     static void finish(const Sum& sum, int32_t* to) { wide_store(to, sum); }
 };
 #elif defined(__AVX2__)
-struct Lanes {  // for products too large for int16: at most 64 * 255 in each weight plane
+struct Lanes {  // for products of which two fit int16, but few more
     static constexpr int most = 4;
     struct Sum { __m256i half[2]; };
     using Weights = Sum;
@@ -347,9 +350,48 @@ void short_dots(const u8* const* pixel, const Op& op, const Block& block, const 
         stride = 16;
     }
 }
-constexpr int most_short = 6;
+
+// For products of which two do not fit int16: bytes 0 and 2, then 1 and 3, of each quad as int16,
+// and weights in int16 in the order that these want, [2, 16 outputs, 2].
+template <int P>
+void int16_dots(const u8* const* pixel, const Op& op, const Block& block, const int8_t* weights,
+                int32_t (*sums)[16]) {
+    const __m256i low = _mm256_set1_epi16(255);
+    const int32_t* correction = op.correction + block.channel;
+    __m256i sum[P][2];
+    for (int p = 0; p < P; ++p) {
+        sum[p][0] = load(correction);
+        sum[p][1] = load(correction + 8);
+    }
+    for (int i = 0; i < op.n_pieces; ++i) {
+        const Piece piece = op.pieces[i];
+        const u8* at[P];
+        for (int p = 0; p < P; ++p) at[p] = pixel[p] + block.offset + piece.offset;
+        for (int64_t q = 0; q < 4 * int64_t(piece.quads); q += 4, weights += 128) {
+            const __m256i* w = (const __m256i*)weights;
+            const __m256i even[2] = {_mm256_loadu_si256(w), _mm256_loadu_si256(w + 1)};
+            const __m256i odd[2] = {_mm256_loadu_si256(w + 2), _mm256_loadu_si256(w + 3)};
+#pragma GCC unroll 4
+            for (int p = 0; p < P; ++p) {
+                const __m256i bytes = _mm256_set1_epi32(quad_at(at[p] + q));
+                const __m256i first = _mm256_and_si256(bytes, low);
+                const __m256i second = _mm256_srli_epi16(bytes, 8);
+                for (int h = 0; h < 2; ++h) {
+                    const __m256i four = _mm256_add_epi32(_mm256_madd_epi16(first, even[h]),
+                                                          _mm256_madd_epi16(second, odd[h]));
+                    sum[p][h] = _mm256_add_epi32(sum[p][h], four);
+                }
+            }
+        }
+    }
+    for (int p = 0; p < P; ++p) {
+        store(sums[p], sum[p][0]);
+        store(sums[p] + 8, sum[p][1]);
+    }
+}
+constexpr int most_short = 6, most_int16 = 3;
 #else
-constexpr int most_short = 0;
+constexpr int most_short = 0, most_int16 = 0;  // not used by lowering.py
 #endif
 constexpr int most_pixels = std::max(Lanes::most, most_short);
 
@@ -361,13 +403,18 @@ struct Kernel {
 };
 
 // The kernel that does at least so many pixels.
-Kernel kernel_for(int count, [[maybe_unused]] bool whole_sums) {
+Kernel kernel_for(int count, [[maybe_unused]] int sums) {
 #if defined(__AVX2__)
-    if (!whole_sums) {
+    if (sums == SHORT) {
         if (count > 4) return {short_dots<6>, 6};
         if (count > 2) return {short_dots<4>, 4};
         if (count > 1) return {short_dots<2>, 2};
         return {short_dots<1>, 1};
+    }
+    if (sums == INT16_WEIGHTS) {
+        if (count > 2) return {int16_dots<3>, 3};
+        if (count > 1) return {int16_dots<2>, 2};
+        return {int16_dots<1>, 1};
     }
 #endif
     if constexpr (Lanes::most >= 12)
@@ -608,7 +655,8 @@ inline const u8* input_at(const Image& im, const Op& op, int y, int x) {
 void dot_layer(const Image& im, const Op& op, const Span& span) {
     int64_t quads = 0;
     for (int i = 0; i < op.n_pieces; ++i) quads += op.pieces[i].quads;
-    const int most = op.whole_sums || !most_short ? Lanes::most : most_short;
+    const bool wide_weights = op.sums == INT16_WEIGHTS;
+    const int most = op.sums == SHORT ? most_short : wide_weights ? most_int16 : Lanes::most;
     const Value& in = im.call.values[op.in];
     const int64_t right = int64_t(op.stride[1]) * in.pixel, down = int64_t(op.stride[0]) * in.row;
     const u8* start = input_at(im, op, 0, 0);
@@ -620,11 +668,11 @@ void dot_layer(const Image& im, const Op& op, const Span& span) {
         const int count = (std::min(span.y1, y0 + op.tile) - y0) * columns;
         for (int b = span.b0; b < span.b1; ++b) {
             const Block& block = op.blocks[b];
-            const int8_t* weights = op.weights + b * quads * 64;
+            const int8_t* weights = op.weights + b * quads * (wide_weights ? 128 : 64);
             int y = y0, x = 0;
             for (int i = 0; i < count; i += most) {
                 const int n = std::min(most, count - i);
-                const Kernel kernel = kernel_for(n, op.whole_sums);
+                const Kernel kernel = kernel_for(n, op.sums);
                 for (int p = 0; p < n; ++p) {
                     place[p] = {y, x, int64_t(y) * columns + x};
                     pixel[p] = start + y * down + x * right;
@@ -746,30 +794,35 @@ void store_rows(const Image& im, const Op& op, const Span& span) {
     });
 }
 
-// A value into a part of another: concatenation, zeros around it.
+inline u8* entry(const Image& im, const Value& v, int y, int x, int c) {
+    return v.kind == BYTES ? im.bytes(v, y, x) + c : (u8*)(im.ints(v, y, x) + c);
+}
+
+// A part of a value into a part of another: slices, concatenation, zeros around it.
 void copy_rows(const Image& im, const Op& op, const Span& span) {
-    const Value &in = im.call.values[op.in], &out = im.call.values[op.out];
-    if (in.kind == BYTES && out.kind == BYTES) {
-        const u8 by = u8(in.low - out.low);
-        const int channels = in.channels;  // in a register: stores of bytes may change memory
-        for (int y = span.y0; y < span.y1; ++y)
-            for (int x = 0; x < op.columns; ++x) {
-                const u8* from = im.bytes(in, y, x);
-                u8* to = im.bytes(out, y + op.shift[0], x + op.shift[1]) + op.shift[2];
-                for (int c = 0; c < channels; ++c) to[c] = u8(from[c] + by);
+    const Value in = im.call.values[op.in], out = im.call.values[op.out];
+    const int size = in.kind == BYTES ? 1 : 4;
+    const bool alike = in.kind == out.kind && in.low == out.low && op.step[2] == 1;
+    const bool whole_pixels = alike && op.channels == in.channels && op.channels == out.channels;
+    for (int y = span.y0; y < span.y1; ++y) {
+        const int row = op.start[0] + y * op.step[0];
+        if (whole_pixels && op.step[1] == 1) {
+            std::memcpy(entry(im, out, op.shift[0] + y, op.shift[1], 0),
+                        entry(im, in, row, op.start[1], 0), size_t(op.columns) * in.pixel * size);
+            continue;
+        }
+        for (int x = 0; x < op.columns; ++x) {
+            const int column = op.start[1] + x * op.step[1];
+            if (alike) {
+                std::memcpy(entry(im, out, op.shift[0] + y, op.shift[1] + x, op.shift[2]),
+                            entry(im, in, row, column, op.start[2]), size_t(op.channels) * size);
+                continue;
             }
-        return;
+            for (int c = 0; c < op.channels; ++c)
+                put(im, out, op.shift[0] + y, op.shift[1] + x, op.shift[2] + c,
+                    number_at(im, in, row, column, op.start[2] + c * op.step[2]));
+        }
     }
-    if (in.kind == INTS && out.kind == INTS) {
-        for (int y = span.y0; y < span.y1; ++y)
-            for (int x = 0; x < op.columns; ++x)
-                std::copy_n(im.ints(in, y, x), in.channels,
-                            im.ints(out, y + op.shift[0], x + op.shift[1]) + op.shift[2]);
-        return;
-    }
-    each_channel(op, in, span, [&](int y, int x, int c) {
-        put(im, out, y + op.shift[0], x + op.shift[1], c + op.shift[2], number_at(im, in, y, x, c));
-    });
 }
 
 // All numbers of a value in the order that torch gives them, as channels of one pixel.

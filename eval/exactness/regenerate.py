@@ -1,0 +1,226 @@
+"""Everything in this folder, by one command:
+
+    python eval/exactness/regenerate.py --data FOLDER --runs RUNS
+
+RUNS holds cifar10_resnet20_w4a4 and cifar10_resnet20_w2a2, FOLDER the images of JPEG CIFAR-10 they
+were trained on. Every backend of the integer network that this machine has is compared with the
+reference: layer by layer on a million neurons next to thresholds, on all 10,000 test images with
+several batch sizes and numbers of threads, and on every ReLU-type network of eval/coverage. Parts
+that are done are kept in --parts; ``--only PART ...`` makes some of them, ``--pages`` writes the
+page from what is there and names what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mt_convert.convert import convert
+from mt_convert.coverage.bounded import Limits, Task, run_bounded
+from mt_convert.coverage.lived_in import build
+from mt_convert.data import batches
+from mt_convert.integer import integer
+from mt_convert.integer.backends import BACKENDS
+from mt_convert.integer.exactness import LAYERS, layer_difference, network_difference
+from mt_convert.integer.native.backend import NativeBackend
+from mt_convert.integer.native.build import EMULATED_VNNI, instruction_sets
+from mt_convert.ladder import Uniform
+from mt_convert.progress import progress
+from mt_convert.quant_spec import QuantSpec
+from mt_convert.quantize import quantize
+from mt_convert.storage import atomic, read_json, write_json
+from mt_convert.subjects import subjects_of
+
+HERE = Path(__file__).parent
+SCHEMA = "mt_convert.exactness/1"
+MILLION = 1_000_000
+WHOLE = {"Conv2d", "max_pool2d", "BatchNorm2d", "amax", "pad"}  # analog, yet whole numbers
+WAYS: dict[str, tuple[dict[str, Any], int]] = {
+    "T = 1, n = L": ({}, 1),
+    "T = 4, n = 4, signed": ({"ladder": Uniform(4), "signed": True}, 4),
+    "T = 4, n = 3, every step": ({"ladder": Uniform(3), "presentation": "every_step"}, 4),
+}
+COMPILED = 1000  # images, for the backend that is as slow as the reference
+
+
+@dataclass(frozen=True)
+class Row:
+    """A backend on one layer or network: how many numbers were compared, how many differed."""
+
+    part: str
+    name: str
+    way: str
+    backend: str
+    threads: int
+    batch: int
+    images: int
+    compared: int
+    different: int
+
+
+def backends() -> dict[str, Callable[..., Any]]:
+    """All that this machine has, by name, the native one with each of its instruction sets."""
+    found = {name: info.make for name, info in BACKENDS.items() if name != "native"}
+    if BACKENDS["native"].missing() is None:
+        for name in (*instruction_sets(), EMULATED_VNNI):
+            found[f"native {name}"] = partial(NativeBackend, instruction_set=name)
+    return found
+
+
+def layers() -> Iterator[Row]:
+    """A million neurons next to thresholds for each type of layer."""
+    for layer in LAYERS:
+        size = {"channels": 1024} if layer == "linear" else {"channels": 64, "side": 32}
+        for name, make in backends().items():
+            if name in ("torch", "compile"):
+                continue  # the reference; and the same operators, compiled anew for each seed
+            compared = different = seed = 0
+            while compared < MILLION:
+                found = layer_difference(make, layer, seed=seed, **size)
+                compared, different = compared + found.compared, different + found.different
+                seed += 1
+            yield Row("layers", layer, "T = 1", name, 1, 1, seed, compared, different)
+
+
+def images(runs: Path, data: str) -> Iterator[Row]:
+    """Trained networks on all test images."""
+    for bits in ("w4a4", "w2a2"):
+        word = str(runs / f"cifar10_resnet20_{bits}")
+        (found,) = subjects_of(word, [], (f"data.root={data}",), None, None)
+        for way, (options, steps) in WAYS.items():
+            snn = convert(found.qann, **options)
+            reference = integer(snn, backend="torch")
+            for backend, threads, batch in settings():
+                count = COMPILED if backend == "compile" else len(found.test)
+                torch.set_num_threads(threads)
+                model = integer(snn, backend=backend)
+                given = (
+                    x for at, (x, _) in enumerate(batches(found.test, batch)) if at * batch < count
+                )
+                difference = network_difference(model, reference, given, steps)
+                numbers = (difference.compared, difference.different)
+                yield Row(
+                    "images",
+                    f"ResNet-20 {bits.upper()}",
+                    way,
+                    backend,
+                    threads,
+                    batch,
+                    count,
+                    *numbers,
+                )
+
+
+def settings() -> list[tuple[str, int, int]]:
+    """Backend, threads and batch size."""
+    native = [("native", 1, 128), ("native", 2, 1), ("native", 2, 32)]
+    return [*(native if BACKENDS["native"].missing() is None else ()), ("compile", 1, 128)]
+
+
+def families() -> Iterator[Row]:
+    """The ReLU-type networks of eval/coverage, random weights that behave like trained ones."""
+    stored = read_json(HERE.parent / "coverage" / "results.json")["rows"]
+    wanted = [item for item in stored if item["converted"] and set(item["analog"]) <= WHOLE]
+    logs = HERE.parents[1] / "runs" / "exactness"
+    tasks = [
+        Task(item["architecture"], family, (item["architecture"], item["input_size"]), logs)
+        for item in wanted
+    ]
+    logs.mkdir(parents=True, exist_ok=True)
+    tasks = [
+        Task(task.key, task.function, task.arguments, logs / f"{task.key}.log") for task in tasks
+    ]
+    for outcome in run_bounded(tasks, Limits(memory=12, seconds=900)):
+        if outcome.error is not None:
+            print(f"{outcome.key}: {outcome.error}")
+            continue
+        yield from (Row(**row) for row in outcome.value)
+
+
+def family(name: str, size: int, *, note: Any) -> list[dict[str, Any]]:
+    """One architecture at T = 1 with n = L and at T = 4 with a quarter of the thresholds."""
+    torch.set_num_threads(1)
+    built = build(name, size=size, images=4, seed=0)
+    spec = QuantSpec(weight_bits=8, act_bits=4)
+    qann = quantize(built.model, spec, calibration=built.images)
+    rows = []
+    for way in list(WAYS)[:2]:
+        options, steps = WAYS[way]
+        snn = convert(qann, **options)
+        reference, model = integer(snn, backend="torch"), integer(snn)
+        assert not model.real, f"{name} has real segments: {model.real}"
+        found = network_difference(model, reference, [built.images], steps)
+        row = Row("families", name, way, model.backend, 1, 4, 4, found.compared, found.different)
+        rows.append(asdict(row))
+    return rows
+
+
+def page(rows: list[Row], missing: list[str]) -> str:
+    """The page."""
+    text = [(HERE / "head.md").read_text()]
+    for part, title in PARTS.items():
+        of_part = [row for row in rows if row.part == part]
+        if not of_part:
+            continue
+        different = sum(row.different for row in of_part)
+        compared = sum(row.compared for row in of_part)
+        text.append(f"## {title}\n\n{compared:,} numbers compared, {different:,} different.\n")
+        text.append(
+            "| network or layer | how | backend | threads | batch | images | compared | different |"
+        )
+        text.append("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |")
+        text += [
+            f"| {row.name} | {row.way} | {row.backend} | {row.threads} | {row.batch} "
+            f"| {row.images:,} | {row.compared:,} | {row.different:,} |"
+            for row in of_part
+        ]
+        text.append("")
+    if missing:
+        text.append(f"Not made yet: {', '.join(missing)}.\n")
+    return "\n".join(text)
+
+
+PARTS = {
+    "layers": "Next to thresholds, by type of layer",
+    "images": "Trained networks on test images",
+    "families": "ReLU-type networks of timm",
+}
+
+
+def main() -> None:
+    """Make what is missing, write results and page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", help="folder of JPEG CIFAR-10")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--parts", type=Path, default=Path("runs/exactness"))
+    parser.add_argument("--only", nargs="*", choices=list(PARTS))
+    parser.add_argument("--pages", action="store_true", help="write the page from what is there")
+    given = parser.parse_args()
+    makers = {
+        "layers": layers,
+        "images": lambda: images(given.runs, given.data),
+        "families": families,
+    }
+    for part, make in makers.items():
+        path = given.parts / f"{part}.json"
+        if given.pages or path.is_file() or (given.only and part not in given.only):
+            continue
+        write_json(path, [asdict(row) for row in progress(make(), part)])
+    stored = {part: given.parts / f"{part}.json" for part in PARTS}
+    rows = [Row(**row) for path in stored.values() if path.is_file() for row in read_json(path)]
+    missing = [PARTS[part].lower() for part, path in stored.items() if not path.is_file()]
+    write_json(HERE / "results.json", {"schema": SCHEMA, "rows": [asdict(row) for row in rows]})
+    with atomic(HERE / "README.md") as temporary:
+        temporary.write_text(page(rows, missing))
+
+
+if __name__ == "__main__":
+    main()
