@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,13 +23,16 @@ from .ladder import Firing, Ladder, Learned, PowerOfTwo
 from .neurons import IF, NeuronSpec, Reset, largest_emission
 
 
-def running_step(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
+def running_step(
+    y: Tensor, total: Tensor, spec: NeuronSpec, limits: tuple[Any, Any] | None = None
+) -> Tensor:
     """The running total after one step, from the cumulative input: closed form.
 
     With q = clamp(round(y), lo, hi), half to even, the neuron emits the largest step of its ladder
     that does not pass q − total; an unsigned one never goes back. At T = 1 and full reach the total
     *is* the quantizer's output. Float32 or float64; ``bounds`` and ``total`` are whole numbers.
     With a `Learned` ladder q = clamp(Σ_k [y ≥ θ_k], lo, hi), and any distance is emitted whole.
+    ``limits`` are lo and hi in place of those of ``spec``, numbers or tensors.
 
     Shapes: ``y`` and ``total`` equal. Units: both in Δ; ``y`` without the initial potential Δ/2.
     Returns: the new total.
@@ -43,11 +47,12 @@ def running_step(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
         [2.0, 9.0, 0.0]
     """
     _check_running(spec)
+    low, high = spec.limits if limits is None else limits
     if isinstance(spec.ladder, Learned):
         reached = torch.bucketize(y, _thresholds(spec.ladder, y), right=True).to(y.dtype)
-        reached.clamp_(*spec.limits)
+        reached.clamp_(low, high)
         return reached if spec.signed else torch.maximum(total, reached)
-    distance = y.round().clamp_(*spec.limits).sub_(total)
+    distance = y.round().clamp_(low, high).sub_(total)
     if not isinstance(spec.ladder, PowerOfTwo):  # any distance within reach is emitted whole
         reach = spec.ladder.reach
         return distance.clamp_(-reach if spec.signed else 0, reach).add_(total)

@@ -54,6 +54,7 @@ FLOORS = {
     "archive": 5.3,
     "verify": 5.1,
     "simulate": 5,
+    "compiled": 5.1,
     "canonical": 6.1,
     "integer": 7,
     "literal": 6.1,

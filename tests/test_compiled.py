@@ -1,0 +1,79 @@
+"""The compiled simulation computes what `simulate` does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from networks import NETWORKS, images, quantized, shape_of
+
+from mt_convert.compiled import CompiledSimulation
+from mt_convert.convert import convert
+from mt_convert.errors import DataError, SpecError
+from mt_convert.ladder import Binary, PowerOfTwo, Uniform
+from mt_convert.simulate import simulate
+
+WAYS: dict[str, tuple[dict[str, Any], int]] = {
+    "exact": ({}, 2),
+    "uniform": ({"ladder": Uniform(3), "signed": True}, 5),
+    "binary": ({"ladder": Binary(2)}, 3),
+    "power_of_two": ({"ladder": PowerOfTwo(4), "signed": True}, 4),
+    "every_step": ({"ladder": Uniform(3), "presentation": "every_step"}, 5),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_its_steps_are_those_of_the_simulation(name: str, way: str) -> None:
+    options, steps = WAYS[way]
+    snn, batch = convert(quantized(name), **options), images(4, shape_of(name), seed=21)
+    fast = CompiledSimulation(snn, backend="eager")
+    for turn in (batch, batch.flip(0)):  # a run leaves no state
+        wanted, run = simulate(snn, turn, time_steps=steps), fast(turn, time_steps=steps)
+        assert torch.equal(run.logits, wanted.logits)
+        assert run.neurons == wanted.neurons
+        for layer, total in wanted.totals.items():
+            assert torch.equal(run.totals[layer], total)
+            assert torch.equal(run.spike_counts[layer], wanted.spike_counts[layer])
+
+
+@pytest.mark.parametrize("way", ["uniform", "every_step"])
+def test_compiled_it_is_the_same_but_for_rounding(way: str) -> None:
+    options, steps = WAYS[way]
+    snn, batch = convert(quantized("residual"), **options), images(16, seed=22)
+    wanted, run = (f(batch, time_steps=steps) for f in (_plain(snn), CompiledSimulation(snn)))
+    for layer, total in wanted.totals.items():
+        assert float((run.totals[layer] == total).float().mean()) > 0.999
+    assert torch.allclose(run.logits[0], wanted.logits[0], atol=1e-4)
+    assert run.firing_rate == pytest.approx(wanted.firing_rate, rel=1e-3)
+
+
+def _plain(snn: Any) -> Any:
+    return lambda batch, time_steps: simulate(snn, batch, time_steps=time_steps)
+
+
+def test_no_step_is_compiled_anew() -> None:
+    snn = convert(quantized("residual"), ladder=Uniform(3), presentation="every_step")
+    count = 0
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        nonlocal count
+        count += 1
+        return graph.forward
+
+    fast = CompiledSimulation(snn, backend=backend)  # type: ignore[arg-type]
+    for steps in (3, 6):
+        fast(images(4, seed=23), time_steps=steps)
+    assert count == 1
+
+
+def test_wrong_requests_say_what_is_allowed() -> None:
+    waiting = convert(quantized("residual"), ladder=Uniform(3), whole_window=True)
+    with pytest.raises(SpecError, match="whole_window=False"):
+        CompiledSimulation(waiting)
+    fast = CompiledSimulation(convert(quantized("residual")), backend="eager")
+    with pytest.raises(SpecError, match="whole numbers from 1"):
+        fast(images(2), time_steps=0)
+    with pytest.raises(DataError):
+        fast(images(2)[:, :, :4], time_steps=1)
