@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         calibrate,
     )
     from .canonical import IntegerArithmetic
+    from .compiled import CompiledSimulation
     from .conversion_error import ErrorTable, layer_errors
     from .convert import convert
     from .energy import energy
@@ -65,6 +66,7 @@ _HOMES = {
         "Thresholds",
         "calibrate",
     ),
+    "compiled": ("CompiledSimulation",),
     "conversion_error": ("ErrorTable", "layer_errors"),
     "energy": ("energy",),
     "convert": ("convert",),
@@ -95,6 +97,7 @@ __all__ = [
     "ActNoise",
     "BatchNorm",
     "Binary",
+    "CompiledSimulation",
     "ConversionReport",
     "ErrorTable",
     "Firing",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..compiled import CompiledSimulation
 from ..integer import integer
 from ..integer.backends import BACKENDS
 from ..simulate import simulate
@@ -52,9 +53,17 @@ def _simulated(network: Network, case: Case) -> Runner:
     return run
 
 
+def _compiled(network: Network, case: Case) -> Runner:
+    assert case.T is not None
+    assert case.n is not None
+    fast, steps = CompiledSimulation(network.spiking(case.n)), case.T
+    return lambda images: fast(images, time_steps=steps).logits
+
+
 CONTENDERS = (
     _backend("native", "integer network, our kernels in C++"),
     _backend("compile", "integer network in float containers, torch.compile"),
     _backend("torch", "integer network in float containers, plain torch: the reference"),
     Contender("simulate", Kind.INTEGER, "simulation in float, plain torch", _simulated),
+    Contender("simulate_compile", Kind.INTEGER, "simulation in float, torch.compile", _compiled),
 )
