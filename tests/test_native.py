@@ -24,6 +24,13 @@ from mt_convert.errors import SpecError
 from mt_convert.integer.backends import TorchBackend
 from mt_convert.integer.native import build
 from mt_convert.integer.native.backend import NativeBackend
+from mt_convert.integer.native.layout import (
+    BYTES_AND_OWN,
+    FIRE,
+    OTHERWISE,
+    OWN,
+    OWN_AND_BYTES,
+)
 from mt_convert.integer.program import (
     BATCH,
     Accumulate,
@@ -343,6 +350,29 @@ def test_exact_ties_and_every_ladder(
         drive = net.sum(net.layer(value, 16, most=1), value, ties=True)
         value = net.fire(drive, ladder, signed=signed, bounds=bounds)
     check(net.program(net.sum(value)), steps=(1, 2, 5))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bounds", [(0, 15), (-128, 127), (-8, 7), (0, 255)])
+@pytest.mark.parametrize("reach", [1, 4, 255, 40000])
+def test_neurons_in_int16(bounds: tuple[int, int], signed: bool, reach: int) -> None:
+    """Every sum that they know; a reach past int16, which only several programs may have."""
+    net = Net(reach + bounds[1], image=(3, 6, 7), bits=5)
+    settings = {"signed": signed, "bounds": bounds}
+    for width, ties, bias in ((32, False, True), (16, True, False), (17, False, False)):
+        value = net.layer(net.image, width)
+        value = first = net.fire(net.sum(value, ties=ties, bias=bias), Uniform(reach), **settings)
+        value = net.fire(
+            net.sum(net.layer(value, width), first, bias=bias), Uniform(reach), **settings
+        )
+        drive = net.sum(first, net.layer(value, width), ties=ties, bias=bias)
+        value = net.fire(drive, Uniform(reach), **settings)
+    programs = [net.program(net.sum(value))] * (2 if reach > 32000 else 1)
+    steps = (1, 2) if reach > 32000 else (1, 2, 5, 8)
+    backend = check(programs, steps=steps, batches=(2,))
+    (segment,) = (work for work in backend._lowered.work if not isinstance(work, int))
+    known = {op.summed for op in segment.ops[0] if op.finish == FIRE}
+    assert known == ({OTHERWISE} if reach > 32000 else {OWN, OWN_AND_BYTES, BYTES_AND_OWN})
 
 
 def test_rows_at_rest_are_left_out_and_nothing_changes() -> None:

@@ -30,6 +30,7 @@ using u8 = uint8_t;
 enum ValueKind : int32_t { BYTES = 0, INTS = 1 };
 enum OpKind : int32_t { LOAD, STORE, DOT, DEPTHWISE, WIDE, NONE, MAX_POOL, SUM_POOL, COPY, FLATTEN };
 enum Finish : int32_t { KEEP, FIRE, READ_OUT };
+enum Summed : int32_t { OTHERWISE, OWN, OWN_AND_BYTES, BYTES_AND_OWN };  // by channel
 enum Sums : int32_t { SHORT, WHOLE, INT16_WEIGHTS };  // which kernel for dot products
 
 extern "C" {
@@ -87,6 +88,7 @@ struct Op {
     const Term* terms;
     const Dependence* dependences;
     Constant bias, offset;
+    int32_t summed, unused;  // FIRE: a sum that neurons in int16 know
 };
 
 struct External {  // float32 outside the arena
@@ -585,6 +587,82 @@ void fire(const Image& im, const Op& op, const Block& block, const int32_t (*sum
     }
 }
 
+#if defined(__AVX2__)
+// 16 neurons of some pixels in int16, as most networks have them: totals are bytes, the ladder is
+// uniform, and the sum is one of `Summed`. ``watch``: somebody asks what moved.
+template <bool first, bool watch, int summed>
+void fire_short(const Image& im, const Op& op, const Block& block, const int32_t (*sums)[16],
+                const Place* places, int count) {
+    static const float zeros[16] = {};
+    const int channel = block.channel;
+    constexpr int own_term = summed == BYTES_AND_OWN;
+    const Value out = im.call.values[op.out];
+    const float* bias_data = op.bias.data ? op.bias.data + channel : zeros;
+    const Floats bias[2] = {load(bias_data), load(bias_data + 8)};
+    const float* own_data = op.terms[own_term].multiplier.data + channel;
+    const Floats own[2] = {load(own_data), load(own_data + 8)};
+    Value other = {};
+    Floats factor[2] = {};
+    if (summed != OWN) {
+        const Term& term = op.terms[1 - own_term];
+        other = im.call.values[term.value];
+        factor[0] = load(term.multiplier.data + channel);
+        factor[1] = load(term.multiplier.data + channel + 8);
+    }
+    const Floats low = all(op.low), high = all(op.high);
+    const __m256i start = _mm256_set1_epi16(int16_t(out.low)), zero = _mm256_setzero_si256();
+    const __m256i down = _mm256_set1_epi16(int16_t(op.down));
+    const __m256i up = _mm256_set1_epi16(int16_t(op.up));
+    u8* const totals = im.bytes(out, 0, 0) + channel;
+    const u8* const others = summed == OWN ? nullptr : im.bytes(other, 0, 0) + channel;
+    int16_t* const targets = (int16_t*)(im.arena + op.target) + channel;
+    __m256i changed = zero, unsettled = zero;
+    for (int p = 0; p < count; ++p) {
+        const Place place = places[p];
+        u8* total = totals + int64_t(place.y) * out.row + int64_t(place.x) * out.pixel;
+        Ints whole[2];
+        for (int h = 0; h < 2; ++h) {
+            const Floats mine = multiply(to_floats(load(sums[p] + 8 * h)), own[h]);
+            Floats y = add(mine, bias[h]);
+            if (summed != OWN) {
+                const u8* from =
+                    others + int64_t(place.y) * other.row + int64_t(place.x) * other.pixel + 8 * h;
+                const Floats given = multiply(to_floats(load(from, other.low)), factor[h]);
+                y = summed == OWN_AND_BYTES ? add(y, given) : add(add(given, bias[h]), mine);
+            }
+            whole[h] = to_ints(clamp(y, low, high));  // rounds, half to even
+        }
+        const __m256i target = pack16(whole[0], whole[1]);
+        const __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)total));
+        const __m256i old = first ? zero : _mm256_add_epi16(bytes, start);
+        const __m256i way = _mm256_subs_epi16(target, old);
+        const __m256i step = _mm256_min_epi16(_mm256_max_epi16(way, down), up);
+        const __m256i now = _mm256_add_epi16(old, step);
+        const __m256i stored = _mm256_sub_epi16(now, start);
+        _mm_storeu_si128((__m128i*)total, _mm_packus_epi16(_mm256_castsi256_si128(stored),
+                                                            _mm256_extracti128_si256(stored, 1)));
+        if (!watch) continue;
+        _mm256_storeu_si256((__m256i*)(targets + place.flat * out.channels), target);
+        changed = _mm256_or_si256(changed, step);
+        const __m256i left = _mm256_max_epi16(_mm256_subs_epi16(target, now), down);
+        unsettled = _mm256_or_si256(unsettled, left);
+        if (p + 1 < count && places[p + 1].y == place.y) continue;
+        mark_row(im, op, place.y, !_mm256_testz_si256(changed, changed),
+                 !_mm256_testz_si256(unsettled, unsettled));
+        changed = unsettled = zero;
+    }
+}
+
+using Firing = void (*)(const Image&, const Op&, const Block&, const int32_t (*)[16], const Place*,
+                        int);
+
+template <int summed>
+Firing short_firing(const Image& im) {
+    if (im.first) return im.skip ? fire_short<true, true, summed> : fire_short<true, false, summed>;
+    return im.skip ? fire_short<false, true, summed> : fire_short<false, false, summed>;
+}
+#endif
+
 // A row of neurons whose input is that of the step before: on towards their old targets.
 void move_row(const Image& im, const Op& op, int y, int b0, int b1) {
     if (!*im.mark(op.unsettled, op.rows, y, im.t - 1)) return;
@@ -616,6 +694,14 @@ void move_row(const Image& im, const Op& op, int y, int b0, int b1) {
 void finish(const Image& im, const Op& op, const Block& block, const int32_t (*sums)[16],
             const Place* places, int count) {
     if (op.finish == FIRE) {
+#if defined(__AVX2__)
+        if (op.summed != OTHERWISE && block.count == 16) {
+            const Firing run = op.summed == OWN             ? short_firing<OWN>(im)
+                               : op.summed == OWN_AND_BYTES ? short_firing<OWN_AND_BYTES>(im)
+                                                            : short_firing<BYTES_AND_OWN>(im);
+            return run(im, op, block, sums, places, count);
+        }
+#endif
         const Term& term = op.terms[0];
         const bool simple = op.n_terms == 1 && term.value < 0 && term.multiplier.pixel == 0 &&
                             op.bias.data && op.bias.pixel == 0 && !op.offset.data;

@@ -12,6 +12,7 @@ LOAD, STORE, DOT, DEPTHWISE, WIDE, NONE, MAX_POOL, SUM_POOL, COPY, FLATTEN = ran
 KEEP, FIRE, READ_OUT = range(3)
 BYTES, INTS = range(2)
 SHORT, WHOLE, INT16_WEIGHTS = range(3)
+OTHERWISE, OWN, OWN_AND_BYTES, BYTES_AND_OWN = range(4)
 IMAGES, LOGITS = 0, 1  # the first two places outside the arena
 
 
@@ -60,6 +61,7 @@ class Op(ctypes.Structure):
         *((name, c_void_p) for name in ("pieces", "blocks", "terms", "dependences")),
         ("bias", Constant),
         ("offset", Constant),
+        *((name, c_int32) for name in ("summed", "unused")),
     ]
 
 

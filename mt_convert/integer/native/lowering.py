@@ -17,6 +17,8 @@ from ...ladder import PowerOfTwo
 from ..program import Accumulate, Encode, Fire, Instruction, Operate, Program, Sum
 from .arena import Arena
 from .layout import (
+    BYTES,
+    BYTES_AND_OWN,
     COPY,
     FIRE,
     FLATTEN,
@@ -25,6 +27,9 @@ from .layout import (
     LOAD,
     LOGITS,
     NONE,
+    OTHERWISE,
+    OWN,
+    OWN_AND_BYTES,
     READ_OUT,
     STORE,
     Block,
@@ -34,7 +39,7 @@ from .layout import (
 )
 from .operators import Grid, Move, Window, grid_of
 from .packing import Kept, Packing
-from .plans import Plan, Plans, inputs, outputs
+from .plans import FARTHEST_TARGET, Plan, Plans, inputs, outputs
 from .segments import Segment, fused, segments
 
 L1_BYTES = 16384  # of input rows to work on at a time
@@ -275,6 +280,20 @@ class _Writer:
             missing = len(self.plans.shapes[item.out]) + 1 - item.offset.dim()
             shaped = item.offset.reshape(*[1] * missing, *item.offset.shape)
             op.offset = self.kept.constant(shaped, grid)
+        else:
+            op.summed = self._summed(op)
+
+    def _summed(self, op: Any) -> int:
+        """The sum, where neurons in int16 know it."""
+        terms = (Term * op.n_terms).from_address(op.terms)
+        others = [term.value for term in terms if term.value >= 0]
+        held = {self.values[place].kind for place in (op.out, *others)}
+        by_pixel = any((op.bias.pixel, *(term.multiplier.pixel for term in terms)))
+        far = max(-op.low, op.high, op.up) > FARTHEST_TARGET
+        if held != {BYTES} or by_pixel or far or op.bits != 0xFFFFFFFF:
+            return OTHERWISE
+        known = {(True,): OWN, (True, False): OWN_AND_BYTES, (False, True): BYTES_AND_OWN}
+        return known.get(tuple(term.value < 0 for term in terms), OTHERWISE)
 
 
 def _title(item: Instruction) -> str:
