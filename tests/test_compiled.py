@@ -23,8 +23,10 @@ WAYS: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", NETWORKS)
+CASES = [*((name, "uniform") for name in NETWORKS), *(("residual", way) for way in WAYS)]
+
+
+@pytest.mark.parametrize(("name", "way"), dict.fromkeys(CASES))
 def test_its_steps_are_those_of_the_simulation(name: str, way: str) -> None:
     options, steps = WAYS[way]
     snn, batch = convert(quantized(name), **options), images(4, shape_of(name), seed=21)

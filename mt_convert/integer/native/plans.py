@@ -173,7 +173,8 @@ class Plans:
         if not sources:
             return None
         given, made = ([self.shapes[v] for v in values] for values in (inputs(item), item.out))
-        if len(made) == 1 and _is_same(item, given[0], made[0]):
+        held = sources[0] in self.made  # of torch's own the layout can matter, to a view behind it
+        if len(made) == 1 and held and _is_same(item, given[0], made[0]):
             return Plan(None, sources)
         if any(self.kind(source) is None for source in sources) or grid_of(made[0]) is None:
             return None
