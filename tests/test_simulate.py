@@ -226,7 +226,7 @@ def test_events_of_negative_spikes_count_like_positive_ones() -> None:
     emitted = torch.tensor([-3.0, 3.0, 0.0, -8.0])
     assert count_events(emitted, Uniform(15)).tolist() == [3, 3, 0, 8]
     assert count_events(emitted, Binary(4)).tolist() == [2, 2, 0, 1]
-    assert count_events(emitted, PowerOfTwo(4)).tolist() == [1, 1, 0, 1]
+    assert count_events(emitted, PowerOfTwo(4)).tolist() == [2, 2, 0, 1]
 
 
 def test_spikes_over_time_add_up_to_the_totals_and_to_the_read_outs_input() -> None:

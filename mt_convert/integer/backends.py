@@ -16,6 +16,9 @@ from . import plain
 from .program import Program
 
 
+FORMS = 4096  # of one function that torch.compile keeps
+
+
 class TorchBackend:
     """Step by step in plain torch: the reference."""
 
@@ -45,6 +48,14 @@ class CompiledBackend(TorchBackend):
             return plain.step(program, images, totals, _hold)
 
         return torch.compile(step, fullgraph=True)
+
+    def run(
+        self, images: Tensor, time_steps: int, totals: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        # all networks and steps share one function, each of which is a form of it
+        config: Any = torch._dynamo.config
+        with config.patch(recompile_limit=FORMS, accumulated_recompile_limit=FORMS):
+            return super().run(images, time_steps, totals)
 
 
 def _hold(numbers: Tensor, limit: float) -> Tensor:
