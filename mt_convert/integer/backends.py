@@ -15,7 +15,6 @@ from ..terms import FLOAT32_WHOLE, in_exact_type
 from . import plain
 from .program import Program
 
-
 FORMS = 4096  # of one function that torch.compile keeps
 
 
