@@ -1,4 +1,4 @@
-"""A converted network as whole numbers: exact, and faster than the network it came from."""
+"""A converted network as whole numbers: one program, and the same bits from every backend."""
 
 from .model import IntegerLayer, IntegerModel, IntegerRun, integer
 
