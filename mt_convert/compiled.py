@@ -3,8 +3,7 @@
 A step is the network's graph with `_Firing` in the place of its neurons; what changes from step to
 step (units, bounds, running totals) are buffers, so that no step is compiled anew and memory does
 not grow with T. The arithmetic is that of `simulate`; the compiler orders sums its own way, so that
-a neuron within rounding of a threshold can fall on its other side. Exact on every machine, and
-faster, is `integer`.
+a neuron within rounding of a threshold can fall on its other side. Exact is `integer`.
 """
 
 from __future__ import annotations

@@ -123,19 +123,13 @@ def settings() -> list[tuple[str, int, int]]:
     return [*(native if BACKENDS["native"].missing() is None else ()), ("compile", 1, 128)]
 
 
-def families() -> Iterator[Row]:
+def families(logs: Path) -> Iterator[Row]:
     """The ReLU-type networks of eval/coverage, random weights that behave like trained ones."""
     stored = read_json(HERE.parent / "coverage" / "results.json")["rows"]
     wanted = [item for item in stored if item["converted"] and set(item["analog"]) <= WHOLE]
-    logs = HERE.parents[1] / "runs" / "exactness"
-    tasks = [
-        Task(item["architecture"], family, (item["architecture"], item["input_size"]), logs)
-        for item in wanted
-    ]
     logs.mkdir(parents=True, exist_ok=True)
-    tasks = [
-        Task(task.key, task.function, task.arguments, logs / f"{task.key}.log") for task in tasks
-    ]
+    named = [(item["architecture"], item["input_size"]) for item in wanted]
+    tasks = [Task(name, family, (name, size), logs / f"{name}.log") for name, size in named]
     for outcome in run_bounded(tasks, Limits(memory=12, seconds=900)):
         if outcome.error is not None:
             print(f"{outcome.key}: {outcome.error}")
@@ -207,7 +201,7 @@ def main() -> None:
     makers = {
         "layers": layers,
         "images": lambda: images(given.runs, given.data),
-        "families": families,
+        "families": lambda: families(given.parts / "logs"),
     }
     for part, make in makers.items():
         path = given.parts / f"{part}.json"

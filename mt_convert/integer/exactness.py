@@ -46,7 +46,7 @@ def next_to_thresholds(
     layer: str, channels: int = 64, side: int = 16, bits: int = 4, seed: int = 0
 ) -> tuple[Program, Tensor]:
     """A program of one layer, and an image on which all its neurons are next to a threshold: at
-    most a few units in the last place away, more than a tenth of them exactly on it.
+    most a few units in the last place away, some of them exactly on it.
 
     ``layer``: one of `LAYERS`. Shapes: the image [1, channels, side, side]; linear [1, channels].
 

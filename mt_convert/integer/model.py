@@ -1,7 +1,8 @@
 """`integer`: a converted network as whole numbers, compiled once, run by one of several backends.
 
 Every backend gives the same bits: the numbers of `canonical.IntegerArithmetic`, which depend on
-neither batch size nor memory layout nor the number of threads.
+neither batch size nor memory layout nor the number of threads. Where operators run on real numbers
+(`IntegerModel.real`) that holds for what is in front of them alone.
 """
 
 from __future__ import annotations

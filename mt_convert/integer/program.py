@@ -13,7 +13,7 @@ A step t runs the whole list once. Only `Fire` has state: the running total it l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,3 +135,19 @@ class Program:
     instructions: tuple[Instruction, ...]
     values: Mapping[int, Whole]
     real: tuple[str, ...]
+
+
+def slots(values: Any) -> Iterator[int]:
+    """The values among arguments, in order, in whatever lists and mappings.
+
+    Example:
+        >>> list(slots(([Slot(2), 7], {"other": Slot(1)})))
+        [2, 1]
+    """
+    if isinstance(values, Slot):
+        yield values.index
+    elif isinstance(values, Mapping):
+        yield from slots(list(values.values()))
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from slots(value)

@@ -36,7 +36,7 @@ from ..ladder import Uniform
 from . import plain, tables
 from .events import LEAST, Line, Value, emitted_by, events_of, in_32_bits, met
 from .model import IntegerModel
-from .program import Accumulate, Encode, Fire, Operate, Program, Sum
+from .program import Accumulate, Encode, Fire, Operate, Program, Sum, slots
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ class _Run:
 
     def _move(self, item: Operate) -> None:
         """The same numbers and events elsewhere."""
-        sources = {index: self.values[index] for index in tables.slots((item.args, item.kwargs))}
+        sources = {index: self.values[index] for index in slots((item.args, item.kwargs))}
         numbers = {index: value.numbers for index, value in sources.items()}
         pieces = self._wired(item.out[0], tables.moved, item, numbers, len(self.images))
         lines = {line for value in sources.values() for line in value.events or ()}

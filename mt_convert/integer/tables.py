@@ -20,7 +20,7 @@ from ..rules import DEFAULT_RULES, Kind
 from ..running import running_step
 from ..terms import written_sum
 from .plain import filled
-from .program import Accumulate, Fire, Operate, Program, ReadOut, Slot, Sum, Whole
+from .program import Accumulate, Fire, Operate, Program, ReadOut, Slot, Sum, Whole, slots
 
 aten = torch.ops.aten
 CASTS = frozenset({Tensor.float, Tensor.double, Tensor.contiguous})
@@ -259,14 +259,3 @@ def _real_neurons(program: Program) -> list[Fault]:
             except SpecError as fact:
                 faults.append(Fault(item.name, name, str(fact)))
     return faults
-
-
-def slots(values: Any) -> list[int]:
-    """The values among the arguments of an operator, in order, each once."""
-    if isinstance(values, Slot):
-        return [values.index]
-    if isinstance(values, Mapping):
-        return slots(list(values.values()))
-    if isinstance(values, (list, tuple)):
-        return list(dict.fromkeys(index for value in values for index in slots(value)))
-    return []

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...ladder import Learned
 from ...neurons import IF, Reset
 from ...terms import FLOAT32_WHOLE
-from ..program import Accumulate, Encode, Fire, Instruction, Operate, Program, ReadOut, Slot
+from ..program import Accumulate, Encode, Fire, Instruction, Operate, Program, ReadOut, slots
 from .layout import BYTES, COPY, DEPTHWISE, DOT, FLATTEN, INTS, LOAD, MAX_POOL, NONE, SUM_POOL, WIDE
 from .operators import Grid, Move, Window, grid_of, is_whole, moves, pair, pool, summed
 
@@ -222,23 +222,13 @@ def inputs(item: Instruction) -> tuple[int, ...]:
     if isinstance(item, Accumulate):
         return (item.value,)
     if isinstance(item, Operate):
-        return tuple(_slots([item.args, dict(item.kwargs)]))
+        return tuple(slots([item.args, item.kwargs]))
     values = tuple(term.value for term in item.input.terms)
     return (
         *values,
-        *_slots([term.multiplier for term in item.input.terms]),
-        *_slots(item.input.bias),
+        *slots([term.multiplier for term in item.input.terms]),
+        *slots(item.input.bias),
     )
-
-
-def _slots(part: Any) -> Iterable[int]:
-    if isinstance(part, Slot):
-        yield part.index
-    elif isinstance(part, dict):
-        yield from _slots(list(part.values()))
-    elif isinstance(part, (list, tuple)):
-        for value in part:
-            yield from _slots(value)
 
 
 def _known_neuron(item: Fire) -> bool:
