@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,11 +17,11 @@ import mt_convert as mt
 from mt_convert import canonical
 from mt_convert.canonical import IntegerArithmetic
 from mt_convert.errors import DataError, SpecError, UnsupportedLayerError
-from mt_convert.integer import plain
-from mt_convert.integer.backends import BACKENDS, TorchBackend
+from mt_convert.integer import int8_matmul, plain
+from mt_convert.integer.backends import BACKENDS, TorchBackend, in_int8
 from mt_convert.integer.exactness import LAYERS, layer_difference, next_to_thresholds
 from mt_convert.integer.native.build import instruction_sets
-from mt_convert.integer.program import Accumulate, Encode, Fire
+from mt_convert.integer.program import Accumulate, Encode, Fire, Program, Whole
 from mt_convert.ladder import Binary, PowerOfTwo, Uniform
 from mt_convert.quantize import QuantizedModel
 from mt_convert.simulate import Run, simulate
@@ -82,6 +83,58 @@ def test_every_backend_is_the_canonical_arithmetic(backend: str, way: str, name:
 def test_compiled_by_torch_it_is_the_same(way: str) -> None:
     options, steps = WAYS[way]
     _check("compile", mt.convert(quantized("residual"), **options), images(4, seed=12), steps)
+
+
+class _Int8(TorchBackend):
+    """What accelerators run, on this machine's CPU."""
+
+    def _step(self, program: Program) -> plain.Step:
+        layer = in_int8(program)
+        return lambda images, totals: plain.step(program, images, totals, layer)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_products_of_int8_are_the_reference(layer: str) -> None:
+    found = layer_difference(_Int8, layer, channels=20, side=7, seed=8)
+    assert found.compared >= 20
+    assert found.different == 0
+
+
+@pytest.mark.parametrize(
+    ("kernel", "geometry"),
+    [
+        ((3, 3), ((1, 1), (1, 1), (1, 1), 1)),
+        ((3, 2), ((2, 1), (0, 2), (2, 3), 1)),
+        ((1, 1), ((2, 2), (0, 0), (1, 1), 1)),
+        ((4,), ((2,), (3,), (2,), 1)),
+        ((2, 3, 1), ((1, 2, 1), (1, 0, 2), (1, 1, 1), 1)),
+        ((), ()),
+    ],
+)
+@pytest.mark.parametrize(("low", "high"), [(0, 15), (0, 255), (-128, 127), (-8, 240)])
+def test_a_product_of_int8_is_the_layer(
+    low: int, high: int, kernel: tuple[int, ...], geometry: tuple[Any, ...]
+) -> None:
+    weight = torch.randint(-128, 128, (5, 3, *kernel), dtype=torch.int8)
+    numbers = torch.randint(low, high + 1, (2, 3, *[9] * len(kernel))).float()
+    known = Whole(tuple(numbers.shape[1:]), low, high)
+    layer = Accumulate(2, "layer", 1, weight, geometry, 2.0**24)
+    assert int8_matmul.fits(layer, known)
+    found = int8_matmul.product(layer, numbers, known)
+    assert found.dtype == torch.int32
+    assert torch.equal(found.double(), canonical.accumulated(numbers.double(), weight, geometry))
+
+
+def test_what_is_not_a_product_of_int8_is_exact_all_the_same() -> None:
+    weight = torch.ones(4, 2, dtype=torch.int8)
+    layer = Accumulate(1, "layer", 0, weight, (), 600)
+    assert int8_matmul.fits(layer, Whole((2,), 0, 255))
+    for low, high in ((0, 256), (1, 15), (-math.inf, math.inf)):
+        assert not int8_matmul.fits(layer, Whole((2,), low, high))
+    grouped = Accumulate(1, "layer", 0, weight.reshape(4, 2, 1, 1), ((1, 1), (0, 0), (1, 1), 2), 1)
+    assert not int8_matmul.fits(grouped, Whole((4, 3, 3), 0, 15))
+    program = Program((), {0: Whole((2,), 0, 300)}, ())
+    assert in_int8(program)(layer, torch.tensor([[300.0, 300.0]])).tolist() == [[600.0] * 4]
 
 
 @pytest.mark.parametrize("backend", FAST)

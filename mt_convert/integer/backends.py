@@ -11,11 +11,16 @@ import torch
 from torch import Tensor
 
 from ..errors import Fault, SpecError
-from ..terms import FLOAT32_WHOLE, in_exact_type
-from . import plain
-from .program import Program
+from ..terms import FLOAT32_WHOLE
+from . import int8_matmul, plain
+from .program import Accumulate, Program
 
 FORMS = 4096  # of one function that torch.compile keeps
+AS_WRITTEN = (  # no operator fused with another or rounded its own way, where torch has the option
+    "emulate_precision_casts",
+    "eager_numerics.division_rounding",
+    "eager_numerics.disable_ftz",
+)
 
 
 class TorchBackend:
@@ -25,7 +30,7 @@ class TorchBackend:
         self._steps = [self._step(program) for program in programs]
 
     def _step(self, program: Program) -> plain.Step:
-        return lambda images, totals: plain.step(program, images, totals, in_exact_type)
+        return lambda images, totals: plain.step(program, images, totals)
 
     def run(
         self, images: Tensor, time_steps: int, totals: bool
@@ -40,13 +45,24 @@ class TorchBackend:
 
 
 class CompiledBackend(TorchBackend):
-    """The same through torch.compile."""
+    """The same through torch.compile; on accelerators weighted layers are products of int8."""
 
     def _step(self, program: Program) -> plain.Step:
-        def step(images: Tensor, totals: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-            return plain.step(program, images, totals, _hold)
+        narrow = in_int8(program)
 
-        return torch.compile(step, fullgraph=True)
+        def layer(item: Accumulate, numbers: Tensor) -> Tensor:
+            if numbers.device.type != "cpu":
+                return narrow(item, numbers)
+            held = _held(numbers, item.limit)  # `run` made the settings that `in_exact_type` reads
+            return plain.accumulated(held, item.weight, item.geometry)
+
+        def step(images: Tensor, totals: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            return plain.step(program, images, totals, layer)
+
+        options: dict[str, Any] = {
+            name: True for name in AS_WRITTEN if name in torch._inductor.list_options()
+        }
+        return torch.compile(step, fullgraph=True, options=options)
 
     def run(
         self, images: Tensor, time_steps: int, totals: bool
@@ -57,10 +73,21 @@ class CompiledBackend(TorchBackend):
             return super().run(images, time_steps, totals)
 
 
-def _hold(numbers: Tensor, limit: float) -> Tensor:
-    """`in_exact_type` without looking at settings, which `_exact` has set."""
-    exact = numbers.device.type == "cpu" and limit < FLOAT32_WHOLE
-    return numbers.float() if exact else numbers.double()
+def in_int8(program: Program) -> plain.Layer:
+    """Weighted layers as products of int8 matrices; those that do not fit in float64."""
+
+    def layer(item: Accumulate, numbers: Tensor) -> Tensor:
+        known = program.values[item.value]
+        if int8_matmul.fits(item, known):
+            return _held(int8_matmul.product(item, numbers, known), item.limit)
+        return plain.accumulated(numbers.double(), item.weight, item.geometry)
+
+    return layer
+
+
+def _held(numbers: Tensor, limit: float) -> Tensor:
+    """Whole numbers up to ``limit`` in float32 where that is exact, otherwise in float64."""
+    return numbers.float() if limit < FLOAT32_WHOLE else numbers.double()
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def next_to_thresholds(
 
     Example:
         >>> program, image = next_to_thresholds("linear", channels=8)
-        >>> logits, totals = plain.step(program, image, {}, in_exact_type)
+        >>> logits, totals = plain.step(program, image, {})
         >>> 0 <= float(totals["neurons"].min()), float(totals["neurons"].max()) <= LEVELS
         (True, True)
     """
@@ -126,7 +126,7 @@ def _biased(numbers: list[Tensor], read: list[int], random: torch.Generator) -> 
 def layer_difference(make: Callable[[list[Program]], Any], layer: str, **size: int) -> Difference:
     """A backend, made from programs by ``make``, on one layer next to its thresholds."""
     program, image = next_to_thresholds(layer, **size)
-    _, wanted = plain.step(program, image, {}, in_exact_type)
+    _, wanted = plain.step(program, image, {})
     _, found = make([program]).run(image, 1, True)
     apart = found["neurons"] != wanted["neurons"]
     return Difference(apart.numel(), int(apart.sum()))

@@ -14,22 +14,25 @@ from torch import Tensor
 
 from ..canonical import accumulated
 from ..running import running_step
-from ..terms import written_sum
+from ..terms import in_exact_type, written_sum
 from .program import BATCH, Accumulate, Encode, Fire, Operate, Program, Slot, Sum
 
 Totals = dict[str, Tensor]
+Layer = Callable[[Accumulate, Tensor], Tensor]
 Step = Callable[[Tensor, Totals], tuple[Tensor, Totals]]
 
 
+def accumulate(item: Accumulate, numbers: Tensor) -> Tensor:
+    """A layer's products and sums in a floating type in which they are exact."""
+    return accumulated(in_exact_type(numbers, item.limit), item.weight, item.geometry)
+
+
 def step(
-    program: Program,
-    images: Tensor,
-    before: Mapping[str, Tensor],
-    hold: Callable[[Tensor, float], Tensor],
+    program: Program, images: Tensor, before: Mapping[str, Tensor], layer: Layer = accumulate
 ) -> tuple[Tensor, Totals]:
     """The logits of one step and the totals behind it; ``before`` are those of the last step.
 
-    ``hold(numbers, limit)`` puts numbers into a type in which sums up to ``limit`` are exact.
+    ``layer`` makes the products and sums of weighted layers.
     """
     totals: Totals = {}
     values: dict[int, Any] = {0: images}
@@ -38,8 +41,7 @@ def step(
             levels = torch.round(images / item.scale).clamp(*item.bounds)
             values[item.out] = levels.contiguous()
         elif isinstance(item, Accumulate):
-            numbers = hold(values[item.value], item.limit)
-            values[item.out] = accumulated(numbers, item.weight, item.geometry)
+            values[item.out] = layer(item, values[item.value])
         elif isinstance(item, Fire):
             drive = real_sum(item.input, values)
             totals[item.name] = values[item.out] = fire(item, drive, before.get(item.name))

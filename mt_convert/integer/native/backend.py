@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ...errors import SpecError
-from ...terms import in_exact_type
 from .. import plain
 from ..program import Accumulate, Encode, Fire, Operate, Program, ReadOut
 from . import build
@@ -185,8 +184,7 @@ class NativeBackend:
             levels = torch.round(values[0] / item.scale).clamp(*item.bounds)
             values[item.out] = levels.contiguous()
         elif isinstance(item, Accumulate):
-            numbers = in_exact_type(seen[item.value], item.limit)
-            values[item.out] = plain.accumulated(numbers, item.weight, item.geometry)
+            values[item.out] = plain.accumulate(item, seen[item.value])
         elif isinstance(item, Fire):
             drive = plain.real_sum(item.input, seen)
             state[item.name] = plain.fire(item, drive, state.get(item.name))
