@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from .errors import SpecError
 from .ladder import Firing, Ladder, Learned, PowerOfTwo
-from .neurons import IF, NeuronSpec, Reset, largest_emission
+from .neurons import IF, LIF, NeuronSpec, Reset, largest_emission
 
 
 def running_step(
@@ -82,6 +83,26 @@ def running_step_literal(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
         return total + up
     down = _emission(spec, lambda k: (y < _position(total - k + 1)) & (total - k >= lo), total)
     return total + up - down
+
+
+def leak_of(spec: NeuronSpec) -> float | None:
+    """The share of the potential that leaks in a step, h = v - leak v + I; None without.
+
+    Told by totals, what leaked away since the start is ``lost`` += leak * v, and the neuron is that
+    of `running_step` with y - lost for its input: without a leak, the same to the last bit.
+
+    Example:
+        >>> from mt_convert.ladder import Uniform
+        >>> leak_of(NeuronSpec(Uniform(1), charge=LIF(4.0, decay_input=False)))
+        0.25
+    """
+    charge = spec.charge
+    return 1 / charge.tau if isinstance(charge, LIF) and not charge.decay_input else None
+
+
+def without_leak(spec: NeuronSpec) -> NeuronSpec:
+    """The same neuron without the leak of `leak_of`; any other is unchanged."""
+    return spec if leak_of(spec) is None else replace(spec, charge=IF())
 
 
 def _learned_literal(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:

@@ -23,7 +23,7 @@ from .errors import Fault, SpecError
 from .graph import attribute, check_images, layer_of
 from .ladder import Binary, Ladder, PowerOfTwo
 from .neurons import MTNeuron
-from .running import running_step, running_step_literal
+from .running import leak_of, running_step, running_step_literal, without_leak
 from .shapes import images_not_first
 from .spiking import Encoder, Presentation, SpikingModel
 from .windows import unit, window_spec, worth
@@ -187,6 +187,8 @@ class _Loop:
         self.advance = running_step_literal if literal else running_step
         self.totals: dict[str, Tensor] = {}
         self.counts: dict[str, list[Tensor]] = {}
+        self.potentials: dict[str, Tensor] = {}
+        self.lost: dict[str, Tensor] = {}
         self.observers: list[Observer] = []
         self.moved = False
         nodes = snn.layers.graph.nodes
@@ -321,9 +323,25 @@ class _Loop:
         before = self.totals.get(name)
         if neuron.offset is not None:
             drive = drive + neuron.offset
+        leak = leak_of(spec)
+        if leak is not None:
+            spec = without_leak(spec)
+            drive = self._leaked(name, neuron, drive, leak)
         total = self.advance(drive, torch.zeros_like(drive) if before is None else before, spec)
+        if leak is not None:
+            self.moved = True  # a potential that leaks is not at rest
+            self.potentials[name] = drive - total + spec.initial
         self._record(t, name, neuron, total)
         return total
+
+    def _leaked(self, name: str, neuron: MTNeuron, drive: Tensor, leak: float) -> Tensor:
+        """The input so far, less all that leaked away."""
+        if name not in self.potentials:
+            v = torch.zeros_like(drive) + neuron.spec.initial
+            self.potentials[name] = v if neuron.offset is None else v + neuron.offset
+            self.lost[name] = torch.zeros_like(drive)
+        self.lost[name] = self.lost[name] + leak * self.potentials[name]
+        return drive - self.lost[name]
 
     def _record(self, t: int, name: str, neuron: MTNeuron, total: Tensor) -> None:
         """Keep the new total, count events, tell the observers."""

@@ -110,7 +110,57 @@ class StraightThrough:
         return (x.abs() <= 0.5).to(x.dtype)
 
 
-Surrogate = Rectangular | ATan | Sigmoid | Triangular | StraightThrough
+@dataclass(frozen=True)
+class Linear:
+    """g(x) = α max(0, 1 − |x|), of area α.
+
+    Source: the linear surrogate of hybrid conversion with STDB (arXiv 2005.01807), α = 0.3.
+
+    Example:
+        >>> Linear(0.5).derivative(torch.tensor([0.0, 0.5, 2.0])).tolist()
+        [0.5, 0.25, 0.0]
+    """
+
+    alpha: float = 0.3
+
+    def __post_init__(self) -> None:
+        _check_positive("Linear", "alpha", self.alpha)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return self.alpha * (1 - x.abs()).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class SpikeTime:
+    """α exp(−β Δt) wherever the potential is, Δt steps since the neuron last emitted anything.
+
+    A neuron that emits in this step has Δt = 0; one that never did has no gradient. ``derivative``
+    is that of Δt = 0, ``faded`` the factor exp(−β Δt). A multi-threshold neuron has one Δt for all
+    its thresholds, and the gradient of one.
+
+    Source: spike-timing-dependent backpropagation (STDB, arXiv 2005.01807); α and β are its code's.
+
+    Example:
+        >>> SpikeTime(0.5, 1.0).faded(torch.tensor([0.0, torch.inf])).tolist()
+        [1.0, 0.0]
+    """
+
+    alpha: float = 0.3
+    beta: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check_positive("SpikeTime", "alpha", self.alpha)
+        _check_positive("SpikeTime", "beta", self.beta)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return torch.full_like(x, self.alpha)
+
+    def faded(self, since: Tensor) -> Tensor:
+        """exp(−β Δt)."""
+        return torch.exp(-self.beta * since)
+
+
+Surrogate = Rectangular | ATan | Sigmoid | Triangular | StraightThrough | Linear | SpikeTime
 
 
 def spike(x: Tensor, surrogate: Surrogate | None) -> Tensor:

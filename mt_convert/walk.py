@@ -6,7 +6,7 @@ the network without activation quantization: references that need nothing but th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, fx
@@ -16,12 +16,15 @@ from .neurons import MTNeuron
 from .spiking import SpikingModel
 
 Activation = Callable[[str, MTNeuron, Tensor], Tensor]
+Call = Callable[[Tensor], Tensor]
 
 
-def walk(snn: SpikingModel, images: Tensor, neuron: Activation) -> Tensor:
+def walk(
+    snn: SpikingModel, images: Tensor, neuron: Activation, calls: Mapping[str, Call] | None = None
+) -> Tensor:
     """The logits of one pass, each layer of neurons replaced by ``neuron(name, layer, input)``.
 
-    Gradients pass where the function lets them.
+    ``calls`` replace other layers, by name. Gradients pass where the functions let them.
 
     Shapes:
         images [batch, channels, height, width], normalised as in training; logits [batch, classes].
@@ -42,20 +45,22 @@ def walk(snn: SpikingModel, images: Tensor, neuron: Activation) -> Tensor:
         True
     """
     check_images(images, snn.image_shape)
-    logits: Tensor = _Walk(snn.layers, neuron).run(images)
+    logits: Tensor = _Walk(snn.layers, neuron, calls or {}).run(images)
     return logits
 
 
 class _Walk(fx.Interpreter):
-    """The graph, with the function instead of neurons."""
+    """The graph, with functions instead of neurons and of some layers."""
 
-    def __init__(self, layers: fx.GraphModule, neuron: Activation) -> None:
+    def __init__(
+        self, layers: fx.GraphModule, neuron: Activation, calls: Mapping[str, Call]
+    ) -> None:
         super().__init__(layers)
         self.extra_traceback = False
-        self._neuron = neuron
+        self._neuron, self._calls = neuron, calls
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         layer = self.fetch_attr(target)
         if isinstance(layer, MTNeuron):
             return self._neuron(str(target), layer, args[0])
-        return layer(*args, **kwargs)
+        return self._calls.get(str(target), layer)(*args, **kwargs)

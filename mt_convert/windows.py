@@ -8,6 +8,7 @@ lo … hi. Presented in every step, the levels of a window of T steps span the q
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +17,17 @@ from .ladder import Learned
 from .neurons import MTNeuron, NeuronSpec
 from .running import running_step
 from .spiking import Presentation
+
+
+class Layer(Protocol):
+    """Neurons with their step: converted ones, or those that learn."""
+
+    spec: NeuronSpec
+    gain: Tensor | None
+
+    @property
+    def delta(self) -> Tensor:
+        """The distance between two levels."""
 
 
 def levels(spec: NeuronSpec) -> int:
@@ -30,7 +42,7 @@ def levels(spec: NeuronSpec) -> int:
     return max(-(spec.bounds[0] or 0), spec.bounds[1] or 0, 1)
 
 
-def unit(neuron: MTNeuron, presentation: Presentation, t: int) -> Tensor:
+def unit(neuron: Layer, presentation: Presentation, t: int) -> Tensor:
     """What the input is measured in behind step t, from 0: the distance between two levels.
 
     Example:
@@ -44,7 +56,7 @@ def unit(neuron: MTNeuron, presentation: Presentation, t: int) -> Tensor:
     return neuron.delta * (levels(neuron.spec) / (neuron.spec.ladder.reach * (t + 1)))
 
 
-def worth(neuron: MTNeuron, presentation: Presentation, t: int) -> Tensor:
+def worth(neuron: Layer, presentation: Presentation, t: int) -> Tensor:
     """What one emitted level is worth behind step t: its unit, times the neuron's gain."""
     step = unit(neuron, presentation, t)
     return step if neuron.gain is None else step * neuron.gain

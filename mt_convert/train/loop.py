@@ -15,6 +15,7 @@ from torch import nn
 from ..data import Splits, borrowed_random
 from ..errors import DataError, Fault, SpecError
 from ..storage import load_tensors
+from .algorithm import Algorithm, Backpropagation
 from .checkpoint import SCHEMA, Checkpoints, check_identity, read_finished
 from .session import Session
 from .spec import History, TrainSpec
@@ -29,6 +30,7 @@ def fit(
     *,
     classes: int,
     teacher: nn.Module | None = None,
+    algorithm: Algorithm | None = None,
 ) -> History:
     """Train ``model`` in place and leave it with its best weights, in evaluation mode.
 
@@ -43,6 +45,8 @@ def fit(
 
     Leaves ``best.safetensors``, ``log.jsonl`` (a row per epoch) and ``finished.json``.
 
+    ``algorithm`` makes the gradients of a batch, by default `Backpropagation`.
+
     Shapes: ``model(images [batch, channels, side, side])`` gives logits [batch, ``classes``].
 
     Raises:
@@ -52,8 +56,10 @@ def fit(
     """
     folder = Path(folder)
     _check(splits, spec)
+    algorithm = Backpropagation() if algorithm is None else algorithm
     with _accelerator(spec) as accelerator, borrowed_random(spec.seed):
         identity = _identity(splits, spec, classes, accelerator, teacher)
+        identity |= {} if algorithm == Backpropagation() else {"algorithm": repr(algorithm)}
         finished = read_finished(folder, identity)
         if finished is not None:
             path = folder / "best.safetensors"
@@ -66,7 +72,7 @@ def fit(
             check_identity(saved.numbers["identity"], identity, folder)
         accelerator.wait_for_everyone()
         with _placed(accelerator.device, model, teacher):
-            session = Session(model, splits, spec, accelerator, (classes, teacher))
+            session = Session(model, splits, spec, accelerator, (classes, teacher), algorithm)
             session.store_in(folder, checkpoints, identity)
             if saved is not None:
                 session.restore(saved)

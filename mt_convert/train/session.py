@@ -21,6 +21,7 @@ from ..errors import Fault, MTConvertError
 from ..progress import progress
 from ..storage import save_tensors
 from .accuracy import accuracy
+from .algorithm import Algorithm, Lesson
 from .checkpoint import Best, Checkpoints, Saved, write_finished, write_log
 from .loss import TrainLoss
 from .parts import epoch_draws, make_optimizer, reading_workers, steps_per_epoch, train_mode
@@ -37,9 +38,8 @@ class _Shell(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images)
-        return logits
+    def forward(self, *args: Any) -> Any:
+        return self.model(*args)
 
 
 class Session:
@@ -52,9 +52,10 @@ class Session:
         spec: TrainSpec,
         accelerator: Accelerator,
         lesson: tuple[int, nn.Module | None],
+        algorithm: Algorithm,
     ) -> None:
         self.model, self.splits, self.spec, self.accelerator = model, splits, spec, accelerator
-        self.loss = TrainLoss(spec, *lesson)
+        self.loss, self.algorithm = TrainLoss(spec, *lesson), algorithm
         self.share = (accelerator.process_index, accelerator.num_processes)
         self.steps = steps_per_epoch(len(splits.train), spec.batch_size, self.share[1])
         self.workers = reading_workers(spec, splits.train)
@@ -119,20 +120,35 @@ class Session:
         seed_all(derive(self.spec.seed, self.epoch, self.step, self.share[0]))
         images = images.to(device, non_blocking=True)
         images, targets = self.loss.mix(images, labels.to(device, non_blocking=True))
-        logits = self.network(images)
-        with self.accelerator.autocast():
-            loss = self.loss(logits, targets, images)
-        self.accelerator.backward(loss)
-        if self.spec.clip_grad is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.spec.clip_grad)
-        self.stepper.step()
-        self.stepper.zero_grad(set_to_none=True)
+
+        def loss_of(logits: Tensor) -> Tensor:
+            with self.accelerator.autocast():
+                return self.loss(logits, targets, images)
+
+        found = self.algorithm.learn(
+            Lesson(
+                network=self.network,
+                images=images,
+                loss=loss_of,
+                backward=self.accelerator.backward,
+                update=self._step_optimizer,
+                time_steps=getattr(self.model, "time_steps", 1),
+            )
+        )
+        self._step_optimizer()
         done = self.epoch * self.steps + self.step + 1
         self.last_lr = self.optimizer.param_groups[0]["lr"]
         self.scheduler.step_update(done)
         if self.ema is not None:
             self._average(self.ema, done)
-        return loss.detach()
+        return found
+
+    def _step_optimizer(self) -> None:
+        """One update from the gradients that are there."""
+        if self.spec.clip_grad is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.spec.clip_grad)
+        self.stepper.step()
+        self.stepper.zero_grad(set_to_none=True)
 
     def _average(self, ema: ModelEmaV3, done: int) -> None:
         """timm pairs tensors by position: refuse a model that gains or loses some on the way."""

@@ -1,0 +1,202 @@
+"""What learns of a converted network: thresholds, initial potentials, leaks, and its weights.
+
+Every part starts where it changes nothing, not even by rounding: a factor of exp(0), an offset as
+calibration left it, a leak of 0, weights that already lie on their grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SpecError
+from ..ladder import Learned
+from ..neurons import LIF, MTNeuron, NeuronSpec
+from ..running import leak_of, running_step, without_leak
+from ..spiking import Presentation
+from ..surrogate import SpikeTime, Surrogate
+from ..windows import unit, window_spec, worth
+from .firing import fire, fire_learned, in_place_of
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Which parts of a converted network learn.
+
+    ``weights`` with their biases, on the grid of their quantizers; ``thresholds`` all those of a
+    layer by one positive factor, and each gap of a learned ladder; ``potentials`` the initial
+    potential of each channel; ``leaks`` one per layer, from none.
+
+    Raises:
+        SpecError: nothing learns.
+
+    Example:
+        >>> Trained(thresholds=False).weights
+        True
+    """
+
+    weights: bool = True
+    thresholds: bool = True
+    potentials: bool = False
+    leaks: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.weights or self.thresholds or self.potentials or self.leaks):
+            raise SpecError(
+                "Trained: nothing learns; set at least one of weights, thresholds, potentials and "
+                "leaks"
+            )
+
+
+class Derivative(StrEnum):
+    """What a layer passes back for what it emitted: of each spike, or of its total as a whole."""
+
+    SPIKES = "spikes"  # the surrogate, in this step
+    CLIP = "clip"  # of the clipped input: DSR
+    ANALOG = "analog"  # of the function that was quantized: tandem learning
+
+
+class State(NamedTuple):
+    """A layer between two steps, in levels: emitted so far, what leaked away, the potential left,
+    steps since it last emitted. The latter three only where a leak or the surrogate needs them."""
+
+    total: Tensor
+    lost: Tensor | None = None
+    v: Tensor | None = None
+    since: Tensor | None = None
+
+    def detached(self) -> State:
+        """The same numbers without their history."""
+        others = (None if item is None else item.detach() for item in self[1:])
+        return State(self.total.detach(), *others)
+
+
+class TrainedNeuron(nn.Module):
+    """A layer of converted neurons while it learns.
+
+    ``factor`` is the logarithm of what all thresholds were multiplied by, ``offset`` the initial
+    potential beyond v0 in levels, ``leak`` the share of the potential that is lost in a step,
+    ``gaps`` logarithms of what the gaps of a learned ladder were multiplied by.
+
+    Shapes: ``shape`` is what one image has of the layer; one offset per channel in space.
+    """
+
+    start: Tensor
+    gain: Tensor | None
+
+    def __init__(
+        self, neuron: MTNeuron, surrogate: Surrogate, learns: Trained, shape: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        self.spec, self.clip, self.leaks = neuron.spec, neuron.clip, learns.leaks
+        self.surrogate = surrogate
+        self.register_buffer("start", neuron.delta.detach().clone())
+        self.register_buffer("gain", None if neuron.gain is None else neuron.gain.clone())
+        self.factor = _parameter(self.start.new_zeros(()), learns.thresholds)
+        self.leak = _parameter(self.start.new_tensor(leak_of(neuron.spec) or 0.0), learns.leaks)
+        offset = neuron.offset
+        if offset is None and learns.potentials:
+            space = (1,) * len(shape[1:]) if len(shape) > 2 else shape[1:]
+            offset = self.start.new_zeros((*shape[:1], *space))
+        self.offset = None if offset is None else _parameter(offset, learns.potentials)
+        ladder = neuron.spec.ladder
+        learned = learns.thresholds and isinstance(ladder, Learned)
+        self.gaps = _parameter(self.start.new_zeros(ladder.n), True) if learned else None
+
+    @property
+    def delta(self) -> Tensor:
+        """The step between two levels, or of the ladder's unit; positive whatever is learned."""
+        return self.start * self.factor.exp()
+
+    def forward(
+        self,
+        x: Tensor,
+        presentation: Presentation,
+        t: int,
+        before: State | None,
+        derivative: Derivative = Derivative.SPIKES,
+    ) -> tuple[Tensor, State]:
+        """What the layer has emitted behind step t, from all its input so far."""
+        if derivative is not Derivative.SPIKES:
+            with torch.no_grad():
+                value, state = self(x, presentation, t, before)
+            return in_place_of(self._smooth(x, presentation, t, derivative), value), state
+        y = x / unit(self, presentation, t)
+        y = y if self.offset is None else y + self.offset
+        before = self._fresh(y) if before is None else before
+        lost = v = None
+        if before.lost is not None and before.v is not None:
+            lost = before.lost + self.share() * before.v
+            y = y - lost
+        spec = window_spec(without_leak(self.spec), presentation, t)
+        total, since = self._fired(y, before, spec)
+        if lost is not None:
+            v = y - total.detach() + spec.initial
+        return total * worth(self, presentation, t), State(total, lost, v, since)
+
+    def share(self) -> Tensor:
+        """The leak within 0 and 1; its gradient passes at the ends too."""
+        return self.leak + (self.leak.clamp(0, 1) - self.leak).detach()
+
+    def thresholds(self) -> Tensor:
+        """The thresholds of a learned ladder in levels: increasing, whatever the parameters are."""
+        start = self.start.new_tensor(self.spec.ladder.thresholds)
+        if self.gaps is None:
+            return start
+        gaps = start.diff(prepend=start.new_zeros(1))
+        return start + (gaps * self.gaps.expm1()).cumsum(0)
+
+    @torch.no_grad()
+    def trained(self) -> MTNeuron:
+        """The layer as it is now, for `simulate`."""
+        spec, share = without_leak(self.spec), float(self.share())
+        if self.gaps is not None:
+            found = self.thresholds().double()
+            gaps = found.diff(prepend=found.new_zeros(1))
+            spec = replace(spec, ladder=Learned(tuple(gaps.tolist())))
+        if share > 0:
+            spec = replace(spec, charge=LIF(1 / share, decay_input=False))
+        offset = None if self.offset is None else self.offset.detach().clone()
+        return MTNeuron(spec, self.delta, offset=offset, gain=self.gain, clip=self.clip)
+
+    def _smooth(
+        self, x: Tensor, presentation: Presentation, t: int, derivative: Derivative
+    ) -> Tensor:
+        """The function whose derivative stands for that of the total behind step t."""
+        if derivative is Derivative.ANALOG:
+            return x.clamp(*self.clip)
+        step = unit(self, presentation, t)
+        if self.offset is not None:
+            x = x + self.offset * step
+        low, high = window_spec(without_leak(self.spec), presentation, t).limits
+        clipped = torch.minimum(torch.maximum(x, low * step), high * step)
+        return clipped if self.gain is None else clipped * self.gain
+
+    def _fresh(self, y: Tensor) -> State:
+        """The state in front of the first step."""
+        zero = torch.zeros_like(y)
+        far = torch.full_like(zero, torch.inf) if isinstance(self.surrogate, SpikeTime) else None
+        if not self.leaks and leak_of(self.spec) is None:
+            return State(zero, since=far)
+        v = zero + self.spec.initial
+        return State(zero, zero, v if self.offset is None else v + self.offset, far)
+
+    def _fired(self, y: Tensor, before: State, spec: NeuronSpec) -> tuple[Tensor, Tensor | None]:
+        """The new total, and the steps since the last emission if the surrogate asks for them."""
+        learning = replace(spec, surrogate=self.surrogate)
+        if self.gaps is not None:
+            return fire_learned(y, before.total, learning, self.thresholds()), None
+        if before.since is None or not isinstance(self.surrogate, SpikeTime):
+            return fire(y, before.total, learning), None
+        with torch.no_grad():
+            silent = running_step(y, before.total, spec) == before.total
+            since = torch.where(silent, before.since + 1, torch.zeros_like(y))
+        return fire(y, before.total, learning, self.surrogate.faded(since)), since
+
+
+def _parameter(start: Tensor, learns: bool) -> nn.Parameter:
+    return nn.Parameter(start.detach().clone(), requires_grad=learns)

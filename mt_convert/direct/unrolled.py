@@ -1,0 +1,148 @@
+"""A converted network as a module that learns: T steps with gradients, from exactly its start."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SpecError
+from ..graph import WEIGHTED, layer_nodes
+from ..ladder import Learned
+from ..neurons import MTNeuron
+from ..simulate import simulate
+from ..spiking import SpikingModel
+from ..surrogate import Rectangular, StraightThrough, Surrogate
+from ..walk import Call, walk
+from ..weight_grid import OnGrid
+from .parts import Derivative, State, Trained, TrainedNeuron
+
+States = Mapping[str, State]
+
+
+class Unrolled(nn.Module):
+    """A converted network while it learns.
+
+    In front of the first optimizer step its read-outs are those of `simulate`, bit for bit, for
+    every T, n, mode and presentation. Batch norms that were not folded keep their statistics.
+    ``surrogate=None`` takes straight-through where levels are equal, `Rectangular` for learned
+    gaps. `trained` gives the network back.
+
+    Shapes: images [batch, channels, height, width]; a read-out [batch, classes].
+    Raises:
+        SpecError: a network whose layers wait for their whole window, or fewer than one step.
+
+    Example:
+        >>> from ..convert import convert
+        >>> from ..quantize import QuantSpec, quantize
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+        >>> images = torch.randn(8, 1, 4, 4)
+        >>> snn = convert(quantize(net, QuantSpec(), calibration=images))
+        >>> learner = Unrolled(snn, 2)
+        >>> torch.equal(learner(images), simulate(snn, images, time_steps=2).logits[-1])
+        True
+    """
+
+    def __init__(
+        self,
+        snn: SpikingModel,
+        time_steps: int,
+        *,
+        learns: Trained | None = None,
+        surrogate: Surrogate | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(time_steps, int) or time_steps < 1:
+            raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
+        if snn.whole_window:
+            raise SpecError(
+                "layers of this network wait for their whole window, which has no steps to learn "
+                "through: convert it with whole_window=False"
+            )
+        learns = Trained() if learns is None else learns
+        self.snn, self.time_steps = copy.deepcopy(snn), time_steps
+        self.neurons = nn.ModuleDict()
+        like = next(iter(snn.state_dict().values()))
+        shapes = simulate(snn, like.new_zeros(2, *snn.image_shape), time_steps=1).totals
+        for name, neuron in self.snn.neurons():
+            kind = surrogate or _natural(neuron)
+            shape = tuple(shapes[name].shape[1:])
+            self.neurons[_key(name)] = TrainedNeuron(neuron, kind, learns, shape)
+        self.snn.requires_grad_(False)
+        self.grids: dict[str, OnGrid] = {}
+        for node, layer in layer_nodes(self.snn.layers, WEIGHTED) if learns.weights else ():
+            grid = OnGrid(layer)
+            layer.requires_grad_(True)
+            layer.get_parameter("weight").requires_grad_(not grid.fixed)
+            self.grids[str(node.target)] = grid
+
+    def forward(
+        self,
+        images: Tensor,
+        steps: Sequence[int] | None = None,
+        states: States | None = None,
+        derivative: Derivative = Derivative.SPIKES,
+    ) -> Tensor | tuple[Tensor, States]:
+        """The read-out after all T steps; or those of some steps, going on from ``states``.
+
+        ``derivative`` is what layers pass back.
+
+        Returns: logits [batch, classes]; with ``steps``, [len(steps), batch, classes] and states.
+        """
+        read_outs = []
+        calls = {name: grid.call() for name, grid in self.grids.items()}
+        for t in range(self.time_steps) if steps is None else steps:
+            read_out, states = self._step(images, t, states or {}, (calls, derivative))
+            read_outs.append(read_out)
+        assert states is not None
+        return read_outs[-1] if steps is None else (torch.stack(read_outs), states)
+
+    def trained(self) -> SpikingModel:
+        """The network as it is now, for `simulate`, `save` and everything else."""
+        neurons = {name: self._learner(name).trained() for name, _ in self.snn.neurons()}
+        found = self.snn.with_neurons(neurons).requires_grad_(False)
+        with torch.no_grad():
+            for name, grid in self.grids.items():
+                found.layers.get_submodule(name).get_parameter("weight").copy_(grid.weight())
+        return found
+
+    def train(self, mode: bool = True) -> Unrolled:
+        """Training mode for what learns; the layers of a converted network stay as in use."""
+        super().train(mode)
+        self.snn.eval()
+        return self
+
+    def _step(
+        self,
+        images: Tensor,
+        t: int,
+        before: States,
+        how: tuple[Mapping[str, Call], Derivative],
+    ) -> tuple[Tensor, States]:
+        """One step through all layers."""
+        calls, derivative = how
+        after: dict[str, State] = {}
+
+        def neuron(name: str, layer: MTNeuron, x: Tensor) -> Tensor:
+            learner = self._learner(name)
+            value, after[name] = learner(x, self.snn.presentation, t, before.get(name), derivative)
+            return value
+
+        return walk(self.snn, images, neuron, calls), after
+
+    def _learner(self, name: str) -> TrainedNeuron:
+        found = self.neurons[_key(name)]
+        assert isinstance(found, TrainedNeuron)
+        return found
+
+
+def _natural(neuron: MTNeuron) -> Surrogate:
+    """What passes the gradient of a quantizer: the identity where equal levels change."""
+    return Rectangular() if isinstance(neuron.spec.ladder, Learned) else StraightThrough()
+
+
+def _key(name: str) -> str:
+    """A name that a ModuleDict takes."""
+    return name.replace(".", "/")

@@ -1,0 +1,49 @@
+"""How one batch becomes gradients: the part of the training loop that is a choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One batch, and what an algorithm may do with it.
+
+    ``network(images, ...)`` is the model as accelerate wraps it; ``loss(logits)`` the loss of the
+    batch; ``backward(loss)`` adds to the gradients; ``update()`` steps the optimizer on them, and
+    is called once more when the algorithm is done. ``time_steps`` are the model's, 1 if it has
+    none.
+    """
+
+    network: Callable[..., Any]
+    images: Tensor
+    loss: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor], None]
+    update: Callable[[], None]
+    time_steps: int = 1
+
+
+class Algorithm(Protocol):
+    """A frozen value that makes the gradients of a batch; `repr` says which one it is."""
+
+    def learn(self, lesson: Lesson) -> Tensor:
+        """Leave gradients behind; returns the loss to show."""
+
+
+@dataclass(frozen=True)
+class Backpropagation:
+    """One forward and one backward pass.
+
+    Example:
+        >>> Backpropagation()
+        Backpropagation()
+    """
+
+    def learn(self, lesson: Lesson) -> Tensor:
+        loss = lesson.loss(lesson.network(lesson.images))
+        lesson.backward(loss)
+        return loss.detach()
