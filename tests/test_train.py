@@ -91,7 +91,7 @@ def test_it_learns_the_digits(digits: Splits, tmp_path: Path) -> None:
     model = network()
     history = fit(model, digits, replace(SPEC, epochs=4), tmp_path, classes=10)
     assert accuracy(model, digits.test, 64) > 85
-    assert history.best.validation_accuracy == accuracy(model, digits.validation, 60)
+    assert history.best_accuracy == accuracy(model, digits.validation, 60)
     assert history.rows[-1].train_loss < history.rows[0].train_loss
     assert not model.training
     stored = load_file(tmp_path / "best.safetensors")
@@ -249,7 +249,7 @@ def test_without_validation_images_the_last_epoch_is_kept(digits: Splits, tmp_pa
     splits = Splits(digits.train, empty, digits.calibration, digits.test)
     history = fit(network(), splits, SPEC, tmp_path, classes=10)
     assert history.best_epoch == 2
-    assert history.best.validation_accuracy is None
+    assert history.best_accuracy is None
     with pytest.raises(SpecError, match="needs validation images"):
         fit(network(), splits, replace(SPEC, patience=1), tmp_path / "p", classes=10)
 

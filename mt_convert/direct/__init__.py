@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
-from .algorithms import BPTT, DSR, OTTT
+from .algorithms import BPTT, DSR, OTTT, Algorithm
+from .finetune import Finetuned, FinetuneSpec, finetune
 from .parts import Derivative, Trained
 from .unrolled import Unrolled
 
-__all__ = ["BPTT", "DSR", "OTTT", "Derivative", "Trained", "Unrolled"]
+__all__ = [
+    "BPTT",
+    "DSR",
+    "OTTT",
+    "Algorithm",
+    "Derivative",
+    "FinetuneSpec",
+    "Finetuned",
+    "Trained",
+    "Unrolled",
+    "finetune",
+]

@@ -125,7 +125,7 @@ class TrainedNeuron(nn.Module):
             with torch.no_grad():
                 value, state = self(x, presentation, t, before)
             return in_place_of(self._smooth(x, presentation, t, derivative), value), state
-        y = x / unit(self, presentation, t)
+        y = x.to(self.start.dtype) / unit(self, presentation, t)
         y = y if self.offset is None else y + self.offset
         before = self._fresh(y) if before is None else before
         lost = v = None
@@ -173,6 +173,8 @@ class TrainedNeuron(nn.Module):
         if self.offset is not None:
             x = x + self.offset * step
         low, high = window_spec(without_leak(self.spec), presentation, t).limits
+        most = self.spec.ladder.reach * (t + 1)  # nor can it have emitted more than that
+        low, high = max(low, -most), min(high, most)
         clipped = torch.minimum(torch.maximum(x, low * step), high * step)
         return clipped if self.gain is None else clipped * self.gain
 

@@ -62,6 +62,7 @@ class Unrolled(nn.Module):
                 "through: convert it with whole_window=False"
             )
         learns = Trained() if learns is None else learns
+        self.settings = {"learns": repr(learns), "surrogate": repr(surrogate), "T": time_steps}
         self.snn, self.time_steps = copy.deepcopy(snn), time_steps
         self.neurons = nn.ModuleDict()
         like = next(iter(snn.state_dict().values()))
@@ -107,6 +108,10 @@ class Unrolled(nn.Module):
             for name, grid in self.grids.items():
                 found.layers.get_submodule(name).get_parameter("weight").copy_(grid.weight())
         return found
+
+    def no_weight_decay(self) -> set[str]:
+        """What the optimizer does not pull towards 0: all that neurons learn (timm asks)."""
+        return {f"neurons.{name}" for name, _ in self.neurons.named_parameters()}
 
     def train(self, mode: bool = True) -> Unrolled:
         """Training mode for what learns; the layers of a converted network stay as in use."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import SpecError
 from ..graph import check_images
+from ..running import leak_of
 from ..spiking import Presentation, SpikingModel
 from .backends import BACKENDS, chosen
 from .program import Accumulate, Program
@@ -136,7 +137,7 @@ def integer(snn: SpikingModel, *, backend: str = "auto") -> IntegerModel:
 
     Raises:
         SpecError: an unknown backend, or one that this machine cannot run; a network whose layers
-            wait for their whole window.
+            wait for their whole window, or leak.
         UnsupportedLayerError: weights off their grid; a sum that could pass 2^31, by layer.
 
     Example:
@@ -156,6 +157,12 @@ def integer(snn: SpikingModel, *, backend: str = "auto") -> IntegerModel:
         raise SpecError(
             "integer: layers of this network wait for their whole window, which has no integer "
             "form yet; convert with whole_window=False, or use simulate"
+        )
+    leaking = [name for name, neuron in snn.neurons() if leak_of(neuron.spec) is not None]
+    if leaking:
+        raise SpecError(
+            f"integer: the potential of {len(leaking)} layers leaks, {leaking[0]} first, so that "
+            "it is no whole number; fine-tune with leaks=False, or use simulate"
         )
     return IntegerModel(snn, backend)
 

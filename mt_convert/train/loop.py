@@ -31,6 +31,7 @@ def fit(
     classes: int,
     teacher: nn.Module | None = None,
     algorithm: Algorithm | None = None,
+    keep_start: bool = False,
 ) -> History:
     """Train ``model`` in place and leave it with its best weights, in evaluation mode.
 
@@ -45,7 +46,9 @@ def fit(
 
     Leaves ``best.safetensors``, ``log.jsonl`` (a row per epoch) and ``finished.json``.
 
-    ``algorithm`` makes the gradients of a batch, by default `Backpropagation`.
+    ``algorithm`` makes the gradients of a batch, by default `Backpropagation`. With ``keep_start``
+    the weights it starts with are validated too, and kept unless an epoch is better. A model's
+    ``settings``, if it has any, belong to what a resumed run must share.
 
     Shapes: ``model(images [batch, channels, side, side])`` gives logits [batch, ``classes``].
 
@@ -55,11 +58,13 @@ def fit(
         MTConvertError: the loss became NaN or infinite.
     """
     folder = Path(folder)
-    _check(splits, spec)
+    _check(splits, spec, keep_start)
     algorithm = Backpropagation() if algorithm is None else algorithm
     with _accelerator(spec) as accelerator, borrowed_random(spec.seed):
         identity = _identity(splits, spec, classes, accelerator, teacher)
         identity |= {} if algorithm == Backpropagation() else {"algorithm": repr(algorithm)}
+        identity |= {"keep_start": True} if keep_start else {}
+        identity |= getattr(model, "settings", {})
         finished = read_finished(folder, identity)
         if finished is not None:
             path = folder / "best.safetensors"
@@ -72,14 +77,16 @@ def fit(
             check_identity(saved.numbers["identity"], identity, folder)
         accelerator.wait_for_everyone()
         with _placed(accelerator.device, model, teacher):
-            session = Session(model, splits, spec, accelerator, (classes, teacher), algorithm)
+            session = Session(
+                model, splits, spec, accelerator, (classes, teacher), algorithm, keep_start
+            )
             session.store_in(folder, checkpoints, identity)
             if saved is not None:
                 session.restore(saved)
             return session.run()
 
 
-def _check(splits: Splits, spec: TrainSpec) -> None:
+def _check(splits: Splits, spec: TrainSpec, keep_start: bool) -> None:
     """What can be said before anything is started."""
     if not len(splits.train):
         fault = Fault("train", "no images", "lower validation_share or raise limit")
@@ -89,6 +96,9 @@ def _check(splits: Splits, spec: TrainSpec) -> None:
             "patience", str(spec.patience), "set validation_share above 0, or no patience"
         )
         raise SpecError("early stopping needs validation images", [fault])
+    if keep_start and not len(splits.validation):
+        fault = Fault("validation", "no images", "set validation_share above 0")
+        raise SpecError("whether training is better than its start is not known", [fault])
 
 
 def _identity(

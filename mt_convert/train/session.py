@@ -53,6 +53,7 @@ class Session:
         accelerator: Accelerator,
         lesson: tuple[int, nn.Module | None],
         algorithm: Algorithm,
+        keep_start: bool = False,
     ) -> None:
         self.model, self.splits, self.spec, self.accelerator = model, splits, spec, accelerator
         self.loss, self.algorithm = TrainLoss(spec, *lesson), algorithm
@@ -67,6 +68,8 @@ class Session:
         self.last_lr = spec.lr
         self.rows: list[EpochRow] = []
         self.best, self.best_epoch = Best(), 0
+        self.keep_start = keep_start
+        self.start_accuracy: float | None = None
         self.reading: dict[str, Any] | None = None
 
     def store_in(self, folder: Path, checkpoints: Checkpoints, identity: dict[str, Any]) -> None:
@@ -75,11 +78,14 @@ class Session:
 
     def run(self) -> History:
         """Train to the end and leave the model with its best weights."""
+        if self.keep_start and self.start_accuracy is None:
+            self.start_accuracy = self._validated(self.model)
+            self.best.keep(self.model.state_dict())
         while self.epoch < self.spec.epochs and not self._out_of_patience():
             started = time.monotonic()
             self._train_epoch(started)
             self._close_epoch(started)
-        history = History(tuple(self.rows), self.best_epoch)
+        history = self._history()
         assert self.best.tensors is not None
         load_weights_(self.model, self.best.tensors, "the best checkpoint")
         if self.accelerator.is_main_process:
@@ -164,16 +170,8 @@ class Session:
         judged = self.model if self.ema is None else self.ema.module
         if self.share[1] > 1:
             broadcast([buffer for buffer in judged.buffers() if buffer.numel()])
-        percent = None
-        if len(self.splits.validation):
-            percent = accuracy(
-                judged,
-                self.splits.validation,
-                self.spec.batch_size,
-                accelerator=self.accelerator,
-                workers=self.workers,
-            )
-        best = self.rows[self.best_epoch - 1].validation_accuracy if self.best_epoch else None
+        percent = self._validated(judged)
+        best = self._history().best_accuracy
         seconds = self.seconds + time.monotonic() - started
         mean = sum(self._loss_sums()) / (self.steps * self.share[1])
         self.rows.append(EpochRow(self.epoch + 1, mean, percent, self.last_lr, round(seconds, 3)))
@@ -183,7 +181,22 @@ class Session:
         self.epoch, self.step, self.loss_sum, self.seconds = self.epoch + 1, 0, 0.0, 0.0
         self._save(0.0)
         if self.accelerator.is_main_process:
-            write_log(self.folder, History(tuple(self.rows), self.best_epoch))
+            write_log(self.folder, self._history())
+
+    def _validated(self, model: nn.Module) -> float | None:
+        """Accuracy on the validation images, if there are any."""
+        if not len(self.splits.validation):
+            return None
+        return accuracy(
+            model,
+            self.splits.validation,
+            self.spec.batch_size,
+            accelerator=self.accelerator,
+            workers=self.workers,
+        )
+
+    def _history(self) -> History:
+        return History(tuple(self.rows), self.best_epoch, self.start_accuracy)
 
     def _save(self, seconds: float) -> None:
         """Write a checkpoint of exactly this moment."""
@@ -197,7 +210,7 @@ class Session:
             "step": self.step,
             "loss_sums": sums,
             "seconds": seconds,
-            "history": History(tuple(self.rows), self.best_epoch).to_json(),
+            "history": self._history().to_json(),
             "optimizer": optimizer,
             "reading": self.reading,
             "workers": self.workers,
@@ -217,6 +230,7 @@ class Session:
         )
         self.loss_sum = numbers["loss_sums"][self.share[0]]
         self.rows, self.best_epoch = list(history.rows), history.best_epoch
+        self.start_accuracy = history.start_accuracy
         self.best = Best(saved.best)
         self.reading, self.workers = numbers["reading"], numbers["workers"]
 

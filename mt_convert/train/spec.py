@@ -132,18 +132,25 @@ class EpochRow:
 
 @dataclass(frozen=True)
 class History:
-    """All epochs of a run, and which one's weights were kept.
+    """All epochs of a run, and which one's weights were kept: 0 for those that it started with.
 
-    Without validation images the last epoch is the best.
+    Without validation images the last epoch is the best. ``start_accuracy`` is that of the start on
+    the validation images, where it counted; percent.
     """
 
     rows: tuple[EpochRow, ...]
     best_epoch: int
+    start_accuracy: float | None = None
 
     @property
-    def best(self) -> EpochRow:
-        """The row of the epoch whose weights were kept."""
-        return self.rows[self.best_epoch - 1]
+    def best(self) -> EpochRow | None:
+        """The row of the epoch whose weights were kept; None for those of the start."""
+        return self.rows[self.best_epoch - 1] if self.best_epoch else None
+
+    @property
+    def best_accuracy(self) -> float | None:
+        """That of the kept weights on the validation images, percent."""
+        return self.start_accuracy if self.best is None else self.best.validation_accuracy
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers."""
@@ -152,4 +159,5 @@ class History:
     @staticmethod
     def from_json(value: dict[str, Any]) -> History:
         """The history that `to_json` wrote."""
-        return History(tuple(EpochRow(**row) for row in value["rows"]), value["best_epoch"])
+        rows = tuple(EpochRow(**row) for row in value["rows"])
+        return History(rows, value["best_epoch"], value.get("start_accuracy"))

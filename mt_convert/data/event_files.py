@@ -1,0 +1,228 @@
+"""Published event recordings through tonic: fetched, found, read and checked one by one.
+
+The only module that imports tonic, and only when recordings are opened: it takes a second. tonic
+itself would fetch a data set anew, over what is there, where an archive or a recording is missing;
+here what is there is read as it stands, and a download goes to an empty folder first.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tempfile
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError, Fault
+from .images import label_faults
+
+_AER_EVENT_BYTES = 5
+_AEDAT_TEXT = 18  # where the header of AEDAT 4 begins, its length just before
+
+
+@dataclass(frozen=True)
+class EventFiles:
+    """One published data set: its sensor, and where tonic keeps it below a root folder.
+
+    Units: ``side`` pixels of the square sensor. ``parts`` are the sub-folders of training and test
+    recordings, the same where nobody published a split. ``mirrors`` where a mirrored recording
+    keeps its class.
+
+    Example:
+        >>> EVENT_FILES["nmnist"].part(Path("data"), train=False).as_posix()
+        'data/NMNIST/Test'
+    """
+
+    folder: str
+    side: int
+    classes: int
+    parts: tuple[str, str]
+    suffix: str
+    layout: str
+    mirrors: bool
+
+    @property
+    def split(self) -> bool:
+        """Whether training and test recordings were published apart."""
+        return self.parts[0] != self.parts[1]
+
+    def part(self, root: Path, *, train: bool) -> Path:
+        """The folder of one part, which is also the name of tonic's class."""
+        return root / self.folder / self.parts[0 if train else 1]
+
+
+EVENT_FILES = {
+    "dvs_cifar10": EventFiles(
+        "CIFAR10DVS", 128, 10, ("", ""), ".aedat4", "airplane … truck/*.aedat4", mirrors=True
+    ),
+    "nmnist": EventFiles("NMNIST", 34, 10, ("Train", "Test"), ".bin", "0 … 9/*.bin", mirrors=False),
+    "dvs_gesture": EventFiles(
+        "DVSGesture",
+        128,
+        11,
+        ("ibmGestureTrain", "ibmGestureTest"),
+        ".npy",
+        "userNN_LIGHT/0 … 10.npy",
+        mirrors=False,  # left and right hands, clockwise and back
+    ),
+}
+
+
+def needed(package: str) -> Any:
+    """An optional package.
+
+    Raises:
+        DataError: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise DataError(
+            f"event recordings need {package}, which cannot be imported ({error}): "
+            "pip install 'mt_convert[events]'"
+        ) from error
+
+
+class Recordings:
+    """The recordings of one part, in the order of their paths, whatever the file system says.
+
+    Raises:
+        DataError: nothing is there and ``download`` is off, the download failed, folders are not
+            as published, or tonic is missing; while reading, a recording that is unreadable, cut
+            off or empty, or holds events off the sensor.
+    """
+
+    def __init__(self, files: EventFiles, root: Path, *, train: bool, download: bool) -> None:
+        self._files = files
+        self.folder = files.part(root, train=train)
+        if files.suffix == ".aedat4":
+            needed("aedat")  # tonic reads with it and does not ask for it
+        if not _holds(self.folder, files.suffix):
+            if not download:
+                raise _missing(self.folder, files)
+            _download(files, root, train)
+        self._dataset = _listed(files, root, train)
+        paths = self._dataset.data
+        self._order = sorted(range(len(paths)), key=lambda place: str(paths[place]))
+        self.labels: Tensor = torch.tensor([self._dataset.targets[i] for i in self._order])
+        faults = label_faults(self.labels, files.classes, str(self.folder))
+        if faults:
+            raise DataError("the labels of event recordings are not as published", faults)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def name(self, index: int) -> str:
+        """The file of one recording, from its data set's folder on."""
+        path = Path(self._dataset.data[self._order[index]])
+        return path.relative_to(self.folder).as_posix()
+
+    def load(self, index: int) -> np.ndarray[Any, Any]:
+        """The events of one recording by time, as tonic gives them.
+
+        Units: fields ``x`` and ``y`` pixels, ``t`` microseconds, ``p`` 1 for ON and 0 for OFF.
+        """
+        path = Path(self._dataset.data[self._order[index]])
+        try:
+            _check_bytes(path)
+            events: np.ndarray[Any, Any] = self._dataset[self._order[index]][0]
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # bare exceptions, and aedat's panics, which are none
+            what = f"cannot be read ({str(error) or type(error).__name__})"
+            raise unfit(self.name(index), what) from error
+        wrong = _wrong(events, self._files.side)
+        if wrong is not None:
+            raise unfit(self.name(index), wrong)
+        late = events["t"][1:] < events["t"][:-1]  # a difference of unsigned times would wrap
+        return events[np.argsort(events["t"], kind="stable")] if late.any() else events
+
+
+def unfit(where: str, what: str, hint: str = "replace or remove the file") -> DataError:
+    """The error for one recording that cannot be used."""
+    return DataError("an event recording cannot be used", [Fault(where, what, hint)])
+
+
+def _check_bytes(path: Path) -> None:
+    """Raise where a reader would take half an event for none, or end the whole process."""
+    if path.suffix == ".bin" and path.stat().st_size % _AER_EVENT_BYTES:
+        raise ValueError("it ends inside an event")
+    if path.suffix == ".aedat4":
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(_AEDAT_TEXT)[-4:], "little")
+            header = file.read(length)
+        header[header.find(b"<dv") : header.rfind(b"</dv>")].decode()
+
+
+def _wrong(events: np.ndarray[Any, Any], side: int) -> str | None:
+    """What is wrong with events that could be read."""
+    if not len(events):
+        return "holds no events"
+    columns, rows = events["x"].astype(np.int64), events["y"].astype(np.int64)
+    off = (np.minimum(columns, rows) < 0) | (np.maximum(columns, rows) >= side)
+    if not off.any():
+        return None
+    first = int(off.argmax())
+    place = f"x = {columns[first]}, y = {rows[first]}"
+    return f"event {first} is at {place}, the sensor has {side}x{side} pixels"
+
+
+def _holds(folder: Path, suffix: str) -> bool:
+    """Whether there is a recording at all."""
+    return folder.is_dir() and next(folder.rglob(f"*{suffix}"), None) is not None
+
+
+def _missing(folder: Path, files: EventFiles) -> DataError:
+    """The error for recordings that are not there."""
+    what = f"holds no {files.suffix} files" if folder.exists() else "does not exist"
+    hint = f"expected in it: {files.layout}; set download, or root to what holds {files.folder}"
+    return DataError("there are no event recordings", [Fault(str(folder), what, hint)])
+
+
+def _published(files: EventFiles, *, present: bool) -> Any:
+    """tonic's class, its check for an archive and thousands of recordings answered by us."""
+    base = getattr(needed("tonic").datasets, files.folder)
+    return type(files.folder, (base,), {"_check_exists": lambda self: present})
+
+
+def _listed(files: EventFiles, root: Path, train: bool) -> Any:
+    """tonic's data set of what is there."""
+    part = {"train": train} if files.split else {}
+    try:
+        return _published(files, present=True)(str(root), **part)
+    except (KeyError, ValueError, IndexError) as error:
+        folder = str(files.part(root, train=train))
+        hint = f"expected in it: {files.layout}, and no other {files.suffix} files"
+        fault = Fault(folder, f"a label cannot be read ({error})", hint)
+        raise DataError("the folders of event recordings are not as published", [fault]) from error
+
+
+def _download(files: EventFiles, root: Path, train: bool) -> None:
+    """tonic's download into a folder beside, renamed into place once it is whole."""
+    part = {"train": train} if files.split else {}
+    folder, fetched = files.part(root, train=train), _published(files, present=False)
+    if folder.is_dir() and any(folder.iterdir()):
+        fault = Fault(str(folder), "holds other files", f"move them away, or unpack {files.layout}")
+        raise DataError(f"{files.folder} is not downloaded over what is there", [fault])
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as temporary:
+            with redirect_stdout(sys.stderr):
+                fetched(temporary, **part)
+            made = files.part(Path(temporary), train=train)
+            for archive in made.glob("*.zip"):
+                archive.unlink()
+            folder.parent.mkdir(exist_ok=True)
+            os.rename(made, folder)  # refuses a folder that holds anything
+    except Exception as error:  # whatever the network, the archive or the disk may raise
+        reason = str(error) or type(error).__name__
+        hint = f"try again, or unpack the published archive there: {files.layout}"
+        fault = Fault(str(folder), f"not fetched ({reason})", hint)
+        raise DataError(f"the download of {files.folder} failed", [fault]) from error

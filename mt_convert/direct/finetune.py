@@ -1,0 +1,77 @@
+"""`finetune`: a converted network learns through time, and is given back converted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from ..data import Splits
+from ..spiking import SpikingModel
+from ..surrogate import Surrogate
+from ..train import History, TrainSpec, fit
+from .algorithms import BPTT, Algorithm
+from .parts import Trained
+from .unrolled import Unrolled
+
+
+@dataclass(frozen=True)
+class FinetuneSpec:
+    """How a converted network learns: for T ``time_steps``, by which gradients, which of its parts.
+
+    ``surrogate`` None takes straight-through, or rectangular for learned gaps; ``DSR`` asks for
+    none.
+
+    Example:
+        >>> FinetuneSpec(time_steps=2).algorithm
+        BPTT(every_step=0.0)
+    """
+
+    time_steps: int
+    algorithm: Algorithm = field(default_factory=BPTT)
+    learns: Trained = field(default_factory=Trained)
+    surrogate: Surrogate | None = None
+
+
+class Finetuned(NamedTuple):
+    """The network after, and how it came about; epoch 0 of the history is the start."""
+
+    snn: SpikingModel
+    history: History
+
+
+def finetune(
+    snn: SpikingModel,
+    splits: Splits,
+    how: FinetuneSpec,
+    spec: TrainSpec,
+    folder: str | Path,
+    *,
+    classes: int,
+    teacher: nn.Module | None = None,
+) -> Finetuned:
+    """Fine-tune a converted network; ``snn`` is untouched.
+
+    It starts from exactly the converted network and ends with the weights that are best on the
+    validation images, those of the start among them: never below it. Killed at any moment it goes
+    on from ``folder`` as `fit` does. ``teacher``, the quantized or the float network, is asked if
+    ``spec.distillation_weight`` is above 0.
+
+    Raises:
+        SpecError: no validation images; a network or an algorithm that cannot learn so.
+        CheckpointError: the folder holds another run.
+    """
+    learner = Unrolled(snn, how.time_steps, learns=how.learns, surrogate=how.surrogate)
+    history = fit(
+        learner,
+        splits,
+        spec,
+        folder,
+        classes=classes,
+        teacher=teacher,
+        algorithm=how.algorithm,
+        keep_start=True,
+    )
+    return Finetuned(learner.trained(), history)
