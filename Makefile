@@ -45,10 +45,10 @@ coverage: $(STAMP)  ## try every architecture of timm (a day on one core; goes o
 clean:  ## remove what tools leave behind; .venv, runs and data stay
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 
-# The two peers come without their own dependencies, which do not fit ours; what their neurons import
-# stands behind them.
+# The peers and tonic come without their own dependencies, which do not fit ours or are for sound; what
+# the parts we use import stands behind them.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[demo,dev]"
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps spikingjelly sinabs loguru pbr nir nirtorch h5py
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps spikingjelly sinabs loguru pbr nir nirtorch h5py tonic aedat importRosbag
 	touch $@

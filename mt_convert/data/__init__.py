@@ -1,12 +1,13 @@
-"""Images in fixed splits: folders, tar files, torchvision, Hugging Face, digits, made-up images.
+"""Images in fixed splits: folders, tar files, torchvision, Hugging Face, digits, made-up; events.
 
-`open_data` reads a `DataSpec` into `Splits`; `batches` and `images` read a split without
+`open_data` reads a `DataSpec` into `Splits`, `open_events` recordings of events; `batches` and `images` read a split without
 augmentation. What augmentation does to a sample depends only on (seed, epoch, sample), never on
 workers, processes or where a run was resumed.
 """
 
 from __future__ import annotations
 
+from .events import EventSpec, open_events
 from .images import Draw, ImageSet, tensor_set
 from .loading import batches, images, loader
 from .randomness import borrowed_random, derive
@@ -16,6 +17,7 @@ from .splits import Splits, open_data
 __all__ = [
     "DataSpec",
     "Draw",
+    "EventSpec",
     "ImageSet",
     "Splits",
     "batches",
@@ -24,5 +26,6 @@ __all__ = [
     "images",
     "loader",
     "open_data",
+    "open_events",
     "tensor_set",
 ]

@@ -24,7 +24,7 @@ from .event_files import EVENT_FILES, EventFiles, Recordings, needed, unfit
 from .images import Draw, ImageSet, crop_flip
 from .randomness import generator
 from .spec import DataSpec
-from .splits import MEMORY_LIMIT, Splits, _partition, _test_part
+from .splits import MEMORY_LIMIT, Splits, partition, chosen_for_test
 
 BINS = ("time", "count")
 _MOST = np.iinfo(np.int16).max  # tonic counts in int16
@@ -116,7 +116,7 @@ def open_events(spec: EventSpec) -> Splits:
     else:
         test = train
         training, tested = _tenth_of_each_class(train.labels, spec.seed)
-    chosen, held_back = _partition(len(training), data)
+    chosen, held_back = partition(len(training), data)
     trained = training[chosen]
     calibration = trained[: spec.calibration_images]
 
@@ -127,7 +127,7 @@ def open_events(spec: EventSpec) -> Splits:
         train=part(train, trained, augment=spec.augment),
         validation=part(train, training[held_back]),
         calibration=part(train, calibration),
-        test=part(test, tested[_test_part(len(tested), data)]),
+        test=part(test, tested[chosen_for_test(len(tested), data)]),
     )
 
 

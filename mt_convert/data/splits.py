@@ -55,19 +55,19 @@ def open_data(spec: DataSpec) -> Splits:
         (58, 6, 8, 256)
     """
     train, test = _pools(spec)
-    train_part, validation_part = _partition(train.count, spec)
-    test_part = _test_part(test.count, spec)
+    train_part, validation_part = partition(train.count, spec)
+    tested = chosen_for_test(test.count, spec)
     calibration_part = train_part[: spec.calibration_images]
     plain = replace(spec, augmentation="none")
     return Splits(
         train=ImageSet(train.take(train_part, "training images"), spec),
         validation=ImageSet(train.take(validation_part, "validation images"), plain),
         calibration=ImageSet(train.take(calibration_part, "calibration images"), plain),
-        test=ImageSet(test.take(test_part, "test images"), plain),
+        test=ImageSet(test.take(tested, "test images"), plain),
     )
 
 
-def _partition(count: int, spec: DataSpec) -> tuple[Tensor, Tensor]:
+def partition(count: int, spec: DataSpec) -> tuple[Tensor, Tensor]:
     """Training and validation indices after a seeded shuffle."""
     order = torch.randperm(count, generator=generator(spec.seed, "split"))
     if spec.limit is not None and spec.limit > count:
@@ -89,7 +89,7 @@ def _partition(count: int, spec: DataSpec) -> tuple[Tensor, Tensor]:
     return order[held_back:], order[:held_back]
 
 
-def _test_part(count: int, spec: DataSpec) -> Tensor:
+def chosen_for_test(count: int, spec: DataSpec) -> Tensor:
     """All test indices as they stand, or the first of a seeded order."""
     if spec.test_images is None:
         return torch.arange(count)
