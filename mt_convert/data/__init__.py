@@ -1,8 +1,8 @@
 """Images in fixed splits: folders, tar files, torchvision, Hugging Face, digits, made-up; events.
 
-`open_data` reads a `DataSpec` into `Splits`, `open_events` recordings of events; `batches` and `images` read a split without
-augmentation. What augmentation does to a sample depends only on (seed, epoch, sample), never on
-workers, processes or where a run was resumed.
+`open_data` reads a `DataSpec` into `Splits`, `open_events` an `EventSpec`; `batches` and `images`
+read a split without augmentation. What augmentation does to a sample depends only on (seed, epoch,
+sample), never on workers, processes or where a run was resumed.
 """
 
 from __future__ import annotations

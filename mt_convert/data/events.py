@@ -24,7 +24,7 @@ from .event_files import EVENT_FILES, EventFiles, Recordings, needed, unfit
 from .images import Draw, ImageSet, crop_flip
 from .randomness import generator
 from .spec import DataSpec
-from .splits import MEMORY_LIMIT, Splits, partition, chosen_for_test
+from .splits import MEMORY_LIMIT, Splits, chosen_for_test, partition
 
 BINS = ("time", "count")
 _MOST = np.iinfo(np.int16).max  # tonic counts in int16
