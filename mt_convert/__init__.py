@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .compiled import CompiledSimulation
     from .conversion_error import ErrorTable, layer_errors
     from .convert import convert
+    from .direct import BPTT, DSR, OTTT, FinetuneSpec, Trained, finetune
     from .energy import energy
     from .errors import MTConvertError
     from .evaluate import evaluate
@@ -68,6 +69,7 @@ _HOMES = {
     ),
     "compiled": ("CompiledSimulation",),
     "conversion_error": ("ErrorTable", "layer_errors"),
+    "direct": ("BPTT", "DSR", "OTTT", "FinetuneSpec", "Trained", "finetune"),
     "energy": ("energy",),
     "convert": ("convert",),
     "errors": ("MTConvertError",),
@@ -90,9 +92,12 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __version__ = "0.1.0"
 __all__ = [
+    "BPTT",
     "DEFAULT_RULES",
+    "DSR",
     "IF",
     "LIF",
+    "OTTT",
     "PLIF",
     "ActNoise",
     "BatchNorm",
@@ -100,6 +105,7 @@ __all__ = [
     "CompiledSimulation",
     "ConversionReport",
     "ErrorTable",
+    "FinetuneSpec",
     "Firing",
     "Gaussian",
     "InitialPotential",
@@ -129,12 +135,14 @@ __all__ = [
     "Spacing",
     "SpikingModel",
     "Thresholds",
+    "Trained",
     "Uniform",
     "WeightCode",
     "calibrate",
     "convert",
     "energy",
     "evaluate",
+    "finetune",
     "integer",
     "layer_errors",
     "load",

@@ -30,6 +30,7 @@ from .progress import progress
 from .quantize import QuantizedModel
 from .results import Row, results_from_json, results_to_json
 from .settings import PeerSetting, Setting
+from .spiking import SpikingModel
 from .storage import digest, read_json, write_json
 from .verify import levels_of
 
@@ -101,9 +102,22 @@ class Cells:
     def _made(self, subject: Subject, setting: AnySetting, path: Path, label: str) -> list[Row]:
         """Compute a cell and store it."""
         started = time.monotonic()
-        classes = self._reference(subject)
         counter, report = _counter(subject, setting)
-        for start, images, labels in self._batches(subject, f"{label} {_said(setting)}"):
+        rows = self._counted(subject, counter, f"{label} {_said(setting)}")
+        if self.processes.first:
+            seconds = round(time.monotonic() - started, 1)
+            write_json(path, _cell(rows, setting, report, seconds))
+        return rows
+
+    def rows_of(self, subject: Subject, snn: SpikingModel, setting: Setting) -> list[Row]:
+        """The rows of a network that was trained since ``setting`` converted it; not stored."""
+        counter = Counter(subject.qann, snn, setting, comparable=False)
+        return self._counted(subject, counter, f"trained {_said(setting)}")
+
+    def _counted(self, subject: Subject, counter: Counter | PeerCounter, label: str) -> list[Row]:
+        """The rows of what counts, all images seen by one of the processes."""
+        classes = self._reference(subject)
+        for start, images, labels in self._batches(subject, label):
             expected = _levels(subject.qann, images) if counter.comparable else {}
             predicted = torch.tensor(
                 classes["qann"][start : start + len(labels)], device=images.device
@@ -111,11 +125,7 @@ class Cells:
             counter.add(images, labels, predicted, expected)
         counter.counts = self.processes.summed(counter.counts)
         counter.neuron_count = max(self.processes.all_of(counter.neuron_count))
-        rows = counter.rows(subject.describe | self._columns(subject, classes))
-        if self.processes.first:
-            seconds = round(time.monotonic() - started, 1)
-            write_json(path, _cell(rows, setting, report, seconds))
-        return rows
+        return counter.rows(subject.describe | self._columns(subject, classes))
 
     def _columns(self, subject: Subject, classes: dict[str, list[int]]) -> dict[str, Any]:
         """The columns that all cells of a subject share."""

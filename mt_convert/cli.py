@@ -1,4 +1,4 @@
-"""The command line: ``mt-convert ls | cp | check | run | eval | bench | show | coverage``.
+"""The command line: ``mt-convert ls | cp | check | run | finetune | eval | bench | show | …``.
 
 Floor 11. One function per command; prints and exits, nothing else. What takes seconds to import is
 imported by the command that needs it.
@@ -160,6 +160,44 @@ def run(
         again = shlex.join([*words, *(["--out", str(folder)] if folder else []), "--resume"])
         typer.echo(f"\nstopped; go on with: mt-convert run {again}", err=True)
         raise typer.Exit(130) from None
+
+
+@app.command()
+def finetune(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Values of the recipe's finetune block: finetune.time_steps=4",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for all results. [default: one in RUN/finetuned]")
+    ] = None,
+) -> None:
+    """Train the converted network of a run through time; show it before and after.
+
+    It starts from exactly the converted network and keeps the weights that are best on validation
+    images: it never ends below its start there. A command that was stopped goes on where it was.
+
+    \b
+    Examples:
+      mt-convert finetune runs/digits
+      mt-convert finetune runs/r20 finetune.thresholds=3 finetune.time_steps=1
+      mt-convert finetune runs/r20 finetune.algorithm=dsr finetune.train.epochs=5
+      finetune.algorithm: bptt, bptt_every_step, ottt_a, ottt_o, dsr
+    """
+    from . import finetune_run
+    from .processes import speaks
+
+    try:
+        finished = finetune_run.run(run, overrides or (), out)
+    except KeyboardInterrupt:
+        typer.echo("\nstopped; the same command goes on where it was", err=True)
+        raise typer.Exit(130) from None
+    if speaks():
+        finetune_run.show(finished, Console())
 
 
 @app.command("eval")

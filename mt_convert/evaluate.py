@@ -114,16 +114,19 @@ class Counter:
 
     Shapes:
         counts [4, T], float64: after each step, over all images so far, how many were classified
-        correctly, as the quantized network does, with every activation exact; and all events. Whole
+        correctly, as the quantized network does, with every activation exact (0 where thresholds
+        are no longer those of the quantizers, ``comparable``); and all events. Whole
         numbers: summed in any order, by any number of processes, they are the same.
     """
 
-    def __init__(self, qann: QuantizedModel, snn: SpikingModel, setting: Setting) -> None:
+    def __init__(
+        self, qann: QuantizedModel, snn: SpikingModel, setting: Setting, comparable: bool = True
+    ) -> None:
         self.snn, self.setting = snn, setting
         self.neurons = dict(snn.neurons())
         self.counts = torch.zeros(4, setting.time_steps[-1], dtype=torch.float64)
         self.neuron_count = 0
-        self.comparable = not setting.calibration
+        self.comparable = comparable and not setting.calibration
         self.axes = {
             str(node.target): axis
             for node, axis in image_axes(snn.layers).items()

@@ -33,17 +33,18 @@ from .cells import Cells
 from .convert import convert
 from .data import Splits, images, open_data
 from .errors import CheckpointError, OutputError, RecipeError
+from .finetuning import finetuned
 from .ladder import Uniform
 from .models import build
 from .processes import Processes
 from .quantize import QuantizedModel, quantize
 from .recipe import Recipe, dump, here_faults
 from .spiking import SpikingModel
-from .storage import atomic, digest, read_json, save_tensors, write_json
+from .storage import atomic, digest, json_text, read_json, save_tensors, write_json
 from .subjects import load_ann, settings_of, subject
 from .train import TrainSpec, fit
 
-STAGES = ("ann", "quantize", "train", "convert", "evaluate", "report")
+STAGES = ("ann", "quantize", "train", "convert", "evaluate", "finetune", "report")
 NEW = ".new"
 PROBE_IMAGES = 32
 
@@ -59,7 +60,7 @@ def run(recipe: Recipe, out: Path, *, resume: bool) -> Path:
     """
     work = _Work(recipe, Path(out), resume)
     work.open()
-    for name in STAGES:
+    for name in work.stages:
         work.stage(name)
     if work.first:
         work.publish()
@@ -120,6 +121,11 @@ class _Work:
         self.changed = False
         self._splits: Splits | None = None
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Those that the recipe asks for, in order."""
+        return tuple(name for name in STAGES if name != "finetune" or self.recipe.finetune)
+
     # ------------------------------------------------------------------------------ bookkeeping
 
     def open(self) -> None:
@@ -139,8 +145,8 @@ class _Work:
 
     def publish(self) -> None:
         """Put the new stages in the places of the old ones, and the results beside them."""
-        rows, published = (self.at["evaluate"] / "rows.json").read_text(), self.out / "results.json"
-        moved = [name for name in STAGES if self.at[name] != self.out / name]
+        rows, published = self._rows_text(), self.out / "results.json"
+        moved = [name for name in self.stages if self.at[name] != self.out / name]
         stale = any(
             not path.is_file() or path.read_text() != wanted
             for path, wanted in ((published, rows), (self.out / "recipe.yaml", dump(self.recipe)))
@@ -154,6 +160,14 @@ class _Work:
             temporary.write_text(rows)
         for name in STAGES:  # of a recipe that was tried in between
             _remove(self.out / f"{name}{NEW}")
+
+    def _rows_text(self) -> str:
+        """The rows of the evaluation, and of the fine-tuning behind them."""
+        if self.recipe.finetune is None:
+            return (self.at["evaluate"] / "rows.json").read_text()
+        stored = [read_json(self.at[name] / "rows.json") for name in ("evaluate", "finetune")]
+        rows = [row for item in stored for row in results.results_from_json(item)]
+        return json_text(results.results_to_json(rows))
 
     def _describe(self) -> None:
         """What is run, and on what."""
@@ -180,7 +194,7 @@ class _Work:
             write_json(partial / "inputs.json", {"fingerprint": self.fingerprint})
         self.wait()
         trains = (name == "ann" and self.recipe.ann) or (name == "train" and self.recipe.train)
-        if self.first or trains or name == "evaluate":
+        if self.first or trains or name in ("evaluate", "finetune"):
             step: Callable[[Path], None] = getattr(self, f"_{name}")
             step(partial)
         self.wait()
@@ -205,6 +219,7 @@ class _Work:
             "train": ["train"],
             "convert": ["convert"],
             "evaluate": ["evaluate"],
+            "finetune": ["finetune"],
             "report": ["name"],
         }
         checkpoints = {
@@ -310,10 +325,27 @@ class _Work:
         if self.first:
             write_json(folder / "rows.json", results.results_to_json(rows))
 
+    def _finetune(self, folder: Path) -> None:
+        """The converted network fine-tuned, and its rows before and after."""
+        block = self.recipe.finetune
+        assert block is not None
+        networks = self._load_ann(), self._load_qann("train")
+        shown = subject(
+            self.recipe, self.recipe.data, self.splits, networks, self.recipe.evaluate.images
+        )
+        rows, _ = finetuned(
+            block.job(self.recipe.quantize.levels),
+            shown,
+            self.splits,
+            folder,
+            classes=self.recipe.model.classes,
+        )
+        if self.first:
+            write_json(folder / "rows.json", results.results_to_json(rows))
+
     def _report(self, folder: Path) -> None:
         """The page, from the stored rows alone."""
-        stored = read_json(self.at["evaluate"] / "rows.json")
-        rows = results.results_from_json(stored)
+        rows = results.results_from_json(json.loads(self._rows_text()))
         converted = read_json(self.at["convert"] / "report.json")
         page = report.markdown_page(
             rows, _sentence(self.out, self.at["convert"], rows)[:-1], converted["report"]

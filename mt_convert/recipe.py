@@ -21,12 +21,13 @@ from .calibrate import name_of, parse
 from .catalogue import find_recipe
 from .data import DataSpec
 from .errors import Fault, RecipeError
-from .ladder import Firing
+from .finetuning import ALGORITHMS, PARTS, SURROGATES, TEACHERS, FinetuneJob
+from .ladder import Firing, Uniform
 from .models import ModelSpec, architecture_fault
 from .peers import PEERS
 from .quant_spec import QuantSpec
 from .recipe_text import Path, Tree
-from .settings import METHODS
+from .settings import METHODS, Setting
 from .spiking import Presentation
 from .train.spec import TrainSpec
 
@@ -57,6 +58,40 @@ class ConvertBlock(BaseModel):
     firing: Firing | None = None
     signed: bool = False
     whole_window: bool = False
+
+
+class FinetuneBlock(BaseModel):
+    """Fine-tuning of the converted network for T ``time_steps``, evaluated beside the conversion.
+
+    ``thresholds`` null means L. ``algorithm`` makes gradients, through ``surrogate`` (null:
+    straight-through, or rectangular for learned gaps); ``learns`` says which parts; ``teacher`` is
+    asked where ``train.distillation_weight`` is above 0.
+    """
+
+    model_config = _STRICT
+    thresholds: Count | None = 1
+    time_steps: Count = 2
+    presentation: Presentation = Presentation.ONCE
+    firing: Firing | None = None
+    signed: bool = True
+    algorithm: Literal[tuple(ALGORITHMS)] = "bptt"  # type: ignore[valid-type]
+    surrogate: Literal[tuple(SURROGATES)] | None = None  # type: ignore[valid-type]
+    learns: tuple[Literal[PARTS], ...] = ("weights", "thresholds")  # type: ignore[valid-type]
+    teacher: Literal[TEACHERS] = "qann"  # type: ignore[valid-type]
+    train: TrainSpec = TrainSpec(epochs=2, lr=0.005, weight_decay=0.0)
+
+    def job(self, levels: int) -> FinetuneJob:
+        """The job of a network with so many levels."""
+        setting = Setting(
+            Uniform(levels if self.thresholds is None else self.thresholds),
+            (self.time_steps,),
+            firing=self.firing,
+            signed=self.signed,
+            presentation=self.presentation,
+        )
+        return FinetuneJob(
+            setting, self.algorithm, self.train, self.surrogate, self.learns, self.teacher
+        )
 
 
 class EvaluateBlock(BaseModel):
@@ -91,7 +126,8 @@ class Recipe(BaseModel):
 
     ``seed`` draws untrained weights and is the seed of ``ann`` and ``train`` where they name none;
     the split of the images has its own, ``data.seed``. ``ann`` null: no training before
-    quantization; ``train`` null: calibration alone.
+    quantization; ``train`` null: calibration alone. ``finetune`` null: the converted network as
+    it is.
     """
 
     model_config = _STRICT
@@ -104,6 +140,7 @@ class Recipe(BaseModel):
     train: TrainSpec | None = None
     convert: ConvertBlock = ConvertBlock()
     evaluate: EvaluateBlock = EvaluateBlock()
+    finetune: FinetuneBlock | None = None
 
 
 def load_recipe(
@@ -189,6 +226,9 @@ def _seeded(tree: Tree) -> Tree:
         for name, block in tree.value.items()
         if name in ("ann", "train") and isinstance(block, dict)
     }
+    learns = tree.value.get("finetune")
+    if isinstance(learns, dict) and isinstance(learns.get("train"), dict):
+        blocks["finetune"] = {**learns, "train": {"seed": seed, **learns["train"]}}
     return replace(tree, value={**tree.value, **blocks})
 
 

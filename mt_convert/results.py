@@ -23,7 +23,9 @@ class Row:
         share of images on which every neuron's emission equals the QANN's activation;
         ``spikes_per_neuron`` events per neuron and image over all T steps; ``settling_T`` the first
         step from which on every activation of every image is the QANN's, None if that was not seen;
-        ``calibration`` what was set after conversion, for ``calibrated_T`` steps.
+        ``calibration`` what was set after conversion, for ``calibrated_T`` steps; ``algorithm`` how
+        the converted network was fine-tuned, for so many ``epochs``, the median of
+        ``seconds_per_epoch``; ``peak_mib`` of memory that took, None where it was not measured.
 
     Example:
         >>> Row.fields()[:3]
@@ -54,6 +56,10 @@ class Row:
     calibration: str = "none"
     calibrated_T: int | None = None
     qat_noise: str = "none"
+    algorithm: str = "none"
+    epochs: int | None = None
+    seconds_per_epoch: float | None = None
+    peak_mib: float | None = None
 
     @classmethod
     def fields(cls) -> list[str]:
@@ -96,6 +102,10 @@ COLUMNS: dict[str, str] = {
     "qat_noise": "noise",
     "method": "method",
     "calibration": "calibrated",
+    "algorithm": "trained by",
+    "epochs": "epochs",
+    "seconds_per_epoch": "s per epoch",
+    "peak_mib": "MiB",
     "presentation": "presented",
     "ladder": "ladder",
     "mode": "mode",
@@ -112,7 +122,10 @@ COLUMNS: dict[str, str] = {
 }
 """The columns people read, in order, and what they are headed; `LEGEND` says what they mean."""
 
-IF_SEVERAL = ("model", "dataset", "weight_bits", "levels", "qat_noise", "method", "calibration")
+IF_SEVERAL = (
+    *("model", "dataset", "weight_bits", "levels", "qat_noise", "method", "calibration"),
+    *("algorithm", "epochs", "seconds_per_epoch", "peak_mib"),
+)
 
 
 def columns(rows: Sequence[Row]) -> list[str]:
@@ -130,7 +143,8 @@ def _telling(name: str, rows: Sequence[Row]) -> bool:
     """Whether a column tells rows apart, or what was done to all of them."""
     found = {_cell(name, getattr(row, name), row) for row in rows}
     usual = {item.name: item.default for item in dataclasses.fields(Row)}[name]
-    return len(found) > 1 or not (found <= {usual} or usual is dataclasses.MISSING)
+    plain = {"–" if usual is None else usual}
+    return len(found) > 1 or not (found <= plain or usual is dataclasses.MISSING)
 
 
 LEGEND = (

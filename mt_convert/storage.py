@@ -81,9 +81,19 @@ def write_json(path: str | Path, value: Any) -> None:
     Raises:
         OutputError: see `atomic`.
     """
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    text = json_text(value)
     with atomic(path) as temporary:
         temporary.write_text(text)
+
+
+def json_text(value: Any) -> str:
+    """``value`` as all our files hold it.
+
+    Example:
+        >>> json_text([])
+        '[]\\n'
+    """
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
 def read_json(path: str | Path) -> Any:

@@ -84,7 +84,8 @@ def test_check_shows_all_stages_of_a_good_recipe(command: Command) -> None:
     assert lines[0] == "ok: digits"
     stages = dict(line.split(maxsplit=1) for line in lines[1:])
     assert list(stages) == [
-        *("seed", "model", "data", "ann", "quantize", "train", "convert", "evaluate")
+        *("seed", "model", "data", "ann", "quantize", "train", "convert", "evaluate"),
+        "finetune",
     ]
     assert "weight_bits=3" in stages["quantize"]
     assert "seed=4" in stages["train"]
@@ -101,7 +102,7 @@ def test_check_lists_all_faults_with_lines_and_nearest_keys(
     assert f"line {line}  quantize.weight_bit" in message
     assert "did you mean weight_bits?" in message
     assert re.search(r'override  train.epochs +is "many" +allowed: a whole number', message)
-    assert "did you mean ann.epochs or train.epochs?" in message
+    assert "did you mean ann.epochs or train.epochs or finetune.train.epochs?" in message
 
 
 def test_check_names_files_and_networks_that_are_not_here(command: Command) -> None:

@@ -73,6 +73,7 @@ FLOORS = {
     "peer_counter": 8.05,
     "cells": 8.1,
     "analysis": 8.2,
+    "finetuning": 8.3,
     "pictures": 8,
     "subjects": 9.2,
     "ternary": 2,
@@ -83,6 +84,7 @@ FLOORS = {
     "recipe": 9.1,
     "pipeline": 10,
     "compare": 10,
+    "finetune_run": 10,
     "coverage": 10,
     "benchmark": 10.1,  # its networks and its children in bounds are coverage's
     "cli": 11,

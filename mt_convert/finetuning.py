@@ -1,0 +1,152 @@
+"""Fine-tuning of a run's network, evaluated beside the conversion it started from."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from . import archive
+from .cells import Cells, Subject
+from .data import Splits
+from .direct import BPTT, DSR, OTTT, Algorithm, FinetuneSpec, Trained, finetune
+from .errors import Fault, SpecError
+from .evaluate import prepared
+from .results import Row
+from .settings import Setting
+from .surrogate import (
+    ATan,
+    Linear,
+    Rectangular,
+    Sigmoid,
+    SpikeTime,
+    StraightThrough,
+    Surrogate,
+    Triangular,
+)
+from .train import History, TrainSpec
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "bptt": BPTT(),
+    "bptt_every_step": BPTT(every_step=1.0),
+    "ottt_a": OTTT(),
+    "ottt_o": OTTT(online=True),
+    "dsr": DSR(),
+}
+SURROGATES: dict[str, Surrogate] = {
+    "straight_through": StraightThrough(),
+    "rectangular": Rectangular(),
+    "atan": ATan(),
+    "sigmoid": Sigmoid(),
+    "triangular": Triangular(),
+    "linear": Linear(),
+    "stdb": SpikeTime(),
+}
+PARTS = ("weights", "thresholds", "potentials", "leaks")
+TEACHERS = ("ann", "qann")
+
+
+@dataclass(frozen=True)
+class FinetuneJob:
+    """How a network is converted, and how it then learns; names as recipes write them.
+
+    ``setting`` has one number of steps, for which it learns. ``teacher`` is asked where
+    ``train.distillation_weight`` is above 0.
+
+    Raises:
+        SpecError: names that are not known; more than one number of steps.
+
+    Example:
+        >>> from .ladder import Uniform
+        >>> FinetuneJob(Setting(Uniform(1), (2,)), "dsr", TrainSpec(epochs=1)).how().time_steps
+        2
+    """
+
+    setting: Setting
+    algorithm: str
+    train: TrainSpec
+    surrogate: str | None = None
+    learns: tuple[str, ...] = ("weights", "thresholds")
+    teacher: str = "qann"
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "algorithm": (self.algorithm, tuple(ALGORITHMS)),
+            "surrogate": (self.surrogate, (None, *SURROGATES)),
+            "teacher": (self.teacher, TEACHERS),
+            **{f"learns.{k}": (name, PARTS) for k, name in enumerate(self.learns)},
+        }
+        faults = [
+            Fault(where, repr(value), f"allowed: {', '.join(map(str, known))}")
+            for where, (value, known) in allowed.items()
+            if value not in known
+        ]
+        if len(self.setting.time_steps) != 1:
+            steps = ", ".join(map(str, self.setting.time_steps))
+            faults.append(Fault("time_steps", steps, "allowed: one number of steps to learn for"))
+        if faults:
+            raise SpecError(f"{len(faults)} values of the fine-tuning are not allowed", faults)
+
+    def how(self) -> FinetuneSpec:
+        """The values behind the names."""
+        return FinetuneSpec(
+            self.setting.time_steps[0],
+            ALGORITHMS[self.algorithm],
+            Trained(**{name: name in self.learns for name in PARTS}),
+            None if self.surrogate is None else SURROGATES[self.surrogate],
+        )
+
+
+def finetuned(
+    job: FinetuneJob, subject: Subject, splits: Splits, folder: Path, *, classes: int
+) -> tuple[list[Row], History]:
+    """Convert, fine-tune and evaluate: the rows of the conversion and of what it became.
+
+    Leaves in ``folder``: ``learn`` (the training, which goes on where it was stopped), ``network``
+    (the fine-tuned network), ``cells``.
+
+    Raises:
+        SpecError: a network or an algorithm that cannot learn so; no validation images.
+        CheckpointError: the folder holds another training.
+    """
+    cells = Cells(folder, job.train.batch_size)
+    before = cells.rows(subject, [job.setting], "converted")
+    snn, _ = prepared(subject.qann, job.setting, subject.calibration)
+    teacher = subject.qann if job.teacher == "qann" else subject.ann
+    if not job.train.distillation_weight:
+        teacher = None
+    peak = _Peak()
+    done = finetune(
+        snn, splits, job.how(), job.train, folder / "learn", classes=classes, teacher=teacher
+    )
+    after = cells.rows_of(subject, done.snn, job.setting)
+    if cells.processes.first:
+        archive.save(done.snn, folder / "network")
+    epochs = done.history.rows
+    told = [
+        replace(
+            row,
+            algorithm=job.algorithm,
+            epochs=len(epochs),
+            seconds_per_epoch=statistics.median(row.seconds for row in epochs),
+            peak_mib=peak.mib(),
+        )
+        for row in after
+    ]
+    return [*before, *told], done.history
+
+
+class _Peak:
+    """The most memory allocated on an accelerator; on a CPU a benchmark of its own measures it."""
+
+    def __init__(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def mib(self) -> float | None:
+        """MiB since it was made, or None."""
+        if not torch.cuda.is_available():
+            return None
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
