@@ -5,6 +5,7 @@ from __future__ import annotations
 from .algorithms import BPTT, DSR, OTTT, Algorithm
 from .finetune import Finetuned, FinetuneSpec, finetune
 from .parts import Derivative, Trained
+from .scratch import SpikingNetwork, spiking
 from .unrolled import Unrolled
 
 __all__ = [
@@ -15,7 +16,9 @@ __all__ = [
     "Derivative",
     "FinetuneSpec",
     "Finetuned",
+    "SpikingNetwork",
     "Trained",
     "Unrolled",
     "finetune",
+    "spiking",
 ]

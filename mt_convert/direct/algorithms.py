@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import SpecError
 from ..train.algorithm import Lesson
-from .parts import Derivative, State
+from .parts import Derivative
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,13 @@ class BPTT:
 class OTTT:
     """Online training through time: a backward pass in every step, memory independent of T.
 
-    The loss is the mean of those of the read-outs behind all steps. ``online`` steps the optimizer
-    in every step (variant O) instead of once (variant A); the totals of the steps before then meet
-    the new weights, where the original's potentials keep what the old ones brought.
+    The loss is the mean of those behind all steps: of the read-outs so far of a converted network,
+    of each step's own of one trained from scratch, as in the original. ``online`` steps the
+    optimizer in every step (variant O) instead of once (variant A); the totals of a converted
+    network then meet the new weights, where potentials keep what the old ones brought.
 
-    Source: OTTT (NeurIPS 2022, arXiv 2210.04195). Needs soft reset, and neurons without a leak,
-    whose trace is the running total.
+    Source: OTTT (NeurIPS 2022, arXiv 2210.04195). Needs soft reset; no leak in a converted network,
+    whose trace is the running total; a fixed one from scratch.
 
     Example:
         >>> OTTT(online=True)
@@ -78,7 +80,7 @@ class OTTT:
 
     def learn(self, lesson: Lesson) -> Tensor:
         """Step by step; nothing of a step's graph is kept."""
-        states: Mapping[str, State] = {}
+        states: Mapping[str, Any] = {}
         losses = []
         for t in range(lesson.time_steps):
             if t and self.online:
@@ -117,9 +119,9 @@ class DSR:
         return loss.detach()
 
 
-def _without_leak(name: str, states: Mapping[str, State]) -> None:
-    """Refuse layers whose potential leaks."""
-    leaking = [layer for layer, state in states.items() if state.lost is not None]
+def _without_leak(name: str, states: Mapping[str, Any]) -> None:
+    """Refuse layers whose potential leaks, told by their totals."""
+    leaking = [layer for layer, state in states.items() if getattr(state, "lost", None) is not None]
     if leaking:
         raise SpecError(
             f"{name} takes the running total for a layer's trace, which is so without a leak "
