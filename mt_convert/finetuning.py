@@ -11,7 +11,7 @@ import torch
 from . import archive
 from .cells import Cells, Subject
 from .data import Splits
-from .direct import BPTT, DSR, OTTT, Algorithm, FinetuneSpec, Trained, finetune
+from .direct import BPTT, DSR, OTTT, Algorithm, FinetuneSpec, Tandem, Trained, finetune
 from .errors import Fault, SpecError
 from .evaluate import prepared
 from .results import Row
@@ -34,6 +34,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "ottt_a": OTTT(),
     "ottt_o": OTTT(online=True),
     "dsr": DSR(),
+    "tandem": Tandem(),
 }
 SURROGATES: dict[str, Surrogate] = {
     "straight_through": StraightThrough(),

@@ -114,9 +114,10 @@ def few_steps(settings: Iterable[Setting]) -> tuple[Setting, ...]:
 
 
 def long(setting: Setting, text: str) -> bool:
-    """16 and 32 steps with one calibration: signed neurons, and one unsigned threshold."""
+    """16 and 32 steps with one calibration: signed neurons, and one unsigned threshold, up to
+    n = 3 (with more thresholds the network is the float one by T = 8)."""
     wanted = setting.time_steps[-1] > 8 and setting.calibration_name == text
-    return wanted and (setting.signed or setting.ladder.n == 1)
+    return wanted and setting.ladder.n <= 3 and (setting.signed or setting.ladder.n == 1)
 
 
 def unsettled(bits: str) -> Iterator[Setting]:
@@ -155,9 +156,11 @@ def ladders() -> Iterator[Setting]:
 
 
 def calibrations(setting: Setting) -> Iterator[Setting]:
-    """A setting with each calibration."""
+    """A setting with each calibration; layer by layer up to 8 steps, whose time grows with T."""
     for text in CALIBRATIONS:
-        yield from calibrated(setting, text, CALIBRATED_FOR)
+        for made in calibrated(setting, text, CALIBRATED_FOR):
+            if "layer_wise" not in text or made.time_steps[-1] <= 8:
+                yield made
 
 
 def headline() -> list[Part]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from .algorithms import BPTT, DSR, OTTT, Algorithm
+from .algorithms import BPTT, DSR, OTTT, Algorithm, Tandem
 from .finetune import Finetuned, FinetuneSpec, finetune
 from .parts import Derivative, Trained
 from .scratch import SpikingNetwork, spiking
+from .tandem import tandem
 from .unrolled import Unrolled
 
 __all__ = [
@@ -17,8 +18,10 @@ __all__ = [
     "FinetuneSpec",
     "Finetuned",
     "SpikingNetwork",
+    "Tandem",
     "Trained",
     "Unrolled",
     "finetune",
     "spiking",
+    "tandem",
 ]

@@ -109,14 +109,36 @@ class DSR:
 
     def learn(self, lesson: Lesson) -> Tensor:
         """All steps but the last without a graph."""
-        last = lesson.time_steps - 1
-        with torch.no_grad():
-            _, states = lesson.network(lesson.images, range(last)) if last else (None, {})
-        read_outs, after = lesson.network(lesson.images, (last,), states, Derivative.CLIP)
-        _without_leak("DSR", after)
-        loss = lesson.loss(read_outs[0])
-        lesson.backward(loss)
-        return loss.detach()
+        return _by_totals("DSR", lesson, Derivative.CLIP)
+
+
+@dataclass(frozen=True)
+class Tandem:
+    """Spike counts forward, the analog network back: a total passes on the derivative of the
+    function that was quantized (ReLU: of all that lies above 0). Memory is independent of T.
+
+    Source: tandem learning (Wu et al., TPAMI 2021, arXiv 2007.01204); `tandem` goes layer by layer.
+
+    Example:
+        >>> Tandem()
+        Tandem()
+    """
+
+    def learn(self, lesson: Lesson) -> Tensor:
+        """All steps but the last without a graph."""
+        return _by_totals("Tandem", lesson, Derivative.ANALOG)
+
+
+def _by_totals(name: str, lesson: Lesson, derivative: Derivative) -> Tensor:
+    """T steps forward, the last one back, through totals."""
+    last = lesson.time_steps - 1
+    with torch.no_grad():
+        _, states = lesson.network(lesson.images, range(last)) if last else (None, {})
+    read_outs, after = lesson.network(lesson.images, (last,), states, derivative)
+    _without_leak(name, after)
+    loss = lesson.loss(read_outs[0])
+    lesson.backward(loss)
+    return loss.detach()
 
 
 def _without_leak(name: str, states: Mapping[str, Any]) -> None:
@@ -130,4 +152,4 @@ def _without_leak(name: str, states: Mapping[str, Any]) -> None:
         )
 
 
-Algorithm = BPTT | OTTT | DSR
+Algorithm = BPTT | OTTT | DSR | Tandem

@@ -17,6 +17,7 @@ from ..spiking import SpikingModel
 from ..surrogate import Rectangular, StraightThrough, Surrogate
 from ..walk import Call, walk
 from ..weight_grid import OnGrid
+from ..windows import analog
 from .parts import Derivative, State, Trained, TrainedNeuron
 
 States = Mapping[str, State]
@@ -28,7 +29,8 @@ class Unrolled(nn.Module):
     In front of the first optimizer step its read-outs are those of `simulate`, bit for bit, for
     every T, n, mode and presentation. Batch norms that were not folded keep their statistics.
     ``surrogate=None`` takes straight-through where levels are equal, `Rectangular` for learned
-    gaps. `trained` gives the network back.
+    gaps. `trained` gives the network back. Layers named in ``analog`` compute the function that was
+    quantized instead of spiking.
 
     Shapes: images [batch, channels, height, width]; a read-out [batch, classes].
     Raises:
@@ -71,6 +73,7 @@ class Unrolled(nn.Module):
             kind = surrogate or _natural(neuron)
             shape = tuple(shapes[name].shape[1:])
             self.neurons[_key(name)] = TrainedNeuron(neuron, kind, learns, shape)
+        self.analog: frozenset[str] = frozenset()
         self.snn.requires_grad_(False)
         self.grids: dict[str, OnGrid] = {}
         for node, layer in layer_nodes(self.snn.layers, WEIGHTED) if learns.weights else ():
@@ -100,9 +103,19 @@ class Unrolled(nn.Module):
         assert states is not None
         return read_outs[-1] if steps is None else (torch.stack(read_outs), states)
 
+    @torch.no_grad()
+    def reading(self, images: Tensor, name: str) -> Tensor:
+        """What a layer of neurons has read by the end of T steps."""
+        states: States = {}
+        seen: dict[str, Tensor] = {}
+        calls = {item: grid.call() for item, grid in self.grids.items()}
+        for t in range(self.time_steps):
+            _, states = self._step(images, t, states, (calls, Derivative.SPIKES), seen)
+        return seen[name]
+
     def trained(self) -> SpikingModel:
         """The network as it is now, for `simulate`, `save` and everything else."""
-        neurons = {name: self._learner(name).trained() for name, _ in self.snn.neurons()}
+        neurons = {name: self.learner(name).trained() for name, _ in self.snn.neurons()}
         found = self.snn.with_neurons(neurons).requires_grad_(False)
         with torch.no_grad():
             for name, grid in self.grids.items():
@@ -125,19 +138,24 @@ class Unrolled(nn.Module):
         t: int,
         before: States,
         how: tuple[Mapping[str, Call], Derivative],
+        seen: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, States]:
-        """One step through all layers."""
+        """One step through all layers; ``seen`` gets what each layer of neurons reads."""
         calls, derivative = how
         after: dict[str, State] = {}
 
         def neuron(name: str, layer: MTNeuron, x: Tensor) -> Tensor:
-            learner = self._learner(name)
+            if seen is not None:
+                seen[name] = x
+            if name in self.analog:
+                return analog(layer, x)
+            learner = self.learner(name)
             value, after[name] = learner(x, self.snn.presentation, t, before.get(name), derivative)
             return value
 
         return walk(self.snn, images, neuron, calls), after
 
-    def _learner(self, name: str) -> TrainedNeuron:
+    def learner(self, name: str) -> TrainedNeuron:
         found = self.neurons[_key(name)]
         assert isinstance(found, TrainedNeuron)
         return found
