@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from mt_convert.ladder import Uniform
 from mt_convert.quantize import QuantizedModel
 from mt_convert.simulate import simulate
 from mt_convert.spiking import SpikingModel
-from mt_convert.surrogate import ATan
+from mt_convert.surrogate import ATan, Linear
 from mt_convert.train import TrainSpec, accuracy, fit
 
 SPEC = TrainSpec(epochs=2, batch_size=32, lr=0.005, weight_decay=0.0)
@@ -97,6 +98,32 @@ def test_the_start_is_kept_where_training_makes_it_worse(
     shown = images(digits.test, 50)
     wanted = simulate(snn, shown, time_steps=1).logits
     assert torch.equal(simulate(done.snn, shown, time_steps=1).logits, wanted)
+
+
+def test_an_epoch_from_the_conversion_beats_the_same_from_random_weights(
+    digits: Splits, qann: QuantizedModel, tmp_path: Path
+) -> None:
+    """METHODS 10: hybrid training."""
+    converted = mt.convert(qann, **WAYS["every_step"])
+    random = copy.deepcopy(converted)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for layer in random.layers.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                layer.weight.copy_(
+                    layer.weight.flatten()[torch.randperm(layer.weight.numel())].view_as(
+                        layer.weight
+                    )
+                )
+    how = FinetuneSpec(2, learns=Trained(), surrogate=Linear())
+    ends = []
+    for name, snn in (("converted", converted), ("random", random)):
+        spec = replace(SPEC, epochs=1)
+        history = finetune(snn, digits, how, spec, tmp_path / name, classes=10).history
+        ends.append(history.rows[0].validation_accuracy)
+    assert ends[0] is not None
+    assert ends[1] is not None
+    assert ends[0] > ends[1] + 10
 
 
 class _Killed(Exception):

@@ -12,11 +12,11 @@ from networks import NETWORKS, images, lived_in, network, shape_of
 from torch import Tensor, nn
 
 from mt_convert.data import DataSpec, open_data
-from mt_convert.direct import BPTT, DSR, OTTT, SpikingNetwork, spiking
+from mt_convert.direct import BPTT, DSR, OTTT, SpikingNetwork, poisson, spiking
 from mt_convert.errors import DataError, SpecError, UnsupportedLayerError
 from mt_convert.ladder import Binary, Firing, Uniform
 from mt_convert.neurons import IF, LIF, PLIF, NeuronSpec, Reset, initial_state, mt_step
-from mt_convert.surrogate import ATan, Sigmoid
+from mt_convert.surrogate import ATan, Sigmoid, SpikeTime
 from mt_convert.train import TrainSpec, fit
 from mt_convert.train.algorithm import Lesson
 
@@ -196,10 +196,51 @@ def test_it_learns_the_digits(algorithm: Any, tmp_path: Path) -> None:
     assert history.rows[-1].train_loss < history.rows[0].train_loss
 
 
+def test_delayed_a_layer_cannot_spike_before_its_step() -> None:
+    torch.manual_seed(8)
+    net = nn.Sequential(nn.Flatten(), *(nn.Linear(16, 16), nn.ReLU()) * 4, nn.Linear(16, 3))
+    spec = replace(PARALLEL, charge=IF(), ladder=Uniform(1))
+    batch = 9 * torch.randn(20, 1, 4, 4)
+    for delayed in (False, True):
+        found = spiking(net, spec, example=batch[:2], time_steps=8, delayed=delayed)
+        first: dict[str, int] = {}
+        states: dict[str, Any] | None = None
+        with torch.no_grad():
+            for t in range(8):
+                _, states = found(batch, (t,), states or {})
+                for name, state in states.items():
+                    if float(state.neuron.total.abs().sum()) > 0:
+                        first.setdefault(name, t)
+            together, _ = found(batch, range(8))
+        spiked = list(first.values())
+        assert len(spiked) == 4
+        if delayed:
+            assert all(t >= depth for depth, t in enumerate(spiked, 1))
+        else:
+            assert spiked[0] == 0
+        assert torch.isfinite(together).all()
+
+
+def test_poisson_spikes_are_signed_and_have_the_image_for_their_mean() -> None:
+    shown = torch.linspace(-1.5, 1.5, 31)[None]
+    steps = 4000
+    frames = poisson(shown, steps, torch.Generator().manual_seed(1))
+    assert frames.shape == (1, steps, 31)
+    assert set(frames.unique().tolist()) == {-1.0, 0.0, 1.0}
+    wanted = shown.clamp(-1, 1)
+    sigma = (wanted.abs() * (1 - wanted.abs()) / steps).sqrt()
+    assert bool(((frames.mean(1) - wanted).abs() <= 4 * sigma + 1e-6).all())
+    again = poisson(shown, steps, torch.Generator().manual_seed(1))
+    assert torch.equal(again, frames)
+
+
 def test_what_cannot_be_trained_so_is_refused() -> None:
     example, net = images(2), network("residual")
     with pytest.raises(SpecError, match="give it a surrogate"):
         spiking(net, NeuronSpec(Uniform(1)), example=example, time_steps=2)
+    timed = replace(PARALLEL, surrogate=SpikeTime())
+    with pytest.raises(SpecError, match="keep no spike times"):
+        spiking(net, timed, example=example, time_steps=2)
     with pytest.raises(SpecError, match="whole numbers from 1"):
         spiking(net, PARALLEL, example=example, time_steps=0)
     plain = nn.Sequential(nn.Flatten(), nn.Linear(128, 3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .algorithms import BPTT, DSR, OTTT, Algorithm, Tandem
+from .encoding import poisson
 from .finetune import Finetuned, FinetuneSpec, finetune
 from .parts import Derivative, Trained
 from .scratch import SpikingNetwork, spiking
@@ -22,6 +23,7 @@ __all__ = [
     "Trained",
     "Unrolled",
     "finetune",
+    "poisson",
     "spiking",
     "tandem",
 ]

@@ -23,19 +23,22 @@ from ..neurons import IF, LIF, MTNeuron, NeuronSpec, NeuronState, Reset
 from ..rules import DEFAULT_RULES, Rule, unknown_operators
 from ..shapes import images_not_first
 from ..spiking import SPIKING_RULES
+from ..surrogate import SpikeTime
 from ..trace import trace
 from .firing import in_place_of
 from .parts import Derivative
 
 
 class Potential(NamedTuple):
-    """A layer of neurons between two steps."""
+    """A layer of neurons between two steps, and the current that waits for the next one."""
 
     neuron: NeuronState
+    waiting: Tensor | None = None
 
     def detached(self) -> Potential:
         """The same numbers without their history."""
-        return Potential(NeuronState(*(item.detach() for item in self.neuron)))
+        waiting = None if self.waiting is None else self.waiting.detach()
+        return Potential(NeuronState(*(item.detach() for item in self.neuron)), waiting)
 
 
 class Trace(NamedTuple):
@@ -59,16 +62,20 @@ def spiking(
     *,
     example: Tensor,
     time_steps: int,
+    delayed: bool = False,
     rules: Mapping[Any, Rule] = DEFAULT_RULES,
 ) -> SpikingNetwork:
     """A spiking network with the layers of ``model`` and ``neuron`` for each of its activations.
 
-    The largest emission of a step is 1, as that of a single threshold: n thresholds part it in n.
+    ``delayed``: a layer answers to a step's input in the next step, as in STDB's code, so that T
+    has to exceed the depth. The largest emission of a step is 1, as that of a single threshold: n
+    thresholds part it in n.
 
     Shapes: example [batch, channels, height, width], one step's input.
     Raises:
         UnsupportedLayerError: operators without a rule, or a model that cannot be traced.
-        SpecError: no activation to replace, or a neuron without surrogate, which cannot learn.
+        SpecError: no activation to replace; a neuron without surrogate, which cannot learn, or with
+            `SpikeTime`, which only converted networks keep the times for.
 
     Example:
         >>> from ..ladder import Uniform
@@ -83,6 +90,10 @@ def spiking(
     if neuron.surrogate is None:
         hint = "give it a surrogate, such as ATan()"
         raise SpecError("neurons without a gradient cannot learn", [Fault("neuron", "", hint)])
+    if isinstance(neuron.surrogate, SpikeTime):
+        hint = "take Linear(), or another surrogate of the potential"
+        fault = Fault("surrogate", "SpikeTime", hint)
+        raise SpecError("networks from scratch keep no spike times", [fault])
     layers = trace(model, example)
     faults = unknown_operators(layers, rules)
     if faults:
@@ -99,7 +110,7 @@ def spiking(
         raise SpecError("nothing becomes a layer of neurons", [Fault("model", "no ReLU", hint)])
     for name in dict.fromkeys(found):
         layers.set_submodule(name, MTNeuron(neuron, 1 / neuron.ladder.reach))
-    return SpikingNetwork(layers, time_steps)
+    return SpikingNetwork(layers, time_steps, delayed)
 
 
 class SpikingNetwork(nn.Module):
@@ -109,7 +120,7 @@ class SpikingNetwork(nn.Module):
         [batch, T, channels, height, width], one for each. Logits [batch, classes].
     """
 
-    def __init__(self, layers: fx.GraphModule, time_steps: int) -> None:
+    def __init__(self, layers: fx.GraphModule, time_steps: int, delayed: bool = False) -> None:
         super().__init__()
         if not isinstance(time_steps, int) or time_steps < 1:
             raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
@@ -121,7 +132,7 @@ class SpikingNetwork(nn.Module):
             raise UnsupportedLayerError(
                 "images are not alone on the first axis, where steps lie beside them", faults[:5]
             )
-        self.layers, self.time_steps = layers, time_steps
+        self.layers, self.time_steps, self.delayed = layers, time_steps, delayed
         self.image_shape: tuple[int, ...] = tuple(layers.image_shape)  # type: ignore[arg-type]
         self.reads_out = reaching_output(layers, SPIKING_RULES)
 
@@ -172,7 +183,7 @@ class SpikingNetwork(nn.Module):
         layers = copy.deepcopy(self.layers).eval()
         set_image_shape(layers, self.image_shape)
         fold_batch_norm_(layers)
-        return SpikingNetwork(layers, self.time_steps).eval()
+        return SpikingNetwork(layers, self.time_steps, self.delayed).eval()
 
     def no_weight_decay(self) -> set[str]:
         """Leaks and thresholds (timm asks)."""
@@ -223,12 +234,16 @@ class _Steps(fx.Interpreter):
         """The spikes of a layer of neurons in these steps, one after the other."""
         held = self.before.get(name)
         state = None if held is None else held.neuron
+        currents, waiting = list(current.unflatten(0, (self.steps, -1))), None
+        if self.network.delayed:
+            first = torch.zeros_like(currents[0]) if held is None else held.waiting
+            currents, waiting = [first, *currents[:-1]], currents[-1]
         spikes = []
-        for now in current.unflatten(0, (self.steps, -1)):
+        for now in currents:
             emitted, state = neuron(now, state)
             spikes.append(emitted)
         assert state is not None
-        self.after[name] = Potential(state)
+        self.after[name] = Potential(state, waiting)
         return torch.cat(spikes)
 
     def _by_trace(self, layer: nn.Module, x: Tensor) -> Tensor:
