@@ -129,6 +129,7 @@ def finetuned(
     told = [
         replace(
             row,
+            seed=job.train.seed,
             algorithm=job.algorithm,
             epochs=len(epochs),
             seconds_per_epoch=statistics.median(row.seconds for row in epochs),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -20,6 +19,7 @@ class OnGrid:
     as it is. `fixed`: levels of -1, 0 and 1 leave nothing to learn by rounding.
 
     Example:
+        >>> import torch
         >>> layer = nn.Linear(2, 1, bias=False)
         >>> layer.weight.data = torch.tensor([[1.0, -1.5]])
         >>> layer.register_buffer("weight_scale", torch.tensor([[0.5]]))
@@ -57,8 +57,3 @@ class OnGrid:
         """The layer with the weight in force, rounded once."""
         weight = self.weight()
         return lambda x: functional_call(self.layer, {"weight": weight}, (x,))
-
-    @torch.no_grad()
-    def settle_(self) -> None:
-        """Put the weight in force into the layer."""
-        self.layer.get_parameter("weight").copy_(self.weight())

@@ -7,6 +7,7 @@ emit stays the exact rule's.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,11 +16,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.func import functional_call
 
 from ..graph import WEIGHTED, is_constant, layer_nodes, layer_of, source_of
 from ..ladder import Learned
 from ..spiking import SpikingModel
+from ..weight_grid import OnGrid
 from ..windows import window_spec, worth
 from .lockstep import Lockstep, Values, run, soft_step, with_offset
 from .passes import Passed, report_rows
@@ -207,41 +208,24 @@ class _Weights:
     """Weight and bias of a weighted layer, to be trained in its place."""
 
     def __init__(self, layer: nn.Module) -> None:
-        self.layer, self.scale = layer, getattr(layer, "weight_scale", None)
-        self.weight = layer.get_parameter("weight").detach().clone().requires_grad_()
-        self.bias: Tensor | None = None
-        if layer.bias is not None:
-            self.bias = layer.get_parameter("bias").detach().clone().requires_grad_()
-        self.most = math.inf
-        if self.scale is not None:
-            self.most = float((self.weight.detach() / self.scale).round().abs().max())
+        self.layer, self.grid = layer, OnGrid(copy.deepcopy(layer).requires_grad_())
 
     @property
     def parameters(self) -> list[Tensor]:
         """Those of the two that are trained."""
-        return [
-            value
-            for value in (self.weight if self.most > 1 else None, self.bias)
-            if value is not None
-        ]
-
-    def value(self) -> Tensor:
-        """The weight in force: on its grid, if it has one."""
-        if self.scale is None or self.most <= 1:
-            return self.weight
-        levels = (self.weight / self.scale).round().clamp(-self.most, self.most)
-        return (levels * self.scale).detach() + (self.weight - self.weight.detach())
+        held = dict(self.grid.layer.named_parameters())
+        return [held[name] for name in held if name != "weight" or not self.grid.fixed]
 
     def call(self) -> Callable[[Tensor], Tensor]:
         """The layer with these values."""
-        values = {"weight": self.value()} | ({} if self.bias is None else {"bias": self.bias})
-        return lambda x: functional_call(self.layer, values, (x,))
+        return self.grid.call()
 
+    @torch.no_grad()
     def write_(self) -> None:
         """Put the values into the layer."""
-        self.layer.get_parameter("weight").data = self.value().detach().clone()
-        if self.bias is not None:
-            self.layer.get_parameter("bias").data = self.bias.detach().clone()
+        for name, value in self.grid.layer.named_parameters():
+            self.layer.get_parameter(name).data = value.detach().clone()
+        self.layer.get_parameter("weight").data = self.grid.weight().detach().clone()
 
 
 def _share(above: Tensor, below: Tensor) -> Tensor:
