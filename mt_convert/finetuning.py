@@ -14,8 +14,10 @@ from .data import Splits
 from .direct import BPTT, DSR, OTTT, Algorithm, FinetuneSpec, Tandem, Trained, finetune
 from .errors import Fault, SpecError
 from .evaluate import prepared
+from .peak_memory import meter_of
 from .results import Row
 from .settings import Setting
+from .storage import read_json, write_json
 from .surrogate import (
     ATan,
     Linear,
@@ -118,10 +120,12 @@ def finetuned(
     teacher = subject.qann if job.teacher == "qann" else subject.ann
     if not job.train.distillation_weight:
         teacher = None
-    peak = _Peak()
+    meter = meter_of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    meter.start()
     done = finetune(
         snn, splits, job.how(), job.train, folder / "learn", classes=classes, teacher=teacher
     )
+    peak = _kept(folder / "learn" / "peak.json", round(meter.stop(), 1))
     after = cells.rows_of(subject, done.snn, job.setting)
     if cells.processes.first:
         archive.save(done.snn, folder / "network")
@@ -133,22 +137,15 @@ def finetuned(
             algorithm=job.algorithm,
             epochs=len(epochs),
             seconds_per_epoch=statistics.median(row.seconds for row in epochs),
-            peak_mib=peak.mib(),
+            peak_mib=peak,
         )
         for row in after
     ]
     return [*before, *told], done.history
 
 
-class _Peak:
-    """The most memory allocated on an accelerator; on a CPU a benchmark of its own measures it."""
-
-    def __init__(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-
-    def mib(self) -> float | None:
-        """MiB since it was made, or None."""
-        if not torch.cuda.is_available():
-            return None
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+def _kept(path: Path, measured: float) -> float:
+    """The number that was measured when the training ran, not when it was found finished."""
+    if not path.is_file():
+        write_json(path, {"peak_mib": measured})
+    return float(read_json(path)["peak_mib"])

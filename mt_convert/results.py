@@ -25,7 +25,8 @@ class Row:
         step from which on every activation of every image is the QANN's, None if that was not seen;
         ``calibration`` what was set after conversion, for ``calibrated_T`` steps; ``algorithm`` how
         the converted network was fine-tuned, for so many ``epochs``, the median of
-        ``seconds_per_epoch``; ``peak_mib`` of memory that took, None where it was not measured.
+        ``seconds_per_epoch``; ``peak_mib`` of memory taken beyond what was held before, on the
+        accelerator where there is one.
 
     Example:
         >>> Row.fields()[:3]

@@ -78,6 +78,7 @@ FLOORS = {
     "subjects": 9.2,
     "ternary": 2,
     "row_kinds": 1.2,
+    "peak_memory": 1,
     "processes": 1,
     "report": 8,
     "recipe_faults": 9,

@@ -9,17 +9,15 @@ an accelerator: the most memory allocated there.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 from torch._inductor import config as compiler
 
-from ..coverage.bounded import MIB, Limits, Note, Task, run_bounded
+from ..coverage.bounded import Limits, Note, Task, run_bounded
+from ..peak_memory import meter_of
 from .contenders import Case, all_contenders
 from .network import Network, open_network
 
@@ -63,7 +61,7 @@ def peak(place: Place, name: str, case: Case, *, note: Note) -> float:
     note({"stage": "preparing"})
     contender = all_contenders()[name]
     contender.prepare(network, case)(images)
-    meter = _Device() if images.device.type != "cpu" else _Resident()
+    meter = meter_of(images.device)
     runner = contender.prepare(network, case)
     runner(images)  # compiles
     meter.start()
@@ -71,59 +69,3 @@ def peak(place: Place, name: str, case: Case, *, note: Note) -> float:
     for _ in range(CALLS):
         runner(images)
     return round(meter.stop(), 1)
-
-
-class _Resident:
-    """Resident memory as Linux counts it; elsewhere the peak of the whole process."""
-
-    def __init__(self) -> None:
-        gc.collect()
-        _trim()
-        self._before = psutil.Process().memory_info().rss
-
-    def start(self) -> None:
-        """Forget earlier peaks, those of compiling among them."""
-        gc.collect()
-        _trim()
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-        except OSError:  # not Linux, or not allowed: peaks of preparing count too
-            return
-
-    def stop(self) -> float:
-        """MiB beyond the start."""
-        return max(0.0, (_peak_resident() - self._before) / MIB)
-
-
-class _Device:
-    """Memory allocated on the accelerator."""
-
-    def __init__(self) -> None:
-        gc.collect()
-        self._before = torch.accelerator.memory_allocated()
-
-    def start(self) -> None:
-        torch.accelerator.synchronize()
-        torch.accelerator.reset_peak_memory_stats()
-
-    def stop(self) -> float:
-        torch.accelerator.synchronize()
-        return max(0.0, (torch.accelerator.max_memory_allocated() - self._before) / MIB)
-
-
-def _peak_resident() -> int:
-    """Bytes."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
-    except (OSError, StopIteration):
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _trim() -> None:
-    """Hand freed memory back to the system, so that it is not taken for memory in use."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
