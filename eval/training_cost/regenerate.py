@@ -1,0 +1,201 @@
+"""Everything in this folder, by one command:
+
+    python eval/training_cost/regenerate.py [--threads N] [--device cuda]
+
+Time and memory of a training step of a converted ResNet-20, by algorithm and T, each in a process
+of its own; no data and no weights are needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mt_convert.convert import convert
+from mt_convert.coverage.bounded import Limits, Note, Task, run_bounded
+from mt_convert.direct import Unrolled
+from mt_convert.finetuning import ALGORITHMS
+from mt_convert.ladder import Uniform
+from mt_convert.models import ModelSpec, build
+from mt_convert.peak_memory import MIB, meter_of
+from mt_convert.quant_spec import QuantSpec
+from mt_convert.quantize import quantize
+from mt_convert.storage import atomic, write_json
+from mt_convert.train.algorithm import Algorithm, Backpropagation, Lesson
+
+HERE = Path(__file__).parent
+SCHEMA = "mt_convert.training_cost/1"
+SHORT = {"bptt": (1, 2, 4, 8), "ottt_a": (1, 2, 8), "dsr": (1, 2, 8), "tandem": (1, 2, 8)}
+BATCH, WARM, STEPS = 128, 2, 5
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One algorithm at one T. Units: milliseconds and MiB per step, of a whole batch."""
+
+    algorithm: str
+    T: int
+    milliseconds: float
+    peak_mib: float
+    saved_mib: float
+
+
+def main() -> None:
+    """Measure everything, then write the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
+    given = parser.parse_args()
+    wanted = [("qann", 1), *((name, T) for name, short in SHORT.items() for T in short)]
+    costs = list(measured(wanted, given.threads, given.device))
+    write_json(HERE / "results.json", {"schema": SCHEMA, "rows": [asdict(row) for row in costs]})
+    with atomic(HERE / "README.md") as temporary:
+        temporary.write_text(text((HERE / "head.md").read_text(), costs))
+
+
+def measured(wanted: Sequence[tuple[str, int]], threads: int, device: str) -> Iterator[Cost]:
+    """Each in a child process; what fails is told and left out."""
+    with tempfile.TemporaryDirectory() as logs:
+        tasks = [
+            Task(f"{name} T={T}", cost, (name, T, threads, device), Path(logs) / f"{name}{T}.log")
+            for name, T in wanted
+        ]
+        for outcome in run_bounded(tasks, Limits(memory=20.0, seconds=1200.0)):
+            if outcome.error is not None:
+                print(f"{outcome.key}: {outcome.error}")
+            else:
+                print(outcome.value)
+                yield outcome.value
+
+
+def cost(name: str, time_steps: int, threads: int, device: str, *, note: Note) -> Cost:
+    """One line, measured here."""
+    torch.set_num_threads(threads)
+    note({"stage": "making the network"})
+    where = torch.device(device)
+    images = torch.randn(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(where)
+    labels = torch.arange(BATCH, device=where) % 10
+    meter = meter_of(where)
+    model, algorithm = contender(name, time_steps, images)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    lesson = Lesson(
+        network=model,
+        images=images,
+        loss=lambda logits: F.cross_entropy(logits, labels),
+        backward=lambda loss: loss.backward(),  # type: ignore[no-untyped-call]
+        update=lambda: None,
+        time_steps=time_steps,
+    )
+
+    def step() -> float:
+        started = time.perf_counter()
+        algorithm.learn(lesson)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if where.type != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter() - started
+
+    note({"stage": "steps"})
+    for _ in range(WARM):
+        step()
+    meter.start()
+    seconds = [step() for _ in range(STEPS)]
+    peak = meter.stop()
+    held = saved_bytes(model, algorithm, lesson)
+    return Cost(
+        name,
+        time_steps,
+        round(1000 * statistics.median(seconds), 1),
+        round(peak, 1),
+        round(held / MIB, 1),
+    )
+
+
+def contender(name: str, time_steps: int, images: Tensor) -> tuple[nn.Module, Algorithm]:
+    """What learns, and how."""
+    spec = ModelSpec(architecture="resnet20_cifar", classes=10)
+    ann = build(spec, seed=0, image_size=32).to(images.device)
+    qann = quantize(ann.eval(), QuantSpec(weight_bits=2, act_bits=2), calibration=images)
+    if name == "qann":
+        return qann.train(), Backpropagation()
+    learner = Unrolled(convert(qann, ladder=Uniform(1), signed=True), time_steps)
+    return learner.train(), ALGORITHMS[name]
+
+
+def saved_bytes(model: nn.Module, algorithm: Algorithm, lesson: Lesson) -> int:
+    """The most that the graphs of one backward pass hold, each storage once, weights left out."""
+    weights = {item.untyped_storage().data_ptr() for item in model.parameters()}
+    held: dict[int, int] = {}
+    most = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def backward(loss: Tensor) -> None:
+        nonlocal most
+        most = max(most, sum(held.values()))
+        held.clear()
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        algorithm.learn(Lesson(**{**lesson.__dict__, "backward": backward}))
+    return most
+
+
+def text(head: str, costs: Sequence[Cost]) -> str:
+    """The page."""
+    base = next((row for row in costs if row.algorithm == "qann"), None)
+    lines = [
+        head.rstrip(),
+        "",
+        "| algorithm | T | ms per step | of qann | peak MiB | of qann | saved MiB | of qann |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in costs:
+        cells: list[Any] = [row.algorithm, row.T]
+        for name in ("milliseconds", "peak_mib", "saved_mib"):
+            value = getattr(row, name)
+            share = "–" if base is None else f"{value / max(getattr(base, name), 1e-9):.2f}"
+            cells += [f"{value:.1f}", share]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    lines += ["", *sentences(costs), ""]
+    return "\n".join(lines)
+
+
+def sentences(costs: Sequence[Cost]) -> Iterator[str]:
+    """How memory grows with T, and whether BPTT stays within the T-fold of the QANN's."""
+    base = next((row for row in costs if row.algorithm == "qann"), None)
+    for name in SHORT:
+        rows = [row for row in costs if row.algorithm == name]
+        if len(rows) > 1:
+            first, last = rows[0], rows[-1]
+            yield (
+                f"- {name}: from T = {first.T} to T = {last.T} graphs hold "
+                f"{last.saved_mib / first.saved_mib:.2f} times as much, peak memory is "
+                f"{last.peak_mib / first.peak_mib:.2f} times, time "
+                f"{last.milliseconds / first.milliseconds:.2f} times."
+            )
+        if name == "bptt" and rows and base is not None:
+            for row in rows:
+                within = "within" if row.peak_mib <= row.T * base.peak_mib else "NOT within"
+                yield f"- bptt at T = {row.T}: peak memory is {within} {row.T} times that of qann."
+
+
+if __name__ == "__main__":
+    main()
