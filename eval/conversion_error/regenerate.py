@@ -115,9 +115,11 @@ def few_steps(settings: Iterable[Setting]) -> tuple[Setting, ...]:
 
 def long(setting: Setting, text: str) -> bool:
     """16 and 32 steps with one calibration: signed neurons, and one unsigned threshold, up to
-    n = 3 (with more thresholds the network is the float one by T = 8)."""
-    wanted = setting.time_steps[-1] > 8 and setting.calibration_name == text
-    return wanted and setting.ladder.n <= 3 and (setting.signed or setting.ladder.n == 1)
+    n = 3 (with more thresholds the network is the float one by T = 8); the search for each layer's
+    number of thresholds, the longest of all, with signed neurons alone."""
+    if setting.time_steps[-1] <= 8 or setting.calibration_name != text or setting.ladder.n > 3:
+        return False
+    return setting.signed or (setting.ladder.n == 1 and "thresholds" not in text)
 
 
 def unsettled(bits: str) -> Iterator[Setting]:
