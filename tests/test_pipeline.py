@@ -26,7 +26,7 @@ from rich.console import Console
 from mt_convert import archive, pipeline
 from mt_convert.data import batches, open_data
 from mt_convert.errors import CheckpointError, DataError, OutputError, RecipeError
-from mt_convert.pipeline import STAGES, run, show
+from mt_convert.pipeline import run, show
 from mt_convert.quantize import QuantizedModel
 from mt_convert.recipe import EvaluateBlock, Recipe, load_recipe
 from mt_convert.results import results_from_json
@@ -34,6 +34,7 @@ from mt_convert.settings import Setting
 from mt_convert.storage import load_tensors
 from mt_convert.subjects import images_tested, settings_of
 
+STAGES = tuple(name for name in pipeline.STAGES if name != "finetune")  # of recipes without one
 SMALL = ["evaluate.thresholds=[1,15]", "evaluate.time_steps=[1,2]"]
 
 
