@@ -138,18 +138,18 @@ def contender(name: str, time_steps: int, images: Tensor) -> tuple[nn.Module, Al
 def saved_bytes(model: nn.Module, algorithm: Algorithm, lesson: Lesson) -> int:
     """The most that the graphs of one backward pass hold, each storage once, weights left out."""
     weights = {item.untyped_storage().data_ptr() for item in model.parameters()}
-    held: dict[int, int] = {}
+    held: dict[int, Any] = {}  # the storages themselves: an address could be used again
     most = 0
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            held[storage.data_ptr()] = storage.nbytes()
+            held[storage.data_ptr()] = storage
         return tensor
 
     def backward(loss: Tensor) -> None:
         nonlocal most
-        most = max(most, sum(held.values()))
+        most = max(most, sum(storage.nbytes() for storage in held.values()))
         held.clear()
         loss.backward()  # type: ignore[no-untyped-call]
 
