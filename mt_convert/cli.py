@@ -186,7 +186,9 @@ def finetune(
       mt-convert finetune runs/digits
       mt-convert finetune runs/r20 finetune.thresholds=3 finetune.time_steps=1
       mt-convert finetune runs/r20 finetune.algorithm=dsr finetune.train.epochs=5
-      finetune.algorithm: bptt, bptt_every_step, ottt_a, ottt_o, dsr, tandem
+    \b
+    Algorithms:
+      bptt, bptt_every_step, ottt_a, ottt_o, dsr, tandem
     """
     from . import finetune_run
     from .processes import speaks

@@ -1,0 +1,60 @@
+"""The studies of training: pages are made from rows, and say what the rows say."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from importlib import import_module
+from types import ModuleType
+
+import pytest
+from conftest import ROOT
+
+from mt_convert.results import Row
+from mt_convert.storage import read_json
+
+EVAL = ROOT / "eval"
+ROW = Row(
+    *("resnet20_cifar", "JPEG CIFAR-10", 10000, "once", "parallel", True, 1, 2),
+    *(88.5, 81.7, 61.7, 0.7, 0.0, 1.0, "uniform", 3, 2, False, None, 0),
+)
+
+
+def study(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(EVAL / name))
+    sys.modules.pop("regenerate", None)
+    return import_module("regenerate")
+
+
+def test_fine_tuning_is_told_as_the_mean_of_seeds_and_a_share_of_the_gap(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = study("finetune", monkeypatch)
+    ends = [
+        replace(ROW, snn_accuracy=at, algorithm="dsr", epochs=2, seconds_per_epoch=60.0, seed=seed)
+        for seed, at in enumerate((75.0, 78.4))
+    ]
+    (line,) = found.sentences([ROW, *ends])
+    assert "n = 1, T = 2, dsr: 61.70 % as converted, 76.70 % fine-tuned" in line
+    assert "mean of 2 seeds, QANN 81.70 %), 75% of the gap; 60 seconds an epoch" in line
+    page = found.text("# Head\n", [ROW, *ends], ["bptt_n1_t2_seed0"])
+    assert "Not made yet: bptt_n1_t2_seed0." in page
+    assert page.count("| dsr |") == 2
+    names = [item.name for item in found.trainings()]
+    assert len(set(names)) == len(names) == 18
+
+
+def test_the_page_of_training_costs_is_made_from_the_stored_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = study("training_cost", monkeypatch)
+    stored = read_json(EVAL / "training_cost" / "results.json")
+    assert stored["schema"] == found.SCHEMA
+    costs = [found.Cost(**row) for row in stored["rows"]]
+    head = (EVAL / "training_cost" / "head.md").read_text()
+    assert (EVAL / "training_cost" / "README.md").read_text() == found.text(head, costs)
+    held = {(row.algorithm, row.T): row.saved_mib for row in costs}
+    for name in ("ottt_a", "dsr", "tandem"):
+        assert held[name, 8] < 1.02 * held[name, 2]
+    for steps in found.SHORT["bptt"]:
+        assert held["bptt", steps] <= steps * held["qann", 1]
