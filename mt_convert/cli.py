@@ -188,7 +188,7 @@ def finetune(
       mt-convert finetune runs/r20 finetune.algorithm=dsr finetune.train.epochs=5
     \b
     Algorithms:
-      bptt, bptt_every_step, ottt_a, ottt_o, dsr, tandem
+      bptt, bptt_every_step, ottt_a, ottt_o, dsr, tandem (with finetune.learns=[weights])
     """
     from . import finetune_run
     from .processes import speaks

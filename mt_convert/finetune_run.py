@@ -33,7 +33,10 @@ def run(name: str, overrides: Sequence[str], out: Path | None) -> Path:
         hint = f"make one: mt-convert run RECIPE --out {name}"
         raise RecipeError("finetune takes the folder of a run", [Fault(name, "is none", hint)])
     recipe = load_recipe(folder / "recipe.yaml", overrides)
-    block = recipe.finetune or FinetuneBlock()
+    if recipe.finetune is None:
+        recipe = load_recipe(folder / "recipe.yaml", [*overrides, "finetune={}"])
+    block = recipe.finetune
+    assert block is not None
     (subject,) = subjects_of(name, [], overrides)
     out = out or folder / "finetuned" / _name(block)
     splits = open_data(recipe.data)
@@ -41,7 +44,7 @@ def run(name: str, overrides: Sequence[str], out: Path | None) -> Path:
         block.job(recipe.quantize.levels), subject, splits, out, classes=recipe.model.classes
     )
     write_json(out / "results.json", results.results_to_json(rows))
-    _describe(out, recipe.model_copy(update={"finetune": block}))
+    _describe(out, recipe)
     with atomic(out / "README.md") as temporary:
         temporary.write_text(_page(rows, history.best_epoch))
     return out

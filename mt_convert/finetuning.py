@@ -59,7 +59,7 @@ class FinetuneJob:
     ``train.distillation_weight`` is above 0.
 
     Raises:
-        SpecError: names that are not known; more than one number of steps.
+        SpecError: names that are not known, or do not go together; more than one number of steps.
 
     Example:
         >>> from .ladder import Uniform
@@ -91,6 +91,7 @@ class FinetuneJob:
             faults.append(Fault("time_steps", steps, "allowed: one number of steps to learn for"))
         if faults:
             raise SpecError(f"{len(faults)} values of the fine-tuning are not allowed", faults)
+        self.how()
 
     def how(self) -> FinetuneSpec:
         """The values behind the names."""

@@ -11,10 +11,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from . import recipe_faults, recipe_text
 from .calibrate import name_of, parse
@@ -60,12 +67,17 @@ class ConvertBlock(BaseModel):
     whole_window: bool = False
 
 
+FINETUNE_TRAIN: dict[str, Any] = {"epochs": 2, "lr": 0.005, "weight_decay": 0.0}
+"""A converted network is near its end: a tenth of the usual rate."""
+
+
 class FinetuneBlock(BaseModel):
     """Fine-tuning of the converted network for T ``time_steps``, evaluated beside the conversion.
 
     ``thresholds`` null means L. ``algorithm`` makes gradients, through ``surrogate`` (null:
     straight-through, or rectangular for learned gaps); ``learns`` says which parts; ``teacher`` is
-    asked where ``train.distillation_weight`` is above 0.
+    asked where ``train.distillation_weight`` is above 0. What ``train`` does not name is that of
+    `FINETUNE_TRAIN` first.
     """
 
     model_config = _STRICT
@@ -78,7 +90,12 @@ class FinetuneBlock(BaseModel):
     surrogate: Literal[tuple(SURROGATES)] | None = None  # type: ignore[valid-type]
     learns: tuple[Literal[PARTS], ...] = ("weights", "thresholds")  # type: ignore[valid-type]
     teacher: Literal[TEACHERS] = "qann"  # type: ignore[valid-type]
-    train: TrainSpec = TrainSpec(epochs=2, lr=0.005, weight_decay=0.0)
+    train: TrainSpec = TrainSpec(**FINETUNE_TRAIN)
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> FinetuneBlock:
+        self.job(1)
+        return self
 
     def job(self, levels: int) -> FinetuneJob:
         """The job of a network with so many levels."""
@@ -124,7 +141,7 @@ class EvaluateBlock(BaseModel):
 class Recipe(BaseModel):
     """One experiment: what each stage needs.
 
-    ``seed`` draws untrained weights and is the seed of ``ann`` and ``train`` where they name none;
+    ``seed`` draws untrained weights and is the seed of all trainings that name none;
     the split of the images has its own, ``data.seed``. ``ann`` null: no training before
     quantization; ``train`` null: calibration alone. ``finetune`` null: the converted network as
     it is.
@@ -226,9 +243,10 @@ def _seeded(tree: Tree) -> Tree:
         for name, block in tree.value.items()
         if name in ("ann", "train") and isinstance(block, dict)
     }
-    learns = tree.value.get("finetune")
-    if isinstance(learns, dict) and isinstance(learns.get("train"), dict):
-        blocks["finetune"] = {**learns, "train": {"seed": seed, **learns["train"]}}
+    block = tree.value.get("finetune")
+    train = block.get("train", {}) if isinstance(block, dict) else None
+    if isinstance(train, dict):
+        blocks["finetune"] = {**block, "train": {"seed": seed, **FINETUNE_TRAIN, **train}}
     return replace(tree, value={**tree.value, **blocks})
 
 

@@ -16,7 +16,7 @@ from mt_convert.direct import BPTT, DSR, OTTT, Derivative, Trained, Unrolled
 from mt_convert.direct.firing import fire
 from mt_convert.direct.parts import State, TrainedNeuron
 from mt_convert.errors import SpecError
-from mt_convert.ladder import Binary, PowerOfTwo, Uniform
+from mt_convert.ladder import Binary, Learned, PowerOfTwo, Uniform
 from mt_convert.literal import spike_by_spike
 from mt_convert.neurons import LIF, MTNeuron, NeuronSpec, initial_state, mt_step
 from mt_convert.running import running_step
@@ -392,6 +392,26 @@ def test_learned_gaps_stay_sorted_and_are_what_simulate_runs() -> None:
         assert float(layer.thresholds().detach()[0]) > 0
     run = simulate(learner.trained(), batch, time_steps=1)
     assert torch.equal(run.logits[0], learner(batch))
+    with pytest.raises(SpecError, match="pass nothing to learned gaps"):
+        DSR().learn(_lesson(learner, batch))
+    with pytest.raises(SpecError, match="one gradient for all thresholds"):
+        Unrolled(snn, 1, surrogate=SpikeTime())
+
+
+def test_a_learned_ladder_s_total_answers_to_its_last_input_alone() -> None:
+    ladder = Learned((0.5, 1.0, 0.75))
+    for learns, signed in ((Trained(), True), (Trained(thresholds=False), False)):
+        spec = NeuronSpec(ladder, initial=0.0, signed=signed, bounds=(0, 3))
+        layer = TrainedNeuron(MTNeuron(spec, 1.0), Rectangular(2.0), learns, (40,))
+        x = torch.randn(2, 40).mul(2).abs().requires_grad_()
+        state = None
+        for t in range(2):
+            value, state = layer(x[: t + 1].sum(0), Presentation.ONCE, t, state)
+        value.sum().backward()
+        y = x.detach().sum(0)
+        wanted = sum(Rectangular(2.0).derivative(y - threshold) for threshold in ladder.thresholds)
+        assert x.grad is not None
+        assert torch.allclose(x.grad, torch.stack([wanted, wanted]))  # type: ignore[list-item]
 
 
 def _small() -> nn.Module:

@@ -86,10 +86,35 @@ def test_without_a_block_the_run_s_files_are_what_they_were(finished: Path) -> N
     ).read_text()
 
 
+def test_what_training_does_not_name_is_the_fine_tuning_s_own_and_the_recipe_s_seed() -> None:
+    for words in (["finetune={}"], ["finetune.train.epochs=5"], ["finetune.algorithm=dsr"]):
+        block = load_recipe("digits", [*words, "seed=7"]).finetune
+        assert block is not None
+        assert (block.train.lr, block.train.weight_decay, block.train.seed) == (0.005, 0.0, 7)
+        assert block.train.epochs == (5 if "epochs" in words[0] else 2)
+
+
+def test_what_an_algorithm_would_pass_over_is_refused() -> None:
+    setting, train = Setting(Uniform(1), (2,)), TrainSpec(epochs=1)
+    wrong = {
+        "surrogate": ("dsr", "atan", ("weights",)),
+        "leave leaks out": ("ottt_a", None, ("weights", "leaks")),
+        "learns  thresholds": ("tandem", None, ("weights", "thresholds")),
+        "learns  potentials": ("tandem", None, ("potentials",)),
+    }
+    for hint, (algorithm, surrogate, learns) in wrong.items():
+        with pytest.raises(SpecError, match="would pass over") as caught:
+            FinetuneJob(setting, algorithm, train, surrogate, learns)
+        assert hint in str(caught.value)
+    with pytest.raises(RecipeError, match="leave them out"):
+        load_recipe("digits", ["finetune.algorithm=tandem"])
+
+
 def test_every_name_of_an_algorithm_and_a_surrogate_is_allowed() -> None:
     setting, train = Setting(Uniform(1), (2,)), TrainSpec(epochs=1)
     for algorithm in ALGORITHMS:
-        assert FinetuneJob(setting, algorithm, train).how().algorithm == ALGORITHMS[algorithm]
+        job = FinetuneJob(setting, algorithm, train, learns=("weights",))
+        assert job.how().algorithm == ALGORITHMS[algorithm]
     for surrogate in SURROGATES:
         how = FinetuneJob(setting, "bptt", train, surrogate, ("leaks",)).how()
         assert how.surrogate == SURROGATES[surrogate]

@@ -9,10 +9,11 @@ from typing import NamedTuple
 from torch import nn
 
 from ..data import Splits
+from ..errors import Fault, SpecError
 from ..spiking import SpikingModel
 from ..surrogate import Surrogate
 from ..train import History, TrainSpec, fit
-from .algorithms import BPTT, Algorithm
+from .algorithms import BPTT, DSR, Algorithm, Tandem
 from .parts import Trained
 from .unrolled import Unrolled
 
@@ -21,8 +22,11 @@ from .unrolled import Unrolled
 class FinetuneSpec:
     """How a converted network learns: for T ``time_steps``, by which gradients, which of its parts.
 
-    ``surrogate`` None takes straight-through, or rectangular for learned gaps; ``DSR`` asks for
-    none.
+    ``surrogate`` None takes straight-through, or rectangular for learned gaps.
+
+    Raises:
+        SpecError: what the algorithm would pass over: a surrogate for DSR or tandem learning, leaks
+            for any but BPTT, thresholds and potentials for tandem learning.
 
     Example:
         >>> FinetuneSpec(time_steps=2).algorithm
@@ -33,6 +37,22 @@ class FinetuneSpec:
     algorithm: Algorithm = field(default_factory=BPTT)
     learns: Trained = field(default_factory=Trained)
     surrogate: Surrogate | None = None
+
+    def __post_init__(self) -> None:
+        algorithm, faults = self.algorithm, []
+        if self.surrogate is not None and isinstance(algorithm, DSR | Tandem):
+            hint = "it looks at totals, not spikes: give none"
+            faults.append(Fault("surrogate", repr(self.surrogate), hint))
+        if self.learns.leaks and not isinstance(algorithm, BPTT):
+            faults.append(Fault("learns", "leaks", "leave leaks out, or train by BPTT"))
+        if isinstance(algorithm, Tandem):
+            faults += [
+                Fault("learns", part, "the analog path has none: leave them out")
+                for part in ("thresholds", "potentials")
+                if getattr(self.learns, part)
+            ]
+        if faults:
+            raise SpecError(f"{algorithm} would pass over what it was given", faults)
 
 
 class Finetuned(NamedTuple):

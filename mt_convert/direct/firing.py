@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ladder import Learned
 from ..neurons import NeuronSpec, NeuronState, mt_step
 from ..running import running_step
 from ..surrogate import SpikeTime, StraightThrough, spike
@@ -25,6 +24,8 @@ from ..surrogate import SpikeTime, StraightThrough, spike
 
 def fire(y: Tensor, total: Tensor, spec: NeuronSpec, scale: Tensor | float = 1.0) -> Tensor:
     """The total behind a step; backward through ``spec.surrogate``, nothing for None.
+
+    For ladders of equal levels; `fire_learned` is for the others.
 
     ``scale`` multiplies the derivative (of STDB's surrogate, which depends on spike times).
 
@@ -44,11 +45,12 @@ def fire(y: Tensor, total: Tensor, spec: NeuronSpec, scale: Tensor | float = 1.0
 
 
 def fire_learned(y: Tensor, total: Tensor, spec: NeuronSpec, thresholds: Tensor) -> Tensor:
-    """The total of a learned ladder whose thresholds have a gradient too.
+    """The total of a learned ladder, whose thresholds may have a gradient too.
 
     Its total is a function of y alone: the number of thresholds reached, within the bounds.
 
     Example:
+        >>> from mt_convert.ladder import Learned
         >>> from mt_convert.surrogate import Rectangular
         >>> spec = NeuronSpec(
         ...     Learned((1.0, 0.5)), initial=0.0, bounds=(0, 2), surrogate=Rectangular(1.0)
@@ -58,10 +60,10 @@ def fire_learned(y: Tensor, total: Tensor, spec: NeuronSpec, thresholds: Tensor)
         >>> thresholds.grad.tolist()
         [-1.0, -1.0]
     """
-    low, high = spec.limits
-    reached = torch.stack([spike(y - threshold, spec.surrogate) for threshold in thresholds])
-    soft = reached.sum(0).clamp(low, high)
-    return soft if spec.signed else torch.maximum(total, soft)
+    most = int(min(spec.limits[1], len(thresholds)))
+    within = thresholds[:most]  # they increase: those above the upper bound cannot count
+    reached = torch.stack([spike(y - threshold, spec.surrogate) for threshold in within]).sum(0)
+    return reached if spec.signed else torch.where(reached >= total, reached, total)
 
 
 def slope(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
@@ -77,10 +79,6 @@ def slope(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
         return torch.zeros_like(y, dtype=torch.bool)
     if isinstance(spec.surrogate, SpikeTime):
         return spec.surrogate.derivative(y)
-    if isinstance(spec.ladder, Learned):
-        thresholds = torch.tensor(spec.ladder.thresholds, dtype=y.dtype, device=y.device)
-        each = [spec.surrogate.derivative(y - threshold) for threshold in thresholds]
-        return torch.stack(each).sum(0)
     with torch.enable_grad():
         h = y.detach().requires_grad_()
         before = NeuronState(spec.initial - total.detach(), total.detach())

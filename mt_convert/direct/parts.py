@@ -104,6 +104,11 @@ class TrainedNeuron(nn.Module):
             offset = self.start.new_zeros((*shape[:1], *space))
         self.offset = None if offset is None else _parameter(offset, learns.potentials)
         ladder = neuron.spec.ladder
+        if isinstance(ladder, Learned) and isinstance(surrogate, SpikeTime):
+            raise SpecError(
+                "SpikeTime has one gradient for all thresholds of a neuron: with learned gaps take "
+                "Rectangular or another surrogate of the potential"
+            )
         learned = learns.thresholds and isinstance(ladder, Learned)
         self.gaps = _parameter(self.start.new_zeros(ladder.n), True) if learned else None
 
@@ -122,6 +127,11 @@ class TrainedNeuron(nn.Module):
     ) -> tuple[Tensor, State]:
         """What the layer has emitted behind step t, from all its input so far."""
         if derivative is not Derivative.SPIKES:
+            if self.gaps is not None:
+                raise SpecError(
+                    "DSR and tandem learning pass nothing to learned gaps: train with "
+                    "thresholds=False, or by BPTT or OTTT"
+                )
             with torch.no_grad():
                 value, state = self(x, presentation, t, before)
             return in_place_of(self._smooth(x, presentation, t, derivative), value), state
@@ -190,7 +200,7 @@ class TrainedNeuron(nn.Module):
     def _fired(self, y: Tensor, before: State, spec: NeuronSpec) -> tuple[Tensor, Tensor | None]:
         """The new total, and the steps since the last emission if the surrogate asks for them."""
         learning = replace(spec, surrogate=self.surrogate)
-        if self.gaps is not None:
+        if isinstance(spec.ladder, Learned):
             return fire_learned(y, before.total, learning, self.thresholds()), None
         if before.since is None or not isinstance(self.surrogate, SpikeTime):
             return fire(y, before.total, learning), None

@@ -225,13 +225,15 @@ class _Steps(fx.Interpreter):
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         layer = self.fetch_attr(target)
         if isinstance(layer, MTNeuron):
-            return self._fired(str(target), layer, args[0])
+            return self._fired(layer, args[0])
         if self.traced and isinstance(layer, WEIGHTED):
             return self._by_trace(layer, args[0])
         return layer(*args, **kwargs)
 
-    def _fired(self, name: str, neuron: MTNeuron, current: Tensor) -> Tensor:
+    def _fired(self, neuron: MTNeuron, current: Tensor) -> Tensor:
         """The spikes of a layer of neurons in these steps, one after the other."""
+        assert self.node is not None
+        name = self.node.name
         held = self.before.get(name)
         state = None if held is None else held.neuron
         currents, waiting = list(current.unflatten(0, (self.steps, -1))), None

@@ -156,6 +156,7 @@ class Unrolled(nn.Module):
         return walk(self.snn, images, neuron, calls), after
 
     def learner(self, name: str) -> TrainedNeuron:
+        """What learns of the layer of neurons of this name."""
         found = self.neurons[_key(name)]
         assert isinstance(found, TrainedNeuron)
         return found
