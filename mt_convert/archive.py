@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,33 @@ def save(network: QuantizedModel | SpikingModel, folder: str | Path) -> None:
         >>> type(load(folder)).__name__
         'SpikingModel'
     """
+    if isinstance(network, SpikingModel):
+        told = {"presentation": str(network.presentation), "whole_window": network.whole_window}
+        kind, to_json = "snn", spiking_layer_to_json
+    else:
+        told, kind, to_json = {"spec": network.spec.to_json()}, "qann", quant_layer_to_json
+    told |= {"image_shape": list(network.image_shape)}
+    write_network(folder, kind, network.layers, to_json, told)
+
+
+def write_network(
+    folder: str | Path,
+    kind: str,
+    layers: fx.GraphModule,
+    to_json: Callable[[nn.Module], dict[str, Any]],
+    told: Mapping[str, Any],
+) -> None:
+    """Write layers to a folder, and what else is told of the network; all of it or nothing.
+
+    Raises:
+        OutputError: no permission, no space.
+    """
     folder = Path(folder)
-    spiking = isinstance(network, SpikingModel)
-    to_json = spiking_layer_to_json if spiking else quant_layer_to_json
-    layers = network.layers
     tensors = {name: tensor.clone() for name, tensor in layers.state_dict().items()}
     called = {str(node.target) for node in layers.graph.nodes if node.op == "call_module"}
     content: dict[str, Any] = {
         "schema": NETWORK_SCHEMA,
-        "kind": "snn" if spiking else "qann",
-        "image_shape": list(network.image_shape),
+        "kind": kind,
         "layers": {name: to_json(layers.get_submodule(name)) for name in sorted(called)},
         "loose": {
             str(node.target): list(_tensor(layers, str(node.target)).shape)
@@ -67,11 +85,8 @@ def save(network: QuantizedModel | SpikingModel, folder: str | Path) -> None:
             if node.op == "get_attr"
         },
         "graph": graph_to_json(layers),
+        **told,
     }
-    if isinstance(network, SpikingModel):
-        content |= {"presentation": str(network.presentation), "whole_window": network.whole_window}
-    else:
-        content |= {"spec": network.spec.to_json()}
     content["digest"] = _digest(content, tensors)
     with atomic(folder / "network.json") as temporary:  # both are written before either is renamed
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
@@ -87,6 +102,20 @@ def load(folder: str | Path, *, rules: Mapping[Any, Rule] = DEFAULT_RULES) -> An
         UnsupportedLayerError: the network holds operators that ``rules`` do not know.
         CheckpointError: files missing, damaged, of different networks, or of another version.
     """
+    content, tensors = read_network(folder)
+    with reported(folder):
+        if content["kind"] == "spiking":
+            hint = "a network trained from scratch: read it with direct.load"
+            raise CheckpointError(f"{folder} holds {hint}")
+        return _rebuilt(content, tensors, rules).eval()
+
+
+def read_network(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What `write_network` wrote: the description and the tensors, known to belong together.
+
+    Raises:
+        CheckpointError: files missing, damaged, of different networks, or of another version.
+    """
     folder = Path(folder)
     content = read_json(folder / "network.json")
     if not isinstance(content, dict) or content.get("schema") != NETWORK_SCHEMA:
@@ -100,11 +129,17 @@ def load(folder: str | Path, *, rules: Mapping[Any, Rule] = DEFAULT_RULES) -> An
             f"{folder}: network.json and tensors.safetensors belong to different networks, or one "
             "was changed; write the network again with save"
         )
+    return content, tensors
+
+
+@contextmanager
+def reported(folder: str | Path) -> Iterator[None]:
+    """What a changed description raises, as one error that names its file."""
     try:
-        return _rebuilt(content, tensors, rules).eval()
+        yield
     except _DAMAGED as error:
         raise CheckpointError(
-            f"{folder / 'network.json'} is damaged ({type(error).__name__}: {error})"
+            f"{Path(folder) / 'network.json'} is damaged ({type(error).__name__}: {error})"
         ) from error
 
 
@@ -139,13 +174,9 @@ def _rebuilt(
 ) -> nn.Module:
     """The network from its description, tensors loaded strictly."""
     spiking = content["kind"] == "snn"
-    from_json: Callable[[Mapping[str, Any]], nn.Module] = (
-        spiking_layer_from_json if spiking else quant_layer_from_json
+    layers = rebuilt_layers(
+        content, tensors, spiking_layer_from_json if spiking else quant_layer_from_json
     )
-    parts: dict[str, Any] = {name: from_json(item) for name, item in content["layers"].items()}
-    parts |= {name: tensors[name] for name in content["loose"]}
-    layers = graph_from_json(content["graph"], parts, tuple(content["image_shape"]))
-    _load_strictly(layers, tensors)
     if spiking:
         presentation = Presentation(content["presentation"])
         snn = SpikingModel(layers, presentation, bool(content["whole_window"]), rules)
@@ -154,6 +185,19 @@ def _rebuilt(
             raise UnsupportedLayerError(f"{len(faults)} operators have no rule: pass rules", faults)
         return snn
     return QuantizedModel(layers, QuantSpec.from_json(content["spec"]))
+
+
+def rebuilt_layers(
+    content: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    from_json: Callable[[Mapping[str, Any]], nn.Module],
+) -> fx.GraphModule:
+    """The layers of a description, tensors loaded strictly."""
+    parts: dict[str, Any] = {name: from_json(item) for name, item in content["layers"].items()}
+    parts |= {name: tensors[name] for name in content["loose"]}
+    layers = graph_from_json(content["graph"], parts, tuple(content["image_shape"]))
+    _load_strictly(layers, tensors)
+    return layers
 
 
 def _load_strictly(layers: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:

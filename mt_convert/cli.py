@@ -107,9 +107,9 @@ def check(recipe: RecipeName, overrides: Overrides = None, smoke: Smoke = False)
       mt-convert check digits quantize.weight_bits=3
     """
     catalogue.find_recipe(recipe)  # a wrong name is told at once
-    from . import recipe as recipes
+    from . import spiking_recipe as recipes
 
-    loaded = recipes.load_recipe(recipe, overrides or (), smoke)
+    loaded = recipes.load(recipe, overrides or (), smoke)
     faults = recipes.here_faults(loaded)
     if faults:
         raise RecipeError(f"{len(faults)} fault(s): {recipe} cannot run here", faults)
@@ -133,6 +133,8 @@ def run(
 ) -> None:
     """Run a recipe: quantize, train, convert, evaluate, report.
 
+    One with a spiking block is trained as a spiking network instead, and evaluated.
+
     A stage whose inputs did not change is not run again. A run that was stopped at any moment goes
     on with --resume and ends with the same numbers.
 
@@ -141,13 +143,14 @@ def run(
       mt-convert run digits
       mt-convert run digits quantize.act_bits=2 seed=1 --out runs/digits_w4a2
       mt-convert run cifar10_resnet20_w4a4 data.root=/data/cifar10 --out runs/r20
+      mt-convert run digits_plif spiking.mode=cascade spiking.time_steps=1
     """
     folder = out
     try:
         catalogue.find_recipe(recipe)
-        from .recipe import load_recipe
+        from .spiking_recipe import load
 
-        loaded = load_recipe(recipe, overrides or (), smoke)
+        loaded = load(recipe, overrides or (), smoke)
         from . import pipeline
         from .processes import speaks
 

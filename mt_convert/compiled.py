@@ -1,4 +1,4 @@
-"""The simulation of a converted network under torch.compile: one step, compiled once for all T.
+"""The simulation of a converted network under torch.compile: one step for all T, or the whole loop.
 
 A step is the network's graph with `_Firing` in the place of its neurons; what changes from step to
 step (units, bounds, running totals) are buffers, so that no step is compiled anew and memory does
@@ -12,7 +12,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .errors import SpecError
 from .graph import check_images
@@ -51,12 +51,37 @@ class _Firing(nn.Module):
         self.total.copy_(total)
         return total * self.worth
 
+    def set(self, units: Tensor) -> None:
+        """Unit, worth and bounds behind a step, [4]."""
+        for place, number in zip((self.unit, self.worth, self.low, self.high), units, strict=True):
+            place.copy_(number)
+
+
+class _Loop(nn.Module):
+    """Steps of a network, one after the other, from the totals that its layers hold."""
+
+    def __init__(self, layers: fx.GraphModule, firing: dict[str, _Firing]) -> None:
+        super().__init__()
+        self.layers, self.names = layers, tuple(firing)
+
+    def forward(self, images: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [T, batch, classes] and events [T, layers]; units [T, layers, 4]."""
+        logits, events = [], []
+        firing = [self.layers.get_submodule(name) for name in self.names]
+        for each in units:
+            for layer, own in zip(firing, each, strict=True):
+                layer.set(own)  # type: ignore[operator]
+            logits.append(self.layers(images))
+            events.append(torch.stack([layer.events for layer in firing]))  # type: ignore[misc]
+        return torch.stack(logits), torch.stack(events)
+
 
 class CompiledSimulation:
     """`simulate` for one converted network, as it is now, under torch.compile.
 
     The first call for a number of images compiles, which takes seconds to minutes. ``backend`` is
-    torch.compile's: "inductor", or "eager" to compile nothing.
+    torch.compile's: "inductor", or "eager" to compile nothing. ``unrolled`` compiles the loop over
+    the steps with them, anew for each T: T times the graph, and nothing of Python between steps.
 
     Raises:
         SpecError: layers that wait for their whole window; fewer than one step.
@@ -74,14 +99,16 @@ class CompiledSimulation:
         True
     """
 
-    def __init__(self, snn: SpikingModel, *, backend: str = "inductor") -> None:
+    def __init__(
+        self, snn: SpikingModel, *, backend: str = "inductor", unrolled: bool = False
+    ) -> None:
         if snn.whole_window:
             raise SpecError(
                 "CompiledSimulation: layers of this network wait for their whole window; convert "
                 "with whole_window=False, or use simulate"
             )
-        self._snn, self._backend = copy.deepcopy(snn), backend
-        self._steps: dict[tuple[Any, ...], tuple[Any, dict[str, _Firing]]] = {}
+        self._snn, self._backend, self._unrolled = copy.deepcopy(snn), backend, unrolled
+        self._loops: dict[tuple[Any, ...], tuple[Any, dict[str, _Firing]]] = {}
 
     @torch.no_grad()
     def __call__(self, images: Tensor, *, time_steps: int) -> Run:
@@ -93,42 +120,40 @@ class CompiledSimulation:
         if not isinstance(time_steps, int) or time_steps < 1:
             raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
         check_images(images, self._snn.image_shape)
-        step, firing = self._step(images)
+        loop, firing = self._loop(images)
         for layer in firing.values():
             layer.total.zero_()
-        logits: list[Tensor] = []
-        counts: dict[str, list[Tensor]] = {name: [] for name in firing}
-        for t in range(time_steps):
-            self._set(t, firing)
-            logits.append(step(images).clone())
-            for name, layer in firing.items():
-                counts[name].append(layer.events.clone())
+        units = torch.stack([self._units(t) for t in range(time_steps)]).to(images)
+        parts = [units] if self._unrolled else units.split(1)
+        found = [tuple(item.clone() for item in loop(images, part)) for part in parts]
+        logits, events = (torch.cat(item) for item in zip(*found, strict=True))
         batch = max(1, len(images))
         return Run(
-            logits=torch.stack(logits),
+            logits=logits,
             totals={name: layer.total.clone() for name, layer in firing.items()},
-            spike_counts={name: torch.stack(steps) for name, steps in counts.items()},
+            spike_counts=dict(zip(firing, events.unbind(1), strict=True)),
             neurons={name: layer.total.numel() // batch for name, layer in firing.items()},
         )
 
-    def _step(self, images: Tensor) -> tuple[Any, dict[str, _Firing]]:
-        """One step for images of this shape, and its layers of neurons."""
+    def _loop(self, images: Tensor) -> tuple[Any, dict[str, _Firing]]:
+        """The loop for images of this shape, and its layers of neurons."""
         key = (tuple(images.shape), images.dtype, images.device)
-        if key not in self._steps:
+        if key not in self._loops:
             shapes = simulate(self._snn, images, time_steps=1).totals
             layers, firing = copy.deepcopy(self._snn.layers), {}
             for name, neuron in self._snn.neurons():
                 firing[name] = _Firing(neuron, shapes[name])
                 layers.set_submodule(name, firing[name])
-            self._steps[key] = torch.compile(layers, backend=self._backend, dynamic=False), firing
-        return self._steps[key]
+            loop = torch.compile(_Loop(layers, firing), backend=self._backend, dynamic=False)
+            self._loops[key] = loop, firing
+        return self._loops[key]
 
-    def _set(self, t: int, firing: dict[str, _Firing]) -> None:
-        """Units, worths and bounds behind step t."""
-        presentation = self._snn.presentation
-        for name, neuron in self._snn.neurons():
-            layer, spec = firing[name], window_spec(neuron.spec, presentation, t)
-            layer.unit.copy_(unit(neuron, presentation, t))
-            layer.worth.copy_(worth(neuron, presentation, t))
-            layer.low.fill_(spec.limits[0])
-            layer.high.fill_(spec.limits[1])
+    def _units(self, t: int) -> Tensor:
+        """Units, worths and bounds behind step t, [layers, 4]."""
+        presentation, found = self._snn.presentation, []
+        for _, neuron in self._snn.neurons():
+            low, high = window_spec(neuron.spec, presentation, t).limits
+            step = unit(neuron, presentation, t)
+            bounds = step.new_tensor([low, high])
+            found.append(torch.stack([step, worth(neuron, presentation, t), *bounds]))
+        return torch.stack(found)

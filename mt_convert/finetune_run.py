@@ -71,6 +71,7 @@ def _describe(out: Path, recipe: Recipe) -> None:
 def _sentence(rows: Sequence[results.Row]) -> str:
     """What fine-tuning gave back of what conversion took."""
     before, after = rows[0], rows[-1]
+    assert before.qann_accuracy is not None
     lost = before.qann_accuracy - before.snn_accuracy
     gained = after.snn_accuracy - before.snn_accuracy
     share = f", {gained / lost:.0%} of what conversion had taken" if lost > 0 else ""

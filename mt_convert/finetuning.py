@@ -11,42 +11,16 @@ import torch
 from . import archive
 from .cells import Cells, Subject
 from .data import Splits
-from .direct import BPTT, DSR, OTTT, Algorithm, FinetuneSpec, Tandem, Trained, finetune
+from .direct import FinetuneSpec, Trained, finetune
+from .direct.named import ALGORITHMS, SURROGATES
 from .errors import Fault, SpecError
 from .evaluate import prepared
 from .peak_memory import meter_of
 from .results import Row
 from .settings import Setting
 from .storage import read_json, write_json
-from .surrogate import (
-    ATan,
-    Linear,
-    Rectangular,
-    Sigmoid,
-    SpikeTime,
-    StraightThrough,
-    Surrogate,
-    Triangular,
-)
 from .train import History, TrainSpec
 
-ALGORITHMS: dict[str, Algorithm] = {
-    "bptt": BPTT(),
-    "bptt_every_step": BPTT(every_step=1.0),
-    "ottt_a": OTTT(),
-    "ottt_o": OTTT(online=True),
-    "dsr": DSR(),
-    "tandem": Tandem(),
-}
-SURROGATES: dict[str, Surrogate] = {
-    "straight_through": StraightThrough(),
-    "rectangular": Rectangular(),
-    "atan": ATan(),
-    "sigmoid": Sigmoid(),
-    "triangular": Triangular(),
-    "linear": Linear(),
-    "stdb": SpikeTime(),
-}
 PARTS = ("weights", "thresholds", "potentials", "leaks")
 TEACHERS = ("ann", "qann")
 

@@ -7,6 +7,7 @@ ResNets are those of the published weights (github.com/akamaster/pytorch_resnet_
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -116,26 +117,39 @@ def _group(inputs: int, outputs: int, stride: int, drop_paths: list[float]) -> n
     return nn.Sequential(first, *(OptionABlock(outputs, outputs, 1, p) for p in drop_paths[1:]))
 
 
-class CifarVGG(nn.Module):
-    """VGG-16 for 32x32 images: 13 convolutions with batch norm, 5 max-pools, one linear layer.
+_VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+_VGG7 = ((16, 2), (32, 2), (64, 2))
 
-    Shapes: images ``[batch, in_chans, H, W]`` with H and W of at least 32.
+
+class CifarVGG(nn.Module):
+    """Groups of 3x3 convolutions with batch norm, a max-pool behind each, one linear layer.
+
+    ``plan`` holds channels and convolutions of each group, VGG-16's unless told otherwise.
+
+    Shapes: images ``[batch, in_chans, H, W]`` with H and W of at least 2 to the number of groups.
     Source: Simonyan and Zisserman 2015, configuration D, with one linear layer in place of three.
     """
 
-    def __init__(self, num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        drop_rate: float = 0.0,
+        plan: Sequence[tuple[int, int]] = _VGG16,
+    ) -> None:
         super().__init__()
-        self.num_classes, self.num_features, self.drop_rate = num_classes, 512, drop_rate
+        width = plan[-1][0]
+        self.num_classes, self.num_features, self.drop_rate = num_classes, width, drop_rate
         layers: list[nn.Module] = []
         width = in_chans
-        for outputs, repeats in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for outputs, repeats in plan:
             for _ in range(repeats):
                 layers += [_conv3x3(width, outputs), nn.BatchNorm2d(outputs), nn.ReLU()]
                 width = outputs
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         self.global_pool = nn.AdaptiveAvgPool2d(1)
-        self.linear = nn.Linear(512, num_classes)
+        self.linear = nn.Linear(width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         out = self.global_pool(self.features(images)).flatten(1)
@@ -219,6 +233,12 @@ def resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> ResNet:
 def vgg16_cifar(pretrained: bool = False, **kwargs: Any) -> CifarVGG:
     """VGG-16 with batch norm for 32x32 images."""
     return build_model_with_cfg(CifarVGG, "vgg16_cifar", pretrained, **kwargs)
+
+
+@register_model
+def vgg7_cifar(pretrained: bool = False, **kwargs: Any) -> CifarVGG:
+    """A VGG of 6 narrow convolutions and one linear layer for 32x32 images."""
+    return build_model_with_cfg(CifarVGG, "vgg7_cifar", pretrained, plan=_VGG7, **kwargs)
 
 
 @register_model

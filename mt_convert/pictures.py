@@ -6,6 +6,7 @@ Each function writes one PNG file and leaves no state: figures have a canvas of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -154,10 +155,11 @@ def _panel(
             "linewidth": 1.4,
         }
         above.plot(times, [row.snn_accuracy for row in line], **style)
-        below.plot(times, [100 * row.agreement for row in line], **style)
+        agreed = [math.nan if row.agreement is None else 100 * row.agreement for row in line]
+        below.plot(times, agreed, **style)
     for accuracy in {found for row in rows if (found := row.ann_accuracy) is not None}:
         above.axhline(accuracy, **_LINES["ANN"])
-    for accuracy in {row.qann_accuracy for row in rows}:
+    for accuracy in {found for row in rows if (found := row.qann_accuracy) is not None}:
         above.axhline(accuracy, **_LINES["QANN"])
     above.set_title(title, fontsize=8.5)
     above.tick_params(labelbottom=False)

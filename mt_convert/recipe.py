@@ -7,33 +7,25 @@ Floor 9. Blocks *are* the frozen dataclasses of the verbs (`ModelSpec`, `DataSpe
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from . import recipe_faults, recipe_text
 from .calibrate import name_of, parse
-from .catalogue import find_recipe
 from .data import DataSpec
+from .direct.named import ALGORITHMS, SURROGATES
 from .errors import Fault, RecipeError
-from .finetuning import ALGORITHMS, PARTS, SURROGATES, TEACHERS, FinetuneJob
+from .finetuning import PARTS, TEACHERS, FinetuneJob
 from .ladder import Firing, Uniform
 from .models import ModelSpec, architecture_fault
 from .peers import PEERS
 from .quant_spec import QuantSpec
-from .recipe_text import Path, Tree
+from .recipe_reading import Kind, disagreements, read, seeded, tree_of
+from .recipe_text import Tree, override
 from .settings import METHODS, Setting
 from .spiking import Presentation
 from .train.spec import TrainSpec
@@ -41,7 +33,7 @@ from .train.spec import TrainSpec
 Count = Annotated[int, Field(ge=1)]
 CalibrationText = Annotated[str, AfterValidator(lambda text: name_of(parse(text)))]
 
-_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -59,7 +51,7 @@ class QuantizeBlock(QuantSpec):
 class ConvertBlock(BaseModel):
     """The spiking network that is stored: null thresholds mean L, exact in a single step."""
 
-    model_config = _STRICT
+    model_config = STRICT
     presentation: Presentation = Presentation.ONCE
     thresholds: Count | None = None
     firing: Firing | None = None
@@ -80,7 +72,7 @@ class FinetuneBlock(BaseModel):
     `FINETUNE_TRAIN` first.
     """
 
-    model_config = _STRICT
+    model_config = STRICT
     thresholds: Count | None = 1
     time_steps: Count = 2
     presentation: Presentation = Presentation.ONCE
@@ -122,7 +114,7 @@ class EvaluateBlock(BaseModel):
     null: for each T on its own. ``data`` adds data sets on which the same networks are evaluated.
     """
 
-    model_config = _STRICT
+    model_config = STRICT
     thresholds: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 3, 7, 15)
     time_steps: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 4, 8, 16)
     presentations: Annotated[tuple[Presentation, ...], Field(min_length=1)] = (Presentation.ONCE,)
@@ -147,7 +139,7 @@ class Recipe(BaseModel):
     it is.
     """
 
-    model_config = _STRICT
+    model_config = STRICT
     name: str
     seed: Annotated[int, Field(ge=0)] = 0
     model: ModelSpec
@@ -176,23 +168,16 @@ def load_recipe(
         >>> load_recipe("digits", ["quantize.weight_bits=3"]).quantize.weight_bits
         3
     """
-    path = find_recipe(path_or_name)
-    tree = recipe_text.parse(_read(path), str(path))
-    if not isinstance(tree.value, dict):
-        raise RecipeError(f"{path} holds no blocks: a recipe starts with name, model, data")
-    plain, small = _variants(tree)
-    chosen, other = (small, plain) if smoke else (plain, small)
-    recipe, found = _validate(_seeded(recipe_text.override(chosen, overrides)))
-    faults: dict[tuple[str, str], Fault] = {}
-    for fault in (*found, *_validate(_seeded(other))[1]):  # the same key counts once
-        faults.setdefault((fault.where.split("  ")[-1], fault.what), fault)
-    if recipe is None or faults:
-        raise RecipeError(f"{len(faults)} fault(s) in {path}", faults.values())
-    return recipe
+    path, tree = tree_of(path_or_name)
+    if "spiking" in override(tree, overrides).value:
+        hint = "it is trained as a spiking network: mt-convert run does that"
+        fault = Fault(str(path_or_name), "has a spiking block", hint)
+        raise RecipeError("this recipe converts nothing", [fault])
+    return read(path, tree, overrides, smoke, CONVERSION)
 
 
-def dump(recipe: Recipe) -> str:
-    """The recipe as YAML with every default written out; `load_recipe` reads it back.
+def dump(recipe: BaseModel) -> str:
+    """The recipe as YAML with every default written out; reading it gives the same.
 
     Example:
         >>> "weight_bits: 4" in dump(load_recipe("digits"))
@@ -203,90 +188,43 @@ def dump(recipe: Recipe) -> str:
 
 def here_faults(recipe: Recipe) -> list[Fault]:
     """What this machine lacks to run the recipe: files, folders, architectures unknown to timm."""
-    named = {
-        "model.checkpoint": recipe.model.checkpoint,
-        "quantize.checkpoint": recipe.quantize.checkpoint,
-        "data.root": None if recipe.data.download else recipe.data.root,
-    }
+    return lacking(
+        recipe.model,
+        {
+            "model.checkpoint": recipe.model.checkpoint,
+            "quantize.checkpoint": recipe.quantize.checkpoint,
+            "data.root": None if recipe.data.download else recipe.data.root,
+        },
+    )
+
+
+def lacking(model: ModelSpec, files: Mapping[str, str | None]) -> list[Fault]:
+    """Which of these files and folders are not here, and whether timm knows the architecture."""
     faults = [
         Fault(key, f"{value} is not here", f"put it there, or give {key}=PATH")
-        for key, value in named.items()
+        for key, value in files.items()
         if value is not None and not FilePath(value).exists()
     ]
-    unknown = architecture_fault(recipe.model.architecture)
+    unknown = architecture_fault(model.architecture)
     if unknown is not None:
         faults.insert(0, Fault(f"model.{unknown.where}", unknown.what, unknown.hint))
     return faults
 
 
-def _read(path: FilePath) -> str:
-    """The text of a recipe file."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read {path}: {error}") from error
-
-
-def _variants(tree: Tree) -> tuple[Tree, Tree]:
-    """The recipe as it stands, and with its smoke block put over it; both without that block."""
-    value = {key: item for key, item in tree.value.items() if key != "smoke"}
-    plain = Tree(value, tree.places, tree.faults)
-    inner = {path[1:]: place for path, place in tree.places.items() if path[:1] == ("smoke",)}
-    return plain, recipe_text.merge(plain, Tree(tree.value.get("smoke") or {}, inner))
-
-
 def _seeded(tree: Tree) -> Tree:
     """Training takes the recipe's seed where it names none of its own."""
-    seed = tree.value.get("seed", 0)
-    blocks = {
-        name: {"seed": seed, **block}
-        for name, block in tree.value.items()
-        if name in ("ann", "train") and isinstance(block, dict)
-    }
+    blocks = seeded(tree, ("ann", "train"))
     block = tree.value.get("finetune")
     train = block.get("train", {}) if isinstance(block, dict) else None
     if isinstance(train, dict):
+        seed = tree.value.get("seed", 0)
         blocks["finetune"] = {**block, "train": {"seed": seed, **FINETUNE_TRAIN, **train}}
     return replace(tree, value={**tree.value, **blocks})
 
 
-def _validate(tree: Tree) -> tuple[Recipe | None, list[Fault]]:
-    """The recipe, or everything that is wrong with it.
-
-    What is wrong hides other faults of the same block, so it is taken out and the rest read again.
-    """
-    faults: dict[Fault, None] = dict.fromkeys(tree.faults)
-    removed: set[Path] = set()
-    value = tree.value
-    while True:
-        try:
-            recipe = Recipe.model_validate_json(json.dumps(value, default=repr))
-        except ValidationError as error:
-            found = recipe_faults.findings(error.errors(), tree, Recipe)
-        else:
-            faults |= dict.fromkeys(_mismatches(recipe, tree))
-            return recipe, list(faults)
-        new = [item for item in found if not (item.missing and item.path in removed)]
-        faults |= dict.fromkeys(item.fault for item in new)
-        wrong = {item.path for item in new} - removed
-        if not wrong:
-            return None, list(faults)
-        removed |= wrong | {item.meant for item in new if item.meant}
-        value = recipe_faults.without(value, wrong)
-
-
 def _mismatches(recipe: Recipe, tree: Tree) -> list[Fault]:
-    """What the model and the data must agree on."""
-    pairs = {
-        name: (getattr(recipe.model, name), getattr(recipe.data, name))
-        for name in ("classes", "channels")
-    }
-    return [
-        Fault(
-            f"{tree.place(('model', name))}  model.{name}",
-            f"is {model}, but data.{name} is {data}",
-            "both must be what the images have",
-        )
-        for name, (model, data) in pairs.items()
-        if model != data
-    ]
+    wanted = {"classes": recipe.data.classes, "channels": recipe.data.channels}
+    return disagreements(tree, recipe.model, wanted, "data")
+
+
+CONVERSION = Kind(Recipe, _seeded, _mismatches)

@@ -95,12 +95,12 @@ def title(rows: Sequence[Row]) -> str:
     weights = "float weights" if row.weight_bits is None else f"W{row.weight_bits}"
     joined = ", " if row.weight_bits is None else ""
     bits = (row.levels + 1).bit_length() - 1
+    levels = f"{joined}A{bits} (L = {row.levels})"
+    known = "levels" not in several and row.qann_accuracy is not None
     parts = {
         "model": row.model,
         "dataset": row.dataset,
-        "weight_bits": weights
-        if "levels" in several
-        else f"{weights}{joined}A{bits} (L = {row.levels})",
+        "weight_bits": weights + levels * known,
     }
     said = [text for name, text in parts.items() if name not in several]
     if len({row.images for row in rows}) == 1:

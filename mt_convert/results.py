@@ -18,13 +18,14 @@ class Row:
 
     Units: accuracies in percent of ``images`` test images, all three networks on the same ones
         (``ann_accuracy`` None where the float network is not at hand; ``weight_bits`` None where
-        weights are floats);
+        weights are floats; ``qann_accuracy``, ``agreement`` and ``exact_share`` None for networks
+        trained from scratch, which have no quantized network to compare with);
         ``agreement`` share of images where SNN and QANN predict the same class; ``exact_share``
         share of images on which every neuron's emission equals the QANN's activation;
         ``spikes_per_neuron`` events per neuron and image over all T steps; ``settling_T`` the first
         step from which on every activation of every image is the QANN's, None if that was not seen;
         ``calibration`` what was set after conversion, for ``calibrated_T`` steps; ``algorithm`` how
-        the converted network was fine-tuned, for so many ``epochs``, the median of
+        the spiking network was trained, for so many ``epochs``, the median of
         ``seconds_per_epoch``; ``peak_mib`` of memory taken beyond what was held before, on the
         accelerator where there is one.
 
@@ -42,10 +43,10 @@ class Row:
     n: int
     T: int
     ann_accuracy: float | None
-    qann_accuracy: float
+    qann_accuracy: float | None
     snn_accuracy: float
-    agreement: float
-    exact_share: float
+    agreement: float | None
+    exact_share: float | None
     spikes_per_neuron: float
     ladder: str
     levels: int
@@ -129,15 +130,21 @@ IF_SEVERAL = (
 )
 
 
+OF_A_QANN = ("qann_accuracy", "agreement", "exact_share", "settling_T")
+
+
 def columns(rows: Sequence[Row]) -> list[str]:
     """The columns that a table of these rows shows: those that only tell networks, images and
-    methods apart are left out where all rows are alike.
+    methods apart are left out where all rows are alike, and comparisons where there are none.
 
     Example:
         >>> columns([])[0]
         'presentation'
     """
-    return [name for name in COLUMNS if name not in IF_SEVERAL or _telling(name, rows)]
+    shown = [name for name in COLUMNS if name not in IF_SEVERAL or _telling(name, rows)]
+    if rows and all(row.qann_accuracy is None for row in rows):
+        shown = [name for name in shown if name not in OF_A_QANN]
+    return shown
 
 
 def _telling(name: str, rows: Sequence[Row]) -> bool:
@@ -148,11 +155,23 @@ def _telling(name: str, rows: Sequence[Row]) -> bool:
     return len(found) > 1 or not (found <= plain or usual is dataclasses.MISSING)
 
 
-LEGEND = (
-    "agree: share of images where SNN and QANN predict the same class; exact: share of images "
-    "where every activation equals the QANN's; spikes: per neuron and image over all T steps; "
-    "settles: the step from which on every activation of every image is the QANN's"
-)
+_LEGENDS = {
+    "agreement": "agree: share of images where SNN and QANN predict the same class",
+    "exact_share": "exact: share of images where every activation equals the QANN's",
+    "spikes_per_neuron": "spikes: per neuron and image over all T steps",
+    "settling_T": "settles: the step from which on every activation of every image is the QANN's",
+}
+LEGEND = "; ".join(_LEGENDS.values())
+
+
+def legend(rows: Sequence[Row]) -> str:
+    """What the columns of these rows mean, where their heading does not say it.
+
+    Example:
+        >>> legend([]) == LEGEND
+        True
+    """
+    return "; ".join(text for name, text in _LEGENDS.items() if name in columns(rows))
 
 
 def cells(row: Row, names: Iterable[str] = COLUMNS) -> list[str]:

@@ -70,7 +70,7 @@ def subjects_of(
             if not (folder / stage / file).is_file():
                 hint = f"finish it: mt-convert run RECIPE --out {folder} --resume"
                 raise CheckpointError(f"{folder} holds no finished stage {stage!r}; {hint}")
-        ann = load_ann(recipe, folder / "ann")
+        ann = load_ann(recipe.model, recipe.data.image_size, folder / "ann")
     else:
         ann = build(recipe.model, seed=recipe.seed, image_size=recipe.data.image_size).eval()
     found = []
@@ -141,10 +141,10 @@ def subject(
     )
 
 
-def load_ann(recipe: Recipe, folder: Path) -> nn.Module:
+def load_ann(spec: ModelSpec, image_size: int, folder: Path) -> nn.Module:
     """The float network that the first stage of a run left in ``folder``."""
-    spec: ModelSpec = dataclasses.replace(recipe.model, checkpoint=None, pretrained=False)
-    ann = build(spec, seed=recipe.seed, image_size=recipe.data.image_size)
+    fresh = dataclasses.replace(spec, checkpoint=None, pretrained=False)
+    ann = build(fresh, image_size=image_size)
     ann.load_state_dict(load_tensors(folder / "model.safetensors"))
     return ann.eval()
 

@@ -26,11 +26,12 @@ WAYS: dict[str, tuple[dict[str, Any], int]] = {
 CASES = [*((name, "uniform") for name in NETWORKS), *(("residual", way) for way in WAYS)]
 
 
+@pytest.mark.parametrize("unrolled", [False, True])
 @pytest.mark.parametrize(("name", "way"), dict.fromkeys(CASES))
-def test_its_steps_are_those_of_the_simulation(name: str, way: str) -> None:
+def test_its_steps_are_those_of_the_simulation(name: str, way: str, unrolled: bool) -> None:
     options, steps = WAYS[way]
     snn, batch = convert(quantized(name), **options), images(4, shape_of(name), seed=21)
-    fast = CompiledSimulation(snn, backend="eager")
+    fast = CompiledSimulation(snn, backend="eager", unrolled=unrolled)
     for turn in (batch, batch.flip(0)):  # a run leaves no state
         wanted, run = simulate(snn, turn, time_steps=steps), fast(turn, time_steps=steps)
         assert torch.equal(run.logits, wanted.logits)
@@ -40,11 +41,12 @@ def test_its_steps_are_those_of_the_simulation(name: str, way: str) -> None:
             assert torch.equal(run.spike_counts[layer], wanted.spike_counts[layer])
 
 
-@pytest.mark.parametrize("way", ["uniform", "every_step"])
-def test_compiled_it_is_the_same_but_for_rounding(way: str) -> None:
+@pytest.mark.parametrize(("way", "unrolled"), [("uniform", False), ("every_step", True)])
+def test_compiled_it_is_the_same_but_for_rounding(way: str, unrolled: bool) -> None:
     options, steps = WAYS[way]
     snn, batch = convert(quantized("residual"), **options), images(16, seed=22)
-    wanted, run = (f(batch, time_steps=steps) for f in (_plain(snn), CompiledSimulation(snn)))
+    fast = CompiledSimulation(snn, unrolled=unrolled)
+    wanted, run = (f(batch, time_steps=steps) for f in (_plain(snn), fast))
     for layer, total in wanted.totals.items():
         assert float((run.totals[layer] == total).float().mean()) > 0.999
     assert torch.allclose(run.logits[0], wanted.logits[0], atol=1e-4)
@@ -55,19 +57,20 @@ def _plain(snn: Any) -> Any:
     return lambda batch, time_steps: simulate(snn, batch, time_steps=time_steps)
 
 
-def test_no_step_is_compiled_anew() -> None:
+@pytest.mark.parametrize(("unrolled", "graphs"), [(False, 1), (True, 2)])
+def test_steps_are_one_graph_compiled_once_or_once_for_each_T(unrolled: bool, graphs: int) -> None:
     snn = convert(quantized("residual"), ladder=Uniform(3), presentation="every_step")
-    count = 0
+    sizes = []
 
     def backend(graph: Any, inputs: Any) -> Any:
-        nonlocal count
-        count += 1
+        sizes.append(len(graph.graph.nodes))
         return graph.forward
 
-    fast = CompiledSimulation(snn, backend=backend)  # type: ignore[arg-type]
-    for steps in (3, 6):
+    fast = CompiledSimulation(snn, backend=backend, unrolled=unrolled)  # type: ignore[arg-type]
+    for steps in (3, 6, 3):
         fast(images(4, seed=23), time_steps=steps)
-    assert count == 1
+    assert len(sizes) == graphs  # the loop over steps is within it, or there would be more
+    assert not unrolled or sizes[1] > 1.5 * sizes[0]
 
 
 def test_wrong_requests_say_what_is_allowed() -> None:

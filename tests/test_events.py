@@ -27,8 +27,8 @@ import tonic.datasets
 
 import mt_convert.data.events
 from mt_convert.data import Draw, ImageSet, batches, images
-from mt_convert.data.event_files import EVENT_FILES
-from mt_convert.data.events import EventSpec, open_events, to_frames
+from mt_convert.data.event_files import EVENT_FILES, to_frames
+from mt_convert.data.events import EventSpec, open_events
 from mt_convert.data.images import crop_flip
 from mt_convert.errors import DataError, SpecError
 from mt_convert.train import TrainSpec, accuracy, fit
@@ -501,8 +501,9 @@ def test_every_wrong_value_stands_in_one_error() -> None:
         "validation_share": float("nan"),
         "calibration_images": True,
         "test_images": "9",
+        "classes": 0,
     }
-    with pytest.raises(SpecError, match="12 values of EventSpec") as raised:
+    with pytest.raises(SpecError, match="13 values of EventSpec") as raised:
         EventSpec(**wrong)
     assert {fault.where for fault in raised.value.faults} == set(wrong)
     assert all(fault.hint.startswith("allowed: ") for fault in raised.value.faults)

@@ -23,7 +23,7 @@ from conftest import ROOT
 from PIL import Image
 from rich.console import Console
 
-from mt_convert import archive, pipeline
+from mt_convert import archive, pipeline, staged
 from mt_convert.data import batches, open_data
 from mt_convert.errors import CheckpointError, DataError, OutputError, RecipeError
 from mt_convert.pipeline import run, show
@@ -31,10 +31,12 @@ from mt_convert.quantize import QuantizedModel
 from mt_convert.recipe import EvaluateBlock, Recipe, load_recipe
 from mt_convert.results import results_from_json
 from mt_convert.settings import Setting
-from mt_convert.storage import load_tensors
+from mt_convert.storage import load_tensors, save_tensors
 from mt_convert.subjects import images_tested, settings_of
 
-STAGES = tuple(name for name in pipeline.STAGES if name != "finetune")  # of recipes without one
+STAGES = tuple(
+    name for name in pipeline.Conversion.NAMES if name != "finetune"
+)  # of recipes without one
 SMALL = ["evaluate.thresholds=[1,15]", "evaluate.time_steps=[1,2]"]
 
 
@@ -250,7 +252,7 @@ def test_a_checkpoint_that_changes_under_its_name_is_noticed(
     run(given, copied, resume=False)
     assert entered(copied, lines) == []
     tensors = load_tensors(weights)
-    pipeline.save_tensors(weights, {name: tensor * 1.5 for name, tensor in tensors.items()})
+    save_tensors(weights, {name: tensor * 1.5 for name, tensor in tensors.items()})
     lines = len(events(copied))
     run(given, copied, resume=False)
     assert entered(copied, lines)[0] == "ann"
@@ -292,7 +294,7 @@ def test_killed_at_the_end_of_each_stage_and_resumed_it_comes_to_the_same(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "killed"
-    replace = pipeline._replace
+    replace = staged._replace
 
     def die_before(stage: str) -> Callable[[Path, Path], None]:
         def stop(partial: Path, folder: Path) -> None:
@@ -303,12 +305,12 @@ def test_killed_at_the_end_of_each_stage_and_resumed_it_comes_to_the_same(
         return stop
 
     for stage in STAGES:
-        monkeypatch.setattr(pipeline, "_replace", die_before(stage))
+        monkeypatch.setattr(staged, "_replace", die_before(stage))
         with pytest.raises(Killed):
             run(recipe(), out, resume=True)
         assert (out / f"{stage}.partial").is_dir()
         assert not (out / "results.json").exists()
-    monkeypatch.setattr(pipeline, "_replace", replace)
+    monkeypatch.setattr(staged, "_replace", replace)
     assert_equal_runs(finished, run(recipe(), out, resume=True))
 
 
@@ -316,7 +318,7 @@ def test_killed_while_new_stages_take_the_places_of_old_ones_it_goes_on(
     finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = recipe("evaluate.iso_level=false")
-    replace, moves = pipeline._replace, []
+    replace, moves = staged._replace, []
 
     def die(partial: Path, folder: Path) -> None:
         if partial.name == "report.new":
@@ -324,7 +326,7 @@ def test_killed_while_new_stages_take_the_places_of_old_ones_it_goes_on(
         moves.append(f"{partial.name} -> {folder.name}")
         replace(partial, folder)
 
-    monkeypatch.setattr(pipeline, "_replace", die)
+    monkeypatch.setattr(staged, "_replace", die)
     with pytest.raises(Killed):
         run(other, copied, resume=False)
     assert moves == [
@@ -332,7 +334,7 @@ def test_killed_while_new_stages_take_the_places_of_old_ones_it_goes_on(
         "evaluate.new -> evaluate",
     ]
     assert (copied / "results.json").read_bytes() == (finished / "results.json").read_bytes()
-    monkeypatch.setattr(pipeline, "_replace", replace)
+    monkeypatch.setattr(staged, "_replace", replace)
     lines = len(events(copied))
     run(other, copied, resume=False)
     assert entered(copied, lines) == []

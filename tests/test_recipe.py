@@ -16,7 +16,8 @@ from mt_convert.ladder import Firing
 from mt_convert.quant_spec import Override, QuantSpec
 from mt_convert.recipe import Recipe, dump, here_faults, load_recipe
 
-SHIPPED = sorted(recipe_folder().rglob("*.yaml"))
+ALL = sorted(recipe_folder().rglob("*.yaml"))
+SHIPPED = [path for path in ALL if "\nspiking:" not in path.read_text()]  # that convert
 NAMES = [
     "cifar10_resnet20_w2a2",
     "cifar10_resnet20_w3a3",
@@ -71,7 +72,7 @@ def faults_of(path: Path, *overrides: str, smoke: bool = False) -> dict[str, Fau
 
 def test_all_recipes_of_the_package_are_found() -> None:
     assert [path.stem for path in SHIPPED] == NAMES
-    assert list(shipped_recipes()) == NAMES
+    assert list(shipped_recipes()) == [path.stem for path in ALL]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ from networks import NETWORKS, images, lived_in, network, shape_of
 from torch import Tensor, nn
 
 from mt_convert.data import DataSpec, open_data
-from mt_convert.direct import BPTT, DSR, OTTT, SpikingNetwork, poisson, spiking
+from mt_convert.direct import BPTT, OTTT, SpikingNetwork, Tandem, poisson, spiking
 from mt_convert.errors import DataError, SpecError, UnsupportedLayerError
 from mt_convert.ladder import Binary, Firing, Uniform
+from mt_convert.linear_recurrence import leaky_mean
 from mt_convert.neurons import IF, LIF, PLIF, NeuronSpec, Reset, initial_state, mt_step
 from mt_convert.surrogate import ATan, Sigmoid, SpikeTime
+from mt_convert.tensor_train import ConvByStep, Form, TensorTrain, TTConv2d, decompose
 from mt_convert.train import TrainSpec, fit
 from mt_convert.train.algorithm import Lesson
 
@@ -177,6 +181,217 @@ def test_at_one_step_ottt_is_bptt() -> None:
         assert one is None or torch.allclose(one, other, atol=1e-6)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("charge", [IF(), LIF(2.0), LIF(1.25)], ids=repr)
+def test_several_steps_at_once_learn_what_they_learn_one_by_one(charge: Any) -> None:
+    gradients = []
+    found, batch = _chain(charge)
+    for pieces in ([(0,), (1,), (2,), (3,), (4,)], [(0, 1), (2, 3, 4)], [range(5)]):
+        copied = deepcopy(found)  # as an average of the weights over training is
+        states: dict[str, Any] = {}
+        for steps in pieces:
+            each, after = copied(batch, steps, states)
+            sum((one - 0.3).square().mean() / 5 for one in each).backward()  # type: ignore[union-attr]
+            states = {name: state.detached() for name, state in after.items()}
+        gradients.append([item.grad for item in copied.parameters()])
+    OTTT().learn(_lesson(found, batch))
+    for wanted, *others in zip([item.grad for item in found.parameters()], *gradients, strict=True):
+        assert wanted is not None
+        for other in others:
+            assert torch.allclose(other, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("tau", [None, 1.5, 4.0])
+def test_a_read_out_weighs_the_steps_so_far(tau: float | None) -> None:
+    plain, batch = _chain(IF())
+    found = SpikingNetwork(plain.layers, 5, read_out_tau=tau)
+    leak = 1.0 if tau is None else 1 - 1 / tau
+    frames = 6 * torch.randn(6, 5, 1, 4, 4).double()
+    for shown in (batch, frames):
+        with torch.no_grad():
+            so_far, _ = found(shown, range(5))
+            each, _ = found(shown, range(5), {})
+        for t in range(5):
+            assert torch.allclose(so_far[t], leaky_mean(each[: t + 1], leak), rtol=0, atol=1e-12)
+        assert torch.equal(found(shown), so_far[-1])
+        assert torch.equal(so_far[0], each[0])
+        assert float(each.std(0).mean()) > 1e-2
+    if tau is None:
+        assert torch.equal(found(batch), plain(batch))
+    first = SpikingNetwork(plain.layers, 1, read_out_tau=tau)
+    assert torch.equal(first(batch), SpikingNetwork(plain.layers, 1)(batch))
+
+
+@pytest.mark.parametrize("tau", [None, 3.0])
+def test_a_read_out_goes_on_from_call_to_call(tau: float | None) -> None:
+    plain, _ = _chain(LIF(1.25))
+    found = SpikingNetwork(plain.layers, 5, read_out_tau=tau)
+    frames = 6 * torch.randn(6, 5, 1, 4, 4).double()
+    wanted, _ = found(frames, range(5))
+    assert float(wanted[-1].detach().std(0).min()) > 0
+    states: dict[str, Any] = {}
+    held, parts = None, []
+    with torch.no_grad():
+        for steps in ((0, 1), (2,), (3, 4)):
+            each, states = found(frames, steps, states)
+            so_far, held = found.read_out(each, held)
+            parts.append(so_far)
+    assert torch.allclose(torch.cat(parts), wanted, rtol=0, atol=1e-12)
+
+
+def test_a_leaky_read_out_passes_each_step_its_weight() -> None:
+    plain, _ = _chain(IF())
+    found = SpikingNetwork(plain.layers, 5, read_out_tau=2.0)
+    each = torch.randn(5, 2, 3).double().requires_grad_()
+    found.read_out(each)[0][-1].sum().backward()
+    assert each.grad is not None
+    wanted = 0.5 ** torch.arange(4, -1, -1).double() / sum(0.5**k for k in range(5))
+    assert torch.allclose(each.grad[:, 0, 0], wanted, rtol=0, atol=1e-12)
+
+
+class Blocks(nn.Module):
+    """Convolutions that become trains: with a batch norm, a stride, and one that is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 6, 3, 2, 1, bias=False)
+        self.norm, self.norms = nn.BatchNorm2d(6), nn.ModuleList(nn.BatchNorm2d(6) for _ in "ab")
+        self.shared = nn.Conv2d(6, 6, 3, padding=1)
+        self.again = self.shared
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.norm(self.down(x)))
+        x = torch.relu(self.norms[0](self.shared(x)))
+        x = torch.relu(x + self.norms[1](self.again(x)))
+        scores: Tensor = self.head(x.mean((2, 3)))
+        return scores
+
+
+TRACED = replace(PARALLEL, charge=LIF(2.0, decay_input=False), initial=0.5)
+
+
+@cache
+def _trained_trains(form: Form) -> SpikingNetwork:
+    """A network whose trains have moved away from the convolutions that they come from."""
+    options = {"example": images(2), "time_steps": 4, "tensor_train": TensorTrain(form, 3)}
+    found = spiking(lived_in(Blocks()), TRACED, **options).double()  # type: ignore[arg-type]
+    random = torch.Generator().manual_seed(41)
+    with torch.no_grad():
+        for parameter in found.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=random), alpha=0.2)
+        for layer in found.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.momentum, layer.bias.data = 1.0, torch.full_like(layer.bias, 0.5)
+        found.train()(3 * images(20, seed=44).double())  # what is read is neither far nor all below
+    return found.eval()
+
+
+def _trains(form: Form) -> tuple[SpikingNetwork, Tensor]:
+    random = torch.Generator().manual_seed(42)
+    frames = 3 * torch.randn(5, 4, 2, 8, 8, generator=random, dtype=torch.float64)
+    return deepcopy(_trained_trains(form)), frames
+
+
+@pytest.mark.parametrize("form", list(Form))
+def test_trains_in_the_time_loop_are_the_convolutions_they_are_merged_into(form: Form) -> None:
+    found, frames = _trains(form)
+    kinds = [type(layer) for layer in found.layers.modules() if isinstance(layer, TTConv2d)]
+    assert len(kinds) == 2
+    merged, folded = found.merged(), found.folded()
+    for other in (merged, folded):
+        assert not any(isinstance(layer, TTConv2d) for layer in other.modules())
+        by_step = sum(isinstance(layer, ConvByStep) for layer in other.modules())
+        assert (by_step > 0) == (form is Form.HTT)
+    norms = [
+        sum(isinstance(layer, nn.BatchNorm2d) for layer in net.modules())
+        for net in (merged, folded)
+    ]
+    assert norms == [3, 0]
+    wanted, _ = found(frames, range(4))
+    for other, off in ((merged, 1e-12), (folded, 1e-10)):
+        assert (other(frames, range(4))[0] - wanted).abs().max() <= off
+    assert float(wanted.detach().std(1).min()) > 1e-3
+    single = found.float()(frames.float(), range(4))[0]
+    assert torch.allclose(found.merged()(frames.float(), range(4))[0], single, atol=1e-5)
+
+
+def test_each_step_of_htt_has_the_weights_of_its_half() -> None:
+    found, frames = _trains(Form.HTT)
+    seen: list[tuple[str, int]] = []
+    for name, layer in found.layers.named_modules():
+        if isinstance(layer, TTConv2d):
+            for arm in ("vertical", "expand"):
+                hook = lambda _, given, key=f"{name}.{arm}": seen.append((key, len(given[0])))  # noqa: E731
+                layer.get_submodule(arm).register_forward_pre_hook(hook)
+    with torch.no_grad():
+        together, _ = found(frames, range(4))
+        at_once = dict(seen)
+        states: dict[str, Any] = {}
+        held, parts = None, []
+        for t in range(4):
+            seen.clear()
+            each, states = found(frames, (t,), states)
+            assert any("vertical" in name for name, _ in seen) == (t < 2)
+            so_far, held = found.read_out(each, held)
+            parts.append(so_far)
+    assert torch.allclose(torch.cat(parts), together, rtol=0, atol=1e-12)
+    assert {count for name, count in at_once.items() if "vertical" in name} == {10}
+    late, _ = found(frames, (3,))
+    early, _ = found(frames[:, [3, 1, 2, 3]], (0,))
+    assert not torch.allclose(late, early, atol=1e-3)
+
+
+@pytest.mark.parametrize("form", list(Form))
+def test_a_decomposed_model_becomes_the_same_network(form: Form) -> None:
+    net, spec, how = lived_in(Blocks()), TRACED, TensorTrain(form, 3)
+    one = spiking(net, spec, example=images(2), time_steps=3, tensor_train=how).eval()
+    other = spiking(decompose(net, how).model, spec, example=images(2), time_steps=3).eval()
+    batch = 3 * images(5, seed=43)
+    assert one.state_dict().keys() == other.state_dict().keys()
+    assert torch.equal(one(batch), other(batch))
+    one.train()(batch).square().sum().backward()
+    cores = {name: item.grad for name, item in one.named_parameters() if "down" in name}
+    assert len(cores) == 4
+    assert all(float(grad.abs().max()) > 0 for grad in cores.values() if grad is not None)
+    assert all(grad is not None for grad in cores.values())
+
+
+@pytest.mark.parametrize("form", [Form.STT, Form.PTT])
+def test_traces_reach_the_cores_of_a_train(form: Form) -> None:
+    """The gradient of the merged convolution, pulled back through the product of the cores."""
+    found, frames = _trains(form)
+    merged = found.merged()
+    for each in (found, merged):
+        OTTT().learn(_lesson(each, frames))
+    trains = [item for item in found.layers.named_modules() if isinstance(item[1], TTConv2d)]
+    assert len(trains) == 2
+    for name, layer in trains:
+        train = deepcopy(layer)
+        assert isinstance(train, TTConv2d)
+        train.zero_grad()
+        dense = merged.layers.get_submodule(name)
+        inputs, size = train.reduce.in_channels, 6 if train.stride == 2 else 5
+        weight = torch.zeros(len(train.expand.weight), inputs, 3, 3).double()
+        for row in range(3):  # a single 1 is answered by the weights that read it
+            for column in range(3):
+                spot = torch.zeros(inputs, inputs, size, size).double()
+                middle = 2 * train.stride
+                spot[range(inputs), range(inputs), middle + row - 1, middle + column - 1] = 1
+                bias = 0 if train.expand.bias is None else train.expand.bias[:, None]
+                weight[..., row, column] = train(spot)[..., 2, 2].T - bias
+        pulled = (weight * dense.get_parameter("weight").grad).sum()
+        if train.expand.bias is not None:
+            pulled = pulled + (train.expand.bias * dense.get_parameter("bias").grad).sum()  # type: ignore[operator]
+        pulled.backward()
+        for part, wanted in train.named_parameters():
+            online = found.get_parameter(f"layers.{name}.{part}").grad
+            assert online is not None
+            assert wanted.grad is not None
+            assert float(online.abs().max()) > 1e-8
+            assert torch.allclose(online, wanted.grad, rtol=0, atol=1e-10), (name, part)
+
+
 @pytest.mark.parametrize("algorithm", [BPTT(), OTTT(), OTTT(online=True)], ids=repr)
 def test_it_learns_the_digits(algorithm: Any, tmp_path: Path) -> None:
     data = DataSpec("digits", image_size=8, channels=1, classes=10, validation_share=0.2)
@@ -249,10 +464,36 @@ def test_what_cannot_be_trained_so_is_refused() -> None:
     for spec in (PARALLEL, KINDS["hard_if"]):
         with pytest.raises(SpecError, match="train by BPTT"):
             OTTT().learn(_lesson(spiking(net, spec, example=example, time_steps=2), example))
-    with pytest.raises(SpecError, match="train this one by BPTT or OTTT"):
-        DSR().learn(_lesson(spiking(net, PARALLEL, example=example, time_steps=2), example))
+    with pytest.raises(SpecError, match="train this one by BPTT, OTTT or DSR"):
+        Tandem().learn(_lesson(spiking(net, PARALLEL, example=example, time_steps=2), example))
     with pytest.raises(UnsupportedLayerError, match="have no rule"):
         spiking(_Sorted(), PARALLEL, example=example, time_steps=1)
+    found, frames = _trains(Form.HTT)
+    for tau in (1, 0.5, float("inf"), True, "2"):
+        with pytest.raises(SpecError, match="allowed is a finite number above 1, or None"):
+            SpikingNetwork(found.layers, 1, read_out_tau=tau)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="decompose with form stt or ptt, or train by BPTT"):
+        OTTT().learn(_lesson(found, frames))
+    delayed, batch = _chain(IF())
+    delayed.delayed = True
+    with pytest.raises(SpecError, match="delayed=False, or train by BPTT"):
+        OTTT().learn(_lesson(delayed, batch))
+    unused = decompose(nn.Sequential(_Unused(), nn.ReLU()), TensorTrain(Form.STT, 1)).model
+    with pytest.raises(SpecError, match="remove it where nothing calls it"):
+        spiking(unused, PARALLEL, example=example, time_steps=1)
+
+
+class _Unused(nn.Module):
+    """A convolution that stands in the model and is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called = nn.Conv2d(2, 2, 3, padding=1)
+        self.idle = nn.Conv2d(2, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        called: Tensor = self.called(x)
+        return called
 
 
 class _Sorted(nn.Module):

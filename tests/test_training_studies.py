@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 from conftest import ROOT
 
 from mt_convert.results import Row
+from mt_convert.spiking_recipe import SpikingRecipe, load
 from mt_convert.storage import read_json
 
 EVAL = ROOT / "eval"
@@ -58,3 +60,32 @@ def test_the_page_of_training_costs_is_made_from_the_stored_rows(
         assert held[name, 8] < 1.02 * held[name, 2]
     for steps in found.SHORT["bptt"]:
         assert held["bptt", steps] <= steps * held["qann", 1]
+
+
+def test_training_from_scratch_is_compared_at_as_many_steps(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = study("from_scratch", monkeypatch)
+    base = replace(ROW, dataset="digits", method="mt_plif", n=1, qann_accuracy=None)
+    at = {("parallel", 1, 1): (80.0, 82.0), ("parallel", 1, 4): (90.0,), ("cascade", 4, 1): (94.0,)}
+    rows = [
+        replace(base, mode=mode, n=n, T=T, snn_accuracy=each, seed=seed)
+        for (mode, n, T), seeds in at.items()
+        for seed, each in enumerate(seeds)
+    ]
+    page = found.text("# Head\n", rows, ["digits_lif_single_t1_seed0"])
+    assert "in cascade (15 levels) against one: +13.00 at T = 1 points" in page
+    assert (
+        "in cascade (15 levels) at T = 1: 94.00 %, above one threshold at T = 4 (90.00 %)" in page
+    )
+    assert "| plif | one threshold | 81.00 (80.00 … 82.00); 1.00 | 90.00; 1.00 |" in page
+    assert "Not made yet: digits_lif_single_t1_seed0." in page
+    found.picture(rows, tmp_path / "accuracy.png")
+    assert (tmp_path / "accuracy.png").read_bytes()[1:4] == b"PNG"
+    items = list(found.trainings())
+    assert len({item.name for item in items}) == len(items) == (3 + 1) * 18
+    for item in items:  # every cell is a recipe that is allowed
+        recipe = load(found.RECIPES[item.data], item.words())
+        assert isinstance(recipe, SpikingRecipe)
+        assert (recipe.spiking.neuron, recipe.spiking.time_steps) == (item.neuron, item.T)
+        assert (str(recipe.spiking.mode), recipe.spiking.n) == item.way_of

@@ -3,11 +3,11 @@
     python eval/benchmark/regenerate.py --threads 2
     python eval/benchmark/regenerate.py --device cuda --out FOLDER
 
-ResNet-20 at batches of 1, 32 and 128, at 32 with T up to 16; CIFAR ResNets of other depths for
-growth over size; ResNet-18 and MobileNetV2 at 224 pixels. `--run FOLDER` takes a trained ResNet-20
-instead of random weights. Contenders that are not installed are named on the page; all of them are
-there with the extra `export`, onnxscript, spikingjelly and sinabs. Parts that are done are kept in
---parts and not made again; `--pages` writes the page from results.json alone.
+ResNet-20 at batches of 1 and 128 beside everything, at 32 with T up to 16; CIFAR ResNets of other
+depths for growth over size; ResNet-18 and MobileNetV2 at 224 pixels beside all float networks.
+`--run FOLDER` takes a trained ResNet-20 instead of random weights. What is not installed is named
+on the page; all is there with the extra `export`, spikingjelly and sinabs. Parts that are done are
+kept in --parts and not made again; `--pages` writes the page from results.json alone.
 """
 
 from __future__ import annotations
@@ -24,20 +24,24 @@ from mt_convert.storage import digest, read_json, write_json
 HERE = Path(__file__).parent
 ROUNDS = 7
 PEER_STEPS = (4, 16)
+OURS = ("integer_native",)
+FAST_FLOATS = ("fp32_channels_last", "fp32_compile", "onnxruntime_fp32")
+INT8 = ("onnxruntime_int8", "onnxruntime_int8_sums")
+PEERS = ("spikingjelly_rate", "sinabs")
 
 
 def parts(base: Wanted, resnet20: str) -> list[Wanted]:
     """What is timed together, what tells most first; no network and batch stands there twice."""
-    known = all_contenders()
-    without_peers = tuple(name for name, item in known.items() if item.kind is not Kind.PEER)
     large = ("resnet18", "mobilenetv2_100")
     deeper = ("resnet32_cifar", "resnet44_cifar", "resnet56_cifar", "resnet18_cifar")
     steps = (1, 2, *PEER_STEPS[:1], 8, *PEER_STEPS[1:])
+    floats = [name for name, item in all_contenders().items() if item.kind is Kind.FLOAT]
+    rivals = (*OURS, *floats, *INT8)
     groups = [
         *(((resnet20,), (batch,), (1, 4), ()) for batch in (128, 1)),
-        ((resnet20,), (32,), steps, ()),
-        *(((name,), (batch,), (1, 4), without_peers) for name in large for batch in (1, 16)),
-        *(((name,), (32,), (1, 4), without_peers) for name in deeper),
+        ((resnet20,), (32,), steps, (*rivals, "simulate_compile", *PEERS)),
+        *(((name,), (batch,), (1, 4), rivals) for name in large for batch in (1, 16)),
+        *(((name,), (32,), (1, 4), (*OURS, *FAST_FLOATS, *INT8[1:])) for name in deeper),
     ]
     return [
         replace(base, networks=names, batches=batches, time_steps=T, contenders=contenders)

@@ -119,7 +119,8 @@ def _of_run(folder: Path, seed: int) -> Network:
     recipe = load_recipe(folder / "recipe.yaml", ())
     qann = archive.load_quantized(folder / "train", recipe.quantize.spec())
     images = _made_up(qann.image_shape, seed)
-    return Network(folder.name, load_ann(recipe, folder / "ann"), qann.eval(), images)
+    ann = load_ann(recipe.model, recipe.data.image_size, folder / "ann")
+    return Network(folder.name, ann, qann.eval(), images)
 
 
 def _of_architecture(name: str, store: Path, seed: int) -> Network:

@@ -1,4 +1,4 @@
-"""Published event recordings through tonic: fetched, found, read and checked one by one.
+"""Published event recordings through tonic: fetched, found, read, checked and binned.
 
 The only module that imports tonic, and only when recordings are opened: it takes a second. tonic
 itself would fetch a data set anew, over what is there, where an archive or a recording is missing;
@@ -8,13 +8,14 @@ here what is there is read as it stands, and a download goes to an empty folder 
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import sys
 import tempfile
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,7 +23,13 @@ from torch import Tensor
 
 from ..errors import DataError, Fault
 from .images import label_faults
+from .randomness import generator
 
+if TYPE_CHECKING:
+    from .events import EventSpec  # which reads this file
+
+_MOST = np.iinfo(np.int16).max  # tonic counts in int16
+_TEST_TENTH = 10
 _AER_EVENT_BYTES = 5
 _AEDAT_TEXT = 18  # where the header of AEDAT 4 begins, its length just before
 
@@ -99,13 +106,15 @@ class Recordings:
             off or empty, or holds events off the sensor.
     """
 
-    def __init__(self, files: EventFiles, root: Path, *, train: bool, download: bool) -> None:
-        self._files = files
+    def __init__(self, spec: EventSpec, *, train: bool) -> None:
+        self._spec = spec
+        self._files = files = spec.files
+        root = Path(spec.root or "").expanduser()
         self.folder = files.part(root, train=train)
         if files.suffix == ".aedat4":
             needed("aedat")  # tonic reads with it and does not ask for it
         if not _holds(self.folder, files.suffix):
-            if not download:
+            if not spec.download:
                 raise _missing(self.folder, files)
             _download(files, root, train)
         self._dataset = _listed(files, root, train)
@@ -118,6 +127,15 @@ class Recordings:
 
     def __len__(self) -> int:
         return len(self._order)
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether a mirrored recording keeps its class."""
+        return self._files.mirrors
+
+    def frames(self, index: int) -> Tensor:
+        """The frames of one recording."""
+        return to_frames(self.load(index), self._spec, self.name(index))
 
     def name(self, index: int) -> str:
         """The file of one recording, from its data set's folder on."""
@@ -143,6 +161,52 @@ class Recordings:
             raise unfit(self.name(index), wrong)
         late = events["t"][1:] < events["t"][:-1]  # a difference of unsigned times would wrap
         return events[np.argsort(events["t"], kind="stable")] if late.any() else events
+
+
+def to_frames(events: np.ndarray[Any, Any], spec: EventSpec, where: str = "recording") -> Tensor:
+    """Counts of the events per bin, polarity and pixel, by tonic's ``ToFrame``.
+
+    With t from the first event on and n events in all, an event goes to bin ⌊t/w⌋ for "time",
+    w = ⌊duration/T⌋ microseconds, and the i-th to bin ⌊i/m⌋ for "count", m = ⌊n/T⌋. An event on an
+    edge begins the later bin. What would go to bin T is in no bin: for "time" the last event and
+    fewer than T microseconds before it, for "count" fewer than T events.
+
+    Shapes: events by time, with fields x, y, t, p; frames int16 [T, 2, side, side].
+
+    Raises:
+        DataError: no events; too short, or too few, for T bins; more than 32,767 events in one
+            pixel and bin.
+    """
+    steps, by_time = spec.time_steps, spec.bins == "time"
+    if not len(events):
+        raise unfit(where, "holds no events")
+    plain = np.empty(len(events), dtype=[(name, np.int64) for name in ("x", "y", "t", "p")])
+    plain["t"] = events["t"] - events["t"][0]  # tonic's edges are floats, exact below 2^53
+    plain["p"] = events["p"]
+    for axis in ("x", "y"):
+        plain[axis] = events[axis].astype(np.int64) * spec.side // spec.files.side
+    extent = int(plain["t"][-1]) if by_time else len(events)
+    if extent < steps:
+        what = f"has {extent} {'microseconds' if by_time else 'events'} for {steps} bins"
+        raise unfit(where, what, "lower time_steps, or remove the file")
+    bins = {"n_time_bins" if by_time else "n_event_bins": steps}
+    frames = needed("tonic").transforms.ToFrame((spec.side, spec.side, 2), **bins)(plain)
+    end = extent // steps * steps
+    counted = int(np.searchsorted(plain["t"], end)) if by_time else end
+    if frames.min() < 0 or frames.sum(dtype=np.int64) != counted:
+        hint = "raise time_steps or size"
+        raise unfit(where, f"has more than {_MOST} events in one pixel and bin", hint)
+    return torch.from_numpy(frames)
+
+
+def tenth_of_each_class(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Training and test indices, both in order; see `events.EventSpec`."""
+    tested = torch.zeros(len(labels), dtype=torch.bool)
+    for label in sorted(set(labels.tolist())):
+        of_class = (labels == label).nonzero().flatten()
+        order = torch.randperm(len(of_class), generator=generator(seed, "test split", label))
+        tested[of_class[order[: math.ceil(len(of_class) / _TEST_TENTH)]]] = True
+    return (~tested).nonzero().flatten(), tested.nonzero().flatten()
 
 
 def unfit(where: str, what: str, hint: str = "replace or remove the file") -> DataError:

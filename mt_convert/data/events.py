@@ -7,12 +7,10 @@ the `ImageSet` that training and accuracy read.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,25 +18,32 @@ from torch import Tensor
 
 from ..errors import Fault, SpecError
 from ..progress import progress
-from .event_files import EVENT_FILES, EventFiles, Recordings, needed, unfit
+from .event_files import EVENT_FILES, EventFiles, Recordings, tenth_of_each_class
 from .images import Draw, ImageSet, crop_flip
+from .made_events import MADE_CLASSES, MADE_SIDE, MADE_SIDES, MadeRecordings
 from .randomness import generator
 from .spec import DataSpec
 from .splits import MEMORY_LIMIT, Splits, chosen_for_test, partition
 
 BINS = ("time", "count")
-_MOST = np.iinfo(np.int16).max  # tonic counts in int16
-_TEST_TENTH = 10
+SYNTHETIC = "synthetic"
+DATASETS = (*EVENT_FILES, SYNTHETIC)
+_Recorded = Recordings | MadeRecordings
 
 
 @dataclass(frozen=True)
 class EventSpec:
     """One data set of event recordings, complete.
 
-    ``dataset`` is "nmnist" (34x34, 10 digits), "dvs_cifar10" (CIFAR10-DVS, 128x128, 10 classes) or
-    "dvs_gesture" (128x128, 11 gestures); ``root`` the folder that holds tonic's folder NMNIST,
-    CIFAR10DVS or DVSGesture. What is there is read as it stands, complete or not; only where there
-    is no recording at all does ``download`` fetch it.
+    ``dataset`` is "nmnist" (34x34, 10 digits), "dvs_cifar10" (CIFAR10-DVS, 128x128, 10 classes),
+    "dvs_gesture" (128x128, 11 gestures) or "synthetic" (made up); ``root`` the folder that holds
+    tonic's folder NMNIST, CIFAR10DVS or DVSGesture. What is there is read as it stands, complete
+    or not; only where there is no recording at all does ``download`` fetch it.
+
+    Made-up recordings are drawn from ``seed``, see `moving_blob`: ``size`` 16 to 128 pixels, None
+    for 32; ``classes`` directions, None for 10 (elsewhere None or what is published); 1024 to train
+    and 256 to test where ``limit`` and ``test_images`` are None. They come from no file and bin by
+    bin: ``root``, ``download`` and ``bins`` change nothing.
 
     N-MNIST and DVS-Gesture have a published split. CIFAR10-DVS has none: of each class, after a
     shuffle by ``seed``, the first tenth (rounded up) is test. Validation and calibration
@@ -49,8 +54,8 @@ class EventSpec:
     one at column x goes to ⌊x·size/side⌋, rows alike; whole blocks where size divides the side.
 
     ``augment`` shifts each training recording by up to an eighth of the side, all its frames alike,
-    zeros coming in; and mirrors every second one of CIFAR10-DVS. Digits and gestures are never
-    mirrored: it would change their class.
+    zeros coming in; and mirrors every second one of CIFAR10-DVS. All others are never mirrored: it
+    would change their class.
 
     Units: ``time_steps`` frames; ``size`` pixels; ``limit``, ``calibration_images`` and
         ``test_images`` recordings, as in `DataSpec`.
@@ -60,12 +65,12 @@ class EventSpec:
 
     Example:
         >>> spec = EventSpec("dvs_gesture", "data", time_steps=16, size=64)
-        >>> spec.side, spec.files.classes
-        (64, 11)
+        >>> spec.frame_shape, spec.number_of_classes
+        ((2, 64, 64), 11)
     """
 
     dataset: str
-    root: str
+    root: str | None = None
     time_steps: int = 10
     bins: str = "time"
     size: int | None = None
@@ -76,6 +81,7 @@ class EventSpec:
     validation_share: float = 0.1
     calibration_images: int = 512
     test_images: int | None = None
+    classes: int | None = None
 
     def __post_init__(self) -> None:
         faults = tuple(_faults(self))
@@ -85,13 +91,43 @@ class EventSpec:
 
     @property
     def files(self) -> EventFiles:
-        """The published data set."""
+        """The published data set.
+
+        Raises:
+            SpecError: the recordings are made up.
+        """
+        if self.dataset == SYNTHETIC:
+            raise SpecError(f"made-up recordings have no files: {', '.join(EVENT_FILES)} do")
         return EVENT_FILES[self.dataset]
 
     @property
     def side(self) -> int:
         """Side of the frames, in pixels."""
-        return self.files.side if self.size is None else self.size
+        if self.size is not None:
+            return self.size
+        return MADE_SIDE if self.dataset == SYNTHETIC else self.files.side
+
+    @property
+    def image_size(self) -> int:
+        """`side`, as `DataSpec` calls it."""
+        return self.side
+
+    @property
+    def channels(self) -> int:
+        """Channels of a frame: OFF and ON."""
+        return 2
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """Shape of one frame: channels, rows, columns."""
+        return self.channels, self.side, self.side
+
+    @property
+    def number_of_classes(self) -> int:
+        """``classes`` where they are given, else those that are published, or 10."""
+        if self.classes is not None:
+            return self.classes
+        return MADE_CLASSES if self.dataset == SYNTHETIC else self.files.classes
 
 
 def open_events(spec: EventSpec) -> Splits:
@@ -108,19 +144,12 @@ def open_events(spec: EventSpec) -> Splits:
             unreadable, cut off, empty or too short for ``time_steps`` bins.
     """
     data = _as_images(spec)
-    root = Path(spec.root).expanduser()
-    train = Recordings(spec.files, root, train=True, download=spec.download)
-    if spec.files.split:
-        test = Recordings(spec.files, root, train=False, download=spec.download)
-        training, tested = torch.arange(len(train)), torch.arange(len(test))
-    else:
-        test = train
-        training, tested = _tenth_of_each_class(train.labels, spec.seed)
+    train, test, training, tested = _recordings(spec)
     chosen, held_back = partition(len(training), data)
     trained = training[chosen]
     calibration = trained[: spec.calibration_images]
 
-    def part(recordings: Recordings, indices: Tensor, *, augment: bool = False) -> ImageSet:
+    def part(recordings: _Recorded, indices: Tensor, *, augment: bool = False) -> ImageSet:
         return ImageSet(EventSource(recordings, indices, spec, augment=augment), data)
 
     return Splits(
@@ -131,40 +160,14 @@ def open_events(spec: EventSpec) -> Splits:
     )
 
 
-def to_frames(events: np.ndarray[Any, Any], spec: EventSpec, where: str = "recording") -> Tensor:
-    """Counts of the events per bin, polarity and pixel, by tonic's ``ToFrame``.
-
-    With t from the first event on and n events in all, an event goes to bin ⌊t/w⌋ for "time",
-    w = ⌊duration/T⌋ microseconds, and the i-th to bin ⌊i/m⌋ for "count", m = ⌊n/T⌋. An event on an
-    edge begins the later bin. What would go to bin T is in no bin: for "time" the last event and
-    fewer than T microseconds before it, for "count" fewer than T events.
-
-    Shapes: events by time, with fields x, y, t, p; frames int16 [T, 2, side, side].
-
-    Raises:
-        DataError: no events; too short, or too few, for T bins; more than 32,767 events in one
-            pixel and bin.
-    """
-    steps, by_time = spec.time_steps, spec.bins == "time"
-    if not len(events):
-        raise unfit(where, "holds no events")
-    plain = np.empty(len(events), dtype=[(name, np.int64) for name in ("x", "y", "t", "p")])
-    plain["t"] = events["t"] - events["t"][0]  # tonic's edges are floats, exact below 2^53
-    plain["p"] = events["p"]
-    for axis in ("x", "y"):
-        plain[axis] = events[axis].astype(np.int64) * spec.side // spec.files.side
-    extent = int(plain["t"][-1]) if by_time else len(events)
-    if extent < steps:
-        what = f"has {extent} {'microseconds' if by_time else 'events'} for {steps} bins"
-        raise unfit(where, what, "lower time_steps, or remove the file")
-    bins = {"n_time_bins" if by_time else "n_event_bins": steps}
-    frames = needed("tonic").transforms.ToFrame((spec.side, spec.side, 2), **bins)(plain)
-    end = extent // steps * steps
-    counted = int(np.searchsorted(plain["t"], end)) if by_time else end
-    if frames.min() < 0 or frames.sum(dtype=np.int64) != counted:
-        hint = "raise time_steps or size"
-        raise unfit(where, f"has more than {_MOST} events in one pixel and bin", hint)
-    return torch.from_numpy(frames)
+def _recordings(spec: EventSpec) -> tuple[_Recorded, _Recorded, Tensor, Tensor]:
+    """What there is to train on and to test on, and which of each."""
+    kind = MadeRecordings if spec.dataset == SYNTHETIC else Recordings
+    train: _Recorded = kind(spec, train=True)
+    if spec.dataset != SYNTHETIC and not spec.files.split:
+        return train, train, *tenth_of_each_class(train.labels, spec.seed)
+    test: _Recorded = kind(spec, train=False)
+    return train, test, torch.arange(len(train)), torch.arange(len(test))
 
 
 class EventSource:
@@ -174,13 +177,14 @@ class EventSource:
     """
 
     def __init__(
-        self, recordings: Recordings, indices: Tensor, spec: EventSpec, *, augment: bool
+        self, recordings: _Recorded, indices: Tensor, spec: EventSpec, *, augment: bool
     ) -> None:
         self._recordings = recordings
         self._indices = indices
         self._labels = recordings.labels[indices]
         self._spec = spec
         self._augment = augment
+        self._pad = spec.side // 8
         self._moves: tuple[tuple[int, int], Tensor] | None = None
 
     def __len__(self) -> int:
@@ -215,12 +219,7 @@ class EventSource:
         return frames
 
     def _frames(self, place: int) -> Tensor:
-        index = int(self._indices[place])
-        return to_frames(self._recordings.load(index), self._spec, self._recordings.name(index))
-
-    @property
-    def _pad(self) -> int:
-        return self._spec.side // 8
+        return self._recordings.frames(int(self._indices[place]))
 
     def _moves_of(self, key: tuple[int, int]) -> Tensor:
         """Rows (down, right, mirror), one per recording, for one (seed, epoch): as for images."""
@@ -228,7 +227,7 @@ class EventSource:
             count, most = len(self), 2 * self._pad + 1
             moves = torch.randint(0, most, (count, 3), generator=generator(*key, "crop"))
             mirrored = torch.randint(0, 2, (count,), generator=generator(*key, "flip"))
-            moves[:, 2] = mirrored if self._spec.files.mirrors else 0
+            moves[:, 2] = mirrored if self._recordings.mirrors else 0
             self._moves = (key, moves)
         return self._moves[1]
 
@@ -237,10 +236,9 @@ def _as_images(spec: EventSpec) -> DataSpec:
     """What the splits of images ask for: sizes and shares, and no change to the counts."""
     return DataSpec(
         spec.dataset,
-        root=str(spec.root),
         image_size=spec.side,
         channels=1,  # one mean of 0 and one deviation of 1 for everything
-        classes=spec.files.classes,
+        classes=spec.number_of_classes,
         validation_share=spec.validation_share,
         calibration_images=spec.calibration_images,
         test_images=spec.test_images,
@@ -249,23 +247,9 @@ def _as_images(spec: EventSpec) -> DataSpec:
     )
 
 
-def _tenth_of_each_class(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Training and test indices, both in order; see `EventSpec`."""
-    tested = torch.zeros(len(labels), dtype=torch.bool)
-    for label in sorted(set(labels.tolist())):
-        of_class = (labels == label).nonzero().flatten()
-        order = torch.randperm(len(of_class), generator=generator(seed, "test split", label))
-        tested[of_class[order[: math.ceil(len(of_class) / _TEST_TENTH)]]] = True
-    return (~tested).nonzero().flatten(), tested.nonzero().flatten()
-
-
 def _faults(spec: EventSpec) -> Iterator[Fault]:
     """Everything that is wrong with the values themselves."""
-    known = EVENT_FILES.get(spec.dataset) if isinstance(spec.dataset, str) else None
-    if known is None:
-        yield Fault("dataset", repr(spec.dataset), f"allowed: {', '.join(EVENT_FILES)}")
-    if not isinstance(spec.root, str | Path) or not str(spec.root):
-        yield Fault("root", repr(spec.root), "allowed: the folder of the recordings")
+    yield from _faults_of_the_recordings(spec)
     if spec.bins not in BINS:
         yield Fault("bins", repr(spec.bins), f"allowed: {', '.join(BINS)}")
     for name in ("time_steps", "calibration_images"):
@@ -275,9 +259,6 @@ def _faults(spec: EventSpec) -> Iterator[Fault]:
         value = getattr(spec, name)
         if value is not None and not _whole(value, least=1):
             yield Fault(name, repr(value), "allowed: a whole number, 1 or more, or none for all")
-    most = known.side if known else max(files.side for files in EVENT_FILES.values())
-    if spec.size is not None and not (_whole(spec.size, least=1) and spec.size <= most):
-        yield Fault("size", repr(spec.size), f"allowed: 1 to {most}, or none for {most}")
     for name in ("augment", "download"):
         if not isinstance(getattr(spec, name), bool):
             yield Fault(name, repr(getattr(spec, name)), "allowed: true, false")
@@ -289,8 +270,29 @@ def _faults(spec: EventSpec) -> Iterator[Fault]:
         yield Fault("validation_share", repr(share), "allowed: 0 up to below 1")
 
 
-def _whole(value: object, least: int | None = None) -> bool:
-    """Whether the value is a whole number, from ``least`` on."""
+def _faults_of_the_recordings(spec: EventSpec) -> Iterator[Fault]:
+    """What is wrong with the data set, its folder, and what it says about side and classes."""
+    made = spec.dataset == SYNTHETIC
+    known = EVENT_FILES.get(spec.dataset) if isinstance(spec.dataset, str) else None
+    if known is None and not made:
+        yield Fault("dataset", repr(spec.dataset), f"allowed: {', '.join(DATASETS)}")
+    if spec.root is None and known is not None:
+        hint = f"allowed: the folder that holds {known.folder}, or is to hold it with download"
+        yield Fault("root", "missing", hint)
+    if spec.root is not None and (not isinstance(spec.root, str | Path) or not str(spec.root)):
+        yield Fault("root", repr(spec.root), "allowed: the folder of the recordings")
+    least, most = MADE_SIDES if made else (1, known.side if known else MADE_SIDES[1])
+    if spec.size is not None and not _whole(spec.size, least, most):
+        hint = f"allowed: {least} to {most}, or none for {MADE_SIDE if made else most}"
+        yield Fault("size", repr(spec.size), hint)
+    only = known.classes if known else None
+    if spec.classes is not None and not _whole(spec.classes, only or 1, only):
+        hint = f"allowed: {only or 'a whole number, 1 or more'}, or none"
+        yield Fault("classes", repr(spec.classes), hint)
+
+
+def _whole(value: object, least: int | None = None, most: int | None = None) -> bool:
+    """Whether the value is a whole number, from ``least`` to ``most``."""
     if not isinstance(value, int) or isinstance(value, bool):
         return False
-    return least is None or value >= least
+    return (least is None or value >= least) and (most is None or value <= most)

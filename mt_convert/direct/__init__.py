@@ -7,6 +7,7 @@ from .encoding import poisson
 from .finetune import Finetuned, FinetuneSpec, finetune
 from .parts import Derivative, Trained
 from .scratch import SpikingNetwork, spiking
+from .stored import load, save
 from .tandem import tandem
 from .unrolled import Unrolled
 
@@ -23,7 +24,9 @@ __all__ = [
     "Trained",
     "Unrolled",
     "finetune",
+    "load",
     "poisson",
+    "save",
     "spiking",
     "tandem",
 ]

@@ -9,6 +9,9 @@ sum of all spikes so far, what it keeps is what it has emitted. That makes them 
             part of that sum, are traced with it
     DSR     the last step alone: its totals are the representation, and a total passes back the
             derivative of the clipped input
+
+Networks from scratch (`scratch`) run on single spikes: there the traces and the representations are
+leaky sums of their own, and DSR takes all steps in one call (`representation`).
 """
 
 from __future__ import annotations
@@ -18,11 +21,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import SpecError
 from ..train.algorithm import Lesson
 from .parts import Derivative
+from .scratch import SpikingNetwork
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,8 @@ class OTTT:
 class DSR:
     """Differentiation on spike representation: T steps forward, one back, as through clipped ReLUs.
 
-    Memory is independent of T; what weights' gradients read are the representations.
+    Memory is independent of T; what weights' gradients read are the representations. Networks from
+    scratch may leak, with a read-out that leaks alike.
 
     Source: DSR (CVPR 2022, arXiv 2205.00459), for n thresholds: clip(mean input, 0, n Δ).
 
@@ -108,7 +113,7 @@ class DSR:
     """
 
     def learn(self, lesson: Lesson) -> Tensor:
-        """All steps but the last without a graph."""
+        """All steps but the last without a graph; of a network from scratch, all steps."""
         return _by_totals("DSR", lesson, Derivative.CLIP)
 
 
@@ -130,7 +135,11 @@ class Tandem:
 
 
 def _by_totals(name: str, lesson: Lesson, derivative: Derivative) -> Tensor:
-    """T steps forward, the last one back, through totals."""
+    """T steps forward, the last one back, through totals; or one pass back for all of them."""
+    if _from_scratch(lesson.network):
+        loss = lesson.loss(lesson.network(lesson.images, None, None, derivative))
+        lesson.backward(loss)
+        return loss.detach()
     last = lesson.time_steps - 1
     with torch.no_grad():
         _, states = lesson.network(lesson.images, range(last)) if last else (None, {})
@@ -139,6 +148,13 @@ def _by_totals(name: str, lesson: Lesson, derivative: Derivative) -> Tensor:
     loss = lesson.loss(read_outs[0])
     lesson.backward(loss)
     return loss.detach()
+
+
+def _from_scratch(network: Any) -> bool:
+    """Whether it runs on spikes rather than totals, in whatever training has wrapped it."""
+    return isinstance(network, nn.Module) and any(
+        isinstance(layer, SpikingNetwork) for layer in network.modules()
+    )
 
 
 def _without_leak(name: str, states: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from ..ladder import Uniform
 from ..neurons import NeuronSpec
 from ..terms import in_exact_type, written_sum
 from . import plain
-from .model import IntegerModel
+from .model import IntegerModel, IntegerRun
 from .program import Accumulate, Encode, Fire, Operate, Program, ReadOut, Slot, Sum, Term, Whole
 
 LEVELS = 15
@@ -139,8 +139,14 @@ def network_difference(
     compared = different = 0
     for images in batches:
         one, two = (item.run(images, time_steps, totals=True) for item in (model, reference))
-        pairs = [(one.logits, two.logits)]
-        pairs += [(one.totals[name], total) for name, total in two.totals.items()]
-        compared += sum(theirs.numel() for _, theirs in pairs)
-        different += sum(int((own != theirs).sum()) for own, theirs in pairs)
+        found = run_difference(one, two)
+        compared, different = compared + found.compared, different + found.different
     return Difference(compared, different)
+
+
+def run_difference(one: IntegerRun, two: IntegerRun) -> Difference:
+    """Two runs of the same network on the same images, number by number."""
+    pairs = [(one.logits, two.logits)]
+    pairs += [(one.totals[name], total) for name, total in two.totals.items()]
+    compared = sum(theirs.numel() for _, theirs in pairs)
+    return Difference(compared, sum(int((own != theirs).sum()) for own, theirs in pairs))

@@ -1,0 +1,33 @@
+"""What recipes call gradient algorithms and surrogates."""
+
+from __future__ import annotations
+
+from ..surrogate import (
+    ATan,
+    Linear,
+    Rectangular,
+    Sigmoid,
+    SpikeTime,
+    StraightThrough,
+    Surrogate,
+    Triangular,
+)
+from .algorithms import BPTT, DSR, OTTT, Algorithm, Tandem
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "bptt": BPTT(),
+    "bptt_every_step": BPTT(every_step=1.0),
+    "ottt_a": OTTT(),
+    "ottt_o": OTTT(online=True),
+    "dsr": DSR(),
+    "tandem": Tandem(),
+}
+SURROGATES: dict[str, Surrogate] = {
+    "straight_through": StraightThrough(),
+    "rectangular": Rectangular(),
+    "atan": ATan(),
+    "sigmoid": Sigmoid(),
+    "triangular": Triangular(),
+    "linear": Linear(),
+    "stdb": SpikeTime(),
+}

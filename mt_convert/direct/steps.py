@@ -1,0 +1,136 @@
+"""Some steps of a network from scratch through all its layers, one layer after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from ..graph import WEIGHTED
+from ..neurons import MTNeuron, NeuronState
+from ..tensor_train import TTConv2d
+from .firing import in_place_of
+from .trains import BY_STEP, in_steps, same_in_all_steps
+
+if TYPE_CHECKING:
+    from .scratch import SpikingNetwork
+
+
+class Potential(NamedTuple):
+    """A layer of neurons between two steps, and the current that waits for the next one."""
+
+    neuron: NeuronState
+    waiting: Tensor | None = None
+
+    def detached(self) -> Potential:
+        """The same numbers without their history."""
+        waiting = None if self.waiting is None else self.waiting.detach()
+        return Potential(_detached(self.neuron), waiting)
+
+
+class Trace(NamedTuple):
+    """What a weighted layer has read, fading with the leak of the neurons behind it; and the same
+    of ones, which its bias has read."""
+
+    read: Tensor
+    ones: float
+
+    def detached(self) -> Trace:
+        """The same: a trace has no history."""
+        return self
+
+
+States = Mapping[str, Potential | Trace]
+
+
+class Steps(fx.Interpreter):
+    """Some steps through all layers, lying along the batch axis: [steps * batch, ...].
+
+    With ``states`` and gradients a step's graph ends at what the step before left: weighted layers
+    learn by traces instead.
+    """
+
+    def __init__(
+        self, network: SpikingNetwork, steps: Sequence[int], states: States | None = None
+    ) -> None:
+        super().__init__(network.layers)
+        self.extra_traceback = False
+        self.network, self.steps = network, steps
+        self.before: dict[str, Any] = dict(states or {})
+        self.after: dict[str, Potential | Trace] = {}
+        self.traced = states is not None and torch.is_grad_enabled()
+        self.node: fx.Node | None = None
+
+    def run_node(self, node: fx.Node) -> Any:
+        self.node = node
+        return super().run_node(node)
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        layer = self.fetch_attr(target)
+        if isinstance(layer, MTNeuron):
+            return self._fired(layer, args[0])
+        if self.traced and isinstance(layer, (*WEIGHTED, *BY_STEP)):
+            return self._by_trace(layer, args[0])
+        return self._called(layer, args[0])
+
+    def _called(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """What a layer without state gives, in the weights of each step."""
+        if isinstance(layer, BY_STEP):
+            return in_steps(layer, x, self.steps, self.network.time_steps)
+        value: Tensor = layer(x)
+        return value
+
+    def _fired(self, neuron: MTNeuron, current: Tensor) -> Tensor:
+        """The spikes of a layer of neurons in these steps, one after the other."""
+        assert self.node is not None
+        name = self.node.name
+        held = self.before.get(name)
+        state = None if held is None else held.neuron
+        currents, waiting = list(current.unflatten(0, (len(self.steps), -1))), None
+        if self.network.delayed:
+            first = torch.zeros_like(currents[0]) if held is None else held.waiting
+            currents, waiting = [first, *currents[:-1]], currents[-1]
+        spikes = []
+        for now in currents:
+            emitted, state = neuron(now, state)
+            state = _detached(state) if self.traced else state
+            spikes.append(emitted)
+        assert state is not None
+        self.after[name] = Potential(state, waiting)
+        return torch.cat(spikes)
+
+    def _by_trace(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """The layer's value, with the gradient of its parameters by what it has read so far."""
+        assert self.node is not None
+        if self.node.name in self.network.reads_out:
+            return self._called(layer, x)  # no neuron behind it remembers
+        leak, name = self.network.kept(), self.node.name
+        same_in_all_steps(str(self.node.target), layer)
+        with torch.no_grad():
+            value = self._called(layer, x)
+        trace, smooth = self.before.get(name), []
+        for now in x.unflatten(0, (len(self.steps), -1)):
+            before = Trace(torch.zeros_like(now), 0.0) if trace is None else trace
+            trace = Trace(leak * before.read + now.detach(), leak * before.ones + 1)
+            smooth.append(_learning(layer, in_place_of(now, trace.read), trace.ones))
+        assert trace is not None
+        self.after[name] = trace
+        return in_place_of(torch.cat(smooth), value)
+
+
+def _learning(layer: nn.Module, read: Tensor, ones: float) -> Tensor:
+    """The layer on a trace: of what it reads, and of the ones that its bias reads."""
+    held: dict[str, Tensor] = dict(layer.named_parameters())
+    bias = "expand.bias" if isinstance(layer, TTConv2d) else "bias"
+    if bias in held:
+        held[bias] = held[bias] * ones
+    value: Tensor = functional_call(layer, held, (read,))
+    return value
+
+
+def _detached(state: NeuronState) -> NeuronState:
+    """The same potentials and totals without their history."""
+    return NeuronState(*(item.detach() for item in state))

@@ -1,0 +1,86 @@
+"""`save` and `load` for networks trained from scratch, in the files of `archive`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..archive import read_network, rebuilt_layers, reported, write_network
+from ..errors import CheckpointError
+from ..spiking_json import spiking_layer_from_json, spiking_layer_to_json
+from ..tensor_train import ConvByStep
+from .scratch import SpikingNetwork
+
+KIND = "spiking"
+
+
+def save(network: SpikingNetwork, folder: str | Path) -> None:
+    """Write a network to a folder; what stood there is replaced only when all is written.
+
+    Surrogates belong to training and are not stored; trains of tensors are merged first.
+
+    Raises:
+        OutputError: no permission, no space.
+        SpecError: convolutions that are still trains of tensors: save ``network.merged()``.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from ..ladder import Uniform
+        >>> from ..neurons import NeuronSpec
+        >>> from ..surrogate import ATan
+        >>> from .scratch import spiking
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+        >>> spec = NeuronSpec(Uniform(2), initial=0.0, surrogate=ATan())
+        >>> network = spiking(net, spec, example=torch.zeros(2, 1, 4, 4), time_steps=3).eval()
+        >>> folder = tempfile.mkdtemp()
+        >>> save(network, folder)
+        >>> images = torch.randn(5, 1, 4, 4)
+        >>> torch.equal(load(folder)(images), network(images))
+        True
+    """
+    told = {
+        "time_steps": network.time_steps,
+        "delayed": network.delayed,
+        "read_out_tau": network.read_out_tau,
+        "image_shape": list(network.image_shape),
+    }
+    write_network(folder, KIND, network.layers, _to_json, told)
+
+
+def load(folder: str | Path) -> SpikingNetwork:
+    """The network that `save` wrote, in eval mode on the CPU.
+
+    Raises:
+        CheckpointError: files missing, damaged, changed, of another version, or a converted network
+            (`archive.load` reads those).
+    """
+    content, tensors = read_network(folder)
+    with reported(folder):
+        if content["kind"] != KIND:
+            raise CheckpointError(
+                f"{folder} holds a converted or quantized network: read it with archive.load"
+            )
+        layers = rebuilt_layers(content, tensors, _from_json)
+        told = (content[name] for name in ("time_steps", "delayed", "read_out_tau"))
+        return SpikingNetwork(layers, *told).eval()
+
+
+def _to_json(layer: nn.Module) -> dict[str, Any]:
+    """A layer as plain data; one that depends on the step is two."""
+    if isinstance(layer, ConvByStep):
+        both = {name: layer.get_submodule(name) for name in ("early", "late")}
+        told = {name: spiking_layer_to_json(conv) for name, conv in both.items()}
+        return {"type": "ConvByStep", **told}
+    return spiking_layer_to_json(layer)
+
+
+def _from_json(config: Any) -> nn.Module:
+    """The layer that `_to_json` described, its tensors not yet filled in."""
+    if config["type"] != "ConvByStep":
+        return spiking_layer_from_json(config)
+    early, late = (spiking_layer_from_json(config[name]) for name in ("early", "late"))
+    assert isinstance(early, nn.Conv2d)
+    assert isinstance(late, nn.Conv2d)
+    return ConvByStep(early, late)
