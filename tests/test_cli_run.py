@@ -20,9 +20,12 @@ import torch
 from conftest import ROOT, Command
 from PIL import Image
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 from mt_convert.catalogue import shipped_recipes
+from mt_convert.cli import app
 from mt_convert.models import ModelSpec, build
+from mt_convert.spiking_recipe import SpikingRecipe, load
 
 MARKER = "the_checkpoint_ran_code"
 FEW = ("evaluate.thresholds=[15]", "evaluate.time_steps=[1]", "evaluate.iso_level=false")
@@ -119,17 +122,39 @@ TWINS = (  # the same networks as those of 4 bits above; one recipe of 8 bits is
 )
 
 
+SPIKING = (
+    "cifar10_jpeg_vgg7_plif",
+    "cifar10_resnet18_plif",
+    "cifar10_vgg16_plif",
+    "digits_plif",
+    "dvs_cifar10_vgg_plif",
+    "imagenet_resnet34_plif",
+)
+SPIKING_TWINS = ("cifar100_resnet18_plif", "cifar100_vgg16_plif")  # of CIFAR-10's
+
+
 def test_the_lists_of_recipes_are_complete() -> None:
-    assert sorted(HEAVY + LIGHT + TWINS) == sorted(shipped_recipes())
-    assert len(shipped_recipes()) == 18
+    listed = HEAVY + LIGHT + TWINS + SPIKING + SPIKING_TWINS
+    assert sorted(listed) == sorted(shipped_recipes())
+    assert len(shipped_recipes()) == 26
+    assert {name.replace("cifar100", "cifar10") for name in SPIKING_TWINS} <= set(SPIKING)
     assert {name.replace("w8a8", "w4a4") for name in TWINS} <= set(HEAVY)
 
 
-def smoke(name: str, command: Command, folder: Path) -> None:
-    """Run a recipe's smoke variant and look at what it leaves."""
-    done = command("run", name, "--smoke", timeout=600)
-    assert done.returncode == 0, done.stderr
+def ran(name: str, folder: Path, patch: pytest.MonkeyPatch) -> tuple[Path, str]:
+    """A recipe's smoke variant by the command, in this process; its folder, and what it printed."""
+    patch.chdir(folder)
+    patch.setenv("COLUMNS", "200")
+    done = CliRunner().invoke(app, ["run", name, "--smoke"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
     out = folder / "runs" / f"{name}_smoke"
+    assert " ".join(done.stdout.split()).endswith(f"artefacts are in runs/{out.name}.")
+    return out, done.stdout
+
+
+def converts(name: str, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Run a conversion's smoke variant and look at what it leaves."""
+    out, printed = ran(name, folder, patch)
     rows = json.loads((out / "results.json").read_text())["rows"]
     bits = int(name[-1]) if name[-1].isdigit() else 4
     one_step = [row for row in rows if (row["n"], row["T"]) == (2**bits - 1, 1)]
@@ -139,22 +164,37 @@ def smoke(name: str, command: Command, folder: Path) -> None:
         assert row["snn_accuracy"] == row["qann_accuracy"]
     stored = json.loads((out / "convert" / "report.json").read_text())["report"]
     assert stored["verdict"]["exact_t1"] is True
-    assert "ANN %" in done.stdout
-    assert "equals its quantized network bit for bit at T = 1" in done.stdout
-    assert done.stdout.rstrip().endswith(f"all artefacts are in {out.relative_to(folder)}.")
+    assert "ANN %" in printed
+    assert "equals its quantized network bit for bit at T = 1" in printed
 
 
 @pytest.mark.parametrize("name", LIGHT)
-def test_the_smoke_variant_of_a_recipe_runs(name: str, command: Command, tmp_path: Path) -> None:
-    smoke(name, command, tmp_path)
+def test_the_smoke_variant_of_a_recipe_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converts(name, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HEAVY)
 def test_the_smoke_variant_of_a_heavy_recipe_runs(
-    name: str, command: Command, tmp_path: Path
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    smoke(name, command, tmp_path)
+    converts(name, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPIKING)
+def test_the_smoke_variant_of_a_spiking_recipe_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, printed = ran(name, tmp_path, monkeypatch)
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    recipe = load(name, smoke=True)
+    assert isinstance(recipe, SpikingRecipe)
+    assert [row["T"] for row in rows] == list(range(1, recipe.spiking.time_steps + 1))
+    assert {row["presentation"] for row in rows} == {"every_step" if recipe.data else "frames"}
+    assert "layers of mt_plif neurons" in printed
 
 
 # --------------------------------------------------------------------------------------- the recipe

@@ -43,12 +43,14 @@ class Difference:
 
 
 def next_to_thresholds(
-    layer: str, channels: int = 64, side: int = 16, bits: int = 4, seed: int = 0
+    layer: str, channels: int = 64, side: int = 16, bits: int = 4, seed: int = 0, images: int = 1
 ) -> tuple[Program, Tensor]:
     """A program of one layer, and an image on which all its neurons are next to a threshold: at
     most a few units in the last place away, some of them exactly on it.
 
-    ``layer``: one of `LAYERS`. Shapes: the image [1, channels, side, side]; linear [1, channels].
+    ``layer``: one of `LAYERS`. ``images``: several, each with biases of its own, for backends that
+    run torch's operators, which take them. Shapes: [images, channels, side, side]; linear
+    [images, channels].
 
     Example:
         >>> program, image = next_to_thresholds("linear", channels=8)
@@ -58,7 +60,7 @@ def next_to_thresholds(
     """
     random = torch.Generator().manual_seed(seed)
     shape = (channels,) if layer == "linear" else (channels, side, side)
-    image = torch.randint(0, LEVELS + 1, (1, *shape), generator=random).float()
+    image = torch.randint(0, LEVELS + 1, (images, *shape), generator=random).float()
     values = {0: Whole(shape, -float("inf"), float("inf")), 1: Whole(shape, 0, LEVELS)}
     instructions: list[Any] = [Encode(1, torch.ones(()), (0, LEVELS))]
     sources = [_weighted(layer, channels, bits, random, 2)]
