@@ -41,6 +41,7 @@ default_cfgs = generate_default_cfgs(  # the name under which timm's registry lo
         | {"first_conv": "patch_embed.proj", "classifier": "head"},
         "resnet18_cifar.untrained": _CIFAR | {"classifier": "fc"},
         "vgg16_cifar.untrained": _CIFAR | {"first_conv": "features.0"},
+        "vgg7_cifar.untrained": _CIFAR | {"first_conv": "features.0"},
     }
 )
 
