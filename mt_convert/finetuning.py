@@ -47,6 +47,7 @@ class FinetuneJob:
     surrogate: str | None = None
     learns: tuple[str, ...] = ("weights", "thresholds")
     teacher: str = "qann"
+    detach_reset: bool = True
 
     def __post_init__(self) -> None:
         allowed = {
@@ -74,6 +75,7 @@ class FinetuneJob:
             ALGORITHMS[self.algorithm],
             Trained(**{name: name in self.learns for name in PARTS}),
             None if self.surrogate is None else SURROGATES[self.surrogate],
+            self.detach_reset,
         )
 
 

@@ -74,6 +74,7 @@ class SpikingSpec:
     signed: bool = False
     initial: float = 0.0
     surrogate: str = "atan"
+    detach_reset: bool = True
     algorithm: str = "bptt"
     start: str = "random"
     tensor_train: TensorTrain | None = None
@@ -112,6 +113,8 @@ class SpikingSpec:
             yield Fault("algorithm", self.algorithm, "plif learns its leak: train it by bptt")
         if Reset(self.reset) is Reset.HARD:
             yield Fault("algorithm", self.algorithm, "it needs reset: soft; or take bptt")
+        if not self.detach_reset:
+            yield Fault("detach_reset", "false", "nothing passes from step to step: true, or bptt")
         if self.tensor_train is not None and self.tensor_train.form == "htt":
             yield Fault("tensor_train", "htt", "other weights in late steps: stt, ptt, or bptt")
         leak = self.tau if self.neuron == "lif" else None
@@ -129,6 +132,7 @@ class SpikingSpec:
             signed=self.signed,
             initial=self.initial,
             surrogate=SURROGATES[self.surrogate],
+            detach_reset=self.detach_reset,
         )
 
     def _ladder(self) -> Ladder:

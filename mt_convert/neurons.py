@@ -7,6 +7,7 @@ Floor 2. One step of a layer with potential v, running total Y and step Δ::
              signed: the mirrored ladder looks at 2 v0 − h; both directions fire at equality
              bounds: a threshold that would carry Y + o out of [lo, hi]·Δ does not fire
     reset    soft v = h − o  |  hard v = 0 where anything fired
+             its gradient: none (detach_reset), or that of the spikes
 
 The same IF neuron told by its totals, exact to the last bit, is in ``running``.
 """
@@ -73,6 +74,8 @@ class NeuronSpec:
 
     Units: ``initial`` (the potential v0 at the start) and ``bounds`` of the running total are in
     Δ. ``firing=None`` is the ladder's natural one; ``surrogate=None`` lets no gradient through.
+    With ``detach_reset`` gradients do not pass through resets; else a soft one passes back that of
+    the emission it takes away, a hard one that of the lowest threshold's spike, which cleared it.
 
     Raises:
         SpecError: a combination that has no meaning; the message says which are allowed.
@@ -91,6 +94,7 @@ class NeuronSpec:
     initial: float = 0.5
     bounds: tuple[int | None, int | None] | None = None
     surrogate: Surrogate | None = None
+    detach_reset: bool = True
 
     def __post_init__(self) -> None:
         name, ladder = type(self.ladder).__name__, self.ladder
@@ -109,6 +113,14 @@ class NeuronSpec:
         lo, hi = self.limits
         if not lo <= 0 <= hi:
             raise SpecError(f"NeuronSpec: bounds={self.bounds!r}; allowed is lo <= 0 <= hi or None")
+        through_clearing = self.reset is Reset.HARD and not self.detach_reset
+        if through_clearing and (
+            isinstance(self.surrogate, StraightThrough) or self.bounds is not None
+        ):
+            raise SpecError(
+                "NeuronSpec: detach_reset=False with a hard reset, which passes back the gradient "
+                "of the lowest threshold; allowed are a surrogate such as ATan and no bounds"
+            )
         if isinstance(self.surrogate, StraightThrough) and isinstance(ladder, Learned):
             raise SpecError(
                 "NeuronSpec: StraightThrough needs integer levels; give a Learned ladder a "
@@ -159,8 +171,8 @@ def mt_step(
     reset within a cascade), else ``mt_step_literal``. Both fire at equality, so a charge exactly
     halfway between two levels rounds up, and a signed neuron left exactly there (h = 0 with
     v0 = Δ/2) takes back and re-emits one level for ever, where ST-BIF (fires down at h < 0 only)
-    and ``running_step`` (half to even) rest. The gradient does not pass through the resets, nor
-    through what the thresholds of a cascade leave to the next.
+    and ``running_step`` (half to even) rest. The gradient does not pass through what the thresholds
+    of a cascade leave to the next, nor through detached resets.
 
     Shapes: ``current`` and both state tensors equal; ``delta`` broadcasts (per channel [C, 1, 1]).
     Units: ``decay`` is 1/τ of a PLIF neuron; None takes the one in ``spec.charge``.
@@ -225,10 +237,21 @@ def _step(
         emitted = straight_through(emitted.detach(), h / step, inside)
     spikes = emitted * step
     if spec.reset is Reset.SOFT:
-        v = h - spikes.detach()
-    else:
+        v = h - (spikes.detach() if spec.detach_reset else spikes)
+    elif spec.detach_reset:
         v = torch.where(emitted == 0, h, torch.zeros_like(h))
+    else:
+        v = h * (1 - _cleared(h, emitted, spec, step))
     return spikes, NeuronState(v, state.total + emitted.detach())
+
+
+def _cleared(h: Tensor, emitted: Tensor, spec: NeuronSpec, step: Tensor) -> Tensor:
+    """1 where anything fired, with the gradient of the lowest threshold's spike."""
+    lowest, fired = spec.ladder.thresholds[0], (emitted != 0).to(h.dtype)
+    found = spike(h / step - lowest, spec.surrogate)
+    if spec.signed:
+        found = found + spike(2 * spec.initial - h / step - lowest, spec.surrogate)
+    return fired + (found - found.detach())
 
 
 def _charged(v: Tensor, current: Tensor, charge: Charge, decay: Tensor | None) -> Tensor:

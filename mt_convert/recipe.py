@@ -67,9 +67,9 @@ class FinetuneBlock(BaseModel):
     """Fine-tuning of the converted network for T ``time_steps``, evaluated beside the conversion.
 
     ``thresholds`` null means L. ``algorithm`` makes gradients, through ``surrogate`` (null:
-    straight-through, or rectangular for learned gaps); ``learns`` says which parts; ``teacher`` is
-    asked where ``train.distillation_weight`` is above 0. What ``train`` does not name is that of
-    `FINETUNE_TRAIN` first.
+    straight-through, or rectangular for learned gaps), and through resets too unless they are
+    detached; ``learns`` says which parts; ``teacher`` is asked where ``train.distillation_weight``
+    is above 0. What ``train`` does not name is that of `FINETUNE_TRAIN` first.
     """
 
     model_config = STRICT
@@ -82,6 +82,7 @@ class FinetuneBlock(BaseModel):
     surrogate: Literal[tuple(SURROGATES)] | None = None  # type: ignore[valid-type]
     learns: tuple[Literal[PARTS], ...] = ("weights", "thresholds")  # type: ignore[valid-type]
     teacher: Literal[TEACHERS] = "qann"  # type: ignore[valid-type]
+    detach_reset: bool = True
     train: TrainSpec = TrainSpec(**FINETUNE_TRAIN)
 
     @model_validator(mode="after")
@@ -98,9 +99,8 @@ class FinetuneBlock(BaseModel):
             signed=self.signed,
             presentation=self.presentation,
         )
-        return FinetuneJob(
-            setting, self.algorithm, self.train, self.surrogate, self.learns, self.teacher
-        )
+        names = (self.surrogate, self.learns, self.teacher, self.detach_reset)
+        return FinetuneJob(setting, self.algorithm, self.train, *names)
 
 
 class EvaluateBlock(BaseModel):

@@ -12,7 +12,7 @@ from networks import NETWORKS, images, quantized, shape_of
 from torch import Tensor, nn
 
 import mt_convert as mt
-from mt_convert.direct import BPTT, DSR, OTTT, Derivative, Trained, Unrolled
+from mt_convert.direct import BPTT, DSR, OTTT, Derivative, FinetuneSpec, Trained, Unrolled
 from mt_convert.direct.firing import fire
 from mt_convert.direct.parts import State, TrainedNeuron
 from mt_convert.errors import SpecError
@@ -117,11 +117,13 @@ def test_what_was_learned_is_what_simulate_runs_and_spikes_show(way: str, leaks:
 @pytest.mark.parametrize("surrogate", SURROGATES, ids=repr)
 @pytest.mark.parametrize("ladder", [Uniform(3), Binary(2), PowerOfTwo(3)], ids=repr)
 @pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("detached", [True, False])
 def test_gradients_through_time_are_those_of_the_membrane_potential(
-    signed: bool, ladder: Any, surrogate: Any
+    detached: bool, signed: bool, ladder: Any, surrogate: Any
 ) -> None:
     """Three steps of one layer, with `mt_step` on potentials and `fire` on totals."""
-    spec = NeuronSpec(ladder, signed=signed, bounds=(0, 12), surrogate=surrogate)
+    how: dict[str, Any] = {"surrogate": surrogate, "detach_reset": detached}
+    spec = NeuronSpec(ladder, signed=signed, bounds=(0, 12), **how)
     random = torch.Generator().manual_seed(3)
     start = torch.randn(3, 200, generator=random, dtype=torch.float64) * 3 + 1
     weights = torch.randn(3, 200, generator=random, dtype=torch.float64)
@@ -193,7 +195,7 @@ def test_dsr_is_the_gradient_of_the_clipped_mean_current(n: int, T: int) -> None
     assert float((value - mean.clamp(0, n * 0.7)).detach().abs().max()) <= bound
 
 
-def _chain() -> tuple[Unrolled, Tensor]:
+def _chain(detach_reset: bool = True) -> tuple[Unrolled, Tensor]:
     """Three layers of neurons, signed, T = 4, in float64."""
     torch.manual_seed(5)
     net = nn.Sequential(
@@ -203,7 +205,8 @@ def _chain() -> tuple[Unrolled, Tensor]:
     batch = torch.randn(6, 1, 4, 4)
     qann = mt.quantize(net, mt.QuantSpec(), calibration=batch)
     snn = mt.convert(qann, ladder=Uniform(2), signed=True).double()
-    return Unrolled(snn, 4, surrogate=Sigmoid(2.0)), batch.double()
+    learner = Unrolled(snn, 4, surrogate=Sigmoid(2.0), detach_reset=detach_reset)
+    return learner, batch.double()
 
 
 LINEARS = ("1", "3", "5", "7")
@@ -229,7 +232,8 @@ def _spike_by_spike(learner: Unrolled, batch: Tensor, cut: int) -> dict[str, Ten
             if index == len(neurons):
                 loss = loss + (current - 0.3).square().mean()
                 break
-            spec = replace(neurons[index].spec, surrogate=Sigmoid(2.0))
+            detached = learner.learner("2").detach_reset
+            spec = replace(neurons[index].spec, surrogate=Sigmoid(2.0), detach_reset=detached)
             state = states[index] or initial_state(current, spec, neurons[index].delta)
             if index >= cut:
                 state = state._replace(v=state.v.detach())
@@ -261,8 +265,9 @@ def test_ottt_is_bptt_with_the_carry_of_the_layers_above_cut() -> None:
             assert same == (name == LINEARS[-2])  # the last spiking layer alone
 
 
-def test_bptt_on_totals_is_bptt_on_potentials() -> None:
-    learner, batch = _chain()
+@pytest.mark.parametrize("detached", [True, False])
+def test_bptt_on_totals_is_bptt_on_potentials(detached: bool) -> None:
+    learner, batch = _chain(detached)
     read_outs, _ = learner(batch, range(4))
     added = read_outs.diff(dim=0, prepend=torch.zeros_like(read_outs[:1]))
     (added - 0.3).square().mean((1, 2)).sum().backward()
@@ -351,6 +356,8 @@ def test_what_cannot_learn_so_is_refused() -> None:
         Trained(False, False, False, False)
     with pytest.raises(SpecError, match="every_step=2"):
         BPTT(2)
+    with pytest.raises(SpecError, match="true, or train by BPTT"):
+        FinetuneSpec(2, OTTT(), detach_reset=False)
 
 
 def test_only_what_is_chosen_learns() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -471,6 +472,40 @@ def test_the_reset_is_detached_so_the_potential_carries_the_gradient_of_its_char
     state.v.sum().backward()
     assert current.grad is not None
     assert current.grad.tolist() == [1, 1 if reset is Reset.SOFT else 0]
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("reset", [Reset.SOFT, Reset.HARD])
+def test_a_reset_that_is_not_detached_passes_back_the_gradient_of_its_spikes(
+    reset: Reset, signed: bool
+) -> None:
+    """After two steps, against the chain rule written out."""
+    surrogate, delta, initial = Sigmoid(2.0), 0.5, 0.25
+    spec = NeuronSpec(
+        Uniform(3),
+        reset=reset,
+        signed=signed,
+        initial=initial,
+        surrogate=surrogate,
+        detach_reset=False,
+    )
+    current = torch.randn(500, dtype=torch.float64).requires_grad_()
+    before = initial_state(current, spec, delta)
+    spikes, after = mt_step(before, current, spec, delta)
+    (found,) = torch.autograd.grad(after.v.sum(), current)
+    h = (current + initial * delta).detach()
+    parts = [surrogate.derivative((h - k * delta) / delta) for k in (1, 2, 3)]
+    mirrored = [surrogate.derivative(2 * initial - h / delta - k) for k in (1, 2, 3)]
+    if reset is Reset.SOFT:  # v = h - o, o' = sum of g
+        wanted = 1 - sum(parts) - (sum(mirrored) if signed else 0)
+    else:  # v = h (1 - s), s' = g of the lowest threshold
+        fired = (spikes.detach() != 0).double()
+        slope = (parts[0] - (mirrored[0] if signed else 0)) / delta
+        wanted = (1 - fired) - h * slope
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-12)
+    detached, same = mt_step(before, current, replace(spec, detach_reset=True), delta)
+    assert torch.equal(detached, spikes)
+    assert torch.equal(same.v, after.v)
 
 
 @pytest.mark.parametrize("surrogate", [*SHAPES, StraightThrough(), None], ids=repr)

@@ -22,11 +22,13 @@ from .unrolled import Unrolled
 class FinetuneSpec:
     """How a converted network learns: for T ``time_steps``, by which gradients, which of its parts.
 
-    ``surrogate`` None takes straight-through, or rectangular for learned gaps.
+    ``surrogate`` None takes straight-through, or rectangular for learned gaps. With
+    ``detach_reset`` False gradients pass through resets too.
 
     Raises:
         SpecError: what the algorithm would pass over: a surrogate for DSR or tandem learning, leaks
-            for any but BPTT, thresholds and potentials for tandem learning.
+            and gradients through resets for any but BPTT, thresholds and potentials for tandem
+            learning.
 
     Example:
         >>> FinetuneSpec(time_steps=2).algorithm
@@ -37,6 +39,7 @@ class FinetuneSpec:
     algorithm: Algorithm = field(default_factory=BPTT)
     learns: Trained = field(default_factory=Trained)
     surrogate: Surrogate | None = None
+    detach_reset: bool = True
 
     def __post_init__(self) -> None:
         algorithm, faults = self.algorithm, []
@@ -45,6 +48,9 @@ class FinetuneSpec:
             faults.append(Fault("surrogate", repr(self.surrogate), hint))
         if self.learns.leaks and not isinstance(algorithm, BPTT):
             faults.append(Fault("learns", "leaks", "leave leaks out, or train by BPTT"))
+        if not self.detach_reset and not isinstance(algorithm, BPTT):
+            hint = "nothing passes from step to step: leave it true, or train by BPTT"
+            faults.append(Fault("detach_reset", "false", hint))
         if isinstance(algorithm, Tandem):
             faults += [
                 Fault("learns", part, "the analog path has none: leave them out")
@@ -83,7 +89,13 @@ def finetune(
         SpecError: no validation images; a network or an algorithm that cannot learn so.
         CheckpointError: the folder holds another run.
     """
-    learner = Unrolled(snn, how.time_steps, learns=how.learns, surrogate=how.surrogate)
+    learner = Unrolled(
+        snn,
+        how.time_steps,
+        learns=how.learns,
+        surrogate=how.surrogate,
+        detach_reset=how.detach_reset,
+    )
     history = fit(
         learner,
         splits,

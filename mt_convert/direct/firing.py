@@ -5,7 +5,8 @@ that was converted. With y the input so far and S the levels emitted so far, h =
 potential in units of the step, and the derivative of what is emitted is that of `mt_step`::
 
     dS'/dy = sum_i w_i g(h - theta_i)     (of a signed neuron: of both directions)
-    dS'/dS = 1                            (the reset is detached, as in the literature)
+    dS'/dS = 1                            (the reset is detached, as in the literature; else
+                                           1 - dS'/dy: what was emitted lowers the potential)
 
 so that gradients through time are those of the network spike by spike.
 """
@@ -119,6 +120,7 @@ class _Fire(torch.autograd.Function):
     def forward(
         ctx: Any, y: Tensor, total: Tensor, spec: NeuronSpec, scale: Tensor | float
     ) -> Tensor:
+        ctx.detach_reset = spec.detach_reset
         if ctx.needs_input_grad[0]:
             factor = slope(y, total, spec)
             ctx.save_for_backward(factor if isinstance(scale, float) else factor * scale)
@@ -126,9 +128,7 @@ class _Fire(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
-        return (
-            (grads[0] * ctx.saved_tensors[0] if ctx.saved_tensors else None),
-            grads[0],
-            None,
-            None,
-        )
+        if not ctx.saved_tensors:
+            return None, grads[0], None, None
+        at_y = grads[0] * ctx.saved_tensors[0]
+        return at_y, grads[0] if ctx.detach_reset else grads[0] - at_y, None, None

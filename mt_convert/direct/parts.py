@@ -89,11 +89,16 @@ class TrainedNeuron(nn.Module):
     gain: Tensor | None
 
     def __init__(
-        self, neuron: MTNeuron, surrogate: Surrogate, learns: Trained, shape: tuple[int, ...]
+        self,
+        neuron: MTNeuron,
+        surrogate: Surrogate,
+        learns: Trained,
+        shape: tuple[int, ...],
+        detach_reset: bool = True,
     ) -> None:
         super().__init__()
         self.spec, self.clip, self.leaks = neuron.spec, neuron.clip, learns.leaks
-        self.surrogate = surrogate
+        self.surrogate, self.detach_reset = surrogate, detach_reset
         self.register_buffer("start", neuron.delta.detach().clone())
         self.register_buffer("gain", None if neuron.gain is None else neuron.gain.clone())
         self.factor = _parameter(self.start.new_zeros(()), learns.thresholds)
@@ -108,6 +113,11 @@ class TrainedNeuron(nn.Module):
             raise SpecError(
                 "SpikeTime has one gradient for all thresholds of a neuron: with learned gaps take "
                 "Rectangular or another surrogate of the potential"
+            )
+        if isinstance(ladder, Learned) and not detach_reset:
+            raise SpecError(
+                "the total of a learned ladder answers to its input alone, so that no gradient "
+                "passes through its resets: leave detach_reset true"
             )
         learned = learns.thresholds and isinstance(ladder, Learned)
         self.gaps = _parameter(self.start.new_zeros(ladder.n), True) if learned else None
@@ -145,7 +155,7 @@ class TrainedNeuron(nn.Module):
         spec = window_spec(without_leak(self.spec), presentation, t)
         total, since = self._fired(y, before, spec)
         if lost is not None:
-            v = y - total.detach() + spec.initial
+            v = y - (total.detach() if self.detach_reset else total) + spec.initial
         return total * worth(self, presentation, t), State(total, lost, v, since)
 
     def share(self) -> Tensor:
@@ -199,7 +209,7 @@ class TrainedNeuron(nn.Module):
 
     def _fired(self, y: Tensor, before: State, spec: NeuronSpec) -> tuple[Tensor, Tensor | None]:
         """The new total, and the steps since the last emission if the surrogate asks for them."""
-        learning = replace(spec, surrogate=self.surrogate)
+        learning = replace(spec, surrogate=self.surrogate, detach_reset=self.detach_reset)
         if isinstance(spec.ladder, Learned):
             return fire_learned(y, before.total, learning, self.thresholds()), None
         if before.since is None or not isinstance(self.surrogate, SpikeTime):

@@ -29,8 +29,8 @@ class Unrolled(nn.Module):
     In front of the first optimizer step its read-outs are those of `simulate`, bit for bit, for
     every T, n, mode and presentation. Batch norms that were not folded keep their statistics.
     ``surrogate=None`` takes straight-through where levels are equal, `Rectangular` for learned
-    gaps. `trained` gives the network back. Layers named in ``analog`` compute the function that was
-    quantized instead of spiking.
+    gaps. ``detach_reset`` False lets gradients through resets too. `trained` gives the network
+    back. Layers named in ``analog`` compute the function that was quantized instead of spiking.
 
     Shapes: images [batch, channels, height, width]; a read-out [batch, classes].
     Raises:
@@ -54,6 +54,7 @@ class Unrolled(nn.Module):
         *,
         learns: Trained | None = None,
         surrogate: Surrogate | None = None,
+        detach_reset: bool = True,
     ) -> None:
         super().__init__()
         if not isinstance(time_steps, int) or time_steps < 1:
@@ -65,6 +66,7 @@ class Unrolled(nn.Module):
             )
         learns = Trained() if learns is None else learns
         self.settings = {"learns": repr(learns), "surrogate": repr(surrogate), "T": time_steps}
+        self.settings |= {} if detach_reset else {"detach_reset": False}
         self.snn, self.time_steps = copy.deepcopy(snn), time_steps
         self.neurons = nn.ModuleDict()
         like = next(iter(snn.state_dict().values()))
@@ -72,7 +74,7 @@ class Unrolled(nn.Module):
         for name, neuron in self.snn.neurons():
             kind = surrogate or _natural(neuron)
             shape = tuple(shapes[name].shape[1:])
-            self.neurons[_key(name)] = TrainedNeuron(neuron, kind, learns, shape)
+            self.neurons[_key(name)] = TrainedNeuron(neuron, kind, learns, shape, detach_reset)
         self.analog: frozenset[str] = frozenset()
         self.snn.requires_grad_(False)
         self.grids: dict[str, OnGrid] = {}
