@@ -153,7 +153,7 @@ def test_ours_are_bit_equal_and_who_cannot_run_is_named_with_the_reason(tiny: Ne
     entries = [
         (item, case)
         for item in (*fine, wrong, odd, nan, gone, broken)
-        for case in item.cases(4, [(1, 15), (2, 8)])
+        for case in item.cases(4, [(1, 15), (2, 8)], 15)
     ]
     limit = (lambda: turns.append(1), 1e9)
     turns: list[int] = []
@@ -227,9 +227,23 @@ def test_every_contender_has_a_name_of_its_own_and_says_what_it_is() -> None:
         True
     }
     assert known["fp16_compile"].available(CPU) == "runs on cuda, not on cpu"
-    assert [str(case) for case in known["sinabs"].cases(2, [(4, 4), (4, 1)])] == [
+    assert [str(case) for case in known["sinabs"].cases(2, [(4, 4), (4, 1)], 15)] == [
         "batch 2, T = 4, n = ∞"
     ]
+
+
+def test_binary_thresholds_are_as_many_as_a_level_has_bits_and_compared_with_their_own_kind(
+    tiny: Network,
+) -> None:
+    item = all_contenders()["integer_native_binary"]
+    if item.available(CPU) is not None:
+        pytest.skip(f"no native backend here: {item.available(CPU)}")
+    cases = item.cases(4, [(1, 15), (4, 4), (4, 8)], 15)
+    assert [str(case) for case in cases] == ["batch 4, T = 1, n = 4", "batch 4, T = 4, n = 4"]
+    for case in cases:
+        assert checked(tiny, item, case, item.prepare(tiny, case)).bit_equal is True
+    uniform = all_contenders()["integer_native"].prepare(tiny, cases[1])
+    assert checked(tiny, item, cases[1], uniform).bit_equal is False
 
 
 def test_contenders_are_chosen_by_name_and_all_unknown_ones_are_told() -> None:

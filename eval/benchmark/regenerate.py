@@ -24,7 +24,7 @@ from mt_convert.storage import digest, read_json, write_json
 HERE = Path(__file__).parent
 ROUNDS = 7
 PEER_STEPS = (4, 16)
-OURS = ("integer_native",)
+OURS = ("integer_native", "integer_native_binary")
 FAST_FLOATS = ("fp32_channels_last", "fp32_compile", "onnxruntime_fp32")
 INT8 = ("onnxruntime_int8", "onnxruntime_int8_sums")
 PEERS = ("spikingjelly_rate", "sinabs")
@@ -41,7 +41,7 @@ def parts(base: Wanted, resnet20: str) -> list[Wanted]:
         *(((resnet20,), (batch,), (1, 4), ()) for batch in (128, 1)),
         ((resnet20,), (32,), steps, (*rivals, "simulate_compile", *PEERS)),
         *(((name,), (batch,), (1, 4), rivals) for name in large for batch in (1, 16)),
-        *(((name,), (32,), (1, 4), (*OURS, *FAST_FLOATS, *INT8[1:])) for name in deeper),
+        *(((name,), (32,), (1, 4), (*OURS[:1], *FAST_FLOATS, *INT8[1:])) for name in deeper),
     ]
     return [
         replace(base, networks=names, batches=batches, time_steps=T, contenders=contenders)

@@ -79,7 +79,7 @@ class Wanted:
         return [
             (contender, case)
             for contender in chosen(self.contenders)
-            for case in contender.cases(batch, self.steps(network))
+            for case in contender.cases(batch, self.steps(network), network.levels)
         ]
 
 

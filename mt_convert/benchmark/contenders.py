@@ -56,6 +56,8 @@ class Contender:
     ``tolerance``: the largest difference from the float network, as a share of its largest logit,
     with which it still computes the same; None where only the share of equal classes is told.
     ``thresholds``: n of a peer's neurons, 0 for any number of spikes in a step; of ours None.
+    ``binary``: n thresholds emit the n bits of a level, so that n follows from the levels.
+    ``reference`` is what it is compared with, if not what its kind is.
     """
 
     name: str
@@ -65,6 +67,8 @@ class Contender:
     missing: Callable[[torch.device], str | None] = lambda device: None
     tolerance: float | None = None
     thresholds: int | None = None
+    binary: bool = False
+    reference: Callable[[Network, Case], Runner] | None = None
 
     def available(self, device: torch.device) -> str | None:
         """None if it can run here, else the reason in one line."""
@@ -73,14 +77,16 @@ class Contender:
         except Exception as error:  # a package that does not fit what it meets raises anything
             return one_line(error)
 
-    def cases(self, batch: int, steps: Iterable[tuple[int, int]]) -> list[Case]:
-        """What is timed of it, ``steps`` being pairs of T and n for ours."""
+    def cases(self, batch: int, steps: Iterable[tuple[int, int]], levels: int) -> list[Case]:
+        """What is timed of it, ``steps`` being pairs of T and n for ours; of a network with so many
+        levels."""
         pairs = list(steps)
-        if self.kind is Kind.INTEGER:
+        if self.kind not in (Kind.INTEGER, Kind.PEER):
+            return [Case(batch)]
+        if self.kind is Kind.INTEGER and not self.binary:
             return [Case(batch, T, n) for T, n in pairs]
-        if self.kind is Kind.PEER:
-            return [Case(batch, T, self.thresholds) for T in dict.fromkeys(T for T, _ in pairs)]
-        return [Case(batch)]
+        n = levels.bit_length() if self.binary else self.thresholds
+        return [Case(batch, T, n) for T in dict.fromkeys(T for T, _ in pairs)]
 
 
 def one_line(error: BaseException) -> str:

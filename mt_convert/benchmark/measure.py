@@ -170,7 +170,7 @@ def checked(network: Network, contender: Contender, case: Case, runner: Runner) 
     Ours with the reference backend, bit by bit; float networks and other packages' with the float
     network, quantized ones with Brevitas.
     """
-    reference = _reference(network, contender.kind, case)
+    reference = _reference(network, contender, case)
     generator = torch.Generator().manual_seed(1)
     pairs = []
     for _ in range(max(1, -(-CHECKED // case.batch))):
@@ -205,11 +205,13 @@ def compared(
     return Checked(bits, agreement, float(apart.square().mean().sqrt() / spread), fault)
 
 
-def _reference(network: Network, kind: Kind, case: Case) -> Runner:
-    """What contenders of a kind are to compute."""
-    if kind is Kind.INTEGER:
+def _reference(network: Network, contender: Contender, case: Case) -> Runner:
+    """What a contender is to compute."""
+    if contender.reference is not None:
+        return contender.reference(network, case)
+    if contender.kind is Kind.INTEGER:
         return all_contenders()[f"integer_{REFERENCE}"].prepare(network, case)
-    return network.qann if kind is Kind.QUANTIZED else network.ann
+    return network.qann if contender.kind is Kind.QUANTIZED else network.ann
 
 
 def _plain(logits: Any) -> Tensor:

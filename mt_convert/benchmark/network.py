@@ -16,7 +16,7 @@ from .. import archive
 from ..convert import convert
 from ..coverage.lived_in import build
 from ..errors import CheckpointError, SpecError
-from ..ladder import Uniform
+from ..ladder import Binary, Uniform
 from ..macs import count_macs
 from ..models import architecture_fault
 from ..quant_spec import QuantSpec
@@ -68,6 +68,10 @@ class Network:
         if n >= self.levels:
             return convert(self.qann)
         return convert(self.qann, ladder=Uniform(n), signed=True)
+
+    def binary(self, bits: int) -> SpikingModel:
+        """Converted, ``bits`` thresholds in every layer, one for each bit of a level."""
+        return convert(self.qann, ladder=Binary(bits))
 
     @cached_property
     def size(self) -> dict[str, Any]:

@@ -30,6 +30,19 @@ def _backend(name: str, about: str) -> Contender:
     return Contender(f"integer_{name}", Kind.INTEGER, about, prepare, _missing(name))
 
 
+def _binary(name: str) -> Callable[[Network, Case], Runner]:
+    """The integer network of binary thresholds on one backend."""
+
+    def prepare(network: Network, case: Case) -> Runner:
+        assert case.T is not None
+        assert case.n is not None
+        steps = case.T
+        model = integer(network.binary(case.n), backend=name)
+        return lambda images: model.run(images, steps).logits
+
+    return prepare
+
+
 def _missing(name: str) -> Callable[[torch.device], str | None]:
     """Why a backend cannot run on a device."""
 
@@ -62,6 +75,15 @@ def _compiled(network: Network, case: Case) -> Runner:
 
 CONTENDERS = (
     _backend("native", "integer network, our kernels in C++"),
+    Contender(
+        "integer_native_binary",
+        Kind.INTEGER,
+        "the same on binary thresholds: a cascade of n emits all n bits in a step",
+        _binary("native"),
+        _missing("native"),
+        binary=True,
+        reference=_binary(REFERENCE),
+    ),
     _backend("compile", "integer network in float containers, torch.compile"),
     _backend("torch", "integer network in float containers, plain torch: the reference"),
     Contender("simulate", Kind.INTEGER, "simulation in float, plain torch", _simulated),

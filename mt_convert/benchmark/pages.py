@@ -164,8 +164,11 @@ def _gain(where: str, rows: Sequence[BenchRow]) -> list[str]:
         default=None,
     )
     lines = []
-    for T in sorted({row.T for row in rows if row.T and kind_of(row) is Kind.INTEGER}):
-        own = fastest([row for row in rows if row.T == T], Kind.INTEGER)
+    ours = sorted({(row.T, row.n) for row in rows if row.T and kind_of(row) is Kind.INTEGER})
+    kinds = [(T, n, binary) for T, n in ours for binary in (False, True)]
+    for T, n, binary in kinds:
+        same = [row for row in rows if (row.T, row.n) == (T, n) and is_binary(row) == binary]
+        own = fastest(same, Kind.INTEGER)
         if own is None or best is None or own.ratio_to_best_float is None:
             continue
         text = (
@@ -182,6 +185,12 @@ def _gain(where: str, rows: Sequence[BenchRow]) -> list[str]:
         share = cells(own)[HEADINGS.index("× best float") + 1]
         lines.append(text + ("." if share == "–" else f"; {share} of the machine's limit."))
     return lines
+
+
+def is_binary(row: BenchRow) -> bool:
+    """Whether its thresholds are the bits of a level."""
+    known = all_contenders()
+    return row.contender in known and known[row.contender].binary
 
 
 def _over_time(found: Benchmark) -> list[str]:
