@@ -46,6 +46,8 @@ STARTS = ("random", "ann")
 class SpikingSpec:
     """Which neurons stand where a network has activations, for how many steps, and how they learn.
 
+    ``surrogate`` and ``detach_reset`` say what gradients pass through, ``algorithm`` how they are
+    made.
     ``ladder`` null is the mode's own: equal steps for parallel thresholds, powers of two for a
     cascade. All n thresholds together emit at most 1, as a single one does. ``tau`` is the leak of
     lif, and where that of plif starts. ``start`` "ann" takes over the weights of the recipe's float
@@ -110,16 +112,18 @@ class SpikingSpec:
         if self.algorithm not in ("ottt_a", "ottt_o", "dsr"):
             return
         if self.neuron == "plif":
-            yield Fault("algorithm", self.algorithm, "plif learns its leak: train it by bptt")
+            yield Fault(
+                "algorithm", self.algorithm, "it cannot learn the leak of plif: take bptt, or lif"
+            )
         if Reset(self.reset) is Reset.HARD:
-            yield Fault("algorithm", self.algorithm, "it needs reset: soft; or take bptt")
+            yield Fault("algorithm", self.algorithm, "it needs reset: soft; or train by bptt")
         if not self.detach_reset:
-            yield Fault("detach_reset", "false", "nothing passes from step to step: true, or bptt")
+            yield Fault("detach_reset", "false", "leave it true, or train by bptt")
         if self.tensor_train is not None and self.tensor_train.form == "htt":
-            yield Fault("tensor_train", "htt", "other weights in late steps: stt, ptt, or bptt")
+            yield Fault("tensor_train", "htt", "take form stt or ptt, or train by bptt")
         leak = self.tau if self.neuron == "lif" else None
         if self.algorithm == "dsr" and self.time_steps > 1 and self.read_out_tau != leak:
-            hint = f"read-out and neurons weigh steps alike: take {leak}, or bptt"
+            hint = f"read-out and neurons weigh steps alike: take {leak}, or train by bptt"
             yield Fault("read_out_tau", str(self.read_out_tau), hint)
 
     def neuron_spec(self) -> NeuronSpec:
@@ -172,8 +176,11 @@ def learned(
     folder: Path,
     *,
     classes: int,
+    teacher: nn.Module | None = None,
 ) -> tuple[History, dict[str, Any]]:
     """Train in place, resumed from ``folder``; the history, and the columns that tell of it.
+
+    ``teacher`` is asked where ``train.distillation_weight`` is above 0.
 
     Raises:
         CheckpointError: the folder holds another training.
@@ -182,7 +189,13 @@ def learned(
     meter = meter_of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     meter.start()
     history = fit(
-        network, splits, train, folder, classes=classes, algorithm=ALGORITHMS[spec.algorithm]
+        network,
+        splits,
+        train,
+        folder,
+        classes=classes,
+        teacher=teacher,
+        algorithm=ALGORITHMS[spec.algorithm],
     )
     path = folder / "peak.json"
     if not path.is_file():

@@ -38,8 +38,8 @@ class SpikingRecipe(BaseModel):
 
     The images are those of ``data``, or the recordings of ``events``. ``seed`` draws untrained
     weights and is the seed of all trainings that name none. ``ann`` trains the float network of the
-    same architecture first: it stands beside in the table, and with ``spiking.start`` "ann" its
-    weights are where the spiking network starts.
+    same architecture first: it stands beside in the table, is the teacher of a distillation, and
+    with ``spiking.start`` "ann" its weights are where the spiking network starts.
     """
 
     model_config = STRICT
@@ -65,6 +65,9 @@ class SpikingRecipe(BaseModel):
             if self.ann is not None or self.spiking.start == "ann":
                 hint = "it takes images, not frames: leave ann out and spiking.start random"
                 faults.append(Fault("ann", "has no images", hint))
+        if self.train.distillation_weight and not self.trained_ann:
+            hint = "give ann, model.checkpoint or model.pretrained; or distillation_weight: 0"
+            faults.append(Fault("train", "asks a float network that is not trained", hint))
         last = max(self.evaluate.time_steps or (1,))
         if last > self.spiking.time_steps:
             hint = f"the network is trained for {self.spiking.time_steps}"
@@ -82,8 +85,9 @@ class SpikingRecipe(BaseModel):
 
     @property
     def trained_ann(self) -> bool:
-        """Whether the float network is worth a look: trained here, or loaded."""
-        return self.ann is not None or self.model.pretrained or self.model.checkpoint is not None
+        """Whether the float network is worth a look: trained here, or loaded, and for images."""
+        loaded = self.model.pretrained or self.model.checkpoint is not None
+        return self.events is None and (self.ann is not None or loaded)
 
 
 AnyRecipe = Recipe | SpikingRecipe

@@ -104,6 +104,7 @@ class SpikingRun(Staged):
             recipe.train,
             folder / "learn",
             classes=recipe.model.classes,
+            teacher=self._float() if recipe.train.distillation_weight else None,
         )
         if not self.first:
             return

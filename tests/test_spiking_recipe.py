@@ -108,18 +108,19 @@ def test_values_that_are_not_allowed_are_told_all_at_once() -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (("spiking.algorithm=ottt_a",), "plif learns its leak"),
+        (("spiking.algorithm=ottt_a",), "cannot learn the leak of plif"),
         (("spiking.algorithm=dsr", "spiking.neuron=lif", "spiking.reset=hard"), "reset: soft"),
         (("spiking.algorithm=dsr", "spiking.neuron=lif"), "weigh steps alike: take 2.0"),
         (
             ("spiking.algorithm=ottt_a", "spiking.tensor_train={form: htt, rank: 1}"),
-            "stt, ptt, or bptt",
+            "stt or ptt, or train by bptt",
         ),
         (("spiking.mode=parallel", "spiking.ladder=binary"), "allowed is cascade"),
         (("evaluate.time_steps=[9]",), "step 9"),
         (("data=null",), "either data or events"),
         (("model.classes=7",), "data.classes is 10"),
         (("spiking.tau=0.5",), "tau"),
+        (("ann=null", "train.distillation_weight=0.5"), "float network that is not trained"),
     ],
 )
 def test_what_does_not_go_together_is_refused(overrides: tuple[str, ...], said: str) -> None:
@@ -159,6 +160,17 @@ def test_a_run_leaves_the_network_its_rows_and_a_page(finished: Path) -> None:
     assert markdown_table(rows) in page
     assert "QANN" not in page
     assert f"{row.snn_accuracy:.2f} % of 16 test images after 3 steps" in page
+
+
+def test_the_float_network_can_be_the_teacher(tmp_path: Path) -> None:
+    words = ("train.epochs=1", "spiking.time_steps=1", "train.distillation_weight=0.9")
+    taught = pipeline.run(small(*words), tmp_path / "taught", resume=False)
+    alone = pipeline.run(small(*words[:2]), tmp_path / "alone", resume=False)
+    assert not torch.equal(*(load_weights(out) for out in (taught, alone)))
+
+
+def load_weights(out: Path) -> torch.Tensor:
+    return load_tensors(out / "spiking" / "tensors.safetensors")["linear.weight"]
 
 
 def test_rows_are_what_the_stored_network_answers(finished: Path) -> None:
@@ -231,7 +243,7 @@ def test_it_starts_from_new_weights_or_from_those_of_the_float_network(tmp_path:
         ("spiking.neuron=lif", "spiking.algorithm=dsr", "spiking.read_out_tau=2.0"),
         ("spiking.mode=cascade", "spiking.signed=true", "spiking.algorithm=bptt_every_step"),
         ("spiking.reset=hard", "spiking.read_out_tau=2.0"),
-        ("spiking.tensor_train={form: htt, rank: 2}",),
+        ("spiking.tensor_train={form: htt, rank: 2}", "spiking.detach_reset=false"),
     ],
     ids=lambda words: " ".join(words),
 )
