@@ -170,7 +170,7 @@ def load_recipe(
     """
     path, tree = tree_of(path_or_name)
     if "spiking" in override(tree, overrides).value:
-        hint = "it is trained as a spiking network: mt-convert run does that"
+        hint = "mt-convert run trains the spiking network, mt-convert show prints its table"
         fault = Fault(str(path_or_name), "has a spiking block", hint)
         raise RecipeError("this recipe converts nothing", [fault])
     return read(path, tree, overrides, smoke, CONVERSION)

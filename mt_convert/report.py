@@ -34,6 +34,7 @@ def rich_table(rows: Sequence[Row]) -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
+        min_width=64,  # a narrow table would break its title into a column of words
     )
     shown = [name for name in names if name not in shared]
     for name in shown:
