@@ -196,7 +196,7 @@ def _average(pool: Any, value: Terms, kernel: Any, *rest: Any, **named: Any) -> 
     counts = total(ones, kernel, **summing)
     divisors = torch.round(counts / pool(ones, kernel, **named))
     common = math.lcm(*(int(divisor) for divisor in divisors.unique()))
-    weights, parts = common / divisors, []
+    weights, parts = torch.round(common / divisors), []  # 49 / 49 can be 1 less an ulp
     for part in value.parts:
         _steady(part, space)
         limit = part.limit * float((counts * weights).max())

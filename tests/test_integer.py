@@ -22,6 +22,7 @@ from mt_convert.integer.backends import BACKENDS, TorchBackend, in_int8
 from mt_convert.integer.exactness import LAYERS, layer_difference, next_to_thresholds
 from mt_convert.integer.native.build import instruction_sets
 from mt_convert.integer.program import Accumulate, Encode, Fire, Program, Whole
+from mt_convert.integer.tracing import trace
 from mt_convert.ladder import Binary, PowerOfTwo, Uniform
 from mt_convert.quantize import QuantizedModel
 from mt_convert.simulate import Run, simulate
@@ -301,3 +302,18 @@ def test_auto_takes_the_native_backend_where_there_is_one() -> None:
     native = BACKENDS["native"].missing() is None and instruction_sets()[0] != "portable"
     assert model.backend == ("native" if native else "torch")
     assert f"backend {model.backend}: 6 weighted layers" in str(model)
+
+
+@pytest.mark.parametrize("side", [7, 10, 13, 14])
+def test_an_average_over_all_pixels_is_a_plain_sum(side: int) -> None:
+    """49 · (1/49) is not 1 in floating point; the sum is to stay whole."""
+    net = nn.Sequential(
+        *(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    )
+    calibration = torch.randn(8, 1, side, side)
+    snn = mt.convert(mt.quantize(net.eval(), mt.QuantSpec(), calibration=calibration))
+    program = trace(snn)
+    assert Tensor.mul not in {getattr(item, "target", None) for item in program.instructions}
+    for backend in {info for info in ("torch", "native") if BACKENDS[info].missing() is None}:
+        found = mt.integer(snn, backend=backend)(calibration)
+        assert torch.equal(found, mt.integer(snn, backend="torch")(calibration))
