@@ -1,5 +1,6 @@
-"""Taking turns: every contender once per round, in rotated order, so that what the machine does
-meanwhile meets all of them alike. Results are ratios within rounds, then medians."""
+"""Taking turns: every contender once per round, in an order drawn anew, so that what the machine
+does meanwhile, and what the one before leaves behind, meets all of them alike. Results are ratios
+within rounds, then medians."""
 
 from __future__ import annotations
 
@@ -44,8 +45,8 @@ def interleaved(
 ) -> Iterator[list[float]]:
     """Yield after each round the seconds per call of every runner, in the order given.
 
-    Each round has fresh images, the same for all; its first runner is the next in turn. All runners
-    are warmed up before the first round.
+    Each round has fresh images, the same for all, and an order of its own, drawn with a fixed seed.
+    All runners are warmed up before the first round.
 
     Raises:
         SpecError: fewer than `LEAST_ROUNDS` rounds.
@@ -60,9 +61,10 @@ def interleaved(
         raise SpecError(f"rounds is {rounds}: allowed are {LEAST_ROUNDS} or more")
     clock = clock or Clock()
     calls = [_warmed_up(runner, images(), clock) for runner in runners]
-    for turn in range(rounds):
+    random = torch.Generator().manual_seed(0)
+    for _ in range(rounds):
         batch = images()
-        order = [(turn + k) % len(runners) for k in range(len(runners))]
+        order = torch.randperm(len(runners), generator=random).tolist()
         found = {k: _seconds(runners[k], batch, calls[k], clock) for k in order}
         yield [found[k] for k in range(len(runners))]
 
