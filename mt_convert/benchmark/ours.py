@@ -11,36 +11,32 @@ from ..compiled import CompiledSimulation
 from ..integer import integer
 from ..integer.backends import BACKENDS
 from ..simulate import simulate
+from ..spiking import SpikingModel
 from .contenders import Case, Contender, Kind, Runner
 from .network import Network
 
 REFERENCE = "torch"
 
 
-def _backend(name: str, about: str) -> Contender:
+def _prepare(
+    name: str, spiking: Callable[[Network, int], SpikingModel]
+) -> Callable[[Network, Case], Runner]:
     """The integer network on one backend."""
 
     def prepare(network: Network, case: Case) -> Runner:
         assert case.T is not None
         assert case.n is not None
         steps = case.T
-        model = integer(network.spiking(case.n), backend=name)
-        return lambda images: model.run(images, steps).logits
-
-    return Contender(f"integer_{name}", Kind.INTEGER, about, prepare, _missing(name))
-
-
-def _binary(name: str) -> Callable[[Network, Case], Runner]:
-    """The integer network of binary thresholds on one backend."""
-
-    def prepare(network: Network, case: Case) -> Runner:
-        assert case.T is not None
-        assert case.n is not None
-        steps = case.T
-        model = integer(network.binary(case.n), backend=name)
+        model = integer(spiking(network, case.n), backend=name)
         return lambda images: model.run(images, steps).logits
 
     return prepare
+
+
+def _backend(name: str, about: str) -> Contender:
+    """The integer network of equal thresholds on one backend."""
+    prepare = _prepare(name, Network.spiking)
+    return Contender(f"integer_{name}", Kind.INTEGER, about, prepare, _missing(name))
 
 
 def _missing(name: str) -> Callable[[torch.device], str | None]:
@@ -79,10 +75,10 @@ CONTENDERS = (
         "integer_native_binary",
         Kind.INTEGER,
         "the same on binary thresholds: a cascade of n emits all n bits in a step",
-        _binary("native"),
+        _prepare("native", Network.binary),
         _missing("native"),
         binary=True,
-        reference=_binary(REFERENCE),
+        reference=_prepare(REFERENCE, Network.binary),
     ),
     _backend("compile", "integer network in float containers, torch.compile"),
     _backend("torch", "integer network in float containers, plain torch: the reference"),
