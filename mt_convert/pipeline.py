@@ -24,7 +24,7 @@ from .finetuning import finetuned
 from .ladder import Uniform
 from .models import build
 from .quantize import QuantizedModel, quantize
-from .recipe import Recipe, dump, here_faults
+from .recipe import Recipe, here_faults
 from .spiking import SpikingModel
 from .spiking_recipe import AnyRecipe, SpikingRecipe
 from .staged import Staged
@@ -145,9 +145,6 @@ class Conversion(Staged):
         stored = [read_json(self.at[name] / "rows.json") for name in ("evaluate", "finetune")]
         rows = [row for item in stored for row in results.results_from_json(item)]
         return json_text(results.results_to_json(rows))
-
-    def text(self) -> str:
-        return dump(self.recipe)
 
     # ----------------------------------------------------------------------------------- stages
 

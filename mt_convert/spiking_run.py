@@ -21,7 +21,6 @@ from .direct.scratch import SpikingNetwork
 from .errors import Fault
 from .from_scratch import accuracy_of, build_spiking, learned, rows_of
 from .models import build
-from .recipe import dump
 from .results import Row
 from .spiking import Presentation
 from .spiking_recipe import SpikingRecipe, here_faults
@@ -61,9 +60,6 @@ class SpikingRun(Staged):
 
     def rows_text(self) -> str:
         return (self.at["evaluate"] / "rows.json").read_text()
-
-    def text(self) -> str:
-        return dump(self.recipe)
 
     # ----------------------------------------------------------------------------------- stages
 

@@ -27,6 +27,7 @@ from pydantic import BaseModel
 
 from .errors import CheckpointError, OutputError, RecipeError
 from .processes import Processes
+from .recipe import dump
 from .storage import atomic, digest, read_json, write_json
 
 NEW = ".new"
@@ -72,10 +73,6 @@ class Staged(ABC):
     def rows_text(self) -> str:
         """The content of ``results.json``, from the finished stages."""
 
-    @abstractmethod
-    def text(self) -> str:
-        """The recipe as it is stored beside the results."""
-
     def all_stages(self) -> Path:
         """Run what is not there yet, and put it in its place; return the folder.
 
@@ -109,7 +106,7 @@ class Staged(ABC):
         moved = [name for name in self.stages if self.at[name] != self.out / name]
         stale = any(
             not path.is_file() or path.read_text() != wanted
-            for path, wanted in ((published, rows), (self.out / "recipe.yaml", self.text()))
+            for path, wanted in ((published, rows), (self.out / "recipe.yaml", dump(self.settings)))
         )
         if not (self.changed or moved or stale):
             return
@@ -151,7 +148,7 @@ class Staged(ABC):
     def _describe(self) -> None:
         """What is run, and on what."""
         with atomic(self.out / "recipe.yaml") as temporary:
-            temporary.write_text(self.text())
+            temporary.write_text(dump(self.settings))
         write_json(self.out / "versions.json", _versions())
 
     def _same(self, folder: Path) -> bool:
