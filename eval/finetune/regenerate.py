@@ -78,7 +78,8 @@ def main() -> None:
     common = [f"data.root={given.data}", f"model.checkpoint={given.weights}"]
     trained = given.runs / RECIPE
     if not given.pages:
-        _command("run", RECIPE, *common, "--out", str(trained), "--resume")
+        if not (trained / "results.json").is_file():
+            _command("run", RECIPE, *common, "--out", str(trained), "--resume")
         for item in trainings():
             if not given.only or any(word in item.name for word in given.only):
                 out = given.runs / "finetune" / item.name
