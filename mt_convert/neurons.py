@@ -227,14 +227,14 @@ def _step(
     step, (lo, hi) = _like(delta, current), spec.limits
     h = _charged(state.v, current, spec.charge, decay)
     room = hi - state.total
-    emitted = count(h, room, spec, step, 0.0)
-    inside = _window(h, room, spec, step, 0.0)
+    ways = [(h, room, 0.0)]
     if spec.signed:  # 2 v0 − h ≥ θ as −h ≥ θ − 2 v0, which rounds nothing away
-        room, shift = state.total - lo, 2 * spec.initial
-        emitted = emitted - count(-h, room, spec, step, shift)
-        inside = inside | _window(-h, room, spec, step, shift)
+        ways.append((-h, state.total - lo, 2 * spec.initial))
+    up, *down = [count(x, room, spec, step, shift) for x, room, shift in ways]
+    emitted = up - down[0] if down else up
     if isinstance(spec.surrogate, StraightThrough):
-        emitted = straight_through(emitted.detach(), h / step, inside)
+        y = h / step
+        emitted = straight_through(emitted.detach(), y, window(y.detach(), state.total, spec))
     spikes = emitted * step
     if spec.reset is Reset.SOFT:
         v = h - (spikes.detach() if spec.detach_reset else spikes)
@@ -266,17 +266,19 @@ def _count_literal(h: Tensor, room: Tensor, spec: NeuronSpec, step: Tensor, shif
     """The emission of one direction in Δ, one threshold at a time, all lowered by ``shift``."""
     ladder = spec.ladder
     surrogate = None if isinstance(spec.surrogate, StraightThrough) else spec.surrogate
-    count = torch.zeros_like(h)
+    count, unbounded = torch.zeros_like(h), spec.bounds is None
     if spec.rule is Firing.PARALLEL:
         level = 0.0
         for threshold, weight in zip(ladder.thresholds, ladder.weights, strict=True):
             level += weight
             fired = spike((h - (threshold - shift) * step) / step, surrogate)
-            count = count + weight * fired * (level <= room)
+            count = count + weight * (fired if unbounded else fired * (level <= room))
         return count
     for threshold in ladder.cascade:
         reached = count.detach() + threshold
-        fired = spike((h - (reached - shift) * step) / step, surrogate) * (reached <= room)
+        fired = spike((h - (reached - shift) * step) / step, surrogate)
+        if not unbounded:
+            fired = fired * (reached <= room)
         if spec.reset is Reset.HARD:  # the first spike clears the potential
             fired = fired * (count == 0)
         count = count + threshold * fired
@@ -293,9 +295,25 @@ def _count_closed(h: Tensor, room: Tensor, spec: NeuronSpec, step: Tensor, shift
         return largest_emission(torch.minimum(count, room), spec.ladder)
 
 
-def _window(h: Tensor, room: Tensor, spec: NeuronSpec, step: Tensor, shift: float) -> Tensor:
-    """Where the emission answers to h under a straight-through gradient: [½Δ, (reach + ½)Δ]."""
-    y, cap = (h / step).detach() + shift, room.clamp(max=spec.ladder.reach)
+def window(h: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
+    """Where the emission answers to h under a straight-through gradient: [½, reach + ½], or as far
+    as the bounds leave room; of a signed neuron in either direction.
+
+    Units: h, the potential before firing, and the total so far in Δ.
+
+    Example:
+        >>> from mt_convert.ladder import Uniform
+        >>> window(torch.tensor([0.25, 0.5, 2.5, 3.0]), torch.zeros(4), NeuronSpec(Uniform(2)))
+        tensor([False,  True,  True, False])
+    """
+    lo, hi = spec.limits
+    up = _window(h, hi - total, spec)
+    return up | _window(2 * spec.initial - h, total - lo, spec) if spec.signed else up
+
+
+def _window(y: Tensor, room: Tensor, spec: NeuronSpec) -> Tensor:
+    """The window of one direction."""
+    cap = room.clamp(max=spec.ladder.reach)
     return (y >= 0.5) & (y <= cap + 0.5) & (cap > 0)
 
 

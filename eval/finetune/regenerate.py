@@ -28,7 +28,8 @@ RECIPE = "cifar10_resnet20_w2a2"
 ALGORITHMS = ("bptt", "ottt_a", "dsr")
 SHORT = ((1, 2), (1, 4), (3, 1))  # n, T
 SEEDS = (0, 1)
-EPOCHS = 2
+EPOCHS = 1
+IMAGES = 20_000  # of 45,000; validation images among them
 LR = 0.0005
 
 
@@ -50,6 +51,7 @@ class Training:
         """The overrides of the recipe."""
         train = f"{{epochs: {EPOCHS}, lr: {LR}, optimizer: adamw, weight_decay: 0.0}}"
         return [
+            f"data.limit={IMAGES}",
             f"finetune={{thresholds: {self.n}, time_steps: {self.T}, train: {train}}}",
             f"finetune.algorithm={self.algorithm}",
             f"finetune.train.seed={self.seed}",

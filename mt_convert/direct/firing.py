@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..neurons import NeuronSpec, NeuronState, mt_step
+from ..neurons import NeuronSpec, NeuronState, mt_step, window
 from ..running import running_step
 from ..surrogate import SpikeTime, StraightThrough, spike
 
@@ -80,12 +80,14 @@ def slope(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
         return torch.zeros_like(y, dtype=torch.bool)
     if isinstance(spec.surrogate, SpikeTime):
         return spec.surrogate.derivative(y)
+    before = NeuronState(spec.initial - total.detach(), total.detach())
+    if isinstance(spec.surrogate, StraightThrough):
+        return window(before.v + y.detach(), before.total, spec)
     with torch.enable_grad():
         h = y.detach().requires_grad_()
-        before = NeuronState(spec.initial - total.detach(), total.detach())
         emitted, _ = mt_step(before, h, spec, 1.0)
         (found,) = torch.autograd.grad(emitted.sum(), h)
-    return found.bool() if isinstance(spec.surrogate, StraightThrough) else found
+    return found
 
 
 def in_place_of(smooth: Tensor, value: Tensor) -> Tensor:
