@@ -18,7 +18,7 @@ CIFAR_MODELS: dict[str, str] = {
     "resnet44_cifar": "ResNet-44, option-A shortcuts (He et al. 2016), 0.66 million parameters",
     "resnet56_cifar": "ResNet-56, option-A shortcuts (He et al. 2016), 0.85 million parameters",
     "resnet18_cifar": "ResNet-18 with a 3x3 stem and no max-pool, 11.2 million parameters",
-    "vgg7_cifar": "a VGG of 6 convolutions, 16 to 64 channels, 73,000 parameters",
+    "vgg7_cifar": "a VGG of 6 convolutions, 16 to 64 channels, stride 2 first, 73,000 parameters",
     "vgg16_cifar": "VGG-16 with batch norm and one linear layer, 14.7 million parameters",
 }
 

@@ -1,7 +1,7 @@
 """``mt-convert finetune``: the converted network of a run learns; a table of before and after.
 
 Floor 10. Leaves ``learn/`` (the training), ``network/`` (the fine-tuned network), ``recipe.yaml``,
-``results.json`` and ``README.md``.
+``results.json`` and ``README.md``; and in the run's ``finetuned`` folder the conversions' numbers.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def run(name: str, overrides: Sequence[str], out: Path | None) -> Path:
     block = recipe.finetune
     assert block is not None
     (subject,) = subjects_of(name, [], overrides)
-    out = out or folder / "finetuned" / _name(block)
+    kept = folder / "finetuned"  # what all trainings of this network are compared with
+    out = out or kept / _name(block)
     splits = open_data(recipe.data)
-    rows, history = finetuned(
-        block.job(recipe.quantize.levels), subject, splits, out, classes=recipe.model.classes
-    )
+    job, classes = block.job(recipe.quantize.levels), recipe.model.classes
+    rows, history = finetuned(job, subject, splits, out, classes=classes, shared=kept)
     write_json(out / "results.json", results.results_to_json(rows))
     _describe(out, recipe)
     with atomic(out / "README.md") as temporary:

@@ -80,18 +80,25 @@ class FinetuneJob:
 
 
 def finetuned(
-    job: FinetuneJob, subject: Subject, splits: Splits, folder: Path, *, classes: int
+    job: FinetuneJob,
+    subject: Subject,
+    splits: Splits,
+    folder: Path,
+    *,
+    classes: int,
+    shared: Path | None = None,
 ) -> tuple[list[Row], History]:
     """Convert, fine-tune and evaluate: the rows of the conversion and of what it became.
 
     Leaves in ``folder``: ``learn`` (the training, which goes on where it was stopped), ``network``
-    (the fine-tuned network), ``cells``.
+    (the fine-tuned network), and, unless a ``shared`` folder of several trainings is given, the
+    cells of the table.
 
     Raises:
         SpecError: a network or an algorithm that cannot learn so; no validation images.
         CheckpointError: the folder holds another training.
     """
-    cells = Cells(folder, job.train.batch_size)
+    cells = Cells(shared or folder, job.train.batch_size)
     before = cells.rows(subject, [job.setting], "converted")
     snn, _ = prepared(subject.qann, job.setting, subject.calibration)
     teacher = subject.qann if job.teacher == "qann" else subject.ann

@@ -119,13 +119,14 @@ def _group(inputs: int, outputs: int, stride: int, drop_paths: list[float]) -> n
 
 
 _VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
-_VGG7 = ((16, 2), (32, 2), (64, 2))
+_VGG7 = {"plan": ((16, 2), (32, 2), (64, 2)), "stem_stride": 2}
 
 
 class CifarVGG(nn.Module):
     """Groups of 3x3 convolutions with batch norm, a max-pool behind each, one linear layer.
 
-    ``plan`` holds channels and convolutions of each group, VGG-16's unless told otherwise.
+    ``plan`` holds channels and convolutions of each group, VGG-16's unless told otherwise;
+    ``stem_stride`` is the stride of the first convolution.
 
     Shapes: images ``[batch, in_chans, H, W]`` with H and W of at least 2 to the number of groups.
     Source: Simonyan and Zisserman 2015, configuration D, with one linear layer in place of three.
@@ -137,16 +138,17 @@ class CifarVGG(nn.Module):
         in_chans: int = 3,
         drop_rate: float = 0.0,
         plan: Sequence[tuple[int, int]] = _VGG16,
+        stem_stride: int = 1,
     ) -> None:
         super().__init__()
         width = plan[-1][0]
         self.num_classes, self.num_features, self.drop_rate = num_classes, width, drop_rate
         layers: list[nn.Module] = []
-        width = in_chans
+        width, stride = in_chans, stem_stride
         for outputs, repeats in plan:
             for _ in range(repeats):
-                layers += [_conv3x3(width, outputs), nn.BatchNorm2d(outputs), nn.ReLU()]
-                width = outputs
+                layers += [_conv3x3(width, outputs, stride), nn.BatchNorm2d(outputs), nn.ReLU()]
+                width, stride = outputs, 1
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         self.global_pool = nn.AdaptiveAvgPool2d(1)
@@ -238,8 +240,8 @@ def vgg16_cifar(pretrained: bool = False, **kwargs: Any) -> CifarVGG:
 
 @register_model
 def vgg7_cifar(pretrained: bool = False, **kwargs: Any) -> CifarVGG:
-    """A VGG of 6 narrow convolutions and one linear layer for 32x32 images."""
-    return build_model_with_cfg(CifarVGG, "vgg7_cifar", pretrained, plan=_VGG7, **kwargs)
+    """A VGG of 6 narrow convolutions, the first of stride 2, and one linear layer."""
+    return build_model_with_cfg(CifarVGG, "vgg7_cifar", pretrained, **_VGG7, **kwargs)
 
 
 @register_model

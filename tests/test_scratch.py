@@ -14,7 +14,7 @@ from networks import NETWORKS, images, lived_in, network, shape_of
 from torch import Tensor, nn
 
 from mt_convert.data import DataSpec, open_data
-from mt_convert.direct import BPTT, OTTT, SpikingNetwork, Tandem, poisson, spiking
+from mt_convert.direct import BPTT, OTTT, SpikingNetwork, Tandem, in_steps, poisson, spiking
 from mt_convert.errors import DataError, SpecError, UnsupportedLayerError
 from mt_convert.ladder import Binary, Firing, Uniform
 from mt_convert.linear_recurrence import leaky_mean
@@ -69,6 +69,62 @@ def test_steps_one_by_one_are_all_steps_at_once(kind: str) -> None:
     assert float(together.std()) > 0
     for name, state in last.items():
         assert torch.allclose(state.neuron.v, states[name].neuron.v, atol=1e-4), name
+
+
+COMPILED = {
+    "parallel_plif": PARALLEL,
+    "cascade_hard_plif": KINDS["cascade_hard_plif"],
+    "signed_through_resets": replace(
+        KINDS["cascade_lif"], ladder=Uniform(2), signed=True, detach_reset=False
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", COMPILED)
+def test_one_kernel_for_all_steps_gives_the_same_spikes_and_gradients(kind: str) -> None:
+    found = _spiking("residual", COMPILED[kind], 2).double().train()
+    fused = deepcopy(found)
+    fused.compiled = True
+    for count in (5, 3):  # one kernel for every number of images
+        batch = 4 * images(count, seed=47).double()
+        seen = []
+        for each in (found, fused):
+            each.zero_grad()
+            read_outs, states = each(batch, range(2))
+            read_outs[-1].square().sum().backward()
+            seen.append((read_outs, states, {k: p.grad for k, p in each.named_parameters()}))
+        (one, states, grads), (other, others, fused_grads) = seen
+        assert torch.equal(one, other)
+        assert all(
+            torch.equal(a, b)
+            for name in states
+            for a, b in zip(states[name].neuron, others[name].neuron, strict=True)
+        )
+        assert any(float(state.neuron.total.max()) > 1 for state in states.values())
+        for name, grad in grads.items():
+            assert torch.allclose(grad, fused_grads[name], rtol=1e-9, atol=1e-12), name
+
+
+def test_traces_run_on_compiled_neurons_too() -> None:
+    found = _spiking("residual", replace(PARALLEL, charge=LIF(2.0)), 2).double()
+    fused = deepcopy(found)
+    fused.compiled = True
+    for each in (found, fused):
+        OTTT().learn(_lesson(each, 4 * images(5, seed=53).double()))
+    for (name, one), other in zip(found.named_parameters(), fused.parameters(), strict=True):
+        if one.grad is not None:
+            assert torch.allclose(one.grad, other.grad, rtol=1e-9, atol=1e-12), name
+
+
+def test_without_a_compiler_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise torch._dynamo.exc.TorchDynamoException("no working C++ compiler\nand more")
+
+    monkeypatch.setattr(in_steps, "_kernel", lambda: fails)
+    found = _spiking("residual", PARALLEL, 2)
+    found.compiled = True
+    with pytest.raises(SpecError, match=r"no working C\+\+ compiler.*train without compile"):
+        found(images(2))
 
 
 def test_frames_are_one_image_for_each_step() -> None:

@@ -28,6 +28,7 @@ from mt_convert.storage import atomic, read_json, write_json
 HERE = Path(__file__).parent
 RECIPES = {"digits": "digits_plif", "cifar": "cifar10_jpeg_vgg7_plif"}
 SEEDS = {"digits": (0, 1, 2), "cifar": (0,)}
+SHORTER = {"digits": (), "cifar": ("data.limit=30000", "ann.epochs=5", "train.epochs=5")}
 NEURONS = ("plif", "lif")
 WAYS = {
     "single": ("parallel", 1),
@@ -110,7 +111,7 @@ def run(item: Training, folder: Path, data: str | None) -> None:
     out = folder / item.name
     if (out / "results.json").is_file():
         return
-    own = [f"data.root={data}"] if item.data == "cifar" else []
+    own = [*([f"data.root={data}"] if item.data == "cifar" else []), *SHORTER[item.data]]
     beside = folder / f"{item.data}_ann"
     if not (beside / "results.json").is_file():  # one epoch of neurons behind a whole float one
         short = ["train.epochs=1", "spiking.time_steps=1", "evaluate.time_steps=[1]"]

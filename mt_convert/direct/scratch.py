@@ -9,7 +9,7 @@ once: one set of statistics for all of them, which folds into one convolution.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -17,13 +17,14 @@ from torch import Tensor, fx, nn
 from ..carries import reaching_output
 from ..errors import DataError, Fault, SpecError, UnsupportedLayerError
 from ..graph import fold_batch_norm_, is_constant, layer_nodes, set_image_shape
-from ..neurons import IF, LIF, MTNeuron, NeuronSpec, Reset
+from ..neurons import IF, LIF, MTNeuron, NeuronSpec, NeuronState, Reset
 from ..rules import DEFAULT_RULES, Kind, Rule, unknown_operators
 from ..shapes import images_not_first
 from ..spiking import SPIKING_RULES
 from ..surrogate import SpikeTime
 from ..tensor_train import TensorTrain, TTConv2d, decompose, merge
 from ..trace import trace
+from .in_steps import fired_in_steps, fused_in_steps
 from .parts import Derivative
 from .read_out import ReadOut, check_read_out_tau, read_out
 from .representation import by_representation
@@ -43,6 +44,7 @@ def spiking(
     rules: Mapping[Any, Rule] = DEFAULT_RULES,
     read_out_tau: float | None = None,
     tensor_train: TensorTrain | None = None,
+    compiled: bool = False,
 ) -> SpikingNetwork:
     """A spiking network with the layers of ``model`` and ``neuron`` for each of its activations.
 
@@ -50,7 +52,9 @@ def spiking(
     has to exceed the depth. The largest emission of a step is 1, as that of a single threshold: n
     thresholds part it in n. ``read_out_tau``: the read-out is a leaky mean of the steps, the last
     ones weigh most; None weighs all alike. ``tensor_train`` decomposes 3x3 convolutions, as
-    `decompose` does; a model that it has decomposed already is taken as it is.
+    `decompose` does; a model that it has decomposed already is taken as it is. ``compiled`` makes
+    one kernel of the steps of a layer of neurons, by torch.compile: the same spikes, gradients up
+    to rounding, after some seconds in the first batch.
 
     Shapes: example [batch, channels, height, width], one step's input.
     Raises:
@@ -95,7 +99,7 @@ def spiking(
     for name in dict.fromkeys(found):
         layers.set_submodule(name, MTNeuron(neuron, 1 / neuron.ladder.reach))
     put_trains_(layers, model)
-    return SpikingNetwork(layers, time_steps, delayed, read_out_tau)
+    return SpikingNetwork(layers, time_steps, delayed, read_out_tau, compiled)
 
 
 class SpikingNetwork(nn.Module):
@@ -111,13 +115,14 @@ class SpikingNetwork(nn.Module):
         time_steps: int,
         delayed: bool = False,
         read_out_tau: float | None = None,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(time_steps, int) or time_steps < 1:
             raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
         check_read_out_tau(read_out_tau)
         self.layers, self.time_steps, self.delayed = layers, time_steps, delayed
-        self.read_out_tau = read_out_tau
+        self.read_out_tau, self.compiled = read_out_tau, compiled
         self.image_shape: tuple[int, ...] = tuple(layers.image_shape)  # type: ignore[arg-type]
         self.reads_out = {node.name for node in reaching_output(layers, _RULES)}
         faults = _beside_images(layers, self.image_shape)
@@ -175,7 +180,13 @@ class SpikingNetwork(nn.Module):
             "delayed": self.delayed,
             "read_out_tau": self.read_out_tau,
             "trains": [str(form) for form in trains],
+            "compiled": self.compiled,
         }
+
+    @property
+    def in_steps(self) -> Callable[..., tuple[Tensor, NeuronState]]:
+        """What runs the steps of a layer of neurons."""
+        return fused_in_steps if self.compiled else fired_in_steps
 
     def kept(self) -> float:
         """The share of a potential that is left after a step, the same in all layers.
@@ -221,7 +232,8 @@ class SpikingNetwork(nn.Module):
         """The same network of other layers."""
         assert isinstance(layers, fx.GraphModule)
         set_image_shape(layers, self.image_shape)
-        return SpikingNetwork(layers, self.time_steps, self.delayed, self.read_out_tau)
+        told = (self.time_steps, self.delayed, self.read_out_tau, self.compiled)
+        return SpikingNetwork(layers, *told)
 
     def no_weight_decay(self) -> set[str]:
         """Leaks and thresholds (timm asks)."""

@@ -89,18 +89,19 @@ class Steps(fx.Interpreter):
         name = self.node.name
         held = self.before.get(name)
         state = None if held is None else held.neuron
-        currents, waiting = list(current.unflatten(0, (len(self.steps), -1))), None
+        currents, waiting = current.unflatten(0, (len(self.steps), -1)), None
         if self.network.delayed:
             first = torch.zeros_like(currents[0]) if held is None else held.waiting
-            currents, waiting = [first, *currents[:-1]], currents[-1]
+            assert first is not None
+            currents, waiting = torch.cat([first[None], currents[:-1]]), currents[-1]
         spikes = []
-        for now in currents:
-            emitted, state = neuron(now, state)
+        for some in currents.split(1) if self.traced else (currents,):
+            emitted, state = self.network.in_steps(neuron, some, state)
             state = _detached(state) if self.traced else state
             spikes.append(emitted)
         assert state is not None
         self.after[name] = Potential(state, waiting)
-        return torch.cat(spikes)
+        return torch.cat(spikes).flatten(0, 1)
 
     def _by_trace(self, layer: nn.Module, x: Tensor) -> Tensor:
         """The layer's value, with the gradient of its parameters by what it has read so far."""
