@@ -30,7 +30,7 @@ SHORT = ((1, 2), (1, 4), (3, 1))  # n, T
 SEEDS = (0, 1)
 EPOCHS = 1
 IMAGES = 20_000  # of 45,000; validation images among them
-LR = 0.0005
+LR = {(1, 2): 0.005, (1, 4): 0.001, (3, 1): 0.0005}  # by validation accuracy after 60 batches
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Training:
 
     def words(self) -> list[str]:
         """The overrides of the recipe."""
-        train = f"{{epochs: {EPOCHS}, lr: {LR}, optimizer: adamw, weight_decay: 0.0}}"
+        lr = LR[self.n, self.T]
+        train = f"{{epochs: {EPOCHS}, lr: {lr}, optimizer: adamw, weight_decay: 0.0}}"
         return [
             f"data.limit={IMAGES}",
             f"finetune={{thresholds: {self.n}, time_steps: {self.T}, train: {train}}}",
