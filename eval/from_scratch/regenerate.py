@@ -27,8 +27,8 @@ from mt_convert.storage import atomic, read_json, write_json
 
 HERE = Path(__file__).parent
 RECIPES = {"digits": "digits_plif", "cifar": "cifar10_jpeg_vgg7_plif"}
-SEEDS = {"digits": (0, 1, 2), "cifar": (0,)}
-SHORTER = {"digits": (), "cifar": ("data.limit=30000", "ann.epochs=5", "train.epochs=5")}
+SEEDS = {"digits": (0, 1), "cifar": (0,)}
+SHORTER = {"digits": (), "cifar": ("data.limit=20000", "ann.epochs=5", "train.epochs=5")}
 NEURONS = ("plif", "lif")
 WAYS = {
     "single": ("parallel", 1),
