@@ -53,7 +53,8 @@ class SpikingSpec:
     lif, and where that of plif starts. ``start`` "ann" takes over the weights of the recipe's float
     network; "random" draws them from the recipe's seed. ``tensor_train`` trains 3x3 convolutions as
     products of small ones, and merges them when training is over. ``read_out_tau`` null means the
-    read-out is the mean over the steps, a number that it leaks. ``compile`` makes one kernel of
+    read-out is the mean over the steps, a number that it leaks; with ``learn_read_out`` that is
+    where its leak starts to learn. ``compile`` makes one kernel of
     the neurons' steps by torch.compile, which needs a C++ compiler: seconds once, then a training
     that takes about half the time; the same spikes, gradients up to rounding.
 
@@ -83,6 +84,7 @@ class SpikingSpec:
     start: str = "random"
     tensor_train: TensorTrain | None = None
     read_out_tau: float | None = None
+    learn_read_out: bool = False
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -112,8 +114,12 @@ class SpikingSpec:
             self.neuron_spec()
         except SpecError as error:
             yield Fault("neuron", self.neuron, str(error))
+        if self.learn_read_out and self.read_out_tau is None:
+            yield Fault("learn_read_out", "true", "give read_out_tau, where its leak starts")
         if self.algorithm not in ("ottt_a", "ottt_o", "dsr"):
             return
+        if self.learn_read_out:
+            yield Fault("learn_read_out", "true", "leave it false, or train by bptt")
         if self.neuron == "plif":
             yield Fault(
                 "algorithm", self.algorithm, "it cannot learn the leak of plif: take bptt, or lif"
@@ -168,6 +174,7 @@ def build_spiking(ann: nn.Module, spec: SpikingSpec, example: Tensor) -> Spiking
         time_steps=spec.time_steps,
         tensor_train=spec.tensor_train,
         read_out_tau=spec.read_out_tau,
+        learn_read_out=spec.learn_read_out,
         compiled=spec.compile,
     )
 

@@ -14,7 +14,17 @@ from networks import NETWORKS, images, lived_in, network, shape_of
 from torch import Tensor, nn
 
 from mt_convert.data import DataSpec, open_data
-from mt_convert.direct import BPTT, OTTT, SpikingNetwork, Tandem, in_steps, poisson, spiking
+from mt_convert.direct import (
+    BPTT,
+    OTTT,
+    SpikingNetwork,
+    Tandem,
+    in_steps,
+    load,
+    poisson,
+    save,
+    spiking,
+)
 from mt_convert.errors import DataError, SpecError, UnsupportedLayerError
 from mt_convert.ladder import Binary, Firing, Uniform
 from mt_convert.linear_recurrence import leaky_mean
@@ -302,6 +312,36 @@ def test_a_leaky_read_out_passes_each_step_its_weight() -> None:
     assert each.grad is not None
     wanted = 0.5 ** torch.arange(4, -1, -1).double() / sum(0.5**k for k in range(5))
     assert torch.allclose(each.grad[:, 0, 0], wanted, rtol=0, atol=1e-12)
+
+
+def test_a_read_out_learns_its_leak(tmp_path: Path) -> None:
+    plain, batch = _chain(LIF(2.0))
+    found = SpikingNetwork(plain.layers, 5, read_out_tau=3.0, learn_read_out=True).double()
+    fixed = SpikingNetwork(plain.layers, 5, read_out_tau=3.0).double()
+    assert found.read_out_tau == pytest.approx(3.0, rel=1e-6)
+    assert torch.allclose(found(batch), fixed(batch), rtol=0, atol=1e-6)
+
+    each = torch.randn(5, 2, 3).double()
+    found.read_out(each)[0][-1].square().sum().backward()
+    w = found.read_out.w.detach().clone().requires_grad_()
+    kept = 1 - w.sigmoid()
+    shares = kept ** torch.arange(4, -1, -1)
+    mean = (shares[:, None, None] * each).sum(0) / shares.sum()
+    (wanted,) = torch.autograd.grad(mean.square().sum(), w)
+    assert found.read_out.w.grad is not None
+    assert abs(float(wanted)) > 1e-3
+    assert torch.allclose(found.read_out.w.grad, wanted, rtol=0, atol=1e-12)
+
+    with torch.no_grad():
+        found.read_out.w.add_(0.7)
+    assert "read_out.w" in found.no_weight_decay()
+    learned = found.float().eval()
+    save(learned.folded(), tmp_path / "network")
+    assert torch.equal(load(tmp_path / "network")(batch.float()), learned.folded()(batch.float()))
+    with pytest.raises(SpecError, match="learn_read_out=False"):
+        found.kept()
+    with pytest.raises(SpecError, match="needs a read_out_tau"):
+        SpikingNetwork(plain.layers, 5, learn_read_out=True)
 
 
 class Blocks(nn.Module):

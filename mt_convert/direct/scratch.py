@@ -26,7 +26,7 @@ from ..tensor_train import TensorTrain, TTConv2d, decompose, merge
 from ..trace import trace
 from .in_steps import fired_in_steps, fused_in_steps
 from .parts import Derivative
-from .read_out import ReadOut, check_read_out_tau, read_out
+from .read_out import ReadOut
 from .representation import by_representation
 from .steps import States, Steps
 from .trains import BY_STEP, fold_by_step_, put_trains_, without_steps
@@ -44,6 +44,7 @@ def spiking(
     rules: Mapping[Any, Rule] = DEFAULT_RULES,
     read_out_tau: float | None = None,
     tensor_train: TensorTrain | None = None,
+    learn_read_out: bool = False,
     compiled: bool = False,
 ) -> SpikingNetwork:
     """A spiking network with the layers of ``model`` and ``neuron`` for each of its activations.
@@ -51,7 +52,8 @@ def spiking(
     ``delayed``: a layer answers to a step's input in the next step, as in STDB's code, so that T
     has to exceed the depth. The largest emission of a step is 1, as that of a single threshold: n
     thresholds part it in n. ``read_out_tau``: the read-out is a leaky mean of the steps, the last
-    ones weigh most; None weighs all alike. ``tensor_train`` decomposes 3x3 convolutions, as
+    ones weigh most; None weighs all alike. With ``learn_read_out`` its leak learns, from there on,
+    as that of a PLIF neuron that never resets. ``tensor_train`` decomposes 3x3 convolutions, as
     `decompose` does; a model that it has decomposed already is taken as it is. ``compiled`` makes
     one kernel of the steps of a layer of neurons, by torch.compile: the same spikes, gradients up
     to rounding, after some seconds in the first batch.
@@ -99,7 +101,7 @@ def spiking(
     for name in dict.fromkeys(found):
         layers.set_submodule(name, MTNeuron(neuron, 1 / neuron.ladder.reach))
     put_trains_(layers, model)
-    return SpikingNetwork(layers, time_steps, delayed, read_out_tau, compiled)
+    return SpikingNetwork(layers, time_steps, delayed, read_out_tau, learn_read_out, compiled)
 
 
 class SpikingNetwork(nn.Module):
@@ -115,14 +117,14 @@ class SpikingNetwork(nn.Module):
         time_steps: int,
         delayed: bool = False,
         read_out_tau: float | None = None,
+        learn_read_out: bool = False,
         compiled: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(time_steps, int) or time_steps < 1:
             raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
-        check_read_out_tau(read_out_tau)
         self.layers, self.time_steps, self.delayed = layers, time_steps, delayed
-        self.read_out_tau, self.compiled = read_out_tau, compiled
+        self.read_out, self.compiled = ReadOut(read_out_tau, learn_read_out), compiled
         self.image_shape: tuple[int, ...] = tuple(layers.image_shape)  # type: ignore[arg-type]
         self.reads_out = {node.name for node in reaching_output(layers, _RULES)}
         faults = _beside_images(layers, self.image_shape)
@@ -156,13 +158,10 @@ class SpikingNetwork(nn.Module):
         so_far, _ = self.read_out(each)
         return so_far[-1] if steps is None else (so_far, walk.after)
 
-    def read_out(self, each: Tensor, before: ReadOut | None = None) -> tuple[Tensor, ReadOut]:
-        """The read-outs so far from each step's own, for steps that are run call by call.
-
-        Shapes: each [steps, batch, classes], as the read-outs; ``before`` is what the call for the
-            steps before gave beside them.
-        """
-        return read_out(each, self.read_out_tau, before)
+    @property
+    def read_out_tau(self) -> float | None:
+        """The time constant of the read-out, as it is now; None for the mean over the steps."""
+        return self.read_out.tau
 
     def neurons(self) -> list[tuple[str, MTNeuron]]:
         """Name and layer of all its neurons, in order of execution."""
@@ -178,7 +177,7 @@ class SpikingNetwork(nn.Module):
             "neurons": sorted({repr(layer.spec) for _, layer in self.neurons()}),
             "time_steps": self.time_steps,
             "delayed": self.delayed,
-            "read_out_tau": self.read_out_tau,
+            "read_out_tau": "learned" if self.read_out.learns else self.read_out_tau,
             "trains": [str(form) for form in trains],
             "compiled": self.compiled,
         }
@@ -207,6 +206,11 @@ class SpikingNetwork(nn.Module):
                     f"layers leak differently, {charge} and {spec.charge}; traces and "
                     "representations need one leak in all layers: train by BPTT otherwise"
                 )
+        if self.read_out.learns:
+            raise SpecError(
+                "neither traces nor representations pass anything to the leak of a read-out: build "
+                "the network with learn_read_out=False, or train by BPTT"
+            )
         if self.delayed:
             raise SpecError(
                 "OTTT: in a delayed network no gradient of a step reaches the layers that caused "
@@ -232,12 +236,13 @@ class SpikingNetwork(nn.Module):
         """The same network of other layers."""
         assert isinstance(layers, fx.GraphModule)
         set_image_shape(layers, self.image_shape)
-        told = (self.time_steps, self.delayed, self.read_out_tau, self.compiled)
-        return SpikingNetwork(layers, *told)
+        found = SpikingNetwork(layers, self.time_steps, self.delayed, compiled=self.compiled)
+        found.read_out = copy.deepcopy(self.read_out)
+        return found
 
     def no_weight_decay(self) -> set[str]:
         """Leaks and thresholds (timm asks)."""
-        return {
+        return {"read_out.w"} | {
             f"layers.{target}.{name}"
             for target, layer in self.neurons()
             for name, _ in layer.named_parameters()

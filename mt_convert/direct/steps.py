@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from ..graph import WEIGHTED
+from ..linear_recurrence import linrec
 from ..neurons import MTNeuron, NeuronState
 from ..tensor_train import TTConv2d
 from .firing import in_place_of
@@ -112,13 +113,14 @@ class Steps(fx.Interpreter):
         same_in_all_steps(str(self.node.target), layer)
         with torch.no_grad():
             value = self._called(layer, x)
-        trace, smooth = self.before.get(name), []
-        for now in x.unflatten(0, (len(self.steps), -1)):
-            before = Trace(torch.zeros_like(now), 0.0) if trace is None else trace
-            trace = Trace(leak * before.read + now.detach(), leak * before.ones + 1)
-            smooth.append(_learning(layer, in_place_of(now, trace.read), trace.ones))
-        assert trace is not None
-        self.after[name] = trace
+        shown = x.detach().unflatten(0, (len(self.steps), -1))
+        before = self.before.get(name)
+        start, ones = (None, 0.0) if before is None else before
+        traces, smooth = linrec(shown, leak, start=start), []
+        for now, read in zip(x.unflatten(0, (len(self.steps), -1)), traces, strict=True):
+            ones = leak * ones + 1
+            smooth.append(_learning(layer, in_place_of(now, read), ones))
+        self.after[name] = Trace(traces[-1], ones)
         return in_place_of(torch.cat(smooth), value)
 
 
