@@ -117,7 +117,12 @@ def test_values_that_are_not_allowed_are_told_all_at_once() -> None:
         ),
         (("spiking.learn_read_out=true",), "give read_out_tau"),
         (
-            ("spiking.algorithm=ottt_a", "spiking.neuron=lif", "spiking.learn_read_out=true"),
+            (
+                "spiking.algorithm=ottt_a",
+                "spiking.neuron=lif",
+                "spiking.read_out_tau=2.0",
+                "spiking.learn_read_out=true",
+            ),
             "leave it false, or train by bptt",
         ),
         (("spiking.mode=parallel", "spiking.ladder=binary"), "allowed is cascade"),
