@@ -12,8 +12,9 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from mt_convert.coverage.bounded import Limits, Note, Task, run_bounded
 from mt_convert.direct import Unrolled
 from mt_convert.finetuning import ALGORITHMS
 from mt_convert.ladder import Uniform
+from mt_convert.linear_recurrence import linrec
 from mt_convert.models import ModelSpec, build
 from mt_convert.peak_memory import MIB, meter_of
 from mt_convert.quant_spec import QuantSpec
@@ -37,6 +39,7 @@ HERE = Path(__file__).parent
 SCHEMA = "mt_convert.training_cost/1"
 SHORT = {"bptt": (1, 2, 4, 8), "ottt_a": (1, 2, 8), "dsr": (1, 2, 8), "tandem": (1, 2, 8)}
 BATCH, WARM, STEPS = 128, 2, 5
+DOUBLED = (8, 16, 32, 64)  # steps of linrec
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,11 @@ def main() -> None:
     given = parser.parse_args()
     wanted = [("qann", 1), *((name, T) for name, short in SHORT.items() for T in short)]
     costs = list(measured(wanted, given.threads, given.device))
-    write_json(HERE / "results.json", {"schema": SCHEMA, "rows": [asdict(row) for row in costs]})
+    sums = recurrence(given.threads, given.device)
+    rows = [asdict(row) for row in costs]
+    write_json(HERE / "results.json", {"schema": SCHEMA, "rows": rows, "linrec": sums})
     with atomic(HERE / "README.md") as temporary:
-        temporary.write_text(text((HERE / "head.md").read_text(), costs))
+        temporary.write_text(text((HERE / "head.md").read_text(), costs, sums))
 
 
 def measured(wanted: Sequence[tuple[str, int]], threads: int, device: str) -> Iterator[Cost]:
@@ -124,6 +129,24 @@ def cost(name: str, time_steps: int, threads: int, device: str, *, note: Note) -
     )
 
 
+def recurrence(threads: int, device: str) -> dict[str, float]:
+    """Milliseconds of `linrec`, forward and backward, by T: a batch of 32 traces of 16x32x32."""
+    torch.set_num_threads(threads)
+    found = {}
+    for time_steps in DOUBLED:
+        x = torch.randn(time_steps, 32, 16, 32, 32, device=device, requires_grad=True)
+        decay, seen = torch.tensor(0.9, device=device, requires_grad=True), []
+        for _ in range(WARM + STEPS):
+            started = time.perf_counter()
+            linrec(x, decay).backward(torch.ones_like(x))
+            if x.device.type != "cpu":
+                torch.accelerator.synchronize()
+            seen.append(1000 * (time.perf_counter() - started))
+            x.grad = None
+        found[str(time_steps)] = round(statistics.median(seen[WARM:]), 1)
+    return found
+
+
 def contender(name: str, time_steps: int, images: Tensor) -> tuple[nn.Module, Algorithm]:
     """What learns, and how."""
     spec = ModelSpec(architecture="resnet20_cifar", classes=10)
@@ -158,7 +181,7 @@ def saved_bytes(model: nn.Module, algorithm: Algorithm, lesson: Lesson) -> int:
     return most
 
 
-def text(head: str, costs: Sequence[Cost]) -> str:
+def text(head: str, costs: Sequence[Cost], sums: Mapping[str, float]) -> str:
     """The page."""
     base = next((row for row in costs if row.algorithm == "qann"), None)
     lines = [
@@ -174,7 +197,11 @@ def text(head: str, costs: Sequence[Cost]) -> str:
             share = "–" if base is None else f"{value / max(getattr(base, name), 1e-9):.2f}"
             cells += [f"{value:.1f}", share]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    lines += ["", *sentences(costs), ""]
+    lines += ["", *sentences(costs)]
+    times = list(sums.values())
+    ratios = ", ".join(f"{two / one:.2f}" for one, two in pairwise(times))
+    told = f"T = {', '.join(sums)}: twice the steps take {ratios} times"
+    lines += [f"- linrec, forward and backward, {told}.", ""]
     return "\n".join(lines)
 
 
