@@ -28,7 +28,7 @@ from mt_convert.storage import atomic, read_json, write_json
 HERE = Path(__file__).parent
 RECIPES = {"digits": "digits_plif", "cifar": "cifar10_jpeg_vgg7_plif"}
 SEEDS = {"digits": (0, 1), "cifar": (0,)}
-SHORTER = {"digits": (), "cifar": ("data.limit=20000", "ann.epochs=5", "train.epochs=5")}
+SHORTER = {"digits": (), "cifar": ("data.limit=20000", "ann.epochs=4", "train.epochs=4")}
 NEURONS = ("plif", "lif")
 WAYS = {
     "single": ("parallel", 1),
@@ -77,11 +77,11 @@ class Training:
 
 
 def trainings() -> Iterator[Training]:
-    """What tells most first: few steps, the first seed."""
+    """What tells most first: few steps, the first seed. At T = 1 nothing leaks, and lif is plif."""
     for data in RECIPES:
         for seed in SEEDS[data]:
             for T in TIMES:
-                for neuron in NEURONS:
+                for neuron in NEURONS if T > 1 else NEURONS[:1]:
                     for way in WAYS:
                         yield Training(data, neuron, way, T, seed)
 
