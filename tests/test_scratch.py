@@ -137,6 +137,24 @@ def test_without_a_compiler_the_message_says_what_to_do(monkeypatch: pytest.Monk
         found(images(2))
 
 
+def test_at_one_step_without_a_decayed_input_nothing_leaks() -> None:
+    """LIF and PLIF are one network there: the studies train it once."""
+    batch, seen = 4 * images(5, seed=59), []
+    for charge in (LIF(2.0, decay_input=False), PLIF(2.0, decay_input=False), IF()):
+        found = _spiking("residual", replace(PARALLEL, charge=charge), 1).train()
+        logits = found(batch)
+        logits.square().sum().backward()
+        grads = {k: p.grad for k, p in found.named_parameters() if not k.endswith(".w")}
+        seen.append((logits, grads))
+        leaks = [p.grad for k, p in found.named_parameters() if k.endswith(".w")]
+        assert all(grad is None or float(grad) == 0 for grad in leaks)
+    (first, wanted), *others = seen
+    for logits, grads in others:
+        assert torch.equal(logits, first)
+        assert grads.keys() == wanted.keys()
+        assert all(torch.equal(grads[name], wanted[name]) for name in wanted)
+
+
 def test_frames_are_one_image_for_each_step() -> None:
     found = _spiking("residual", PARALLEL, 3)
     batch = 3 * images(4, seed=32)

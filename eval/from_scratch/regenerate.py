@@ -154,10 +154,12 @@ def way_of(row: Row) -> str:
 
 
 def cells(rows: Sequence[Row]) -> Mapping[tuple[str, str, str, int], list[Row]]:
-    """The rows of all seeds, by data set, neuron, way and T."""
+    """The rows of all seeds, by data set, neuron, way and T; those of lif at T = 1 are plif's."""
     found: dict[tuple[str, str, str, int], list[Row]] = {}
     for row in rows:
-        found.setdefault((row.dataset, row.method, way_of(row), row.T), []).append(row)
+        methods = [f"mt_{name}" for name in NEURONS] if row.T == 1 else [row.method]
+        for method in methods:
+            found.setdefault((row.dataset, method, way_of(row), row.T), []).append(row)
     return found
 
 
@@ -189,7 +191,7 @@ def section(dataset: str, rows: Sequence[Row]) -> list[str]:
         "| neuron | thresholds | " + " | ".join(f"T = {T}" for T in times) + " |",
         "| --- | --- |" + " ---: |" * len(times),
     ]
-    for method in dict.fromkeys(row.method for row in rows):
+    for method in (f"mt_{name}" for name in NEURONS):
         for way, words in WORDS.items():
             shown = [cell(found.get((dataset, method, way, T), [])) for T in times]
             lines.append(f"| {method.removeprefix('mt_')} | {words} | {' | '.join(shown)} |")
