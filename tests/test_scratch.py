@@ -28,7 +28,7 @@ from mt_convert.direct import (
 from mt_convert.errors import DataError, SpecError, UnsupportedLayerError
 from mt_convert.ladder import Binary, Firing, Uniform
 from mt_convert.linear_recurrence import leaky_mean
-from mt_convert.neurons import IF, LIF, PLIF, NeuronSpec, Reset, initial_state, mt_step
+from mt_convert.neurons import IF, LIF, PLIF, MTNeuron, NeuronSpec, Reset, initial_state, mt_step
 from mt_convert.surrogate import ATan, Sigmoid, SpikeTime
 from mt_convert.tensor_train import ConvByStep, Form, TensorTrain, TTConv2d, decompose
 from mt_convert.train import TrainSpec, fit
@@ -124,6 +124,18 @@ def test_traces_run_on_compiled_neurons_too() -> None:
     for (name, one), other in zip(found.named_parameters(), fused.parameters(), strict=True):
         if one.grad is not None:
             assert torch.allclose(one.grad, other.grad, rtol=1e-9, atol=1e-12), name
+
+
+def test_a_process_may_have_more_neurons_than_torch_compiles_forms_of_a_function(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernel = torch.compile(in_steps._loop, backend="eager", fullgraph=True)
+    monkeypatch.setattr(in_steps, "_kernel", lambda: kernel)
+    currents = torch.randn(2, 6)
+    for n in range(1, 12):
+        neuron = MTNeuron(replace(PARALLEL, ladder=Uniform(n), charge=IF()), 1 / n)
+        found, _ = in_steps.fused_in_steps(neuron, currents, None)
+        assert torch.equal(found, in_steps.fired_in_steps(neuron, currents, None)[0])
 
 
 def test_without_a_compiler_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

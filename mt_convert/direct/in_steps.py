@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo import config
 from torch._dynamo.exc import TorchDynamoException
 
 from ..errors import Fault, SpecError
 from ..neurons import PLIF, MTNeuron, NeuronSpec, NeuronState, mt_step
+
+FORMS = 10_000  # neurons, numbers of steps and kinds of numbers that one process may have
 
 
 def fired_in_steps(
@@ -60,7 +63,8 @@ def fused_in_steps(
     for item in flat:
         torch._dynamo.maybe_mark_dynamic(item, item.dim() - 1)
     try:
-        spikes, v, total = _kernel()(*flat, neuron.spec, neuron.delta.reshape(()), decay)
+        with config.patch(recompile_limit=FORMS, accumulated_recompile_limit=FORMS):
+            spikes, v, total = _kernel()(*flat, neuron.spec, neuron.delta.reshape(()), decay)
     except TorchDynamoException as fact:
         hint = "install a C++ compiler, or train without compile"
         fault = Fault("compile", str(fact).strip().splitlines()[0], hint)
