@@ -26,7 +26,8 @@ from mt_convert.convert import convert
 from mt_convert.coverage.bounded import Limits, Note, Task, run_bounded
 from mt_convert.direct import Unrolled
 from mt_convert.finetuning import ALGORITHMS
-from mt_convert.ladder import Uniform
+from mt_convert.from_scratch import SpikingSpec, build_spiking
+from mt_convert.ladder import Firing, Uniform
 from mt_convert.linear_recurrence import linrec
 from mt_convert.models import ModelSpec, build
 from mt_convert.peak_memory import MIB, meter_of
@@ -64,10 +65,11 @@ def main() -> None:
     wanted = [("qann", 1), *((name, T) for name, short in SHORT.items() for T in short)]
     costs = list(measured(wanted, given.threads, given.device))
     sums = recurrence(given.threads, given.device)
-    rows = [asdict(row) for row in costs]
-    write_json(HERE / "results.json", {"schema": SCHEMA, "rows": rows, "linrec": sums})
+    kernels = compiled(given.threads, given.device)
+    told = {"rows": [asdict(row) for row in costs], "linrec": sums, "compiled": kernels}
+    write_json(HERE / "results.json", {"schema": SCHEMA} | told)
     with atomic(HERE / "README.md") as temporary:
-        temporary.write_text(text((HERE / "head.md").read_text(), costs, sums))
+        temporary.write_text(text((HERE / "head.md").read_text(), costs, sums, kernels))
 
 
 def measured(wanted: Sequence[tuple[str, int]], threads: int, device: str) -> Iterator[Cost]:
@@ -147,6 +149,30 @@ def recurrence(threads: int, device: str) -> dict[str, float]:
     return found
 
 
+def compiled(threads: int, device: str) -> dict[str, dict[str, float]]:
+    """Milliseconds of a training step of a network from scratch, by T: torch's operations, and one
+    kernel for the steps of a layer of neurons; in turns."""
+    torch.set_num_threads(threads)
+    images = torch.randn(BATCH, 3, 32, 32, device=device)
+    labels = torch.arange(BATCH, device=device) % 10
+    ann = build(ModelSpec(architecture="vgg7_cifar", classes=10), seed=0, image_size=32).to(device)
+    found = {}
+    for time_steps in (1, 4):
+        spec = SpikingSpec("plif", mode=Firing.CASCADE, n=4, time_steps=time_steps)
+        network = build_spiking(ann, spec, images[:2]).to(device).train()
+        seen: dict[bool, list[float]] = {False: [], True: []}
+        for _ in range(WARM + STEPS):
+            for network.compiled in seen:
+                started = time.perf_counter()
+                F.cross_entropy(network(images), labels).backward()  # type: ignore[no-untyped-call]
+                if device != "cpu":
+                    torch.accelerator.synchronize()
+                seen[network.compiled].append(1000 * (time.perf_counter() - started))
+        plain, kernel = (round(statistics.median(seen[way][WARM:]), 1) for way in (False, True))
+        found[str(time_steps)] = {"milliseconds": plain, "compiled_milliseconds": kernel}
+    return found
+
+
 def contender(name: str, time_steps: int, images: Tensor) -> tuple[nn.Module, Algorithm]:
     """What learns, and how."""
     spec = ModelSpec(architecture="resnet20_cifar", classes=10)
@@ -181,7 +207,12 @@ def saved_bytes(model: nn.Module, algorithm: Algorithm, lesson: Lesson) -> int:
     return most
 
 
-def text(head: str, costs: Sequence[Cost], sums: Mapping[str, float]) -> str:
+def text(
+    head: str,
+    costs: Sequence[Cost],
+    sums: Mapping[str, float],
+    kernels: Mapping[str, Mapping[str, float]],
+) -> str:
     """The page."""
     base = next((row for row in costs if row.algorithm == "qann"), None)
     lines = [
@@ -201,8 +232,14 @@ def text(head: str, costs: Sequence[Cost], sums: Mapping[str, float]) -> str:
     times = list(sums.values())
     ratios = ", ".join(f"{two / one:.2f}" for one, two in pairwise(times))
     told = f"T = {', '.join(sums)}: twice the steps take {ratios} times"
-    lines += [f"- linrec, forward and backward, {told}.", ""]
-    return "\n".join(lines)
+    lines.append(f"- linrec, forward and backward, {told}.")
+    for T, pair in kernels.items():
+        plain, kernel = pair["milliseconds"], pair["compiled_milliseconds"]
+        lines.append(
+            f"- vgg7_cifar from scratch, PLIF, 4 thresholds in cascade, T = {T}: {plain:.1f} ms a "
+            f"step, with compiled neurons {kernel:.1f} ms, {kernel / plain:.2f} times."
+        )
+    return "\n".join([*lines, ""])
 
 
 def sentences(costs: Sequence[Cost]) -> Iterator[str]:
