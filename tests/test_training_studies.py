@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -11,7 +12,7 @@ from types import ModuleType
 import pytest
 from conftest import ROOT
 
-from mt_convert.results import Row
+from mt_convert.results import Row, results_from_json
 from mt_convert.spiking_recipe import SpikingRecipe, load
 from mt_convert.storage import read_json
 
@@ -46,6 +47,37 @@ def test_fine_tuning_is_told_as_the_mean_of_seeds_and_a_share_of_the_gap(
     assert len(set(names)) == len(names) == 18
 
 
+@pytest.mark.parametrize("name", ["finetune", "from_scratch"])
+def test_stored_pages_are_made_from_stored_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = study(name, monkeypatch)
+    rows = results_from_json(read_json(EVAL / name / "results.json"))
+    page = (EVAL / name / "README.md").read_text()
+    absent = re.search(r"^Not made yet: (.*)\.$", page, re.MULTILINE)
+    missing = absent[1].split(", ") if absent else []
+    assert page == found.text((EVAL / name / "head.md").read_text(), rows, missing)
+    wanted = [item.name for item in found.trainings()]
+    assert set(missing) <= set(wanted)
+    trained = [row for row in rows if row.algorithm != "none"]
+    assert len(trained) == len(wanted) - len(missing)
+
+
+def test_at_the_fewest_steps_fine_tuning_brings_back_more_than_half() -> None:
+    rows = results_from_json(read_json(EVAL / "finetune" / "results.json"))
+    here = [row for row in rows if (row.n, row.T) == (1, 2)]
+    (before,) = {row.snn_accuracy for row in here if row.algorithm == "none"}
+    best = max(row.snn_accuracy for row in here if row.algorithm == "dsr")
+    assert here[0].qann_accuracy is not None
+    assert best - before > (here[0].qann_accuracy - before) / 2
+
+
+def test_more_thresholds_give_more_at_one_step() -> None:
+    rows = results_from_json(read_json(EVAL / "from_scratch" / "results.json"))
+    for dataset in ("digits", "JPEG CIFAR-10"):
+        here = [row for row in rows if (row.dataset, row.T) == (dataset, 1)]
+        single = max(row.snn_accuracy for row in here if row.n == 1)
+        assert min(row.snn_accuracy for row in here if row.n == 4) > single
+
+
 def test_the_page_of_training_costs_is_made_from_the_stored_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -78,8 +110,9 @@ def test_training_from_scratch_is_compared_at_as_many_steps(
     page = found.text("# Head\n", rows, ["digits_lif_single_t1_seed0"])
     assert "in cascade (15 levels) against one: +13.00 at T = 1 points" in page
     assert (
-        "in cascade (15 levels) at T = 1: 94.00 %, above one threshold at T = 4 (90.00 %)" in page
-    )
+        "in cascade (15 levels) at T = 1 (94.00 %, 1.00 spikes): above one threshold at T = 4 "
+        "(90.00 %, 1.00 spikes)"
+    ) in page
     assert "| plif | one threshold | 81.00 (80.00 … 82.00); 1.00 | 90.00; 1.00 |" in page
     assert "| lif | one threshold | 81.00 (80.00 … 82.00); 1.00 | – |" in found.text("", rows, [])
     assert "Not made yet: digits_lif_single_t1_seed0." in page

@@ -150,7 +150,8 @@ def sentences(rows: Sequence[Row]) -> list[str]:
             share = f", {(end - start) / gap:.0%} of the gap" if gap > 0.05 else ""
             found.append(
                 f"- n = {n}, T = {steps}, {algorithm}: {start:.2f} % as converted, {end:.2f} % "
-                f"fine-tuned (mean of {len(ends)} seeds, QANN {goal:.2f} %){share}; "
+                f"fine-tuned ({'one seed' if len(ends) == 1 else f'mean of {len(ends)} seeds'}, "
+                f"QANN {goal:.2f} %){share}; "
                 f"{seconds:.0f} seconds an epoch."
             )
     return found

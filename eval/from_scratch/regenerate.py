@@ -181,12 +181,13 @@ def section(dataset: str, rows: Sequence[Row]) -> list[str]:
     row, found = rows[0], cells(rows)
     times = sorted({row.T for row in rows})
     seeds = max(len(item) for item in found.values())
+    several = "one seed" if seeds == 1 else f"mean of up to {seeds} seeds"
     lines = [f"## {dataset}: {row.model}, {row.images} test images", ""]
     lines += [*sentences(found, dataset, times), ""]
     lines += [
-        f"Test accuracy in %, mean of up to {seeds} seeds (lowest … highest where there are "
-        f"several); the float network of the same architecture, trained alike, one seed: "
-        f"{row.ann_accuracy:.2f} %. Behind it spikes per neuron and image, over all T steps.",
+        f"Test accuracy in %, {several} (lowest … highest where there are several); the float "
+        f"network of the same architecture, trained alike, one seed: {row.ann_accuracy:.2f} %. "
+        "Behind it spikes per neuron and image, over all T steps.",
         "",
         "| neuron | thresholds | " + " | ".join(f"T = {T}" for T in times) + " |",
         "| --- | --- |" + " ---: |" * len(times),
@@ -215,9 +216,16 @@ def sentences(
     for neuron in NEURONS:
         method = f"mt_{neuron}"
 
-        def accuracy(way: str, T: int, method: str = method) -> float | None:
-            rows = found.get((dataset, method, way, T))
+        def at(way: str, T: int, method: str = method) -> list[Row]:
+            return found.get((dataset, method, way, T), [])
+
+        def accuracy(way: str, T: int) -> float | None:
+            rows = at(way, T)
             return mean(row.snn_accuracy for row in rows) if rows else None
+
+        def told(way: str, T: int) -> str:
+            spikes = mean(row.spikes_per_neuron for row in at(way, T))
+            return f"{accuracy(way, T):.2f} %, {spikes:.2f} spikes"
 
         for way in ("parallel", "cascade"):
             gains = {
@@ -228,14 +236,14 @@ def sentences(
             }
             if not gains:
                 continue
-            told = ", ".join(f"{gain:+.2f} at T = {T}" for T, gain in gains.items())
-            lines.append(f"- {neuron}, {WORDS[way]} against one: {told} points.")
+            gained = ", ".join(f"{gain:+.2f} at T = {T}" for T, gain in gains.items())
+            lines.append(f"- {neuron}, {WORDS[way]} against one: {gained} points.")
             first, last = accuracy(way, times[0]), accuracy("single", times[-1])
             if first is not None and last is not None and times[0] != times[-1]:
                 than = "above" if first > last else "not above"
                 lines.append(
-                    f"- {neuron}, {WORDS[way]} at T = {times[0]}: {first:.2f} %, {than} one "
-                    f"threshold at T = {times[-1]} ({last:.2f} %)."
+                    f"- {neuron}, {WORDS[way]} at T = {times[0]} ({told(way, times[0])}): {than} "
+                    f"one threshold at T = {times[-1]} ({told('single', times[-1])})."
                 )
     return lines
 
