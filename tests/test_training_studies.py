@@ -87,7 +87,7 @@ def test_the_page_of_training_costs_is_made_from_the_stored_rows(
     costs = [found.Cost(**row) for row in stored["rows"]]
     head = (EVAL / "training_cost" / "head.md").read_text()
     assert (EVAL / "training_cost" / "README.md").read_text() == found.text(
-        head, costs, stored["linrec"]
+        head, costs, stored["linrec"], stored["compiled"]
     )
     held = {(row.algorithm, row.T): row.saved_mib for row in costs}
     for name in ("ottt_a", "dsr", "tandem"):
