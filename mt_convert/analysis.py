@@ -103,7 +103,9 @@ def analyses(
             groups.setdefault(alike, []).append(setting)
     found = []
     for group in groups.values():
-        name = digest([subject.identity, count, *map(repr, group)])[:24]
+        name = digest(
+            [ANALYSIS_SCHEMA, subject.identity, count, *(item.to_json() for item in group)]
+        )[:24]
         path = folder / "analyses" / f"{name}.json"
         if not path.is_file():
             write_json(path, _analysis(subject, group, count).to_json())

@@ -34,7 +34,7 @@ from .spiking import SpikingModel
 from .storage import digest, read_json, write_json
 from .verify import levels_of
 
-CELL_SCHEMA = "mt_convert.cell/1"
+CELL_SCHEMA = "mt_convert.cell/2"
 AnySetting = Setting | PeerSetting
 
 
@@ -96,7 +96,7 @@ class Cells:
 
     def path(self, subject: Subject, setting: AnySetting) -> Path:
         """The file of a cell."""
-        name = digest([subject.identity, self.batch_size, repr(setting)])[:24]
+        name = digest([CELL_SCHEMA, subject.identity, self.batch_size, setting.to_json()])[:24]
         return self.folder / "cells" / f"{name}.json"
 
     def _made(self, subject: Subject, setting: AnySetting, path: Path, label: str) -> list[Row]:
@@ -139,7 +139,7 @@ class Cells:
 
     def _reference(self, subject: Subject) -> dict[str, list[int]]:
         """The classes that the float and the quantized network predict, image by image."""
-        name = digest([subject.identity, self.batch_size])[:24]
+        name = digest([CELL_SCHEMA, subject.identity, self.batch_size])[:24]
         path = self.folder / "references" / f"{name}.json"
         if path.is_file():
             stored: dict[str, list[int]] = read_json(path)
@@ -209,7 +209,7 @@ def _cell(
     """The content of a cell's file."""
     return {
         "schema": CELL_SCHEMA,
-        "setting": repr(setting),
+        "setting": setting.to_json(),
         "seconds": seconds,
         "calibration": None if report is None else report.to_json(),
         "results": results_to_json(rows),

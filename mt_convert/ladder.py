@@ -13,12 +13,13 @@ with Î¸ = ``thresholds``, w = ``weights`` and c = ``cascade``, all in units of Î
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 from .errors import SpecError
 
@@ -47,6 +48,8 @@ class Uniform:
         >>> ladder.thresholds, ladder.weights, ladder.cascade, ladder.reach
         ((1, 2, 3), (1, 1, 1), (1, 1, 1), 3)
     """
+
+    kind: ClassVar[str] = "uniform"
 
     n: int
 
@@ -90,6 +93,8 @@ class Binary:
         >>> ladder.thresholds, ladder.cascade, ladder.reach
         ((1, 2, 4), (4, 2, 1), 7)
     """
+
+    kind: ClassVar[str] = "binary"
 
     bits: int
 
@@ -138,6 +143,8 @@ class PowerOfTwo:
         ((1, 2, 4, 8), (1, 1, 2, 4), 8)
     """
 
+    kind: ClassVar[str] = "power_of_two"
+
     n: int
 
     def __post_init__(self) -> None:
@@ -182,6 +189,8 @@ class Learned:
         ((0.5, 1.75), (1.0, 1.0), (1.75, 0.5), 2.0)
     """
 
+    kind: ClassVar[str] = "learned"
+
     gaps: tuple[float, ...]
     weights: tuple[float, ...] = ()
 
@@ -224,6 +233,11 @@ class Learned:
 
 Ladder = Uniform | Binary | PowerOfTwo | Learned
 
+LADDERS: dict[str, type[Uniform] | type[Binary] | type[PowerOfTwo]] = {
+    item.kind: item for item in (Uniform, Binary, PowerOfTwo)
+}
+"""Ladders that a number of thresholds describes, by their name in recipes and tables."""
+
 
 def ladder_to_json(ladder: Ladder) -> dict[str, Any]:
     """The ladder as plain numbers under a ``kind``.
@@ -232,15 +246,9 @@ def ladder_to_json(ladder: Ladder) -> dict[str, Any]:
         >>> ladder_to_json(Uniform(3))
         {'kind': 'uniform', 'n': 3}
     """
-    match ladder:
-        case Uniform(n):
-            return {"kind": "uniform", "n": n}
-        case Binary(bits):
-            return {"kind": "binary", "bits": bits}
-        case PowerOfTwo(n):
-            return {"kind": "power_of_two", "n": n}
-        case Learned(gaps, weights):
-            return {"kind": "learned", "gaps": list(gaps), "weights": list(weights)}
+    fields = {item.name: getattr(ladder, item.name) for item in dataclasses.fields(ladder)}
+    lists = {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
+    return {"kind": ladder.kind, **lists}
 
 
 def ladder_from_json(stored: Mapping[str, Any]) -> Ladder:

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +32,14 @@ from .surrogate import StraightThrough, Surrogate, spike, straight_through
 class IF:
     """Charge without leak: h = v + I."""
 
+    kind: ClassVar[str] = "IF"
+
 
 @dataclass(frozen=True)
 class LIF:
     """Charge with a fixed leak: h = v + (I − v)/τ, or h = v − v/τ + I without ``decay_input``."""
+
+    kind: ClassVar[str] = "LIF"
 
     tau: float
     decay_input: bool = True
@@ -50,6 +54,8 @@ class PLIF:
 
     Source: SpikingJelly ``neuron/plif.py``; w starts at −ln(τ − 1).
     """
+
+    kind: ClassVar[str] = "PLIF"
 
     tau: float = 2.0
     decay_input: bool = True
@@ -85,6 +91,8 @@ class NeuronSpec:
         >>> NeuronSpec(Binary(4), signed=True, bounds=(0, 15)).rule
         <Firing.CASCADE: 'cascade'>
     """
+
+    kind: ClassVar[str] = "neuron"
 
     ladder: Ladder
     firing: Firing | None = None

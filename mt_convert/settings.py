@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from .calibrate import Calibration, InitialPotential, Maximum, name_of
 from .errors import Fault, SpecError
-from .ladder import Binary, Firing, Ladder, PowerOfTwo, Uniform
+from .keys import key
+from .ladder import LADDERS, Firing, Ladder, Uniform
 from .spiking import Presentation
 
-LADDERS: dict[str, Callable[[int], Ladder]] = {
-    "uniform": Uniform,
-    "binary": Binary,
-    "power_of_two": PowerOfTwo,
-}
+SETTING_SCHEMA = "setting/1"
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,8 @@ class Setting:
         >>> Setting(Uniform(3), (1, 2, 4)).firing
         <Firing.PARALLEL: 'parallel'>
     """
+
+    kind: ClassVar[str] = "setting"
 
     ladder: Ladder
     time_steps: tuple[int, ...]
@@ -53,12 +53,16 @@ class Setting:
     @property
     def ladder_name(self) -> str:
         """The ladder's name in tables."""
-        return next(name for name, kind in LADDERS.items() if isinstance(self.ladder, kind))  # type: ignore[arg-type]
+        return self.ladder.kind
 
     @property
     def calibration_name(self) -> str:
         """The calibrations' name in tables."""
         return name_of(self.calibration)
+
+    def to_json(self) -> dict[str, Any]:
+        """The key of what was made in this setting: all fields, defaults too."""
+        return key(SETTING_SCHEMA, self)
 
 
 def iso_level(L: int) -> list[Setting]:
@@ -86,6 +90,8 @@ class PeerSetting:
         ((1, 4), 0)
     """
 
+    kind: ClassVar[str] = "peer_setting"
+
     method: str
     time_steps: tuple[int, ...]
 
@@ -96,6 +102,10 @@ class PeerSetting:
     def n(self) -> int:
         """Thresholds of its neurons."""
         return 0 if self.method.startswith("sinabs") else 1
+
+    def to_json(self) -> dict[str, Any]:
+        """As that of `Setting`."""
+        return key(SETTING_SCHEMA, self)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def _placeholder(shape: list[int] | None) -> torch.Tensor | None:
     return None if shape is None else torch.ones(shape)
 
 
-_CHARGES = {kind.__name__: kind for kind in (IF, LIF, PLIF)}
+_CHARGES = {item.kind: item for item in (IF, LIF, PLIF)}
 
 
 def neuron_spec_to_json(spec: NeuronSpec) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def neuron_spec_to_json(spec: NeuronSpec) -> dict[str, Any]:
     return {
         "ladder": ladder_to_json(spec.ladder),
         "firing": None if spec.firing is None else str(spec.firing),
-        "charge": {"kind": type(spec.charge).__name__, **asdict(spec.charge)},
+        "charge": {"kind": spec.charge.kind, **asdict(spec.charge)},
         "reset": str(spec.reset),
         "signed": spec.signed,
         "initial": spec.initial,

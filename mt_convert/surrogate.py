@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ class Rectangular:
         >>> Rectangular(2.0).derivative(torch.tensor([-1.0, 0.0, 1.5])).tolist()
         [0.5, 0.5, 0.0]
     """
+
+    kind: ClassVar[str] = "rectangular"
 
     width: float = 1.0
 
@@ -45,6 +47,8 @@ class ATan:
         [1.0]
     """
 
+    kind: ClassVar[str] = "atan"
+
     alpha: float = 2.0
 
     def __post_init__(self) -> None:
@@ -65,6 +69,8 @@ class Sigmoid:
         [1.0]
     """
 
+    kind: ClassVar[str] = "sigmoid"
+
     alpha: float = 4.0
 
     def __post_init__(self) -> None:
@@ -83,6 +89,8 @@ class Triangular:
         >>> Triangular(2.0).derivative(torch.tensor([0.0, 1.0, 3.0])).tolist()
         [0.5, 0.25, 0.0]
     """
+
+    kind: ClassVar[str] = "triangular"
 
     width: float = 1.0
 
@@ -106,6 +114,8 @@ class StraightThrough:
         [1.0, 1.0, 0.0]
     """
 
+    kind: ClassVar[str] = "straight_through"
+
     def derivative(self, x: Tensor) -> Tensor:
         return (x.abs() <= 0.5).to(x.dtype)
 
@@ -120,6 +130,8 @@ class Linear:
         >>> Linear(0.5).derivative(torch.tensor([0.0, 0.5, 2.0])).tolist()
         [0.5, 0.25, 0.0]
     """
+
+    kind: ClassVar[str] = "linear"
 
     alpha: float = 0.3
 
@@ -144,6 +156,8 @@ class SpikeTime:
         >>> SpikeTime(0.5, 1.0).faded(torch.tensor([0.0, torch.inf])).tolist()
         [1.0, 0.0]
     """
+
+    kind: ClassVar[str] = "stdb"
 
     alpha: float = 0.3
     beta: float = 0.01

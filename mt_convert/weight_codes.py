@@ -225,7 +225,12 @@ class CodedLinear(nn.Linear):
 
 
 CODED = (CodedConv1d, CodedConv2d, CodedConv3d, CodedLinear)
-_KINDS = {kind.__name__.removeprefix("Coded"): kind for kind in CODED}
+_KINDS: dict[str, type[nn.Module]] = {
+    "Conv1d": CodedConv1d,
+    "Conv2d": CodedConv2d,
+    "Conv3d": CodedConv3d,
+    "Linear": CodedLinear,
+}
 
 
 def weight_code(kind: WeightCode, codeword_bits: int, scale: Scale) -> Code:

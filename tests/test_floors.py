@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "mt_convert"
 FLOORS = {
     "errors": 0,
     "ladder": 1,
+    "keys": 1,
     "surrogate": 1,
     "linear_recurrence": 1,
     "tensor_train_start": 1.9,
@@ -99,6 +100,7 @@ FLOORS = {
 WITHOUT_TORCH = (
     "errors",
     "ladder",
+    "keys",
     "results",
     "quant_spec",
     "progress",

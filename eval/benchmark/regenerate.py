@@ -13,7 +13,7 @@ kept in --parts and not made again; `--pages` writes the page from results.json 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from mt_convert.benchmark.command import Wanted, publish, timed
@@ -79,7 +79,7 @@ def main() -> None:
 
 def made(part: Wanted, folder: Path) -> Benchmark:
     """A part from its file, or timed now."""
-    path = folder / f"{digest(repr(part))[:16]}.json"
+    path = folder / f"{digest({'schema': 'benchmark_part/1', **asdict(part)})[:16]}.json"
     if not path.is_file():
         write_json(path, timed(part, folder / "networks").to_json())
     return benchmark_from_json(read_json(path))

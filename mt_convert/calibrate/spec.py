@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar, get_args
 
 from ..errors import Fault, SpecError
 
@@ -41,6 +41,8 @@ class InitialPotential:
     """One initial potential v0 for all neurons, in thresholds of one step: with ½ emissions are
     rounded to the nearest level, with 0, as in classical rate coding, down."""
 
+    kind: ClassVar[str] = "initial_potential"
+
     v0: float = 0.5
 
     def __post_init__(self) -> None:
@@ -58,6 +60,8 @@ class Percentile:
         99.0
     """
 
+    kind: ClassVar[str] = "percentile"
+
     percent: float = 99.9
 
     def __post_init__(self) -> None:
@@ -72,6 +76,8 @@ class Maximum:
     Source: threshold balancing of hybrid conversion (arXiv 2005.01807), 0.7 for few steps.
     """
 
+    kind: ClassVar[str] = "maximum"
+
     scale: float = 1.0
 
     def __post_init__(self) -> None:
@@ -82,6 +88,8 @@ class Maximum:
 class MeanSquaredError:
     """θ of each layer: of ``candidates`` equal parts of the largest activation, the one of least
     squared error between the activation and what the neuron emits over T steps."""
+
+    kind: ClassVar[str] = "mse"
 
     candidates: int = 100
 
@@ -98,6 +106,8 @@ class PercentileAlphaBeta:
     Source: Datta & Beerel, DATE 2022 (arXiv 2112.12133).
     """
 
+    kind: ClassVar[str] = "alpha_beta"
+
     objective: Objective = Objective.MSE
 
     def __post_init__(self) -> None:
@@ -111,6 +121,8 @@ class Gaussian:
     Source: H-MT (AAAI 2026), eq. 29.
     """
 
+    kind: ClassVar[str] = "gaussian"
+
 
 @dataclass(frozen=True)
 class MembraneMean:
@@ -118,6 +130,8 @@ class MembraneMean:
 
     Source: dual-phase optimisation (arXiv 2205.07473), phase II.
     """
+
+    kind: ClassVar[str] = "membrane_mean"
 
     rounds: int = 5
     per: Per = Per.CHANNEL
@@ -134,6 +148,8 @@ class LayerWise:
     Source: dual-phase optimisation (arXiv 2205.07473), phase II, whose rate of 1e-4 is for hundreds
     of epochs; ours is for a few.
     """
+
+    kind: ClassVar[str] = "layer_wise"
 
     epochs: int = 10
     lr: float = 1e-3
@@ -159,6 +175,8 @@ class Thresholds:
         >>> Thresholds(levels=4).spikes is None
         True
     """
+
+    kind: ClassVar[str] = "thresholds"
 
     levels: float | None = None
     spikes: float | None = None
@@ -189,17 +207,7 @@ Calibration = (
     | Thresholds
 )
 
-NAMES: dict[str, type[Calibration]] = {
-    "initial_potential": InitialPotential,
-    "percentile": Percentile,
-    "maximum": Maximum,
-    "mse": MeanSquaredError,
-    "alpha_beta": PercentileAlphaBeta,
-    "gaussian": Gaussian,
-    "membrane_mean": MembraneMean,
-    "layer_wise": LayerWise,
-    "thresholds": Thresholds,
-}
+NAMES: dict[str, type[Calibration]] = {item.kind: item for item in get_args(Calibration)}
 """What calibrations are called in recipes, on the command line and in tables."""
 
 

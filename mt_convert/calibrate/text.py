@@ -56,8 +56,7 @@ def _name(step: Calibration) -> str:
         if getattr(step, item.name) != item.default
     ]
     inner = ",".join(value if len(fields) == 1 else f"{name}={value}" for name, value in values)
-    name = next(name for name, kind in NAMES.items() if type(step) is kind)
-    return f"{name}({inner})" if inner else name
+    return f"{step.kind}({inner})" if inner else step.kind
 
 
 def _text(value: Any) -> str:

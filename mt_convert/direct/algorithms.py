@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,8 @@ class BPTT:
         >>> BPTT(every_step=0.5)
         BPTT(every_step=0.5)
     """
+
+    kind: ClassVar[str] = "bptt"
 
     every_step: float = 0.0
 
@@ -80,6 +82,8 @@ class OTTT:
         OTTT(online=True)
     """
 
+    kind: ClassVar[str] = "ottt"
+
     online: bool = False
 
     def learn(self, lesson: Lesson) -> Tensor:
@@ -112,6 +116,8 @@ class DSR:
         DSR()
     """
 
+    kind: ClassVar[str] = "dsr"
+
     def learn(self, lesson: Lesson) -> Tensor:
         """All steps but the last without a graph; of a network from scratch, all steps."""
         return _by_totals("DSR", lesson, Derivative.CLIP)
@@ -128,6 +134,8 @@ class Tandem:
         >>> Tandem()
         Tandem()
     """
+
+    kind: ClassVar[str] = "tandem"
 
     def learn(self, lesson: Lesson) -> Tensor:
         """All steps but the last without a graph."""

@@ -23,11 +23,14 @@ ALGORITHMS: dict[str, Algorithm] = {
     "tandem": Tandem(),
 }
 SURROGATES: dict[str, Surrogate] = {
-    "straight_through": StraightThrough(),
-    "rectangular": Rectangular(),
-    "atan": ATan(),
-    "sigmoid": Sigmoid(),
-    "triangular": Triangular(),
-    "linear": Linear(),
-    "stdb": SpikeTime(),
+    surrogate.kind: surrogate
+    for surrogate in (
+        StraightThrough(),
+        Rectangular(),
+        ATan(),
+        Sigmoid(),
+        Triangular(),
+        Linear(),
+        SpikeTime(),
+    )
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,8 @@ class Trained:
         >>> Trained(thresholds=False).weights
         True
     """
+
+    kind: ClassVar[str] = "trainable_parts"
 
     weights: bool = True
     thresholds: bool = True

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from ..carries import reaching_output
 from ..errors import DataError, Fault, SpecError, UnsupportedLayerError
 from ..graph import fold_batch_norm_, is_constant, layer_nodes, set_image_shape
+from ..keys import key
 from ..neurons import IF, LIF, MTNeuron, NeuronSpec, NeuronState, Reset
 from ..rules import DEFAULT_RULES, Kind, Rule, unknown_operators
 from ..shapes import images_not_first
@@ -173,8 +174,9 @@ class SpikingNetwork(nn.Module):
         trains = sorted(
             {layer.form for layer in self.layers.modules() if isinstance(layer, TTConv2d)}
         )
+        specs = dict.fromkeys(layer.spec for _, layer in self.neurons())
         return {
-            "neurons": sorted({repr(layer.spec) for _, layer in self.neurons()}),
+            "neurons": key("neurons/1", list(specs)),
             "time_steps": self.time_steps,
             "delayed": self.delayed,
             "read_out_tau": "learned" if self.read_out.learns else self.read_out_tau,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import SpecError
 from ..graph import WEIGHTED, layer_nodes
+from ..keys import key
 from ..ladder import Learned
 from ..neurons import MTNeuron
 from ..simulate import simulate
@@ -65,7 +66,11 @@ class Unrolled(nn.Module):
                 "through: convert it with whole_window=False"
             )
         learns = Trained() if learns is None else learns
-        self.settings = {"learns": repr(learns), "surrogate": repr(surrogate), "T": time_steps}
+        self.settings = {
+            "learns": key("trainable_parts/1", learns),
+            "surrogate": key("surrogate/1", surrogate),
+            "T": time_steps,
+        }
         self.settings |= {} if detach_reset else {"detach_reset": False}
         self.snn, self.time_steps = copy.deepcopy(snn), time_steps
         self.neurons = nn.ModuleDict()

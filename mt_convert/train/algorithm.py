@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -28,7 +28,12 @@ class Lesson:
 
 
 class Algorithm(Protocol):
-    """A frozen value that makes the gradients of a batch; `repr` says which one it is."""
+    """A frozen dataclass that makes the gradients of a batch.
+
+    ``kind`` is its name in the identity of a run, beside its fields: no other algorithm has it.
+    """
+
+    kind: ClassVar[str]
 
     def learn(self, lesson: Lesson) -> Tensor:
         """Leave gradients behind; returns the loss to show."""
@@ -42,6 +47,8 @@ class Backpropagation:
         >>> Backpropagation()
         Backpropagation()
     """
+
+    kind: ClassVar[str] = "backpropagation"
 
     def learn(self, lesson: Lesson) -> Tensor:
         loss = lesson.loss(lesson.network(lesson.images))

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..data import Splits, borrowed_random
 from ..errors import DataError, Fault, SpecError
+from ..keys import key
 from ..storage import load_tensors
 from .algorithm import Algorithm, Backpropagation
 from .checkpoint import SCHEMA, Checkpoints, check_identity, read_finished
@@ -62,7 +63,9 @@ def fit(
     algorithm = Backpropagation() if algorithm is None else algorithm
     with _accelerator(spec) as accelerator, borrowed_random(spec.seed):
         identity = _identity(splits, spec, classes, accelerator, teacher)
-        identity |= {} if algorithm == Backpropagation() else {"algorithm": repr(algorithm)}
+        identity |= (
+            {} if algorithm == Backpropagation() else {"algorithm": key("algorithm/1", algorithm)}
+        )
         identity |= {"keep_start": True} if keep_start else {}
         identity |= getattr(model, "settings", {})
         finished = read_finished(folder, identity)
