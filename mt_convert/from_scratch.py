@@ -20,7 +20,7 @@ from .data import ImageSet, Splits, batches
 from .direct import SpikingNetwork, spiking
 from .direct.named import ALGORITHMS, SURROGATES
 from .errors import Fault, SpecError
-from .ladder import Binary, Firing, Ladder, PowerOfTwo, Uniform
+from .ladder import LADDERS, Firing, Ladder
 from .neurons import IF, LIF, PLIF, Charge, MTNeuron, NeuronSpec, Reset
 from .peak_memory import meter_of
 from .processes import Processes
@@ -32,11 +32,6 @@ from .tensor_train import TensorTrain
 from .train import History, TrainSpec, fit
 
 NEURONS = ("if", "lif", "plif")
-LADDERS: dict[str, type[Uniform] | type[Binary] | type[PowerOfTwo]] = {
-    "uniform": Uniform,
-    "binary": Binary,
-    "power_of_two": PowerOfTwo,
-}
 LEARNS_BY = tuple(name for name in ALGORITHMS if name != "tandem")
 THROUGH = tuple(name for name in SURROGATES if name != "stdb")
 STARTS = ("random", "ann")
@@ -256,7 +251,7 @@ def rows_of(
         qann_accuracy=None,
         agreement=None,
         exact_share=None,
-        ladder=type(ladder).__name__.lower(),
+        ladder=ladder.kind,
         levels=int(ladder.reach),
         weight_bits=None,
         whole_window=False,

@@ -93,7 +93,10 @@ def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
     late = {
         item.name for item in dataclasses.fields(Row) if item.default is not dataclasses.MISSING
     }
-    return {name: row[name] for name in Row.fields() if name in row or name not in late}
+    known = {name: row[name] for name in Row.fields() if name in row or name not in late}
+    if known["ladder"] == "poweroftwo":  # what rows of networks trained from scratch once wrote
+        known["ladder"] = "power_of_two"
+    return known
 
 
 COLUMNS: dict[str, str] = {

@@ -75,6 +75,11 @@ def test_columns_of_later_versions_are_passed_over() -> None:
     assert results_from_json(stored) == [ROW]
 
 
+def test_the_ladder_of_older_rows_has_the_name_it_has_in_every_other_table() -> None:
+    stored = results_to_json([dataclasses.replace(ROW, ladder="poweroftwo")])
+    assert [row.ladder for row in results_from_json(stored)] == ["power_of_two"]
+
+
 @pytest.mark.parametrize(
     "stored",
     [None, [], 3, {}, {"rows": []}, {"schema": "mt_convert.results/2", "rows": []}],

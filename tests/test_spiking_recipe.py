@@ -19,7 +19,7 @@ from mt_convert.data import batches, open_data
 from mt_convert.direct import stored
 from mt_convert.errors import CheckpointError, RecipeError, SpecError
 from mt_convert.from_scratch import SpikingSpec, build_spiking, rows_of
-from mt_convert.ladder import Binary, Uniform
+from mt_convert.ladder import LADDERS, Binary, Uniform
 from mt_convert.models import ModelSpec, build
 from mt_convert.neurons import IF, LIF, PLIF, Reset
 from mt_convert.processes import Processes
@@ -206,6 +206,18 @@ def test_spikes_are_counted_by_hand() -> None:
     known["presentation"] = "every_step"
     rows = rows_of(network, spec, test, [1, 2], known, batch_size=5, processes=Processes())
     assert [row.spikes_per_neuron for row in rows] == [1.5, 3.0]
+
+
+@pytest.mark.parametrize("ladder", LADDERS)
+def test_a_row_calls_its_ladder_as_the_recipe_does(ladder: str) -> None:
+    mode = "cascade" if ladder == "binary" else "parallel"
+    spec = small(f"spiking.ladder={ladder}", f"spiking.mode={mode}", "spiking.time_steps=1").spiking
+    network = build_spiking(build(ModelSpec("digits_cnn", 10, 1)), spec, torch.zeros(2, 1, 8, 8))
+    test = open_data(small("data.limit=100").data).test  # type: ignore[arg-type]
+    known = {"model": "m", "dataset": "d", "seed": 0, "ann_accuracy": None}
+    known["presentation"] = "every_step"
+    (row,) = rows_of(network, spec, test, [1], known, batch_size=64, processes=Processes())
+    assert row.ladder == ladder
 
 
 def test_a_run_shows_its_table_and_what_was_trained(finished: Path) -> None:
