@@ -179,18 +179,6 @@ class SubBit(nn.Module):
 Code = Ternary | SubBit
 
 
-def subbit_storage(kernels: int, channels: int, codeword_bits: int, *, scale_bits: int = 32) -> int:
-    """What a sub-bit layer takes: a codeword's number per kernel, the codebook, and the scales.
-
-    Units: bits.
-
-    Example:
-        >>> subbit_storage(512 * 512, 512, 5) / (512 * 512 * 9)  # a weight, in bits
-        0.5626220703125
-    """
-    return kernels * codeword_bits + AREA * 2**codeword_bits + channels * scale_bits
-
-
 class _CodedConv:
     """The forward pass of coded convolutions."""
 

@@ -78,7 +78,6 @@ FLOORS = {
     "from_scratch": 8.3,
     "pictures": 8,
     "subjects": 9.2,
-    "ternary": 2,
     "row_kinds": 1.2,
     "peak_memory": 1,
     "processes": 1,

@@ -124,7 +124,7 @@ def test_batches_and_images_are_frames() -> None:
     assert all(frames.dtype == torch.float32 for frames, _ in found)
     assert {int(label) for _, labels in found for label in labels} == set(range(7))
     chosen = images(splits.calibration, 6)
-    assert chosen.shape == (6, spec.time_steps, *spec.frame_shape)
+    assert chosen.shape == (6, spec.time_steps, spec.channels, spec.side, spec.side)
     assert torch.equal(chosen, splits.train[Draw(range(6))][0])
     assert torch.equal(chosen, chosen.round())
     assert chosen.min() == 0
@@ -196,7 +196,7 @@ def test_the_order_of_frames_tells_what_their_sum_does_not() -> None:
 def test_a_spec_says_what_its_frames_are(
     spec: EventSpec, shape: tuple[int, int, int], classes: int
 ) -> None:
-    assert spec.frame_shape == shape == (spec.channels, spec.image_size, spec.side)
+    assert shape == (spec.channels, spec.image_size, spec.side)
     assert spec.number_of_classes == classes
 
 

@@ -103,7 +103,7 @@ def test_a_peer_shows_logits_for_every_step_and_the_same_twice(name: str, ann: n
     assert other.logits.shape == (2, 3, 5)
     assert torch.equal(run.logits, again.logits)
     assert torch.equal(run.spikes_per_neuron, again.spikes_per_neuron)
-    assert torch.equal(network.running_logits(x, 2), run.logits[:2])
+    assert torch.equal(network.run(x, 2).logits, run.logits[:2])
 
 
 def test_a_peer_names_its_neurons_and_leaves_nothing(name: str, ann: nn.Module) -> None:
@@ -123,7 +123,7 @@ def test_the_running_mean_of_a_peer_approaches_the_logits_of_the_ann(
     ann = plain(lived_in(Net(F.avg_pool2d)), images(2))
     x = images(24, seed=5)
     network = peer_network(name, ann, x)
-    logits = network.running_logits(x, 256)
+    logits = network.run(x, 256).logits
     with torch.no_grad():
         expected = ann(x)
     errors = [float((logits[t] - expected).pow(2).mean()) for t in (3, 31, 255)]

@@ -29,7 +29,6 @@ from mt_convert.weight_codes import (
     SubBit,
     Ternary,
     coded_layer,
-    subbit_storage,
     weight_code,
 )
 
@@ -163,11 +162,6 @@ def test_eval_mode_changes_nothing() -> None:
     before = copy.deepcopy(code.state_dict())
     code(weight)
     assert all(torch.equal(value, before[key]) for key, value in code.state_dict().items())
-
-
-def test_the_storage_is_kernels_codebook_and_scales() -> None:
-    assert subbit_storage(64 * 64, 64, 5) == 64 * 64 * 5 + 9 * 32 + 64 * 32
-    assert subbit_storage(10, 2, 9, scale_bits=16) == 10 * 9 + 9 * 512 + 2 * 16
 
 
 # --------------------------------------------------------------------------------------- ternary

@@ -6,7 +6,7 @@ returns a calibrated copy with a report of each loss before and after.
 
 from __future__ import annotations
 
-from .report import CalibrationReport, CalibrationRow, calibration_table
+from .report import CalibrationReport, CalibrationRow
 from .run import Calibrated, calibrate
 from .spec import (
     NAMES,
@@ -45,7 +45,6 @@ __all__ = [
     "PercentileAlphaBeta",
     "Thresholds",
     "calibrate",
-    "calibration_table",
     "name_of",
     "parse",
 ]

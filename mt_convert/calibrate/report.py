@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
 CALIBRATION_SCHEMA = "mt_convert.calibration/1"
 WHOLE = "all layers"
 
@@ -81,27 +78,6 @@ class CalibrationReport:
 
 COLUMNS = ("calibration", "layer", "loss", "before", "after", "kept")
 """The columns people read."""
-
-
-def calibration_table(report: CalibrationReport) -> Table:
-    """The rows for a terminal; those that were not kept are dim.
-
-    Example:
-        >>> calibration_table(CalibrationReport((), 12, 4, 8)).columns[0].header
-        'calibration'
-    """
-    table = Table(
-        title=str(report).splitlines()[0],
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    for heading in COLUMNS:
-        table.add_column(heading, justify="right" if heading in ("before", "after") else "left")
-    for row in report.rows:
-        table.add_row(*_cells(row), style=None if row.kept else "dim")
-    return table
 
 
 def _cells(row: CalibrationRow) -> list[str]:

@@ -65,8 +65,8 @@ class EventSpec:
 
     Example:
         >>> spec = EventSpec("dvs_gesture", "data", time_steps=16, size=64)
-        >>> spec.frame_shape, spec.number_of_classes
-        ((2, 64, 64), 11)
+        >>> spec.channels, spec.side, spec.number_of_classes
+        (2, 64, 11)
     """
 
     dataset: str
@@ -116,11 +116,6 @@ class EventSpec:
     def channels(self) -> int:
         """Channels of a frame: OFF and ON."""
         return 2
-
-    @property
-    def frame_shape(self) -> tuple[int, int, int]:
-        """Shape of one frame: channels, rows, columns."""
-        return self.channels, self.side, self.side
 
     @property
     def number_of_classes(self) -> int:

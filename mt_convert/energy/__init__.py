@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .measure import energy
-from .report import FP32_45NM, INT32_45NM, EnergyReport, EnergyTable, energy_table
+from .report import FP32_45NM, INT32_45NM, EnergyReport, EnergyTable
 
 __all__ = [
     "FP32_45NM",
@@ -11,5 +11,4 @@ __all__ = [
     "EnergyReport",
     "EnergyTable",
     "energy",
-    "energy_table",
 ]

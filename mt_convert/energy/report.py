@@ -12,9 +12,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
 from ..carries import Carries
 
 ENERGY_SCHEMA = "mt_convert.energy/1"
@@ -214,28 +211,6 @@ LEGEND = (
 )
 
 ROW_COLUMNS = ("layer", "kind", "fed by", "SynOps", "MACs", "of ANN's", "comparisons", "events")
-
-
-def energy_table(report: EnergyReport) -> Table:
-    """The totals for a terminal.
-
-    Example:
-        >>> energy_table(EnergyReport(1, FP32_45NM, (), (), ())).columns[0].header
-        'T'
-    """
-    prices = report.prices
-    table = Table(
-        title=f"energy per image, mean of {report.images}; {prices.name}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    for heading in TOTAL_COLUMNS:
-        table.add_column(heading, justify="right")
-    for total in report.totals:
-        table.add_row(*total_cells(total))
-    return table
 
 
 def total_cells(total: EnergyTotal) -> list[str]:

@@ -80,14 +80,6 @@ class PeerNetwork:
     left: Mapping[str, int]
     delay: int | None
 
-    def running_logits(self, images: Tensor, time_steps: int) -> Tensor:
-        """The read-out after each step, the same images in every step, from fresh potentials.
-
-        Shapes:
-            [T, batch, classes].
-        """
-        return self.run(images, time_steps).logits
-
     def run(self, images: Tensor, time_steps: int) -> PeerRun:
         """The read-out and the spikes after each step, from fresh potentials.
 
