@@ -15,9 +15,11 @@ from typing import Any
 import torch
 
 from .cells import AnySetting, Subject
-from .conversion_error import ErrorTable, layer_errors
+from .conversion_error.layers import layer_errors
+from .conversion_error.table import ErrorTable
 from .data import batches
-from .energy import EnergyReport, energy
+from .energy.measure import energy
+from .energy.report import EnergyReport
 from .errors import CheckpointError
 from .evaluate import prepared
 from .settings import Setting

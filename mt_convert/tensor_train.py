@@ -19,9 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from .errors import Fault, SpecError
-from .tensor_train_start import Form as Form
-from .tensor_train_start import evb_rank as evb_rank
-from .tensor_train_start import full_rank, layer_rank, starting_cores
+from .tensor_train_start import Form, full_rank, layer_rank, starting_cores
 
 
 @dataclass(frozen=True)

@@ -24,15 +24,8 @@ from mt_convert.errors import SpecError
 from mt_convert.integer.backends import TorchBackend
 from mt_convert.integer.native import build
 from mt_convert.integer.native.backend import NativeBackend
-from mt_convert.integer.native.layout import (
-    BYTES_AND_OWN,
-    FIRE,
-    OTHERWISE,
-    OWN,
-    OWN_AND_BYTES,
-)
+from mt_convert.integer.native.layout import BYTES_AND_OWN, FIRE, OTHERWISE, OWN, OWN_AND_BYTES
 from mt_convert.integer.program import (
-    BATCH,
     Accumulate,
     Encode,
     Fire,
@@ -50,6 +43,7 @@ from mt_convert.ladder import Binary, Ladder, Learned, PowerOfTwo, Uniform
 from mt_convert.networks import resnet20_cifar
 from mt_convert.neurons import NeuronSpec
 from mt_convert.quantize import QuantSpec, quantize
+from mt_convert.terms import BATCH
 
 aten = torch.ops.aten
 SETS = (*build.instruction_sets(), build.EMULATED_VNNI)

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from mt_convert.convert import convert
 from mt_convert.coverage.bounded import Limits, Note, Task, run_bounded
-from mt_convert.direct import Unrolled
+from mt_convert.direct.unrolled import Unrolled
 from mt_convert.finetuning import ALGORITHMS
 from mt_convert.from_scratch import SpikingSpec, build_spiking
 from mt_convert.ladder import Firing, Uniform

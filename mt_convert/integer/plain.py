@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..canonical import accumulated
 from ..running import running_step
-from ..terms import in_exact_type, written_sum
-from .program import BATCH, Accumulate, Encode, Fire, Operate, Program, Slot, Sum
+from ..terms import BATCH, in_exact_type, written_sum
+from .program import Accumulate, Encode, Fire, Operate, Program, Slot, Sum
 
 Totals = dict[str, Tensor]
 Layer = Callable[[Accumulate, Tensor], Tensor]

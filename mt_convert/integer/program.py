@@ -20,7 +20,6 @@ from typing import Any
 from torch import Tensor
 
 from ..neurons import NeuronSpec
-from ..terms import BATCH as BATCH
 
 
 @dataclass(frozen=True)

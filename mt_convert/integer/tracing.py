@@ -21,10 +21,9 @@ from ..graph import layer_of
 from ..neurons import MTNeuron
 from ..rules import DEFAULT_RULES, Kind
 from ..spiking import Encoder, SpikingModel
-from ..terms import Part, Terms, along_axes, as_terms, holds_terms, whole_numbers
+from ..terms import BATCH, Part, Terms, along_axes, as_terms, holds_terms, whole_numbers
 from ..windows import unit, window_spec, worth
 from .program import (
-    BATCH,
     Accumulate,
     Encode,
     Fire,

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..program import BATCH, Operate
+from ...terms import BATCH
+from ..program import Operate
 
 aten = torch.ops.aten
 _CATS = {torch.cat, aten.cat.default}
