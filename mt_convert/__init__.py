@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .archive import load, save
-    from .calibrate import (
+    from .calibrate.run import calibrate
+    from .calibrate.spec import (
         Gaussian,
         InitialPotential,
         LayerWise,
@@ -33,17 +34,20 @@ if TYPE_CHECKING:
         Percentile,
         PercentileAlphaBeta,
         Thresholds,
-        calibrate,
     )
     from .canonical import IntegerArithmetic
     from .compiled import CompiledSimulation
-    from .conversion_error import ErrorTable, layer_errors
+    from .conversion_error.layers import layer_errors
+    from .conversion_error.table import ErrorTable
     from .convert import convert
-    from .direct import BPTT, DSR, OTTT, FinetuneSpec, Trained, finetune
-    from .energy import energy
+    from .direct import finetune
+    from .direct.algorithms import BPTT, DSR, OTTT
+    from .direct.finetune import FinetuneSpec
+    from .direct.parts import Trained
+    from .energy.measure import energy
     from .errors import MTConvertError
     from .evaluate import evaluate
-    from .integer import IntegerModel, integer
+    from .integer.model import IntegerModel, integer
     from .ladder import Binary, Firing, Learned, PowerOfTwo, Uniform
     from .neurons import IF, LIF, PLIF, MTNeuron, NeuronSpec, Reset, mt_step
     from .quant_spec import ActNoise, BatchNorm, Override, QuantSpec, Scale, Spacing, WeightCode

@@ -23,7 +23,7 @@ from .energy.report import EnergyReport
 from .errors import CheckpointError
 from .evaluate import prepared
 from .settings import Setting
-from .storage import digest, read_json, write_json
+from .system.storage import digest, read_json, write_json
 
 ANALYSIS_SCHEMA = "mt_convert.analysis/1"
 BATCH = 64

@@ -25,7 +25,7 @@ from .quantize import QuantizedModel
 from .rules import DEFAULT_RULES, Rule, unknown_operators
 from .spiking import Presentation, SpikingModel
 from .spiking_json import spiking_layer_from_json, spiking_layer_to_json
-from .storage import atomic, load_tensors, read_json, save_tensors
+from .system.storage import atomic, load_tensors, read_json, save_tensors
 
 NETWORK_SCHEMA = "mt_convert.network/1"
 _DAMAGED = (

@@ -9,16 +9,7 @@ import torch
 from torch import fx
 
 from .graph import is_constant, layer_of
-from .rules import (
-    DEFAULT_RULES,
-    Key,
-    Kind,
-    Rule,
-    Sign,
-    data_inputs,
-    rule_of,
-    sign_of_constants,
-)
+from .rules import DEFAULT_RULES, Key, Kind, Rule, Sign, data_inputs, rule_of, sign_of_constants
 
 aten = torch.ops.aten
 

@@ -19,19 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .calibrate import CalibrationReport
+from .calibrate.report import CalibrationReport
 from .data import ImageSet, batches
 from .errors import CheckpointError, Fault, SpecError
 from .evaluate import Counter, prepared, reference_columns
 from .peer_counter import PeerCounter
-from .peers import peer_network, plain
-from .processes import Processes
-from .progress import progress
+from .peers.network import peer_network
+from .peers.plain_form import plain
 from .quantize import QuantizedModel
 from .results import Row, results_from_json, results_to_json
 from .settings import PeerSetting, Setting
 from .spiking import SpikingModel
-from .storage import digest, read_json, write_json
+from .system.processes import Processes
+from .system.progress import progress
+from .system.storage import digest, read_json, write_json
 from .verify import levels_of
 
 CELL_SCHEMA = "mt_convert.cell/2"

@@ -152,7 +152,7 @@ def run(
 
         loaded = load(recipe, overrides or (), smoke)
         from . import pipeline
-        from .processes import speaks
+        from .system.processes import speaks
 
         folder = out or Path("runs") / (f"{loaded.name}_smoke" if smoke else loaded.name)
         finished = pipeline.run(loaded, folder, resume=resume)
@@ -194,7 +194,7 @@ def finetune(
       bptt, bptt_every_step, ottt_a, ottt_o, dsr, tandem (with finetune.learns=[weights])
     """
     from . import finetune_run
-    from .processes import speaks
+    from .system.processes import speaks
 
     try:
         finished = finetune_run.run(run, overrides or (), out)
@@ -276,7 +276,7 @@ def evaluate(
       mt-convert eval runs/a runs/b --data other.yaml data.root=/data --images 2000 --errors 200
     """
     from . import compare
-    from .processes import speaks
+    from .system.processes import speaks
 
     wanted = compare.Wanted(
         names=tuple(word for word in words if "=" not in word),
@@ -443,8 +443,8 @@ def coverage(
       mt-convert coverage --memory 12 --minutes 20 --out runs/coverage
     """
     from .coverage import pages, sweep
-    from .coverage.bounded import Limits
     from .coverage.rows import Settings
+    from .system.bounded import Limits
 
     settings = Settings(size=size, modules=tuple(modules or ()))
     plans = sweep.Sweep(out, settings, Limits(memory, minutes * 60, workers))

@@ -16,14 +16,15 @@ from rich.console import Console
 
 from . import pictures, report, results
 from .analysis import Analysis, analyses
-from .calibrate import parse
+from .calibrate.text import parse
 from .cells import Cells, Subject
 from .errors import Fault, MTConvertError, SpecError
-from .peers import PEERS, available
+from .peers.converters import PEERS
+from .peers.network import available
 from .recipe import EvaluateBlock, Recipe, load_recipe
 from .settings import METHODS
-from .storage import atomic, read_json, write_json
 from .subjects import settings_of, subjects_of
+from .system.storage import atomic, read_json, write_json
 
 ANALYSES_SCHEMA = "mt_convert.analyses/1"
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .calibrate import CalibrationReport, calibrate
+from .calibrate.report import CalibrationReport
+from .calibrate.run import calibrate
 from .convert import convert
 from .errors import Fault, SpecError
 from .quantize import QuantizedModel

@@ -16,8 +16,8 @@ from .data import open_data
 from .errors import Fault, RecipeError
 from .finetuning import finetuned
 from .recipe import FinetuneBlock, Recipe, dump, load_recipe
-from .storage import atomic, read_json, write_json
 from .subjects import subjects_of
+from .system.storage import atomic, read_json, write_json
 
 
 def run(name: str, overrides: Sequence[str], out: Path | None) -> Path:

@@ -11,15 +11,17 @@ import torch
 from . import archive
 from .cells import Cells, Subject
 from .data import Splits
-from .direct import FinetuneSpec, Trained, finetune
+from .direct import finetune
+from .direct.finetune import FinetuneSpec
 from .direct.named import ALGORITHMS, SURROGATES
+from .direct.parts import Trained
 from .errors import Fault, SpecError
 from .evaluate import prepared
-from .peak_memory import meter_of
 from .results import Row
 from .settings import Setting
-from .storage import read_json, write_json
-from .train import History, TrainSpec
+from .system.peak_memory import meter_of
+from .system.storage import read_json, write_json
+from .train.spec import History, TrainSpec
 
 PARTS = ("weights", "thresholds", "potentials", "leaks")
 TEACHERS = ("ann", "qann")

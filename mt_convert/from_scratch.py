@@ -17,19 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from .data import ImageSet, Splits, batches
-from .direct import SpikingNetwork, spiking
 from .direct.named import ALGORITHMS, SURROGATES
+from .direct.scratch import SpikingNetwork, spiking
 from .errors import Fault, SpecError
 from .ladder import LADDERS, Firing, Ladder
 from .neurons import IF, LIF, PLIF, Charge, MTNeuron, NeuronSpec, Reset
-from .peak_memory import meter_of
-from .processes import Processes
-from .progress import progress
 from .results import Row
 from .simulate import count_events
-from .storage import read_json, write_json
+from .system.peak_memory import meter_of
+from .system.processes import Processes
+from .system.progress import progress
+from .system.storage import read_json, write_json
 from .tensor_train import TensorTrain
-from .train import History, TrainSpec, fit
+from .train.loop import fit
+from .train.spec import History, TrainSpec
 
 NEURONS = ("if", "lif", "plif")
 LEARNS_BY = tuple(name for name in ALGORITHMS if name != "tandem")

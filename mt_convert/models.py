@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from . import networks as _registered  # noqa: F401
-from . import storage
 from .errors import CheckpointError, Fault, SpecError
+from .system import storage
 
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel, torch.compile, wrappers
 

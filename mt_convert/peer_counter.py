@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .evaluate import percent
-from .peers import PeerNetwork
+from .peers.network import PeerNetwork
 from .results import Row
 from .settings import PeerSetting
 from .spiking import Presentation

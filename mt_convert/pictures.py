@@ -23,7 +23,7 @@ from .conversion_error.table import ErrorTable
 from .errors import SpecError
 from .results import Row
 from .row_kinds import kinds_of, subject
-from .storage import atomic
+from .system.storage import atomic
 
 CAUSE_COLOURS = {"clipping": "#e9a03b", "quantization": "#4a7fb5", "unevenness": "#c44e52"}
 VIEW_TITLES = {

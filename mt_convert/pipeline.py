@@ -28,9 +28,10 @@ from .recipe import Recipe, here_faults
 from .spiking import SpikingModel
 from .spiking_recipe import AnyRecipe, SpikingRecipe
 from .staged import Staged
-from .storage import atomic, json_text, read_json, save_tensors, write_json
 from .subjects import load_ann, settings_of, subject
-from .train import TrainSpec, fit
+from .system.storage import atomic, json_text, read_json, save_tensors, write_json
+from .train.loop import fit
+from .train.spec import TrainSpec
 from .train.state import separate
 
 PROBE_IMAGES = 32

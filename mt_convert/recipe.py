@@ -15,14 +15,14 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from .calibrate import name_of, parse
+from .calibrate.text import name_of, parse
 from .data import DataSpec
 from .direct.named import ALGORITHMS, SURROGATES
 from .errors import Fault, RecipeError
 from .finetuning import PARTS, TEACHERS, FinetuneJob
 from .ladder import Firing, Uniform
 from .models import ModelSpec, architecture_fault
-from .peers import PEERS
+from .peers.converters import PEERS
 from .quant_spec import QuantSpec
 from .recipe_reading import Kind, disagreements, read, seeded, tree_of
 from .recipe_text import Tree, override

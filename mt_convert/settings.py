@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .calibrate import Calibration, InitialPotential, Maximum, name_of
+from .calibrate.spec import Calibration, InitialPotential, Maximum
+from .calibrate.text import name_of
 from .errors import Fault, SpecError
 from .keys import key
 from .ladder import LADDERS, Firing, Ladder, Uniform

@@ -25,9 +25,9 @@ from .results import Row
 from .spiking import Presentation
 from .spiking_recipe import SpikingRecipe, here_faults
 from .staged import Staged
-from .storage import atomic, read_json, save_tensors, write_json
 from .subjects import dataset_name, device, load_ann
-from .train import fit
+from .system.storage import atomic, read_json, save_tensors, write_json
+from .train.loop import fit
 from .train.state import separate
 
 

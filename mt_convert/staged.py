@@ -26,9 +26,9 @@ import torch
 from pydantic import BaseModel
 
 from .errors import CheckpointError, OutputError, RecipeError
-from .processes import Processes
 from .recipe import dump
-from .storage import atomic, digest, read_json, write_json
+from .system.processes import Processes
+from .system.storage import atomic, digest, read_json, write_json
 
 NEW = ".new"
 

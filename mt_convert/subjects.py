@@ -15,18 +15,18 @@ import torch
 from torch import nn
 
 from . import archive
-from .calibrate import parse
+from .calibrate.text import parse
 from .cells import Subject
 from .data import DataSpec, ImageSet, Splits, images, open_data
 from .errors import CheckpointError, Fault, RecipeError
 from .ladder import Uniform
 from .models import ModelSpec, build
-from .peers import PEERS
+from .peers.converters import PEERS
 from .quant_spec import QuantSpec
 from .quantize import QuantizedModel, quantize
 from .recipe import EvaluateBlock, Recipe, load_recipe
 from .settings import METHODS, PeerSetting, Setting, iso_level
-from .storage import load_tensors
+from .system.storage import load_tensors
 
 
 def float_spec(act_bits: int) -> QuantSpec:

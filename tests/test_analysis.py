@@ -12,11 +12,11 @@ from networks import images, lived_in
 from torch import nn
 
 from mt_convert.analysis import Analysis, analyses
-from mt_convert.calibrate import MeanSquaredError
+from mt_convert.calibrate.spec import MeanSquaredError
 from mt_convert.cells import Subject
-from mt_convert.conversion_error import layer_errors
+from mt_convert.conversion_error.layers import layer_errors
 from mt_convert.data import DataSpec, batches, tensor_set
-from mt_convert.energy import energy
+from mt_convert.energy.measure import energy
 from mt_convert.errors import CheckpointError
 from mt_convert.evaluate import prepared
 from mt_convert.ladder import Uniform

@@ -16,7 +16,7 @@ from networks import images, network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mt_convert import archive, storage
+from mt_convert import archive
 from mt_convert.archive import load, load_quantized, save
 from mt_convert.convert import convert
 from mt_convert.errors import CheckpointError, OutputError
@@ -25,6 +25,7 @@ from mt_convert.quant_spec import BatchNorm, Override, QuantSpec, Scale
 from mt_convert.quantize import QuantizedModel, quantize
 from mt_convert.simulate import simulate
 from mt_convert.spiking import Presentation, SpikingModel
+from mt_convert.system import storage
 
 FILES = ["network.json", "tensors.safetensors"]
 BATCH = images(5, seed=3)

@@ -11,7 +11,8 @@ from networks import IMAGE, dense, images, network
 from torch import Tensor
 
 from mt_convert.archive import load, save
-from mt_convert.calibrate import (
+from mt_convert.calibrate.run import TRANSFORMS, calibrate
+from mt_convert.calibrate.spec import (
     NAMES,
     Calibration,
     Gaussian,
@@ -21,10 +22,8 @@ from mt_convert.calibrate import (
     MembraneMean,
     Percentile,
     PercentileAlphaBeta,
-    calibrate,
-    name_of,
 )
-from mt_convert.calibrate.run import TRANSFORMS
+from mt_convert.calibrate.text import name_of
 from mt_convert.convert import convert
 from mt_convert.errors import DataError, SpecError
 from mt_convert.ladder import Binary, Ladder, PowerOfTwo, Uniform

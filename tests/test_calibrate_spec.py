@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from mt_convert.calibrate import (
+from mt_convert.calibrate.report import CalibrationReport, CalibrationRow
+from mt_convert.calibrate.spec import (
     NAMES,
     Calibration,
-    CalibrationReport,
-    CalibrationRow,
     Gaussian,
     InitialPotential,
     LayerWise,
@@ -28,9 +27,8 @@ from mt_convert.calibrate import (
     Percentile,
     PercentileAlphaBeta,
     Thresholds,
-    name_of,
-    parse,
 )
+from mt_convert.calibrate.text import name_of, parse
 from mt_convert.errors import SpecError
 
 POSITIVE = some.floats(1e-9, 1e9)

@@ -11,17 +11,8 @@ from hypothesis import strategies as some
 from networks import dense, images, network, quantized
 from torch import Tensor
 
-from mt_convert.calibrate import (
-    Gaussian,
-    InitialPotential,
-    Maximum,
-    MeanSquaredError,
-    Objective,
-    Percentile,
-    PercentileAlphaBeta,
-    calibrate,
-)
 from mt_convert.calibrate.gaussian import gaussian_theta
+from mt_convert.calibrate.run import calibrate
 from mt_convert.calibrate.samples import Samples
 from mt_convert.calibrate.search import (
     BETAS,
@@ -30,6 +21,15 @@ from mt_convert.calibrate.search import (
     alpha_beta_losses,
     best_theta,
     midpoints,
+)
+from mt_convert.calibrate.spec import (
+    Gaussian,
+    InitialPotential,
+    Maximum,
+    MeanSquaredError,
+    Objective,
+    Percentile,
+    PercentileAlphaBeta,
 )
 from mt_convert.convert import convert
 from mt_convert.errors import SpecError

@@ -19,7 +19,6 @@ from PIL import Image
 from torch import nn
 
 from mt_convert.coverage import sweep as sweeps
-from mt_convert.coverage.bounded import Limits, Note, Outcome, Task, run_bounded
 from mt_convert.coverage.lived_in import TrialError, build, live_in_
 from mt_convert.coverage.pages import page, summary, write_pages
 from mt_convert.coverage.registry import (
@@ -33,6 +32,7 @@ from mt_convert.coverage.registry import (
 from mt_convert.coverage.rows import CoverageRow, Settings, Table, read_table
 from mt_convert.coverage.trial import trial
 from mt_convert.errors import CheckpointError, OutputError, SpecError
+from mt_convert.system.bounded import Limits, Note, Outcome, Task, run_bounded
 
 SETTINGS = Settings(modules=("odd_networks",))
 FAMILY = "odd_networks"

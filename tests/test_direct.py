@@ -12,9 +12,11 @@ from networks import NETWORKS, images, quantized, shape_of
 from torch import Tensor, nn
 
 import mt_convert as mt
-from mt_convert.direct import BPTT, DSR, OTTT, Derivative, FinetuneSpec, Trained, Unrolled
+from mt_convert.direct.algorithms import BPTT, DSR, OTTT
+from mt_convert.direct.finetune import FinetuneSpec
 from mt_convert.direct.firing import fire
-from mt_convert.direct.parts import State, TrainedNeuron
+from mt_convert.direct.parts import Derivative, State, Trained, TrainedNeuron
+from mt_convert.direct.unrolled import Unrolled
 from mt_convert.errors import SpecError
 from mt_convert.ladder import Binary, Learned, PowerOfTwo, Uniform
 from mt_convert.literal import spike_by_spike

@@ -21,13 +21,7 @@ from mt_convert import QuantSpec, convert, quantize
 from mt_convert.carries import Carries
 from mt_convert.energy.fanout import event_paths
 from mt_convert.energy.measure import energy
-from mt_convert.energy.report import (
-    FP32_45NM,
-    INT32_45NM,
-    EnergyReport,
-    EnergyTable,
-    baseline,
-)
+from mt_convert.energy.report import FP32_45NM, INT32_45NM, EnergyReport, EnergyTable, baseline
 from mt_convert.errors import SpecError
 from mt_convert.graph import layer_nodes, set_image_shape
 from mt_convert.ladder import Binary, Ladder, PowerOfTwo, Uniform

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from mt_convert.integer.exactness import LAYERS
-from mt_convert.storage import read_json
+from mt_convert.system.storage import read_json
 
 FOLDER = ROOT / "eval" / "exactness"
 

@@ -13,14 +13,20 @@ from torch import Tensor, nn
 
 import mt_convert as mt
 from mt_convert.data import DataSpec, Splits, batches, images, open_data
-from mt_convert.direct import BPTT, DSR, OTTT, FinetuneSpec, Trained, Unrolled, finetune
+from mt_convert.direct import finetune
+from mt_convert.direct.algorithms import BPTT, DSR, OTTT
+from mt_convert.direct.finetune import FinetuneSpec
+from mt_convert.direct.parts import Trained
+from mt_convert.direct.unrolled import Unrolled
 from mt_convert.errors import CheckpointError, SpecError
 from mt_convert.ladder import Uniform
 from mt_convert.quantize import QuantizedModel
 from mt_convert.simulate import simulate
 from mt_convert.spiking import SpikingModel
 from mt_convert.surrogate import ATan, Linear
-from mt_convert.train import TrainSpec, accuracy, fit
+from mt_convert.train import accuracy
+from mt_convert.train.loop import fit
+from mt_convert.train.spec import TrainSpec
 
 SPEC = TrainSpec(epochs=2, batch_size=32, lr=0.005, weight_decay=0.0)
 

@@ -11,11 +11,12 @@ import torch
 from networks import images, lived_in
 from torch import nn
 
-from mt_convert.calibrate import NAMES, Calibration, LayerWise, Maximum, Percentile
+from mt_convert.calibrate.spec import NAMES, Calibration, LayerWise, Maximum, Percentile
 from mt_convert.convert import convert
-from mt_convert.direct import BPTT, DSR, OTTT, Tandem, Trained, spiking
-from mt_convert.direct.algorithms import Algorithm
+from mt_convert.direct.algorithms import BPTT, DSR, OTTT, Algorithm, Tandem
 from mt_convert.direct.named import SURROGATES
+from mt_convert.direct.parts import Trained
+from mt_convert.direct.scratch import spiking
 from mt_convert.direct.unrolled import Unrolled
 from mt_convert.errors import SpecError
 from mt_convert.keys import key, to_json
@@ -24,8 +25,8 @@ from mt_convert.neurons import IF, LIF, PLIF, Charge, NeuronSpec, Reset
 from mt_convert.quant_spec import QuantSpec
 from mt_convert.quantize import quantize
 from mt_convert.settings import METHODS, PeerSetting, Setting
-from mt_convert.storage import digest
 from mt_convert.surrogate import ATan, Rectangular, SpikeTime, Surrogate
+from mt_convert.system.storage import digest
 from mt_convert.train.algorithm import Backpropagation
 
 UNIONS = {

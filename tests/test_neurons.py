@@ -31,14 +31,7 @@ from mt_convert.neurons import (
     mt_step,
     mt_step_literal,
 )
-from mt_convert.surrogate import (
-    ATan,
-    Rectangular,
-    Sigmoid,
-    StraightThrough,
-    Surrogate,
-    Triangular,
-)
+from mt_convert.surrogate import ATan, Rectangular, Sigmoid, StraightThrough, Surrogate, Triangular
 
 DELTA = 0.25
 Step = Callable[[NeuronState, Tensor, NeuronSpec, float], tuple[Tensor, NeuronState]]

@@ -31,8 +31,8 @@ from mt_convert.quantize import QuantizedModel
 from mt_convert.recipe import EvaluateBlock, Recipe, load_recipe
 from mt_convert.results import results_from_json
 from mt_convert.settings import Setting
-from mt_convert.storage import load_tensors, save_tensors
 from mt_convert.subjects import images_tested, settings_of
+from mt_convert.system.storage import load_tensors, save_tensors
 
 STAGES = tuple(
     name for name in pipeline.Conversion.NAMES if name != "finetune"

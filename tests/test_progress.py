@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mt_convert.progress import progress
+from mt_convert.system.progress import progress
 
 
 def numbers(count: int) -> Iterator[int]:
@@ -27,7 +27,7 @@ class Terminal(io.StringIO):
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that stands still unless a test moves it: its one entry is the time in seconds."""
     now = [100.0]
-    monkeypatch.setattr("mt_convert.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("mt_convert.system.progress.time.monotonic", lambda: now[0])
     return now
 
 

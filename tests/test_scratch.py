@@ -14,25 +14,20 @@ from networks import NETWORKS, images, lived_in, network, shape_of
 from torch import Tensor, nn
 
 from mt_convert.data import DataSpec, open_data
-from mt_convert.direct import (
-    BPTT,
-    OTTT,
-    SpikingNetwork,
-    Tandem,
-    in_steps,
-    load,
-    poisson,
-    save,
-    spiking,
-)
+from mt_convert.direct import in_steps
+from mt_convert.direct.algorithms import BPTT, OTTT, Tandem
+from mt_convert.direct.encoding import poisson
+from mt_convert.direct.scratch import SpikingNetwork, spiking
+from mt_convert.direct.stored import load, save
 from mt_convert.errors import DataError, SpecError, UnsupportedLayerError
 from mt_convert.ladder import Binary, Firing, Uniform
 from mt_convert.linear_recurrence import leaky_mean
 from mt_convert.neurons import IF, LIF, PLIF, MTNeuron, NeuronSpec, Reset, initial_state, mt_step
 from mt_convert.surrogate import ATan, Sigmoid, SpikeTime
 from mt_convert.tensor_train import ConvByStep, Form, TensorTrain, TTConv2d, decompose
-from mt_convert.train import TrainSpec, fit
 from mt_convert.train.algorithm import Lesson
+from mt_convert.train.loop import fit
+from mt_convert.train.spec import TrainSpec
 
 PARALLEL = NeuronSpec(Uniform(4), charge=PLIF(), initial=0.0, surrogate=ATan())
 KINDS = {

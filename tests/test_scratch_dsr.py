@@ -15,8 +15,9 @@ from networks import lived_in, network
 from torch import Tensor, nn
 
 from mt_convert.data import DataSpec, open_data
-from mt_convert.direct import BPTT, DSR, SpikingNetwork, Tandem, spiking
+from mt_convert.direct.algorithms import BPTT, DSR, Tandem
 from mt_convert.direct.parts import Derivative
+from mt_convert.direct.scratch import SpikingNetwork, spiking
 from mt_convert.errors import SpecError
 from mt_convert.graph import set_image_shape
 from mt_convert.ladder import Binary, Uniform
@@ -24,8 +25,9 @@ from mt_convert.linear_recurrence import leaky_mean
 from mt_convert.neurons import IF, LIF, PLIF, Charge, MTNeuron, NeuronSpec, Reset
 from mt_convert.surrogate import ATan
 from mt_convert.tensor_train import Form, TensorTrain
-from mt_convert.train import TrainSpec, fit
 from mt_convert.train.algorithm import Lesson
+from mt_convert.train.loop import fit
+from mt_convert.train.spec import TrainSpec
 
 CLIP = Derivative.CLIP
 CHARGES: list[Charge] = [IF(), LIF(2.0), LIF(1.25, decay_input=False)]

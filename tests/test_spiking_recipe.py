@@ -22,11 +22,11 @@ from mt_convert.from_scratch import SpikingSpec, build_spiking, rows_of
 from mt_convert.ladder import LADDERS, Binary, Uniform
 from mt_convert.models import ModelSpec, build
 from mt_convert.neurons import IF, LIF, PLIF, Reset
-from mt_convert.processes import Processes
 from mt_convert.recipe import dump, load_recipe
 from mt_convert.results import markdown_table, results_from_json
 from mt_convert.spiking_recipe import SpikingRecipe, here_faults, load
-from mt_convert.storage import load_tensors, read_json
+from mt_convert.system.processes import Processes
+from mt_convert.system.storage import load_tensors, read_json
 
 DIRECT = [name for name, path in shipped_recipes().items() if "\nspiking:" in path.read_text()]
 SMALL = ("spiking.time_steps=3", "train.epochs=2")

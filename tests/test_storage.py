@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from mt_convert.errors import CheckpointError, OutputError
-from mt_convert.storage import (
+from mt_convert.system.storage import (
     atomic,
     load_foreign,
     load_tensors,

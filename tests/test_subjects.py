@@ -10,7 +10,8 @@ import torch
 from conftest import Command
 
 from mt_convert import compare, pipeline
-from mt_convert.calibrate import MeanSquaredError, parse
+from mt_convert.calibrate.spec import MeanSquaredError
+from mt_convert.calibrate.text import parse
 from mt_convert.cells import Cells
 from mt_convert.errors import CheckpointError, RecipeError, SpecError
 from mt_convert.ladder import Uniform
@@ -18,8 +19,8 @@ from mt_convert.recipe import EvaluateBlock, load_recipe
 from mt_convert.report import accuracy_lines
 from mt_convert.results import results_from_json, results_to_json
 from mt_convert.settings import METHODS, PeerSetting, Setting
-from mt_convert.storage import read_json
 from mt_convert.subjects import float_spec, settings_of, subjects_of
+from mt_convert.system.storage import read_json
 
 SMALL = (
     *("data.limit=120", "data.test_images=40", "data.calibration_images=32", "ann=null"),

@@ -13,14 +13,18 @@ from torch import Tensor, nn
 
 import mt_convert as mt
 from mt_convert.data import DataSpec, Splits, images, open_data
-from mt_convert.direct import Derivative, Trained, Unrolled, tandem
+from mt_convert.direct import tandem
+from mt_convert.direct.parts import Derivative, Trained
 from mt_convert.direct.tandem import freeze_, set_range_
+from mt_convert.direct.unrolled import Unrolled
 from mt_convert.errors import SpecError
 from mt_convert.ladder import Uniform
 from mt_convert.quantize import QuantizedModel
 from mt_convert.simulate import simulate
 from mt_convert.spiking import SpikingModel
-from mt_convert.train import EpochRow, History, TrainSpec, accuracy, fit
+from mt_convert.train import accuracy
+from mt_convert.train.loop import fit
+from mt_convert.train.spec import EpochRow, History, TrainSpec
 from mt_convert.windows import analog, levels, quantized
 
 SPEC = TrainSpec(epochs=2, batch_size=32, lr=0.01, weight_decay=0.0, patience=1)

@@ -22,9 +22,10 @@ from torch import nn
 
 from mt_convert.data import DataSpec, Splits, open_data
 from mt_convert.errors import CheckpointError, OutputError, SpecError
-from mt_convert.train import TrainSpec, fit
 from mt_convert.train.checkpoint import Best, Checkpoints
+from mt_convert.train.loop import fit
 from mt_convert.train.session import Session
+from mt_convert.train.spec import TrainSpec
 from mt_convert.train.state import flatten_optimizer, restore_optimizer
 
 DATA = DataSpec(

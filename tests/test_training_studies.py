@@ -14,7 +14,7 @@ from conftest import ROOT
 
 from mt_convert.results import Row, results_from_json
 from mt_convert.spiking_recipe import SpikingRecipe, load
-from mt_convert.storage import read_json
+from mt_convert.system.storage import read_json
 
 EVAL = ROOT / "eval"
 ROW = Row(

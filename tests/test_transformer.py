@@ -20,7 +20,8 @@ from mt_convert.models import ModelSpec, build
 from mt_convert.quant_spec import QuantSpec
 from mt_convert.quantize import QuantizedModel, quantize
 from mt_convert.simulate import simulate
-from mt_convert.train import TrainSpec, fit
+from mt_convert.train.loop import fit
+from mt_convert.train.spec import TrainSpec
 
 pytestmark = pytest.mark.slow  # one training, shared by all tests here
 

@@ -18,14 +18,8 @@ import sys
 from pathlib import Path
 
 from mt_convert.report import title
-from mt_convert.results import (
-    LEGEND,
-    Row,
-    markdown_table,
-    results_from_json,
-    results_to_json,
-)
-from mt_convert.storage import atomic, read_json, write_json
+from mt_convert.results import LEGEND, Row, markdown_table, results_from_json, results_to_json
+from mt_convert.system.storage import atomic, read_json, write_json
 
 HERE = Path(__file__).parent
 RECIPES = ("cifar10_resnet20_w4a4", "cifar10_resnet20_w3a3", "cifar10_resnet20_w2a2")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from mt_convert import pictures
 from mt_convert.analysis import Analysis
-from mt_convert.peers import PEERS, calls
+from mt_convert.peers.converters import PEERS, calls
 from mt_convert.report import accuracy_lines
 from mt_convert.results import Row
 from mt_convert.settings import PeerSetting, Setting
-from mt_convert.storage import atomic
+from mt_convert.system.storage import atomic
 
 SUBSET = 2000
 TRAINING_FREE = ("qcfs", "signed_if", "mt_uniform")

@@ -30,8 +30,8 @@ from mt_convert.peers.converters import PEERS
 from mt_convert.peers.network import available
 from mt_convert.results import Row, results_from_json, results_to_json
 from mt_convert.settings import METHODS, PeerSetting, Setting
-from mt_convert.storage import read_json, write_json
 from mt_convert.subjects import calibrated, subjects_of
+from mt_convert.system.storage import read_json, write_json
 
 HERE = Path(__file__).parent
 LOOKED_AT = 256  # images of errors by cause and of energy

@@ -92,7 +92,7 @@ def run(given: argparse.Namespace) -> None:
     """Try every architecture with every peer that peers.json does not hold yet."""
     import peers_trial
 
-    from mt_convert.storage import write_json
+    from mt_convert.system.storage import write_json
 
     settings = {
         "versions": {

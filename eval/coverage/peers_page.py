@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from mt_convert.storage import atomic, read_json
+from mt_convert.system.storage import atomic, read_json
 
 Row = Mapping[str, Any]
 

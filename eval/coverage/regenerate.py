@@ -21,7 +21,7 @@ import timm
 from mt_convert.coverage.pages import write_pages
 from mt_convert.coverage.registry import COUNTED, count_parameters, families
 from mt_convert.coverage.rows import read_table
-from mt_convert.storage import write_json
+from mt_convert.system.storage import write_json
 
 HERE = Path(__file__).parent
 ROWS = HERE.parents[1] / "runs" / "coverage"

@@ -23,10 +23,8 @@ import torch
 from torch import Tensor
 
 from mt_convert.convert import convert
-from mt_convert.coverage.bounded import Limits, Task, run_bounded
 from mt_convert.coverage.lived_in import build
 from mt_convert.data import batches
-from mt_convert.integer import integer
 from mt_convert.integer.backends import BACKENDS
 from mt_convert.integer.exactness import (
     LAYERS,
@@ -34,15 +32,16 @@ from mt_convert.integer.exactness import (
     network_difference,
     run_difference,
 )
-from mt_convert.integer.model import IntegerModel, IntegerRun
+from mt_convert.integer.model import IntegerModel, IntegerRun, integer
 from mt_convert.integer.native.backend import NativeBackend
 from mt_convert.integer.native.build import EMULATED_VNNI, instruction_sets
 from mt_convert.ladder import Uniform
-from mt_convert.progress import progress
 from mt_convert.quant_spec import QuantSpec
 from mt_convert.quantize import quantize
-from mt_convert.storage import atomic, read_json, write_json
 from mt_convert.subjects import subjects_of
+from mt_convert.system.bounded import Limits, Task, run_bounded
+from mt_convert.system.progress import progress
+from mt_convert.system.storage import atomic, read_json, write_json
 
 HERE = Path(__file__).parent
 SCHEMA = "mt_convert.exactness/1"

@@ -21,7 +21,7 @@ from statistics import mean
 
 from mt_convert.report import title
 from mt_convert.results import LEGEND, Row, markdown_table, results_from_json, results_to_json
-from mt_convert.storage import atomic, read_json, write_json
+from mt_convert.system.storage import atomic, read_json, write_json
 
 HERE = Path(__file__).parent
 RECIPE = "cifar10_resnet20_w2a2"

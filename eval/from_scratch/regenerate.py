@@ -23,7 +23,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mt_convert.results import Row, results_from_json, results_to_json
-from mt_convert.storage import atomic, read_json, write_json
+from mt_convert.system.storage import atomic, read_json, write_json
 
 HERE = Path(__file__).parent
 RECIPES = {"digits": "digits_plif", "cifar": "cifar10_jpeg_vgg7_plif"}

@@ -23,17 +23,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mt_convert.convert import convert
-from mt_convert.coverage.bounded import Limits, Note, Task, run_bounded
 from mt_convert.direct.unrolled import Unrolled
 from mt_convert.finetuning import ALGORITHMS
 from mt_convert.from_scratch import SpikingSpec, build_spiking
 from mt_convert.ladder import Firing, Uniform
 from mt_convert.linear_recurrence import linrec
 from mt_convert.models import ModelSpec, build
-from mt_convert.peak_memory import MIB, meter_of
 from mt_convert.quant_spec import QuantSpec
 from mt_convert.quantize import quantize
-from mt_convert.storage import atomic, write_json
+from mt_convert.system.bounded import Limits, Note, Task, run_bounded
+from mt_convert.system.peak_memory import MIB, meter_of
+from mt_convert.system.storage import atomic, write_json
 from mt_convert.train.algorithm import Algorithm, Backpropagation, Lesson
 
 HERE = Path(__file__).parent

@@ -16,9 +16,9 @@ import torch
 from rich.console import Console
 
 from ..errors import Fault, SpecError
-from ..progress import progress
-from ..storage import atomic, read_json, write_json
 from ..subjects import device as accelerator_or_cpu
+from ..system.progress import progress
+from ..system.storage import atomic, read_json, write_json
 from . import pages, picture
 from .contenders import Case, Contender, chosen
 from .limits import measured, product

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ..convert import convert
-from ..integer import integer
 from ..integer.backends import BACKENDS
+from ..integer.model import integer
 from ..macs import count_macs
 from ..quant_spec import QuantSpec
 from ..quantize import quantize

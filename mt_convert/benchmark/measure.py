@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..progress import progress
+from ..system.progress import progress
 from .contenders import Case, Contender, Kind, Runner, all_contenders, one_line
 from .limits import Work, share_of_limit
 from .network import Network

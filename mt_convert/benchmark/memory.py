@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch._inductor import config as compiler
 
-from ..coverage.bounded import Limits, Note, Task, run_bounded
-from ..peak_memory import meter_of
+from ..system.bounded import Limits, Note, Task, run_bounded
+from ..system.peak_memory import meter_of
 from .contenders import Case, all_contenders
 from .network import Network, open_network
 

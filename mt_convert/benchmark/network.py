@@ -23,8 +23,8 @@ from ..quant_spec import QuantSpec
 from ..quantize import QuantizedModel, quantize
 from ..recipe import load_recipe
 from ..spiking import SpikingModel
-from ..storage import digest
 from ..subjects import load_ann
+from ..system.storage import digest
 
 BITS = 4
 PIXELS = 64 * 64 * 32  # of all calibration images together: 32 of 64 x 64 pixels

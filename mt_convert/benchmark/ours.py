@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..compiled import CompiledSimulation
-from ..integer import integer
 from ..integer.backends import BACKENDS
+from ..integer.model import integer
 from ..simulate import simulate
 from ..spiking import SpikingModel
 from .contenders import Case, Contender, Kind, Runner

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..errors import SpecError
-from ..storage import atomic
+from ..system.storage import atomic
 from .contenders import Kind
 from .pages import groups, kind_of, most_steps
 from .rows import Benchmark, BenchRow

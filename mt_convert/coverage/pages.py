@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from ..storage import atomic
+from ..system.storage import atomic
 from .heat_map import draw
 from .rows import CoverageRow, Table
 

@@ -12,8 +12,8 @@ import timm
 import torch
 
 from ..errors import Fault, SpecError
-from ..storage import read_json
-from .bounded import Note
+from ..system.bounded import Note
+from ..system.storage import read_json
 
 COUNTED = Path(__file__).parent / "parameters.json"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..storage import read_json
+from ..system.storage import read_json
 
 SCHEMA = "mt_convert.coverage/1"
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, Fault, SpecError
-from ..progress import progress
-from ..storage import read_json, write_json
-from .bounded import Limits, Outcome, Task, run_bounded
+from ..system.bounded import Limits, Outcome, Task, run_bounded
+from ..system.progress import progress
+from ..system.storage import read_json, write_json
 from .registry import Architecture, choose, count_parameters, counted_parameters, families, matching
 from .rows import CoverageRow, Settings, Table
 from .trial import trial

@@ -17,7 +17,7 @@ from ..quant_spec import QuantSpec
 from ..quantize import quantize
 from ..simulate import simulate
 from ..spiking import SpikingModel
-from .bounded import Note
+from ..system.bounded import Note
 from .lived_in import TrialError, build
 from .registry import Architecture
 from .rows import Settings, one_line

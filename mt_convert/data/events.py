@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Fault, SpecError
-from ..progress import progress
+from ..system.progress import progress
 from .event_files import EVENT_FILES, EventFiles, Recordings, tenth_of_each_class
 from .images import Draw, ImageSet, crop_flip
 from .made_events import MADE_CLASSES, MADE_SIDE, MADE_SIDES, MadeRecordings

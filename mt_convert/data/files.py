@@ -16,7 +16,7 @@ from timm.data import create_dataset, create_transform
 from torch import Tensor
 
 from ..errors import DataError, Fault
-from ..progress import progress
+from ..system.progress import progress
 from .images import Draw, TensorSource, label_faults
 from .randomness import borrowed_random, derive
 from .spec import DataSpec

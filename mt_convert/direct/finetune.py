@@ -12,7 +12,8 @@ from ..data import Splits
 from ..errors import Fault, SpecError
 from ..spiking import SpikingModel
 from ..surrogate import Surrogate
-from ..train import History, TrainSpec, fit
+from ..train.loop import fit
+from ..train.spec import History, TrainSpec
 from .algorithms import BPTT, DSR, Algorithm, Tandem
 from .parts import Trained
 from .unrolled import Unrolled

@@ -26,7 +26,9 @@ from ..errors import Fault, SpecError
 from ..graph import WEIGHTED, layer_nodes
 from ..ladder import Learned
 from ..spiking import SpikingModel
-from ..train import EpochRow, History, TrainSpec, accuracy, fit
+from ..train import accuracy
+from ..train.loop import fit
+from ..train.spec import EpochRow, History, TrainSpec
 from ..windows import levels
 from .algorithms import Tandem
 from .finetune import Finetuned

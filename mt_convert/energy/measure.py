@@ -17,9 +17,9 @@ from ..carries import Carries
 from ..errors import SpecError
 from ..graph import is_constant, layer_of
 from ..neurons import MTNeuron
-from ..progress import progress
 from ..rules import Kind, rule_of
 from ..spiking import Encoder, SpikingModel
+from ..system.progress import progress
 from .fanout import Fanout, Paths, event_paths, named
 from .report import (
     FP32_45NM,

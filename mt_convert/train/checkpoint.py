@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import CheckpointError, Fault, OutputError
-from ..storage import atomic, load_tensors, read_json, save_tensors, write_json
+from ..system.storage import atomic, load_tensors, read_json, save_tensors, write_json
 from .spec import History
 from .state import separate
 

@@ -18,8 +18,8 @@ from ..data import Splits, derive, loader
 from ..data.loading import opened
 from ..data.randomness import seed_all
 from ..errors import Fault, MTConvertError
-from ..progress import progress
-from ..storage import save_tensors
+from ..system.progress import progress
+from ..system.storage import save_tensors
 from .accuracy import accuracy
 from .algorithm import Algorithm, Lesson
 from .checkpoint import Best, Checkpoints, Saved, write_finished, write_log

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .errors import CheckpointError, OutputError
+from ..errors import CheckpointError, OutputError
 
 
 @contextmanager
