@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from .errors import MTConvertError
     from .evaluate import evaluate
     from .integer.model import IntegerModel, integer
-    from .ladder import Binary, Firing, Learned, PowerOfTwo, Uniform
-    from .neurons import IF, LIF, PLIF, MTNeuron, NeuronSpec, Reset, mt_step
+    from .neurons.dynamics import IF, LIF, PLIF, MTNeuron, NeuronSpec, Reset, mt_step
+    from .neurons.ladder import Binary, Firing, Learned, PowerOfTwo, Uniform
     from .quant_spec import ActNoise, BatchNorm, Override, QuantSpec, Scale, Spacing, WeightCode
     from .quantize import QuantizedModel, quantize
     from .rules import DEFAULT_RULES, Kind, Rule
@@ -80,8 +80,8 @@ _HOMES = {
     "evaluate": ("evaluate",),
     "canonical": ("IntegerArithmetic",),
     "integer": ("IntegerModel", "integer"),
-    "ladder": ("Binary", "Firing", "Learned", "PowerOfTwo", "Uniform"),
-    "neurons": ("IF", "LIF", "PLIF", "MTNeuron", "NeuronSpec", "Reset", "mt_step"),
+    "neurons.ladder": ("Binary", "Firing", "Learned", "PowerOfTwo", "Uniform"),
+    "neurons.dynamics": ("IF", "LIF", "PLIF", "MTNeuron", "NeuronSpec", "Reset", "mt_step"),
     "quant_spec": (
         *("ActNoise", "BatchNorm", "Override", "QuantSpec", "Scale"),
         *("Spacing", "WeightCode"),

@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 
 from .errors import Fault, UnsupportedLayerError
 from .graph import NORMS, WEIGHTED, layer_nodes
-from .neurons import MTNeuron
+from .neurons.dynamics import MTNeuron
 from .simulate import simulate
 from .spiking import Encoder, SpikingModel
 from .term_operations import OPERATIONS

@@ -16,8 +16,8 @@ from torch import Tensor, fx, nn
 
 from .errors import SpecError
 from .graph import check_images
-from .neurons import MTNeuron
-from .running import running_step
+from .neurons.dynamics import MTNeuron
+from .neurons.totals import running_step
 from .simulate import Run, count_events, simulate
 from .spiking import SpikingModel
 from .windows import unit, window_spec, worth

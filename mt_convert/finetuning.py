@@ -38,7 +38,7 @@ class FinetuneJob:
         SpecError: names that are not known, or do not go together; more than one number of steps.
 
     Example:
-        >>> from .ladder import Uniform
+        >>> from .neurons.ladder import Uniform
         >>> FinetuneJob(Setting(Uniform(1), (2,)), "dsr", TrainSpec(epochs=1)).how().time_steps
         2
     """

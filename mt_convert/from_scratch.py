@@ -20,8 +20,8 @@ from .data import ImageSet, Splits, batches
 from .direct.named import ALGORITHMS, SURROGATES
 from .direct.scratch import SpikingNetwork, spiking
 from .errors import Fault, SpecError
-from .ladder import LADDERS, Firing, Ladder
-from .neurons import IF, LIF, PLIF, Charge, MTNeuron, NeuronSpec, Reset
+from .neurons.dynamics import IF, LIF, PLIF, Charge, MTNeuron, NeuronSpec, Reset
+from .neurons.ladder import LADDERS, Firing, Ladder
 from .results import Row
 from .simulate import count_events
 from .system.peak_memory import meter_of

@@ -18,7 +18,7 @@ def key(schema: str, value: Any) -> dict[str, Any]:
     The number of the schema is raised when equal fields come to mean something else.
 
     Example:
-        >>> from .ladder import Uniform
+        >>> from .neurons.ladder import Uniform
         >>> key("ladder/1", Uniform(3))
         {'schema': 'ladder/1', 'value': {'kind': 'uniform', 'n': 3}}
     """
@@ -33,7 +33,7 @@ def to_json(value: Any) -> Any:
             the key of another one.
 
     Example:
-        >>> from .ladder import Firing, Learned
+        >>> from .neurons.ladder import Firing, Learned
         >>> to_json((Learned((0.5, 1.0)), Firing.CASCADE, None))
         [{'kind': 'learned', 'gaps': [0.5, 1.0], 'weights': [1.0, 1.0]}, 'cascade', None]
     """

@@ -25,7 +25,7 @@ from torch.func import functional_call
 from .carries import Carries, carried
 from .errors import SpecError
 from .graph import NORMS, WEIGHTED, attribute, check_images, layer_of
-from .neurons import MTNeuron, NeuronState, initial_state, mt_step_literal
+from .neurons.dynamics import MTNeuron, NeuronState, initial_state, mt_step_literal
 from .rules import Kind, rule_of
 from .spiking import Presentation, SpikingModel
 from .windows import unit, window_spec

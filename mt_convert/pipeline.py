@@ -21,8 +21,8 @@ from .convert import convert
 from .data import Splits, images, open_data
 from .errors import CheckpointError, Fault
 from .finetuning import finetuned
-from .ladder import Uniform
 from .models import build
+from .neurons.ladder import Uniform
 from .quantize import QuantizedModel, quantize
 from .recipe import Recipe, here_faults
 from .spiking import SpikingModel

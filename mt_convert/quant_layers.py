@@ -30,8 +30,8 @@ with warnings.catch_warnings():
 
 from .act_noise import Noise, noisy
 from .graph_json import plain_layer_from_json, plain_layer_to_json
-from .ladder import Learned
 from .learned_gaps import MOST_BITS, LearnedGaps
+from .neurons.ladder import Learned
 from .quant_spec import ActNoise, Scale, Spacing, WeightCode
 from .signed_range import fitted_range
 from .weight_codes import CODED, coded_layer, weight_code

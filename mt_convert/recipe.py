@@ -20,8 +20,8 @@ from .data import DataSpec
 from .direct.named import ALGORITHMS, SURROGATES
 from .errors import Fault, RecipeError
 from .finetuning import PARTS, TEACHERS, FinetuneJob
-from .ladder import Firing, Uniform
 from .models import ModelSpec, architecture_fault
+from .neurons.ladder import Firing, Uniform
 from .peers.converters import PEERS
 from .quant_spec import QuantSpec
 from .recipe_reading import Kind, disagreements, read, seeded, tree_of

@@ -10,7 +10,7 @@ from .calibrate.spec import Calibration, InitialPotential, Maximum
 from .calibrate.text import name_of
 from .errors import Fault, SpecError
 from .keys import key
-from .ladder import LADDERS, Firing, Ladder, Uniform
+from .neurons.ladder import LADDERS, Firing, Ladder, Uniform
 from .spiking import Presentation
 
 SETTING_SCHEMA = "setting/1"

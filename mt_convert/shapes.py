@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .graph import layer_of
-from .neurons import MTNeuron
+from .neurons.dynamics import MTNeuron
 
 
 class ShapeRun(fx.Interpreter):

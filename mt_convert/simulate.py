@@ -21,9 +21,9 @@ from torch import Tensor, fx
 from .carries import reaching_output
 from .errors import Fault, SpecError
 from .graph import attribute, check_images, layer_of
-from .ladder import Binary, Ladder, PowerOfTwo
-from .neurons import MTNeuron
-from .running import leak_of, running_step, running_step_literal, without_leak
+from .neurons.dynamics import MTNeuron
+from .neurons.ladder import Binary, Ladder, PowerOfTwo
+from .neurons.totals import leak_of, running_step, running_step_literal, without_leak
 from .shapes import images_not_first
 from .spiking import Encoder, Presentation, SpikingModel
 from .windows import unit, window_spec, worth

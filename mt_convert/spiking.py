@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from .carries import Carries, carried
 from .errors import Fault, SpecError
 from .graph import NORMS, describe, is_constant, layer_nodes, layer_of, set_image_shape
-from .neurons import MTNeuron
+from .neurons.dynamics import MTNeuron
 from .rules import CONSTANT_SIDE, DEFAULT_RULES, Kind, Rule, data_inputs, rule_of
 
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from .graph import WEIGHTED
 from .graph_json import plain_layer_from_json, plain_layer_to_json
-from .ladder import Firing, ladder_from_json, ladder_to_json
-from .neurons import IF, LIF, PLIF, MTNeuron, NeuronSpec, Reset
+from .neurons.dynamics import IF, LIF, PLIF, MTNeuron, NeuronSpec, Reset
+from .neurons.ladder import Firing, ladder_from_json, ladder_to_json
 from .spiking import Encoder
 
 
@@ -70,7 +70,7 @@ def neuron_spec_to_json(spec: NeuronSpec) -> dict[str, Any]:
     """A neuron spec as plain data. A surrogate belongs to training and is not stored.
 
     Example:
-        >>> from .ladder import Uniform
+        >>> from .neurons.ladder import Uniform
         >>> neuron_spec_to_json(NeuronSpec(Uniform(3)))["ladder"]
         {'kind': 'uniform', 'n': 3}
     """

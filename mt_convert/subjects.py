@@ -19,8 +19,8 @@ from .calibrate.text import parse
 from .cells import Subject
 from .data import DataSpec, ImageSet, Splits, images, open_data
 from .errors import CheckpointError, Fault, RecipeError
-from .ladder import Uniform
 from .models import ModelSpec, build
+from .neurons.ladder import Uniform
 from .peers.converters import PEERS
 from .quant_spec import QuantSpec
 from .quantize import QuantizedModel, quantize

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from .graph import layer_nodes
-from .ladder import Firing, Ladder, Uniform
-from .neurons import MTNeuron
+from .neurons.dynamics import MTNeuron
+from .neurons.ladder import Firing, Ladder, Uniform
+from .neurons.totals import running_step, running_step_literal
 from .quant_layers import QuantAct
 from .quantize import QuantizedModel
-from .running import running_step, running_step_literal
 from .simulate import simulate
 from .spiking import SpikingModel, Verdict
 
@@ -137,7 +137,7 @@ def next_to_thresholds(neuron: MTNeuron) -> Tensor:
     Shapes: [thresholds * 9].
 
     Example:
-        >>> from .neurons import NeuronSpec
+        >>> from .neurons.dynamics import NeuronSpec
         >>> neuron = MTNeuron(NeuronSpec(Uniform(3), bounds=(0, 3)), torch.tensor(0.5))
         >>> next_to_thresholds(neuron).unique().numel(), float(next_to_thresholds(neuron).min())
         (27, 0.24999994039535522)

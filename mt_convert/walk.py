@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from .graph import check_images
-from .neurons import MTNeuron
+from .neurons.dynamics import MTNeuron
 from .spiking import SpikingModel
 
 Activation = Callable[[str, MTNeuron, Tensor], Tensor]

@@ -19,7 +19,7 @@ from mt_convert.data import DataSpec, batches, tensor_set
 from mt_convert.energy.measure import energy
 from mt_convert.errors import CheckpointError
 from mt_convert.evaluate import prepared
-from mt_convert.ladder import Uniform
+from mt_convert.neurons.ladder import Uniform
 from mt_convert.quant_spec import QuantSpec
 from mt_convert.quantize import quantize
 from mt_convert.settings import METHODS, PeerSetting, Setting

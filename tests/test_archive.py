@@ -20,7 +20,7 @@ from mt_convert import archive
 from mt_convert.archive import load, load_quantized, save
 from mt_convert.convert import convert
 from mt_convert.errors import CheckpointError, OutputError
-from mt_convert.ladder import Binary, Firing, Uniform
+from mt_convert.neurons.ladder import Binary, Firing, Uniform
 from mt_convert.quant_spec import BatchNorm, Override, QuantSpec, Scale
 from mt_convert.quantize import QuantizedModel, quantize
 from mt_convert.simulate import simulate

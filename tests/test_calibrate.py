@@ -26,9 +26,9 @@ from mt_convert.calibrate.spec import (
 from mt_convert.calibrate.text import name_of
 from mt_convert.convert import convert
 from mt_convert.errors import DataError, SpecError
-from mt_convert.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.literal import spike_by_spike
-from mt_convert.neurons import MTNeuron
+from mt_convert.neurons.dynamics import MTNeuron
+from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.quant_spec import QuantSpec, Spacing
 from mt_convert.quantize import QuantizedModel, quantize
 from mt_convert.simulate import simulate

@@ -22,11 +22,11 @@ from mt_convert.calibrate.samples import Samples
 from mt_convert.calibrate.spec import LayerWise, Loss
 from mt_convert.convert import convert
 from mt_convert.graph import WEIGHTED
-from mt_convert.ladder import Binary, Ladder, PowerOfTwo, Uniform
-from mt_convert.neurons import MTNeuron, NeuronSpec
+from mt_convert.neurons.dynamics import MTNeuron, NeuronSpec
+from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
+from mt_convert.neurons.totals import running_step
 from mt_convert.quant_spec import QuantSpec, Spacing
 from mt_convert.quantize import QuantizedModel, quantize
-from mt_convert.running import running_step
 from mt_convert.simulate import simulate
 from mt_convert.spiking import SpikingModel
 from mt_convert.walk import walk

@@ -19,8 +19,8 @@ from mt_convert.calibrate.membrane import MOST, transform
 from mt_convert.calibrate.samples import Samples
 from mt_convert.calibrate.spec import MembraneMean, Per
 from mt_convert.convert import convert
-from mt_convert.ladder import Binary, Ladder, PowerOfTwo, Uniform
-from mt_convert.neurons import MTNeuron
+from mt_convert.neurons.dynamics import MTNeuron
+from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.quant_spec import QuantSpec, Spacing
 from mt_convert.quantize import QuantizedModel, quantize
 from mt_convert.simulate import simulate

@@ -33,9 +33,9 @@ from mt_convert.calibrate.spec import (
 )
 from mt_convert.convert import convert
 from mt_convert.errors import SpecError
-from mt_convert.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.literal import spike_by_spike
-from mt_convert.neurons import MTNeuron, NeuronSpec
+from mt_convert.neurons.dynamics import MTNeuron, NeuronSpec
+from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.quant_spec import QuantSpec
 from mt_convert.quantize import quantize
 from mt_convert.simulate import simulate

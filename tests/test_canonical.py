@@ -16,11 +16,11 @@ from mt_convert.canonical import IntegerArithmetic, integer_thresholds, overflow
 from mt_convert.convert import convert
 from mt_convert.errors import UnsupportedLayerError
 from mt_convert.graph import layer_nodes
-from mt_convert.ladder import Binary, PowerOfTwo, Uniform
-from mt_convert.neurons import MTNeuron, NeuronSpec
+from mt_convert.neurons.dynamics import MTNeuron, NeuronSpec
+from mt_convert.neurons.ladder import Binary, PowerOfTwo, Uniform
+from mt_convert.neurons.totals import running_step
 from mt_convert.quant_layers import QuantAct
 from mt_convert.quantize import QuantizedModel, QuantSpec, quantize
-from mt_convert.running import running_step
 from mt_convert.simulate import Run, simulate
 from mt_convert.spiking import Encoder, SpikingModel
 from mt_convert.terms import Part, Terms

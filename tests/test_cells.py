@@ -18,7 +18,7 @@ from mt_convert.cells import Cells, Subject
 from mt_convert.data import DataSpec, batches, tensor_set
 from mt_convert.errors import CheckpointError, SpecError
 from mt_convert.evaluate import evaluate
-from mt_convert.ladder import Uniform
+from mt_convert.neurons.ladder import Uniform
 from mt_convert.quant_spec import QuantSpec
 from mt_convert.quantize import quantize
 from mt_convert.settings import METHODS, PeerSetting, Setting

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from mt_convert.convert import convert
 from mt_convert.errors import SpecError, UnsupportedLayerError
 from mt_convert.graph import layer_nodes
-from mt_convert.ladder import Binary, Firing, Learned, PowerOfTwo, Uniform
-from mt_convert.neurons import LIF, PLIF, NeuronSpec, Reset
+from mt_convert.neurons.dynamics import LIF, PLIF, NeuronSpec, Reset
+from mt_convert.neurons.ladder import Binary, Firing, Learned, PowerOfTwo, Uniform
 from mt_convert.quant_layers import QuantAct
 from mt_convert.quant_spec import BatchNorm, QuantSpec, Scale
 from mt_convert.quantize import QuantizedModel, quantize

@@ -24,10 +24,10 @@ from mt_convert.energy.measure import energy
 from mt_convert.energy.report import FP32_45NM, INT32_45NM, EnergyReport, EnergyTable, baseline
 from mt_convert.errors import SpecError
 from mt_convert.graph import layer_nodes, set_image_shape
-from mt_convert.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.macs import count_macs
 from mt_convert.models import ModelSpec, build
-from mt_convert.neurons import MTNeuron, NeuronSpec
+from mt_convert.neurons.dynamics import MTNeuron, NeuronSpec
+from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.quant_spec import BatchNorm
 from mt_convert.simulate import simulate
 from mt_convert.spiking import Presentation, SpikingModel

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mt_convert.convert import convert
 from mt_convert.errors import DataError, SpecError
 from mt_convert.evaluate import evaluate
-from mt_convert.ladder import Binary, Firing, PowerOfTwo, Uniform
+from mt_convert.neurons.ladder import Binary, Firing, PowerOfTwo, Uniform
 from mt_convert.quant_spec import QuantSpec
 from mt_convert.quantize import QuantizedModel, quantize
 from mt_convert.results import Row

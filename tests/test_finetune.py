@@ -19,11 +19,11 @@ from mt_convert.direct.finetune import FinetuneSpec
 from mt_convert.direct.parts import Trained
 from mt_convert.direct.unrolled import Unrolled
 from mt_convert.errors import CheckpointError, SpecError
-from mt_convert.ladder import Uniform
+from mt_convert.neurons.ladder import Uniform
+from mt_convert.neurons.surrogate import ATan, Linear
 from mt_convert.quantize import QuantizedModel
 from mt_convert.simulate import simulate
 from mt_convert.spiking import SpikingModel
-from mt_convert.surrogate import ATan, Linear
 from mt_convert.train import accuracy
 from mt_convert.train.loop import fit
 from mt_convert.train.spec import TrainSpec

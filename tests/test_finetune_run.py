@@ -14,7 +14,7 @@ from mt_convert import finetune_run, pipeline
 from mt_convert.data import batches, open_data
 from mt_convert.errors import CheckpointError, RecipeError, SpecError
 from mt_convert.finetuning import ALGORITHMS, SURROGATES, FinetuneJob
-from mt_convert.ladder import Uniform
+from mt_convert.neurons.ladder import Uniform
 from mt_convert.recipe import load_recipe
 from mt_convert.results import results_from_json
 from mt_convert.settings import Setting

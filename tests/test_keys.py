@@ -20,12 +20,20 @@ from mt_convert.direct.scratch import spiking
 from mt_convert.direct.unrolled import Unrolled
 from mt_convert.errors import SpecError
 from mt_convert.keys import key, to_json
-from mt_convert.ladder import LADDERS, Binary, Ladder, Learned, PowerOfTwo, Uniform, ladder_to_json
-from mt_convert.neurons import IF, LIF, PLIF, Charge, NeuronSpec, Reset
+from mt_convert.neurons.dynamics import IF, LIF, PLIF, Charge, NeuronSpec, Reset
+from mt_convert.neurons.ladder import (
+    LADDERS,
+    Binary,
+    Ladder,
+    Learned,
+    PowerOfTwo,
+    Uniform,
+    ladder_to_json,
+)
+from mt_convert.neurons.surrogate import ATan, Rectangular, SpikeTime, Surrogate
 from mt_convert.quant_spec import QuantSpec
 from mt_convert.quantize import quantize
 from mt_convert.settings import METHODS, PeerSetting, Setting
-from mt_convert.surrogate import ATan, Rectangular, SpikeTime, Surrogate
 from mt_convert.system.storage import digest
 from mt_convert.train.algorithm import Backpropagation
 

@@ -9,7 +9,7 @@ from itertools import combinations
 import pytest
 
 from mt_convert.errors import SpecError
-from mt_convert.ladder import (
+from mt_convert.neurons.ladder import (
     Binary,
     Firing,
     Ladder,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mt_convert.errors import SpecError
-from mt_convert.linear_recurrence import leaky_mean, linrec
+from mt_convert.neurons.linear_recurrence import leaky_mean, linrec
 
 STEP = (2, 3, 4, 5)
 DECAYS = {"scalar": (), "channel": (3, 1, 1), "element": STEP}

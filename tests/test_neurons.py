@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mt_convert.errors import SpecError
-from mt_convert.ladder import Binary, Firing, Ladder, Learned, PowerOfTwo, Uniform
-from mt_convert.neurons import (
+from mt_convert.neurons.dynamics import (
     IF,
     LIF,
     PLIF,
@@ -31,7 +30,15 @@ from mt_convert.neurons import (
     mt_step,
     mt_step_literal,
 )
-from mt_convert.surrogate import ATan, Rectangular, Sigmoid, StraightThrough, Surrogate, Triangular
+from mt_convert.neurons.ladder import Binary, Firing, Ladder, Learned, PowerOfTwo, Uniform
+from mt_convert.neurons.surrogate import (
+    ATan,
+    Rectangular,
+    Sigmoid,
+    StraightThrough,
+    Surrogate,
+    Triangular,
+)
 
 DELTA = 0.25
 Step = Callable[[NeuronState, Tensor, NeuronSpec, float], tuple[Tensor, NeuronState]]

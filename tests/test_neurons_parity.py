@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mt_convert.ladder import Firing, Uniform
-from mt_convert.neurons import LIF, PLIF, MTNeuron, NeuronSpec, NeuronState, Reset
+from mt_convert.neurons.dynamics import LIF, PLIF, MTNeuron, NeuronSpec, NeuronState, Reset
+from mt_convert.neurons.ladder import Firing, Uniform
 
 TIME_STEPS = 20
 

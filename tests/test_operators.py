@@ -18,8 +18,8 @@ from mt_convert.archive import load, save
 from mt_convert.carries import nonnegative
 from mt_convert.convert import convert
 from mt_convert.graph import WEIGHTED, layer_nodes
-from mt_convert.ladder import Uniform
 from mt_convert.literal import spike_by_spike
+from mt_convert.neurons.ladder import Uniform
 from mt_convert.quant_layers import QuantAct
 from mt_convert.quant_spec import QuantSpec
 from mt_convert.quantize import QuantizedModel, quantize

@@ -20,10 +20,19 @@ from mt_convert.direct.encoding import poisson
 from mt_convert.direct.scratch import SpikingNetwork, spiking
 from mt_convert.direct.stored import load, save
 from mt_convert.errors import DataError, SpecError, UnsupportedLayerError
-from mt_convert.ladder import Binary, Firing, Uniform
-from mt_convert.linear_recurrence import leaky_mean
-from mt_convert.neurons import IF, LIF, PLIF, MTNeuron, NeuronSpec, Reset, initial_state, mt_step
-from mt_convert.surrogate import ATan, Sigmoid, SpikeTime
+from mt_convert.neurons.dynamics import (
+    IF,
+    LIF,
+    PLIF,
+    MTNeuron,
+    NeuronSpec,
+    Reset,
+    initial_state,
+    mt_step,
+)
+from mt_convert.neurons.ladder import Binary, Firing, Uniform
+from mt_convert.neurons.linear_recurrence import leaky_mean
+from mt_convert.neurons.surrogate import ATan, Sigmoid, SpikeTime
 from mt_convert.tensor_train import ConvByStep, Form, TensorTrain, TTConv2d, decompose
 from mt_convert.train.algorithm import Lesson
 from mt_convert.train.loop import fit

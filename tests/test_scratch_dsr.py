@@ -20,10 +20,10 @@ from mt_convert.direct.parts import Derivative
 from mt_convert.direct.scratch import SpikingNetwork, spiking
 from mt_convert.errors import SpecError
 from mt_convert.graph import set_image_shape
-from mt_convert.ladder import Binary, Uniform
-from mt_convert.linear_recurrence import leaky_mean
-from mt_convert.neurons import IF, LIF, PLIF, Charge, MTNeuron, NeuronSpec, Reset
-from mt_convert.surrogate import ATan
+from mt_convert.neurons.dynamics import IF, LIF, PLIF, Charge, MTNeuron, NeuronSpec, Reset
+from mt_convert.neurons.ladder import Binary, Uniform
+from mt_convert.neurons.linear_recurrence import leaky_mean
+from mt_convert.neurons.surrogate import ATan
 from mt_convert.tensor_train import Form, TensorTrain
 from mt_convert.train.algorithm import Lesson
 from mt_convert.train.loop import fit

@@ -30,8 +30,8 @@ from mt_convert.graph import WEIGHTED, layer_nodes
 from mt_convert.integer.model import IntegerModel
 from mt_convert.integer.program import Fire
 from mt_convert.integer.shift_add import ShiftAddRun, shift_add
-from mt_convert.ladder import Binary, Learned, PowerOfTwo, Uniform
-from mt_convert.neurons import NeuronSpec
+from mt_convert.neurons.dynamics import NeuronSpec
+from mt_convert.neurons.ladder import Binary, Learned, PowerOfTwo, Uniform
 from mt_convert.quant_spec import QuantSpec
 from mt_convert.quantize import QuantizedModel, quantize
 from mt_convert.simulate import simulate

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mt_convert.convert import convert
 from mt_convert.errors import DataError, SpecError
-from mt_convert.ladder import Binary, Ladder, PowerOfTwo, Uniform
-from mt_convert.neurons import MTNeuron
+from mt_convert.neurons.dynamics import MTNeuron
+from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.quant_spec import BatchNorm, QuantSpec, Scale
 from mt_convert.quantize import QuantizedModel, quantize
 from mt_convert.shapes import image_axes

@@ -19,9 +19,9 @@ from mt_convert.data import batches, open_data
 from mt_convert.direct import stored
 from mt_convert.errors import CheckpointError, RecipeError, SpecError
 from mt_convert.from_scratch import SpikingSpec, build_spiking, rows_of
-from mt_convert.ladder import LADDERS, Binary, Uniform
 from mt_convert.models import ModelSpec, build
-from mt_convert.neurons import IF, LIF, PLIF, Reset
+from mt_convert.neurons.dynamics import IF, LIF, PLIF, Reset
+from mt_convert.neurons.ladder import LADDERS, Binary, Uniform
 from mt_convert.recipe import dump, load_recipe
 from mt_convert.results import markdown_table, results_from_json
 from mt_convert.spiking_recipe import SpikingRecipe, here_faults, load

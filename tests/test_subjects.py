@@ -14,7 +14,7 @@ from mt_convert.calibrate.spec import MeanSquaredError
 from mt_convert.calibrate.text import parse
 from mt_convert.cells import Cells
 from mt_convert.errors import CheckpointError, RecipeError, SpecError
-from mt_convert.ladder import Uniform
+from mt_convert.neurons.ladder import Uniform
 from mt_convert.recipe import EvaluateBlock, load_recipe
 from mt_convert.report import accuracy_lines
 from mt_convert.results import results_from_json, results_to_json

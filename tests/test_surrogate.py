@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mt_convert.errors import SpecError
-from mt_convert.surrogate import (
+from mt_convert.neurons.surrogate import (
     ATan,
     Rectangular,
     Sigmoid,

@@ -18,7 +18,7 @@ from mt_convert.direct.parts import Derivative, Trained
 from mt_convert.direct.tandem import freeze_, set_range_
 from mt_convert.direct.unrolled import Unrolled
 from mt_convert.errors import SpecError
-from mt_convert.ladder import Uniform
+from mt_convert.neurons.ladder import Uniform
 from mt_convert.quantize import QuantizedModel
 from mt_convert.simulate import simulate
 from mt_convert.spiking import SpikingModel

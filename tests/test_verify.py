@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mt_convert.convert import convert
 from mt_convert.errors import DataError
-from mt_convert.ladder import Uniform
+from mt_convert.neurons.ladder import Uniform
 from mt_convert.quant_spec import QuantSpec
 from mt_convert.quantize import QuantizedModel, quantize
 from mt_convert.spiking import SpikingModel, Verdict

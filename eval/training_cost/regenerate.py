@@ -26,9 +26,9 @@ from mt_convert.convert import convert
 from mt_convert.direct.unrolled import Unrolled
 from mt_convert.finetuning import ALGORITHMS
 from mt_convert.from_scratch import SpikingSpec, build_spiking
-from mt_convert.ladder import Firing, Uniform
-from mt_convert.linear_recurrence import linrec
 from mt_convert.models import ModelSpec, build
+from mt_convert.neurons.ladder import Firing, Uniform
+from mt_convert.neurons.linear_recurrence import linrec
 from mt_convert.quant_spec import QuantSpec
 from mt_convert.quantize import quantize
 from mt_convert.system.bounded import Limits, Note, Task, run_bounded

@@ -16,9 +16,9 @@ from .. import archive
 from ..convert import convert
 from ..coverage.lived_in import build
 from ..errors import CheckpointError, SpecError
-from ..ladder import Binary, Uniform
 from ..macs import count_macs
 from ..models import architecture_fault
+from ..neurons.ladder import Binary, Uniform
 from ..quant_spec import QuantSpec
 from ..quantize import QuantizedModel, quantize
 from ..recipe import load_recipe

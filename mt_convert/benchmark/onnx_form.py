@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from ..convert import convert
 from ..errors import Fault, UnsupportedLayerError
 from ..graph import WEIGHTED, fold_batch_norm_, layer_nodes, layer_of, unused_name
-from ..ladder import Learned
-from ..neurons import MTNeuron
+from ..neurons.dynamics import MTNeuron
+from ..neurons.ladder import Learned
 from ..quantize import QuantizedModel
 from ..spiking import Encoder
 

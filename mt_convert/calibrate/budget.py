@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import Fault, SpecError
-from ..ladder import Binary, Ladder, Learned, PowerOfTwo, Uniform
-from ..neurons import MTNeuron
+from ..neurons.dynamics import MTNeuron
+from ..neurons.ladder import Binary, Ladder, Learned, PowerOfTwo, Uniform
 from ..simulate import simulate
 from ..spiking import SpikingModel
 from ..walk import walk

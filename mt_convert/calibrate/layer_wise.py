@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..graph import WEIGHTED, is_constant, layer_nodes, layer_of, source_of
-from ..ladder import Learned
+from ..neurons.ladder import Learned
 from ..spiking import SpikingModel
 from ..weight_grid import OnGrid
 from ..windows import window_spec, worth

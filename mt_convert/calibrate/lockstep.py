@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import CONVS, NORMS, WEIGHTED, attribute, is_constant, layer_nodes, layer_of, source_of
-from ..neurons import MTNeuron, NeuronSpec
-from ..running import running_step
+from ..neurons.dynamics import MTNeuron, NeuronSpec
+from ..neurons.totals import running_step
 from ..shapes import images_not_first
 from ..spiking import Presentation, SpikingModel
 from ..windows import quantized, unit, window_spec, worth
@@ -225,8 +225,8 @@ def emissions(
     Shapes: each as the drives. Units: levels of each step's window.
 
     Example:
-        >>> from ..ladder import Uniform
-        >>> from ..neurons import NeuronSpec
+        >>> from ..neurons.ladder import Uniform
+        >>> from ..neurons.dynamics import NeuronSpec
         >>> neuron = MTNeuron(NeuronSpec(Uniform(2), bounds=(0, 15)), 1.0, offset=torch.tensor(0.5))
         >>> drives = [torch.tensor([1.25]), torch.tensor([3.0])]
         >>> [total.tolist() for total in emissions(neuron, drives, Presentation.ONCE)]
@@ -246,7 +246,7 @@ def soft_step(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
     its direction did, to neither where the bounds did; each half a level further out.
 
     Example:
-        >>> from ..ladder import Uniform
+        >>> from ..neurons.ladder import Uniform
         >>> y = torch.tensor([0.75, 2.25, 8.75, 99.0], requires_grad=True)
         >>> total = soft_step(y, torch.tensor([0.0, 3.0, 8.0, 8.0]), NeuronSpec(Uniform(2)))
         >>> total.sum().backward()

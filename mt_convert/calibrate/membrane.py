@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from ..ladder import Learned
-from ..neurons import MTNeuron
+from ..neurons.dynamics import MTNeuron
+from ..neurons.ladder import Learned
 from ..spiking import SpikingModel
 from ..windows import unit, worth
 from .lockstep import Lockstep, emissions, with_offset

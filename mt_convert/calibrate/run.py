@@ -60,7 +60,7 @@ def calibrate(
         >>> import torch
         >>> from torch import nn
         >>> from ..convert import convert
-        >>> from ..ladder import Uniform
+        >>> from ..neurons.ladder import Uniform
         >>> from ..quantize import QuantSpec, quantize
         >>> from .spec import MeanSquaredError
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import SpecError
 from ..graph import check_images
-from ..neurons import MTNeuron
+from ..neurons.dynamics import MTNeuron
 from ..spiking import Presentation, SpikingModel
 from ..walk import walk
 from ..windows import quantized

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..neurons import MTNeuron, NeuronSpec
+from ..neurons.dynamics import MTNeuron, NeuronSpec
 from ..spiking import Presentation
 from ..windows import even_response, levels, quantized
 from .spec import Objective
@@ -34,7 +34,7 @@ class Window:
         """The lowest and the highest level that even input can reach, in levels of the window.
 
         Example:
-            >>> from ..ladder import Uniform
+            >>> from ..neurons.ladder import Uniform
             >>> spec = NeuronSpec(Uniform(3), signed=True, bounds=(-5, 10))
             >>> Window(Presentation.ONCE, 2).bounds(spec)
             (-5, 6)
@@ -65,7 +65,7 @@ class Window:
         """The layer with another θ; its gain stays unless another is given.
 
         Example:
-            >>> from ..ladder import Uniform
+            >>> from ..neurons.ladder import Uniform
             >>> window = Window(Presentation.ONCE, 2)
             >>> neuron = MTNeuron(NeuronSpec(Uniform(2), bounds=(0, 15)), 1.0)
             >>> float(window.theta(neuron)), float(window.with_theta(neuron, 8.0).delta)
@@ -167,7 +167,7 @@ def alpha_beta(
     Source: Datta & Beerel, DATE 2022 (arXiv 2112.12133).
 
     Example:
-        >>> from ..ladder import Uniform
+        >>> from ..neurons.ladder import Uniform
         >>> reference = MTNeuron(NeuronSpec(Uniform(1), bounds=(0, 15)), 1.0)
         >>> window = Window(Presentation.EVERY_STEP, 1)
         >>> alpha_beta(reference, torch.tensor([3.0, 3.0, 15.0]), reference, window, Objective.MSE)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..errors import SpecError
-from ..ladder import Learned
-from ..neurons import MTNeuron
+from ..neurons.dynamics import MTNeuron
+from ..neurons.ladder import Learned
 from ..spiking import Presentation, SpikingModel
 from ..windows import analog, levels, quantized, unit
 from .gaussian import gaussian_theta

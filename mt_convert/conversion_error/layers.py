@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Fault, SpecError
-from ..ladder import PowerOfTwo
-from ..neurons import MTNeuron
+from ..neurons.dynamics import MTNeuron
+from ..neurons.ladder import PowerOfTwo
 from ..simulate import FloatArithmetic, count_events, simulate
 from ..spiking import SpikingModel
 from ..walk import Activation, walk
@@ -53,7 +53,7 @@ def layer_errors(
 
     Example:
         >>> from ..convert import convert
-        >>> from ..ladder import Uniform
+        >>> from ..neurons.ladder import Uniform
         >>> from ..quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.randn(8, 1, 4, 4)
@@ -98,8 +98,8 @@ def clipped(neuron: MTNeuron, x: Tensor) -> Tensor:
     """The analog activation clipped to what the neuron's quantizer can give: [lo s, hi s].
 
     Example:
-        >>> from ..ladder import Uniform
-        >>> from ..neurons import NeuronSpec
+        >>> from ..neurons.ladder import Uniform
+        >>> from ..neurons.dynamics import NeuronSpec
         >>> neuron = MTNeuron(NeuronSpec(Uniform(3), bounds=(0, 3)), torch.tensor(0.5))
         >>> clipped(neuron, torch.tensor([-1.0, 0.7, 9.0])).tolist() == [0, torch.tensor(0.7), 1.5]
         True

@@ -10,8 +10,8 @@ from torch import nn
 
 from ..data import Splits
 from ..errors import Fault, SpecError
+from ..neurons.surrogate import Surrogate
 from ..spiking import SpikingModel
-from ..surrogate import Surrogate
 from ..train.loop import fit
 from ..train.spec import History, TrainSpec
 from .algorithms import BPTT, DSR, Algorithm, Tandem

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..neurons import NeuronSpec, NeuronState, mt_step, window
-from ..running import running_step
-from ..surrogate import SpikeTime, StraightThrough, spike
+from ..neurons.dynamics import NeuronSpec, NeuronState, mt_step, window
+from ..neurons.surrogate import SpikeTime, StraightThrough, spike
+from ..neurons.totals import running_step
 
 
 def fire(y: Tensor, total: Tensor, spec: NeuronSpec, scale: Tensor | float = 1.0) -> Tensor:
@@ -33,8 +33,8 @@ def fire(y: Tensor, total: Tensor, spec: NeuronSpec, scale: Tensor | float = 1.0
     Shapes: ``y`` and ``total`` equal. Units: levels; ``y`` without the initial potential.
 
     Example:
-        >>> from mt_convert.ladder import Uniform
-        >>> from mt_convert.surrogate import Rectangular
+        >>> from mt_convert.neurons.ladder import Uniform
+        >>> from mt_convert.neurons.surrogate import Rectangular
         >>> spec = NeuronSpec(Uniform(3), bounds=(0, 15), surrogate=Rectangular(2.0))
         >>> y = torch.tensor([0.75, 9.0], requires_grad=True)
         >>> fire(y, torch.zeros(2), spec).sum().backward()
@@ -51,8 +51,8 @@ def fire_learned(y: Tensor, total: Tensor, spec: NeuronSpec, thresholds: Tensor)
     Its total is a function of y alone: the number of thresholds reached, within the bounds.
 
     Example:
-        >>> from mt_convert.ladder import Learned
-        >>> from mt_convert.surrogate import Rectangular
+        >>> from mt_convert.neurons.ladder import Learned
+        >>> from mt_convert.neurons.surrogate import Rectangular
         >>> spec = NeuronSpec(
         ...     Learned((1.0, 0.5)), initial=0.0, bounds=(0, 2), surrogate=Rectangular(1.0)
         ... )
@@ -71,7 +71,7 @@ def slope(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
     """The derivative of what is emitted with respect to y; a mask where it is 0 or 1 alone.
 
     Example:
-        >>> from mt_convert.ladder import Uniform
+        >>> from mt_convert.neurons.ladder import Uniform
         >>> spec = NeuronSpec(Uniform(3), bounds=(0, 3), surrogate=StraightThrough())
         >>> slope(torch.tensor([-1.0, 0.0, 3.0, 4.0]), torch.zeros(4), spec).tolist()
         [False, True, True, False]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..surrogate import (
+from ..neurons.surrogate import (
     ATan,
     Linear,
     Rectangular,

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SpecError
-from ..ladder import Learned
-from ..neurons import LIF, MTNeuron, NeuronSpec
-from ..running import leak_of, running_step, without_leak
+from ..neurons.dynamics import LIF, MTNeuron, NeuronSpec
+from ..neurons.ladder import Learned
+from ..neurons.surrogate import SpikeTime, Surrogate
+from ..neurons.totals import leak_of, running_step, without_leak
 from ..spiking import Presentation
-from ..surrogate import SpikeTime, Surrogate
 from ..windows import unit, window_spec, worth
 from .firing import fire, fire_learned, in_place_of
 

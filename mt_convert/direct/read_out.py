@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SpecError
-from ..linear_recurrence import linrec
+from ..neurons.linear_recurrence import linrec
 
 
 class SoFar(NamedTuple):

@@ -27,8 +27,8 @@ from torch.nn import functional as F
 
 from ..errors import Fault, SpecError
 from ..graph import NORMS, layer_nodes
-from ..linear_recurrence import leaky_mean
-from ..neurons import IF, LIF, MTNeuron, NeuronSpec, Reset
+from ..neurons.dynamics import IF, LIF, MTNeuron, NeuronSpec, Reset
+from ..neurons.linear_recurrence import leaky_mean
 from .firing import in_place_of
 from .steps import Steps
 from .trains import BY_STEP
@@ -109,7 +109,7 @@ def clipped(neuron: MTNeuron, current: Tensor, time_steps: int) -> Tensor:
     """What the representation of a layer's spikes is about, from that of its current.
 
     Example:
-        >>> from ..ladder import Uniform
+        >>> from ..neurons.ladder import Uniform
         >>> neuron = MTNeuron(NeuronSpec(Uniform(2), charge=LIF(2.0)), 1.5)
         >>> clipped(neuron, torch.tensor([-1.0, 4.0, 9.0]), 4).tolist()
         [0.0, 2.0, 3.0]

@@ -18,11 +18,11 @@ from ..carries import reaching_output
 from ..errors import DataError, Fault, SpecError, UnsupportedLayerError
 from ..graph import fold_batch_norm_, is_constant, layer_nodes, set_image_shape
 from ..keys import key
-from ..neurons import IF, LIF, MTNeuron, NeuronSpec, NeuronState, Reset
+from ..neurons.dynamics import IF, LIF, MTNeuron, NeuronSpec, NeuronState, Reset
+from ..neurons.surrogate import SpikeTime
 from ..rules import DEFAULT_RULES, Kind, Rule, unknown_operators
 from ..shapes import images_not_first
 from ..spiking import SPIKING_RULES
-from ..surrogate import SpikeTime
 from ..tensor_train import TensorTrain, TTConv2d, decompose, merge
 from ..trace import trace
 from .in_steps import fired_in_steps, fused_in_steps
@@ -67,9 +67,9 @@ def spiking(
 
     Example:
         >>> import torch
-        >>> from ..ladder import Uniform
-        >>> from ..neurons import PLIF
-        >>> from ..surrogate import ATan
+        >>> from ..neurons.ladder import Uniform
+        >>> from ..neurons.dynamics import PLIF
+        >>> from ..neurons.surrogate import ATan
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> spec = NeuronSpec(Uniform(4), charge=PLIF(), initial=0.0, surrogate=ATan())
         >>> network = spiking(net, spec, example=torch.zeros(2, 1, 4, 4), time_steps=3)

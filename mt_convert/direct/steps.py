@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from ..graph import WEIGHTED
-from ..linear_recurrence import linrec
-from ..neurons import MTNeuron, NeuronState
+from ..neurons.dynamics import MTNeuron, NeuronState
+from ..neurons.linear_recurrence import linrec
 from ..tensor_train import TTConv2d
 from .firing import in_place_of
 from .trains import BY_STEP, in_steps, same_in_all_steps

@@ -27,9 +27,9 @@ def save(network: SpikingNetwork, folder: str | Path) -> None:
 
     Example:
         >>> import tempfile, torch
-        >>> from ..ladder import Uniform
-        >>> from ..neurons import NeuronSpec
-        >>> from ..surrogate import ATan
+        >>> from ..neurons.ladder import Uniform
+        >>> from ..neurons.dynamics import NeuronSpec
+        >>> from ..neurons.surrogate import ATan
         >>> from .scratch import spiking
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> spec = NeuronSpec(Uniform(2), initial=0.0, surrogate=ATan())

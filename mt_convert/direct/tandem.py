@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..data import Splits, images
 from ..errors import Fault, SpecError
 from ..graph import WEIGHTED, layer_nodes
-from ..ladder import Learned
+from ..neurons.ladder import Learned
 from ..spiking import SpikingModel
 from ..train import accuracy
 from ..train.loop import fit

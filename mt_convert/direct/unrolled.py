@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from ..errors import SpecError
 from ..graph import WEIGHTED, layer_nodes
 from ..keys import key
-from ..ladder import Learned
-from ..neurons import MTNeuron
+from ..neurons.dynamics import MTNeuron
+from ..neurons.ladder import Learned
+from ..neurons.surrogate import Rectangular, StraightThrough, Surrogate
 from ..simulate import simulate
 from ..spiking import SpikingModel
-from ..surrogate import Rectangular, StraightThrough, Surrogate
 from ..walk import Call, walk
 from ..weight_grid import OnGrid
 from ..windows import analog

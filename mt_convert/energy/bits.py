@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..neurons import MTNeuron
+from ..neurons.dynamics import MTNeuron
 from ..spiking import Encoder
 
 FLOAT_BITS = 32

@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_map_only
 from ..carries import Carries, carried
 from ..graph import WEIGHTED, describe, is_constant, layer_of
 from ..macs import MacRow, count_macs
-from ..neurons import MTNeuron
+from ..neurons.dynamics import MTNeuron
 from ..rules import Kind, Rule, data_inputs, rule_of
 from ..spiking import SpikingModel
 from .bits import FLOAT_BITS, level_bits, weight_bits

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from ..carries import Carries
 from ..errors import SpecError
 from ..graph import is_constant, layer_of
-from ..neurons import MTNeuron
+from ..neurons.dynamics import MTNeuron
 from ..rules import Kind, rule_of
 from ..spiking import Encoder, SpikingModel
 from ..system.progress import progress

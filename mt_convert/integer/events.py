@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import SpecError
-from ..ladder import Firing
-from ..neurons import NeuronSpec
+from ..neurons.dynamics import NeuronSpec
+from ..neurons.ladder import Firing
 
 LEAST = -(1 << 31)  # int32: below every number
 
@@ -84,7 +84,7 @@ def emitted_by(spec: NeuronSpec, reached: Callable[[Tensor], Tensor], total: Ten
     ``reached`` tells whether the input has come to a position of the total.
 
     Example:
-        >>> from ..ladder import Binary
+        >>> from ..neurons.ladder import Binary
         >>> y = torch.tensor([2, 6, 99])
         >>> emitted_by(NeuronSpec(Binary(3)), lambda k: y >= k, torch.tensor([0, 1, 2])).tolist()
         [2, 6, 9]

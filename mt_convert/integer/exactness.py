@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ladder import Uniform
-from ..neurons import NeuronSpec
+from ..neurons.dynamics import NeuronSpec
+from ..neurons.ladder import Uniform
 from ..terms import in_exact_type, written_sum
 from . import plain
 from .model import IntegerModel, IntegerRun

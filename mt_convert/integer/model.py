@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import SpecError
 from ..graph import check_images
-from ..running import leak_of
+from ..neurons.totals import leak_of
 from ..spiking import Presentation, SpikingModel
 from .backends import BACKENDS, chosen
 from .program import Accumulate, Program

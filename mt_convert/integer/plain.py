@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..canonical import accumulated
-from ..running import running_step
+from ..neurons.totals import running_step
 from ..terms import BATCH, in_exact_type, written_sum
 from .program import Accumulate, Encode, Fire, Operate, Program, Slot, Sum
 

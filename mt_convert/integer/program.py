@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..neurons import NeuronSpec
+from ..neurons.dynamics import NeuronSpec
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ..errors import SpecError
 from ..graph import check_images
-from ..ladder import Uniform
+from ..neurons.ladder import Uniform
 from . import plain, tables
 from .events import LEAST, Line, Value, emitted_by, events_of, in_32_bits, met
 from .model import IntegerModel

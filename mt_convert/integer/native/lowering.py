@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import SpecError
-from ...ladder import PowerOfTwo
+from ...neurons.ladder import PowerOfTwo
 from ..program import Accumulate, Encode, Fire, Instruction, Operate, Program, Sum
 from .arena import Arena
 from .layout import (

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ladder import Learned
-from ...neurons import IF, Reset
+from ...neurons.dynamics import IF, Reset
+from ...neurons.ladder import Learned
 from ...terms import FLOAT32_WHOLE
 from ..program import Accumulate, Encode, Fire, Instruction, Operate, Program, ReadOut, slots
 from .layout import BYTES, COPY, DEPTHWISE, DOT, FLATTEN, INTS, LOAD, MAX_POOL, NONE, SUM_POOL, WIDE

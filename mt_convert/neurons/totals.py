@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import SpecError
+from ..errors import SpecError
+from .dynamics import IF, LIF, NeuronSpec, Reset, largest_emission
 from .ladder import Firing, Ladder, Learned, PowerOfTwo
-from .neurons import IF, LIF, NeuronSpec, Reset, largest_emission
 
 
 def running_step(
@@ -41,7 +41,7 @@ def running_step(
         `Learned` one without v0 = 0, parallel firing and weights of 1.
 
     Example:
-        >>> from mt_convert.ladder import Uniform
+        >>> from mt_convert.neurons.ladder import Uniform
         >>> spec = NeuronSpec(Uniform(3), signed=True, bounds=(0, 15))
         >>> y, total = torch.tensor([2.5, 9.0, -1.0]), torch.tensor([0.0, 8.0, 2.0])
         >>> running_step(y, total, spec).tolist()
@@ -69,7 +69,7 @@ def running_step_literal(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
     position of a `Learned` ladder's k-th threshold is the threshold.
 
     Example:
-        >>> from mt_convert.ladder import Binary
+        >>> from mt_convert.neurons.ladder import Binary
         >>> y = torch.tensor([2.5, 3.5, 99.0])
         >>> running_step_literal(y, torch.zeros(3), NeuronSpec(Binary(3))).tolist()
         [2.0, 4.0, 7.0]
@@ -92,7 +92,7 @@ def leak_of(spec: NeuronSpec) -> float | None:
     of `running_step` with y - lost for its input: without a leak, the same to the last bit.
 
     Example:
-        >>> from mt_convert.ladder import Uniform
+        >>> from mt_convert.neurons.ladder import Uniform
         >>> leak_of(NeuronSpec(Uniform(1), charge=LIF(4.0, decay_input=False)))
         0.25
     """

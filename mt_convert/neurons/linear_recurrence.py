@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .errors import SpecError
+from ..errors import SpecError
 
 
 def linrec(x: Tensor, decay: Tensor | float, *, start: Tensor | None = None) -> Tensor:

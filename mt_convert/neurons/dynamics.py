@@ -23,7 +23,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .errors import SpecError
+from ..errors import SpecError
 from .ladder import Firing, Ladder, Learned, PowerOfTwo
 from .surrogate import StraightThrough, Surrogate, spike, straight_through
 
@@ -87,7 +87,7 @@ class NeuronSpec:
         SpecError: a combination that has no meaning; the message says which are allowed.
 
     Example:
-        >>> from mt_convert.ladder import Binary
+        >>> from mt_convert.neurons.ladder import Binary
         >>> NeuronSpec(Binary(4), signed=True, bounds=(0, 15)).rule
         <Firing.CASCADE: 'cascade'>
     """
@@ -158,7 +158,7 @@ def initial_state(current: Tensor, spec: NeuronSpec, delta: Tensor | float) -> N
     """The state before the first step, shaped and placed like ``current``.
 
     Example:
-        >>> from mt_convert.ladder import Uniform
+        >>> from mt_convert.neurons.ladder import Uniform
         >>> initial_state(torch.zeros(2), NeuronSpec(Uniform(1)), 4.0).v.tolist()
         [2.0, 2.0]
     """
@@ -186,7 +186,7 @@ def mt_step(
     Units: ``decay`` is 1/τ of a PLIF neuron; None takes the one in ``spec.charge``.
 
     Example:
-        >>> from mt_convert.ladder import Uniform
+        >>> from mt_convert.neurons.ladder import Uniform
         >>> spec, current = NeuronSpec(Uniform(3)), torch.tensor([0.25, 1.0, 9.0])
         >>> spikes, state = mt_step(initial_state(current, spec, 0.5), current, spec, 0.5)
         >>> spikes.tolist(), state.v.tolist()
@@ -212,7 +212,7 @@ def mt_step_literal(
     number, without the rounding of a float residual.
 
     Example:
-        >>> from mt_convert.ladder import PowerOfTwo
+        >>> from mt_convert.neurons.ladder import PowerOfTwo
         >>> spec, current = NeuronSpec(PowerOfTwo(3)), torch.tensor([1.75, 2.75, 9.0])
         >>> mt_step_literal(initial_state(current, spec, 1.0), current, spec, 1.0)[0].tolist()
         [2.0, 2.0, 4.0]
@@ -310,7 +310,7 @@ def window(h: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
     Units: h, the potential before firing, and the total so far in Δ.
 
     Example:
-        >>> from mt_convert.ladder import Uniform
+        >>> from mt_convert.neurons.ladder import Uniform
         >>> window(torch.tensor([0.25, 0.5, 2.5, 3.0]), torch.zeros(4), NeuronSpec(Uniform(2)))
         tensor([False,  True,  True, False])
     """
@@ -353,7 +353,7 @@ class MTNeuron(nn.Module):
         ``offset`` in thresholds Δ of one step; it broadcasts over the batch, as [C, 1, 1] does.
 
     Example:
-        >>> from mt_convert.ladder import Uniform
+        >>> from mt_convert.neurons.ladder import Uniform
         >>> neuron = MTNeuron(NeuronSpec(Uniform(2)), delta=1.0)
         >>> spikes, state = neuron(torch.tensor([0.75, 4.0]))
         >>> spikes.tolist(), neuron(torch.zeros(2), state)[0].tolist()

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .errors import SpecError
+from ..errors import SpecError
 
 
 @dataclass(frozen=True)

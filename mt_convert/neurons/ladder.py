@@ -21,7 +21,7 @@ from enum import StrEnum
 from itertools import accumulate
 from typing import Any, ClassVar
 
-from .errors import SpecError
+from ..errors import SpecError
 
 _MOST_BITS = 16  # every level stays an exact float32 integer, running totals included
 

@@ -1,0 +1,1 @@
+"""Multi-threshold neurons: ladders, one step, a layer, totals over steps."""
