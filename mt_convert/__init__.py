@@ -47,12 +47,12 @@ if TYPE_CHECKING:
     from .energy.measure import energy
     from .errors import MTConvertError
     from .evaluate import evaluate
+    from .graph.rules import DEFAULT_RULES, Kind, Rule
     from .integer.model import IntegerModel, integer
     from .neurons.dynamics import IF, LIF, PLIF, MTNeuron, NeuronSpec, Reset, mt_step
     from .neurons.ladder import Binary, Firing, Learned, PowerOfTwo, Uniform
     from .quant_spec import ActNoise, BatchNorm, Override, QuantSpec, Scale, Spacing, WeightCode
     from .quantize import QuantizedModel, quantize
-    from .rules import DEFAULT_RULES, Kind, Rule
     from .settings import Setting
     from .simulate import Run, simulate
     from .spiking import ConversionReport, Presentation, SpikingModel
@@ -87,7 +87,7 @@ _HOMES = {
         *("Spacing", "WeightCode"),
     ),
     "quantize": ("QuantizedModel", "quantize"),
-    "rules": ("DEFAULT_RULES", "Kind", "Rule"),
+    "graph.rules": ("DEFAULT_RULES", "Kind", "Rule"),
     "settings": ("Setting",),
     "simulate": ("Run", "simulate"),
     "spiking": ("ConversionReport", "Presentation", "SpikingModel"),

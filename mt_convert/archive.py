@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from .errors import CheckpointError, Fault, SpecError, UnsupportedLayerError
-from .graph_json import graph_from_json, graph_to_json
+from .graph.rules import DEFAULT_RULES, Rule, unknown_operators
+from .graph.serialization import graph_from_json, graph_to_json
 from .quant_layers import quant_layer_from_json, quant_layer_to_json
 from .quant_spec import QuantSpec
 from .quantize import QuantizedModel
-from .rules import DEFAULT_RULES, Rule, unknown_operators
 from .spiking import Presentation, SpikingModel
 from .spiking_json import spiking_layer_from_json, spiking_layer_to_json
 from .system.storage import atomic, load_tensors, read_json, save_tensors

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .errors import Fault, UnsupportedLayerError
-from .graph import NORMS, WEIGHTED, layer_nodes
+from .graph.nodes import NORMS, WEIGHTED, layer_nodes
 from .neurons.dynamics import MTNeuron
 from .simulate import simulate
 from .spiking import Encoder, SpikingModel

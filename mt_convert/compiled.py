@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .errors import SpecError
-from .graph import check_images
+from .graph.nodes import check_images
 from .neurons.dynamics import MTNeuron
 from .neurons.totals import running_step
 from .simulate import Run, count_events, simulate

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from .errors import Fault, SpecError, UnsupportedLayerError
-from .graph import is_constant, layer_nodes, layer_of, set_image_shape
-from .graph_json import plain_layer_from_json, plain_layer_to_json
+from .graph.nodes import is_constant, layer_nodes, layer_of, set_image_shape
+from .graph.rules import DEFAULT_RULES, Kind, Rule, unknown_operators
+from .graph.serialization import plain_layer_from_json, plain_layer_to_json
 from .neurons.dynamics import MTNeuron, NeuronSpec
 from .neurons.ladder import Firing, Ladder, Learned, Uniform
 from .quant_layers import QuantAct, quantized_weight
 from .quantize import QuantizedModel
-from .rules import DEFAULT_RULES, Kind, Rule, unknown_operators
 from .spiking import Encoder, Presentation, SpikingModel
 from .verify import made_up_images
 from .verify import verify as verify_conversion

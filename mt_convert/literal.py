@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, fx
 from torch.func import functional_call
 
-from .carries import Carries, carried
 from .errors import SpecError
-from .graph import NORMS, WEIGHTED, attribute, check_images, layer_of
+from .graph.nodes import NORMS, WEIGHTED, attribute, check_images, layer_of
+from .graph.rules import Kind, rule_of
+from .graph.signals import Carries, carried
 from .neurons.dynamics import MTNeuron, NeuronState, initial_state, mt_step_literal
-from .rules import Kind, rule_of
 from .spiking import Presentation, SpikingModel
 from .windows import unit, window_spec
 

@@ -29,7 +29,7 @@ with warnings.catch_warnings():
     )
 
 from .act_noise import Noise, noisy
-from .graph_json import plain_layer_from_json, plain_layer_to_json
+from .graph.serialization import plain_layer_from_json, plain_layer_to_json
 from .learned_gaps import MOST_BITS, LearnedGaps
 from .neurons.ladder import Learned
 from .quant_spec import ActNoise, Scale, Spacing, WeightCode

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx
 
-from .carries import reaching_output
 from .errors import Fault, SpecError
-from .graph import attribute, check_images, layer_of
+from .graph.nodes import attribute, check_images, layer_of
+from .graph.signals import reaching_output
 from .neurons.dynamics import MTNeuron
 from .neurons.ladder import Binary, Ladder, PowerOfTwo
 from .neurons.totals import leak_of, running_step, running_step_literal, without_leak

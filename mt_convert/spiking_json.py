@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .graph import WEIGHTED
-from .graph_json import plain_layer_from_json, plain_layer_to_json
+from .graph.nodes import WEIGHTED
+from .graph.serialization import plain_layer_from_json, plain_layer_to_json
 from .neurons.dynamics import IF, LIF, PLIF, MTNeuron, NeuronSpec, Reset
 from .neurons.ladder import Firing, ladder_from_json, ladder_to_json
 from .spiking import Encoder

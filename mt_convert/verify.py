@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .graph import layer_nodes
+from .graph.nodes import layer_nodes
 from .neurons.dynamics import MTNeuron
 from .neurons.ladder import Firing, Ladder, Uniform
 from .neurons.totals import running_step, running_step_literal

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from .graph import check_images
+from .graph.nodes import check_images
 from .neurons.dynamics import MTNeuron
 from .spiking import SpikingModel
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .graph_json import plain_layer_to_json
+from .graph.serialization import plain_layer_to_json
 from .quant_spec import Scale, WeightCode
 
 AREA = 9  # of a 3×3 kernel

@@ -16,7 +16,7 @@ from mt_convert.archive import load, load_quantized, save
 from mt_convert.convert import convert
 from mt_convert.data.randomness import borrowed_random
 from mt_convert.errors import CheckpointError, SpecError
-from mt_convert.graph import layer_nodes
+from mt_convert.graph.nodes import layer_nodes
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.quant_layers import QuantAct, calibrating
 from mt_convert.quant_spec import ActNoise, QuantSpec, Scale

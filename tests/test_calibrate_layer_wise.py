@@ -21,7 +21,7 @@ from mt_convert.calibrate.report import CalibrationRow
 from mt_convert.calibrate.samples import Samples
 from mt_convert.calibrate.spec import LayerWise, Loss
 from mt_convert.convert import convert
-from mt_convert.graph import WEIGHTED
+from mt_convert.graph.nodes import WEIGHTED
 from mt_convert.neurons.dynamics import MTNeuron, NeuronSpec
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.neurons.totals import running_step

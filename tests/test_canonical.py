@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mt_convert.canonical import IntegerArithmetic, integer_thresholds, overflow_bounds
 from mt_convert.convert import convert
 from mt_convert.errors import UnsupportedLayerError
-from mt_convert.graph import layer_nodes
+from mt_convert.graph.nodes import layer_nodes
 from mt_convert.neurons.dynamics import MTNeuron, NeuronSpec
 from mt_convert.neurons.ladder import Binary, PowerOfTwo, Uniform
 from mt_convert.neurons.totals import running_step

@@ -18,12 +18,13 @@ from networks import KEPT, images, quantized, shape_of
 from torch import Tensor, fx, nn
 
 from mt_convert import QuantSpec, convert, quantize
-from mt_convert.carries import Carries
 from mt_convert.energy.fanout import event_paths
 from mt_convert.energy.measure import energy
 from mt_convert.energy.report import FP32_45NM, INT32_45NM, EnergyReport, EnergyTable, baseline
 from mt_convert.errors import SpecError
-from mt_convert.graph import layer_nodes, set_image_shape
+from mt_convert.graph.nodes import layer_nodes, set_image_shape
+from mt_convert.graph.signals import Carries
+from mt_convert.graph.trace import trace
 from mt_convert.macs import count_macs
 from mt_convert.models import ModelSpec, build
 from mt_convert.neurons.dynamics import MTNeuron, NeuronSpec
@@ -31,7 +32,6 @@ from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.quant_spec import BatchNorm
 from mt_convert.simulate import simulate
 from mt_convert.spiking import Presentation, SpikingModel
-from mt_convert.trace import trace
 
 L = 15
 

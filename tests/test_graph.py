@@ -16,15 +16,15 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from mt_convert.errors import CheckpointError, DataError, UnsupportedLayerError
-from mt_convert.graph import NORMS, check_images, fold_batch_norm_, layer_nodes, unused_name
-from mt_convert.graph_json import (
+from mt_convert.graph.nodes import NORMS, check_images, fold_batch_norm_, layer_nodes, unused_name
+from mt_convert.graph.serialization import (
     graph_from_json,
     graph_to_json,
     plain_layer_from_json,
     plain_layer_to_json,
 )
+from mt_convert.graph.trace import trace
 from mt_convert.quant_spec import BatchNorm
-from mt_convert.trace import trace
 
 TIMM = ["resnet18", "vgg11_bn", "mobilenetv2_100", "densenet121", "regnetx_002"]
 Nodes = list[dict[str, Any]]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mt_convert.archive import load, save
 from mt_convert.convert import convert
 from mt_convert.errors import SpecError
-from mt_convert.graph import layer_nodes
+from mt_convert.graph.nodes import layer_nodes
 from mt_convert.learned_gaps import LearnedGaps
 from mt_convert.neurons.dynamics import NeuronSpec
 from mt_convert.neurons.ladder import Learned

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mt_convert.convert import convert
 from mt_convert.errors import SpecError
-from mt_convert.graph import NORMS, WEIGHTED, layer_nodes
+from mt_convert.graph.nodes import NORMS, WEIGHTED, layer_nodes
 from mt_convert.literal import spike_by_spike
 from mt_convert.neurons.dynamics import MTNeuron
 from mt_convert.neurons.ladder import Binary, PowerOfTwo, Uniform

@@ -18,11 +18,11 @@ from torchvision.models.efficientnet import MBConvConfig
 
 from mt_convert.convert import convert
 from mt_convert.errors import UnsupportedLayerError
+from mt_convert.graph.rules import DEFAULT_RULES, Kind, Rule
+from mt_convert.graph.trace import trace
 from mt_convert.quant_spec import QuantSpec
 from mt_convert.quantize import quantize
-from mt_convert.rules import DEFAULT_RULES, Kind, Rule
 from mt_convert.spiking import ConversionReport
-from mt_convert.trace import trace
 
 aten = torch.ops.aten
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from mt_convert.convert import convert
 from mt_convert.errors import DataError, SpecError
-from mt_convert.graph import NORMS, WEIGHTED, layer_nodes
+from mt_convert.graph.nodes import NORMS, WEIGHTED, layer_nodes
 from mt_convert.quant_layers import (
     QuantAct,
     calibrating,

@@ -19,7 +19,7 @@ from mt_convert.direct.algorithms import BPTT, DSR, Tandem
 from mt_convert.direct.parts import Derivative
 from mt_convert.direct.scratch import SpikingNetwork, spiking
 from mt_convert.errors import SpecError
-from mt_convert.graph import set_image_shape
+from mt_convert.graph.nodes import set_image_shape
 from mt_convert.neurons.dynamics import IF, LIF, PLIF, Charge, MTNeuron, NeuronSpec, Reset
 from mt_convert.neurons.ladder import Binary, Uniform
 from mt_convert.neurons.linear_recurrence import leaky_mean

@@ -26,7 +26,7 @@ from mt_convert.energy.event_sums import connections
 from mt_convert.energy.fanout import event_paths, named
 from mt_convert.energy.measure import energy
 from mt_convert.errors import SpecError
-from mt_convert.graph import WEIGHTED, layer_nodes
+from mt_convert.graph.nodes import WEIGHTED, layer_nodes
 from mt_convert.integer.model import IntegerModel
 from mt_convert.integer.program import Fire
 from mt_convert.integer.shift_add import ShiftAddRun, shift_add

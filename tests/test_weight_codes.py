@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mt_convert.archive import load, save
 from mt_convert.convert import convert
 from mt_convert.errors import SpecError
-from mt_convert.graph import WEIGHTED, layer_nodes
+from mt_convert.graph.nodes import WEIGHTED, layer_nodes
 from mt_convert.quant_layers import quant_layer_from_json, quant_layer_to_json, quantized_weight
 from mt_convert.quant_spec import BatchNorm, Override, QuantSpec, Scale, WeightCode
 from mt_convert.quantize import quantize

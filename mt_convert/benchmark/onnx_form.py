@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ..convert import convert
 from ..errors import Fault, UnsupportedLayerError
-from ..graph import WEIGHTED, fold_batch_norm_, layer_nodes, layer_of, unused_name
+from ..graph.nodes import WEIGHTED, fold_batch_norm_, layer_nodes, layer_of, unused_name
 from ..neurons.dynamics import MTNeuron
 from ..neurons.ladder import Learned
 from ..quantize import QuantizedModel

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..graph import WEIGHTED, is_constant, layer_nodes, layer_of, source_of
+from ..graph.nodes import WEIGHTED, is_constant, layer_nodes, layer_of, source_of
 from ..neurons.ladder import Learned
 from ..spiking import SpikingModel
 from ..weight_grid import OnGrid

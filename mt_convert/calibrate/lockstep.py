@@ -13,7 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..graph import CONVS, NORMS, WEIGHTED, attribute, is_constant, layer_nodes, layer_of, source_of
+from ..graph.nodes import (
+    CONVS,
+    NORMS,
+    WEIGHTED,
+    attribute,
+    is_constant,
+    layer_nodes,
+    layer_of,
+    source_of,
+)
 from ..neurons.dynamics import MTNeuron, NeuronSpec
 from ..neurons.totals import running_step
 from ..shapes import images_not_first
@@ -198,7 +207,7 @@ def run(
 
     Example:
         >>> from torch import nn
-        >>> from ..trace import trace
+        >>> from ..graph.trace import trace
         >>> layers = trace(nn.Sequential(nn.Conv2d(1, 1, 1)), torch.zeros(2, 1, 2, 2))
         >>> image, conv, _ = layers.graph.nodes
         >>> run(layers, [conv], {image: torch.ones(1, 1, 2, 2)}, {conv: torch.neg})[conv].sum()

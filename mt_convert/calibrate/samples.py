@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SpecError
-from ..graph import check_images
+from ..graph.nodes import check_images
 from ..neurons.dynamics import MTNeuron
 from ..spiking import Presentation, SpikingModel
 from ..walk import walk

@@ -26,7 +26,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ..errors import Fault, SpecError
-from ..graph import NORMS, layer_nodes
+from ..graph.nodes import NORMS, layer_nodes
 from ..neurons.dynamics import IF, LIF, MTNeuron, NeuronSpec, Reset
 from ..neurons.linear_recurrence import leaky_mean
 from .firing import in_place_of

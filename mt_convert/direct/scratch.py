@@ -14,17 +14,17 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ..carries import reaching_output
 from ..errors import DataError, Fault, SpecError, UnsupportedLayerError
-from ..graph import fold_batch_norm_, is_constant, layer_nodes, set_image_shape
+from ..graph.nodes import fold_batch_norm_, is_constant, layer_nodes, set_image_shape
+from ..graph.rules import DEFAULT_RULES, Kind, Rule, unknown_operators
+from ..graph.signals import reaching_output
+from ..graph.trace import trace
 from ..keys import key
 from ..neurons.dynamics import IF, LIF, MTNeuron, NeuronSpec, NeuronState, Reset
 from ..neurons.surrogate import SpikeTime
-from ..rules import DEFAULT_RULES, Kind, Rule, unknown_operators
 from ..shapes import images_not_first
 from ..spiking import SPIKING_RULES
 from ..tensor_train import TensorTrain, TTConv2d, decompose, merge
-from ..trace import trace
 from .in_steps import fired_in_steps, fused_in_steps
 from .parts import Derivative
 from .read_out import ReadOut

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from ..graph import WEIGHTED
+from ..graph.nodes import WEIGHTED
 from ..neurons.dynamics import MTNeuron, NeuronState
 from ..neurons.linear_recurrence import linrec
 from ..tensor_train import TTConv2d

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..data import Splits, images
 from ..errors import Fault, SpecError
-from ..graph import WEIGHTED, layer_nodes
+from ..graph.nodes import WEIGHTED, layer_nodes
 from ..neurons.ladder import Learned
 from ..spiking import SpikingModel
 from ..train import accuracy

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SpecError
-from ..graph import WEIGHTED, layer_nodes
+from ..graph.nodes import WEIGHTED, layer_nodes
 from ..keys import key
 from ..neurons.dynamics import MTNeuron
 from ..neurons.ladder import Learned

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, fx
 
-from ..carries import Carries
 from ..errors import SpecError
-from ..graph import is_constant, layer_of
+from ..graph.nodes import is_constant, layer_of
+from ..graph.rules import Kind, rule_of
+from ..graph.signals import Carries
 from ..neurons.dynamics import MTNeuron
-from ..rules import Kind, rule_of
 from ..spiking import Encoder, SpikingModel
 from ..system.progress import progress
 from .fanout import Fanout, Paths, event_paths, named

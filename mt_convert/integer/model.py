@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SpecError
-from ..graph import check_images
+from ..graph.nodes import check_images
 from ..neurons.totals import leak_of
 from ..spiking import Presentation, SpikingModel
 from .backends import BACKENDS, chosen

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SpecError
-from ..graph import check_images
+from ..graph.nodes import check_images
 from ..neurons.ladder import Uniform
 from . import plain, tables
 from .events import LEAST, Line, Value, emitted_by, events_of, in_32_bits, met

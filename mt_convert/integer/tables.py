@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import Fault, SpecError
+from ..graph.rules import DEFAULT_RULES, Kind
 from ..neurons.ladder import Learned
 from ..neurons.totals import running_step
-from ..rules import DEFAULT_RULES, Kind
 from ..terms import written_sum
 from .plain import filled
 from .program import Accumulate, Fire, Operate, Program, ReadOut, Slot, Sum, Whole, slots

@@ -17,9 +17,9 @@ from torch import Tensor, fx
 
 from ..canonical import IntegerArithmetic, accumulated, geometry_of
 from ..errors import Fault, UnsupportedLayerError
-from ..graph import layer_of
+from ..graph.nodes import layer_of
+from ..graph.rules import DEFAULT_RULES, Kind
 from ..neurons.dynamics import MTNeuron
-from ..rules import DEFAULT_RULES, Kind
 from ..spiking import Encoder, SpikingModel
 from ..terms import BATCH, Part, Terms, along_axes, as_terms, holds_terms, whole_numbers
 from ..windows import unit, window_spec, worth

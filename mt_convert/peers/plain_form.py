@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import Fault, UnsupportedLayerError
-from ..graph import fold_batch_norm_, unused_name
-from ..trace import trace
+from ..graph.nodes import fold_batch_norm_, unused_name
+from ..graph.trace import trace
 
 aten = torch.ops.aten
 

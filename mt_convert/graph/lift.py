@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .errors import Fault, UnsupportedLayerError
-from .exported import (
+from ..errors import Fault, UnsupportedLayerError
+from .exported_nodes import (
     CONVOLUTIONS,
     MATRICES,
     Path,
@@ -26,7 +26,7 @@ from .exported import (
     module_path,
     weighted_layer,
 )
-from .graph import attribute
+from .nodes import attribute
 
 aten = torch.ops.aten
 

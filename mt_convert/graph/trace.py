@@ -17,10 +17,10 @@ from pathlib import Path as FilePath
 import torch
 from torch import Tensor, fx, nn
 
-from .errors import Fault, UnsupportedLayerError
-from .graph import set_image_shape
+from ..errors import Fault, UnsupportedLayerError
+from .decompositions import spelled_out
 from .lift import lift
-from .spelled_out import spelled_out
+from .nodes import set_image_shape
 
 aten = torch.ops.aten
 

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .errors import Fault
-from .graph import NORMS, WEIGHTED, describe, is_constant, layer_of
+from ..errors import Fault
+from .nodes import NORMS, WEIGHTED, describe, is_constant, layer_of
 
 aten = torch.ops.aten
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .errors import CheckpointError
-from .graph import CONVS, NORMS, PLAIN, set_image_shape
+from ..errors import CheckpointError
+from .nodes import CONVS, NORMS, PLAIN, set_image_shape
 
 aten = torch.ops.aten
 

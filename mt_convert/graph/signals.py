@@ -8,7 +8,7 @@ from enum import StrEnum
 import torch
 from torch import fx
 
-from .graph import is_constant, layer_of
+from .nodes import is_constant, layer_of
 from .rules import DEFAULT_RULES, Key, Kind, Rule, Sign, data_inputs, rule_of, sign_of_constants
 
 aten = torch.ops.aten
