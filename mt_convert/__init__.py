@@ -51,8 +51,16 @@ if TYPE_CHECKING:
     from .integer.model import IntegerModel, integer
     from .neurons.dynamics import IF, LIF, PLIF, MTNeuron, NeuronSpec, Reset, mt_step
     from .neurons.ladder import Binary, Firing, Learned, PowerOfTwo, Uniform
-    from .quant_spec import ActNoise, BatchNorm, Override, QuantSpec, Scale, Spacing, WeightCode
-    from .quantize import QuantizedModel, quantize
+    from .quantization.quantize import QuantizedModel, quantize
+    from .quantization.spec import (
+        ActNoise,
+        BatchNorm,
+        Override,
+        QuantSpec,
+        Scale,
+        Spacing,
+        WeightCode,
+    )
     from .settings import Setting
     from .simulate import Run, simulate
     from .spiking import ConversionReport, Presentation, SpikingModel
@@ -82,11 +90,11 @@ _HOMES = {
     "integer": ("IntegerModel", "integer"),
     "neurons.ladder": ("Binary", "Firing", "Learned", "PowerOfTwo", "Uniform"),
     "neurons.dynamics": ("IF", "LIF", "PLIF", "MTNeuron", "NeuronSpec", "Reset", "mt_step"),
-    "quant_spec": (
+    "quantization.spec": (
         *("ActNoise", "BatchNorm", "Override", "QuantSpec", "Scale"),
         *("Spacing", "WeightCode"),
     ),
-    "quantize": ("QuantizedModel", "quantize"),
+    "quantization.quantize": ("QuantizedModel", "quantize"),
     "graph.rules": ("DEFAULT_RULES", "Kind", "Rule"),
     "settings": ("Setting",),
     "simulate": ("Run", "simulate"),

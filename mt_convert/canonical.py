@@ -66,7 +66,7 @@ class IntegerArithmetic:
 
     Example:
         >>> from .convert import convert
-        >>> from .quantize import QuantSpec, quantize
+        >>> from .quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.randn(8, 1, 4, 4)
         >>> snn = convert(quantize(net, QuantSpec(), calibration=images))
@@ -163,7 +163,7 @@ def overflow_bounds(snn: SpikingModel, time_steps: int = 1) -> dict[str, float]:
 
     Example:
         >>> from .convert import convert
-        >>> from .quantize import QuantSpec, quantize
+        >>> from .quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> snn = convert(quantize(net, QuantSpec(), calibration=torch.randn(8, 1, 2, 2)))
         >>> {name: bound <= 127 * 4 * 127 for name, bound in overflow_bounds(snn).items()}

@@ -26,7 +26,7 @@ from .evaluate import Counter, prepared, reference_columns
 from .peer_counter import PeerCounter
 from .peers.network import peer_network
 from .peers.plain_form import plain
-from .quantize import QuantizedModel
+from .quantization.quantize import QuantizedModel
 from .results import Row, results_from_json, results_to_json
 from .settings import PeerSetting, Setting
 from .spiking import SpikingModel

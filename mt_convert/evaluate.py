@@ -12,7 +12,7 @@ from .calibrate.report import CalibrationReport
 from .calibrate.run import calibrate
 from .convert import convert
 from .errors import Fault, SpecError
-from .quantize import QuantizedModel
+from .quantization.quantize import QuantizedModel
 from .results import Row
 from .settings import Setting
 from .shapes import image_axes

@@ -74,7 +74,7 @@ def spike_by_spike(snn: SpikingModel, images: Tensor, *, time_steps: int) -> Spi
     Example:
         >>> from torch import nn
         >>> from .convert import convert
-        >>> from .quantize import QuantSpec, quantize
+        >>> from .quantization.quantize import QuantSpec, quantize
         >>> from .simulate import simulate
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.randn(8, 1, 4, 4)

@@ -23,7 +23,7 @@ from .errors import CheckpointError, Fault
 from .finetuning import finetuned
 from .models import build
 from .neurons.ladder import Uniform
-from .quantize import QuantizedModel, quantize
+from .quantization.quantize import QuantizedModel, quantize
 from .recipe import Recipe, here_faults
 from .spiking import SpikingModel
 from .spiking_recipe import AnyRecipe, SpikingRecipe

@@ -23,7 +23,7 @@ from .finetuning import PARTS, TEACHERS, FinetuneJob
 from .models import ModelSpec, architecture_fault
 from .neurons.ladder import Firing, Uniform
 from .peers.converters import PEERS
-from .quant_spec import QuantSpec
+from .quantization.spec import QuantSpec
 from .recipe_reading import Kind, disagreements, read, seeded, tree_of
 from .recipe_text import Tree, override
 from .settings import METHODS, Setting

@@ -130,7 +130,7 @@ def simulate(
     Example:
         >>> from torch import nn
         >>> from .convert import convert
-        >>> from .quantize import QuantSpec, quantize
+        >>> from .quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.randn(8, 1, 4, 4)
         >>> qann = quantize(net, QuantSpec(), calibration=images)

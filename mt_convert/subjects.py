@@ -22,8 +22,8 @@ from .errors import CheckpointError, Fault, RecipeError
 from .models import ModelSpec, build
 from .neurons.ladder import Uniform
 from .peers.converters import PEERS
-from .quant_spec import QuantSpec
-from .quantize import QuantizedModel, quantize
+from .quantization.quantize import QuantizedModel, quantize
+from .quantization.spec import QuantSpec
 from .recipe import EvaluateBlock, Recipe, load_recipe
 from .settings import METHODS, PeerSetting, Setting, iso_level
 from .system.storage import load_tensors

@@ -20,8 +20,8 @@ from .graph.nodes import layer_nodes
 from .neurons.dynamics import MTNeuron
 from .neurons.ladder import Firing, Ladder, Uniform
 from .neurons.totals import running_step, running_step_literal
-from .quant_layers import QuantAct
-from .quantize import QuantizedModel
+from .quantization.brevitas_layers import QuantAct
+from .quantization.quantize import QuantizedModel
 from .simulate import simulate
 from .spiking import SpikingModel, Verdict
 

@@ -35,7 +35,7 @@ def walk(
         >>> import torch
         >>> from torch import nn
         >>> from .convert import convert
-        >>> from .quantize import QuantSpec, quantize
+        >>> from .quantization.quantize import QuantSpec, quantize
         >>> from .windows import quantized
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.randn(8, 1, 4, 4)

@@ -15,9 +15,9 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mt_convert.quant_layers import QuantAct
-from mt_convert.quant_spec import BatchNorm, QuantSpec
-from mt_convert.quantize import QuantizedModel, quantize
+from mt_convert.quantization.brevitas_layers import QuantAct
+from mt_convert.quantization.quantize import QuantizedModel, quantize
+from mt_convert.quantization.spec import BatchNorm, QuantSpec
 
 IMAGE = (2, 8, 8)
 LINE = (2, 8)

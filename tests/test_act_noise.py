@@ -11,16 +11,16 @@ import torch
 from networks import conv, dense, images, lived_in
 from torch import Tensor, nn
 
-from mt_convert.act_noise import Noise
 from mt_convert.archive import load, load_quantized, save
 from mt_convert.convert import convert
 from mt_convert.data.randomness import borrowed_random
 from mt_convert.errors import CheckpointError, SpecError
 from mt_convert.graph.nodes import layer_nodes
 from mt_convert.neurons.ladder import Uniform
-from mt_convert.quant_layers import QuantAct, calibrating
-from mt_convert.quant_spec import ActNoise, QuantSpec, Scale
-from mt_convert.quantize import QuantizedModel, quantize
+from mt_convert.quantization.brevitas_layers import QuantAct, calibrating
+from mt_convert.quantization.noise import Noise
+from mt_convert.quantization.quantize import QuantizedModel, quantize
+from mt_convert.quantization.spec import ActNoise, QuantSpec, Scale
 from mt_convert.simulate import simulate
 
 NOISES = [noise for noise in ActNoise if noise is not ActNoise.NONE]

@@ -20,8 +20,8 @@ from mt_convert.energy.measure import energy
 from mt_convert.errors import CheckpointError
 from mt_convert.evaluate import prepared
 from mt_convert.neurons.ladder import Uniform
-from mt_convert.quant_spec import QuantSpec
-from mt_convert.quantize import quantize
+from mt_convert.quantization.quantize import quantize
+from mt_convert.quantization.spec import QuantSpec
 from mt_convert.settings import METHODS, PeerSetting, Setting
 
 SPEC = DataSpec("mine", image_size=8, channels=3, classes=3, mean=(0.5,), std=(0.125,))

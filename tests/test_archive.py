@@ -21,8 +21,8 @@ from mt_convert.archive import load, load_quantized, save
 from mt_convert.convert import convert
 from mt_convert.errors import CheckpointError, OutputError
 from mt_convert.neurons.ladder import Binary, Firing, Uniform
-from mt_convert.quant_spec import BatchNorm, Override, QuantSpec, Scale
-from mt_convert.quantize import QuantizedModel, quantize
+from mt_convert.quantization.quantize import QuantizedModel, quantize
+from mt_convert.quantization.spec import BatchNorm, Override, QuantSpec, Scale
 from mt_convert.simulate import simulate
 from mt_convert.spiking import Presentation, SpikingModel
 from mt_convert.system import storage

@@ -25,9 +25,9 @@ from mt_convert.benchmark.measure import Group, checked, compared, with_ratios
 from mt_convert.benchmark.network import Network, open_network
 from mt_convert.benchmark.rows import Absent, Benchmark, BenchRow, benchmark_from_json, merged
 from mt_convert.errors import CheckpointError, SpecError, UnsupportedLayerError
-from mt_convert.quant_layers import for_inference
-from mt_convert.quant_spec import QuantSpec
-from mt_convert.quantize import quantize
+from mt_convert.quantization.brevitas_layers import for_inference
+from mt_convert.quantization.quantize import quantize
+from mt_convert.quantization.spec import QuantSpec
 
 FOLDER = ROOT / "eval" / "benchmark"
 CPU = torch.device("cpu")

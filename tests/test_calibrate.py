@@ -29,8 +29,8 @@ from mt_convert.errors import DataError, SpecError
 from mt_convert.literal import spike_by_spike
 from mt_convert.neurons.dynamics import MTNeuron
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
-from mt_convert.quant_spec import QuantSpec, Spacing
-from mt_convert.quantize import QuantizedModel, quantize
+from mt_convert.quantization.quantize import QuantizedModel, quantize
+from mt_convert.quantization.spec import QuantSpec, Spacing
 from mt_convert.simulate import simulate
 from mt_convert.spiking import SpikingModel
 from mt_convert.walk import walk

@@ -18,8 +18,8 @@ from mt_convert.calibrate.spec import Thresholds
 from mt_convert.convert import convert
 from mt_convert.errors import SpecError
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
-from mt_convert.quant_spec import QuantSpec, Spacing
-from mt_convert.quantize import QuantizedModel, quantize
+from mt_convert.quantization.quantize import QuantizedModel, quantize
+from mt_convert.quantization.spec import QuantSpec, Spacing
 from mt_convert.simulate import simulate
 from mt_convert.spiking import SpikingModel
 from mt_convert.walk import walk

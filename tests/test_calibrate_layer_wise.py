@@ -25,8 +25,8 @@ from mt_convert.graph.nodes import WEIGHTED
 from mt_convert.neurons.dynamics import MTNeuron, NeuronSpec
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.neurons.totals import running_step
-from mt_convert.quant_spec import QuantSpec, Spacing
-from mt_convert.quantize import QuantizedModel, quantize
+from mt_convert.quantization.quantize import QuantizedModel, quantize
+from mt_convert.quantization.spec import QuantSpec, Spacing
 from mt_convert.simulate import simulate
 from mt_convert.spiking import SpikingModel
 from mt_convert.walk import walk

@@ -36,8 +36,8 @@ from mt_convert.errors import SpecError
 from mt_convert.literal import spike_by_spike
 from mt_convert.neurons.dynamics import MTNeuron, NeuronSpec
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
-from mt_convert.quant_spec import QuantSpec
-from mt_convert.quantize import quantize
+from mt_convert.quantization.quantize import quantize
+from mt_convert.quantization.spec import QuantSpec
 from mt_convert.simulate import simulate
 from mt_convert.spiking import Presentation, SpikingModel
 from mt_convert.walk import walk

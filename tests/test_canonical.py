@@ -19,8 +19,8 @@ from mt_convert.graph.nodes import layer_nodes
 from mt_convert.neurons.dynamics import MTNeuron, NeuronSpec
 from mt_convert.neurons.ladder import Binary, PowerOfTwo, Uniform
 from mt_convert.neurons.totals import running_step
-from mt_convert.quant_layers import QuantAct
-from mt_convert.quantize import QuantizedModel, QuantSpec, quantize
+from mt_convert.quantization.brevitas_layers import QuantAct
+from mt_convert.quantization.quantize import QuantizedModel, QuantSpec, quantize
 from mt_convert.simulate import Run, simulate
 from mt_convert.spiking import Encoder, SpikingModel
 from mt_convert.terms import Part, Terms

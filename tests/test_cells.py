@@ -19,8 +19,8 @@ from mt_convert.data import DataSpec, batches, tensor_set
 from mt_convert.errors import CheckpointError, SpecError
 from mt_convert.evaluate import evaluate
 from mt_convert.neurons.ladder import Uniform
-from mt_convert.quant_spec import QuantSpec
-from mt_convert.quantize import quantize
+from mt_convert.quantization.quantize import quantize
+from mt_convert.quantization.spec import QuantSpec
 from mt_convert.settings import METHODS, PeerSetting, Setting
 from mt_convert.system.processes import Processes
 

@@ -29,9 +29,9 @@ from mt_convert.graph.nodes import layer_nodes
 from mt_convert.graph.rules import DEFAULT_RULES, Kind, Rule
 from mt_convert.neurons.dynamics import LIF, PLIF, NeuronSpec, Reset
 from mt_convert.neurons.ladder import Binary, Firing, Learned, PowerOfTwo, Uniform
-from mt_convert.quant_layers import QuantAct
-from mt_convert.quant_spec import BatchNorm, QuantSpec, Scale
-from mt_convert.quantize import QuantizedModel, quantize
+from mt_convert.quantization.brevitas_layers import QuantAct
+from mt_convert.quantization.quantize import QuantizedModel, quantize
+from mt_convert.quantization.spec import BatchNorm, QuantSpec, Scale
 from mt_convert.simulate import simulate
 from mt_convert.spiking import Encoder, SpikingModel
 from mt_convert.spiking_json import (

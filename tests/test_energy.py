@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from networks import KEPT, images, quantized, shape_of
 from torch import Tensor, fx, nn
 
-from mt_convert import QuantSpec, convert, quantize
+from mt_convert import QuantSpec, convert
 from mt_convert.energy.fanout import event_paths
 from mt_convert.energy.measure import energy
 from mt_convert.energy.report import FP32_45NM, INT32_45NM, EnergyReport, EnergyTable, baseline
@@ -29,7 +29,8 @@ from mt_convert.macs import count_macs
 from mt_convert.models import ModelSpec, build
 from mt_convert.neurons.dynamics import MTNeuron, NeuronSpec
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
-from mt_convert.quant_spec import BatchNorm
+from mt_convert.quantization import quantize
+from mt_convert.quantization.spec import BatchNorm
 from mt_convert.simulate import simulate
 from mt_convert.spiking import Presentation, SpikingModel
 

@@ -15,8 +15,8 @@ from mt_convert.convert import convert
 from mt_convert.errors import DataError, SpecError
 from mt_convert.evaluate import evaluate
 from mt_convert.neurons.ladder import Binary, Firing, PowerOfTwo, Uniform
-from mt_convert.quant_spec import QuantSpec
-from mt_convert.quantize import QuantizedModel, quantize
+from mt_convert.quantization.quantize import QuantizedModel, quantize
+from mt_convert.quantization.spec import QuantSpec
 from mt_convert.results import Row
 from mt_convert.settings import Setting, iso_level
 from mt_convert.simulate import simulate

@@ -24,7 +24,7 @@ from mt_convert.graph.serialization import (
     plain_layer_to_json,
 )
 from mt_convert.graph.trace import trace
-from mt_convert.quant_spec import BatchNorm
+from mt_convert.quantization.spec import BatchNorm
 
 TIMM = ["resnet18", "vgg11_bn", "mobilenetv2_100", "densenet121", "regnetx_002"]
 Nodes = list[dict[str, Any]]

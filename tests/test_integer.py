@@ -24,7 +24,7 @@ from mt_convert.integer.native.build import instruction_sets
 from mt_convert.integer.program import Accumulate, Encode, Fire, Program, Whole
 from mt_convert.integer.tracing import trace
 from mt_convert.neurons.ladder import Binary, PowerOfTwo, Uniform
-from mt_convert.quantize import QuantizedModel
+from mt_convert.quantization.quantize import QuantizedModel
 from mt_convert.simulate import Run, simulate
 from mt_convert.spiking import SpikingModel
 

@@ -31,8 +31,8 @@ from mt_convert.neurons.ladder import (
     ladder_to_json,
 )
 from mt_convert.neurons.surrogate import ATan, Rectangular, SpikeTime, Surrogate
-from mt_convert.quant_spec import QuantSpec
-from mt_convert.quantize import quantize
+from mt_convert.quantization.quantize import quantize
+from mt_convert.quantization.spec import QuantSpec
 from mt_convert.settings import METHODS, PeerSetting, Setting
 from mt_convert.system.storage import digest
 from mt_convert.train.algorithm import Backpropagation

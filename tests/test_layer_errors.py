@@ -27,8 +27,8 @@ from mt_convert.convert import convert
 from mt_convert.errors import DataError, SpecError
 from mt_convert.neurons.dynamics import MTNeuron
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
-from mt_convert.quant_spec import QuantSpec
-from mt_convert.quantize import QuantizedModel, quantize
+from mt_convert.quantization.quantize import QuantizedModel, quantize
+from mt_convert.quantization.spec import QuantSpec
 from mt_convert.simulate import count_events, simulate
 from mt_convert.spiking import SpikingModel
 from mt_convert.walk import walk

@@ -15,13 +15,17 @@ from mt_convert.archive import load, save
 from mt_convert.convert import convert
 from mt_convert.errors import SpecError
 from mt_convert.graph.nodes import layer_nodes
-from mt_convert.learned_gaps import LearnedGaps
 from mt_convert.neurons.dynamics import NeuronSpec
 from mt_convert.neurons.ladder import Learned
 from mt_convert.neurons.totals import running_step, running_step_literal
-from mt_convert.quant_layers import QuantAct, quant_layer_from_json, quant_layer_to_json
-from mt_convert.quant_spec import ActNoise, Override, QuantSpec, Spacing
-from mt_convert.quantize import QuantizedModel, calibrate_, quantize
+from mt_convert.quantization.brevitas_layers import (
+    QuantAct,
+    quant_layer_from_json,
+    quant_layer_to_json,
+)
+from mt_convert.quantization.learned_gaps import LearnedGaps
+from mt_convert.quantization.quantize import QuantizedModel, calibrate_, quantize
+from mt_convert.quantization.spec import ActNoise, Override, QuantSpec, Spacing
 from mt_convert.simulate import simulate
 
 LEARNED = QuantSpec(act_bits=2, spacing=Spacing.LEARNED)

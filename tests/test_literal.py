@@ -14,7 +14,7 @@ from mt_convert.graph.nodes import NORMS, WEIGHTED, layer_nodes
 from mt_convert.literal import spike_by_spike
 from mt_convert.neurons.dynamics import MTNeuron
 from mt_convert.neurons.ladder import Binary, PowerOfTwo, Uniform
-from mt_convert.quantize import QuantSpec, quantize
+from mt_convert.quantization.quantize import QuantSpec, quantize
 from mt_convert.simulate import simulate
 from mt_convert.spiking import Encoder, SpikingModel
 

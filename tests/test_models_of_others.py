@@ -20,8 +20,8 @@ from mt_convert.convert import convert
 from mt_convert.errors import UnsupportedLayerError
 from mt_convert.graph.rules import DEFAULT_RULES, Kind, Rule
 from mt_convert.graph.trace import trace
-from mt_convert.quant_spec import QuantSpec
-from mt_convert.quantize import quantize
+from mt_convert.quantization.quantize import quantize
+from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking import ConversionReport
 
 aten = torch.ops.aten

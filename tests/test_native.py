@@ -42,7 +42,7 @@ from mt_convert.integer.tracing import trace
 from mt_convert.networks import resnet20_cifar
 from mt_convert.neurons.dynamics import NeuronSpec
 from mt_convert.neurons.ladder import Binary, Ladder, Learned, PowerOfTwo, Uniform
-from mt_convert.quantize import QuantSpec, quantize
+from mt_convert.quantization.quantize import QuantSpec, quantize
 from mt_convert.terms import BATCH
 
 aten = torch.ops.aten

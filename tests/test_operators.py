@@ -22,9 +22,9 @@ from mt_convert.graph.signals import nonnegative
 from mt_convert.graph.trace import trace
 from mt_convert.literal import spike_by_spike
 from mt_convert.neurons.ladder import Uniform
-from mt_convert.quant_layers import QuantAct
-from mt_convert.quant_spec import QuantSpec
-from mt_convert.quantize import QuantizedModel, quantize
+from mt_convert.quantization.brevitas_layers import QuantAct
+from mt_convert.quantization.quantize import QuantizedModel, quantize
+from mt_convert.quantization.spec import QuantSpec
 from mt_convert.simulate import simulate
 from mt_convert.spiking import NeuronRow, SpikingModel
 
@@ -62,7 +62,7 @@ def made(name: str) -> Made:
         return graph
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(import_module("mt_convert.quantize"), "trace", keeping)
+        patch.setattr(import_module("mt_convert.quantization.quantize"), "trace", keeping)
         qann = quantize(model, QuantSpec(), calibration=images(16, seed=2))
     return Made(model, kept[0], qann)
 

@@ -27,7 +27,7 @@ from mt_convert import archive, pipeline, staged
 from mt_convert.data import batches, open_data
 from mt_convert.errors import CheckpointError, DataError, OutputError, RecipeError
 from mt_convert.pipeline import run, show
-from mt_convert.quantize import QuantizedModel
+from mt_convert.quantization.quantize import QuantizedModel
 from mt_convert.recipe import EvaluateBlock, Recipe, load_recipe
 from mt_convert.results import results_from_json
 from mt_convert.settings import Setting

@@ -23,15 +23,15 @@ from torch import nn
 from mt_convert.convert import convert
 from mt_convert.errors import DataError, SpecError
 from mt_convert.graph.nodes import NORMS, WEIGHTED, layer_nodes
-from mt_convert.quant_layers import (
+from mt_convert.quantization.brevitas_layers import (
     QuantAct,
     calibrating,
     quant_layer_from_json,
     quant_layer_to_json,
     quantized_weight,
 )
-from mt_convert.quant_spec import BatchNorm, Override, QuantSpec, Scale
-from mt_convert.quantize import QuantizedModel, quantize
+from mt_convert.quantization.quantize import QuantizedModel, quantize
+from mt_convert.quantization.spec import BatchNorm, Override, QuantSpec, Scale
 from mt_convert.simulate import simulate
 
 

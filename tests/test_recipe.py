@@ -13,7 +13,7 @@ from mt_convert import recipe_text
 from mt_convert.catalogue import find_recipe, headline, recipe_folder, shipped_recipes
 from mt_convert.errors import Fault, RecipeError
 from mt_convert.neurons.ladder import Firing
-from mt_convert.quant_spec import Override, QuantSpec
+from mt_convert.quantization.spec import Override, QuantSpec
 from mt_convert.recipe import Recipe, dump, here_faults, load_recipe
 
 ALL = sorted(recipe_folder().rglob("*.yaml"))

@@ -14,7 +14,7 @@ from mt_convert.errors import UnsupportedLayerError
 from mt_convert.graph.rules import DEFAULT_RULES, Kind, Rule, rule_of, unknown_operators
 from mt_convert.graph.signals import Carries, carried, nonnegative, reaching_output
 from mt_convert.graph.trace import trace
-from mt_convert.quantize import QuantSpec, quantize
+from mt_convert.quantization.quantize import QuantSpec, quantize
 from mt_convert.simulate import simulate
 
 aten = torch.ops.aten

@@ -32,8 +32,8 @@ from mt_convert.integer.program import Fire
 from mt_convert.integer.shift_add import ShiftAddRun, shift_add
 from mt_convert.neurons.dynamics import NeuronSpec
 from mt_convert.neurons.ladder import Binary, Learned, PowerOfTwo, Uniform
-from mt_convert.quant_spec import QuantSpec
-from mt_convert.quantize import QuantizedModel, quantize
+from mt_convert.quantization.quantize import QuantizedModel, quantize
+from mt_convert.quantization.spec import QuantSpec
 from mt_convert.simulate import simulate
 from mt_convert.spiking import SpikingModel
 

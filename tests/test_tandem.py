@@ -19,7 +19,7 @@ from mt_convert.direct.tandem import freeze_, set_range_
 from mt_convert.direct.unrolled import Unrolled
 from mt_convert.errors import SpecError
 from mt_convert.neurons.ladder import Uniform
-from mt_convert.quantize import QuantizedModel
+from mt_convert.quantization.quantize import QuantizedModel
 from mt_convert.simulate import simulate
 from mt_convert.spiking import SpikingModel
 from mt_convert.train import accuracy

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from mt_convert.convert import convert
 from mt_convert.errors import DataError
 from mt_convert.neurons.ladder import Uniform
-from mt_convert.quant_spec import QuantSpec
-from mt_convert.quantize import QuantizedModel, quantize
+from mt_convert.quantization.quantize import QuantizedModel, quantize
+from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking import SpikingModel, Verdict
 
 BATCH = images(12, seed=5)

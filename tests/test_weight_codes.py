@@ -15,11 +15,22 @@ from mt_convert.archive import load, save
 from mt_convert.convert import convert
 from mt_convert.errors import SpecError
 from mt_convert.graph.nodes import WEIGHTED, layer_nodes
-from mt_convert.quant_layers import quant_layer_from_json, quant_layer_to_json, quantized_weight
-from mt_convert.quant_spec import BatchNorm, Override, QuantSpec, Scale, WeightCode
-from mt_convert.quantize import quantize
+from mt_convert.quantization.brevitas_layers import (
+    quant_layer_from_json,
+    quant_layer_to_json,
+    quantized_weight,
+)
+from mt_convert.quantization.quantize import quantize
+from mt_convert.quantization.spec import BatchNorm, Override, QuantSpec, Scale, WeightCode
+from mt_convert.quantization.weight_codes import (
+    EVERY,
+    START,
+    SubBit,
+    Ternary,
+    coded_layer,
+    weight_code,
+)
 from mt_convert.simulate import simulate
-from mt_convert.weight_codes import EVERY, START, SubBit, Ternary, coded_layer, weight_code
 
 CODES = [WeightCode.TERNARY, WeightCode.SUBBIT]
 

@@ -36,8 +36,8 @@ from mt_convert.integer.model import IntegerModel, IntegerRun, integer
 from mt_convert.integer.native.backend import NativeBackend
 from mt_convert.integer.native.build import EMULATED_VNNI, instruction_sets
 from mt_convert.neurons.ladder import Uniform
-from mt_convert.quant_spec import QuantSpec
-from mt_convert.quantize import quantize
+from mt_convert.quantization.quantize import quantize
+from mt_convert.quantization.spec import QuantSpec
 from mt_convert.subjects import subjects_of
 from mt_convert.system.bounded import Limits, Task, run_bounded
 from mt_convert.system.progress import progress

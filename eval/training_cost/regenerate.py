@@ -29,8 +29,8 @@ from mt_convert.from_scratch import SpikingSpec, build_spiking
 from mt_convert.models import ModelSpec, build
 from mt_convert.neurons.ladder import Firing, Uniform
 from mt_convert.neurons.linear_recurrence import linrec
-from mt_convert.quant_spec import QuantSpec
-from mt_convert.quantize import quantize
+from mt_convert.quantization.quantize import quantize
+from mt_convert.quantization.spec import QuantSpec
 from mt_convert.system.bounded import Limits, Note, Task, run_bounded
 from mt_convert.system.peak_memory import MIB, meter_of
 from mt_convert.system.storage import atomic, write_json

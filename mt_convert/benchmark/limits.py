@@ -23,8 +23,8 @@ from ..convert import convert
 from ..integer.backends import BACKENDS
 from ..integer.model import integer
 from ..macs import count_macs
-from ..quant_spec import QuantSpec
-from ..quantize import quantize
+from ..quantization.quantize import quantize
+from ..quantization.spec import QuantSpec
 from .contenders import one_line
 from .timing import Clock, clock_of
 

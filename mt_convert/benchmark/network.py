@@ -19,8 +19,8 @@ from ..errors import CheckpointError, SpecError
 from ..macs import count_macs
 from ..models import architecture_fault
 from ..neurons.ladder import Binary, Uniform
-from ..quant_spec import QuantSpec
-from ..quantize import QuantizedModel, quantize
+from ..quantization.quantize import QuantizedModel, quantize
+from ..quantization.spec import QuantSpec
 from ..recipe import load_recipe
 from ..spiking import SpikingModel
 from ..subjects import load_ann

@@ -24,7 +24,7 @@ from ..errors import Fault, UnsupportedLayerError
 from ..graph.nodes import WEIGHTED, fold_batch_norm_, layer_nodes, layer_of, unused_name
 from ..neurons.dynamics import MTNeuron
 from ..neurons.ladder import Learned
-from ..quantize import QuantizedModel
+from ..quantization.quantize import QuantizedModel
 from ..spiking import Encoder
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")

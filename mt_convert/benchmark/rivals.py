@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import peers
 from ..peers.converters import PEERS
-from ..quant_layers import for_inference
+from ..quantization.brevitas_layers import for_inference
 from . import onnx_form
 from .contenders import Case, Contender, Kind, Runner
 from .network import Network

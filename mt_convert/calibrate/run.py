@@ -61,7 +61,7 @@ def calibrate(
         >>> from torch import nn
         >>> from ..convert import convert
         >>> from ..neurons.ladder import Uniform
-        >>> from ..quantize import QuantSpec, quantize
+        >>> from ..quantization.quantize import QuantSpec, quantize
         >>> from .spec import MeanSquaredError
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.randn(8, 1, 4, 4)

@@ -54,7 +54,7 @@ def layer_errors(
     Example:
         >>> from ..convert import convert
         >>> from ..neurons.ladder import Uniform
-        >>> from ..quantize import QuantSpec, quantize
+        >>> from ..quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.randn(8, 1, 4, 4)
         >>> qann = quantize(net, QuantSpec(act_bits=4), calibration=images)

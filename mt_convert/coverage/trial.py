@@ -13,8 +13,8 @@ from torch import Tensor
 from ..convert import convert
 from ..errors import MTConvertError
 from ..macs import count_macs, spike_fed_share
-from ..quant_spec import QuantSpec
-from ..quantize import quantize
+from ..quantization.quantize import quantize
+from ..quantization.spec import QuantSpec
 from ..simulate import simulate
 from ..spiking import SpikingModel
 from ..system.bounded import Note

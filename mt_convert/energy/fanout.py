@@ -82,7 +82,7 @@ def event_paths(snn: SpikingModel) -> Paths:
     Example:
         >>> from torch import nn
         >>> from ..convert import convert
-        >>> from ..quantize import QuantSpec, quantize
+        >>> from ..quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.ReLU(), nn.Conv2d(1, 2, 3, padding=1))
         >>> qann = quantize(net, QuantSpec(input_bits=None), calibration=torch.randn(4, 1, 4, 4))
         >>> (fanout,) = event_paths(convert(qann)).fanouts.values()

@@ -56,7 +56,7 @@ def energy(
         >>> import torch
         >>> from torch import nn
         >>> from ..convert import convert
-        >>> from ..quantize import QuantSpec, quantize
+        >>> from ..quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.rand(8, 1, 4, 4)
         >>> snn = convert(quantize(net, QuantSpec(), calibration=images))

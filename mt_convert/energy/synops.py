@@ -34,7 +34,7 @@ def count_synops(
         >>> from torch import nn
         >>> from ..convert import convert
         >>> from .fanout import event_paths
-        >>> from ..quantize import QuantSpec, quantize
+        >>> from ..quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
         >>> images = torch.rand(4, 1, 4, 4)
         >>> snn = convert(quantize(net, QuantSpec(input_bits=None), calibration=images))

@@ -144,7 +144,7 @@ def integer(snn: SpikingModel, *, backend: str = "auto") -> IntegerModel:
         >>> from torch import nn
         >>> from ..canonical import IntegerArithmetic
         >>> from ..convert import convert
-        >>> from ..quantize import QuantSpec, quantize
+        >>> from ..quantization.quantize import QuantSpec, quantize
         >>> from ..simulate import simulate
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.randn(8, 1, 4, 4)

@@ -73,7 +73,7 @@ def shift_add(model: IntegerModel, images: Tensor, time_steps: int = 1) -> Shift
     Example:
         >>> from torch import nn
         >>> from ..convert import convert
-        >>> from ..quantize import QuantSpec, quantize
+        >>> from ..quantization.quantize import QuantSpec, quantize
         >>> from .model import integer
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.randn(8, 1, 4, 4)

@@ -264,7 +264,7 @@ def trace(snn: SpikingModel, t: int = 0) -> Program:
     Example:
         >>> from torch import nn
         >>> from ..convert import convert
-        >>> from ..quantize import QuantSpec, quantize
+        >>> from ..quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> snn = convert(quantize(net, QuantSpec(), calibration=torch.randn(8, 1, 4, 4)))
         >>> [type(item).__name__ for item in trace(snn).instructions if type(item) is not Operate]

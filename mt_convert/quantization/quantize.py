@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .act_noise import Noise
-from .errors import DataError, Fault, SpecError, UnsupportedLayerError
-from .graph.nodes import (
+from ..errors import DataError, Fault, SpecError, UnsupportedLayerError
+from ..graph.nodes import (
     WEIGHTED,
     check_images,
     fold_batch_norm_,
@@ -27,11 +26,12 @@ from .graph.nodes import (
     source_of,
     unused_name,
 )
-from .graph.rules import DEFAULT_RULES, Kind, Rule, data_inputs, rule_of, unknown_operators
-from .graph.signals import Carries, carried, carried_by, nonnegative, reaching_output
-from .graph.trace import trace
-from .quant_layers import QuantAct, calibrating, quantized_weight, quantized_weighted
-from .quant_spec import BatchNorm, QuantSpec, WeightCode
+from ..graph.rules import DEFAULT_RULES, Kind, Rule, data_inputs, rule_of, unknown_operators
+from ..graph.signals import Carries, carried, carried_by, nonnegative, reaching_output
+from ..graph.trace import trace
+from .brevitas_layers import QuantAct, calibrating, quantized_weight, quantized_weighted
+from .noise import Noise
+from .spec import BatchNorm, QuantSpec, WeightCode
 from .weight_codes import CODED, coded_layer, takes_code, weight_code
 
 CALIBRATION_BATCH = 128

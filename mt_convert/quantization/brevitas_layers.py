@@ -28,12 +28,12 @@ with warnings.catch_warnings():
         Uint8ActPerTensorFloatMSE,
     )
 
-from .act_noise import Noise, noisy
-from .graph.serialization import plain_layer_from_json, plain_layer_to_json
+from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
+from ..neurons.ladder import Learned
 from .learned_gaps import MOST_BITS, LearnedGaps
-from .neurons.ladder import Learned
-from .quant_spec import ActNoise, Scale, Spacing, WeightCode
+from .noise import Noise, noisy
 from .signed_range import fitted_range
+from .spec import ActNoise, Scale, Spacing, WeightCode
 from .weight_codes import CODED, coded_layer, weight_code
 
 FEW_BITS = 3

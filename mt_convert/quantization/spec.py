@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from .errors import Fault, SpecError
+from ..errors import Fault, SpecError
 
 
 class Scale(StrEnum):

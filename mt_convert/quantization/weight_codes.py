@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .graph.serialization import plain_layer_to_json
-from .quant_spec import Scale, WeightCode
+from ..graph.serialization import plain_layer_to_json
+from .spec import Scale, WeightCode
 
 AREA = 9  # of a 3×3 kernel
 HYSTERESIS = 1e-3  # a codeword's entry below it keeps its last sign

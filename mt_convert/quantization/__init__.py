@@ -1,0 +1,1 @@
+"""Networks quantized with Brevitas: what to quantize, and the quantized network."""
