@@ -22,7 +22,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .archive import load, save
     from .calibrate.run import calibrate
     from .calibrate.spec import (
         Gaussian,
@@ -36,10 +35,8 @@ if TYPE_CHECKING:
         Thresholds,
     )
     from .canonical import IntegerArithmetic
-    from .compiled import CompiledSimulation
     from .conversion_error.layers import layer_errors
     from .conversion_error.table import ErrorTable
-    from .convert import convert
     from .direct import finetune
     from .direct.algorithms import BPTT, DSR, OTTT
     from .direct.finetune import FinetuneSpec
@@ -62,11 +59,14 @@ if TYPE_CHECKING:
         WeightCode,
     )
     from .settings import Setting
-    from .simulate import Run, simulate
-    from .spiking import ConversionReport, Presentation, SpikingModel
+    from .spiking.archive import load, save
+    from .spiking.compiled import CompiledSimulation
+    from .spiking.convert import convert
+    from .spiking.model import ConversionReport, Presentation, SpikingModel
+    from .spiking.simulate import Run, simulate
 
 _HOMES = {
-    "archive": ("load", "save"),
+    "spiking.archive": ("load", "save"),
     "calibrate": (
         "Gaussian",
         "InitialPotential",
@@ -79,11 +79,11 @@ _HOMES = {
         "Thresholds",
         "calibrate",
     ),
-    "compiled": ("CompiledSimulation",),
+    "spiking.compiled": ("CompiledSimulation",),
     "conversion_error": ("ErrorTable", "layer_errors"),
     "direct": ("BPTT", "DSR", "OTTT", "FinetuneSpec", "Trained", "finetune"),
     "energy": ("energy",),
-    "convert": ("convert",),
+    "spiking.convert": ("convert",),
     "errors": ("MTConvertError",),
     "evaluate": ("evaluate",),
     "canonical": ("IntegerArithmetic",),
@@ -97,8 +97,8 @@ _HOMES = {
     "quantization.quantize": ("QuantizedModel", "quantize"),
     "graph.rules": ("DEFAULT_RULES", "Kind", "Rule"),
     "settings": ("Setting",),
-    "simulate": ("Run", "simulate"),
-    "spiking": ("ConversionReport", "Presentation", "SpikingModel"),
+    "spiking.simulate": ("Run", "simulate"),
+    "spiking.model": ("ConversionReport", "Presentation", "SpikingModel"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -26,8 +26,8 @@ from torch import Tensor, fx, nn
 from .errors import Fault, UnsupportedLayerError
 from .graph.nodes import NORMS, WEIGHTED, layer_nodes
 from .neurons.dynamics import MTNeuron
-from .simulate import simulate
-from .spiking import Encoder, SpikingModel
+from .spiking.model import Encoder, SpikingModel
+from .spiking.simulate import simulate
 from .term_operations import OPERATIONS
 from .terms import (
     FLOAT32_WHOLE,
@@ -65,7 +65,7 @@ class IntegerArithmetic:
             weighted layer on an image that is not quantized).
 
     Example:
-        >>> from .convert import convert
+        >>> from .spiking.convert import convert
         >>> from .quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.randn(8, 1, 4, 4)
@@ -162,7 +162,7 @@ def overflow_bounds(snn: SpikingModel, time_steps: int = 1) -> dict[str, float]:
     ``time_steps`` where the image is presented in every step, and only there.
 
     Example:
-        >>> from .convert import convert
+        >>> from .spiking.convert import convert
         >>> from .quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> snn = convert(quantize(net, QuantSpec(), calibration=torch.randn(8, 1, 2, 2)))

@@ -29,11 +29,11 @@ from .peers.plain_form import plain
 from .quantization.quantize import QuantizedModel
 from .results import Row, results_from_json, results_to_json
 from .settings import PeerSetting, Setting
-from .spiking import SpikingModel
+from .spiking.model import SpikingModel
+from .spiking.verify import levels_of
 from .system.processes import Processes
 from .system.progress import progress
 from .system.storage import digest, read_json, write_json
-from .verify import levels_of
 
 CELL_SCHEMA = "mt_convert.cell/2"
 AnySetting = Setting | PeerSetting

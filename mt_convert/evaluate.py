@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from .calibrate.report import CalibrationReport
 from .calibrate.run import calibrate
-from .convert import convert
 from .errors import Fault, SpecError
 from .quantization.quantize import QuantizedModel
 from .results import Row
 from .settings import Setting
-from .shapes import image_axes
-from .simulate import simulate
-from .spiking import Presentation, SpikingModel
-from .verify import levels_of
-from .windows import levels
+from .spiking.convert import convert
+from .spiking.levels import levels
+from .spiking.model import Presentation, SpikingModel
+from .spiking.shapes import image_axes
+from .spiking.simulate import simulate
+from .spiking.verify import levels_of
 
 
 @torch.no_grad()

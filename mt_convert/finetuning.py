@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from . import archive
 from .cells import Cells, Subject
 from .data import Splits
 from .direct import finetune
@@ -19,6 +18,7 @@ from .errors import Fault, SpecError
 from .evaluate import prepared
 from .results import Row
 from .settings import Setting
+from .spiking import archive
 from .system.peak_memory import meter_of
 from .system.storage import read_json, write_json
 from .train.spec import History, TrainSpec

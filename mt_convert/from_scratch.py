@@ -23,7 +23,7 @@ from .errors import Fault, SpecError
 from .neurons.dynamics import IF, LIF, PLIF, Charge, MTNeuron, NeuronSpec, Reset
 from .neurons.ladder import LADDERS, Firing, Ladder
 from .results import Row
-from .simulate import count_events
+from .spiking.simulate import count_events
 from .system.peak_memory import meter_of
 from .system.processes import Processes
 from .system.progress import progress

@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from .graph.nodes import describe, layer_of
 from .graph.rules import Rule, data_inputs
 from .graph.signals import Carries, carried
-from .shapes import ShapeRun
-from .spiking import SPIKING_RULES, SpikingModel
+from .spiking.model import SPIKING_RULES, SpikingModel
+from .spiking.shapes import ShapeRun
 
 FLOPS_PER_MAC = 2
 

@@ -11,7 +11,7 @@ from .evaluate import percent
 from .peers.network import PeerNetwork
 from .results import Row
 from .settings import PeerSetting
-from .spiking import Presentation
+from .spiking.model import Presentation
 
 
 class PeerCounter:

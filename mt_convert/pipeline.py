@@ -15,9 +15,8 @@ from typing import ClassVar
 from rich.console import Console
 from torch import nn
 
-from . import archive, report, results, spiking_run
+from . import report, results, spiking_run
 from .cells import Cells
-from .convert import convert
 from .data import Splits, images, open_data
 from .errors import CheckpointError, Fault
 from .finetuning import finetuned
@@ -25,7 +24,9 @@ from .models import build
 from .neurons.ladder import Uniform
 from .quantization.quantize import QuantizedModel, quantize
 from .recipe import Recipe, here_faults
-from .spiking import SpikingModel
+from .spiking import archive
+from .spiking.convert import convert
+from .spiking.model import SpikingModel
 from .spiking_recipe import AnyRecipe, SpikingRecipe
 from .staged import Staged
 from .subjects import load_ann, settings_of, subject

@@ -27,7 +27,7 @@ from .quantization.spec import QuantSpec
 from .recipe_reading import Kind, disagreements, read, seeded, tree_of
 from .recipe_text import Tree, override
 from .settings import METHODS, Setting
-from .spiking import Presentation
+from .spiking.model import Presentation
 from .train.spec import TrainSpec
 
 Count = Annotated[int, Field(ge=1)]

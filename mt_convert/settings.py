@@ -11,7 +11,7 @@ from .calibrate.text import name_of
 from .errors import Fault, SpecError
 from .keys import key
 from .neurons.ladder import LADDERS, Firing, Ladder, Uniform
-from .spiking import Presentation
+from .spiking.model import Presentation
 
 SETTING_SCHEMA = "setting/1"
 

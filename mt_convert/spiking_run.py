@@ -22,7 +22,7 @@ from .errors import Fault
 from .from_scratch import accuracy_of, build_spiking, learned, rows_of
 from .models import build
 from .results import Row
-from .spiking import Presentation
+from .spiking.model import Presentation
 from .spiking_recipe import SpikingRecipe, here_faults
 from .staged import Staged
 from .subjects import dataset_name, device, load_ann

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from . import archive
 from .calibrate.text import parse
 from .cells import Subject
 from .data import DataSpec, ImageSet, Splits, images, open_data
@@ -26,6 +25,7 @@ from .quantization.quantize import QuantizedModel, quantize
 from .quantization.spec import QuantSpec
 from .recipe import EvaluateBlock, Recipe, load_recipe
 from .settings import METHODS, PeerSetting, Setting, iso_level
+from .spiking import archive
 from .system.storage import load_tensors
 
 

@@ -11,8 +11,6 @@ import torch
 from networks import conv, dense, images, lived_in
 from torch import Tensor, nn
 
-from mt_convert.archive import load, load_quantized, save
-from mt_convert.convert import convert
 from mt_convert.data.randomness import borrowed_random
 from mt_convert.errors import CheckpointError, SpecError
 from mt_convert.graph.nodes import layer_nodes
@@ -21,7 +19,9 @@ from mt_convert.quantization.brevitas_layers import QuantAct, calibrating
 from mt_convert.quantization.noise import Noise
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import ActNoise, QuantSpec, Scale
-from mt_convert.simulate import simulate
+from mt_convert.spiking.archive import load, load_quantized, save
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.simulate import simulate
 
 NOISES = [noise for noise in ActNoise if noise is not ActNoise.NONE]
 INFINITY = float("inf")

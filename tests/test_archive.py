@@ -16,15 +16,15 @@ from networks import images, network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mt_convert import archive
-from mt_convert.archive import load, load_quantized, save
-from mt_convert.convert import convert
 from mt_convert.errors import CheckpointError, OutputError
 from mt_convert.neurons.ladder import Binary, Firing, Uniform
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import BatchNorm, Override, QuantSpec, Scale
-from mt_convert.simulate import simulate
-from mt_convert.spiking import Presentation, SpikingModel
+from mt_convert.spiking import archive
+from mt_convert.spiking.archive import load, load_quantized, save
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.model import Presentation, SpikingModel
+from mt_convert.spiking.simulate import simulate
 from mt_convert.system import storage
 
 FILES = ["network.json", "tensors.safetensors"]

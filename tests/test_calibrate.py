@@ -10,7 +10,6 @@ import torch
 from networks import IMAGE, dense, images, network
 from torch import Tensor
 
-from mt_convert.archive import load, save
 from mt_convert.calibrate.run import TRANSFORMS, calibrate
 from mt_convert.calibrate.spec import (
     NAMES,
@@ -24,18 +23,19 @@ from mt_convert.calibrate.spec import (
     PercentileAlphaBeta,
 )
 from mt_convert.calibrate.text import name_of
-from mt_convert.convert import convert
 from mt_convert.errors import DataError, SpecError
-from mt_convert.literal import spike_by_spike
 from mt_convert.neurons.dynamics import MTNeuron
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec, Spacing
-from mt_convert.simulate import simulate
-from mt_convert.spiking import SpikingModel
-from mt_convert.walk import walk
-from mt_convert.windows import even_response
-from mt_convert.windows import quantized as activation
+from mt_convert.spiking.archive import load, save
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.interpreter import walk
+from mt_convert.spiking.levels import even_response
+from mt_convert.spiking.levels import quantized as activation
+from mt_convert.spiking.model import SpikingModel
+from mt_convert.spiking.simulate import simulate
+from mt_convert.spiking.spike_by_spike import spike_by_spike
 
 FLOAT = QuantSpec(weight_bits=None, first_bits=None, last_bits=None, input_bits=None, act_bits=8)
 SPECS = {"w4a4": QuantSpec(), "float": FLOAT}

@@ -11,19 +11,19 @@ import torch
 from networks import images, network
 from torch import Tensor
 
-from mt_convert.archive import load, save
 from mt_convert.calibrate.budget import transform
 from mt_convert.calibrate.samples import Samples
 from mt_convert.calibrate.spec import Thresholds
-from mt_convert.convert import convert
 from mt_convert.errors import SpecError
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec, Spacing
-from mt_convert.simulate import simulate
-from mt_convert.spiking import SpikingModel
-from mt_convert.walk import walk
-from mt_convert.windows import levels, quantized
+from mt_convert.spiking.archive import load, save
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.interpreter import walk
+from mt_convert.spiking.levels import levels, quantized
+from mt_convert.spiking.model import SpikingModel
+from mt_convert.spiking.simulate import simulate
 
 T = 3
 

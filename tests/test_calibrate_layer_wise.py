@@ -14,23 +14,23 @@ from hypothesis import strategies as st
 from networks import conv, images, lived_in, network
 from torch import Tensor, nn
 
-from mt_convert.archive import load, save
 from mt_convert.calibrate.layer_wise import transform
 from mt_convert.calibrate.lockstep import soft_step
 from mt_convert.calibrate.report import CalibrationRow
 from mt_convert.calibrate.samples import Samples
 from mt_convert.calibrate.spec import LayerWise, Loss
-from mt_convert.convert import convert
 from mt_convert.graph.nodes import WEIGHTED
 from mt_convert.neurons.dynamics import MTNeuron, NeuronSpec
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.neurons.totals import running_step
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec, Spacing
-from mt_convert.simulate import simulate
-from mt_convert.spiking import SpikingModel
-from mt_convert.walk import walk
-from mt_convert.windows import quantized, worth
+from mt_convert.spiking.archive import load, save
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.interpreter import walk
+from mt_convert.spiking.levels import quantized, worth
+from mt_convert.spiking.model import SpikingModel
+from mt_convert.spiking.simulate import simulate
 
 FLOAT = QuantSpec(weight_bits=None, first_bits=None, last_bits=None, input_bits=None, act_bits=8)
 SPECS = {"w4a4": QuantSpec(), "w8a4": QuantSpec(weight_bits=8), "float": FLOAT}

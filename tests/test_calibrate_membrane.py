@@ -13,20 +13,20 @@ import torch.nn.functional as F
 from networks import IMAGE, conv, dense, images, lived_in, network
 from torch import Tensor, nn
 
-from mt_convert.archive import load, save
 from mt_convert.calibrate.lockstep import Lockstep
 from mt_convert.calibrate.membrane import MOST, transform
 from mt_convert.calibrate.samples import Samples
 from mt_convert.calibrate.spec import MembraneMean, Per
-from mt_convert.convert import convert
 from mt_convert.neurons.dynamics import MTNeuron
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec, Spacing
-from mt_convert.simulate import simulate
-from mt_convert.spiking import SpikingModel
-from mt_convert.walk import walk
-from mt_convert.windows import quantized, worth
+from mt_convert.spiking.archive import load, save
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.interpreter import walk
+from mt_convert.spiking.levels import quantized, worth
+from mt_convert.spiking.model import SpikingModel
+from mt_convert.spiking.simulate import simulate
 
 FLOAT = QuantSpec(weight_bits=None, first_bits=None, last_bits=None, input_bits=None, act_bits=8)
 SPECS = {"w4a4": QuantSpec(), "float": FLOAT}

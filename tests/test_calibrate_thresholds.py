@@ -31,18 +31,18 @@ from mt_convert.calibrate.spec import (
     Percentile,
     PercentileAlphaBeta,
 )
-from mt_convert.convert import convert
 from mt_convert.errors import SpecError
-from mt_convert.literal import spike_by_spike
 from mt_convert.neurons.dynamics import MTNeuron, NeuronSpec
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
-from mt_convert.simulate import simulate
-from mt_convert.spiking import Presentation, SpikingModel
-from mt_convert.walk import walk
-from mt_convert.windows import analog, even_response, levels
-from mt_convert.windows import quantized as activation
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.interpreter import walk
+from mt_convert.spiking.levels import analog, even_response, levels
+from mt_convert.spiking.levels import quantized as activation
+from mt_convert.spiking.model import Presentation, SpikingModel
+from mt_convert.spiking.simulate import simulate
+from mt_convert.spiking.spike_by_spike import spike_by_spike
 
 ONCE, EVERY_STEP = Presentation.ONCE, Presentation.EVERY_STEP
 PRESENTATIONS = (ONCE, EVERY_STEP)

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mt_convert.canonical import IntegerArithmetic, integer_thresholds, overflow_bounds
-from mt_convert.convert import convert
 from mt_convert.errors import UnsupportedLayerError
 from mt_convert.graph.nodes import layer_nodes
 from mt_convert.neurons.dynamics import MTNeuron, NeuronSpec
@@ -21,8 +20,9 @@ from mt_convert.neurons.ladder import Binary, PowerOfTwo, Uniform
 from mt_convert.neurons.totals import running_step
 from mt_convert.quantization.brevitas_layers import QuantAct
 from mt_convert.quantization.quantize import QuantizedModel, QuantSpec, quantize
-from mt_convert.simulate import Run, simulate
-from mt_convert.spiking import Encoder, SpikingModel
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.model import Encoder, SpikingModel
+from mt_convert.spiking.simulate import Run, simulate
 from mt_convert.terms import Part, Terms
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from networks import NETWORKS, images, quantized, shape_of
 
-from mt_convert.compiled import CompiledSimulation
-from mt_convert.convert import convert
 from mt_convert.errors import DataError, SpecError
 from mt_convert.neurons.ladder import Binary, PowerOfTwo, Uniform
-from mt_convert.simulate import simulate
+from mt_convert.spiking.compiled import CompiledSimulation
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.simulate import simulate
 
 WAYS: dict[str, tuple[dict[str, Any], int]] = {
     "exact": ({}, 2),

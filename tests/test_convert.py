@@ -23,7 +23,6 @@ from networks import (
 )
 from torch import Tensor, nn
 
-from mt_convert.convert import convert
 from mt_convert.errors import SpecError, UnsupportedLayerError
 from mt_convert.graph.nodes import layer_nodes
 from mt_convert.graph.rules import DEFAULT_RULES, Kind, Rule
@@ -32,14 +31,15 @@ from mt_convert.neurons.ladder import Binary, Firing, Learned, PowerOfTwo, Unifo
 from mt_convert.quantization.brevitas_layers import QuantAct
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import BatchNorm, QuantSpec, Scale
-from mt_convert.simulate import simulate
-from mt_convert.spiking import Encoder, SpikingModel
-from mt_convert.spiking_json import (
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.model import Encoder, SpikingModel
+from mt_convert.spiking.serialization import (
     neuron_spec_from_json,
     neuron_spec_to_json,
     spiking_layer_from_json,
     spiking_layer_to_json,
 )
+from mt_convert.spiking.simulate import simulate
 
 MODES = [
     ({}, False),

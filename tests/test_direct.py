@@ -18,7 +18,6 @@ from mt_convert.direct.firing import fire
 from mt_convert.direct.parts import Derivative, State, Trained, TrainedNeuron
 from mt_convert.direct.unrolled import Unrolled
 from mt_convert.errors import SpecError
-from mt_convert.literal import spike_by_spike
 from mt_convert.neurons.dynamics import LIF, MTNeuron, NeuronSpec, initial_state, mt_step
 from mt_convert.neurons.ladder import Binary, Learned, PowerOfTwo, Uniform
 from mt_convert.neurons.surrogate import (
@@ -31,8 +30,9 @@ from mt_convert.neurons.surrogate import (
     Triangular,
 )
 from mt_convert.neurons.totals import running_step
-from mt_convert.simulate import simulate
-from mt_convert.spiking import Encoder, Presentation
+from mt_convert.spiking.model import Encoder, Presentation
+from mt_convert.spiking.simulate import simulate
+from mt_convert.spiking.spike_by_spike import spike_by_spike
 from mt_convert.train.algorithm import Backpropagation, Lesson
 
 WAYS: dict[str, tuple[dict[str, Any], int]] = {

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from networks import KEPT, images, quantized, shape_of
 from torch import Tensor, fx, nn
 
-from mt_convert import QuantSpec, convert
+from mt_convert import QuantSpec
 from mt_convert.energy.fanout import event_paths
 from mt_convert.energy.measure import energy
 from mt_convert.energy.report import FP32_45NM, INT32_45NM, EnergyReport, EnergyTable, baseline
@@ -31,8 +31,9 @@ from mt_convert.neurons.dynamics import MTNeuron, NeuronSpec
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.quantization import quantize
 from mt_convert.quantization.spec import BatchNorm
-from mt_convert.simulate import simulate
-from mt_convert.spiking import Presentation, SpikingModel
+from mt_convert.spiking import convert
+from mt_convert.spiking.model import Presentation, SpikingModel
+from mt_convert.spiking.simulate import simulate
 
 L = 15
 

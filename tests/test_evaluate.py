@@ -11,7 +11,6 @@ import torch
 from networks import images, levels_of, lived_in
 from torch import Tensor, nn
 
-from mt_convert.convert import convert
 from mt_convert.errors import DataError, SpecError
 from mt_convert.evaluate import evaluate
 from mt_convert.neurons.ladder import Binary, Firing, PowerOfTwo, Uniform
@@ -19,8 +18,9 @@ from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.results import Row
 from mt_convert.settings import Setting, iso_level
-from mt_convert.simulate import simulate
-from mt_convert.spiking import Presentation, SpikingModel
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.model import Presentation, SpikingModel
+from mt_convert.spiking.simulate import simulate
 
 L = 3
 SEED = 7

@@ -22,8 +22,8 @@ from mt_convert.errors import CheckpointError, SpecError
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.neurons.surrogate import ATan, Linear
 from mt_convert.quantization.quantize import QuantizedModel
-from mt_convert.simulate import simulate
-from mt_convert.spiking import SpikingModel
+from mt_convert.spiking.model import SpikingModel
+from mt_convert.spiking.simulate import simulate
 from mt_convert.train import accuracy
 from mt_convert.train.loop import fit
 from mt_convert.train.spec import TrainSpec

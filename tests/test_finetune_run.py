@@ -18,7 +18,7 @@ from mt_convert.neurons.ladder import Uniform
 from mt_convert.recipe import load_recipe
 from mt_convert.results import results_from_json
 from mt_convert.settings import Setting
-from mt_convert.simulate import simulate
+from mt_convert.spiking.simulate import simulate
 from mt_convert.train.spec import TrainSpec
 
 FEW = ("evaluate.thresholds=[15]", "evaluate.time_steps=[1]", "evaluate.iso_level=false")

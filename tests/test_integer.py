@@ -25,8 +25,8 @@ from mt_convert.integer.program import Accumulate, Encode, Fire, Program, Whole
 from mt_convert.integer.tracing import trace
 from mt_convert.neurons.ladder import Binary, PowerOfTwo, Uniform
 from mt_convert.quantization.quantize import QuantizedModel
-from mt_convert.simulate import Run, simulate
-from mt_convert.spiking import SpikingModel
+from mt_convert.spiking.model import SpikingModel
+from mt_convert.spiking.simulate import Run, simulate
 
 WAYS: dict[str, tuple[dict[str, Any], int]] = {
     "exact": ({}, 1),

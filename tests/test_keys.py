@@ -12,7 +12,6 @@ from networks import images, lived_in
 from torch import nn
 
 from mt_convert.calibrate.spec import NAMES, Calibration, LayerWise, Maximum, Percentile
-from mt_convert.convert import convert
 from mt_convert.direct.algorithms import BPTT, DSR, OTTT, Algorithm, Tandem
 from mt_convert.direct.named import SURROGATES
 from mt_convert.direct.parts import Trained
@@ -34,6 +33,7 @@ from mt_convert.neurons.surrogate import ATan, Rectangular, SpikeTime, Surrogate
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.settings import METHODS, PeerSetting, Setting
+from mt_convert.spiking.convert import convert
 from mt_convert.system.storage import digest
 from mt_convert.train.algorithm import Backpropagation
 

@@ -23,17 +23,17 @@ from mt_convert.conversion_error.rows import (
     ErrorSize,
 )
 from mt_convert.conversion_error.table import ErrorTable
-from mt_convert.convert import convert
 from mt_convert.errors import DataError, SpecError
 from mt_convert.neurons.dynamics import MTNeuron
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
-from mt_convert.simulate import count_events, simulate
-from mt_convert.spiking import SpikingModel
-from mt_convert.walk import walk
-from mt_convert.windows import analog, even_response, unit, worth
-from mt_convert.windows import quantized as quantizer
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.interpreter import walk
+from mt_convert.spiking.levels import analog, even_response, unit, worth
+from mt_convert.spiking.levels import quantized as quantizer
+from mt_convert.spiking.model import SpikingModel
+from mt_convert.spiking.simulate import count_events, simulate
 
 FLOATS = QuantSpec(weight_bits=None, first_bits=None, last_bits=None, input_bits=None, act_bits=4)
 

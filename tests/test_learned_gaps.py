@@ -11,8 +11,6 @@ import torch
 from networks import Clamps, dense, images, levels_of, lived_in, network
 from torch import Tensor, nn
 
-from mt_convert.archive import load, save
-from mt_convert.convert import convert
 from mt_convert.errors import SpecError
 from mt_convert.graph.nodes import layer_nodes
 from mt_convert.neurons.dynamics import NeuronSpec
@@ -26,7 +24,9 @@ from mt_convert.quantization.brevitas_layers import (
 from mt_convert.quantization.learned_gaps import LearnedGaps
 from mt_convert.quantization.quantize import QuantizedModel, calibrate_, quantize
 from mt_convert.quantization.spec import ActNoise, Override, QuantSpec, Spacing
-from mt_convert.simulate import simulate
+from mt_convert.spiking.archive import load, save
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.simulate import simulate
 
 LEARNED = QuantSpec(act_bits=2, spacing=Spacing.LEARNED)
 

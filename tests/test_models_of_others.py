@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.efficientnet import MBConvConfig
 
-from mt_convert.convert import convert
 from mt_convert.errors import UnsupportedLayerError
 from mt_convert.graph.rules import DEFAULT_RULES, Kind, Rule
 from mt_convert.graph.trace import trace
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
-from mt_convert.spiking import ConversionReport
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.model import ConversionReport
 
 aten = torch.ops.aten
 

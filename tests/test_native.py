@@ -19,7 +19,6 @@ from networks import images as seeded_images
 from networks import lived_in
 from torch import Tensor
 
-from mt_convert.convert import convert
 from mt_convert.errors import SpecError
 from mt_convert.integer.backends import TorchBackend
 from mt_convert.integer.native import build
@@ -43,6 +42,7 @@ from mt_convert.networks import resnet20_cifar
 from mt_convert.neurons.dynamics import NeuronSpec
 from mt_convert.neurons.ladder import Binary, Ladder, Learned, PowerOfTwo, Uniform
 from mt_convert.quantization.quantize import QuantSpec, quantize
+from mt_convert.spiking.convert import convert
 from mt_convert.terms import BATCH
 
 aten = torch.ops.aten

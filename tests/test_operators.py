@@ -14,19 +14,19 @@ from networks import images
 from networks_of_operators import FAMILIES, Do, maps, network, tokens
 from torch import Tensor, fx, nn
 
-from mt_convert.archive import load, save
-from mt_convert.convert import convert
 from mt_convert.graph.nodes import WEIGHTED, layer_nodes
 from mt_convert.graph.rules import DEFAULT_RULES, Kind, Rule, Sign
 from mt_convert.graph.signals import nonnegative
 from mt_convert.graph.trace import trace
-from mt_convert.literal import spike_by_spike
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.quantization.brevitas_layers import QuantAct
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
-from mt_convert.simulate import simulate
-from mt_convert.spiking import NeuronRow, SpikingModel
+from mt_convert.spiking.archive import load, save
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.model import NeuronRow, SpikingModel
+from mt_convert.spiking.simulate import simulate
+from mt_convert.spiking.spike_by_spike import spike_by_spike
 
 aten = torch.ops.aten
 FIRST = ("0", "Conv2d")  # each network starts with a convolution of the image

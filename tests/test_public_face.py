@@ -115,7 +115,8 @@ import mt_convert as mt
 assert "torch" not in sys.modules, "importing the package imports torch"
 import mt_convert.pipeline
 assert callable(mt.quantize) and callable(mt.convert) and callable(mt.simulate)
-from mt_convert import QuantSpec, convert
+from mt_convert import QuantSpec
+from mt_convert.spiking import convert
 from mt_convert.quantization import quantize
 assert mt.convert is convert and mt.quantize is quantize and mt.QuantSpec is QuantSpec
 from mt_convert import *

@@ -20,7 +20,6 @@ from networks import (
 )
 from torch import nn
 
-from mt_convert.convert import convert
 from mt_convert.errors import DataError, SpecError
 from mt_convert.graph.nodes import NORMS, WEIGHTED, layer_nodes
 from mt_convert.quantization.brevitas_layers import (
@@ -32,7 +31,8 @@ from mt_convert.quantization.brevitas_layers import (
 )
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import BatchNorm, Override, QuantSpec, Scale
-from mt_convert.simulate import simulate
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.simulate import simulate
 
 
 def bits(qann: QuantizedModel) -> dict[str, int]:

@@ -9,13 +9,13 @@ import torch
 from networks import conv, images, network
 from torch import Tensor, fx, nn
 
-from mt_convert.convert import convert
 from mt_convert.errors import UnsupportedLayerError
 from mt_convert.graph.rules import DEFAULT_RULES, Kind, Rule, rule_of, unknown_operators
 from mt_convert.graph.signals import Carries, carried, nonnegative, reaching_output
 from mt_convert.graph.trace import trace
 from mt_convert.quantization.quantize import QuantSpec, quantize
-from mt_convert.simulate import simulate
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.simulate import simulate
 
 aten = torch.ops.aten
 

@@ -21,7 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mt_convert.canonical import IntegerArithmetic, integer_thresholds
-from mt_convert.convert import convert
 from mt_convert.energy.event_sums import connections
 from mt_convert.energy.fanout import event_paths, named
 from mt_convert.energy.measure import energy
@@ -34,8 +33,9 @@ from mt_convert.neurons.dynamics import NeuronSpec
 from mt_convert.neurons.ladder import Binary, Learned, PowerOfTwo, Uniform
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
-from mt_convert.simulate import simulate
-from mt_convert.spiking import SpikingModel
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.model import SpikingModel
+from mt_convert.spiking.simulate import simulate
 
 module = import_module("mt_convert.integer.shift_add")
 tables = import_module("mt_convert.integer.tables")

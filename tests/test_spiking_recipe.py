@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 from torch import nn
 
-from mt_convert import archive, pipeline
+from mt_convert import pipeline
 from mt_convert.catalogue import shipped_recipes
 from mt_convert.data import batches, open_data
 from mt_convert.direct import stored
@@ -24,6 +24,7 @@ from mt_convert.neurons.dynamics import IF, LIF, PLIF, Reset
 from mt_convert.neurons.ladder import LADDERS, Binary, Uniform
 from mt_convert.recipe import dump, load_recipe
 from mt_convert.results import markdown_table, results_from_json
+from mt_convert.spiking import archive
 from mt_convert.spiking_recipe import SpikingRecipe, here_faults, load
 from mt_convert.system.processes import Processes
 from mt_convert.system.storage import load_tensors, read_json

@@ -20,12 +20,12 @@ from mt_convert.direct.unrolled import Unrolled
 from mt_convert.errors import SpecError
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.quantization.quantize import QuantizedModel
-from mt_convert.simulate import simulate
-from mt_convert.spiking import SpikingModel
+from mt_convert.spiking.levels import analog, levels, quantized
+from mt_convert.spiking.model import SpikingModel
+from mt_convert.spiking.simulate import simulate
 from mt_convert.train import accuracy
 from mt_convert.train.loop import fit
 from mt_convert.train.spec import EpochRow, History, TrainSpec
-from mt_convert.windows import analog, levels, quantized
 
 SPEC = TrainSpec(epochs=2, batch_size=32, lr=0.01, weight_decay=0.0, patience=1)
 

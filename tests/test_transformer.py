@@ -13,13 +13,13 @@ import torch
 from networks import levels_of
 from torch import Tensor, nn
 
-from mt_convert.convert import convert
 from mt_convert.data import DataSpec, Draw, images, open_data
 from mt_convert.models import ModelSpec, build
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
-from mt_convert.simulate import simulate
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.simulate import simulate
 from mt_convert.train.loop import fit
 from mt_convert.train.spec import TrainSpec
 

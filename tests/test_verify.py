@@ -11,12 +11,12 @@ import torch
 from networks import images, levels_of, lived_in, quantized
 from torch import Tensor, nn
 
-from mt_convert.convert import convert
 from mt_convert.errors import DataError
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
-from mt_convert.spiking import SpikingModel, Verdict
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.model import SpikingModel, Verdict
 
 BATCH = images(12, seed=5)
 
@@ -113,7 +113,7 @@ def test_the_verdict_says_where_a_converted_network_differs(
     spoil: Callable[[SpikingModel], None],
     differs: str,
 ) -> None:
-    module = import_module("mt_convert.convert")  # as an attribute it is the verb
+    module = import_module("mt_convert.spiking.convert")  # as an attribute it is the verb
 
     def spoilt(*words: object) -> SpikingModel:
         snn = SpikingModel(*words)  # type: ignore[arg-type]

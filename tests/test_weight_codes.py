@@ -11,8 +11,6 @@ import torch
 from networks import dense, images, network
 from torch import Tensor, nn
 
-from mt_convert.archive import load, save
-from mt_convert.convert import convert
 from mt_convert.errors import SpecError
 from mt_convert.graph.nodes import WEIGHTED, layer_nodes
 from mt_convert.quantization.brevitas_layers import (
@@ -30,7 +28,9 @@ from mt_convert.quantization.weight_codes import (
     coded_layer,
     weight_code,
 )
-from mt_convert.simulate import simulate
+from mt_convert.spiking.archive import load, save
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.simulate import simulate
 
 CODES = [WeightCode.TERNARY, WeightCode.SUBBIT]
 

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mt_convert.convert import convert
 from mt_convert.coverage.lived_in import build
 from mt_convert.data import batches
 from mt_convert.integer.backends import BACKENDS
@@ -38,6 +37,7 @@ from mt_convert.integer.native.build import EMULATED_VNNI, instruction_sets
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
+from mt_convert.spiking.convert import convert
 from mt_convert.subjects import subjects_of
 from mt_convert.system.bounded import Limits, Task, run_bounded
 from mt_convert.system.progress import progress

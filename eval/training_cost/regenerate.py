@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mt_convert.convert import convert
 from mt_convert.direct.unrolled import Unrolled
 from mt_convert.finetuning import ALGORITHMS
 from mt_convert.from_scratch import SpikingSpec, build_spiking
@@ -31,6 +30,7 @@ from mt_convert.neurons.ladder import Firing, Uniform
 from mt_convert.neurons.linear_recurrence import linrec
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
+from mt_convert.spiking.convert import convert
 from mt_convert.system.bounded import Limits, Note, Task, run_bounded
 from mt_convert.system.peak_memory import MIB, meter_of
 from mt_convert.system.storage import atomic, write_json

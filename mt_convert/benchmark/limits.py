@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..convert import convert
 from ..integer.backends import BACKENDS
 from ..integer.model import integer
 from ..macs import count_macs
 from ..quantization.quantize import quantize
 from ..quantization.spec import QuantSpec
+from ..spiking.convert import convert
 from .contenders import one_line
 from .timing import Clock, clock_of
 

@@ -12,8 +12,6 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from .. import archive
-from ..convert import convert
 from ..coverage.lived_in import build
 from ..errors import CheckpointError, SpecError
 from ..macs import count_macs
@@ -22,7 +20,9 @@ from ..neurons.ladder import Binary, Uniform
 from ..quantization.quantize import QuantizedModel, quantize
 from ..quantization.spec import QuantSpec
 from ..recipe import load_recipe
-from ..spiking import SpikingModel
+from ..spiking import archive
+from ..spiking.convert import convert
+from ..spiking.model import SpikingModel
 from ..subjects import load_ann
 from ..system.storage import digest
 

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from ..convert import convert
 from ..errors import Fault, UnsupportedLayerError
 from ..graph.nodes import WEIGHTED, fold_batch_norm_, layer_nodes, layer_of, unused_name
 from ..neurons.dynamics import MTNeuron
 from ..neurons.ladder import Learned
 from ..quantization.quantize import QuantizedModel
-from ..spiking import Encoder
+from ..spiking.convert import convert
+from ..spiking.model import Encoder
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 _BYTE = 255

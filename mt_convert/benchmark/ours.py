@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..compiled import CompiledSimulation
 from ..integer.backends import BACKENDS
 from ..integer.model import integer
-from ..simulate import simulate
-from ..spiking import SpikingModel
+from ..spiking.compiled import CompiledSimulation
+from ..spiking.model import SpikingModel
+from ..spiking.simulate import simulate
 from .contenders import Case, Contender, Kind, Runner
 from .network import Network
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from ..errors import Fault, SpecError
 from ..neurons.dynamics import MTNeuron
 from ..neurons.ladder import Binary, Ladder, Learned, PowerOfTwo, Uniform
-from ..simulate import simulate
-from ..spiking import SpikingModel
-from ..walk import walk
-from ..windows import levels, quantized
+from ..spiking.interpreter import walk
+from ..spiking.levels import levels, quantized
+from ..spiking.model import SpikingModel
+from ..spiking.simulate import simulate
 from .report import WHOLE, CalibrationRow
 from .samples import Samples
 from .spec import Thresholds

@@ -19,9 +19,9 @@ from torch import Tensor, fx, nn
 
 from ..graph.nodes import WEIGHTED, is_constant, layer_nodes, layer_of, source_of
 from ..neurons.ladder import Learned
-from ..spiking import SpikingModel
-from ..weight_grid import OnGrid
-from ..windows import window_spec, worth
+from ..spiking.levels import window_spec, worth
+from ..spiking.model import SpikingModel
+from ..spiking.weight_grid import OnGrid
 from .lockstep import Lockstep, Values, run, soft_step, with_offset
 from .passes import Passed, report_rows
 from .report import CalibrationRow

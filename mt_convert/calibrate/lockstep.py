@@ -25,9 +25,9 @@ from ..graph.nodes import (
 )
 from ..neurons.dynamics import MTNeuron, NeuronSpec
 from ..neurons.totals import running_step
-from ..shapes import images_not_first
-from ..spiking import Presentation, SpikingModel
-from ..windows import quantized, unit, window_spec, worth
+from ..spiking.levels import quantized, unit, window_spec, worth
+from ..spiking.model import Presentation, SpikingModel
+from ..spiking.shapes import images_not_first
 
 Values = dict[fx.Node, Any]
 Call = Callable[..., Any]

@@ -11,8 +11,8 @@ from torch import Tensor, fx
 
 from ..neurons.dynamics import MTNeuron
 from ..neurons.ladder import Learned
-from ..spiking import SpikingModel
-from ..windows import unit, worth
+from ..spiking.levels import unit, worth
+from ..spiking.model import SpikingModel
 from .lockstep import Lockstep, emissions, with_offset
 from .passes import Passed, report_rows
 from .report import CalibrationRow

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import Fault, SpecError
-from ..spiking import SpikingModel
+from ..spiking.model import SpikingModel
 from . import budget, layer_wise, membrane
 from .report import CalibrationReport, CalibrationRow
 from .samples import Samples
@@ -59,7 +59,7 @@ def calibrate(
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from ..convert import convert
+        >>> from ..spiking.convert import convert
         >>> from ..neurons.ladder import Uniform
         >>> from ..quantization.quantize import QuantSpec, quantize
         >>> from .spec import MeanSquaredError

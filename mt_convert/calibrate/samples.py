@@ -13,9 +13,9 @@ from torch import Tensor
 from ..errors import SpecError
 from ..graph.nodes import check_images
 from ..neurons.dynamics import MTNeuron
-from ..spiking import Presentation, SpikingModel
-from ..walk import walk
-from ..windows import quantized
+from ..spiking.interpreter import walk
+from ..spiking.levels import quantized
+from ..spiking.model import Presentation, SpikingModel
 
 MOST_IMAGES = 1024
 _MOST_VALUES = 2**16
@@ -48,7 +48,7 @@ class Samples:
 
         Example:
             >>> from torch import nn
-            >>> from ..convert import convert
+            >>> from ..spiking.convert import convert
             >>> from ..quantization.quantize import QuantSpec, quantize
             >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
             >>> images = torch.randn(8, 1, 4, 4)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..neurons.dynamics import MTNeuron, NeuronSpec
-from ..spiking import Presentation
-from ..windows import even_response, levels, quantized
+from ..spiking.levels import even_response, levels, quantized
+from ..spiking.model import Presentation
 from .spec import Objective
 
 _POINTS = 2048

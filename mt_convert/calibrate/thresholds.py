@@ -16,8 +16,8 @@ from torch import Tensor
 from ..errors import SpecError
 from ..neurons.dynamics import MTNeuron
 from ..neurons.ladder import Learned
-from ..spiking import Presentation, SpikingModel
-from ..windows import analog, levels, quantized, unit
+from ..spiking.levels import analog, levels, quantized, unit
+from ..spiking.model import Presentation, SpikingModel
 from .gaussian import gaussian_theta
 from .lockstep import Lockstep
 from .report import CalibrationRow

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from ..errors import Fault, SpecError
 from ..neurons.dynamics import MTNeuron
 from ..neurons.ladder import PowerOfTwo
-from ..simulate import FloatArithmetic, count_events, simulate
-from ..spiking import SpikingModel
-from ..walk import Activation, walk
-from ..windows import analog, even_response, quantized, unit, worth
+from ..spiking.interpreter import Activation, walk
+from ..spiking.levels import analog, even_response, quantized, unit, worth
+from ..spiking.model import SpikingModel
+from ..spiking.simulate import FloatArithmetic, count_events, simulate
 from .rows import VIEWS, WHOLE, ErrorRow, LogitRow, RateRow
 from .sums import AnswerCounts, Answers, CauseSums, Firing, SpikeCounts
 from .table import ErrorTable
@@ -52,7 +52,7 @@ def layer_errors(
         DataError: images of another shape, or with NaN.
 
     Example:
-        >>> from ..convert import convert
+        >>> from ..spiking.convert import convert
         >>> from ..neurons.ladder import Uniform
         >>> from ..quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))

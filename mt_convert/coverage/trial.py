@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..convert import convert
 from ..errors import MTConvertError
 from ..macs import count_macs, spike_fed_share
 from ..quantization.quantize import quantize
 from ..quantization.spec import QuantSpec
-from ..simulate import simulate
-from ..spiking import SpikingModel
+from ..spiking.convert import convert
+from ..spiking.model import SpikingModel
+from ..spiking.simulate import simulate
 from ..system.bounded import Note
 from .lived_in import TrialError, build
 from .registry import Architecture

@@ -11,7 +11,7 @@ from torch import nn
 from ..data import Splits
 from ..errors import Fault, SpecError
 from ..neurons.surrogate import Surrogate
-from ..spiking import SpikingModel
+from ..spiking.model import SpikingModel
 from ..train.loop import fit
 from ..train.spec import History, TrainSpec
 from .algorithms import BPTT, DSR, Algorithm, Tandem

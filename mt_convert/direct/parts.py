@@ -18,8 +18,8 @@ from ..neurons.dynamics import LIF, MTNeuron, NeuronSpec
 from ..neurons.ladder import Learned
 from ..neurons.surrogate import SpikeTime, Surrogate
 from ..neurons.totals import leak_of, running_step, without_leak
-from ..spiking import Presentation
-from ..windows import unit, window_spec, worth
+from ..spiking.levels import unit, window_spec, worth
+from ..spiking.model import Presentation
 from .firing import fire, fire_learned, in_place_of
 
 

@@ -22,8 +22,8 @@ from ..graph.trace import trace
 from ..keys import key
 from ..neurons.dynamics import IF, LIF, MTNeuron, NeuronSpec, NeuronState, Reset
 from ..neurons.surrogate import SpikeTime
-from ..shapes import images_not_first
-from ..spiking import SPIKING_RULES
+from ..spiking.model import SPIKING_RULES
+from ..spiking.shapes import images_not_first
 from ..tensor_train import TensorTrain, TTConv2d, decompose, merge
 from .in_steps import fired_in_steps, fused_in_steps
 from .parts import Derivative

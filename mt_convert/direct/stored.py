@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from ..archive import read_network, rebuilt_layers, reported, write_network
 from ..errors import CheckpointError
-from ..spiking_json import spiking_layer_from_json, spiking_layer_to_json
+from ..spiking.archive import read_network, rebuilt_layers, reported, write_network
+from ..spiking.serialization import spiking_layer_from_json, spiking_layer_to_json
 from ..tensor_train import ConvByStep
 from .scratch import SpikingNetwork
 

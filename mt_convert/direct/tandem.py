@@ -25,11 +25,11 @@ from ..data import Splits, images
 from ..errors import Fault, SpecError
 from ..graph.nodes import WEIGHTED, layer_nodes
 from ..neurons.ladder import Learned
-from ..spiking import SpikingModel
+from ..spiking.levels import levels
+from ..spiking.model import SpikingModel
 from ..train import accuracy
 from ..train.loop import fit
 from ..train.spec import EpochRow, History, TrainSpec
-from ..windows import levels
 from .algorithms import Tandem
 from .finetune import Finetuned
 from .parts import Trained

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..neurons.dynamics import MTNeuron
-from ..spiking import Encoder
+from ..spiking.model import Encoder
 
 FLOAT_BITS = 32
 

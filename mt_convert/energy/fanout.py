@@ -33,7 +33,7 @@ from ..graph.rules import Kind, Rule, data_inputs, rule_of
 from ..graph.signals import Carries, carried
 from ..macs import MacRow, count_macs
 from ..neurons.dynamics import MTNeuron
-from ..spiking import SpikingModel
+from ..spiking.model import SpikingModel
 from .bits import FLOAT_BITS, level_bits, weight_bits
 from .event_sums import PASSING_ON, SCALINGS, connections
 
@@ -81,7 +81,7 @@ def event_paths(snn: SpikingModel) -> Paths:
 
     Example:
         >>> from torch import nn
-        >>> from ..convert import convert
+        >>> from ..spiking.convert import convert
         >>> from ..quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.ReLU(), nn.Conv2d(1, 2, 3, padding=1))
         >>> qann = quantize(net, QuantSpec(input_bits=None), calibration=torch.randn(4, 1, 4, 4))

@@ -18,7 +18,7 @@ from ..graph.nodes import is_constant, layer_of
 from ..graph.rules import Kind, rule_of
 from ..graph.signals import Carries
 from ..neurons.dynamics import MTNeuron
-from ..spiking import Encoder, SpikingModel
+from ..spiking.model import Encoder, SpikingModel
 from ..system.progress import progress
 from .fanout import Fanout, Paths, event_paths, named
 from .report import (
@@ -55,7 +55,7 @@ def energy(
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from ..convert import convert
+        >>> from ..spiking.convert import convert
         >>> from ..quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.rand(8, 1, 4, 4)

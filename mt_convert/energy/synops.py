@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from ..shapes import image_axes
-from ..simulate import count_events, simulate
-from ..spiking import SpikingModel
+from ..spiking.model import SpikingModel
+from ..spiking.shapes import image_axes
+from ..spiking.simulate import count_events, simulate
 from .fanout import Paths, picked
 
 
@@ -32,7 +32,7 @@ def count_synops(
 
     Example:
         >>> from torch import nn
-        >>> from ..convert import convert
+        >>> from ..spiking.convert import convert
         >>> from .fanout import event_paths
         >>> from ..quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import SpecError
 from ..graph.nodes import check_images
 from ..neurons.totals import leak_of
-from ..spiking import Presentation, SpikingModel
+from ..spiking.model import Presentation, SpikingModel
 from .backends import BACKENDS, chosen
 from .program import Accumulate, Program
 from .tracing import trace
@@ -143,9 +143,9 @@ def integer(snn: SpikingModel, *, backend: str = "auto") -> IntegerModel:
     Example:
         >>> from torch import nn
         >>> from ..canonical import IntegerArithmetic
-        >>> from ..convert import convert
+        >>> from ..spiking.convert import convert
         >>> from ..quantization.quantize import QuantSpec, quantize
-        >>> from ..simulate import simulate
+        >>> from ..spiking.simulate import simulate
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.randn(8, 1, 4, 4)
         >>> snn = convert(quantize(net, QuantSpec(), calibration=images))

@@ -72,7 +72,7 @@ def shift_add(model: IntegerModel, images: Tensor, time_steps: int = 1) -> Shift
 
     Example:
         >>> from torch import nn
-        >>> from ..convert import convert
+        >>> from ..spiking.convert import convert
         >>> from ..quantization.quantize import QuantSpec, quantize
         >>> from .model import integer
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))

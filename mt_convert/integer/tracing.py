@@ -20,9 +20,9 @@ from ..errors import Fault, UnsupportedLayerError
 from ..graph.nodes import layer_of
 from ..graph.rules import DEFAULT_RULES, Kind
 from ..neurons.dynamics import MTNeuron
-from ..spiking import Encoder, SpikingModel
+from ..spiking.levels import unit, window_spec, worth
+from ..spiking.model import Encoder, SpikingModel
 from ..terms import BATCH, Part, Terms, along_axes, as_terms, holds_terms, whole_numbers
-from ..windows import unit, window_spec, worth
 from .program import (
     Accumulate,
     Encode,
@@ -263,7 +263,7 @@ def trace(snn: SpikingModel, t: int = 0) -> Program:
 
     Example:
         >>> from torch import nn
-        >>> from ..convert import convert
+        >>> from ..spiking.convert import convert
         >>> from ..quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> snn = convert(quantize(net, QuantSpec(), calibration=torch.randn(8, 1, 4, 4)))

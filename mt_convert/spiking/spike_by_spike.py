@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, fx
 from torch.func import functional_call
 
-from .errors import SpecError
-from .graph.nodes import NORMS, WEIGHTED, attribute, check_images, layer_of
-from .graph.rules import Kind, rule_of
-from .graph.signals import Carries, carried
-from .neurons.dynamics import MTNeuron, NeuronState, initial_state, mt_step_literal
-from .spiking import Presentation, SpikingModel
-from .windows import unit, window_spec
+from ..errors import SpecError
+from ..graph.nodes import NORMS, WEIGHTED, attribute, check_images, layer_of
+from ..graph.rules import Kind, rule_of
+from ..graph.signals import Carries, carried
+from ..neurons.dynamics import MTNeuron, NeuronState, initial_state, mt_step_literal
+from .levels import unit, window_spec
+from .model import Presentation, SpikingModel
 
 aten = torch.ops.aten
 
@@ -74,7 +74,7 @@ def spike_by_spike(snn: SpikingModel, images: Tensor, *, time_steps: int) -> Spi
     Example:
         >>> from torch import nn
         >>> from .convert import convert
-        >>> from .quantization.quantize import QuantSpec, quantize
+        >>> from ..quantization.quantize import QuantSpec, quantize
         >>> from .simulate import simulate
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.randn(8, 1, 4, 4)

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .graph.nodes import WEIGHTED
-from .graph.serialization import plain_layer_from_json, plain_layer_to_json
-from .neurons.dynamics import IF, LIF, PLIF, MTNeuron, NeuronSpec, Reset
-from .neurons.ladder import Firing, ladder_from_json, ladder_to_json
-from .spiking import Encoder
+from ..graph.nodes import WEIGHTED
+from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
+from ..neurons.dynamics import IF, LIF, PLIF, MTNeuron, NeuronSpec, Reset
+from ..neurons.ladder import Firing, ladder_from_json, ladder_to_json
+from .model import Encoder
 
 
 def spiking_layer_to_json(layer: nn.Module) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def neuron_spec_to_json(spec: NeuronSpec) -> dict[str, Any]:
     """A neuron spec as plain data. A surrogate belongs to training and is not stored.
 
     Example:
-        >>> from .neurons.ladder import Uniform
+        >>> from ..neurons.ladder import Uniform
         >>> neuron_spec_to_json(NeuronSpec(Uniform(3)))["ladder"]
         {'kind': 'uniform', 'n': 3}
     """

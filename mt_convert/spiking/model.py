@@ -11,11 +11,11 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx, nn
 
-from .errors import Fault, SpecError
-from .graph.nodes import NORMS, describe, is_constant, layer_nodes, layer_of, set_image_shape
-from .graph.rules import CONSTANT_SIDE, DEFAULT_RULES, Kind, Rule, data_inputs, rule_of
-from .graph.signals import Carries, carried
-from .neurons.dynamics import MTNeuron
+from ..errors import Fault, SpecError
+from ..graph.nodes import NORMS, describe, is_constant, layer_nodes, layer_of, set_image_shape
+from ..graph.rules import CONSTANT_SIDE, DEFAULT_RULES, Kind, Rule, data_inputs, rule_of
+from ..graph.signals import Carries, carried
+from ..neurons.dynamics import MTNeuron
 
 
 class Presentation(StrEnum):

@@ -17,15 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .errors import CheckpointError, Fault, SpecError, UnsupportedLayerError
-from .graph.rules import DEFAULT_RULES, Rule, unknown_operators
-from .graph.serialization import graph_from_json, graph_to_json
-from .quantization.brevitas_layers import quant_layer_from_json, quant_layer_to_json
-from .quantization.quantize import QuantizedModel
-from .quantization.spec import QuantSpec
-from .spiking import Presentation, SpikingModel
-from .spiking_json import spiking_layer_from_json, spiking_layer_to_json
-from .system.storage import atomic, load_tensors, read_json, save_tensors
+from ..errors import CheckpointError, Fault, SpecError, UnsupportedLayerError
+from ..graph.rules import DEFAULT_RULES, Rule, unknown_operators
+from ..graph.serialization import graph_from_json, graph_to_json
+from ..quantization.brevitas_layers import quant_layer_from_json, quant_layer_to_json
+from ..quantization.quantize import QuantizedModel
+from ..quantization.spec import QuantSpec
+from ..system.storage import atomic, load_tensors, read_json, save_tensors
+from .model import Presentation, SpikingModel
+from .serialization import spiking_layer_from_json, spiking_layer_to_json
 
 NETWORK_SCHEMA = "mt_convert.network/1"
 _DAMAGED = (
@@ -43,7 +43,7 @@ def save(network: QuantizedModel | SpikingModel, folder: str | Path) -> None:
     Example:
         >>> import tempfile, torch
         >>> from .convert import convert
-        >>> from .quantization.quantize import quantize
+        >>> from ..quantization.quantize import quantize
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> qann = quantize(net, QuantSpec(), calibration=torch.randn(8, 1, 4, 4))
         >>> folder = tempfile.mkdtemp()

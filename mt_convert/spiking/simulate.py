@@ -18,15 +18,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx
 
-from .errors import Fault, SpecError
-from .graph.nodes import attribute, check_images, layer_of
-from .graph.signals import reaching_output
-from .neurons.dynamics import MTNeuron
-from .neurons.ladder import Binary, Ladder, PowerOfTwo
-from .neurons.totals import leak_of, running_step, running_step_literal, without_leak
+from ..errors import Fault, SpecError
+from ..graph.nodes import attribute, check_images, layer_of
+from ..graph.signals import reaching_output
+from ..neurons.dynamics import MTNeuron
+from ..neurons.ladder import Binary, Ladder, PowerOfTwo
+from ..neurons.totals import leak_of, running_step, running_step_literal, without_leak
+from .levels import unit, window_spec, worth
+from .model import Encoder, Presentation, SpikingModel
 from .shapes import images_not_first
-from .spiking import Encoder, Presentation, SpikingModel
-from .windows import unit, window_spec, worth
 
 Observer = Callable[[int, str, Tensor, Tensor], None]
 
@@ -130,7 +130,7 @@ def simulate(
     Example:
         >>> from torch import nn
         >>> from .convert import convert
-        >>> from .quantization.quantize import QuantSpec, quantize
+        >>> from ..quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.randn(8, 1, 4, 4)
         >>> qann = quantize(net, QuantSpec(), calibration=images)

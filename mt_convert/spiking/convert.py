@@ -15,15 +15,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from .errors import Fault, SpecError, UnsupportedLayerError
-from .graph.nodes import is_constant, layer_nodes, layer_of, set_image_shape
-from .graph.rules import DEFAULT_RULES, Kind, Rule, unknown_operators
-from .graph.serialization import plain_layer_from_json, plain_layer_to_json
-from .neurons.dynamics import MTNeuron, NeuronSpec
-from .neurons.ladder import Firing, Ladder, Learned, Uniform
-from .quantization.brevitas_layers import QuantAct, quantized_weight
-from .quantization.quantize import QuantizedModel
-from .spiking import Encoder, Presentation, SpikingModel
+from ..errors import Fault, SpecError, UnsupportedLayerError
+from ..graph.nodes import is_constant, layer_nodes, layer_of, set_image_shape
+from ..graph.rules import DEFAULT_RULES, Kind, Rule, unknown_operators
+from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
+from ..neurons.dynamics import MTNeuron, NeuronSpec
+from ..neurons.ladder import Firing, Ladder, Learned, Uniform
+from ..quantization.brevitas_layers import QuantAct, quantized_weight
+from ..quantization.quantize import QuantizedModel
+from .model import Encoder, Presentation, SpikingModel
 from .verify import made_up_images
 from .verify import verify as verify_conversion
 
@@ -55,7 +55,7 @@ def convert(
         SpecError: a ladder and a firing that do not go together.
 
     Example:
-        >>> from .quantization.quantize import QuantSpec, quantize
+        >>> from ..quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> snn = convert(quantize(net, QuantSpec(), calibration=torch.randn(8, 1, 4, 4)))
         >>> print(snn.report)

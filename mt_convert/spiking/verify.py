@@ -16,14 +16,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .graph.nodes import layer_nodes
-from .neurons.dynamics import MTNeuron
-from .neurons.ladder import Firing, Ladder, Uniform
-from .neurons.totals import running_step, running_step_literal
-from .quantization.brevitas_layers import QuantAct
-from .quantization.quantize import QuantizedModel
+from ..graph.nodes import layer_nodes
+from ..neurons.dynamics import MTNeuron
+from ..neurons.ladder import Firing, Ladder, Uniform
+from ..neurons.totals import running_step, running_step_literal
+from ..quantization.brevitas_layers import QuantAct
+from ..quantization.quantize import QuantizedModel
+from .model import SpikingModel, Verdict
 from .simulate import simulate
-from .spiking import SpikingModel, Verdict
 
 PROBE_IMAGES = 4
 SETTLING_STEPS = 32
@@ -137,7 +137,7 @@ def next_to_thresholds(neuron: MTNeuron) -> Tensor:
     Shapes: [thresholds * 9].
 
     Example:
-        >>> from .neurons.dynamics import NeuronSpec
+        >>> from ..neurons.dynamics import NeuronSpec
         >>> neuron = MTNeuron(NeuronSpec(Uniform(3), bounds=(0, 3)), torch.tensor(0.5))
         >>> next_to_thresholds(neuron).unique().numel(), float(next_to_thresholds(neuron).min())
         (27, 0.24999994039535522)

@@ -13,10 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .neurons.dynamics import MTNeuron, NeuronSpec
-from .neurons.ladder import Learned
-from .neurons.totals import running_step
-from .spiking import Presentation
+from ..neurons.dynamics import MTNeuron, NeuronSpec
+from ..neurons.ladder import Learned
+from ..neurons.totals import running_step
+from .model import Presentation
 
 
 class Layer(Protocol):
@@ -34,7 +34,7 @@ def levels(spec: NeuronSpec) -> int:
     """L: the largest level, on either side, of the quantizer that a converted neuron stands for.
 
     Example:
-        >>> from .neurons.ladder import Uniform
+        >>> from ..neurons.ladder import Uniform
         >>> levels(NeuronSpec(Uniform(3), signed=True, bounds=(-5, 10)))
         10
     """
@@ -46,7 +46,7 @@ def unit(neuron: Layer, presentation: Presentation, t: int) -> Tensor:
     """What the input is measured in behind step t, from 0: the distance between two levels.
 
     Example:
-        >>> from .neurons.ladder import Uniform
+        >>> from ..neurons.ladder import Uniform
         >>> neuron = MTNeuron(NeuronSpec(Uniform(3), bounds=(0, 15)), torch.tensor(0.5))
         >>> float(unit(neuron, Presentation.ONCE, 3)), float(unit(neuron, "every_step", 4))
         (0.5, 0.5)
@@ -79,7 +79,7 @@ def quantized(neuron: MTNeuron, x: Tensor) -> Tensor:
     Shapes: any. Units: those of the network.
 
     Example:
-        >>> from .neurons.ladder import Uniform
+        >>> from ..neurons.ladder import Uniform
         >>> neuron = MTNeuron(NeuronSpec(Uniform(3), bounds=(0, 3)), torch.tensor(0.5))
         >>> quantized(neuron, torch.tensor([-1.0, 0.75, 9.0])).tolist()
         [0.0, 1.0, 1.5]
@@ -95,7 +95,7 @@ def analog(neuron: MTNeuron, x: Tensor) -> Tensor:
     """The function that was quantized: ReLU, ReLU6, a clip, or nothing.
 
     Example:
-        >>> from .neurons.ladder import Uniform
+        >>> from ..neurons.ladder import Uniform
         >>> neuron = MTNeuron(NeuronSpec(Uniform(3), bounds=(0, 3)), torch.tensor(0.5))
         >>> analog(neuron, torch.tensor([-1.0, 0.75, 9.0])).tolist()
         [0.0, 0.75, 9.0]
@@ -112,7 +112,7 @@ def even_response(
     Shapes: any. Units: those of the network; presented in every step, a mean over the steps.
 
     Example:
-        >>> from .neurons.ladder import Uniform
+        >>> from ..neurons.ladder import Uniform
         >>> neuron = MTNeuron(NeuronSpec(Uniform(2), bounds=(0, 15)), torch.tensor(1.0))
         >>> even_response(neuron, torch.tensor([3.2, 9.0]), Presentation.ONCE, 3).tolist()
         [3.0, 6.0]

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .errors import SpecError
-from .graph.nodes import check_images
-from .neurons.dynamics import MTNeuron
-from .neurons.totals import running_step
+from ..errors import SpecError
+from ..graph.nodes import check_images
+from ..neurons.dynamics import MTNeuron
+from ..neurons.totals import running_step
+from .levels import unit, window_spec, worth
+from .model import SpikingModel
 from .simulate import Run, count_events, simulate
-from .spiking import SpikingModel
-from .windows import unit, window_spec, worth
 
 
 class _Firing(nn.Module):
@@ -89,7 +89,7 @@ class CompiledSimulation:
 
     Example:
         >>> from .convert import convert
-        >>> from .quantization.quantize import QuantSpec, quantize
+        >>> from ..quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.randn(8, 1, 4, 4)
         >>> snn = convert(quantize(net, QuantSpec(), calibration=images))

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from .graph.nodes import check_images
-from .neurons.dynamics import MTNeuron
-from .spiking import SpikingModel
+from ..graph.nodes import check_images
+from ..neurons.dynamics import MTNeuron
+from .model import SpikingModel
 
 Activation = Callable[[str, MTNeuron, Tensor], Tensor]
 Call = Callable[[Tensor], Tensor]
@@ -35,8 +35,8 @@ def walk(
         >>> import torch
         >>> from torch import nn
         >>> from .convert import convert
-        >>> from .quantization.quantize import QuantSpec, quantize
-        >>> from .windows import quantized
+        >>> from ..quantization.quantize import QuantSpec, quantize
+        >>> from .levels import quantized
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.randn(8, 1, 4, 4)
         >>> qann = quantize(net, QuantSpec(), calibration=images)

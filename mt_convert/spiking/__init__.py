@@ -1,0 +1,1 @@
+"""The converted network: made, verified, simulated, saved and loaded."""
