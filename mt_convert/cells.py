@@ -27,7 +27,7 @@ from .peer_counter import PeerCounter
 from .peers.network import peer_network
 from .peers.plain_form import plain
 from .quantization.quantize import QuantizedModel
-from .results import Row, results_from_json, results_to_json
+from .report.rows import Row, results_from_json, results_to_json
 from .settings import PeerSetting, Setting
 from .spiking.model import SpikingModel
 from .spiking.verify import levels_of

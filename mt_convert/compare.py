@@ -14,7 +14,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from . import pictures, report, results
 from .analysis import Analysis, analyses
 from .calibrate.text import parse
 from .cells import Cells, Subject
@@ -22,6 +21,8 @@ from .errors import Fault, MTConvertError, SpecError
 from .peers.converters import PEERS
 from .peers.network import available
 from .recipe import EvaluateBlock, Recipe, load_recipe
+from .report import pictures, tables
+from .report import rows as results
 from .settings import METHODS
 from .subjects import settings_of, subjects_of
 from .system.storage import atomic, read_json, write_json
@@ -147,7 +148,7 @@ def page(rows: list[results.Row]) -> str:
     lines = [
         "# Conversion error over time steps",
         "",
-        *report.accuracy_lines(rows),
+        *tables.accuracy_lines(rows),
         "",
         picture,
         "",
@@ -158,7 +159,7 @@ def page(rows: list[results.Row]) -> str:
 def show(out: Path, console: Console) -> None:
     """Print the table of a finished comparison."""
     rows = results.results_from_json(read_json(out / "results.json"))
-    console.print(report.accuracy_table(rows))
+    console.print(tables.accuracy_table(rows))
     if read_json(out / "eval.json")["errors"]:
         for stored in read_json(out / "errors.json")["analyses"]:
             item = Analysis.from_json(stored)

@@ -12,7 +12,7 @@ from .calibrate.report import CalibrationReport
 from .calibrate.run import calibrate
 from .errors import Fault, SpecError
 from .quantization.quantize import QuantizedModel
-from .results import Row
+from .report.rows import Row
 from .settings import Setting
 from .spiking.convert import convert
 from .spiking.levels import levels

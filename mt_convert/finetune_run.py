@@ -11,11 +11,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from . import report, results
 from .data import open_data
 from .errors import Fault, RecipeError
 from .finetuning import finetuned
 from .recipe import FinetuneBlock, Recipe, dump, load_recipe
+from .report import rows as results
+from .report import tables
 from .subjects import subjects_of
 from .system.storage import atomic, read_json, write_json
 
@@ -53,7 +54,7 @@ def run(name: str, overrides: Sequence[str], out: Path | None) -> Path:
 def show(out: Path, console: Console) -> None:
     """Print the table and what came of it."""
     rows = results.results_from_json(read_json(out / "results.json"))
-    console.print(report.rich_table(rows))
+    console.print(tables.rich_table(rows))
     console.print(_sentence(rows), highlight=False, soft_wrap=True)
     console.print(f"the fine-tuned network is in {out / 'network'}", highlight=False)
 

@@ -16,7 +16,7 @@ from .direct.named import ALGORITHMS, SURROGATES
 from .direct.parts import Trained
 from .errors import Fault, SpecError
 from .evaluate import prepared
-from .results import Row
+from .report.rows import Row
 from .settings import Setting
 from .spiking import archive
 from .system.peak_memory import meter_of

@@ -22,7 +22,7 @@ from .direct.scratch import SpikingNetwork, spiking
 from .errors import Fault, SpecError
 from .neurons.dynamics import IF, LIF, PLIF, Charge, MTNeuron, NeuronSpec, Reset
 from .neurons.ladder import LADDERS, Firing, Ladder
-from .results import Row
+from .report.rows import Row
 from .spiking.simulate import count_events
 from .system.peak_memory import meter_of
 from .system.processes import Processes

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .evaluate import percent
 from .peers.network import PeerNetwork
-from .results import Row
+from .report.rows import Row
 from .settings import PeerSetting
 from .spiking.model import Presentation
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 from rich.console import Console
 from torch import nn
 
-from . import report, results, spiking_run
+from . import spiking_run
 from .cells import Cells
 from .data import Splits, images, open_data
 from .errors import CheckpointError, Fault
@@ -24,6 +24,8 @@ from .models import build
 from .neurons.ladder import Uniform
 from .quantization.quantize import QuantizedModel, quantize
 from .recipe import Recipe, here_faults
+from .report import rows as results
+from .report import tables
 from .spiking import archive
 from .spiking.convert import convert
 from .spiking.model import SpikingModel
@@ -63,14 +65,14 @@ def show(path: Path, console: Console) -> None:
         rows = results.results_from_json(read_json(path / "results.json"))
         if not rows:
             raise CheckpointError(f"{path / 'results.json'} has no rows: run the recipe again")
-        console.print(report.rich_table(rows))
+        console.print(tables.rich_table(rows))
         console.print(results.legend(rows) + ".\n", style="dim")
         console.print(_said(path, rows), highlight=False, soft_wrap=True)
         return
     if (path / "network.json").is_file():
         network = archive.load(path)
         if isinstance(network, SpikingModel):
-            for table in report.conversion_table(network.report.to_json()):
+            for table in tables.conversion_table(network.report.to_json()):
                 console.print(table)
             console.print(str(network.report).splitlines()[0])
             return
@@ -93,7 +95,7 @@ def _said(out: Path, rows: list[results.Row]) -> str:
 def _sentence(out: Path, convert_folder: Path, rows: list[results.Row]) -> str:
     """The closing sentence of a run, from its artefacts."""
     converted = read_json(convert_folder / "report.json")
-    return report.summary(rows, converted["report"], str(out)) + "."
+    return tables.summary(rows, converted["report"], str(out)) + "."
 
 
 class Conversion(Staged):
@@ -251,7 +253,7 @@ class Conversion(Staged):
         """The page, from the stored rows alone."""
         rows = results.results_from_json(json.loads(self.rows_text()))
         converted = read_json(self.at["convert"] / "report.json")
-        page = report.markdown_page(
+        page = tables.markdown_page(
             rows, _sentence(self.out, self.at["convert"], rows)[:-1], converted["report"]
         )
         with atomic(folder / "report.md") as temporary:

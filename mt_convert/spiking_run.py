@@ -14,14 +14,15 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from . import report, results
 from .data import DataSpec, ImageSet, Splits, open_data, open_events
 from .direct import stored
 from .direct.scratch import SpikingNetwork
 from .errors import Fault
 from .from_scratch import accuracy_of, build_spiking, learned, rows_of
 from .models import build
-from .results import Row
+from .report import rows as results
+from .report import tables
+from .report.rows import Row
 from .spiking.model import Presentation
 from .spiking_recipe import SpikingRecipe, here_faults
 from .staged import Staged
@@ -148,7 +149,7 @@ class SpikingRun(Staged):
     def _report(self, folder: Path) -> None:
         """The page, from the stored rows alone."""
         rows = results.results_from_json(json.loads(self.rows_text()))
-        page = [f"# {report.title(rows)}", "", sentence(rows, self.at["spiking"]), ""]
+        page = [f"# {tables.title(rows)}", "", sentence(rows, self.at["spiking"]), ""]
         page += [results.markdown_table(rows), f"{results.legend(rows)}.", ""]
         with atomic(folder / "report.md") as temporary:
             temporary.write_text("\n".join(page))

@@ -27,7 +27,7 @@ import tonic.datasets
 
 import mt_convert.data.events
 from mt_convert.data import Draw, ImageSet, batches, images
-from mt_convert.data.event_files import EVENT_FILES, to_frames
+from mt_convert.data.event_recordings import EVENT_FILES, to_frames
 from mt_convert.data.events import EventSpec, open_events
 from mt_convert.data.images import crop_flip
 from mt_convert.errors import DataError, SpecError

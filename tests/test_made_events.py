@@ -18,7 +18,7 @@ import mt_convert.data.events
 from mt_convert import recipe_faults
 from mt_convert.data import DataSpec, Draw, EventSpec, ImageSet, batches, images, open_events
 from mt_convert.data.images import crop_flip
-from mt_convert.data.made_events import moving_blob
+from mt_convert.data.synthetic_events import moving_blob
 from mt_convert.errors import DataError, SpecError
 from mt_convert.recipe_text import parse
 

@@ -15,13 +15,13 @@ from PIL import Image
 from test_error_table import LAYERS, made
 from test_results import ROW
 
-from mt_convert import pictures
 from mt_convert.conversion_error.rows import CAUSES
 from mt_convert.conversion_error.table import ErrorTable
 from mt_convert.errors import OutputError, SpecError
-from mt_convert.pictures import accuracy_over_time, error_by_layer, histograms
-from mt_convert.results import Row
-from mt_convert.row_kinds import kinds_of, subject
+from mt_convert.report import pictures
+from mt_convert.report.pictures import accuracy_over_time, error_by_layer, histograms
+from mt_convert.report.row_groups import kinds_of, subject
+from mt_convert.report.rows import Row
 
 TIMES = (1, 2, 4, 8, 16, 32)
 

@@ -29,7 +29,7 @@ from mt_convert.errors import CheckpointError, DataError, OutputError, RecipeErr
 from mt_convert.pipeline import run, show
 from mt_convert.quantization.quantize import QuantizedModel
 from mt_convert.recipe import EvaluateBlock, Recipe, load_recipe
-from mt_convert.results import results_from_json
+from mt_convert.report.rows import results_from_json
 from mt_convert.settings import Setting
 from mt_convert.spiking import archive
 from mt_convert.subjects import images_tested, settings_of

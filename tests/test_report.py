@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from test_results import ROW
 
-from mt_convert.report import conversion_table, markdown_page, rich_table, summary, title
-from mt_convert.results import COLUMNS, LEGEND, Row
-from mt_convert.results import columns as shown_columns
+from mt_convert.report.rows import COLUMNS, LEGEND, Row
+from mt_convert.report.rows import columns as shown_columns
+from mt_convert.report.tables import conversion_table, markdown_page, rich_table, summary, title
 
 ROWS = [
     ROW,

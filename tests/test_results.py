@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mt_convert.errors import CheckpointError
-from mt_convert.results import (
+from mt_convert.report.rows import (
     COLUMNS,
     LEGEND,
     RESULTS_SCHEMA,

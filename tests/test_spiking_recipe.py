@@ -23,7 +23,7 @@ from mt_convert.models import ModelSpec, build
 from mt_convert.neurons.dynamics import IF, LIF, PLIF, Reset
 from mt_convert.neurons.ladder import LADDERS, Binary, Uniform
 from mt_convert.recipe import dump, load_recipe
-from mt_convert.results import markdown_table, results_from_json
+from mt_convert.report.rows import markdown_table, results_from_json
 from mt_convert.spiking import archive
 from mt_convert.spiking_recipe import SpikingRecipe, here_faults, load
 from mt_convert.system.processes import Processes

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 from conftest import ROOT
 
-from mt_convert.results import Row, results_from_json
+from mt_convert.report.rows import Row, results_from_json
 from mt_convert.spiking_recipe import SpikingRecipe, load
 from mt_convert.system.storage import read_json
 

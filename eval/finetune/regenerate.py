@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from mt_convert.report import title
-from mt_convert.results import LEGEND, Row, markdown_table, results_from_json, results_to_json
+from mt_convert.report.rows import LEGEND, Row, markdown_table, results_from_json, results_to_json
+from mt_convert.report.tables import title
 from mt_convert.system.storage import atomic, read_json, write_json
 
 HERE = Path(__file__).parent

@@ -22,7 +22,7 @@ from statistics import mean
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mt_convert.results import Row, results_from_json, results_to_json
+from mt_convert.report.rows import Row, results_from_json, results_to_json
 from mt_convert.system.storage import atomic, read_json, write_json
 
 HERE = Path(__file__).parent

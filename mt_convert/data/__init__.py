@@ -8,10 +8,10 @@ sample), never on workers, processes or where a run was resumed.
 from __future__ import annotations
 
 from .events import EventSpec, open_events
+from .image_spec import DataSpec
 from .images import Draw, ImageSet, tensor_set
 from .loading import batches, images, loader
 from .randomness import borrowed_random, derive
-from .spec import DataSpec
 from .splits import Splits, open_data
 
 __all__ = [

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from ..errors import Fault, SpecError
 from ..system.progress import progress
-from .event_files import EVENT_FILES, EventFiles, Recordings, tenth_of_each_class
+from .event_recordings import EVENT_FILES, EventFiles, Recordings, tenth_of_each_class
+from .image_spec import DataSpec
 from .images import Draw, ImageSet, crop_flip
-from .made_events import MADE_CLASSES, MADE_SIDE, MADE_SIDES, MadeRecordings
 from .randomness import generator
-from .spec import DataSpec
 from .splits import MEMORY_LIMIT, Splits, chosen_for_test, partition
+from .synthetic_events import MADE_CLASSES, MADE_SIDE, MADE_SIDES, MadeRecordings
 
 BINS = ("time", "count")
 SYNTHETIC = "synthetic"

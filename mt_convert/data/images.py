@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from ..errors import DataError, Fault
+from .image_spec import DataSpec
 from .randomness import generator
-from .spec import DataSpec
 
 
 class Draw(NamedTuple):

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, Fault
-from .files import DecodedSource, Files, StreamedSource, size_error
+from .builtin_images import digits, synthetic
+from .image_files import DecodedSource, Files, StreamedSource, size_error
+from .image_spec import DataSpec
 from .images import ImageSet, Source, checked_source, label_faults
-from .made import digits, synthetic
 from .randomness import generator
-from .spec import DataSpec
 
 MEMORY_LIMIT = 2**30
 _DIGITS_TEST_SHARE = 0.2

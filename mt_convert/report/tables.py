@@ -8,8 +8,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from .results import COLUMNS, IF_SEVERAL, LEGEND, Row, cells, columns, markdown_table
-from .row_kinds import kinds_of
+from .row_groups import kinds_of
+from .rows import COLUMNS, IF_SEVERAL, LEGEND, Row, cells, columns, markdown_table
 
 
 def rich_table(rows: Sequence[Row]) -> Table:

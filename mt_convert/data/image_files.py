@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ..errors import DataError, Fault
 from ..system.progress import progress
+from .image_spec import DataSpec
 from .images import Draw, TensorSource, label_faults
 from .randomness import borrowed_random, derive
-from .spec import DataSpec
 
 _TRAINING = ("train", "training")
 _EVALUATION = ("validation", "val", "valid", "eval", "evaluation")

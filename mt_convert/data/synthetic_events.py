@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .made import SYNTHETIC_TEST, SYNTHETIC_TRAIN
+from .builtin_images import SYNTHETIC_TEST, SYNTHETIC_TRAIN
 from .randomness import generator
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .results import Row
+from .rows import Row
 
 _WORDS: dict[str, Callable[[Row], str]] = {
     "model": lambda row: row.model,

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import DataError, Fault
+from .image_spec import DataSpec
 from .randomness import generator
-from .spec import DataSpec
 
 SYNTHETIC_TRAIN = 1024
 SYNTHETIC_TEST = 256

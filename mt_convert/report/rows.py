@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 RESULTS_SCHEMA = "mt_convert.results/1"
 

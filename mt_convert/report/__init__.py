@@ -1,0 +1,1 @@
+"""Tables, pages and pictures from plain numbers. No torch."""
