@@ -22,8 +22,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .calibrate.run import calibrate
-    from .calibrate.spec import (
+    from .calibration.calibrate import calibrate
+    from .calibration.spec import (
         Gaussian,
         InitialPotential,
         LayerWise,
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "spiking.archive": ("load", "save"),
-    "calibrate": (
+    "calibration": (
         "Gaussian",
         "InitialPotential",
         "LayerWise",

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .calibrate.report import CalibrationReport
+from .calibration.report import CalibrationReport
 from .data import ImageSet, batches
 from .errors import CheckpointError, Fault, SpecError
 from .evaluate import Counter, prepared, reference_columns

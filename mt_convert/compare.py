@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from .analysis import Analysis, analyses
-from .calibrate.text import parse
+from .calibration.text import parse
 from .cells import Cells, Subject
 from .errors import Fault, MTConvertError, SpecError
 from .peers.converters import PEERS

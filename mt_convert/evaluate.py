@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .calibrate.report import CalibrationReport
-from .calibrate.run import calibrate
+from .calibration.calibrate import calibrate
+from .calibration.report import CalibrationReport
 from .errors import Fault, SpecError
 from .quantization.quantize import QuantizedModel
 from .report.rows import Row

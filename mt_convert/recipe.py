@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from .calibrate.text import name_of, parse
+from .calibration.text import name_of, parse
 from .data import DataSpec
 from .direct.named import ALGORITHMS, SURROGATES
 from .errors import Fault, RecipeError

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .calibrate.spec import Calibration, InitialPotential, Maximum
-from .calibrate.text import name_of
+from .calibration.spec import Calibration, InitialPotential, Maximum
+from .calibration.text import name_of
 from .errors import Fault, SpecError
 from .keys import key
 from .neurons.ladder import LADDERS, Firing, Ladder, Uniform

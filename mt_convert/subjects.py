@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .calibrate.text import parse
+from .calibration.text import parse
 from .cells import Subject
 from .data import DataSpec, ImageSet, Splits, images, open_data
 from .errors import CheckpointError, Fault, RecipeError

@@ -12,7 +12,7 @@ from networks import images, lived_in
 from torch import nn
 
 from mt_convert.analysis import Analysis, analyses
-from mt_convert.calibrate.spec import MeanSquaredError
+from mt_convert.calibration.spec import MeanSquaredError
 from mt_convert.cells import Subject
 from mt_convert.conversion_error.layers import layer_errors
 from mt_convert.data import DataSpec, batches, tensor_set

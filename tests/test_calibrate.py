@@ -10,8 +10,8 @@ import torch
 from networks import IMAGE, dense, images, network
 from torch import Tensor
 
-from mt_convert.calibrate.run import TRANSFORMS, calibrate
-from mt_convert.calibrate.spec import (
+from mt_convert.calibration.calibrate import TRANSFORMS, calibrate
+from mt_convert.calibration.spec import (
     NAMES,
     Calibration,
     Gaussian,
@@ -22,7 +22,7 @@ from mt_convert.calibrate.spec import (
     Percentile,
     PercentileAlphaBeta,
 )
-from mt_convert.calibrate.text import name_of
+from mt_convert.calibration.text import name_of
 from mt_convert.errors import DataError, SpecError
 from mt_convert.neurons.dynamics import MTNeuron
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform

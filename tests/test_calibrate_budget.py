@@ -11,9 +11,9 @@ import torch
 from networks import images, network
 from torch import Tensor
 
-from mt_convert.calibrate.budget import transform
-from mt_convert.calibrate.samples import Samples
-from mt_convert.calibrate.spec import Thresholds
+from mt_convert.calibration.samples import Samples
+from mt_convert.calibration.spec import Thresholds
+from mt_convert.calibration.threshold_budget import transform
 from mt_convert.errors import SpecError
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.quantization.quantize import QuantizedModel, quantize

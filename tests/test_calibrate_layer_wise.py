@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from networks import conv, images, lived_in, network
 from torch import Tensor, nn
 
-from mt_convert.calibrate.layer_wise import transform
-from mt_convert.calibrate.lockstep import soft_step
-from mt_convert.calibrate.report import CalibrationRow
-from mt_convert.calibrate.samples import Samples
-from mt_convert.calibrate.spec import LayerWise, Loss
+from mt_convert.calibration.layer_wise import transform
+from mt_convert.calibration.lockstep import soft_step
+from mt_convert.calibration.report import CalibrationRow
+from mt_convert.calibration.samples import Samples
+from mt_convert.calibration.spec import LayerWise, Loss
 from mt_convert.graph.nodes import WEIGHTED
 from mt_convert.neurons.dynamics import MTNeuron, NeuronSpec
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform

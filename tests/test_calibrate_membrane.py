@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from networks import IMAGE, conv, dense, images, lived_in, network
 from torch import Tensor, nn
 
-from mt_convert.calibrate.lockstep import Lockstep
-from mt_convert.calibrate.membrane import MOST, transform
-from mt_convert.calibrate.samples import Samples
-from mt_convert.calibrate.spec import MembraneMean, Per
+from mt_convert.calibration.lockstep import Lockstep
+from mt_convert.calibration.membrane import MOST, transform
+from mt_convert.calibration.samples import Samples
+from mt_convert.calibration.spec import MembraneMean, Per
 from mt_convert.neurons.dynamics import MTNeuron
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.quantization.quantize import QuantizedModel, quantize

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from mt_convert.calibrate.report import CalibrationReport, CalibrationRow
-from mt_convert.calibrate.spec import (
+from mt_convert.calibration.report import CalibrationReport, CalibrationRow
+from mt_convert.calibration.spec import (
     NAMES,
     Calibration,
     Gaussian,
@@ -28,7 +28,7 @@ from mt_convert.calibrate.spec import (
     PercentileAlphaBeta,
     Thresholds,
 )
-from mt_convert.calibrate.text import name_of, parse
+from mt_convert.calibration.text import name_of, parse
 from mt_convert.errors import SpecError
 
 POSITIVE = some.floats(1e-9, 1e9)
@@ -181,10 +181,10 @@ def test_rows_of_a_report_have_the_documented_columns() -> None:
 def test_the_plain_modules_do_not_use_torch(module: str) -> None:
     code = (
         "import importlib.util, sys, types; import mt_convert\n"
-        "package = types.ModuleType('mt_convert.calibrate'); "
+        "package = types.ModuleType('mt_convert.calibration'); "
         f"package.__path__ = [mt_convert.__path__[0] + '/calibrate']\n"
-        "sys.modules['mt_convert.calibrate'] = package\n"
-        f"import mt_convert.calibrate.{module}\n"
+        "sys.modules['mt_convert.calibration'] = package\n"
+        f"import mt_convert.calibration.{module}\n"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

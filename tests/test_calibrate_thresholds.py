@@ -11,10 +11,10 @@ from hypothesis import strategies as some
 from networks import dense, images, network, quantized
 from torch import Tensor
 
-from mt_convert.calibrate.gaussian import gaussian_theta
-from mt_convert.calibrate.run import calibrate
-from mt_convert.calibrate.samples import Samples
-from mt_convert.calibrate.search import (
+from mt_convert.calibration.calibrate import calibrate
+from mt_convert.calibration.gaussian import gaussian_theta
+from mt_convert.calibration.samples import Samples
+from mt_convert.calibration.search import (
     BETAS,
     Window,
     alpha_beta,
@@ -22,7 +22,7 @@ from mt_convert.calibrate.search import (
     best_theta,
     midpoints,
 )
-from mt_convert.calibrate.spec import (
+from mt_convert.calibration.spec import (
     Gaussian,
     InitialPotential,
     Maximum,

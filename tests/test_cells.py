@@ -13,7 +13,7 @@ from networks import images, lived_in
 from torch import Tensor, nn
 
 from mt_convert import cells as cells_module
-from mt_convert.calibrate.spec import MeanSquaredError
+from mt_convert.calibration.spec import MeanSquaredError
 from mt_convert.cells import Cells, Subject
 from mt_convert.data import DataSpec, batches, tensor_set
 from mt_convert.errors import CheckpointError, SpecError

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 from mt_convert.analysis import Analysis
-from mt_convert.calibrate.text import parse
+from mt_convert.calibration.text import parse
 from mt_convert.peers.converters import PEERS
 from mt_convert.report.rows import Row, results_from_json
 from mt_convert.settings import METHODS

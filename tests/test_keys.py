@@ -11,7 +11,7 @@ import torch
 from networks import images, lived_in
 from torch import nn
 
-from mt_convert.calibrate.spec import NAMES, Calibration, LayerWise, Maximum, Percentile
+from mt_convert.calibration.spec import NAMES, Calibration, LayerWise, Maximum, Percentile
 from mt_convert.direct.algorithms import BPTT, DSR, OTTT, Algorithm, Tandem
 from mt_convert.direct.named import SURROGATES
 from mt_convert.direct.parts import Trained

@@ -10,8 +10,8 @@ import torch
 from conftest import Command
 
 from mt_convert import compare, pipeline
-from mt_convert.calibrate.spec import MeanSquaredError
-from mt_convert.calibrate.text import parse
+from mt_convert.calibration.spec import MeanSquaredError
+from mt_convert.calibration.text import parse
 from mt_convert.cells import Cells
 from mt_convert.errors import CheckpointError, RecipeError, SpecError
 from mt_convert.neurons.ladder import Uniform

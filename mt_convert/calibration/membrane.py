@@ -13,8 +13,8 @@ from ..neurons.dynamics import MTNeuron
 from ..neurons.ladder import Learned
 from ..spiking.levels import unit, worth
 from ..spiking.model import SpikingModel
+from .layer_results import Passed, report_rows
 from .lockstep import Lockstep, emissions, with_offset
-from .passes import Passed, report_rows
 from .report import CalibrationRow
 from .samples import Samples, batches
 from .spec import MembraneMean, Per

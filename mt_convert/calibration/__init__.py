@@ -6,8 +6,8 @@ returns a calibrated copy with a report of each loss before and after.
 
 from __future__ import annotations
 
+from .calibrate import Calibrated, calibrate
 from .report import CalibrationReport, CalibrationRow
-from .run import Calibrated, calibrate
 from .spec import (
     NAMES,
     Calibration,

@@ -22,8 +22,8 @@ from ..neurons.ladder import Learned
 from ..spiking.levels import window_spec, worth
 from ..spiking.model import SpikingModel
 from ..spiking.weight_grid import OnGrid
+from .layer_results import Passed, report_rows
 from .lockstep import Lockstep, Values, run, soft_step, with_offset
-from .passes import Passed, report_rows
 from .report import CalibrationRow
 from .samples import Samples
 from .spec import LayerWise, Loss

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..errors import Fault, SpecError
 from ..spiking.model import SpikingModel
-from . import budget, layer_wise, membrane
+from . import layer_wise, membrane, threshold_budget
+from .layer_ranges import THRESHOLD_TRANSFORMS
 from .report import CalibrationReport, CalibrationRow
 from .samples import Samples
 from .spec import NAMES, Calibration, LayerWise, MembraneMean, Thresholds
-from .thresholds import THRESHOLD_TRANSFORMS
 
 Changed = tuple[SpikingModel, list[CalibrationRow]]
 Transform = Callable[[Any, SpikingModel, Samples, bool], Changed]
@@ -23,7 +23,7 @@ TRANSFORMS: dict[type, Transform] = {
     **THRESHOLD_TRANSFORMS,
     MembraneMean: membrane.transform,
     LayerWise: layer_wise.transform,
-    Thresholds: budget.transform,
+    Thresholds: threshold_budget.transform,
 }
 """From the type of a calibration to what it does: (step, network, samples, keep_better)."""
 
