@@ -37,10 +37,6 @@ if TYPE_CHECKING:
     from .canonical import IntegerArithmetic
     from .conversion_error.layers import layer_errors
     from .conversion_error.table import ErrorTable
-    from .direct import finetune
-    from .direct.algorithms import BPTT, DSR, OTTT
-    from .direct.finetune import FinetuneSpec
-    from .direct.parts import Trained
     from .energy.measure import energy
     from .errors import MTConvertError
     from .evaluate import evaluate
@@ -64,6 +60,10 @@ if TYPE_CHECKING:
     from .spiking.convert import convert
     from .spiking.model import ConversionReport, Presentation, SpikingModel
     from .spiking.simulate import Run, simulate
+    from .training.finetune import finetune
+    from .training.finetune.finetune import FinetuneSpec
+    from .training.finetune.neuron import Trained
+    from .training.gradients import BPTT, DSR, OTTT
 
 _HOMES = {
     "spiking.archive": ("load", "save"),
@@ -81,7 +81,7 @@ _HOMES = {
     ),
     "spiking.compiled": ("CompiledSimulation",),
     "conversion_error": ("ErrorTable", "layer_errors"),
-    "direct": ("BPTT", "DSR", "OTTT", "FinetuneSpec", "Trained", "finetune"),
+    "training.finetune": ("BPTT", "DSR", "OTTT", "FinetuneSpec", "Trained", "finetune"),
     "energy": ("energy",),
     "spiking.convert": ("convert",),
     "errors": ("MTConvertError",),

@@ -10,10 +10,7 @@ import torch
 
 from .cells import Cells, Subject
 from .data import Splits
-from .direct import finetune
-from .direct.finetune import FinetuneSpec
 from .direct.named import ALGORITHMS, SURROGATES
-from .direct.parts import Trained
 from .errors import Fault, SpecError
 from .evaluate import prepared
 from .report.rows import Row
@@ -21,7 +18,10 @@ from .settings import Setting
 from .spiking import archive
 from .system.peak_memory import meter_of
 from .system.storage import read_json, write_json
-from .train.spec import History, TrainSpec
+from .training.finetune import finetune
+from .training.finetune.finetune import FinetuneSpec
+from .training.finetune.neuron import Trained
+from .training.spec import History, TrainSpec
 
 PARTS = ("weights", "thresholds", "potentials", "leaks")
 TEACHERS = ("ann", "qann")

@@ -33,9 +33,9 @@ from .spiking_recipe import AnyRecipe, SpikingRecipe
 from .staged import Staged
 from .subjects import load_ann, settings_of, subject
 from .system.storage import atomic, json_text, read_json, save_tensors, write_json
-from .train.loop import fit
-from .train.spec import TrainSpec
-from .train.state import separate
+from .training.loop import fit
+from .training.spec import TrainSpec
+from .training.state import separate
 
 PROBE_IMAGES = 32
 

@@ -28,7 +28,7 @@ from .recipe_reading import Kind, disagreements, read, seeded, tree_of
 from .recipe_text import Tree, override
 from .settings import METHODS, Setting
 from .spiking.model import Presentation
-from .train.spec import TrainSpec
+from .training.spec import TrainSpec
 
 Count = Annotated[int, Field(ge=1)]
 CalibrationText = Annotated[str, AfterValidator(lambda text: name_of(parse(text)))]

@@ -14,13 +14,13 @@ from pydantic import BaseModel, Field, model_validator
 
 from .data import DataSpec, EventSpec
 from .errors import Fault, SpecError
-from .from_scratch import SpikingSpec
 from .models import ModelSpec
 from .recipe import CONVERSION, STRICT, Count, Recipe, lacking
 from .recipe import here_faults as conversion_faults
 from .recipe_reading import Kind, disagreements, read, seeded, tree_of
 from .recipe_text import Tree, override
-from .train.spec import TrainSpec
+from .training.from_scratch.spec import SpikingSpec
+from .training.spec import TrainSpec
 
 
 class SpikingEvaluateBlock(BaseModel):

@@ -15,10 +15,7 @@ import torch
 from torch import nn
 
 from .data import DataSpec, ImageSet, Splits, open_data, open_events
-from .direct import stored
-from .direct.scratch import SpikingNetwork
 from .errors import Fault
-from .from_scratch import accuracy_of, build_spiking, learned, rows_of
 from .models import build
 from .report import rows as results
 from .report import tables
@@ -28,8 +25,11 @@ from .spiking_recipe import SpikingRecipe, here_faults
 from .staged import Staged
 from .subjects import dataset_name, device, load_ann
 from .system.storage import atomic, read_json, save_tensors, write_json
-from .train.loop import fit
-from .train.state import separate
+from .training.from_scratch import archive
+from .training.from_scratch.network import SpikingNetwork
+from .training.from_scratch.spec import accuracy_of, build_spiking, learned, rows_of
+from .training.loop import fit
+from .training.state import separate
 
 
 class SpikingRun(Staged):
@@ -105,14 +105,14 @@ class SpikingRun(Staged):
         )
         if not self.first:
             return
-        stored.save(network.merged(), folder)
+        archive.save(network.merged(), folder)
         told = {"columns": columns, "best_epoch": history.best_epoch}
         write_json(folder / "training.json", told)
 
     def _evaluate(self, folder: Path) -> None:
         """The rows on the test images."""
         recipe, block = self.recipe, self.recipe.evaluate
-        network = stored.load(self.at["spiking"]).to(device())
+        network = archive.load(self.at["spiking"]).to(device())
         test = self._tested()
         ann = None
         if recipe.trained_ann:
@@ -159,7 +159,7 @@ def sentence(rows: Sequence[Row], spiking_folder: Path) -> str:
     """What was trained, how, and how good it is behind its last step."""
     row = rows[-1]
     told = read_json(spiking_folder / "training.json")
-    network = stored.load(spiking_folder)
+    network = archive.load(spiking_folder)
     ann = "" if row.ann_accuracy is None else f" (float network {row.ann_accuracy:.2f} %)"
     steps = "1 step" if row.T == 1 else f"{row.T} steps"
     return (

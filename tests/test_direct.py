@@ -12,11 +12,6 @@ from networks import NETWORKS, images, quantized, shape_of
 from torch import Tensor, nn
 
 import mt_convert as mt
-from mt_convert.direct.algorithms import BPTT, DSR, OTTT
-from mt_convert.direct.finetune import FinetuneSpec
-from mt_convert.direct.firing import fire
-from mt_convert.direct.parts import Derivative, State, Trained, TrainedNeuron
-from mt_convert.direct.unrolled import Unrolled
 from mt_convert.errors import SpecError
 from mt_convert.neurons.dynamics import LIF, MTNeuron, NeuronSpec, initial_state, mt_step
 from mt_convert.neurons.ladder import Binary, Learned, PowerOfTwo, Uniform
@@ -33,7 +28,12 @@ from mt_convert.neurons.totals import running_step
 from mt_convert.spiking.model import Encoder, Presentation
 from mt_convert.spiking.simulate import simulate
 from mt_convert.spiking.spike_by_spike import spike_by_spike
-from mt_convert.train.algorithm import Backpropagation, Lesson
+from mt_convert.training.algorithm import Backpropagation, Lesson
+from mt_convert.training.finetune.finetune import FinetuneSpec
+from mt_convert.training.finetune.learner import Unrolled
+from mt_convert.training.finetune.neuron import Derivative, State, Trained, TrainedNeuron
+from mt_convert.training.gradients import BPTT, DSR, OTTT
+from mt_convert.training.surrogate_step import fire
 
 WAYS: dict[str, tuple[dict[str, Any], int]] = {
     "exact": ({}, 1),

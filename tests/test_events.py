@@ -31,9 +31,9 @@ from mt_convert.data.event_recordings import EVENT_FILES, to_frames
 from mt_convert.data.events import EventSpec, open_events
 from mt_convert.data.images import crop_flip
 from mt_convert.errors import DataError, SpecError
-from mt_convert.train import accuracy
-from mt_convert.train.loop import fit
-from mt_convert.train.spec import TrainSpec
+from mt_convert.training import accuracy
+from mt_convert.training.loop import fit
+from mt_convert.training.spec import TrainSpec
 
 Events = np.ndarray[Any, Any]
 FIELDS = [("x", "i8"), ("y", "i8"), ("t", "i8"), ("p", "i8")]

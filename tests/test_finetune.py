@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 import mt_convert as mt
 from mt_convert.data import DataSpec, Splits, batches, images, open_data
-from mt_convert.direct import finetune
-from mt_convert.direct.algorithms import BPTT, DSR, OTTT
-from mt_convert.direct.finetune import FinetuneSpec
-from mt_convert.direct.parts import Trained
-from mt_convert.direct.unrolled import Unrolled
 from mt_convert.errors import CheckpointError, SpecError
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.neurons.surrogate import ATan, Linear
 from mt_convert.quantization.quantize import QuantizedModel
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
-from mt_convert.train import accuracy
-from mt_convert.train.loop import fit
-from mt_convert.train.spec import TrainSpec
+from mt_convert.training import accuracy
+from mt_convert.training.finetune import finetune
+from mt_convert.training.finetune.finetune import FinetuneSpec
+from mt_convert.training.finetune.learner import Unrolled
+from mt_convert.training.finetune.neuron import Trained
+from mt_convert.training.gradients import BPTT, DSR, OTTT
+from mt_convert.training.loop import fit
+from mt_convert.training.spec import TrainSpec
 
 SPEC = TrainSpec(epochs=2, batch_size=32, lr=0.005, weight_decay=0.0)
 

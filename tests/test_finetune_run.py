@@ -19,7 +19,7 @@ from mt_convert.recipe import load_recipe
 from mt_convert.report.rows import results_from_json
 from mt_convert.settings import Setting
 from mt_convert.spiking.simulate import simulate
-from mt_convert.train.spec import TrainSpec
+from mt_convert.training.spec import TrainSpec
 
 FEW = ("evaluate.thresholds=[15]", "evaluate.time_steps=[1]", "evaluate.iso_level=false")
 BLOCK = ("finetune={thresholds: 3, time_steps: 2, train: {epochs: 1, batch_size: 16, lr: 0.01}}",)

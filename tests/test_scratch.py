@@ -14,11 +14,6 @@ from networks import NETWORKS, images, lived_in, network, shape_of
 from torch import Tensor, nn
 
 from mt_convert.data import DataSpec, open_data
-from mt_convert.direct import in_steps
-from mt_convert.direct.algorithms import BPTT, OTTT, Tandem
-from mt_convert.direct.encoding import poisson
-from mt_convert.direct.scratch import SpikingNetwork, spiking
-from mt_convert.direct.stored import load, save
 from mt_convert.errors import DataError, SpecError, UnsupportedLayerError
 from mt_convert.neurons.dynamics import (
     IF,
@@ -33,10 +28,21 @@ from mt_convert.neurons.dynamics import (
 from mt_convert.neurons.ladder import Binary, Firing, Uniform
 from mt_convert.neurons.linear_recurrence import leaky_mean
 from mt_convert.neurons.surrogate import ATan, Sigmoid, SpikeTime
-from mt_convert.tensor_train import ConvByStep, Form, TensorTrain, TTConv2d, decompose
-from mt_convert.train.algorithm import Lesson
-from mt_convert.train.loop import fit
-from mt_convert.train.spec import TrainSpec
+from mt_convert.training.algorithm import Lesson
+from mt_convert.training.from_scratch import neuron_steps
+from mt_convert.training.from_scratch.archive import load, save
+from mt_convert.training.from_scratch.network import SpikingNetwork, spiking
+from mt_convert.training.from_scratch.poisson import poisson
+from mt_convert.training.from_scratch.tensor_train import (
+    ConvByStep,
+    Form,
+    TensorTrain,
+    TTConv2d,
+    decompose,
+)
+from mt_convert.training.gradients import BPTT, OTTT, Tandem
+from mt_convert.training.loop import fit
+from mt_convert.training.spec import TrainSpec
 
 PARALLEL = NeuronSpec(Uniform(4), charge=PLIF(), initial=0.0, surrogate=ATan())
 KINDS = {
@@ -133,20 +139,20 @@ def test_traces_run_on_compiled_neurons_too() -> None:
 def test_a_process_may_have_more_neurons_than_torch_compiles_forms_of_a_function(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kernel = torch.compile(in_steps._loop, backend="eager", fullgraph=True)
-    monkeypatch.setattr(in_steps, "_kernel", lambda: kernel)
+    kernel = torch.compile(neuron_steps._loop, backend="eager", fullgraph=True)
+    monkeypatch.setattr(neuron_steps, "_kernel", lambda: kernel)
     currents = torch.randn(2, 6)
     for n in range(1, 12):
         neuron = MTNeuron(replace(PARALLEL, ladder=Uniform(n), charge=IF()), 1 / n)
-        found, _ = in_steps.fused_in_steps(neuron, currents, None)
-        assert torch.equal(found, in_steps.fired_in_steps(neuron, currents, None)[0])
+        found, _ = neuron_steps.fused_in_steps(neuron, currents, None)
+        assert torch.equal(found, neuron_steps.fired_in_steps(neuron, currents, None)[0])
 
 
 def test_without_a_compiler_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> None:
         raise torch._dynamo.exc.TorchDynamoException("no working C++ compiler\nand more")
 
-    monkeypatch.setattr(in_steps, "_kernel", lambda: fails)
+    monkeypatch.setattr(neuron_steps, "_kernel", lambda: fails)
     found = _spiking("residual", PARALLEL, 2)
     found.compiled = True
     with pytest.raises(SpecError, match=r"no working C\+\+ compiler.*train without compile"):

@@ -15,19 +15,19 @@ from networks import lived_in, network
 from torch import Tensor, nn
 
 from mt_convert.data import DataSpec, open_data
-from mt_convert.direct.algorithms import BPTT, DSR, Tandem
-from mt_convert.direct.parts import Derivative
-from mt_convert.direct.scratch import SpikingNetwork, spiking
 from mt_convert.errors import SpecError
 from mt_convert.graph.nodes import set_image_shape
 from mt_convert.neurons.dynamics import IF, LIF, PLIF, Charge, MTNeuron, NeuronSpec, Reset
 from mt_convert.neurons.ladder import Binary, Uniform
 from mt_convert.neurons.linear_recurrence import leaky_mean
 from mt_convert.neurons.surrogate import ATan
-from mt_convert.tensor_train import Form, TensorTrain
-from mt_convert.train.algorithm import Lesson
-from mt_convert.train.loop import fit
-from mt_convert.train.spec import TrainSpec
+from mt_convert.training.algorithm import Lesson
+from mt_convert.training.finetune.neuron import Derivative
+from mt_convert.training.from_scratch.network import SpikingNetwork, spiking
+from mt_convert.training.from_scratch.tensor_train import Form, TensorTrain
+from mt_convert.training.gradients import BPTT, DSR, Tandem
+from mt_convert.training.loop import fit
+from mt_convert.training.spec import TrainSpec
 
 CLIP = Derivative.CLIP
 CHARGES: list[Charge] = [IF(), LIF(2.0), LIF(1.25, decay_input=False)]

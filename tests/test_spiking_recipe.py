@@ -16,9 +16,7 @@ from torch import nn
 from mt_convert import pipeline
 from mt_convert.catalogue import shipped_recipes
 from mt_convert.data import batches, open_data
-from mt_convert.direct import stored
 from mt_convert.errors import CheckpointError, RecipeError, SpecError
-from mt_convert.from_scratch import SpikingSpec, build_spiking, rows_of
 from mt_convert.models import ModelSpec, build
 from mt_convert.neurons.dynamics import IF, LIF, PLIF, Reset
 from mt_convert.neurons.ladder import LADDERS, Binary, Uniform
@@ -28,6 +26,8 @@ from mt_convert.spiking import archive
 from mt_convert.spiking_recipe import SpikingRecipe, here_faults, load
 from mt_convert.system.processes import Processes
 from mt_convert.system.storage import load_tensors, read_json
+from mt_convert.training.from_scratch import archive as stored
+from mt_convert.training.from_scratch.spec import SpikingSpec, build_spiking, rows_of
 
 DIRECT = [name for name, path in shipped_recipes().items() if "\nspiking:" in path.read_text()]
 SMALL = ("spiking.time_steps=3", "train.epochs=2")

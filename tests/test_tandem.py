@@ -13,19 +13,19 @@ from torch import Tensor, nn
 
 import mt_convert as mt
 from mt_convert.data import DataSpec, Splits, images, open_data
-from mt_convert.direct import tandem
-from mt_convert.direct.parts import Derivative, Trained
-from mt_convert.direct.tandem import freeze_, set_range_
-from mt_convert.direct.unrolled import Unrolled
 from mt_convert.errors import SpecError
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.quantization.quantize import QuantizedModel
 from mt_convert.spiking.levels import analog, levels, quantized
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
-from mt_convert.train import accuracy
-from mt_convert.train.loop import fit
-from mt_convert.train.spec import EpochRow, History, TrainSpec
+from mt_convert.training import accuracy
+from mt_convert.training.finetune import progressive_tandem
+from mt_convert.training.finetune.learner import Unrolled
+from mt_convert.training.finetune.neuron import Derivative, Trained
+from mt_convert.training.finetune.progressive_tandem import freeze_, set_range_
+from mt_convert.training.loop import fit
+from mt_convert.training.spec import EpochRow, History, TrainSpec
 
 SPEC = TrainSpec(epochs=2, batch_size=32, lr=0.01, weight_decay=0.0, patience=1)
 
@@ -155,10 +155,10 @@ def test_stages_follow_each_other_and_what_they_leave_behind_stands_still(
         rows = tuple(EpochRow(k + 1, 1.0, 50.0 + k, spec.lr, 1.0) for k in range(epochs))
         return History(rows, epochs - 1, 40.0)
 
-    monkeypatch.setattr(sys.modules[tandem.__module__], "fit", scripted_fit)
+    monkeypatch.setattr(sys.modules[progressive_tandem.__module__], "fit", scripted_fit)
     snn = _even(qann, 2)
     names = [name for name, _ in snn.neurons()]
-    done = tandem(snn, digits, SPEC, tmp_path, classes=10, time_steps=2)
+    done = progressive_tandem(snn, digits, SPEC, tmp_path, classes=10, time_steps=2)
     assert seen == [
         ("stage_0", 0.01, frozenset(names[1:]), 10),
         ("stage_1", 0.01, frozenset(), 10),
@@ -180,7 +180,7 @@ def test_stages_follow_each_other_and_what_they_leave_behind_stands_still(
 
 
 def test_it_learns_layer_by_layer(digits: Splits, qann: QuantizedModel, tmp_path: Path) -> None:
-    done = tandem(_even(qann, 2), digits, SPEC, tmp_path, classes=10, time_steps=2)
+    done = progressive_tandem(_even(qann, 2), digits, SPEC, tmp_path, classes=10, time_steps=2)
     assert done.history.best_accuracy is not None
     converted = Unrolled(_even(qann, 2), 2)
     before = accuracy(converted, digits.validation, 40)
@@ -188,6 +188,6 @@ def test_it_learns_layer_by_layer(digits: Splits, qann: QuantizedModel, tmp_path
     shown = images(digits.test, 10)
     assert simulate(done.snn, shown, time_steps=2).logits.shape == (2, 10, 10)
     with pytest.raises(SpecError, match="the original has 6"):
-        tandem(
+        progressive_tandem(
             _even(qann, 2), digits, replace(SPEC, patience=None), tmp_path, classes=10, time_steps=2
         )

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mt_convert.errors import SpecError
-from mt_convert.tensor_train import ConvByStep, Form, TensorTrain, TTConv2d, decompose, merge
+from mt_convert.training.from_scratch.tensor_train import (
+    ConvByStep,
+    Form,
+    TensorTrain,
+    TTConv2d,
+    decompose,
+    merge,
+)
 
 SHAPES = [(6, 6, 4), (5, 8, 6), (8, 3, 5)]  # inputs, outputs, rank: some above a side
 

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from mt_convert.data import DataSpec, Splits, batches, derive, open_data, tensor_set
 from mt_convert.errors import CheckpointError, MTConvertError, SpecError
-from mt_convert.train import accuracy
-from mt_convert.train.loop import fit
-from mt_convert.train.loss import TrainLoss, distillation_loss
-from mt_convert.train.parts import epoch_draws, make_optimizer, steps_per_epoch
-from mt_convert.train.spec import TrainSpec
+from mt_convert.training import accuracy
+from mt_convert.training.loop import fit
+from mt_convert.training.loss import TrainLoss, distillation_loss
+from mt_convert.training.optimizer import epoch_draws, make_optimizer, steps_per_epoch
+from mt_convert.training.spec import TrainSpec
 
 SPEC = TrainSpec(epochs=2, batch_size=32, lr=0.1, save_every=7)
 
@@ -330,7 +330,7 @@ sys.path.insert(0, {tests!r})
 from test_train import SPEC, network
 from dataclasses import replace
 from mt_convert.data import DataSpec, open_data
-from mt_convert.train.loop import fit
+from mt_convert.training.loop import fit
 spec = DataSpec("digits", image_size=8, channels=1, classes=10, limit=600)
 model = network()
 model[1] = torch.nn.Identity()

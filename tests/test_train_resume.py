@@ -22,11 +22,11 @@ from torch import nn
 
 from mt_convert.data import DataSpec, Splits, open_data
 from mt_convert.errors import CheckpointError, OutputError, SpecError
-from mt_convert.train.checkpoint import Best, Checkpoints
-from mt_convert.train.loop import fit
-from mt_convert.train.session import Session
-from mt_convert.train.spec import TrainSpec
-from mt_convert.train.state import flatten_optimizer, restore_optimizer
+from mt_convert.training.checkpoint import Best, Checkpoints
+from mt_convert.training.loop import fit
+from mt_convert.training.session import Session
+from mt_convert.training.spec import TrainSpec
+from mt_convert.training.state import flatten_optimizer, restore_optimizer
 
 DATA = DataSpec(
     "digits", image_size=8, channels=1, classes=10, limit=500, augmentation="crop_flip",
@@ -152,14 +152,14 @@ def stop_at(
 @pytest.mark.parametrize(
     ("place", "nth", "after"),
     [
-        ("mt_convert.train.session.Session._update", 40, False),
-        ("mt_convert.train.checkpoint.save_tensors", 5, False),
-        ("mt_convert.train.checkpoint.write_json", 9, False),
-        ("mt_convert.train.checkpoint.os.replace", 11, False),
-        ("mt_convert.train.checkpoint.os.replace", 11, True),
-        ("mt_convert.train.session.write_log", 2, False),
-        ("mt_convert.train.session.save_tensors", 1, True),
-        ("mt_convert.train.session.write_finished", 1, True),
+        ("mt_convert.training.session.Session._update", 40, False),
+        ("mt_convert.training.checkpoint.save_tensors", 5, False),
+        ("mt_convert.training.checkpoint.write_json", 9, False),
+        ("mt_convert.training.checkpoint.os.replace", 11, False),
+        ("mt_convert.training.checkpoint.os.replace", 11, True),
+        ("mt_convert.training.session.write_log", 2, False),
+        ("mt_convert.training.session.save_tensors", 1, True),
+        ("mt_convert.training.session.write_finished", 1, True),
     ],
 )
 def test_a_run_stopped_at_any_place_of_a_save_ends_with_the_same_weights(
@@ -233,7 +233,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mt_convert.train.checkpoint.os.replace", full)
+    monkeypatch.setattr("mt_convert.training.checkpoint.os.replace", full)
     with pytest.raises(OutputError, match="No space left"):
         checkpoints.save(2, {"a": torch.zeros(2)}, {"n": 2}, Best())
     saved = checkpoints.latest()

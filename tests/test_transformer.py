@@ -20,8 +20,8 @@ from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.simulate import simulate
-from mt_convert.train.loop import fit
-from mt_convert.train.spec import TrainSpec
+from mt_convert.training.loop import fit
+from mt_convert.training.spec import TrainSpec
 
 pytestmark = pytest.mark.slow  # one training, shared by all tests here
 

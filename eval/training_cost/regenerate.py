@@ -22,9 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mt_convert.direct.unrolled import Unrolled
 from mt_convert.finetuning import ALGORITHMS
-from mt_convert.from_scratch import SpikingSpec, build_spiking
 from mt_convert.models import ModelSpec, build
 from mt_convert.neurons.ladder import Firing, Uniform
 from mt_convert.neurons.linear_recurrence import linrec
@@ -34,7 +32,9 @@ from mt_convert.spiking.convert import convert
 from mt_convert.system.bounded import Limits, Note, Task, run_bounded
 from mt_convert.system.peak_memory import MIB, meter_of
 from mt_convert.system.storage import atomic, write_json
-from mt_convert.train.algorithm import Algorithm, Backpropagation, Lesson
+from mt_convert.training.algorithm import Algorithm, Backpropagation, Lesson
+from mt_convert.training.finetune.learner import Unrolled
+from mt_convert.training.from_scratch.spec import SpikingSpec, build_spiking
 
 HERE = Path(__file__).parent
 SCHEMA = "mt_convert.training_cost/1"

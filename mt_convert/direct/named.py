@@ -12,7 +12,7 @@ from ..neurons.surrogate import (
     Surrogate,
     Triangular,
 )
-from .algorithms import BPTT, DSR, OTTT, Algorithm, Tandem
+from ..training.gradients import BPTT, DSR, OTTT, Algorithm, Tandem
 
 ALGORITHMS: dict[str, Algorithm] = {
     "bptt": BPTT(),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from .algorithms import BPTT, DSR, OTTT, Algorithm, Tandem
-from .encoding import poisson
+from ..from_scratch.archive import load, save
+from ..from_scratch.network import SpikingNetwork, spiking
+from ..from_scratch.poisson import poisson
+from ..gradients import BPTT, DSR, OTTT, Algorithm, Tandem
 from .finetune import Finetuned, FinetuneSpec, finetune
-from .parts import Derivative, Trained
-from .scratch import SpikingNetwork, spiking
-from .stored import load, save
-from .tandem import tandem
-from .unrolled import Unrolled
+from .learner import Unrolled
+from .neuron import Derivative, Trained
+from .progressive_tandem import tandem
 
 __all__ = [
     "BPTT",

@@ -25,16 +25,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from ..errors import Fault, SpecError
-from ..graph.nodes import NORMS, layer_nodes
-from ..neurons.dynamics import IF, LIF, MTNeuron, NeuronSpec, Reset
-from ..neurons.linear_recurrence import leaky_mean
-from .firing import in_place_of
+from ...errors import Fault, SpecError
+from ...graph.nodes import NORMS, layer_nodes
+from ...neurons.dynamics import IF, LIF, MTNeuron, NeuronSpec, Reset
+from ...neurons.linear_recurrence import leaky_mean
+from ..surrogate_step import in_place_of
 from .steps import Steps
-from .trains import BY_STEP
+from .tensor_train_layers import BY_STEP
 
 if TYPE_CHECKING:
-    from .scratch import SpikingNetwork
+    from .network import SpikingNetwork
 
 
 def by_representation(network: SpikingNetwork, images: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def clipped(neuron: MTNeuron, current: Tensor, time_steps: int) -> Tensor:
     """What the representation of a layer's spikes is about, from that of its current.
 
     Example:
-        >>> from ..neurons.ladder import Uniform
+        >>> from ...neurons.ladder import Uniform
         >>> neuron = MTNeuron(NeuronSpec(Uniform(2), charge=LIF(2.0)), 1.5)
         >>> clipped(neuron, torch.tensor([-1.0, 4.0, 9.0]), 4).tolist()
         [0.0, 2.0, 3.0]

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SpecError
-from ..train.algorithm import Lesson
-from .parts import Derivative
-from .scratch import SpikingNetwork
+from .algorithm import Lesson
+from .finetune.neuron import Derivative
+from .from_scratch.network import SpikingNetwork
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from .accuracy import accuracy
 from .algorithm import Algorithm, Lesson
 from .checkpoint import Best, Checkpoints, Saved, write_finished, write_log
 from .loss import TrainLoss
-from .parts import epoch_draws, make_optimizer, reading_workers, steps_per_epoch, train_mode
+from .optimizer import epoch_draws, make_optimizer, reading_workers, steps_per_epoch, train_mode
 from .spec import EpochRow, History, TrainSpec
 from .state import load_weights_, pack, separate, unpack
 

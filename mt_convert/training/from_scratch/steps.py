@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from ..graph.nodes import WEIGHTED
-from ..neurons.dynamics import MTNeuron, NeuronState
-from ..neurons.linear_recurrence import linrec
-from ..tensor_train import TTConv2d
-from .firing import in_place_of
-from .trains import BY_STEP, in_steps, same_in_all_steps
+from ...graph.nodes import WEIGHTED
+from ...neurons.dynamics import MTNeuron, NeuronState
+from ...neurons.linear_recurrence import linrec
+from ..surrogate_step import in_place_of
+from .tensor_train import TTConv2d
+from .tensor_train_layers import BY_STEP, in_steps, same_in_all_steps
 
 if TYPE_CHECKING:
-    from .scratch import SpikingNetwork
+    from .network import SpikingNetwork
 
 
 class Potential(NamedTuple):

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import SpecError
-from ..neurons.linear_recurrence import linrec
+from ...errors import SpecError
+from ...neurons.linear_recurrence import linrec
 
 
 class SoFar(NamedTuple):

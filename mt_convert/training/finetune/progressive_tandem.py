@@ -21,19 +21,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..data import Splits, images
-from ..errors import Fault, SpecError
-from ..graph.nodes import WEIGHTED, layer_nodes
-from ..neurons.ladder import Learned
-from ..spiking.levels import levels
-from ..spiking.model import SpikingModel
-from ..train import accuracy
-from ..train.loop import fit
-from ..train.spec import EpochRow, History, TrainSpec
-from .algorithms import Tandem
+from ...data import Splits, images
+from ...errors import Fault, SpecError
+from ...graph.nodes import WEIGHTED, layer_nodes
+from ...neurons.ladder import Learned
+from ...spiking.levels import levels
+from ...spiking.model import SpikingModel
+from .. import accuracy
+from ..gradients import Tandem
+from ..loop import fit
+from ..spec import EpochRow, History, TrainSpec
 from .finetune import Finetuned
-from .parts import Trained
-from .unrolled import Unrolled
+from .learner import Unrolled
+from .neuron import Trained
 
 PERCENTILE = 99.9
 

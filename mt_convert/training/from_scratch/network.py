@@ -14,23 +14,23 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ..errors import DataError, Fault, SpecError, UnsupportedLayerError
-from ..graph.nodes import fold_batch_norm_, is_constant, layer_nodes, set_image_shape
-from ..graph.rules import DEFAULT_RULES, Kind, Rule, unknown_operators
-from ..graph.signals import reaching_output
-from ..graph.trace import trace
-from ..keys import key
-from ..neurons.dynamics import IF, LIF, MTNeuron, NeuronSpec, NeuronState, Reset
-from ..neurons.surrogate import SpikeTime
-from ..spiking.model import SPIKING_RULES
-from ..spiking.shapes import images_not_first
-from ..tensor_train import TensorTrain, TTConv2d, decompose, merge
-from .in_steps import fired_in_steps, fused_in_steps
-from .parts import Derivative
+from ...errors import DataError, Fault, SpecError, UnsupportedLayerError
+from ...graph.nodes import fold_batch_norm_, is_constant, layer_nodes, set_image_shape
+from ...graph.rules import DEFAULT_RULES, Kind, Rule, unknown_operators
+from ...graph.signals import reaching_output
+from ...graph.trace import trace
+from ...keys import key
+from ...neurons.dynamics import IF, LIF, MTNeuron, NeuronSpec, NeuronState, Reset
+from ...neurons.surrogate import SpikeTime
+from ...spiking.model import SPIKING_RULES
+from ...spiking.shapes import images_not_first
+from ..finetune.neuron import Derivative
+from .neuron_steps import fired_in_steps, fused_in_steps
 from .read_out import ReadOut
 from .representation import by_representation
 from .steps import States, Steps
-from .trains import BY_STEP, fold_by_step_, put_trains_, without_steps
+from .tensor_train import TensorTrain, TTConv2d, decompose, merge
+from .tensor_train_layers import BY_STEP, fold_by_step_, put_trains_, without_steps
 
 _RULES = {**SPIKING_RULES, **dict.fromkeys(BY_STEP, Rule(Kind.WEIGHTED))}
 
@@ -67,9 +67,9 @@ def spiking(
 
     Example:
         >>> import torch
-        >>> from ..neurons.ladder import Uniform
-        >>> from ..neurons.dynamics import PLIF
-        >>> from ..neurons.surrogate import ATan
+        >>> from ...neurons.ladder import Uniform
+        >>> from ...neurons.dynamics import PLIF
+        >>> from ...neurons.surrogate import ATan
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> spec = NeuronSpec(Uniform(4), charge=PLIF(), initial=0.0, surrogate=ATan())
         >>> network = spiking(net, spec, example=torch.zeros(2, 1, 4, 4), time_steps=3)

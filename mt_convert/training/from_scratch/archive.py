@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import CheckpointError
-from ..spiking.archive import read_network, rebuilt_layers, reported, write_network
-from ..spiking.serialization import spiking_layer_from_json, spiking_layer_to_json
-from ..tensor_train import ConvByStep
-from .scratch import SpikingNetwork
+from ...errors import CheckpointError
+from ...spiking.archive import read_network, rebuilt_layers, reported, write_network
+from ...spiking.serialization import spiking_layer_from_json, spiking_layer_to_json
+from .network import SpikingNetwork
+from .tensor_train import ConvByStep
 
 KIND = "spiking"
 
@@ -27,10 +27,10 @@ def save(network: SpikingNetwork, folder: str | Path) -> None:
 
     Example:
         >>> import tempfile, torch
-        >>> from ..neurons.ladder import Uniform
-        >>> from ..neurons.dynamics import NeuronSpec
-        >>> from ..neurons.surrogate import ATan
-        >>> from .scratch import spiking
+        >>> from ...neurons.ladder import Uniform
+        >>> from ...neurons.dynamics import NeuronSpec
+        >>> from ...neurons.surrogate import ATan
+        >>> from .network import spiking
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> spec = NeuronSpec(Uniform(2), initial=0.0, surrogate=ATan())
         >>> network = spiking(net, spec, example=torch.zeros(2, 1, 4, 4), time_steps=3).eval()

@@ -8,18 +8,18 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..errors import SpecError
-from ..graph.nodes import WEIGHTED, layer_nodes
-from ..keys import key
-from ..neurons.dynamics import MTNeuron
-from ..neurons.ladder import Learned
-from ..neurons.surrogate import Rectangular, StraightThrough, Surrogate
-from ..spiking.interpreter import Call, walk
-from ..spiking.levels import analog
-from ..spiking.model import SpikingModel
-from ..spiking.simulate import simulate
-from ..spiking.weight_grid import OnGrid
-from .parts import Derivative, State, Trained, TrainedNeuron
+from ...errors import SpecError
+from ...graph.nodes import WEIGHTED, layer_nodes
+from ...keys import key
+from ...neurons.dynamics import MTNeuron
+from ...neurons.ladder import Learned
+from ...neurons.surrogate import Rectangular, StraightThrough, Surrogate
+from ...spiking.interpreter import Call, walk
+from ...spiking.levels import analog
+from ...spiking.model import SpikingModel
+from ...spiking.simulate import simulate
+from ...spiking.weight_grid import OnGrid
+from .neuron import Derivative, State, Trained, TrainedNeuron
 
 States = Mapping[str, State]
 
@@ -38,8 +38,8 @@ class Unrolled(nn.Module):
         SpecError: a network whose layers wait for their whole window, or fewer than one step.
 
     Example:
-        >>> from ..spiking.convert import convert
-        >>> from ..quantization.quantize import QuantSpec, quantize
+        >>> from ...spiking.convert import convert
+        >>> from ...quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.randn(8, 1, 4, 4)
         >>> snn = convert(quantize(net, QuantSpec(), calibration=images))

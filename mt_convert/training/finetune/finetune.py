@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ..data import Splits
-from ..errors import Fault, SpecError
-from ..neurons.surrogate import Surrogate
-from ..spiking.model import SpikingModel
-from ..train.loop import fit
-from ..train.spec import History, TrainSpec
-from .algorithms import BPTT, DSR, Algorithm, Tandem
-from .parts import Trained
-from .unrolled import Unrolled
+from ...data import Splits
+from ...errors import Fault, SpecError
+from ...neurons.surrogate import Surrogate
+from ...spiking.model import SpikingModel
+from ..gradients import BPTT, DSR, Algorithm, Tandem
+from ..loop import fit
+from ..spec import History, TrainSpec
+from .learner import Unrolled
+from .neuron import Trained
 
 
 @dataclass(frozen=True)

@@ -16,21 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import ImageSet, Splits, batches
-from .direct.named import ALGORITHMS, SURROGATES
-from .direct.scratch import SpikingNetwork, spiking
-from .errors import Fault, SpecError
-from .neurons.dynamics import IF, LIF, PLIF, Charge, MTNeuron, NeuronSpec, Reset
-from .neurons.ladder import LADDERS, Firing, Ladder
-from .report.rows import Row
-from .spiking.simulate import count_events
-from .system.peak_memory import meter_of
-from .system.processes import Processes
-from .system.progress import progress
-from .system.storage import read_json, write_json
+from ...data import ImageSet, Splits, batches
+from ...direct.named import ALGORITHMS, SURROGATES
+from ...errors import Fault, SpecError
+from ...neurons.dynamics import IF, LIF, PLIF, Charge, MTNeuron, NeuronSpec, Reset
+from ...neurons.ladder import LADDERS, Firing, Ladder
+from ...report.rows import Row
+from ...spiking.simulate import count_events
+from ...system.peak_memory import meter_of
+from ...system.processes import Processes
+from ...system.progress import progress
+from ...system.storage import read_json, write_json
+from ..loop import fit
+from ..spec import History, TrainSpec
+from .network import SpikingNetwork, spiking
 from .tensor_train import TensorTrain
-from .train.loop import fit
-from .train.spec import History, TrainSpec
 
 NEURONS = ("if", "lif", "plif")
 LEARNS_BY = tuple(name for name in ALGORITHMS if name != "tandem")

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch._dynamo import config
 from torch._dynamo.exc import TorchDynamoException
 
-from ..errors import Fault, SpecError
-from ..neurons.dynamics import PLIF, MTNeuron, NeuronSpec, NeuronState, mt_step
+from ...errors import Fault, SpecError
+from ...neurons.dynamics import PLIF, MTNeuron, NeuronSpec, NeuronState, mt_step
 
 FORMS = 10_000  # neurons, numbers of steps and kinds of numbers that one process may have
 
@@ -24,7 +24,7 @@ def fired_in_steps(
     Shapes: currents and spikes [steps, ...].
 
     Example:
-        >>> from ..neurons.ladder import Uniform
+        >>> from ...neurons.ladder import Uniform
         >>> neuron = MTNeuron(NeuronSpec(Uniform(2)), delta=1.0)
         >>> fired_in_steps(neuron, torch.tensor([[0.75], [0.0]]), None)[0].tolist()
         [[1.0], [0.0]]
@@ -49,7 +49,7 @@ def fused_in_steps(
         SpecError: nothing could be compiled, as without a C++ compiler.
 
     Example:
-        >>> from ..neurons.ladder import Uniform
+        >>> from ...neurons.ladder import Uniform
         >>> neuron = MTNeuron(NeuronSpec(Uniform(2)), delta=1.0)
         >>> fused_in_steps(neuron, torch.tensor([[0.75], [0.0]]), None)[0].tolist()
         [[1.0], [0.0]]

@@ -13,14 +13,14 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import SpecError
-from ..neurons.dynamics import LIF, MTNeuron, NeuronSpec
-from ..neurons.ladder import Learned
-from ..neurons.surrogate import SpikeTime, Surrogate
-from ..neurons.totals import leak_of, running_step, without_leak
-from ..spiking.levels import unit, window_spec, worth
-from ..spiking.model import Presentation
-from .firing import fire, fire_learned, in_place_of
+from ...errors import SpecError
+from ...neurons.dynamics import LIF, MTNeuron, NeuronSpec
+from ...neurons.ladder import Learned
+from ...neurons.surrogate import SpikeTime, Surrogate
+from ...neurons.totals import leak_of, running_step, without_leak
+from ...spiking.levels import unit, window_spec, worth
+from ...spiking.model import Presentation
+from ..surrogate_step import fire, fire_learned, in_place_of
 
 
 @dataclass(frozen=True)

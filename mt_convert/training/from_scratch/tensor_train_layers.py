@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..errors import Fault, SpecError
-from ..graph.nodes import NORMS, layer_nodes, layer_of, source_of, unused_name
-from ..tensor_train import ConvByStep, TTConv2d, merge
+from ...errors import Fault, SpecError
+from ...graph.nodes import NORMS, layer_nodes, layer_of, source_of, unused_name
+from .tensor_train import ConvByStep, TTConv2d, merge
 
 BY_STEP = (TTConv2d, ConvByStep)
 
@@ -30,7 +30,7 @@ def in_steps(
     Shapes: x [steps * batch, ...].
 
     Example:
-        >>> from ..tensor_train import Form
+        >>> from .tensor_train import Form
         >>> train = TTConv2d(nn.Conv2d(2, 2, 3, padding=1), Form.HTT, 1)
         >>> x = torch.randn(8, 2, 4, 4)
         >>> y = in_steps(train, x, range(4), 4)

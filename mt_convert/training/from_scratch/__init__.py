@@ -1,0 +1,1 @@
+"""Spiking networks made from an architecture and trained from scratch."""
