@@ -34,14 +34,14 @@ if TYPE_CHECKING:
         PercentileAlphaBeta,
         Thresholds,
     )
-    from .canonical import IntegerArithmetic
     from .conversion_error.layers import layer_errors
     from .conversion_error.table import ErrorTable
     from .energy.measure import energy
     from .errors import MTConvertError
     from .evaluate import evaluate
     from .graph.rules import DEFAULT_RULES, Kind, Rule
-    from .integer.model import IntegerModel, integer
+    from .integer_engine.arithmetic import IntegerArithmetic
+    from .integer_engine.model import IntegerModel, integer
     from .neurons.dynamics import IF, LIF, PLIF, MTNeuron, NeuronSpec, Reset, mt_step
     from .neurons.ladder import Binary, Firing, Learned, PowerOfTwo, Uniform
     from .quantization.quantize import QuantizedModel, quantize
@@ -86,8 +86,8 @@ _HOMES = {
     "spiking.convert": ("convert",),
     "errors": ("MTConvertError",),
     "evaluate": ("evaluate",),
-    "canonical": ("IntegerArithmetic",),
-    "integer": ("IntegerModel", "integer"),
+    "integer_engine.arithmetic": ("IntegerArithmetic",),
+    "integer_engine": ("IntegerModel", "integer"),
     "neurons.ladder": ("Binary", "Firing", "Learned", "PowerOfTwo", "Uniform"),
     "neurons.dynamics": ("IF", "LIF", "PLIF", "MTNeuron", "NeuronSpec", "Reset", "mt_step"),
     "quantization.spec": (

@@ -12,9 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mt_convert.canonical import IntegerArithmetic, integer_thresholds, overflow_bounds
 from mt_convert.errors import UnsupportedLayerError
 from mt_convert.graph.nodes import layer_nodes
+from mt_convert.integer_engine.arithmetic import (
+    IntegerArithmetic,
+    integer_thresholds,
+    overflow_bounds,
+)
+from mt_convert.integer_engine.terms import Part, Terms
 from mt_convert.neurons.dynamics import MTNeuron, NeuronSpec
 from mt_convert.neurons.ladder import Binary, PowerOfTwo, Uniform
 from mt_convert.neurons.totals import running_step
@@ -23,7 +28,6 @@ from mt_convert.quantization.quantize import QuantizedModel, QuantSpec, quantize
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.model import Encoder, SpikingModel
 from mt_convert.spiking.simulate import Run, simulate
-from mt_convert.terms import Part, Terms
 
 
 def _block(channels: int, out: int, kernel: int, groups: int = 1) -> nn.Sequential:
@@ -189,7 +193,7 @@ def test_float64_accumulators_give_the_same_numbers_as_float32(
 ) -> None:
     snn, images = convert(folded), _images(4)
     wanted = _run(snn, images, 1).logits
-    monkeypatch.setattr("mt_convert.terms.FLOAT32_WHOLE", 0)
+    monkeypatch.setattr("mt_convert.integer_engine.terms.FLOAT32_WHOLE", 0)
     assert torch.equal(_run(snn, images, 1).logits, wanted)
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 from conftest import ROOT
 
-from mt_convert.integer.exactness import LAYERS
+from mt_convert.integer_engine.exactness import LAYERS
 from mt_convert.system.storage import read_json
 
 FOLDER = ROOT / "eval" / "exactness"

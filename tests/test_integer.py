@@ -14,15 +14,15 @@ from networks_of_operators import network as family
 from torch import Tensor, nn
 
 import mt_convert as mt
-from mt_convert import canonical
-from mt_convert.canonical import IntegerArithmetic
 from mt_convert.errors import DataError, SpecError, UnsupportedLayerError
-from mt_convert.integer import int8_matmul, plain
-from mt_convert.integer.backends import BACKENDS, TorchBackend, in_int8
-from mt_convert.integer.exactness import LAYERS, layer_difference, next_to_thresholds
-from mt_convert.integer.native.build import instruction_sets
-from mt_convert.integer.program import Accumulate, Encode, Fire, Program, Whole
-from mt_convert.integer.tracing import trace
+from mt_convert.integer_engine import arithmetic as canonical
+from mt_convert.integer_engine import int8_matmul, torch_backend
+from mt_convert.integer_engine.arithmetic import IntegerArithmetic
+from mt_convert.integer_engine.backends import BACKENDS, TorchBackend, in_int8
+from mt_convert.integer_engine.exactness import LAYERS, layer_difference, next_to_thresholds
+from mt_convert.integer_engine.native.build import instruction_sets
+from mt_convert.integer_engine.program import Accumulate, Encode, Fire, Program, Whole
+from mt_convert.integer_engine.tracing import trace
 from mt_convert.neurons.ladder import Binary, PowerOfTwo, Uniform
 from mt_convert.quantization.quantize import QuantizedModel
 from mt_convert.spiking.model import SpikingModel
@@ -89,9 +89,9 @@ def test_compiled_by_torch_it_is_the_same(way: str) -> None:
 class _Int8(TorchBackend):
     """What accelerators run, on this machine's CPU."""
 
-    def _step(self, program: Program) -> plain.Step:
+    def _step(self, program: Program) -> torch_backend.Step:
         layer = in_int8(program)
-        return lambda images, totals: plain.step(program, images, totals, layer)
+        return lambda images, totals: torch_backend.step(program, images, totals, layer)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -185,7 +185,7 @@ def test_next_to_thresholds_every_neuron_is_that_of_the_reference(layer: str) ->
     for item in program.instructions:
         if isinstance(item, Accumulate):
             values[item.out] = canonical.accumulated(image, item.weight, item.geometry)
-    y = plain.real_sum(fire.input, values)
+    y = torch_backend.real_sum(fire.input, values)
     away = (y - 0.5 - (y - 0.5).round()).abs()
     assert float(away.max()) < 1e-2
     assert float((away == 0).float().mean()) > 0.01
@@ -205,7 +205,7 @@ def test_a_backend_that_fuses_a_multiplication_and_an_addition_would_be_seen() -
     class Fused(TorchBackend):
         def run(self, *words: Any) -> Any:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(plain, "written_sum", fused)
+                patch.setattr(torch_backend, "written_sum", fused)
                 return super().run(*words)
 
     found = layer_difference(Fused, "convolution 3x3", seed=7)
@@ -246,7 +246,7 @@ def test_no_sum_passes_the_limit_that_the_program_names(
         seen.append(float(sums.abs().max()))
         return sums
 
-    monkeypatch.setattr(plain, "accumulated", accumulated)
+    monkeypatch.setattr(torch_backend, "accumulated", accumulated)
     model = mt.integer(mt.convert(quantized(name)), backend="torch")
     model(9 * images(8, shape_of(name), seed=15))
     limits = [layer.largest_sum for layer in model.layers]

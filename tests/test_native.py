@@ -20,11 +20,17 @@ from networks import lived_in
 from torch import Tensor
 
 from mt_convert.errors import SpecError
-from mt_convert.integer.backends import TorchBackend
-from mt_convert.integer.native import build
-from mt_convert.integer.native.backend import NativeBackend
-from mt_convert.integer.native.layout import BYTES_AND_OWN, FIRE, OTHERWISE, OWN, OWN_AND_BYTES
-from mt_convert.integer.program import (
+from mt_convert.integer_engine.backends import TorchBackend
+from mt_convert.integer_engine.native import build
+from mt_convert.integer_engine.native.backend import NativeBackend
+from mt_convert.integer_engine.native.layout import (
+    BYTES_AND_OWN,
+    FIRE,
+    OTHERWISE,
+    OWN,
+    OWN_AND_BYTES,
+)
+from mt_convert.integer_engine.program import (
     Accumulate,
     Encode,
     Fire,
@@ -37,13 +43,13 @@ from mt_convert.integer.program import (
     Term,
     Whole,
 )
-from mt_convert.integer.tracing import trace
+from mt_convert.integer_engine.terms import BATCH
+from mt_convert.integer_engine.tracing import trace
 from mt_convert.networks import resnet20_cifar
 from mt_convert.neurons.dynamics import NeuronSpec
 from mt_convert.neurons.ladder import Binary, Ladder, Learned, PowerOfTwo, Uniform
 from mt_convert.quantization.quantize import QuantSpec, quantize
 from mt_convert.spiking.convert import convert
-from mt_convert.terms import BATCH
 
 aten = torch.ops.aten
 SETS = (*build.instruction_sets(), build.EMULATED_VNNI)
@@ -562,9 +568,7 @@ def test_a_failing_build_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_processes_that_build_at_once_do_not_meet(tmp_path: Path) -> None:
-    code = (
-        "from mt_convert.integer.native import build as b; b.FLAGS += '-O0',; b.library('portable')"
-    )
+    code = "from mt_convert.integer_engine.native import build as b; b.FLAGS += '-O0',; b.library('portable')"
     surroundings = {"MT_CONVERT_CACHE": str(tmp_path), "PATH": "/usr/bin:/bin"}
     root = Path(__file__).parents[1]
     started = [

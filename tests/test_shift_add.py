@@ -20,15 +20,15 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mt_convert.canonical import IntegerArithmetic, integer_thresholds
 from mt_convert.energy.event_sums import connections
 from mt_convert.energy.fanout import event_paths, named
 from mt_convert.energy.measure import energy
 from mt_convert.errors import SpecError
 from mt_convert.graph.nodes import WEIGHTED, layer_nodes
-from mt_convert.integer.model import IntegerModel
-from mt_convert.integer.program import Fire
-from mt_convert.integer.shift_add import ShiftAddRun, shift_add
+from mt_convert.integer_engine.arithmetic import IntegerArithmetic, integer_thresholds
+from mt_convert.integer_engine.model import IntegerModel
+from mt_convert.integer_engine.program import Fire
+from mt_convert.integer_engine.shift_add import ShiftAddRun, shift_add
 from mt_convert.neurons.dynamics import NeuronSpec
 from mt_convert.neurons.ladder import Binary, Learned, PowerOfTwo, Uniform
 from mt_convert.quantization.quantize import QuantizedModel, quantize
@@ -37,9 +37,9 @@ from mt_convert.spiking.convert import convert
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
 
-module = import_module("mt_convert.integer.shift_add")
-tables = import_module("mt_convert.integer.tables")
-events = import_module("mt_convert.integer.events")
+module = import_module("mt_convert.integer_engine.shift_add")
+tables = import_module("mt_convert.integer_engine.threshold_tables")
+events = import_module("mt_convert.integer_engine.spike_events")
 
 WAYS: dict[str, tuple[dict[str, Any], int]] = {
     "exact": ({}, 1),

@@ -24,16 +24,16 @@ from torch import Tensor
 
 from mt_convert.coverage.lived_in import build
 from mt_convert.data import batches
-from mt_convert.integer.backends import BACKENDS
-from mt_convert.integer.exactness import (
+from mt_convert.integer_engine.backends import BACKENDS
+from mt_convert.integer_engine.exactness import (
     LAYERS,
     layer_difference,
     network_difference,
     run_difference,
 )
-from mt_convert.integer.model import IntegerModel, IntegerRun, integer
-from mt_convert.integer.native.backend import NativeBackend
-from mt_convert.integer.native.build import EMULATED_VNNI, instruction_sets
+from mt_convert.integer_engine.model import IntegerModel, IntegerRun, integer
+from mt_convert.integer_engine.native.backend import NativeBackend
+from mt_convert.integer_engine.native.build import EMULATED_VNNI, instruction_sets
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..integer.backends import BACKENDS
-from ..integer.model import integer
+from ..integer_engine.backends import BACKENDS
+from ..integer_engine.model import integer
 from ..macs import count_macs
 from ..quantization.quantize import quantize
 from ..quantization.spec import QuantSpec

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..integer.backends import BACKENDS
-from ..integer.model import integer
+from ..integer_engine.backends import BACKENDS
+from ..integer_engine.model import integer
 from ..spiking.compiled import CompiledSimulation
 from ..spiking.model import SpikingModel
 from ..spiking.simulate import simulate

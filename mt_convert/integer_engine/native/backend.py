@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import SpecError
-from .. import plain
+from .. import torch_backend
 from ..program import Accumulate, Encode, Fire, Operate, Program, ReadOut
 from . import build
 from .layout import IMAGES, LOGITS, Call, External
@@ -184,15 +184,15 @@ class NativeBackend:
             levels = torch.round(values[0] / item.scale).clamp(*item.bounds)
             values[item.out] = levels.contiguous()
         elif isinstance(item, Accumulate):
-            values[item.out] = plain.accumulate(item, seen[item.value])
+            values[item.out] = torch_backend.accumulate(item, seen[item.value])
         elif isinstance(item, Fire):
-            drive = plain.real_sum(item.input, seen)
-            state[item.name] = plain.fire(item, drive, state.get(item.name))
+            drive = torch_backend.real_sum(item.input, seen)
+            state[item.name] = torch_backend.fire(item, drive, state.get(item.name))
             values[item.out] = state[item.name]
         elif isinstance(item, Operate):
-            plain.operate(item, seen, len(logits))
+            torch_backend.operate(item, seen, len(logits))
         else:
-            logits.copy_(plain.real_sum(item.input, seen))
+            logits.copy_(torch_backend.real_sum(item.input, seen))
 
 
 class _Seen(dict[int, Any]):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import Fault, SpecError
-from ..terms import FLOAT32_WHOLE
-from . import int8_matmul, plain
+from . import int8_matmul, torch_backend
 from .program import Accumulate, Program
+from .terms import FLOAT32_WHOLE
 
 FORMS = 4096  # of one function that torch.compile keeps
 AS_WRITTEN = (  # no operator fused with another or rounded its own way, where torch has the option
@@ -29,14 +29,14 @@ class TorchBackend:
     def __init__(self, programs: Sequence[Program]) -> None:
         self._steps = [self._step(program) for program in programs]
 
-    def _step(self, program: Program) -> plain.Step:
-        return lambda images, totals: plain.step(program, images, totals)
+    def _step(self, program: Program) -> torch_backend.Step:
+        return lambda images, totals: torch_backend.step(program, images, totals)
 
     def run(
         self, images: Tensor, time_steps: int, totals: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         logits: list[Tensor] = []
-        state: plain.Totals = {}
+        state: torch_backend.Totals = {}
         with _exact(images.device):
             for t in range(time_steps):
                 now, state = self._steps[min(t, len(self._steps) - 1)](images, state)
@@ -47,17 +47,17 @@ class TorchBackend:
 class CompiledBackend(TorchBackend):
     """The same through torch.compile; on accelerators weighted layers are products of int8."""
 
-    def _step(self, program: Program) -> plain.Step:
+    def _step(self, program: Program) -> torch_backend.Step:
         narrow = in_int8(program)
 
         def layer(item: Accumulate, numbers: Tensor) -> Tensor:
             if numbers.device.type != "cpu":
                 return narrow(item, numbers)
             held = _held(numbers, item.limit)  # `run` made the settings that `in_exact_type` reads
-            return plain.accumulated(held, item.weight, item.geometry)
+            return torch_backend.accumulated(held, item.weight, item.geometry)
 
         def step(images: Tensor, totals: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-            return plain.step(program, images, totals, layer)
+            return torch_backend.step(program, images, totals, layer)
 
         options: dict[str, Any] = {
             name: True for name in AS_WRITTEN if name in torch._inductor.list_options()
@@ -73,14 +73,14 @@ class CompiledBackend(TorchBackend):
             return super().run(images, time_steps, totals)
 
 
-def in_int8(program: Program) -> plain.Layer:
+def in_int8(program: Program) -> torch_backend.Layer:
     """Weighted layers as products of int8 matrices; those that do not fit in float64."""
 
     def layer(item: Accumulate, numbers: Tensor) -> Tensor:
         known = program.values[item.value]
         if int8_matmul.fits(item, known):
             return _held(int8_matmul.product(item, numbers, known), item.limit)
-        return plain.accumulated(numbers.double(), item.weight, item.geometry)
+        return torch_backend.accumulated(numbers.double(), item.weight, item.geometry)
 
     return layer
 

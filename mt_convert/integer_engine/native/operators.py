@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...terms import BATCH
 from ..program import Operate
+from ..terms import BATCH
 
 aten = torch.ops.aten
 _CATS = {torch.cat, aten.cat.default}

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .graph.rules import DEFAULT_RULES, Kind
+from ..graph.rules import DEFAULT_RULES, Kind
 from .terms import (
     NoIntegers,
     Part,

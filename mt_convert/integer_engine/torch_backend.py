@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..canonical import accumulated
 from ..neurons.totals import running_step
-from ..terms import BATCH, in_exact_type, written_sum
+from .arithmetic import accumulated
 from .program import Accumulate, Encode, Fire, Operate, Program, Slot, Sum
+from .terms import BATCH, in_exact_type, written_sum
 
 Totals = dict[str, Tensor]
 Layer = Callable[[Accumulate, Tensor], Tensor]

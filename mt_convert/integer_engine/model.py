@@ -142,7 +142,7 @@ def integer(snn: SpikingModel, *, backend: str = "auto") -> IntegerModel:
 
     Example:
         >>> from torch import nn
-        >>> from ..canonical import IntegerArithmetic
+        >>> from .arithmetic import IntegerArithmetic
         >>> from ..spiking.convert import convert
         >>> from ..quantization.quantize import QuantSpec, quantize
         >>> from ..spiking.simulate import simulate

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ...neurons.dynamics import IF, Reset
 from ...neurons.ladder import Learned
-from ...terms import FLOAT32_WHOLE
 from ..program import Accumulate, Encode, Fire, Instruction, Operate, Program, ReadOut, slots
+from ..terms import FLOAT32_WHOLE
 from .layout import BYTES, COPY, DEPTHWISE, DOT, FLATTEN, INTS, LOAD, MAX_POOL, NONE, SUM_POOL, WIDE
 from .operators import Grid, Move, Window, grid_of, is_whole, moves, pair, pool, summed
 

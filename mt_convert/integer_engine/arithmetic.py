@@ -23,12 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .errors import Fault, UnsupportedLayerError
-from .graph.nodes import NORMS, WEIGHTED, layer_nodes
-from .neurons.dynamics import MTNeuron
-from .spiking.model import Encoder, SpikingModel
-from .spiking.simulate import simulate
-from .term_operations import OPERATIONS
+from ..errors import Fault, UnsupportedLayerError
+from ..graph.nodes import NORMS, WEIGHTED, layer_nodes
+from ..neurons.dynamics import MTNeuron
+from ..spiking.model import Encoder, SpikingModel
+from ..spiking.simulate import simulate
+from .term_operators import OPERATIONS
 from .terms import (
     FLOAT32_WHOLE,
     NoIntegers,
@@ -65,8 +65,8 @@ class IntegerArithmetic:
             weighted layer on an image that is not quantized).
 
     Example:
-        >>> from .spiking.convert import convert
-        >>> from .quantization.quantize import QuantSpec, quantize
+        >>> from ..spiking.convert import convert
+        >>> from ..quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.randn(8, 1, 4, 4)
         >>> snn = convert(quantize(net, QuantSpec(), calibration=images))
@@ -162,8 +162,8 @@ def overflow_bounds(snn: SpikingModel, time_steps: int = 1) -> dict[str, float]:
     ``time_steps`` where the image is presented in every step, and only there.
 
     Example:
-        >>> from .spiking.convert import convert
-        >>> from .quantization.quantize import QuantSpec, quantize
+        >>> from ..spiking.convert import convert
+        >>> from ..quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> snn = convert(quantize(net, QuantSpec(), calibration=torch.randn(8, 1, 2, 2)))
         >>> {name: bound <= 127 * 4 * 127 for name, bound in overflow_bounds(snn).items()}

@@ -15,14 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from ..canonical import IntegerArithmetic, accumulated, geometry_of
 from ..errors import Fault, UnsupportedLayerError
 from ..graph.nodes import layer_of
 from ..graph.rules import DEFAULT_RULES, Kind
 from ..neurons.dynamics import MTNeuron
 from ..spiking.levels import unit, window_spec, worth
 from ..spiking.model import Encoder, SpikingModel
-from ..terms import BATCH, Part, Terms, along_axes, as_terms, holds_terms, whole_numbers
+from .arithmetic import IntegerArithmetic, accumulated, geometry_of
 from .program import (
     Accumulate,
     Encode,
@@ -36,6 +35,7 @@ from .program import (
     Term,
     Whole,
 )
+from .terms import BATCH, Part, Terms, along_axes, as_terms, holds_terms, whole_numbers
 
 INT32 = 2**31
 aten = torch.ops.aten

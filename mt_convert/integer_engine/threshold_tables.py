@@ -18,9 +18,9 @@ from ..errors import Fault, SpecError
 from ..graph.rules import DEFAULT_RULES, Kind
 from ..neurons.ladder import Learned
 from ..neurons.totals import running_step
-from ..terms import written_sum
-from .plain import filled
 from .program import Accumulate, Fire, Operate, Program, ReadOut, Slot, Sum, Whole, slots
+from .terms import written_sum
+from .torch_backend import filled
 
 aten = torch.ops.aten
 CASTS = frozenset({Tensor.float, Tensor.double, Tensor.contiguous})

@@ -33,10 +33,10 @@ from torch import Tensor
 from ..errors import SpecError
 from ..graph.nodes import check_images
 from ..neurons.ladder import Uniform
-from . import plain, tables
-from .events import LEAST, Line, Value, emitted_by, events_of, in_32_bits, met
+from . import threshold_tables, torch_backend
 from .model import IntegerModel
 from .program import Accumulate, Encode, Fire, Operate, Program, Sum, slots
+from .spike_events import LEAST, Line, Value, emitted_by, events_of, in_32_bits, met
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def shift_add(model: IntegerModel, images: Tensor, time_steps: int = 1) -> Shift
     if not isinstance(time_steps, int) or time_steps < 1:
         raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
     programs = [model.program(t) for t in range(time_steps)]
-    tables.check(programs[0])
+    threshold_tables.check(programs[0])
     assert len({tuple(map(type, program.instructions)) for program in programs}) == 1
     check_images(images, programs[0].values[0].shape)
     run = _Run(images, time_steps)
@@ -114,7 +114,7 @@ def encoded(item: Encode, images: Tensor) -> Tensor:
 
 def scores(wanted: Sum, values: Mapping[int, Value]) -> Tensor:
     """Class scores: integer accumulators times real factors, after the last layer."""
-    return plain.real_sum(wanted, {index: value.numbers for index, value in values.items()})
+    return torch_backend.real_sum(wanted, {index: value.numbers for index, value in values.items()})
 
 
 # ------------------------------------------------------------------------------------- the steps
@@ -129,7 +129,7 @@ class _Run:
         self.before: dict[int, Value] = {}
         self.totals: dict[str, Tensor] = {}
         self.wires: dict[int, Any] = {}
-        self.thresholds: dict[int, tuple[Fire, tables.ThresholdTable]] = {}
+        self.thresholds: dict[int, tuple[Fire, threshold_tables.ThresholdTable]] = {}
 
         def nothing() -> list[int]:
             return [0 for _ in range(time_steps)]
@@ -181,8 +181,8 @@ class _Run:
         size, out = source.numbers.shape[2:], shape[1:]
         if linear:
             size, out = source.numbers.shape[1:-1], shape[:-1]
-        weight = tables.weights_by_group(item)
-        places = self._wired(item.out, tables.taps, item, size, out).to(weight.device)
+        weight = threshold_tables.weights_by_group(item)
+        places = self._wired(item.out, threshold_tables.taps, item, size, out).to(weight.device)
         batch, (groups, per_group) = len(source.numbers), weight.shape[:2]
         total = self._last(item.out, weight.new_zeros(batch, *shape))
         here = self.additions[item.name], self.encoder[item.name]
@@ -205,7 +205,7 @@ class _Run:
         """Neurons compare an accumulator with thresholds that their totals pick."""
         known = self.thresholds.get(item.out)
         if known is None or known[0] is not item:  # presented in every step: a table for each
-            known = self.thresholds[item.out] = item, tables.ThresholdTable(item, program)
+            known = self.thresholds[item.out] = item, threshold_tables.ThresholdTable(item, program)
         table = known[1]
         numbers = [self.values[term.value].numbers for term in item.input.terms]
         free = numbers.pop(table.free)
@@ -229,16 +229,16 @@ class _Run:
 
     def _operate(self, item: Operate, program: Program) -> None:
         """An operator that is not a layer."""
-        if item.target in tables.MOVES:
+        if item.target in threshold_tables.MOVES:
             self._move(item)
             return
         source = self.values[item.args[0].index]
         (index,) = item.out
-        if item.target in tables.CASTS:
+        if item.target in threshold_tables.CASTS:
             self.values[index] = source
-        elif item.target in tables.MAXIMA:
+        elif item.target in threshold_tables.MAXIMA:
             self._maximum(item, source, program.values[index].shape)
-        elif item.target in tables.SUMS:
+        elif item.target in threshold_tables.SUMS:
             self._sum(item, source, program.values[index].shape)
         else:
             self._scale(item, source)
@@ -247,7 +247,7 @@ class _Run:
         """The same numbers and events elsewhere."""
         sources = {index: self.values[index] for index in slots((item.args, item.kwargs))}
         numbers = {index: value.numbers for index, value in sources.items()}
-        pieces = self._wired(item.out[0], tables.moved, item, numbers, len(self.images))
+        pieces = self._wired(item.out[0], threshold_tables.moved, item, numbers, len(self.images))
         lines = {line for value in sources.values() for line in value.events or ()}
         told = all(value.events is not None for value in sources.values())
         for index, places in zip(item.out, pieces, strict=True):
@@ -277,7 +277,7 @@ class _Run:
             met_there = source.numbers.numel()
         else:
             size = source.numbers.shape[2:]
-            places = self._wired(item.out[0], tables.pooled, item, size, shape[1:])
+            places = self._wired(item.out[0], threshold_tables.pooled, item, size, shape[1:])
             places = places.to(source.numbers.device)
             numbers = met(source.numbers, places, LEAST).amax(2).unflatten(2, shape[1:])
             unary = met(source.unary, places, 0).any(2).unflatten(2, shape[1:])
@@ -293,7 +293,7 @@ class _Run:
                 return numbers.sum(*item.args[1:], **item.kwargs, dtype=torch.int64)
         else:
             size = source.numbers.shape[2:]
-            places = self._wired(item.out[0], tables.pooled, item, size, shape[1:])
+            places = self._wired(item.out[0], threshold_tables.pooled, item, size, shape[1:])
             places = places.to(source.numbers.device)
 
             def summed(numbers: Tensor) -> Tensor:
@@ -317,7 +317,7 @@ class _Run:
         """A constant whole factor: one shifted event for each of its set bits."""
         numbers = torch.zeros_like(source.numbers, dtype=torch.int64)
         events: dict[Line, Tensor] = {}
-        for bit, where in tables.factor(item):
+        for bit, where in threshold_tables.factor(item):
             numbers = numbers + torch.where(
                 where, torch.bitwise_left_shift(source.numbers.long(), bit), 0
             )

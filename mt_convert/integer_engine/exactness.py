@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ..neurons.dynamics import NeuronSpec
 from ..neurons.ladder import Uniform
-from ..terms import in_exact_type, written_sum
-from . import plain
+from . import torch_backend
 from .model import IntegerModel, IntegerRun
 from .program import Accumulate, Encode, Fire, Operate, Program, ReadOut, Slot, Sum, Term, Whole
+from .terms import in_exact_type, written_sum
 
 LEVELS = 15
 ULPS = 4
@@ -70,7 +70,7 @@ def next_to_thresholds(
     numbers: dict[int, Any] = {0: image, 1: image}
     for item in sources:
         held = in_exact_type(image, item.limit)
-        numbers[item.out] = plain.accumulated(held, item.weight, item.geometry)
+        numbers[item.out] = torch_backend.accumulated(held, item.weight, item.geometry)
         values[item.out] = Whole(tuple(numbers[item.out].shape[1:]), -item.limit, item.limit)
     read = [item.out for item in sources] + ([1] if layer == "residual levels" else [])
     wanted = _biased([numbers[index] for index in read], read, random)
@@ -128,7 +128,7 @@ def _biased(numbers: list[Tensor], read: list[int], random: torch.Generator) -> 
 def layer_difference(make: Callable[[list[Program]], Any], layer: str, **size: int) -> Difference:
     """A backend, made from programs by ``make``, on one layer next to its thresholds."""
     program, image = next_to_thresholds(layer, **size)
-    _, wanted = plain.step(program, image, {})
+    _, wanted = torch_backend.step(program, image, {})
     _, found = make([program]).run(image, 1, True)
     apart = found["neurons"] != wanted["neurons"]
     return Difference(apart.numel(), int(apart.sum()))

@@ -1,0 +1,1 @@
+"""The converted network in other formats."""
