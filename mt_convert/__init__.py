@@ -34,11 +34,12 @@ if TYPE_CHECKING:
         PercentileAlphaBeta,
         Thresholds,
     )
-    from .conversion_error.layers import layer_errors
-    from .conversion_error.table import ErrorTable
-    from .energy.measure import energy
     from .errors import MTConvertError
-    from .evaluate import evaluate
+    from .evaluation.energy.measure import energy
+    from .evaluation.errors.layer_errors import layer_errors
+    from .evaluation.errors.table import ErrorTable
+    from .evaluation.evaluate import evaluate
+    from .evaluation.settings import Setting
     from .graph.rules import DEFAULT_RULES, Kind, Rule
     from .integer_engine.arithmetic import IntegerArithmetic
     from .integer_engine.model import IntegerModel, integer
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
         Spacing,
         WeightCode,
     )
-    from .settings import Setting
     from .spiking.archive import load, save
     from .spiking.compiled import CompiledSimulation
     from .spiking.convert import convert
@@ -80,12 +80,12 @@ _HOMES = {
         "calibrate",
     ),
     "spiking.compiled": ("CompiledSimulation",),
-    "conversion_error": ("ErrorTable", "layer_errors"),
+    "evaluation.errors": ("ErrorTable", "layer_errors"),
     "training.finetune": ("BPTT", "DSR", "OTTT", "FinetuneSpec", "Trained", "finetune"),
-    "energy": ("energy",),
+    "evaluation.energy": ("energy",),
     "spiking.convert": ("convert",),
     "errors": ("MTConvertError",),
-    "evaluate": ("evaluate",),
+    "evaluation.evaluate": ("evaluate",),
     "integer_engine.arithmetic": ("IntegerArithmetic",),
     "integer_engine": ("IntegerModel", "integer"),
     "neurons.ladder": ("Binary", "Firing", "Learned", "PowerOfTwo", "Uniform"),
@@ -96,7 +96,7 @@ _HOMES = {
     ),
     "quantization.quantize": ("QuantizedModel", "quantize"),
     "graph.rules": ("DEFAULT_RULES", "Kind", "Rule"),
-    "settings": ("Setting",),
+    "evaluation.settings": ("Setting",),
     "spiking.simulate": ("Run", "simulate"),
     "spiking.model": ("ConversionReport", "Presentation", "SpikingModel"),
 }

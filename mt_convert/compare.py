@@ -14,16 +14,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .analysis import Analysis, analyses
 from .calibration.text import parse
-from .cells import Cells, Subject
 from .errors import Fault, MTConvertError, SpecError
-from .peers.converters import PEERS
-from .peers.network import available
+from .evaluation.analysis import Analysis, analyses
+from .evaluation.peers.converters import PEERS
+from .evaluation.peers.network import available
+from .evaluation.row_cache import Cells, Subject
+from .evaluation.settings import METHODS
 from .recipe import EvaluateBlock, Recipe, load_recipe
 from .report import pictures, tables
 from .report import rows as results
-from .settings import METHODS
 from .subjects import settings_of, subjects_of
 from .system.storage import atomic, read_json, write_json
 

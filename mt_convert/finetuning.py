@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from .cells import Cells, Subject
 from .data import Splits
 from .direct.named import ALGORITHMS, SURROGATES
 from .errors import Fault, SpecError
-from .evaluate import prepared
+from .evaluation.evaluate import prepared
+from .evaluation.row_cache import Cells, Subject
+from .evaluation.settings import Setting
 from .report.rows import Row
-from .settings import Setting
 from .spiking import archive
 from .system.peak_memory import meter_of
 from .system.storage import read_json, write_json

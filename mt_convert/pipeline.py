@@ -16,9 +16,9 @@ from rich.console import Console
 from torch import nn
 
 from . import spiking_run
-from .cells import Cells
 from .data import Splits, images, open_data
 from .errors import CheckpointError, Fault
+from .evaluation.row_cache import Cells
 from .finetuning import finetuned
 from .models import build
 from .neurons.ladder import Uniform

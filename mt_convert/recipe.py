@@ -19,14 +19,14 @@ from .calibration.text import name_of, parse
 from .data import DataSpec
 from .direct.named import ALGORITHMS, SURROGATES
 from .errors import Fault, RecipeError
+from .evaluation.peers.converters import PEERS
+from .evaluation.settings import METHODS, Setting
 from .finetuning import PARTS, TEACHERS, FinetuneJob
 from .models import ModelSpec, architecture_fault
 from .neurons.ladder import Firing, Uniform
-from .peers.converters import PEERS
 from .quantization.spec import QuantSpec
 from .recipe_reading import Kind, disagreements, read, seeded, tree_of
 from .recipe_text import Tree, override
-from .settings import METHODS, Setting
 from .spiking.model import Presentation
 from .training.spec import TrainSpec
 

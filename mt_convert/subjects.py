@@ -15,16 +15,16 @@ import torch
 from torch import nn
 
 from .calibration.text import parse
-from .cells import Subject
 from .data import DataSpec, ImageSet, Splits, images, open_data
 from .errors import CheckpointError, Fault, RecipeError
+from .evaluation.peers.converters import PEERS
+from .evaluation.row_cache import Subject
+from .evaluation.settings import METHODS, PeerSetting, Setting, iso_level
 from .models import ModelSpec, build
 from .neurons.ladder import Uniform
-from .peers.converters import PEERS
 from .quantization.quantize import QuantizedModel, quantize
 from .quantization.spec import QuantSpec
 from .recipe import EvaluateBlock, Recipe, load_recipe
-from .settings import METHODS, PeerSetting, Setting, iso_level
 from .spiking import archive
 from .system.storage import load_tensors
 

@@ -11,18 +11,18 @@ import torch
 from networks import images, lived_in
 from torch import nn
 
-from mt_convert.analysis import Analysis, analyses
 from mt_convert.calibration.spec import MeanSquaredError
-from mt_convert.cells import Subject
-from mt_convert.conversion_error.layers import layer_errors
 from mt_convert.data import DataSpec, batches, tensor_set
-from mt_convert.energy.measure import energy
 from mt_convert.errors import CheckpointError
-from mt_convert.evaluate import prepared
+from mt_convert.evaluation.analysis import Analysis, analyses
+from mt_convert.evaluation.energy.measure import energy
+from mt_convert.evaluation.errors.layer_errors import layer_errors
+from mt_convert.evaluation.evaluate import prepared
+from mt_convert.evaluation.row_cache import Subject
+from mt_convert.evaluation.settings import METHODS, PeerSetting, Setting
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
-from mt_convert.settings import METHODS, PeerSetting, Setting
 
 SPEC = DataSpec("mine", image_size=8, channels=3, classes=3, mean=(0.5,), std=(0.125,))
 PLAIN = [Setting(Uniform(n), (1, 3)) for n in (1, 3)]

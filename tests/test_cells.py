@@ -12,16 +12,16 @@ import torch
 from networks import images, lived_in
 from torch import Tensor, nn
 
-from mt_convert import cells as cells_module
 from mt_convert.calibration.spec import MeanSquaredError
-from mt_convert.cells import Cells, Subject
 from mt_convert.data import DataSpec, batches, tensor_set
 from mt_convert.errors import CheckpointError, SpecError
-from mt_convert.evaluate import evaluate
+from mt_convert.evaluation import row_cache as cells_module
+from mt_convert.evaluation.evaluate import evaluate
+from mt_convert.evaluation.row_cache import Cells, Subject
+from mt_convert.evaluation.settings import METHODS, PeerSetting, Setting
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
-from mt_convert.settings import METHODS, PeerSetting, Setting
 from mt_convert.system.processes import Processes
 
 SPEC = DataSpec("mine", image_size=8, channels=3, classes=3, mean=(0.5,), std=(0.125,))

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from mt_convert.analysis import Analysis
 from mt_convert.calibration.text import parse
-from mt_convert.peers.converters import PEERS
+from mt_convert.evaluation.analysis import Analysis
+from mt_convert.evaluation.peers.converters import PEERS
+from mt_convert.evaluation.settings import METHODS
 from mt_convert.report.rows import Row, results_from_json
-from mt_convert.settings import METHODS
 
 FOLDER = ROOT / "eval" / "conversion_error"
 

@@ -18,14 +18,20 @@ from networks import KEPT, images, quantized, shape_of
 from torch import Tensor, fx, nn
 
 from mt_convert import QuantSpec
-from mt_convert.energy.fanout import event_paths
-from mt_convert.energy.measure import energy
-from mt_convert.energy.report import FP32_45NM, INT32_45NM, EnergyReport, EnergyTable, baseline
 from mt_convert.errors import SpecError
+from mt_convert.evaluation.energy.fanout import event_paths
+from mt_convert.evaluation.energy.macs import count_macs
+from mt_convert.evaluation.energy.measure import energy
+from mt_convert.evaluation.energy.report import (
+    FP32_45NM,
+    INT32_45NM,
+    EnergyReport,
+    EnergyTable,
+    baseline,
+)
 from mt_convert.graph.nodes import layer_nodes, set_image_shape
 from mt_convert.graph.signals import Carries
 from mt_convert.graph.trace import trace
-from mt_convert.macs import count_macs
 from mt_convert.models import ModelSpec, build
 from mt_convert.neurons.dynamics import MTNeuron, NeuronSpec
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform

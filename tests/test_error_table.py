@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mt_convert.conversion_error.rows import (
+from mt_convert.errors import CheckpointError, SpecError
+from mt_convert.evaluation.errors.rows import (
     CAUSES,
     RATE_EDGES,
     RESIDUAL_EDGES,
@@ -21,7 +22,7 @@ from mt_convert.conversion_error.rows import (
     LogitRow,
     RateRow,
 )
-from mt_convert.conversion_error.table import (
+from mt_convert.evaluation.errors.table import (
     ERRORS_SCHEMA,
     LAYER_COLUMNS,
     NETWORK_COLUMNS,
@@ -29,7 +30,6 @@ from mt_convert.conversion_error.table import (
     ErrorTable,
     percent,
 )
-from mt_convert.errors import CheckpointError, SpecError
 
 SETTINGS = [(n, T) for n in (1, 15) for T in (2, 32)]
 LAYERS = ("layer1.0.act1", "layer1.0.act2")

@@ -12,12 +12,12 @@ from networks import images, levels_of, lived_in
 from torch import Tensor, nn
 
 from mt_convert.errors import DataError, SpecError
-from mt_convert.evaluate import evaluate
+from mt_convert.evaluation.evaluate import evaluate
+from mt_convert.evaluation.settings import Setting, iso_level
 from mt_convert.neurons.ladder import Binary, Firing, PowerOfTwo, Uniform
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.report.rows import Row
-from mt_convert.settings import Setting, iso_level
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.model import Presentation, SpikingModel
 from mt_convert.spiking.simulate import simulate

@@ -13,11 +13,11 @@ import mt_convert as mt
 from mt_convert import finetune_run, pipeline
 from mt_convert.data import batches, open_data
 from mt_convert.errors import CheckpointError, RecipeError, SpecError
+from mt_convert.evaluation.settings import Setting
 from mt_convert.finetuning import ALGORITHMS, SURROGATES, FinetuneJob
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.recipe import load_recipe
 from mt_convert.report.rows import results_from_json
-from mt_convert.settings import Setting
 from mt_convert.spiking.simulate import simulate
 from mt_convert.training.spec import TrainSpec
 

@@ -14,6 +14,7 @@ from torch import nn
 from mt_convert.calibration.spec import NAMES, Calibration, LayerWise, Maximum, Percentile
 from mt_convert.direct.named import SURROGATES
 from mt_convert.errors import SpecError
+from mt_convert.evaluation.settings import METHODS, PeerSetting, Setting
 from mt_convert.keys import key, to_json
 from mt_convert.neurons.dynamics import IF, LIF, PLIF, Charge, NeuronSpec, Reset
 from mt_convert.neurons.ladder import (
@@ -28,7 +29,6 @@ from mt_convert.neurons.ladder import (
 from mt_convert.neurons.surrogate import ATan, Rectangular, SpikeTime, Surrogate
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
-from mt_convert.settings import METHODS, PeerSetting, Setting
 from mt_convert.spiking.convert import convert
 from mt_convert.system.storage import digest
 from mt_convert.training.algorithm import Backpropagation

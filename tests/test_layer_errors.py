@@ -12,8 +12,9 @@ import torch
 from networks import images, network, quantized
 from torch import Tensor, nn
 
-from mt_convert.conversion_error.layers import layer_errors
-from mt_convert.conversion_error.rows import (
+from mt_convert.errors import DataError, SpecError
+from mt_convert.evaluation.errors.layer_errors import layer_errors
+from mt_convert.evaluation.errors.rows import (
     CAUSES,
     RATE_EDGES,
     RESIDUAL_EDGES,
@@ -22,8 +23,7 @@ from mt_convert.conversion_error.rows import (
     ErrorRow,
     ErrorSize,
 )
-from mt_convert.conversion_error.table import ErrorTable
-from mt_convert.errors import DataError, SpecError
+from mt_convert.evaluation.errors.table import ErrorTable
 from mt_convert.neurons.dynamics import MTNeuron
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.quantization.quantize import QuantizedModel, quantize

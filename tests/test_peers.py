@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 import mt_convert.networks  # noqa: F401  (registers resnet20_cifar)
 from mt_convert.errors import SpecError, UnsupportedLayerError
-from mt_convert.peers.converters import BATCH, read_from
-from mt_convert.peers.network import PEERS, available, calls, peer_network
-from mt_convert.peers.plain_form import plain
+from mt_convert.evaluation.peers.converters import BATCH, read_from
+from mt_convert.evaluation.peers.network import PEERS, available, calls, peer_network
+from mt_convert.evaluation.peers.plain_form import plain
 
 SPIKINGJELLY = [name for name in PEERS if PEERS[name].package == "spikingjelly"]
 
@@ -265,7 +265,7 @@ def test_the_calls_of_a_peer_can_be_printed() -> None:
 
 def test_peers_are_imported_only_where_they_are_used() -> None:
     code = (
-        "import sys, mt_convert.peers\n"
+        "import sys, mt_convert.evaluation.peers\n"
         "sys.exit(any(name in sys.modules for name in ('spikingjelly', 'sinabs')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -26,11 +26,11 @@ from rich.console import Console
 from mt_convert import pipeline, staged
 from mt_convert.data import batches, open_data
 from mt_convert.errors import CheckpointError, DataError, OutputError, RecipeError
+from mt_convert.evaluation.settings import Setting
 from mt_convert.pipeline import run, show
 from mt_convert.quantization.quantize import QuantizedModel
 from mt_convert.recipe import EvaluateBlock, Recipe, load_recipe
 from mt_convert.report.rows import results_from_json
-from mt_convert.settings import Setting
 from mt_convert.spiking import archive
 from mt_convert.subjects import images_tested, settings_of
 from mt_convert.system.storage import load_tensors, save_tensors

@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mt_convert.energy.event_sums import connections
-from mt_convert.energy.fanout import event_paths, named
-from mt_convert.energy.measure import energy
 from mt_convert.errors import SpecError
+from mt_convert.evaluation.energy.event_sums import connections
+from mt_convert.evaluation.energy.fanout import event_paths, named
+from mt_convert.evaluation.energy.measure import energy
 from mt_convert.graph.nodes import WEIGHTED, layer_nodes
 from mt_convert.integer_engine.arithmetic import IntegerArithmetic, integer_thresholds
 from mt_convert.integer_engine.model import IntegerModel
@@ -316,7 +316,7 @@ def synops(
     snn: SpikingModel, images: Tensor, steps: int, patch: pytest.MonkeyPatch
 ) -> dict[str, list[int]]:
     """What the energy report counts per layer and step, on the exact integers."""
-    counting = import_module("mt_convert.energy.synops")
+    counting = import_module("mt_convert.evaluation.energy.synops")
     patch.setattr(counting, "simulate", partial(simulate, arithmetic=IntegerArithmetic(snn)))
     counts = counting.count_synops(snn, event_paths(snn), [images], steps)
     found: dict[str, list[int]] = {}

@@ -12,13 +12,13 @@ from conftest import Command
 from mt_convert import compare, pipeline
 from mt_convert.calibration.spec import MeanSquaredError
 from mt_convert.calibration.text import parse
-from mt_convert.cells import Cells
 from mt_convert.errors import CheckpointError, RecipeError, SpecError
+from mt_convert.evaluation.row_cache import Cells
+from mt_convert.evaluation.settings import METHODS, PeerSetting, Setting
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.recipe import EvaluateBlock, load_recipe
 from mt_convert.report.rows import results_from_json, results_to_json
 from mt_convert.report.tables import accuracy_lines
-from mt_convert.settings import METHODS, PeerSetting, Setting
 from mt_convert.subjects import float_spec, settings_of, subjects_of
 from mt_convert.system.storage import read_json
 

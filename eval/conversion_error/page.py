@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mt_convert.analysis import Analysis
-from mt_convert.peers.converters import PEERS, calls
+from mt_convert.evaluation.analysis import Analysis
+from mt_convert.evaluation.peers.converters import PEERS, calls
+from mt_convert.evaluation.settings import PeerSetting, Setting
 from mt_convert.report import pictures
 from mt_convert.report.rows import Row
 from mt_convert.report.tables import accuracy_lines
-from mt_convert.settings import PeerSetting, Setting
 from mt_convert.system.storage import atomic
 
 SUBSET = 2000

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..evaluation.energy.macs import count_macs
 from ..integer_engine.backends import BACKENDS
 from ..integer_engine.model import integer
-from ..macs import count_macs
 from ..quantization.quantize import quantize
 from ..quantization.spec import QuantSpec
 from ..spiking.convert import convert

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..coverage.lived_in import build
 from ..errors import CheckpointError, SpecError
-from ..macs import count_macs
+from ..evaluation.energy.macs import count_macs
 from ..models import architecture_fault
 from ..neurons.ladder import Binary, Uniform
 from ..quantization.quantize import QuantizedModel, quantize

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import peers
+from ..evaluation import peers
+from ..evaluation.peers.converters import PEERS
 from ..export import onnx
-from ..peers.converters import PEERS
 from ..quantization.brevitas_layers import for_inference
 from .contenders import Case, Contender, Kind, Runner
 from .network import Network

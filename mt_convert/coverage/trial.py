@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MTConvertError
-from ..macs import count_macs, spike_fed_share
+from ..evaluation.energy.macs import count_macs, spike_fed_share
 from ..quantization.quantize import quantize
 from ..quantization.spec import QuantSpec
 from ..spiking.convert import convert

@@ -18,9 +18,9 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..conversion_error.rows import RATE_EDGES, RESIDUAL_EDGES, WHOLE, ErrorRow
-from ..conversion_error.table import ErrorTable
 from ..errors import SpecError
+from ..evaluation.errors.rows import RATE_EDGES, RESIDUAL_EDGES, WHOLE, ErrorRow
+from ..evaluation.errors.table import ErrorTable
 from ..system.storage import atomic
 from .row_groups import kinds_of, subject
 from .rows import Row
@@ -44,7 +44,7 @@ def error_by_layer(table: ErrorTable, n: int, T: int, path: str | Path) -> None:
 
     Example:
         >>> import tempfile
-        >>> from ..conversion_error.rows import ErrorRow, ErrorSize, RateRow
+        >>> from ..evaluation.errors.rows import ErrorRow, ErrorSize, RateRow
         >>> size, path = ErrorSize(0.0, 0.1, 0.2, 0.01), Path(tempfile.mkdtemp()) / "errors.png"
         >>> errors = [ErrorRow("a", view, 3, 4, 1.0, *[size] * 4) for view in VIEW_TITLES]
         >>> rate = RateRow("a", 3, 4, 8, 0.5, 0.0, 0.0, 0.0, 0.1, (8,), (8,))

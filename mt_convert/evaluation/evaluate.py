@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .calibration.calibrate import calibrate
-from .calibration.report import CalibrationReport
-from .errors import Fault, SpecError
-from .quantization.quantize import QuantizedModel
-from .report.rows import Row
+from ..calibration.calibrate import calibrate
+from ..calibration.report import CalibrationReport
+from ..errors import Fault, SpecError
+from ..quantization.quantize import QuantizedModel
+from ..report.rows import Row
+from ..spiking.convert import convert
+from ..spiking.levels import levels
+from ..spiking.model import Presentation, SpikingModel
+from ..spiking.shapes import image_axes
+from ..spiking.simulate import simulate
+from ..spiking.verify import levels_of
 from .settings import Setting
-from .spiking.convert import convert
-from .spiking.levels import levels
-from .spiking.model import Presentation, SpikingModel
-from .spiking.shapes import image_axes
-from .spiking.simulate import simulate
-from .spiking.verify import levels_of
 
 
 @torch.no_grad()

@@ -28,14 +28,14 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_map_only
 
-from ..graph.nodes import WEIGHTED, describe, is_constant, layer_of
-from ..graph.rules import Kind, Rule, data_inputs, rule_of
-from ..graph.signals import Carries, carried
-from ..macs import MacRow, count_macs
-from ..neurons.dynamics import MTNeuron
-from ..spiking.model import SpikingModel
+from ...graph.nodes import WEIGHTED, describe, is_constant, layer_of
+from ...graph.rules import Kind, Rule, data_inputs, rule_of
+from ...graph.signals import Carries, carried
+from ...neurons.dynamics import MTNeuron
+from ...spiking.model import SpikingModel
 from .bits import FLOAT_BITS, level_bits, weight_bits
 from .event_sums import PASSING_ON, SCALINGS, connections
+from .macs import MacRow, count_macs
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def event_paths(snn: SpikingModel) -> Paths:
 
     Example:
         >>> from torch import nn
-        >>> from ..spiking.convert import convert
-        >>> from ..quantization.quantize import QuantSpec, quantize
+        >>> from ...spiking.convert import convert
+        >>> from ...quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.ReLU(), nn.Conv2d(1, 2, 3, padding=1))
         >>> qann = quantize(net, QuantSpec(input_bits=None), calibration=torch.randn(4, 1, 4, 4))
         >>> (fanout,) = event_paths(convert(qann)).fanouts.values()
@@ -111,7 +111,7 @@ def picked(layers: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Tenso
 
     Example:
         >>> from torch import nn
-        >>> from ..graph.trace import trace
+        >>> from ...graph.trace import trace
         >>> layers = trace(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), torch.zeros(2, 1, 2, 2))
         >>> _, relu, maximum, _ = layers.graph.nodes
         >>> picked(layers, maximum, {relu: torch.arange(4.0).reshape(1, 1, 2, 2)}).item()
@@ -283,7 +283,7 @@ def named(layers: fx.GraphModule, node: fx.Node) -> tuple[str, str]:
 
     Example:
         >>> from torch import nn
-        >>> from ..graph.trace import trace
+        >>> from ...graph.trace import trace
         >>> layers = trace(nn.Sequential(nn.Linear(2, 1)), torch.zeros(2, 1, 1, 2))
         >>> [named(layers, node) for node in layers.graph.nodes][1]
         ('0', 'Linear')

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import CheckpointError, SpecError
+from ...errors import CheckpointError, SpecError
 from .rows import (
     CAUSES,
     RATE_EDGES,

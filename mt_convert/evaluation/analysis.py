@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
-from .cells import AnySetting, Subject
-from .conversion_error.layers import layer_errors
-from .conversion_error.table import ErrorTable
-from .data import batches
+from ..data import batches
+from ..errors import CheckpointError
+from ..system.storage import digest, read_json, write_json
 from .energy.measure import energy
 from .energy.report import EnergyReport
-from .errors import CheckpointError
+from .errors.layer_errors import layer_errors
+from .errors.table import ErrorTable
 from .evaluate import prepared
+from .row_cache import AnySetting, Subject
 from .settings import Setting
-from .system.storage import digest, read_json, write_json
 
 ANALYSIS_SCHEMA = "mt_convert.analysis/1"
 BATCH = 64

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, fx
 
-from ..errors import SpecError
-from ..graph.nodes import is_constant, layer_of
-from ..graph.rules import Kind, rule_of
-from ..graph.signals import Carries
-from ..neurons.dynamics import MTNeuron
-from ..spiking.model import Encoder, SpikingModel
-from ..system.progress import progress
+from ...errors import SpecError
+from ...graph.nodes import is_constant, layer_of
+from ...graph.rules import Kind, rule_of
+from ...graph.signals import Carries
+from ...neurons.dynamics import MTNeuron
+from ...spiking.model import Encoder, SpikingModel
+from ...system.progress import progress
 from .fanout import Fanout, Paths, event_paths, named
 from .report import (
     FP32_45NM,
@@ -55,8 +55,8 @@ def energy(
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from ..spiking.convert import convert
-        >>> from ..quantization.quantize import QuantSpec, quantize
+        >>> from ...spiking.convert import convert
+        >>> from ...quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.rand(8, 1, 4, 4)
         >>> snn = convert(quantize(net, QuantSpec(), calibration=images))

@@ -15,11 +15,11 @@ from typing import Any
 from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from .graph.nodes import describe, layer_of
-from .graph.rules import Rule, data_inputs
-from .graph.signals import Carries, carried
-from .spiking.model import SPIKING_RULES, SpikingModel
-from .spiking.shapes import ShapeRun
+from ...graph.nodes import describe, layer_of
+from ...graph.rules import Rule, data_inputs
+from ...graph.signals import Carries, carried
+from ...spiking.model import SPIKING_RULES, SpikingModel
+from ...spiking.shapes import ShapeRun
 
 FLOPS_PER_MAC = 2
 
@@ -59,7 +59,7 @@ def count_macs(
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from .graph.trace import trace
+        >>> from ...graph.trace import trace
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> rows = count_macs(trace(net, torch.zeros(2, 1, 4, 4)))
         >>> [(row.name, row.macs, str(row.fed_by)) for row in rows]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from ..spiking.model import SpikingModel
-from ..spiking.shapes import image_axes
-from ..spiking.simulate import count_events, simulate
+from ...spiking.model import SpikingModel
+from ...spiking.shapes import image_axes
+from ...spiking.simulate import count_events, simulate
 from .fanout import Paths, picked
 
 
@@ -32,9 +32,9 @@ def count_synops(
 
     Example:
         >>> from torch import nn
-        >>> from ..spiking.convert import convert
+        >>> from ...spiking.convert import convert
         >>> from .fanout import event_paths
-        >>> from ..quantization.quantize import QuantSpec, quantize
+        >>> from ...quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
         >>> images = torch.rand(4, 1, 4, 4)
         >>> snn = convert(quantize(net, QuantSpec(input_bits=None), calibration=images))

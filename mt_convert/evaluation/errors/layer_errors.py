@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import Fault, SpecError
-from ..neurons.dynamics import MTNeuron
-from ..neurons.ladder import PowerOfTwo
-from ..spiking.interpreter import Activation, walk
-from ..spiking.levels import analog, even_response, quantized, unit, worth
-from ..spiking.model import SpikingModel
-from ..spiking.simulate import FloatArithmetic, count_events, simulate
+from ...errors import Fault, SpecError
+from ...neurons.dynamics import MTNeuron
+from ...neurons.ladder import PowerOfTwo
+from ...spiking.interpreter import Activation, walk
+from ...spiking.levels import analog, even_response, quantized, unit, worth
+from ...spiking.model import SpikingModel
+from ...spiking.simulate import FloatArithmetic, count_events, simulate
 from .rows import VIEWS, WHOLE, ErrorRow, LogitRow, RateRow
 from .sums import AnswerCounts, Answers, CauseSums, Firing, SpikeCounts
 from .table import ErrorTable
@@ -52,9 +52,9 @@ def layer_errors(
         DataError: images of another shape, or with NaN.
 
     Example:
-        >>> from ..spiking.convert import convert
-        >>> from ..neurons.ladder import Uniform
-        >>> from ..quantization.quantize import QuantSpec, quantize
+        >>> from ...spiking.convert import convert
+        >>> from ...neurons.ladder import Uniform
+        >>> from ...quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.randn(8, 1, 4, 4)
         >>> qann = quantize(net, QuantSpec(act_bits=4), calibration=images)
@@ -98,8 +98,8 @@ def clipped(neuron: MTNeuron, x: Tensor) -> Tensor:
     """The analog activation clipped to what the neuron's quantizer can give: [lo s, hi s].
 
     Example:
-        >>> from ..neurons.ladder import Uniform
-        >>> from ..neurons.dynamics import NeuronSpec
+        >>> from ...neurons.ladder import Uniform
+        >>> from ...neurons.dynamics import NeuronSpec
         >>> neuron = MTNeuron(NeuronSpec(Uniform(3), bounds=(0, 3)), torch.tensor(0.5))
         >>> clipped(neuron, torch.tensor([-1.0, 0.7, 9.0])).tolist() == [0, torch.tensor(0.7), 1.5]
         True

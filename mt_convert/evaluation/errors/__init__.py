@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .layers import clipped, layer_errors
+from .layer_errors import clipped, layer_errors
 from .rows import CAUSES, VIEWS, ErrorRow, LogitRow, RateRow
 from .table import ErrorTable
 

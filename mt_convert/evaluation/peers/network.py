@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..errors import SpecError, UnsupportedLayerError
+from ...errors import SpecError, UnsupportedLayerError
 from .converters import PEERS, Peer, calls, peer, read_from
 
 __all__ = ["PEERS", "Peer", "PeerNetwork", "PeerRun", "available", "calls", "peer_network"]

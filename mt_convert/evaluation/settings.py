@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .calibration.spec import Calibration, InitialPotential, Maximum
-from .calibration.text import name_of
-from .errors import Fault, SpecError
-from .keys import key
-from .neurons.ladder import LADDERS, Firing, Ladder, Uniform
-from .spiking.model import Presentation
+from ..calibration.spec import Calibration, InitialPotential, Maximum
+from ..calibration.text import name_of
+from ..errors import Fault, SpecError
+from ..keys import key
+from ..neurons.ladder import LADDERS, Firing, Ladder, Uniform
+from ..spiking.model import Presentation
 
 SETTING_SCHEMA = "setting/1"
 

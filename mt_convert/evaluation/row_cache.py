@@ -19,21 +19,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .calibration.report import CalibrationReport
-from .data import ImageSet, batches
-from .errors import CheckpointError, Fault, SpecError
+from ..calibration.report import CalibrationReport
+from ..data import ImageSet, batches
+from ..errors import CheckpointError, Fault, SpecError
+from ..quantization.quantize import QuantizedModel
+from ..report.rows import Row, results_from_json, results_to_json
+from ..spiking.model import SpikingModel
+from ..spiking.verify import levels_of
+from ..system.processes import Processes
+from ..system.progress import progress
+from ..system.storage import digest, read_json, write_json
 from .evaluate import Counter, prepared, reference_columns
-from .peer_counter import PeerCounter
+from .peers.counter import PeerCounter
 from .peers.network import peer_network
 from .peers.plain_form import plain
-from .quantization.quantize import QuantizedModel
-from .report.rows import Row, results_from_json, results_to_json
 from .settings import PeerSetting, Setting
-from .spiking.model import SpikingModel
-from .spiking.verify import levels_of
-from .system.processes import Processes
-from .system.progress import progress
-from .system.storage import digest, read_json, write_json
 
 CELL_SCHEMA = "mt_convert.cell/2"
 AnySetting = Setting | PeerSetting

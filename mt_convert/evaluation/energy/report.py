@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..graph.signals import Carries
+from ...graph.signals import Carries
 
 ENERGY_SCHEMA = "mt_convert.energy/1"
 

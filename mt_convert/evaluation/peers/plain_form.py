@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import Fault, UnsupportedLayerError
-from ..graph.nodes import fold_batch_norm_, unused_name
-from ..graph.trace import trace
+from ...errors import Fault, UnsupportedLayerError
+from ...graph.nodes import fold_batch_norm_, unused_name
+from ...graph.trace import trace
 
 aten = torch.ops.aten
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .evaluate import percent
-from .peers.network import PeerNetwork
-from .report.rows import Row
-from .settings import PeerSetting
-from .spiking.model import Presentation
+from ...report.rows import Row
+from ...spiking.model import Presentation
+from ..evaluate import percent
+from ..settings import PeerSetting
+from .network import PeerNetwork
 
 
 class PeerCounter:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ..errors import Fault, SpecError
+from ...errors import Fault, SpecError
 
 BATCH = 32
 LTB_BATCHES = 390  # as many as SpikingJelly's ImageNet example: 50,000 images in batches of 128

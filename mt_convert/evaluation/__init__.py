@@ -1,0 +1,1 @@
+"""What a converted network does on images: accuracy, errors by cause, energy, other packages."""
