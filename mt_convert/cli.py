@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from . import catalogue
 from .errors import MTConvertError, OutputError, RecipeError, SpecError
+from .experiments.recipes import catalogue
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -107,7 +107,7 @@ def check(recipe: RecipeName, overrides: Overrides = None, smoke: Smoke = False)
       mt-convert check digits quantize.weight_bits=3
     """
     catalogue.find_recipe(recipe)  # a wrong name is told at once
-    from . import spiking_recipe as recipes
+    from .experiments.recipes import from_scratch as recipes
 
     loaded = recipes.load(recipe, overrides or (), smoke)
     faults = recipes.here_faults(loaded)
@@ -148,16 +148,16 @@ def run(
     folder = out
     try:
         catalogue.find_recipe(recipe)
-        from .spiking_recipe import load
+        from .experiments.recipes.from_scratch import load
 
         loaded = load(recipe, overrides or (), smoke)
-        from . import pipeline
+        from .experiments import conversion_run
         from .system.processes import speaks
 
         folder = out or Path("runs") / (f"{loaded.name}_smoke" if smoke else loaded.name)
-        finished = pipeline.run(loaded, folder, resume=resume)
+        finished = conversion_run.run(loaded, folder, resume=resume)
         if speaks():
-            pipeline.show(finished, Console())
+            conversion_run.show(finished, Console())
     except KeyboardInterrupt:
         words = [recipe, *(overrides or []), *(["--smoke"] if smoke else [])]
         again = shlex.join([*words, *(["--out", str(folder)] if folder else []), "--resume"])
@@ -193,16 +193,16 @@ def finetune(
     Algorithms:
       bptt, bptt_every_step, ottt_a, ottt_o, dsr, tandem (with finetune.learns=[weights])
     """
-    from . import finetune_run
+    from .experiments import finetune
     from .system.processes import speaks
 
     try:
-        finished = finetune_run.run(run, overrides or (), out)
+        finished = finetune.run(run, overrides or (), out)
     except KeyboardInterrupt:
         typer.echo("\nstopped; the same command goes on where it was", err=True)
         raise typer.Exit(130) from None
     if speaks():
-        finetune_run.show(finished, Console())
+        finetune.show(finished, Console())
 
 
 @app.command("eval")
@@ -275,10 +275,10 @@ def evaluate(
       mt-convert eval digits --method rate --method mt_signed --calibrate mse+membrane_mean
       mt-convert eval runs/a runs/b --data other.yaml data.root=/data --images 2000 --errors 200
     """
-    from . import compare
+    from .experiments import eval_table
     from .system.processes import speaks
 
-    wanted = compare.Wanted(
+    wanted = eval_table.Wanted(
         names=tuple(word for word in words if "=" not in word),
         overrides=tuple(word for word in words if "=" in word),
         data=tuple(data or ()),
@@ -295,12 +295,12 @@ def evaluate(
         batch_size=batch_size,
     )
     try:
-        compare.run(wanted, out)
+        eval_table.run(wanted, out)
     except KeyboardInterrupt:
         typer.echo("\nstopped; the same command goes on with what is left", err=True)
         raise typer.Exit(130) from None
     if speaks():
-        compare.show(out, Console())
+        eval_table.show(out, Console())
 
 
 @app.command()
@@ -354,7 +354,7 @@ def bench(
       mt-convert bench runs/r20 --time-steps 1,2,4,8,16 --batch 32
       mt-convert bench resnet18 --contender integer_native --contender fp32_compile
     """
-    from .benchmark import command
+    from .experiments.bench import command
 
     wanted = command.Wanted(
         networks=tuple(networks),
@@ -396,9 +396,9 @@ def show(
       mt-convert show runs/digits
       mt-convert show runs/digits/convert
     """
-    from . import pipeline
+    from .experiments import conversion_run
 
-    pipeline.show(path, Console())
+    conversion_run.show(path, Console())
 
 
 @app.command()
@@ -442,8 +442,8 @@ def coverage(
       mt-convert coverage "vit_*" --size 96 --all --workers 2
       mt-convert coverage --memory 12 --minutes 20 --out runs/coverage
     """
-    from .coverage import pages, sweep
-    from .coverage.rows import Settings
+    from .experiments.coverage import pages, sweep
+    from .experiments.coverage.rows import Settings
     from .system.bounded import Limits
 
     settings = Settings(size=size, modules=tuple(modules or ()))

@@ -19,12 +19,18 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from mt_convert import cli
-from mt_convert.benchmark import command, limits, memory, pages, picture, timing
-from mt_convert.benchmark.contenders import Case, Contender, Kind, all_contenders, chosen
-from mt_convert.benchmark.measure import Group, checked, compared, with_ratios
-from mt_convert.benchmark.network import Network, open_network
-from mt_convert.benchmark.rows import Absent, Benchmark, BenchRow, benchmark_from_json, merged
 from mt_convert.errors import CheckpointError, SpecError, UnsupportedLayerError
+from mt_convert.experiments.bench import command, limits, memory, pages, picture, timing
+from mt_convert.experiments.bench.contenders import Case, Contender, Kind, all_contenders, chosen
+from mt_convert.experiments.bench.measure import Group, checked, compared, with_ratios
+from mt_convert.experiments.bench.network import Network, open_network
+from mt_convert.experiments.bench.rows import (
+    Absent,
+    Benchmark,
+    BenchRow,
+    benchmark_from_json,
+    merged,
+)
 from mt_convert.export import onnx
 from mt_convert.quantization.brevitas_layers import for_inference
 from mt_convert.quantization.quantize import quantize

@@ -22,10 +22,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from mt_convert.catalogue import shipped_recipes
 from mt_convert.cli import app
-from mt_convert.models import ModelSpec, build
-from mt_convert.spiking_recipe import SpikingRecipe, load
+from mt_convert.experiments.models.build import ModelSpec, build
+from mt_convert.experiments.recipes.catalogue import shipped_recipes
+from mt_convert.experiments.recipes.from_scratch import SpikingRecipe, load
 
 MARKER = "the_checkpoint_ran_code"
 FEW = ("evaluate.thresholds=[15]", "evaluate.time_steps=[1]", "evaluate.iso_level=false")

@@ -18,10 +18,10 @@ from odd_networks import _Odd
 from PIL import Image
 from torch import nn
 
-from mt_convert.coverage import sweep as sweeps
-from mt_convert.coverage.lived_in import TrialError, build, live_in_
-from mt_convert.coverage.pages import page, summary, write_pages
-from mt_convert.coverage.registry import (
+from mt_convert.errors import CheckpointError, OutputError, SpecError
+from mt_convert.experiments.coverage import sweep as sweeps
+from mt_convert.experiments.coverage.pages import page, summary, write_pages
+from mt_convert.experiments.coverage.registry import (
     Architecture,
     choose,
     count_parameters,
@@ -29,9 +29,9 @@ from mt_convert.coverage.registry import (
     families,
     matching,
 )
-from mt_convert.coverage.rows import CoverageRow, Settings, Table, read_table
-from mt_convert.coverage.trial import trial
-from mt_convert.errors import CheckpointError, OutputError, SpecError
+from mt_convert.experiments.coverage.rows import CoverageRow, Settings, Table, read_table
+from mt_convert.experiments.coverage.trial import trial
+from mt_convert.experiments.models.lived_in import TrialError, build, live_in_
 from mt_convert.system.bounded import Limits, Note, Outcome, Task, run_bounded
 
 SETTINGS = Settings(modules=("odd_networks",))

@@ -29,10 +29,10 @@ from mt_convert.evaluation.energy.report import (
     EnergyTable,
     baseline,
 )
+from mt_convert.experiments.models.build import ModelSpec, build
 from mt_convert.graph.nodes import layer_nodes, set_image_shape
 from mt_convert.graph.signals import Carries
 from mt_convert.graph.trace import trace
-from mt_convert.models import ModelSpec, build
 from mt_convert.neurons.dynamics import MTNeuron, NeuronSpec
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.quantization import quantize

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from mt_convert.coverage.registry import Architecture, families
-from mt_convert.coverage.rows import CoverageRow, Settings, Table, read_table
-from mt_convert.coverage.trial import trial
+from mt_convert.experiments.coverage.registry import Architecture, families
+from mt_convert.experiments.coverage.rows import CoverageRow, Settings, Table, read_table
+from mt_convert.experiments.coverage.trial import trial
 
 pytestmark = pytest.mark.slow
 

@@ -10,13 +10,13 @@ import pytest
 from rich.console import Console
 
 import mt_convert as mt
-from mt_convert import finetune_run, pipeline
 from mt_convert.data import batches, open_data
 from mt_convert.errors import CheckpointError, RecipeError, SpecError
 from mt_convert.evaluation.settings import Setting
+from mt_convert.experiments import conversion_run, finetune
+from mt_convert.experiments.recipes.conversion import load_recipe
 from mt_convert.finetuning import ALGORITHMS, SURROGATES, FinetuneJob
 from mt_convert.neurons.ladder import Uniform
-from mt_convert.recipe import load_recipe
 from mt_convert.report.rows import results_from_json
 from mt_convert.spiking.simulate import simulate
 from mt_convert.training.spec import TrainSpec
@@ -29,13 +29,13 @@ BLOCK = ("finetune={thresholds: 3, time_steps: 2, train: {epochs: 1, batch_size:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run without fine-tuning."""
     out = tmp_path_factory.mktemp("run") / "out"
-    return pipeline.run(load_recipe("digits", FEW, smoke=True), out, resume=False)
+    return conversion_run.run(load_recipe("digits", FEW, smoke=True), out, resume=False)
 
 
 def test_the_command_fine_tunes_a_run_and_tells_before_and_after(
     finished: Path, tmp_path: Path
 ) -> None:
-    out = finetune_run.run(str(finished), BLOCK, tmp_path / "tuned")
+    out = finetune.run(str(finished), BLOCK, tmp_path / "tuned")
     rows = results_from_json(json.loads((out / "results.json").read_text()))
     assert [(row.algorithm, row.epochs, row.n, row.T) for row in rows] == [
         ("none", None, 3, 2),
@@ -55,25 +55,25 @@ def test_the_command_fine_tunes_a_run_and_tells_before_and_after(
     assert "bptt over 1 epochs" in page
     assert "| trained by |" in page
     console = Console(record=True, width=100)
-    finetune_run.show(out, console)
+    finetune.show(out, console)
     assert "of 16 test images" in console.export_text()
-    again = finetune_run.run(str(finished), BLOCK, tmp_path / "tuned")
+    again = finetune.run(str(finished), BLOCK, tmp_path / "tuned")
     assert results_from_json(json.loads((again / "results.json").read_text())) == rows
     more = (*BLOCK, "finetune.train.lr=0.5")
     with pytest.raises(CheckpointError, match="other settings"):
-        finetune_run.run(str(finished), more, tmp_path / "tuned")
+        finetune.run(str(finished), more, tmp_path / "tuned")
 
 
 def test_a_recipe_with_the_block_gives_the_same_numbers(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     recipe = load_recipe("digits", (*FEW, *BLOCK), smoke=True)
-    pipeline.run(recipe, out, resume=False)
+    conversion_run.run(recipe, out, resume=False)
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["event"] for line in log if line["stage"] == "evaluate"][-1] == "kept"
     rows = results_from_json(json.loads((out / "results.json").read_text()))
     assert [row.algorithm for row in rows] == ["none", "none", "bptt"]
-    tuned = finetune_run.run(str(finished), BLOCK, tmp_path / "tuned")
+    tuned = finetune.run(str(finished), BLOCK, tmp_path / "tuned")
     alone = results_from_json(json.loads((tuned / "results.json").read_text()))
     assert [row.snn_accuracy for row in alone] == [row.snn_accuracy for row in rows[1:]]
     assert "bptt" in (out / "report" / "report.md").read_text()
@@ -130,7 +130,7 @@ def test_wrong_values_are_told_at_once(tmp_path: Path) -> None:
         *("algorithm", "surrogate", "teacher", "learns.0", "time_steps")
     ]
     with pytest.raises(RecipeError, match="mt-convert run RECIPE --out"):
-        finetune_run.run(str(tmp_path), (), None)
+        finetune.run(str(tmp_path), (), None)
     with pytest.raises(RecipeError) as faults:
         load_recipe("digits", ["finetune={algorithm: sgd, steps: 2, learns: [all]}"])
     assert len(faults.value.faults) == 3

@@ -15,12 +15,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 import mt_convert.data.events
-from mt_convert import recipe_faults
 from mt_convert.data import DataSpec, Draw, EventSpec, ImageSet, batches, images, open_events
 from mt_convert.data.images import crop_flip
 from mt_convert.data.synthetic_events import moving_blob
 from mt_convert.errors import DataError, SpecError
-from mt_convert.recipe_text import parse
+from mt_convert.experiments.recipes import faults
+from mt_convert.experiments.recipes.yaml_tree import parse
 
 SMALL = EventSpec(
     "synthetic", time_steps=5, size=16, limit=40, test_images=30, calibration_images=8
@@ -248,7 +248,7 @@ def test_a_recipe_names_the_line_of_each_fault(text: str, lines: set[str]) -> No
     tree = parse(f"events:\n  {text}", "a.yaml")
     with pytest.raises(ValidationError) as raised:
         Block.model_validate_json(json.dumps(tree.value))
-    found = recipe_faults.findings(raised.value.errors(), tree, Block)
+    found = faults.findings(raised.value.errors(), tree, Block)
     assert len(found) == len(lines)
     assert all(any(line in item.fault.where for item in found) for line in lines)
 

@@ -17,10 +17,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mt_convert import networks
-from mt_convert.catalogue import CIFAR_MODELS
 from mt_convert.errors import CheckpointError, SpecError
-from mt_convert.models import ModelSpec, architecture_fault, build
+from mt_convert.experiments.models import cifar
+from mt_convert.experiments.models.build import ModelSpec, architecture_fault, build
+from mt_convert.experiments.recipes.catalogue import CIFAR_MODELS
 
 # He et al. 2016, table 6, in millions; VGG-16 and ResNet-18 as commonly built for CIFAR-10.
 PUBLISHED = {
@@ -127,7 +127,7 @@ def test_dropout_and_stochastic_depth_act_in_training_only() -> None:
 
 
 def test_option_a_takes_every_second_pixel_and_pads_channels_on_both_sides() -> None:
-    block = networks.OptionABlock(2, 4, stride=2, drop_path=0.0)
+    block = cifar.OptionABlock(2, 4, stride=2, drop_path=0.0)
     for parameter in block.conv2.parameters():
         nn.init.zeros_(parameter)
     images = torch.arange(1.0, 33).reshape(1, 2, 4, 4)

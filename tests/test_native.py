@@ -20,6 +20,7 @@ from networks import lived_in
 from torch import Tensor
 
 from mt_convert.errors import SpecError
+from mt_convert.experiments.models.cifar import resnet20_cifar
 from mt_convert.integer_engine.backends import TorchBackend
 from mt_convert.integer_engine.native import build
 from mt_convert.integer_engine.native.backend import NativeBackend
@@ -45,7 +46,6 @@ from mt_convert.integer_engine.program import (
 )
 from mt_convert.integer_engine.terms import BATCH
 from mt_convert.integer_engine.tracing import trace
-from mt_convert.networks import resnet20_cifar
 from mt_convert.neurons.dynamics import NeuronSpec
 from mt_convert.neurons.ladder import Binary, Ladder, Learned, PowerOfTwo, Uniform
 from mt_convert.quantization.quantize import QuantSpec, quantize

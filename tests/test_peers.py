@@ -13,7 +13,7 @@ from networks import Functional, OneReLU, images, lived_in
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import mt_convert.networks  # noqa: F401  (registers resnet20_cifar)
+import mt_convert.experiments.models.cifar  # noqa: F401  (registers resnet20_cifar)
 from mt_convert.errors import SpecError, UnsupportedLayerError
 from mt_convert.evaluation.peers.converters import BATCH, read_from
 from mt_convert.evaluation.peers.network import PEERS, available, calls, peer_network

@@ -23,20 +23,20 @@ from conftest import ROOT
 from PIL import Image
 from rich.console import Console
 
-from mt_convert import pipeline, staged
 from mt_convert.data import batches, open_data
 from mt_convert.errors import CheckpointError, DataError, OutputError, RecipeError
 from mt_convert.evaluation.settings import Setting
-from mt_convert.pipeline import run, show
+from mt_convert.experiments import conversion_run, stages
+from mt_convert.experiments.conversion_run import run, show
+from mt_convert.experiments.recipes.conversion import EvaluateBlock, Recipe, load_recipe
+from mt_convert.experiments.subjects import images_tested, settings_of
 from mt_convert.quantization.quantize import QuantizedModel
-from mt_convert.recipe import EvaluateBlock, Recipe, load_recipe
 from mt_convert.report.rows import results_from_json
 from mt_convert.spiking import archive
-from mt_convert.subjects import images_tested, settings_of
 from mt_convert.system.storage import load_tensors, save_tensors
 
 STAGES = tuple(
-    name for name in pipeline.Conversion.NAMES if name != "finetune"
+    name for name in conversion_run.Conversion.NAMES if name != "finetune"
 )  # of recipes without one
 SMALL = ["evaluate.thresholds=[1,15]", "evaluate.time_steps=[1,2]"]
 
@@ -295,7 +295,7 @@ def test_killed_at_the_end_of_each_stage_and_resumed_it_comes_to_the_same(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "killed"
-    replace = staged._replace
+    replace = stages._replace
 
     def die_before(stage: str) -> Callable[[Path, Path], None]:
         def stop(partial: Path, folder: Path) -> None:
@@ -306,12 +306,12 @@ def test_killed_at_the_end_of_each_stage_and_resumed_it_comes_to_the_same(
         return stop
 
     for stage in STAGES:
-        monkeypatch.setattr(staged, "_replace", die_before(stage))
+        monkeypatch.setattr(stages, "_replace", die_before(stage))
         with pytest.raises(Killed):
             run(recipe(), out, resume=True)
         assert (out / f"{stage}.partial").is_dir()
         assert not (out / "results.json").exists()
-    monkeypatch.setattr(staged, "_replace", replace)
+    monkeypatch.setattr(stages, "_replace", replace)
     assert_equal_runs(finished, run(recipe(), out, resume=True))
 
 
@@ -319,7 +319,7 @@ def test_killed_while_new_stages_take_the_places_of_old_ones_it_goes_on(
     finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = recipe("evaluate.iso_level=false")
-    replace, moves = staged._replace, []
+    replace, moves = stages._replace, []
 
     def die(partial: Path, folder: Path) -> None:
         if partial.name == "report.new":
@@ -327,7 +327,7 @@ def test_killed_while_new_stages_take_the_places_of_old_ones_it_goes_on(
         moves.append(f"{partial.name} -> {folder.name}")
         replace(partial, folder)
 
-    monkeypatch.setattr(staged, "_replace", die)
+    monkeypatch.setattr(stages, "_replace", die)
     with pytest.raises(Killed):
         run(other, copied, resume=False)
     assert moves == [
@@ -335,7 +335,7 @@ def test_killed_while_new_stages_take_the_places_of_old_ones_it_goes_on(
         "evaluate.new -> evaluate",
     ]
     assert (copied / "results.json").read_bytes() == (finished / "results.json").read_bytes()
-    monkeypatch.setattr(staged, "_replace", replace)
+    monkeypatch.setattr(stages, "_replace", replace)
     lines = len(events(copied))
     run(other, copied, resume=False)
     assert entered(copied, lines) == []
@@ -347,7 +347,7 @@ def test_a_recipe_tried_in_between_leaves_nothing_behind(
     finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.report, "markdown_page", refuse)
+        patch.setattr(conversion_run.report, "markdown_page", refuse)
         with pytest.raises(DataError):
             run(recipe("evaluate.iso_level=false"), copied, resume=False)
     assert (copied / "evaluate.new").is_dir()
@@ -393,7 +393,7 @@ def test_a_stage_that_fails_leaves_everything_that_stood_there(
     copied: Path, monkeypatch: pytest.MonkeyPatch, broken: str, override: str, left: set[str]
 ) -> None:
     before = files(copied, "log.jsonl")
-    monkeypatch.setattr(pipeline, broken, refuse)
+    monkeypatch.setattr(conversion_run, broken, refuse)
     with pytest.raises(DataError):
         run(recipe(override), copied, resume=False)
     after = files(copied, "log.jsonl")

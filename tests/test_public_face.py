@@ -113,7 +113,7 @@ FRESH = """
 import sys
 import mt_convert as mt
 assert "torch" not in sys.modules, "importing the package imports torch"
-import mt_convert.pipeline
+import mt_convert.experiments.conversion_run
 assert callable(mt.quantize) and callable(mt.convert) and callable(mt.simulate)
 from mt_convert import QuantSpec
 from mt_convert.spiking import convert

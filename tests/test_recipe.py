@@ -9,12 +9,17 @@ import pytest
 import timm
 import yaml
 
-from mt_convert import recipe_text
-from mt_convert.catalogue import find_recipe, headline, recipe_folder, shipped_recipes
 from mt_convert.errors import Fault, RecipeError
+from mt_convert.experiments.recipes import yaml_tree
+from mt_convert.experiments.recipes.catalogue import (
+    find_recipe,
+    headline,
+    recipe_folder,
+    shipped_recipes,
+)
+from mt_convert.experiments.recipes.conversion import Recipe, dump, here_faults, load_recipe
 from mt_convert.neurons.ladder import Firing
 from mt_convert.quantization.spec import Override, QuantSpec
-from mt_convert.recipe import Recipe, dump, here_faults, load_recipe
 
 ALL = sorted(recipe_folder().rglob("*.yaml"))
 SHIPPED = [path for path in ALL if "\nspiking:" not in path.read_text()]  # that convert
@@ -312,9 +317,9 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 def test_numbers_are_read_as_people_write_them() -> None:
     for text, value in (("1e-4", 1e-4), ("5E3", 5e3), ("-2e+1", -20.0), ("1.5e-3", 1.5e-3)):
-        assert recipe_text.parse(text, "text").value == value
-    assert recipe_text.parse("2024-01-01", "text").value == "2024-01-01"
-    assert recipe_text.parse("layer1e5", "text").value == "layer1e5"
+        assert yaml_tree.parse(text, "text").value == value
+    assert yaml_tree.parse("2024-01-01", "text").value == "2024-01-01"
+    assert yaml_tree.parse("layer1e5", "text").value == "layer1e5"
 
 
 def test_here_faults_name_what_this_machine_lacks(write: Write) -> None:

@@ -13,17 +13,17 @@ import yaml
 from rich.console import Console
 from torch import nn
 
-from mt_convert import pipeline
-from mt_convert.catalogue import shipped_recipes
 from mt_convert.data import batches, open_data
 from mt_convert.errors import CheckpointError, RecipeError, SpecError
-from mt_convert.models import ModelSpec, build
+from mt_convert.experiments import conversion_run
+from mt_convert.experiments.models.build import ModelSpec, build
+from mt_convert.experiments.recipes.catalogue import shipped_recipes
+from mt_convert.experiments.recipes.conversion import dump, load_recipe
+from mt_convert.experiments.recipes.from_scratch import SpikingRecipe, here_faults, load
 from mt_convert.neurons.dynamics import IF, LIF, PLIF, Reset
 from mt_convert.neurons.ladder import LADDERS, Binary, Uniform
-from mt_convert.recipe import dump, load_recipe
 from mt_convert.report.rows import markdown_table, results_from_json
 from mt_convert.spiking import archive
-from mt_convert.spiking_recipe import SpikingRecipe, here_faults, load
 from mt_convert.system.processes import Processes
 from mt_convert.system.storage import load_tensors, read_json
 from mt_convert.training.from_scratch import archive as stored
@@ -42,7 +42,7 @@ def small(*overrides: str) -> SpikingRecipe:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pipeline.run(small(), tmp_path_factory.mktemp("runs") / "digits", resume=False)
+    return conversion_run.run(small(), tmp_path_factory.mktemp("runs") / "digits", resume=False)
 
 
 def faults_of(*overrides: str) -> str:
@@ -175,8 +175,8 @@ def test_a_run_leaves_the_network_its_rows_and_a_page(finished: Path) -> None:
 
 def test_the_float_network_can_be_the_teacher(tmp_path: Path) -> None:
     words = ("train.epochs=1", "spiking.time_steps=1", "train.distillation_weight=0.9")
-    taught = pipeline.run(small(*words), tmp_path / "taught", resume=False)
-    alone = pipeline.run(small(*words[:2]), tmp_path / "alone", resume=False)
+    taught = conversion_run.run(small(*words), tmp_path / "taught", resume=False)
+    alone = conversion_run.run(small(*words[:2]), tmp_path / "alone", resume=False)
     assert not torch.equal(*(load_weights(out) for out in (taught, alone)))
 
 
@@ -223,7 +223,7 @@ def test_a_row_calls_its_ladder_as_the_recipe_does(ladder: str) -> None:
 
 def test_a_run_shows_its_table_and_what_was_trained(finished: Path) -> None:
     text = io.StringIO()
-    pipeline.show(finished, Console(file=text, width=100))
+    conversion_run.show(finished, Console(file=text, width=100))
     said = " ".join(text.getvalue().split())
     assert "layers of mt_plif neurons (parallel, n = 4), trained by bptt for 2 epochs" in said
     assert str(finished) in said.replace(" ", "") or finished.name in said
@@ -236,17 +236,17 @@ def test_a_finished_run_is_kept_and_another_seed_is_not(finished: Path) -> None:
         return [item["stage"] for item in found if item["event"] == "started"]
 
     before = len((finished / "log.jsonl").read_text().splitlines())
-    pipeline.run(small(), finished, resume=False)
+    conversion_run.run(small(), finished, resume=False)
     assert entered() == []
     before = len((finished / "log.jsonl").read_text().splitlines())
-    pipeline.run(small("evaluate.batch_size=3"), finished, resume=False)
+    conversion_run.run(small("evaluate.batch_size=3"), finished, resume=False)
     assert entered() == ["evaluate", "report"]
 
 
 def test_it_starts_from_new_weights_or_from_those_of_the_float_network(tmp_path: Path) -> None:
     short = ("train.epochs=1", "train.lr=1e-12", "ann.epochs=2", "spiking.time_steps=1")
-    fresh = pipeline.run(small(*short), tmp_path / "fresh", resume=False)
-    taken = pipeline.run(small(*short, "spiking.start=ann"), tmp_path / "taken", resume=False)
+    fresh = conversion_run.run(small(*short), tmp_path / "fresh", resume=False)
+    taken = conversion_run.run(small(*short, "spiking.start=ann"), tmp_path / "taken", resume=False)
     name = "linear.weight"
     drawn = build(ModelSpec("digits_cnn", 10, 1), seed=0).state_dict()[name]
     for out, expected in (
@@ -272,7 +272,9 @@ def test_it_starts_from_new_weights_or_from_those_of_the_float_network(tmp_path:
     ids=lambda words: " ".join(words),
 )
 def test_every_way_of_training_runs_from_a_recipe(words: tuple[str, ...], tmp_path: Path) -> None:
-    out = pipeline.run(small("ann=null", "train.epochs=1", *words), tmp_path / "out", resume=False)
+    out = conversion_run.run(
+        small("ann=null", "train.epochs=1", *words), tmp_path / "out", resume=False
+    )
     rows = results_from_json(read_json(out / "results.json"))
     assert len(rows) == 3
     assert rows[0].ann_accuracy is None

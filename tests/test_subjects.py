@@ -9,17 +9,17 @@ import pytest
 import torch
 from conftest import Command
 
-from mt_convert import compare, pipeline
 from mt_convert.calibration.spec import MeanSquaredError
 from mt_convert.calibration.text import parse
 from mt_convert.errors import CheckpointError, RecipeError, SpecError
 from mt_convert.evaluation.row_cache import Cells
 from mt_convert.evaluation.settings import METHODS, PeerSetting, Setting
+from mt_convert.experiments import conversion_run, eval_table
+from mt_convert.experiments.recipes.conversion import EvaluateBlock, load_recipe
+from mt_convert.experiments.subjects import float_spec, settings_of, subjects_of
 from mt_convert.neurons.ladder import Uniform
-from mt_convert.recipe import EvaluateBlock, load_recipe
 from mt_convert.report.rows import results_from_json, results_to_json
 from mt_convert.report.tables import accuracy_lines
-from mt_convert.subjects import float_spec, settings_of, subjects_of
 from mt_convert.system.storage import read_json
 
 SMALL = (
@@ -32,7 +32,7 @@ SMALL = (
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on digits, untrained."""
     out = tmp_path_factory.mktemp("runs") / "digits"
-    return pipeline.run(load_recipe("digits", SMALL), out, resume=False)
+    return conversion_run.run(load_recipe("digits", SMALL), out, resume=False)
 
 
 def test_a_calibration_is_made_for_each_number_of_steps_or_for_those_named() -> None:
@@ -80,7 +80,7 @@ def test_the_block_is_run_by_a_recipe_on_every_data_set(tmp_path: Path) -> None:
         " std: [0.4], calibration_images: 8, test_images: 20}"
     )
     words = (*SMALL, "evaluate.calibrations=[none, mse]", f"evaluate.data=[{extra}]")
-    out = pipeline.run(load_recipe("digits", words), tmp_path / "out", resume=False)
+    out = conversion_run.run(load_recipe("digits", words), tmp_path / "out", resume=False)
     rows = results_from_json(read_json(out / "results.json"))
     assert {row.dataset for row in rows} == {"again", *({row.dataset for row in rows} - {"again"})}
     assert len({row.dataset for row in rows}) == 2
@@ -117,7 +117,7 @@ def test_an_unfinished_run_and_images_of_another_size_are_told(
 
 def test_everything_wrong_with_what_is_wanted_is_told_at_once() -> None:
     with pytest.raises(SpecError) as caught:
-        compare.Wanted(names=(), methods=("rates",), calibrations=("msse",))
+        eval_table.Wanted(names=(), methods=("rates",), calibrations=("msse",))
     assert len(caught.value.faults) == 3
     assert "mt_signed" in str(caught.value)
 

@@ -12,8 +12,8 @@ from types import ModuleType
 import pytest
 from conftest import ROOT
 
+from mt_convert.experiments.recipes.from_scratch import SpikingRecipe, load
 from mt_convert.report.rows import Row, results_from_json
-from mt_convert.spiking_recipe import SpikingRecipe, load
 from mt_convert.system.storage import read_json
 
 EVAL = ROOT / "eval"

@@ -14,7 +14,7 @@ from networks import levels_of
 from torch import Tensor, nn
 
 from mt_convert.data import DataSpec, Draw, images, open_data
-from mt_convert.models import ModelSpec, build
+from mt_convert.experiments.models.build import ModelSpec, build
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec

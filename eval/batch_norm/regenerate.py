@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from mt_convert.data import DataSpec, Splits, batches, images, open_data
-from mt_convert.models import ModelSpec, build
+from mt_convert.experiments.models.build import ModelSpec, build
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import BatchNorm, QuantSpec
 from mt_convert.system.storage import atomic, write_json

@@ -16,9 +16,9 @@ import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from mt_convert.benchmark.command import Wanted, publish, timed
-from mt_convert.benchmark.contenders import Kind, all_contenders
-from mt_convert.benchmark.rows import Benchmark, benchmark_from_json, merged
+from mt_convert.experiments.bench.command import Wanted, publish, timed
+from mt_convert.experiments.bench.contenders import Kind, all_contenders
+from mt_convert.experiments.bench.rows import Benchmark, benchmark_from_json, merged
 from mt_convert.system.storage import digest, read_json, write_json
 
 HERE = Path(__file__).parent

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import timm
 
-from mt_convert.coverage.pages import write_pages
-from mt_convert.coverage.registry import COUNTED, count_parameters, families
-from mt_convert.coverage.rows import read_table
+from mt_convert.experiments.coverage.pages import write_pages
+from mt_convert.experiments.coverage.registry import COUNTED, count_parameters, families
+from mt_convert.experiments.coverage.rows import read_table
 from mt_convert.system.storage import write_json
 
 HERE = Path(__file__).parent

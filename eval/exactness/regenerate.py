@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mt_convert.coverage.lived_in import build
 from mt_convert.data import batches
+from mt_convert.experiments.models.lived_in import build
+from mt_convert.experiments.subjects import subjects_of
 from mt_convert.integer_engine.backends import BACKENDS
 from mt_convert.integer_engine.exactness import (
     LAYERS,
@@ -38,7 +39,6 @@ from mt_convert.neurons.ladder import Uniform
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.convert import convert
-from mt_convert.subjects import subjects_of
 from mt_convert.system.bounded import Limits, Task, run_bounded
 from mt_convert.system.progress import progress
 from mt_convert.system.storage import atomic, read_json, write_json

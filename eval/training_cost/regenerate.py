@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mt_convert.experiments.models.build import ModelSpec, build
 from mt_convert.finetuning import ALGORITHMS
-from mt_convert.models import ModelSpec, build
 from mt_convert.neurons.ladder import Firing, Uniform
 from mt_convert.neurons.linear_recurrence import linrec
 from mt_convert.quantization.quantize import quantize

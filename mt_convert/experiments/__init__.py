@@ -1,0 +1,1 @@
+"""Whole experiments from recipes: runs, tables, benchmarks, coverage. No face."""

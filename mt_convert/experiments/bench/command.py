@@ -1,0 +1,176 @@
+"""``mt-convert bench``: networks timed beside everything else that runs them on this machine.
+
+Leaves ``results.json``, ``README.md`` and ``benchmark.png``, all written at the end: what an
+earlier benchmark left stays until then. ``networks/`` keeps quantized networks, and what the
+children that measure memory had to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ...errors import Fault, SpecError
+from ...system.progress import progress
+from ...system.storage import atomic, read_json, write_json
+from ..subjects import device as accelerator_or_cpu
+from . import pages, picture
+from .contenders import Case, Contender, chosen
+from .limits import measured, product
+from .measure import Group
+from .memory import Place, peaks
+from .network import Network, open_network, thresholds_for
+from .rows import Absent, Benchmark, BenchRow, benchmark_from_json, merged
+from .timing import LEAST_ROUNDS
+
+HEAD = "# Benchmark\n\nWritten by `mt-convert bench`.\n"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be timed; the fields are the options of ``mt-convert bench``.
+
+    ``levels``: thresholds n, each with every T; None for the fewest with which T steps emit all.
+
+    Raises:
+        SpecError: nothing named, unknown contenders, too few rounds, a device that is not here; all
+            of them at once.
+    """
+
+    networks: tuple[str, ...]
+    batches: tuple[int, ...] = (1, 32, 128)
+    time_steps: tuple[int, ...] = (1, 4)
+    levels: tuple[int, ...] | None = None
+    contenders: tuple[str, ...] = ()
+    rounds: int = LEAST_ROUNDS
+    threads: int | None = None
+    device: str | None = None
+    memory: bool = True
+
+    def __post_init__(self) -> None:
+        faults = []
+        if not self.networks:
+            hint = "name the folder of a run, or an architecture: mt-convert bench resnet20_cifar"
+            faults.append(Fault("RUN|MODEL", "missing", hint))
+        if self.rounds < LEAST_ROUNDS:
+            faults.append(Fault("--rounds", str(self.rounds), f"allowed: {LEAST_ROUNDS} or more"))
+        try:
+            chosen(self.contenders)
+        except SpecError as error:
+            faults += error.faults
+        if (reason := _device_fault(self.device)) is not None:
+            faults.append(Fault("--device", str(self.device), reason))
+        if faults:
+            raise SpecError(f"{len(faults)} fault(s) in what is to be timed", faults)
+
+    def steps(self, network: Network) -> list[tuple[int, int]]:
+        """Pairs of T and n."""
+        if self.levels is None:
+            return [(T, thresholds_for(network.levels, T)) for T in self.time_steps]
+        return [(T, n) for T in self.time_steps for n in self.levels]
+
+    def entries(self, network: Network, batch: int) -> list[tuple[Contender, Case]]:
+        """Everything that is timed together."""
+        return [
+            (contender, case)
+            for contender in chosen(self.contenders)
+            for case in contender.cases(batch, self.steps(network), network.levels)
+        ]
+
+
+def run(wanted: Wanted, out: Path) -> Benchmark:
+    """Time everything; write table, page and picture to ``out`` when all is done.
+
+    Raises:
+        MTConvertError: whatever the user can mend; what stood in ``out`` stays.
+    """
+    found = timed(wanted, out / "networks")
+    write_json(out / "results.json", found.to_json())
+    publish(HEAD, found, out)
+    return found
+
+
+def publish(head: str, found: Benchmark, folder: Path) -> None:
+    """The page and its picture."""
+    if found.rows:
+        picture.draw(found, folder / "benchmark.png")
+    with atomic(folder / "README.md") as temporary:
+        temporary.write_text(pages.markdown(head, found))
+
+
+def timed(wanted: Wanted, store: Path) -> Benchmark:
+    """The rows of all networks and batches, and the limits of the machine."""
+    device = accelerator_or_cpu() if wanted.device is None else torch.device(wanted.device)
+    with _threads(wanted.threads):
+        machine = measured(device)
+        best = machine["int8_by"]
+        limit = product(best, device) if best else None
+        parts = [Benchmark((), machine=machine)]
+        for word in wanted.networks:
+            network = open_network(word, store).on(device)
+            sizes = {network.name: network.size}
+            place = Place(word, store, str(device), torch.get_num_threads())
+            for batch in wanted.batches:
+                group = Group(network, wanted.entries(network, batch), wanted.rounds, limit)
+                rows = _rows(group, place, memory=wanted.memory)
+                parts.append(Benchmark(tuple(rows), tuple(group.absent), networks=sizes))
+    return merged(parts)
+
+
+def _rows(group: Group, place: Place, *, memory: bool) -> list[BenchRow]:
+    """The rows of one network and batch; with ``memory`` each contender's alone."""
+    rows = group.rows()
+    if not memory or not rows:
+        return rows
+    entries = [(row.contender, Case(row.batch, row.T, row.n)) for row in rows]
+    name = group.network.name
+    label = f"{name}, batch {rows[0].batch}: memory"
+    told: Iterable[tuple[tuple[str, Case], float | None, str]] = progress(
+        peaks(place, entries), label, total=len(entries)
+    )
+    for k, ((contender, case), mib, reason) in enumerate(told):
+        rows[k] = replace(rows[k], peak_mib=mib)
+        if reason:
+            group.absent.append(Absent(name, contender, f"{case}, memory alone", reason))
+    return rows
+
+
+def show(out: Path, console: Console) -> None:
+    """Print the tables of a finished benchmark."""
+    found = benchmark_from_json(read_json(out / "results.json"))
+    for table in pages.rich_tables(found):
+        console.print(table)
+    for line in pages.findings(found):
+        console.print(f"- {line}", highlight=False)
+    for item in found.absent:
+        text = f"not timed: {item.contender} ({item.network}, {item.case}): {item.reason}"
+        console.print(text, highlight=False, markup=False)
+    console.print(
+        f"all columns, page and picture: {out}/README.md", highlight=False, soft_wrap=True
+    )
+
+
+def _device_fault(name: str | None) -> str | None:
+    """What is wrong with a device; None if it is here."""
+    if name in (None, "cpu"):
+        return None
+    here = [accelerator_or_cpu().type, "cpu"]
+    return (
+        None if str(name).split(":")[0] in here else f"here are: {', '.join(dict.fromkeys(here))}"
+    )
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """So many threads of torch while it lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

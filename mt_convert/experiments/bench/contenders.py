@@ -1,0 +1,126 @@
+"""All that take part, by name: what each is, whether it can run here, and how it is made ready.
+
+A contender takes images [batch, channels, height, width] in float32, as they lie in memory, and
+returns logits; whatever it has to do to them counts. Nothing that could be done once before is left
+to be done in every call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import Fault, SpecError
+from .network import Network
+
+Runner = Callable[[Tensor], Any]
+"""Images to logits: [batch, classes], or [T, batch, classes] behind every step."""
+
+
+class Kind(StrEnum):
+    """What a contender computes, and so what its logits are compared with."""
+
+    INTEGER = "ours, spiking"
+    FLOAT = "float network"
+    QUANTIZED = "quantized network"
+    PEER = "other packages, spiking"
+
+
+@dataclass(frozen=True)
+class Case:
+    """So many images at once; of a spiking network T steps and n thresholds, else None.
+
+    Example:
+        >>> str(Case(32, 4, 3)), str(Case(32))
+        ('batch 32, T = 4, n = 3', 'batch 32')
+    """
+
+    batch: int
+    T: int | None = None
+    n: int | None = None
+
+    def __str__(self) -> str:
+        steps = "" if self.T is None else f", T = {self.T}, n = {self.n or '∞'}"
+        return f"batch {self.batch}{steps}"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """``prepare(network, case)`` makes what runs; ``missing(device)`` says why it cannot run.
+
+    ``tolerance``: the largest difference from the float network, as a share of its largest logit,
+    with which it still computes the same; None where only the share of equal classes is told.
+    ``thresholds``: n of a peer's neurons, 0 for any number of spikes in a step; of ours None.
+    ``binary``: n thresholds emit the n bits of a level, so that n follows from the levels.
+    ``reference`` is what it is compared with, if not what its kind is.
+    """
+
+    name: str
+    kind: Kind
+    about: str
+    prepare: Callable[[Network, Case], Runner]
+    missing: Callable[[torch.device], str | None] = lambda device: None
+    tolerance: float | None = None
+    thresholds: int | None = None
+    binary: bool = False
+    reference: Callable[[Network, Case], Runner] | None = None
+
+    def available(self, device: torch.device) -> str | None:
+        """None if it can run here, else the reason in one line."""
+        try:
+            return self.missing(device)
+        except Exception as error:  # a package that does not fit what it meets raises anything
+            return one_line(error)
+
+    def cases(self, batch: int, steps: Iterable[tuple[int, int]], levels: int) -> list[Case]:
+        """What is timed of it, ``steps`` being pairs of T and n for ours; of a network with so many
+        levels."""
+        pairs = list(steps)
+        if self.kind not in (Kind.INTEGER, Kind.PEER):
+            return [Case(batch)]
+        if self.kind is Kind.INTEGER and not self.binary:
+            return [Case(batch, T, n) for T, n in pairs]
+        n = levels.bit_length() if self.binary else self.thresholds
+        return [Case(batch, T, n) for T in dict.fromkeys(T for T, _ in pairs)]
+
+
+def one_line(error: BaseException) -> str:
+    """Type and first line of an exception.
+
+    Example:
+        >>> one_line(ValueError("a\\nb"))
+        'ValueError: a'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {(lines or ['no message'])[0]}"[:240]
+
+
+def all_contenders() -> Mapping[str, Contender]:
+    """Every contender by name: ours, float networks, quantized networks, other packages.
+
+    Example:
+        >>> list(all_contenders())[:2]
+        ['integer_native', 'integer_native_binary']
+    """
+    from . import ours, rivals
+
+    return {item.name: item for item in (*ours.CONTENDERS, *rivals.CONTENDERS)}
+
+
+def chosen(names: Iterable[str]) -> list[Contender]:
+    """The contenders of these names, in the order of the table; all where none is named.
+
+    Raises:
+        SpecError: unknown names, all of them.
+    """
+    known, wanted = all_contenders(), set(names)
+    allowed = f"allowed: {', '.join(known)}"
+    faults = [Fault("--contender", name, allowed) for name in sorted(wanted - set(known))]
+    if faults:
+        raise SpecError(f"{len(faults)} unknown contender(s)", faults)
+    return [item for name, item in known.items() if not wanted or name in wanted]

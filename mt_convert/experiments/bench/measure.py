@@ -1,0 +1,220 @@
+"""Rows of a network at one batch size: make all contenders ready, check them, then take turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ...system.progress import progress
+from .contenders import Case, Contender, Kind, Runner, all_contenders, one_line
+from .limits import Work, share_of_limit
+from .network import Network
+from .ours import REFERENCE
+from .rows import Absent, BenchRow
+from .timing import Clock, Spread, clock_of, interleaved, speed_ups
+
+Item = TypeVar("Item")
+CHECKED = 16  # images, at least
+RECOMPILED = 64  # forms of one function that torch.compile keeps
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The columns of `BenchRow` of these names; ``fault`` if it computes something else."""
+
+    bit_equal: bool | None
+    agreement: float
+    difference: float
+    fault: str | None = None
+
+
+@dataclass
+class Group:
+    """Contenders of one network at one batch size, which are timed together.
+
+    ``limit``: what the machine can do at best, and its multiply-adds; it takes its turn as well.
+    """
+
+    network: Network
+    entries: Sequence[tuple[Contender, Case]]
+    rounds: int
+    limit: Work | None = None
+    clock: Clock | None = None
+    absent: list[Absent] = field(default_factory=list)
+    seed: int = 0
+
+    def rows(self) -> list[BenchRow]:
+        """Time them; those that cannot run are in ``absent`` afterwards, with reasons."""
+        config: Any = torch._dynamo.config
+        with config.patch(recompile_limit=RECOMPILED):
+            return self._rows()
+
+    def _rows(self) -> list[BenchRow]:
+        torch._dynamo.reset()
+        ready = [
+            (entry, runner)
+            for entry in self._told(self.entries, "preparing", len(self.entries))
+            if (runner := self._prepared(*entry))
+        ]
+        good = [
+            (contender, case, runner, found)
+            for (contender, case), runner in self._told(ready, "checking", len(ready))
+            if (found := self._check(contender, case, runner))
+        ]
+        if not good:
+            return []
+        generator = torch.Generator().manual_seed(self.seed)
+        batch = good[0][1].batch
+        runners = [runner for _, _, runner, _ in good]
+        if self.limit is not None:
+            product = self.limit[0]
+            runners.append(lambda images: product())
+        clock = self.clock or clock_of(self.network.device)
+        turns = interleaved(
+            runners, lambda: self.network.images(batch, generator), self.rounds, clock
+        )
+        rounds = list(self._told(turns, "timing", self.rounds))
+        seconds = [[turn[k] for turn in rounds] for k in range(len(runners))]
+        peak = [] if self.limit is None else [self.limit[1] / taken for taken in seconds.pop()]
+        return with_ratios(
+            [
+                (contender.kind, self._row(contender, case, found, (taken, peak)), taken)
+                for (contender, case, _, found), taken in zip(good, seconds, strict=True)
+            ]
+        )
+
+    def _told(self, items: Iterable[Item], doing: str, total: int) -> Iterator[Item]:
+        """The same, with progress shown."""
+        batch = self.entries[0][1].batch if self.entries else 0
+        return progress(items, f"{self.network.name}, batch {batch}: {doing}", total)
+
+    def _row(
+        self,
+        contender: Contender,
+        case: Case,
+        found: Checked,
+        rounds: tuple[list[float], list[float]],
+    ) -> BenchRow:
+        """A row whose ratio is still to come. ``rounds``: seconds, and the machine's best rate."""
+        seconds, peak = rounds
+        size, batch = self.network.size, case.batch
+        us = Spread.of([1e6 * taken / case.batch for taken in seconds])
+        return BenchRow(
+            network=self.network.name,
+            batch=case.batch,
+            T=case.T,
+            n=case.n,
+            contender=contender.name,
+            us_per_image=us.median,
+            ratio_to_best_float=None,
+            peak_mib=None,
+            bit_equal=found.bit_equal,
+            us_low=us.low,
+            us_high=us.high,
+            rounds=len(seconds),
+            agreement=found.agreement,
+            difference=found.difference,
+            share_of_limit=share_of_limit(seconds, peak, size, batch) if peak else None,
+        )
+
+    def _prepared(self, contender: Contender, case: Case) -> Runner | None:
+        """What runs, or None and a line in ``absent``."""
+        reason = contender.available(self.network.device)
+        if reason is None:
+            try:
+                return contender.prepare(self.network, case)
+            except Exception as error:  # other packages raise what they meet
+                reason = one_line(error)
+        self._leave_out(contender, case, reason)
+        return None
+
+    def _check(self, contender: Contender, case: Case, runner: Runner) -> Checked | None:
+        """What its logits are worth; None and a line in ``absent`` if it cannot be timed."""
+        try:
+            found = checked(self.network, contender, case, runner)
+        except Exception as error:
+            self._leave_out(contender, case, one_line(error))
+            return None
+        if found.fault is not None:
+            self._leave_out(contender, case, found.fault)
+            return None
+        return found
+
+    def _leave_out(self, contender: Contender, case: Case, reason: str) -> None:
+        self.absent.append(Absent(self.network.name, contender.name, str(case), reason))
+
+
+def with_ratios(timed: Sequence[tuple[Kind, BenchRow, Sequence[float]]]) -> list[BenchRow]:
+    """The rows with their speed relative to the fastest float network among them.
+
+    Each comes with its kind and the seconds of its rounds.
+    """
+    floats = [item for item in timed if item[0] is Kind.FLOAT]
+    best = min(floats, key=lambda item: item[1].us_per_image, default=None)
+    if best is None:
+        return [row for _, row, _ in timed]
+    return [
+        replace(row, ratio_to_best_float=speed_ups(seconds, best[2]).median)
+        for _, row, seconds in timed
+    ]
+
+
+@torch.no_grad()
+def checked(network: Network, contender: Contender, case: Case, runner: Runner) -> Checked:
+    """Compare a contender's logits with those of the network that it stands for, on fresh images.
+
+    Ours with the reference backend, bit by bit; float networks and other packages' with the float
+    network, quantized ones with Brevitas.
+    """
+    reference = _reference(network, contender, case)
+    generator = torch.Generator().manual_seed(1)
+    pairs = []
+    for _ in range(max(1, -(-CHECKED // case.batch))):
+        images = network.images(case.batch, generator)
+        pairs.append([_plain(run(images.clone())) for run in (reference, runner)])
+        if pairs[-1][0].shape != pairs[-1][1].shape:
+            return Checked(None, 0, 0, f"its logits are {tuple(pairs[-1][1].shape)}")
+    expected, found = (torch.cat(side, dim=-2) for side in zip(*pairs, strict=True))
+    bits = torch.equal(expected, found) if contender.kind is Kind.INTEGER else None
+    return compared(expected, found, bits, contender.tolerance)
+
+
+def compared(
+    expected: Tensor, found: Tensor, bits: bool | None, tolerance: float | None
+) -> Checked:
+    """How far logits are from those expected, [images, classes] or [T, images, classes].
+
+    Example:
+        >>> compared(torch.eye(3), torch.eye(3), None, 0.1)
+        Checked(bit_equal=None, agreement=1.0, difference=0.0, fault=None)
+    """
+    if not bool(found.isfinite().all()):
+        return Checked(bits, 0, 0, "its logits are not finite")
+    expected, found = (logits[-1] if logits.dim() == 3 else logits for logits in (expected, found))
+    agreement = float((found.argmax(1) == expected.argmax(1)).float().mean())
+    apart = found - expected
+    spread = (expected - expected.mean(0)).square().mean().sqrt().clamp(min=1e-30)
+    largest = float(apart.abs().max() / expected.abs().max().clamp(min=1e-30))
+    fault = None
+    if tolerance is not None and largest > tolerance:
+        fault = f"computes something else: differs by {largest:.1%} of the largest logit"
+    return Checked(bits, agreement, float(apart.square().mean().sqrt() / spread), fault)
+
+
+def _reference(network: Network, contender: Contender, case: Case) -> Runner:
+    """What a contender is to compute."""
+    if contender.reference is not None:
+        return contender.reference(network, case)
+    if contender.kind is Kind.INTEGER:
+        return all_contenders()[f"integer_{REFERENCE}"].prepare(network, case)
+    return network.qann if contender.kind is Kind.QUANTIZED else network.ann
+
+
+def _plain(logits: Any) -> Tensor:
+    """In float32 on the CPU, apart from what a later call overwrites."""
+    found: Tensor = logits.detach().float().cpu().clone()
+    return found

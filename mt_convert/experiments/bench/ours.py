@@ -1,0 +1,87 @@
+"""Our own contenders: the integer network on each backend, and the simulation in float."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ...integer_engine.backends import BACKENDS
+from ...integer_engine.model import integer
+from ...spiking.compiled import CompiledSimulation
+from ...spiking.model import SpikingModel
+from ...spiking.simulate import simulate
+from .contenders import Case, Contender, Kind, Runner
+from .network import Network
+
+REFERENCE = "torch"
+
+
+def _prepare(
+    name: str, spiking: Callable[[Network, int], SpikingModel]
+) -> Callable[[Network, Case], Runner]:
+    """The integer network on one backend."""
+
+    def prepare(network: Network, case: Case) -> Runner:
+        assert case.T is not None
+        assert case.n is not None
+        steps = case.T
+        model = integer(spiking(network, case.n), backend=name)
+        return lambda images: model.run(images, steps).logits
+
+    return prepare
+
+
+def _backend(name: str, about: str) -> Contender:
+    """The integer network of equal thresholds on one backend."""
+    prepare = _prepare(name, Network.spiking)
+    return Contender(f"integer_{name}", Kind.INTEGER, about, prepare, _missing(name))
+
+
+def _missing(name: str) -> Callable[[torch.device], str | None]:
+    """Why a backend cannot run on a device."""
+
+    def missing(device: torch.device) -> str | None:
+        info = BACKENDS[name]
+        if info.devices and device.type not in info.devices:
+            return f"runs on {', '.join(info.devices)}, not on {device.type}"
+        return info.missing()
+
+    return missing
+
+
+def _simulated(network: Network, case: Case) -> Runner:
+    assert case.T is not None
+    assert case.n is not None
+    snn, steps = network.spiking(case.n), case.T
+
+    def run(images: Tensor) -> Tensor:
+        return simulate(snn, images, time_steps=steps).logits
+
+    return run
+
+
+def _compiled(network: Network, case: Case) -> Runner:
+    assert case.T is not None
+    assert case.n is not None
+    fast, steps = CompiledSimulation(network.spiking(case.n)), case.T
+    return lambda images: fast(images, time_steps=steps).logits
+
+
+CONTENDERS = (
+    _backend("native", "integer network, our kernels in C++"),
+    Contender(
+        "integer_native_binary",
+        Kind.INTEGER,
+        "the same on binary thresholds: a cascade of n emits all n bits in a step",
+        _prepare("native", Network.binary),
+        _missing("native"),
+        binary=True,
+        reference=_prepare(REFERENCE, Network.binary),
+    ),
+    _backend("compile", "integer network in float containers, torch.compile"),
+    _backend("torch", "integer network in float containers, plain torch: the reference"),
+    Contender("simulate", Kind.INTEGER, "simulation in float, plain torch", _simulated),
+    Contender("simulate_compile", Kind.INTEGER, "simulation in float, torch.compile", _compiled),
+)

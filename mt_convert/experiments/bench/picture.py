@@ -1,0 +1,158 @@
+"""One picture: speed beside the best float network, growth over T, growth over size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from ...errors import SpecError
+from ...system.storage import atomic
+from .contenders import Kind
+from .pages import groups, kind_of, most_steps
+from .rows import Benchmark, BenchRow
+
+COLOURS = {
+    Kind.INTEGER: "#c44e52",
+    Kind.FLOAT: "#4a7fb5",
+    Kind.QUANTIZED: "#e9a03b",
+    Kind.PEER: "#7a7a7a",
+    None: "black",
+}
+_ACROSS = 3
+
+
+def draw(found: Benchmark, path: str | Path) -> None:
+    """Bars of relative speed for each network and batch; below, time over T and over size.
+
+    Raises:
+        SpecError: no rows.
+        OutputError: the file cannot be written.
+    """
+    each = groups(found.rows)
+    if not each:
+        raise SpecError("there is nothing to draw: no contender was timed")
+    down = -(-len(each) // _ACROSS)
+    tall = max(len(rows) for rows in each.values())
+    heights = [0.9 + 0.2 * tall] * down + [3.4]
+    figure = Figure(figsize=(5.2 * _ACROSS, sum(heights) + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(down + 1, 2 * _ACROSS, height_ratios=heights)
+    for k, ((network, batch), rows) in enumerate(each.items()):
+        place = grid[k // _ACROSS, 2 * (k % _ACROSS) : 2 * (k % _ACROSS) + 2]
+        _bars(figure.add_subplot(place), f"{network}, batch {batch}", rows)
+    _over_time(figure.add_subplot(grid[down, :_ACROSS]), most_steps(found.rows))
+    _over_size(figure.add_subplot(grid[down, _ACROSS:]), found)
+    handles = [_patch(kind) for kind in Kind]
+    figure.legend(
+        handles,
+        [str(kind) for kind in Kind],
+        loc="outside lower center",
+        ncols=4,
+        fontsize=9,
+        frameon=False,
+    )
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def _patch(kind: Kind) -> Patch:
+    """A coloured square for the legend."""
+    return Patch(color=COLOURS[kind])
+
+
+def label(row: BenchRow) -> str:
+    """A contender and its steps."""
+    return row.contender if row.T is None else f"{row.contender}, T={row.T}, n={row.n or '∞'}"
+
+
+def _bars(axes: Axes, title: str, rows: Sequence[BenchRow]) -> None:
+    """Speed relative to the best float network, fastest on top; images a second where none ran."""
+    relative = all(row.ratio_to_best_float is not None for row in rows)
+    pairs = [(row.ratio_to_best_float or 1e6 / row.us_per_image, row) for row in rows]
+    pairs.sort(key=lambda pair: pair[0])
+    speeds, ordered = [speed for speed, _ in pairs], [row for _, row in pairs]
+    axes.barh(range(len(ordered)), speeds, 0.8, color=[COLOURS[kind_of(row)] for row in ordered])
+    axes.set_yticks(range(len(ordered)), [label(row) for row in ordered], fontsize=7)
+    _logarithmic(axes.xaxis)
+    if relative:
+        axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("speed / best float network" if relative else "images a second", fontsize=8)
+    axes.set_title(title, fontsize=9.5, loc="left")
+    _grid(axes)
+
+
+def _over_time(axes: Axes, rows: Sequence[BenchRow]) -> None:
+    """Microseconds per image against T, a line for each contender that spikes."""
+    names = dict.fromkeys(row.contender for row in rows if row.T is not None)
+    for name in names:
+        line = sorted((row.T, row.us_per_image) for row in rows if row.contender == name and row.T)
+        axes.plot(*zip(*line, strict=True), marker="o", markersize=3.5, linewidth=1.3, label=name)
+    floats = [row for row in rows if kind_of(row) is Kind.FLOAT]
+    if floats:
+        best = min(floats, key=lambda row: row.us_per_image)
+        axes.axhline(best.us_per_image, color="black", linestyle="--", linewidth=1)
+        axes.plot([], [], color="black", linestyle="--", linewidth=1, label=best.contender)
+    times = sorted({row.T for row in rows if row.T is not None})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(times, [str(T) for T in times])
+    _logarithmic(axes.yaxis)
+    axes.set_xlabel("time steps T", fontsize=8)
+    axes.set_ylabel("µs per image", fontsize=8)
+    where = f"{rows[0].network}, batch {rows[0].batch}"
+    axes.set_title(f"Growth over T: {where}", fontsize=9.5, loc="left")
+    axes.legend(fontsize=7, frameon=False)
+    _grid(axes)
+
+
+def _over_size(axes: Axes, found: Benchmark) -> None:
+    """Microseconds per image against multiply-adds, at T = 1 or without steps, largest batches."""
+    largest = {
+        network: max(b for n, b in groups(found.rows) if n == network)
+        for network in found.networks
+        if any(row.network == network for row in found.rows)
+    }
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in found.rows:
+        if row.T in (None, 1) and row.batch == largest.get(row.network):
+            macs = float(found.networks[row.network]["macs"])
+            lines.setdefault(row.contender, []).append((macs / 1e6, row.us_per_image))
+    if not lines:
+        axes.set_axis_off()
+        return
+    for name, points in lines.items():
+        axes.plot(
+            *zip(*sorted(points), strict=True),
+            marker="o",
+            markersize=3.5,
+            linewidth=1.3,
+            label=name,
+        )
+    _logarithmic(axes.xaxis)
+    _logarithmic(axes.yaxis)
+    axes.set_xlabel("million multiply-adds per image", fontsize=8)
+    axes.set_ylabel("µs per image", fontsize=8)
+    axes.set_title("Growth over size, T = 1, largest batch of each", fontsize=9.5, loc="left")
+    axes.legend(fontsize=6, frameon=False, ncols=2)
+    _grid(axes)
+
+
+def _logarithmic(axis: Axis) -> None:
+    """A logarithmic scale with plain numbers at it."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})  # type: ignore[attr-defined]
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+
+
+def _grid(axes: Axes) -> None:
+    """Thin lines behind everything."""
+    axes.grid(linewidth=0.4, alpha=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="x", labelsize=7.5)

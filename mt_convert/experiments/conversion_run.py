@@ -1,0 +1,260 @@
+"""One recipe from start to end: ann, quantize, train, convert, evaluate, report.
+
+Floor 10.2. How stages are kept and resumed is told in `staged`. A recipe with a ``spiking`` block
+is trained instead of converted, by `spiking_run`. Under ``accelerate launch`` training and
+evaluation are shared by all processes, the other stages run in the first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from rich.console import Console
+from torch import nn
+
+from ..data import Splits, images, open_data
+from ..errors import CheckpointError, Fault
+from ..evaluation.row_cache import Cells
+from ..finetuning import finetuned
+from ..neurons.ladder import Uniform
+from ..quantization.quantize import QuantizedModel, quantize
+from ..report import rows as results
+from ..report import tables
+from ..spiking import archive
+from ..spiking.convert import convert
+from ..spiking.model import SpikingModel
+from ..system.storage import atomic, json_text, read_json, save_tensors, write_json
+from ..training.loop import fit
+from ..training.spec import TrainSpec
+from ..training.state import separate
+from . import from_scratch_run
+from .models.build import build
+from .recipes.conversion import Recipe, here_faults
+from .recipes.from_scratch import AnyRecipe, SpikingRecipe
+from .stages import Staged
+from .subjects import load_ann, settings_of, subject
+
+PROBE_IMAGES = 32
+
+
+def run(recipe: AnyRecipe, out: Path, *, resume: bool) -> Path:
+    """Run all stages of a recipe into ``out``; return ``out``.
+
+    Finished stages with the same inputs are kept. ``resume`` goes on with a training that was cut
+    off in its middle, to the same numbers; without it such a stage starts again.
+
+    Raises:
+        MTConvertError: whatever the user can mend; finished stages stay as they are.
+    """
+    if isinstance(recipe, SpikingRecipe):
+        return from_scratch_run.SpikingRun(recipe, Path(out), resume).all_stages()
+    return Conversion(recipe, Path(out), resume).all_stages()
+
+
+def show(path: Path, console: Console) -> None:
+    """Print the table of a run, or the conversion report of a converted network.
+
+    Raises:
+        CheckpointError: ``path`` holds neither.
+    """
+    path = Path(path)
+    if (path / "results.json").is_file():
+        rows = results.results_from_json(read_json(path / "results.json"))
+        if not rows:
+            raise CheckpointError(f"{path / 'results.json'} has no rows: run the recipe again")
+        console.print(tables.rich_table(rows))
+        console.print(results.legend(rows) + ".\n", style="dim")
+        console.print(_said(path, rows), highlight=False, soft_wrap=True)
+        return
+    if (path / "network.json").is_file():
+        network = archive.load(path)
+        if isinstance(network, SpikingModel):
+            for table in tables.conversion_table(network.report.to_json()):
+                console.print(table)
+            console.print(str(network.report).splitlines()[0])
+            return
+        console.print(f"a quantized network: {network.spec}", soft_wrap=True)
+        return
+    partial = sorted(item.name for item in path.glob("*.partial")) if path.is_dir() else []
+    hint = f"; unfinished: {', '.join(partial)}, go on with run --resume" if partial else ""
+    raise CheckpointError(
+        f"{path} holds no finished run (results.json) and no network (network.json){hint}"
+    )
+
+
+def _said(out: Path, rows: list[results.Row]) -> str:
+    """The closing sentence of a run of either kind."""
+    if (out / "spiking").is_dir():
+        return f"{from_scratch_run.sentence(rows, out / 'spiking')} All artefacts are in {out}."
+    return _sentence(out, out / "convert", rows)
+
+
+def _sentence(out: Path, convert_folder: Path, rows: list[results.Row]) -> str:
+    """The closing sentence of a run, from its artefacts."""
+    converted = read_json(convert_folder / "report.json")
+    return tables.summary(rows, converted["report"], str(out)) + "."
+
+
+class Conversion(Staged):
+    """One run of a recipe that converts."""
+
+    NAMES: ClassVar[Sequence[str]] = (
+        *("ann", "quantize", "train", "convert", "evaluate", "finetune", "report"),
+    )
+    BLOCKS: ClassVar[dict[str, Sequence[str]]] = {
+        "ann": ("seed", "model", "data", "ann"),
+        "quantize": ("quantize",),
+        "train": ("train",),
+        "convert": ("convert",),
+        "evaluate": ("evaluate",),
+        "finetune": ("finetune",),
+        "report": ("name",),
+    }
+
+    def __init__(self, recipe: Recipe, out: Path, resume: bool) -> None:
+        super().__init__(recipe, out, resume)
+        self.recipe = recipe
+        self._splits: Splits | None = None
+
+    @property
+    def stages(self) -> Sequence[str]:
+        return tuple(name for name in self.NAMES if name != "finetune" or self.recipe.finetune)
+
+    def faults(self) -> Sequence[Fault]:
+        return [item for item in here_faults(self.recipe) if item.where != "data.root"]
+
+    def open(self) -> None:
+        if self.recipe.quantize.checkpoint is not None and not self.faults():
+            archive.load_quantized(self.recipe.quantize.checkpoint, self.recipe.quantize.spec())
+        super().open()
+
+    def shared(self, name: str) -> bool:
+        trains = (name == "ann" and self.recipe.ann) or (name == "train" and self.recipe.train)
+        return bool(trains) or name in ("evaluate", "finetune")
+
+    def checkpoint(self, name: str) -> str | None:
+        checkpoints = {
+            "ann": self.recipe.model.checkpoint,
+            "quantize": self.recipe.quantize.checkpoint,
+        }
+        return checkpoints.get(name)
+
+    def rows_text(self) -> str:
+        """The rows of the evaluation, and of the fine-tuning behind them."""
+        if self.recipe.finetune is None:
+            return (self.at["evaluate"] / "rows.json").read_text()
+        stored = [read_json(self.at[name] / "rows.json") for name in ("evaluate", "finetune")]
+        rows = [row for item in stored for row in results.results_from_json(item)]
+        return json_text(results.results_to_json(rows))
+
+    # ----------------------------------------------------------------------------------- stages
+
+    @property
+    def splits(self) -> Splits:
+        """The images, opened once."""
+        if self._splits is None:
+            self._splits = open_data(self.recipe.data)
+        return self._splits
+
+    def _fit(
+        self, model: nn.Module, spec: TrainSpec, folder: Path, teacher: nn.Module | None
+    ) -> None:
+        """Train in place; only a distillation looks at the teacher."""
+        used = teacher if spec.distillation_weight else None
+        fit(model, self.splits, spec, folder, classes=self.recipe.model.classes, teacher=used)
+
+    def _ann(self, folder: Path) -> None:
+        """The float network: built, loaded, trained if the recipe says so."""
+        size = self.recipe.data.image_size
+        ann = build(self.recipe.model, seed=self.recipe.seed, image_size=size)
+        if self.recipe.ann is not None:
+            self._fit(ann, self.recipe.ann, folder, None)
+        if self.first:
+            save_tensors(folder / "model.safetensors", separate(ann.state_dict()))
+
+    def _load_ann(self) -> nn.Module:
+        """The float network of the first stage."""
+        return load_ann(self.recipe.model, self.recipe.data.image_size, self.at["ann"])
+
+    def _quantize(self, folder: Path) -> None:
+        """The quantized network, calibrated; or a stored one that was quantized in the same way."""
+        spec, stored = self.recipe.quantize.spec(), self.recipe.quantize.checkpoint
+        if stored is not None:
+            qann = archive.load_quantized(stored, spec)
+        else:
+            calibration = images(self.splits.calibration, self.recipe.data.calibration_images)
+            qann = quantize(self._load_ann(), spec, calibration=calibration)
+        archive.save(qann, folder)
+
+    def _load_qann(self, stage: str) -> QuantizedModel:
+        """The quantized network that a stage left."""
+        return archive.load_quantized(self.at[stage], self.recipe.quantize.spec())
+
+    def _train(self, folder: Path) -> None:
+        """Quantization-aware training, or the calibrated network as it is."""
+        qann = self._load_qann("quantize")
+        if self.recipe.train is not None:
+            self._fit(qann, self.recipe.train, folder, self._load_ann())
+        if self.first:
+            archive.save(qann, folder)
+
+    def _convert(self, folder: Path) -> None:
+        """The spiking network, its report, and the proof on a probe batch that T = 1 is exact."""
+        qann, block = self._load_qann("train"), self.recipe.convert
+        calibration = self.splits.calibration
+        snn = convert(
+            qann,
+            ladder=None if block.thresholds is None else Uniform(block.thresholds),
+            firing=block.firing,
+            signed=block.signed,
+            presentation=block.presentation,
+            whole_window=block.whole_window,
+            verify=images(calibration, min(PROBE_IMAGES, len(calibration))),
+        )
+        archive.save(snn, folder)
+        write_json(folder / "report.json", {"report": snn.report.to_json()})
+
+    def _evaluate(self, folder: Path) -> None:
+        """The table on the test images of every data set, one cell after the other."""
+        block = self.recipe.evaluate
+        networks = self._load_ann(), self._load_qann("train")
+        cells = Cells(folder, block.batch_size, self.processes)
+        rows: list[results.Row] = []
+        for data in (self.recipe.data, *block.data):
+            splits = self.splits if data is self.recipe.data else open_data(data)
+            shown = subject(self.recipe, data, splits, networks, block.images)
+            wanted = settings_of(block, self.recipe.quantize.levels)
+            rows += cells.rows(shown, wanted, "evaluate")
+        if self.first:
+            write_json(folder / "rows.json", results.results_to_json(rows))
+
+    def _finetune(self, folder: Path) -> None:
+        """The converted network fine-tuned, and its rows before and after."""
+        block = self.recipe.finetune
+        assert block is not None
+        networks = self._load_ann(), self._load_qann("train")
+        shown = subject(
+            self.recipe, self.recipe.data, self.splits, networks, self.recipe.evaluate.images
+        )
+        rows, _ = finetuned(
+            block.job(self.recipe.quantize.levels),
+            shown,
+            self.splits,
+            folder,
+            classes=self.recipe.model.classes,
+        )
+        if self.first:
+            write_json(folder / "rows.json", results.results_to_json(rows))
+
+    def _report(self, folder: Path) -> None:
+        """The page, from the stored rows alone."""
+        rows = results.results_from_json(json.loads(self.rows_text()))
+        converted = read_json(self.at["convert"] / "report.json")
+        page = tables.markdown_page(
+            rows, _sentence(self.out, self.at["convert"], rows)[:-1], converted["report"]
+        )
+        with atomic(folder / "report.md") as temporary:
+            temporary.write_text(page)

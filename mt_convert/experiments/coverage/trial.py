@@ -1,0 +1,118 @@
+"""One trial: build an architecture, quantize it, convert it, check it, count what spikes feed."""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import MTConvertError
+from ...evaluation.energy.macs import count_macs, spike_fed_share
+from ...quantization.quantize import quantize
+from ...quantization.spec import QuantSpec
+from ...spiking.convert import convert
+from ...spiking.model import SpikingModel
+from ...spiking.simulate import simulate
+from ...system.bounded import Note
+from ..models.lived_in import TrialError, build
+from .registry import Architecture
+from .rows import Settings, one_line
+
+KINDS_TOLD = 6
+
+
+def trial(architecture: Architecture, settings: Settings, *, note: Note) -> dict[str, Any]:
+    """Try one architecture; ``note`` is told each stage before it starts, and what is known then.
+
+    Returns:
+        The columns of `CoverageRow` that a trial measures; where it fails ``error`` says in one
+        line why, and the traceback is on stderr.
+    """
+    known: dict[str, Any] = {}
+
+    def tell(stage: str, **found: Any) -> None:
+        known.update(found)
+        note({**found, "stage": stage})
+
+    try:
+        torch.set_num_threads(1)
+        for name in settings.modules:
+            import_module(name)
+        tell("building")
+        _try(architecture, settings, tell)
+    except Exception as error:  # whatever stands in the way is what the table is to say
+        traceback.print_exc()
+        return {**known, "converted": False, "error": _cause(error)}
+    return {**known, "converted": True}
+
+
+def _try(architecture: Architecture, settings: Settings, tell: Any) -> None:
+    """The stages, each telling what it found."""
+    built = build(architecture.name, size=settings.size, images=settings.images, seed=settings.seed)
+    params = sum(parameter.numel() for parameter in built.model.parameters())
+    tell("quantizing", params=params, input_size=built.images.shape[-1])
+    spec = QuantSpec(weight_bits=settings.weight_bits, act_bits=settings.act_bits)
+    qann = quantize(built.model, spec, calibration=built.images)
+    tell("converting and verifying")
+    snn = convert(qann, verify=built.images)
+    verdict = snn.report.verdict
+    assert verdict is not None
+    if not snn.report.neurons:
+        raise TrialError("nothing of it spikes: it holds no layer of neurons")
+    tell(
+        "counting",
+        spiking_layers=len(snn.report.neurons),
+        exact_t1=verdict.exact_t1,
+        settling_t=verdict.settling_t,
+        thresholds=verdict.thresholds,
+        time_steps=verdict.time_steps,
+        differs=list(verdict.differs),
+    )
+    tell("ending", **_counted(snn), silent_layers=_silent(snn, built.images))
+
+
+def _counted(snn: SpikingModel) -> dict[str, Any]:
+    """What spikes feed, and what stays analog."""
+    rows = count_macs(snn)
+    total = max(1, sum(row.macs for row in rows))
+    reasons = {row.name: row.reason for row in snn.report.analog}
+    return {
+        "macs": sum(row.macs for row in rows),
+        "spike_fed_mac_share": spike_fed_share(rows),
+        "not_spike_fed": [
+            f"{row.name} ({_short(row.operator)}, {100 * row.macs / total:.1f} % of MACs) "
+            f"{reasons.get(row.name, f'fed by {row.fed_by}')}"
+            for row in rows
+            if not row.spike_fed
+        ],
+        "analog": dict(Counter(_short(row.operator) for row in snn.report.analog).most_common()),
+    }
+
+
+def _silent(snn: SpikingModel, images: Tensor) -> int:
+    """How many layers of neurons emit nothing on any image: a check of the trial itself."""
+    run = simulate(snn, images, time_steps=1)
+    return sum(not bool(count.any()) for count in run.spike_counts.values())
+
+
+def _short(operator: str) -> str:
+    """``aten.softmax.int`` as people say it."""
+    return operator.removeprefix("aten.").split(".")[0]
+
+
+def _cause(error: Exception) -> str:
+    """One line: the kind of error, its headline, and where there are faults their kinds and what to
+    do."""
+    if not isinstance(error, MTConvertError):
+        return one_line([f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"])
+    kinds = Counter(fault.what for fault in error.faults)
+    told = ", ".join(
+        f"{what} ({count}x)" if count > 1 else what for what, count in kinds.most_common(KINDS_TOLD)
+    )
+    more = f", and {len(kinds) - KINDS_TOLD} more kinds" if len(kinds) > KINDS_TOLD else ""
+    hint = error.faults[0].hint if error.faults else ""
+    return one_line([f"{type(error).__name__}: {error.headline}", told + more, hint])

@@ -1,0 +1,171 @@
+"""``mt-convert eval``: runs, data sets, methods and calibrations side by side in one table.
+
+Floor 10. Leaves ``cells/`` (one file for each finished cell), ``results.json``, ``README.md`` with
+its picture, and ``eval.json``, which says what was asked for; with ``errors`` images also
+``analyses/``, ``errors.json`` and their page ``errors.md``: errors by cause, spikes where none
+should be, energy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from ..calibration.text import parse
+from ..errors import Fault, MTConvertError, SpecError
+from ..evaluation.analysis import Analysis, analyses
+from ..evaluation.peers.converters import PEERS
+from ..evaluation.peers.network import available
+from ..evaluation.row_cache import Cells, Subject
+from ..evaluation.settings import METHODS
+from ..report import pictures, tables
+from ..report import rows as results
+from ..system.storage import atomic, read_json, write_json
+from .recipes.conversion import EvaluateBlock, Recipe, load_recipe
+from .subjects import settings_of, subjects_of
+
+ANALYSES_SCHEMA = "mt_convert.analyses/1"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be compared; the fields are the options of ``mt-convert eval``.
+
+    Raises:
+        SpecError: no network named, unknown methods or calibrations; all of them at once.
+    """
+
+    names: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    time_steps: tuple[int, ...] = (1, 2, 4, 8)
+    levels: tuple[int, ...] = (1, 3, 15)
+    methods: tuple[str, ...] = ("mt_signed",)
+    calibrations: tuple[str, ...] = ("none",)
+    calibrated_for: tuple[int, ...] | None = None
+    act_bits: int | None = None
+    images: int | None = None
+    errors: int = 0
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        faults = []
+        if not self.names:
+            hint = "name at least one folder of a run, or a recipe: mt-convert eval runs/digits"
+            faults.append(Fault("RUN|RECIPE", "missing", hint))
+        faults += [
+            Fault("--method", name, "allowed: " + ", ".join((*METHODS, *PEERS)))
+            for name in self.methods
+            if name not in METHODS and name not in PEERS
+        ]
+        missing = {name: available(name) for name in self.methods if name in PEERS}
+        faults += [
+            Fault("--method", f"{name} cannot run here: {why}", "install it, or leave it out")
+            for name, why in missing.items()
+            if why is not None
+        ]
+        for text in self.calibrations:
+            try:
+                parse(text)
+            except MTConvertError as error:
+                faults.append(Fault("--calibrate", text, str(error)))
+        if faults:
+            raise SpecError(f"{len(faults)} fault(s) in what is to be compared", faults)
+
+    def block(self) -> EvaluateBlock:
+        """The same as the block of a recipe."""
+        return EvaluateBlock(
+            thresholds=self.levels,
+            time_steps=self.time_steps,
+            methods=self.methods,
+            calibrations=self.calibrations,
+            calibrated_for=self.calibrated_for,
+            iso_level=False,
+            images=self.images,
+            batch_size=self.batch_size,
+        )
+
+
+def run(wanted: Wanted, out: Path) -> list[results.Row]:
+    """Make what is missing of the table in ``out``; return all its rows.
+
+    Raises:
+        MTConvertError: whatever the user can mend; finished cells stay.
+    """
+    recipes = [load_recipe(name, wanted.overrides) for name in wanted.data]
+    cells = Cells(out, wanted.batch_size)
+    rows: list[results.Row] = []
+    found: list[Analysis] = []
+    for name in wanted.names:
+        for subject in _subjects(name, recipes, wanted):
+            settings = settings_of(wanted.block(), subject.qann.spec.levels)
+            label = f"{name}, {subject.describe['dataset']}"
+            rows += cells.rows(subject, settings, label)
+            if wanted.errors and cells.processes.first:
+                found += analyses(subject, settings, wanted.errors, out)
+    if cells.processes.first:
+        write_json(out / "eval.json", dataclasses.asdict(wanted))
+        write_json(out / "results.json", results.results_to_json(rows))
+        _publish(rows, found, out)
+    cells.processes.wait()
+    return rows
+
+
+def _publish(rows: list[results.Row], found: list[Analysis], out: Path) -> None:
+    """The pages and their pictures."""
+    pictures.accuracy_over_time(rows, out / "accuracy.png")
+    with atomic(out / "README.md") as temporary:
+        temporary.write_text(page(rows))
+    if not found:
+        return
+    stored = {"schema": ANALYSES_SCHEMA, "analyses": [item.to_json() for item in found]}
+    write_json(out / "errors.json", stored)
+    lines = ["# Errors by cause, and energy\n"]
+    for number, item in enumerate(found, 1):
+        lines.append(item.markdown())
+        for n, T in dict(item.errors.settings).items():
+            for kind, draw in (("errors", pictures.error_by_layer), ("rates", pictures.histograms)):
+                name = f"{kind}_{number}_n{n}_T{T}.png"
+                draw(item.errors, n, T, out / name)
+                lines.append(f"![{kind} of {item.title}, n = {n}, T = {T}]({name})\n")
+    with atomic(out / "errors.md") as temporary:
+        temporary.write_text("\n".join(lines))
+
+
+def _subjects(name: str, recipes: list[Recipe], wanted: Wanted) -> list[Subject]:
+    """The subjects of one name."""
+    overrides = () if recipes else wanted.overrides  # they are for the images that are looked at
+    return subjects_of(name, recipes, overrides, wanted.act_bits, wanted.images)
+
+
+def page(rows: list[results.Row]) -> str:
+    """The table as a Markdown page."""
+    picture = "![accuracy and agreement over time steps](accuracy.png)"
+    table = results.markdown_table(rows)
+    lines = [
+        "# Conversion error over time steps",
+        "",
+        *tables.accuracy_lines(rows),
+        "",
+        picture,
+        "",
+    ]
+    return "\n".join([*lines, "## All columns", "", table, results.LEGEND + ".", ""])
+
+
+def show(out: Path, console: Console) -> None:
+    """Print the table of a finished comparison."""
+    rows = results.results_from_json(read_json(out / "results.json"))
+    console.print(tables.accuracy_table(rows))
+    if read_json(out / "eval.json")["errors"]:
+        for stored in read_json(out / "errors.json")["analyses"]:
+            item = Analysis.from_json(stored)
+            console.print(item.title, style="bold", highlight=False)
+            console.print(item.errors.rich()[0])
+        console.print(f"layers, causes, energy: {out}/errors.md", highlight=False, soft_wrap=True)
+    console.print(
+        f"every column, page and picture: {out}/README.md", highlight=False, soft_wrap=True
+    )

@@ -1,0 +1,95 @@
+"""``mt-convert finetune``: the converted network of a run learns; a table of before and after.
+
+Floor 10. Leaves ``learn/`` (the training), ``network/`` (the fine-tuned network), ``recipe.yaml``,
+``results.json`` and ``README.md``; and in the run's ``finetuned`` folder the conversions' numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from ..data import open_data
+from ..errors import Fault, RecipeError
+from ..finetuning import finetuned
+from ..report import rows as results
+from ..report import tables
+from ..system.storage import atomic, read_json, write_json
+from .recipes.conversion import FinetuneBlock, Recipe, dump, load_recipe
+from .subjects import subjects_of
+
+
+def run(name: str, overrides: Sequence[str], out: Path | None) -> Path:
+    """Fine-tune the network of the run folder ``name`` by its recipe's ``finetune`` block.
+
+    Returns: the folder of the results, by default one in the run's own.
+    Raises:
+        RecipeError: not a run's folder; wrong values.
+        MTConvertError: whatever the user can mend; finished work stays.
+    """
+    folder = Path(name)
+    if not (folder / "recipe.yaml").is_file():
+        hint = f"make one: mt-convert run RECIPE --out {name}"
+        raise RecipeError("finetune takes the folder of a run", [Fault(name, "is none", hint)])
+    recipe = load_recipe(folder / "recipe.yaml", overrides)
+    if recipe.finetune is None:
+        recipe = load_recipe(folder / "recipe.yaml", [*overrides, "finetune={}"])
+    block = recipe.finetune
+    assert block is not None
+    (subject,) = subjects_of(name, [], overrides)
+    kept = folder / "finetuned"  # what all trainings of this network are compared with
+    out = out or kept / _name(block)
+    splits = open_data(recipe.data)
+    job, classes = block.job(recipe.quantize.levels), recipe.model.classes
+    rows, history = finetuned(job, subject, splits, out, classes=classes, shared=kept)
+    write_json(out / "results.json", results.results_to_json(rows))
+    _describe(out, recipe)
+    with atomic(out / "README.md") as temporary:
+        temporary.write_text(_page(rows, history.best_epoch))
+    return out
+
+
+def show(out: Path, console: Console) -> None:
+    """Print the table and what came of it."""
+    rows = results.results_from_json(read_json(out / "results.json"))
+    console.print(tables.rich_table(rows))
+    console.print(_sentence(rows), highlight=False, soft_wrap=True)
+    console.print(f"the fine-tuned network is in {out / 'network'}", highlight=False)
+
+
+def _name(block: FinetuneBlock) -> str:
+    n = "L" if block.thresholds is None else block.thresholds
+    return f"{block.algorithm}_n{n}_t{block.time_steps}_{block.presentation}"
+
+
+def _describe(out: Path, recipe: Recipe) -> None:
+    with atomic(out / "recipe.yaml") as temporary:
+        temporary.write_text(dump(recipe))
+
+
+def _sentence(rows: Sequence[results.Row]) -> str:
+    """What fine-tuning gave back of what conversion took."""
+    before, after = rows[0], rows[-1]
+    assert before.qann_accuracy is not None
+    lost = before.qann_accuracy - before.snn_accuracy
+    gained = after.snn_accuracy - before.snn_accuracy
+    share = f", {gained / lost:.0%} of what conversion had taken" if lost > 0 else ""
+    return (
+        f"{after.algorithm} over {after.epochs} epochs: {before.snn_accuracy:.2f} % to "
+        f"{after.snn_accuracy:.2f} % of {after.images} test images (quantized network "
+        f"{after.qann_accuracy:.2f} %): {gained:+.2f} points{share}."
+    )
+
+
+def _page(rows: Sequence[results.Row], best_epoch: int) -> str:
+    kept = (
+        f"The weights are those of epoch {best_epoch}, the best on the validation images."
+        if best_epoch
+        else "No epoch was better on the validation images: the network is the converted one."
+    )
+    return (
+        f"# Fine-tuning\n\n{_sentence(rows)} {kept}\n\n{results.markdown_table(rows)}\n"
+        f"{results.LEGEND}.\n"
+    )

@@ -1,0 +1,186 @@
+"""A recipe that trains a spiking network, from start to end: ann, spiking, evaluate, report.
+
+Floor 10. The stages of `SpikingRecipe`, kept and resumed as `staged` says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ..data import DataSpec, ImageSet, Splits, open_data, open_events
+from ..errors import Fault
+from ..report import rows as results
+from ..report import tables
+from ..report.rows import Row
+from ..spiking.model import Presentation
+from ..system.storage import atomic, read_json, save_tensors, write_json
+from ..training.from_scratch import archive
+from ..training.from_scratch.network import SpikingNetwork
+from ..training.from_scratch.spec import accuracy_of, build_spiking, learned, rows_of
+from ..training.loop import fit
+from ..training.state import separate
+from .models.build import build
+from .recipes.from_scratch import SpikingRecipe, here_faults
+from .stages import Staged
+from .subjects import dataset_name, device, load_ann
+
+
+class SpikingRun(Staged):
+    """One run of a `SpikingRecipe`."""
+
+    NAMES: ClassVar[Sequence[str]] = ("ann", "spiking", "evaluate", "report")
+    BLOCKS: ClassVar[dict[str, Sequence[str]]] = {
+        "ann": ("seed", "model", "data", "events", "ann"),
+        "spiking": ("spiking", "train"),
+        "evaluate": ("evaluate",),
+        "report": ("name",),
+    }
+
+    def __init__(self, recipe: SpikingRecipe, out: Path, resume: bool) -> None:
+        super().__init__(recipe, out, resume)
+        self.recipe = recipe
+        self._splits: Splits | None = None
+
+    def faults(self) -> Sequence[Fault]:
+        found = here_faults(self.recipe)
+        return [item for item in found if not item.where.endswith(".root")]
+
+    def shared(self, name: str) -> bool:
+        trains = (name == "ann" and self.recipe.ann is not None) or name == "spiking"
+        return trains or name == "evaluate"
+
+    def checkpoint(self, name: str) -> str | None:
+        return self.recipe.model.checkpoint if name == "ann" else None
+
+    def rows_text(self) -> str:
+        return (self.at["evaluate"] / "rows.json").read_text()
+
+    # ----------------------------------------------------------------------------------- stages
+
+    @property
+    def splits(self) -> Splits:
+        """The images or recordings, opened once."""
+        if self._splits is None:
+            self._splits = opened(self.recipe)
+        return self._splits
+
+    def _ann(self, folder: Path) -> None:
+        """The float network: built, loaded, trained if the recipe says so."""
+        spec, recipe = self.recipe.model, self.recipe
+        ann = build(spec, seed=recipe.seed, image_size=recipe.images.image_size)
+        if recipe.ann is not None:
+            fit(ann, self.splits, recipe.ann, folder, classes=spec.classes)
+        if self.first:
+            save_tensors(folder / "model.safetensors", separate(ann.state_dict()))
+
+    def _float(self) -> nn.Module:
+        """The float network of the first stage."""
+        return load_ann(self.recipe.model, self.recipe.images.image_size, self.at["ann"])
+
+    def _spiking(self, folder: Path) -> None:
+        """The spiking network, trained."""
+        recipe, images = self.recipe, self.recipe.images
+        if recipe.spiking.start == "ann":
+            start = self._float()
+        else:
+            fresh = replace(recipe.model, checkpoint=None, pretrained=False)
+            start = build(fresh, seed=recipe.seed, image_size=images.image_size)
+        example = torch.zeros(2, images.channels, images.image_size, images.image_size)
+        network = build_spiking(start, recipe.spiking, example)
+        history, columns = learned(
+            network,
+            recipe.spiking,
+            self.splits,
+            recipe.train,
+            folder / "learn",
+            classes=recipe.model.classes,
+            teacher=self._float() if recipe.train.distillation_weight else None,
+        )
+        if not self.first:
+            return
+        archive.save(network.merged(), folder)
+        told = {"columns": columns, "best_epoch": history.best_epoch}
+        write_json(folder / "training.json", told)
+
+    def _evaluate(self, folder: Path) -> None:
+        """The rows on the test images."""
+        recipe, block = self.recipe, self.recipe.evaluate
+        network = archive.load(self.at["spiking"]).to(device())
+        test = self._tested()
+        ann = None
+        if recipe.trained_ann:
+            whole = self._float().to(device())
+            ann = accuracy_of(whole, test, block.batch_size, self.processes)
+        known = {
+            "model": recipe.model.architecture,
+            "dataset": _name(recipe),
+            "seed": recipe.seed,
+            "ann_accuracy": ann,
+            "presentation": "frames" if recipe.data is None else str(Presentation.EVERY_STEP),
+            **read_json(self.at["spiking"] / "training.json")["columns"],
+        }
+        steps = block.time_steps or range(1, recipe.spiking.time_steps + 1)
+        rows = rows_of(
+            network,
+            recipe.spiking,
+            test,
+            steps,
+            known,
+            batch_size=block.batch_size,
+            processes=self.processes,
+        )
+        if self.first:
+            write_json(folder / "rows.json", results.results_to_json(rows))
+
+    def _tested(self) -> ImageSet:
+        """All test images, or the first so many of a seeded order."""
+        wanted = self.recipe.evaluate.images
+        if wanted is None or wanted >= len(self.splits.test):
+            return self.splits.test
+        return opened(self.recipe, test_images=wanted).test
+
+    def _report(self, folder: Path) -> None:
+        """The page, from the stored rows alone."""
+        rows = results.results_from_json(json.loads(self.rows_text()))
+        page = [f"# {tables.title(rows)}", "", sentence(rows, self.at["spiking"]), ""]
+        page += [results.markdown_table(rows), f"{results.legend(rows)}.", ""]
+        with atomic(folder / "report.md") as temporary:
+            temporary.write_text("\n".join(page))
+
+
+def sentence(rows: Sequence[Row], spiking_folder: Path) -> str:
+    """What was trained, how, and how good it is behind its last step."""
+    row = rows[-1]
+    told = read_json(spiking_folder / "training.json")
+    network = archive.load(spiking_folder)
+    ann = "" if row.ann_accuracy is None else f" (float network {row.ann_accuracy:.2f} %)"
+    steps = "1 step" if row.T == 1 else f"{row.T} steps"
+    return (
+        f"{row.model} with {_neurons(network)} layers of {row.method} neurons ({row.mode}, "
+        f"n = {row.n}), trained by {row.algorithm} for {row.epochs} epochs, weights of epoch "
+        f"{told['best_epoch']}: {row.snn_accuracy:.2f} % of {row.images} test images after "
+        f"{steps}{ann}."
+    )
+
+
+def opened(recipe: SpikingRecipe, **changed: Any) -> Splits:
+    """The recipe's images or recordings; ``changed`` are other values of their spec."""
+    spec = replace(recipe.images, **changed)
+    return open_data(spec) if isinstance(spec, DataSpec) else open_events(spec)
+
+
+def _neurons(network: SpikingNetwork) -> int:
+    return len(network.neurons())
+
+
+def _name(recipe: SpikingRecipe) -> str:
+    """What the tables call the images."""
+    images = recipe.images
+    return dataset_name(images) if isinstance(images, DataSpec) else images.dataset

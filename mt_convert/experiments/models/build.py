@@ -1,0 +1,187 @@
+"""The network to convert: a name of timm's registry, and where its weights come from.
+
+Beside the floors. Importing this module adds the networks of `networks` to timm's registry.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from ...errors import CheckpointError, Fault, SpecError
+from ...system import storage
+from . import cifar as _registered  # noqa: F401
+
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel, torch.compile, wrappers
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which network: a name of timm's registry, its size, and where its weights come from.
+
+    ``checkpoint`` is a safetensors file or a torch file of plain tensors; it is used instead of the
+    hub's weights, even if ``pretrained`` is set. ``kwargs`` go to timm's constructor.
+
+    Example:
+        >>> ModelSpec("resnet20_cifar", classes=10).channels
+        3
+    """
+
+    architecture: str
+    classes: int
+    channels: int = 3
+    pretrained: bool = False
+    checkpoint: str | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("classes", "channels"):
+            if getattr(self, name) < 1:
+                raise SpecError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+
+
+def build(spec: ModelSpec, *, seed: int = 0, image_size: int | None = None) -> nn.Module:
+    """Make the network and load its weights; untrained ones are drawn from ``seed``.
+
+    Units: ``image_size`` pixels; None for the architecture's own. Architectures that timm builds
+        for one size (vision transformers: position embeddings, windows) are built for this one,
+        unless ``spec.kwargs`` has an ``img_size``; the hub's weights are fitted to it by timm.
+        All others take images of any size.
+
+    Returns:
+        A module in training mode: images ``[batch, channels, H, W]`` to logits
+        ``[batch, classes]``.
+
+    Raises:
+        SpecError: timm knows no such architecture, or it does not take these ``kwargs``.
+        CheckpointError: weights missing, damaged, not finite or of another network (all faults
+            listed), or the hub out of reach.
+
+    Example:
+        >>> ann = build(ModelSpec("digits_cnn", classes=10, channels=1))
+        >>> ann(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
+    fault = architecture_fault(spec.architecture)
+    if fault is not None:
+        raise SpecError("cannot build the model", [fault])
+    spec = _for_size(spec, image_size)
+    if spec.checkpoint is None:
+        return _create(spec, pretrained=spec.pretrained, seed=seed)
+    weights = storage.load_foreign(spec.checkpoint)
+    model = _create(spec, pretrained=False, seed=seed)
+    _load_(model, weights, spec)
+    return model
+
+
+def architecture_fault(name: str) -> Fault | None:
+    """What is wrong with the name of an architecture, with the nearest names; None if it is known.
+
+    Example:
+        >>> architecture_fault("resnet20_cifra").hint[:27]
+        'did you mean resnet20_cifar'
+    """
+    if ":" in name:  # "hf-hub:..." and the like are the hub's to judge
+        return None
+    architecture, _, tag = name.partition(".")
+    if timm.is_model(architecture):
+        tags = timm.list_models(f"{architecture}.*", pretrained=True)
+        if not tag or name in tags:
+            return None
+        return Fault(f"architecture {name}", "has no such weights", f"allowed: {', '.join(tags)}")
+    near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.6)
+    hint = "every name of timm.list_models() is allowed"
+    if near:
+        hint = f"did you mean {', '.join(near[:-1])}{' or ' * (len(near) > 1)}{near[-1]}?"
+    return Fault(f"architecture {name}", "is not in timm's registry", hint)
+
+
+def _for_size(spec: ModelSpec, image_size: int | None) -> ModelSpec:
+    """The spec with ``img_size`` among its arguments, where the architecture is of one size."""
+    known = None if ":" in spec.architecture else timm.get_pretrained_cfg(spec.architecture)
+    if image_size is None or known is None or not known.fixed_input_size:
+        return spec
+    return replace(spec, kwargs={"img_size": image_size, **spec.kwargs})
+
+
+def _create(spec: ModelSpec, *, pretrained: bool, seed: int) -> nn.Module:
+    """The network from timm, without touching the caller's random state."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        try:
+            return timm.create_model(
+                spec.architecture,
+                pretrained=pretrained,
+                num_classes=spec.classes,
+                in_chans=spec.channels,
+                **spec.kwargs,
+            )
+        except TypeError as error:
+            raise SpecError(
+                f"{spec.architecture} does not take these arguments ({error}): mend model.kwargs, "
+                f"now {spec.kwargs}, or model.channels"
+            ) from error
+        except Exception as error:
+            if not pretrained and ":" not in spec.architecture:
+                raise
+            raise CheckpointError(  # timm and the hub raise a dozen types here
+                f"could not get {spec.architecture} from the hub: it needs a network, and the hub "
+                "must have weights of this name. Give a local file instead: "
+                f"model.checkpoint=FILE. What it said: {type(error).__name__}, "
+                f"{(str(error).splitlines() or [''])[0]}"
+            ) from error
+
+
+def _load_(model: nn.Module, weights: Mapping[str, Tensor], spec: ModelSpec) -> None:
+    """Put weights into the model, or raise one error that lists everything that does not fit."""
+    expected = model.state_dict()
+    found = _without_prefixes(weights, expected)
+    optional = {name for name in expected if name.endswith("num_batches_tracked")}
+    faults = [
+        Fault(name, "missing", f"expected {_shape(expected[name])}")
+        for name in expected
+        if name not in found and name not in optional
+    ]
+    for name, tensor in found.items():
+        if name not in expected:
+            faults.append(Fault(name, "unexpected", f"{spec.architecture} has no such tensor"))
+        elif tensor.shape != expected[name].shape:
+            faults.append(Fault(name, f"is {_shape(tensor)}", f"expected {_shape(expected[name])}"))
+        elif tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            faults.append(Fault(name, "holds NaN or infinity", "train again or use another file"))
+    if faults:
+        raise CheckpointError(
+            f"{spec.checkpoint} does not fit {spec.architecture} with {spec.classes} classes and "
+            f"{spec.channels} input channels, {len(faults)} faults:",
+            faults,
+        )
+    model.load_state_dict({**{name: expected[name] for name in optional}, **found})
+
+
+def _without_prefixes(
+    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The same tensors without what wrappers put before every name."""
+    names = {name: name for name in weights}
+    while prefix := next(
+        (
+            p
+            for p in _PREFIXES
+            if all(name.startswith(p) for name in names.values())
+            and not all(name.startswith(p) for name in expected)
+        ),
+        None,
+    ):
+        names = {name: short.removeprefix(prefix) for name, short in names.items()}
+    return {names[name]: tensor for name, tensor in weights.items()}
+
+
+def _shape(tensor: Tensor) -> str:
+    """A tensor's shape as people write it."""
+    return "x".join(map(str, tensor.shape)) or "a single number"

@@ -1,0 +1,1 @@
+"""Recipes: how they are found, read, checked and written. No face."""

@@ -1,0 +1,82 @@
+"""What ships with the package, recipes and CIFAR networks, told without importing torch.
+
+Floor 1. `CIFAR_MODELS` names the networks that `models` puts into timm's registry.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from ...errors import Fault, RecipeError
+
+CIFAR_MODELS: dict[str, str] = {
+    "digits_cnn": "38,000 parameters, for the 8x8 handwritten digits of the demo",
+    "digits_vit": "a vision transformer of 3 blocks, 59,000 parameters, for the same digits",
+    "resnet20_cifar": "ResNet-20, option-A shortcuts (He et al. 2016), 0.27 million parameters",
+    "resnet32_cifar": "ResNet-32, option-A shortcuts (He et al. 2016), 0.46 million parameters",
+    "resnet44_cifar": "ResNet-44, option-A shortcuts (He et al. 2016), 0.66 million parameters",
+    "resnet56_cifar": "ResNet-56, option-A shortcuts (He et al. 2016), 0.85 million parameters",
+    "resnet18_cifar": "ResNet-18 with a 3x3 stem and no max-pool, 11.2 million parameters",
+    "vgg7_cifar": "a VGG of 6 convolutions, 16 to 64 channels, stride 2 first, 73,000 parameters",
+    "vgg16_cifar": "VGG-16 with batch norm and one linear layer, 14.7 million parameters",
+}
+
+
+def recipe_folder() -> Path:
+    """The folder of shipped recipes: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[2]
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Names and files of the recipes that ship with the package, in alphabetical order.
+
+    Example:
+        >>> shipped_recipes()["digits"].name
+        'digits.yaml'
+    """
+    return {path.stem: path for path in sorted(recipe_folder().rglob("*.yaml"))}
+
+
+def find_recipe(path_or_name: str | Path) -> Path:
+    """The file of a recipe: a path as it stands, or the name of a shipped recipe.
+
+    Raises:
+        RecipeError: neither a file nor a shipped name; the nearest names are told.
+
+    Example:
+        >>> find_recipe("digits").name
+        'digits.yaml'
+    """
+    path = Path(path_or_name)
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    name = path.name.removesuffix(".yaml")
+    if path.parent == Path(".") and name in shipped:
+        return shipped[name]
+    near = difflib.get_close_matches(name, shipped, n=3, cutoff=0.5)
+    guess = f"did you mean {' or '.join(near)}? " if near else ""
+    raise RecipeError(
+        f"no recipe {path_or_name}",
+        [
+            Fault(
+                str(path_or_name),
+                "is neither a file nor a shipped recipe",
+                f"{guess}shipped: {', '.join(shipped)}",
+            )
+        ],
+    )
+
+
+def headline(recipe: Path) -> str:
+    """The first comment line of a recipe: what it is, in a sentence.
+
+    Example:
+        >>> headline(shipped_recipes()["digits"]).startswith("Handwritten digits")
+        True
+    """
+    with recipe.open() as lines:
+        return next((line.lstrip("# ").rstrip() for line in lines if line.startswith("#")), "")

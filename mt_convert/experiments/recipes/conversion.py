@@ -1,0 +1,230 @@
+"""A Recipe, one experiment complete, read from YAML with every fault in one error.
+
+Floor 9. Blocks *are* the frozen dataclasses of the verbs (`ModelSpec`, `DataSpec`, `QuantSpec`,
+`TrainSpec`), so a field is declared once, where it is used; nothing below ever sees a Recipe.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path as FilePath
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from ...calibration.text import name_of, parse
+from ...data import DataSpec
+from ...direct.named import ALGORITHMS, SURROGATES
+from ...errors import Fault, RecipeError
+from ...evaluation.peers.converters import PEERS
+from ...evaluation.settings import METHODS, Setting
+from ...finetuning import PARTS, TEACHERS, FinetuneJob
+from ...neurons.ladder import Firing, Uniform
+from ...quantization.spec import QuantSpec
+from ...spiking.model import Presentation
+from ...training.spec import TrainSpec
+from ..models.build import ModelSpec, architecture_fault
+from .validation import Kind, disagreements, read, seeded, tree_of
+from .yaml_tree import Tree, override
+
+Count = Annotated[int, Field(ge=1)]
+CalibrationText = Annotated[str, AfterValidator(lambda text: name_of(parse(text)))]
+
+STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class QuantizeBlock(QuantSpec):
+    """A `QuantSpec`, and optionally a folder with a quantized model to start from."""
+
+    checkpoint: str | None = None
+
+    def spec(self) -> QuantSpec:
+        """The `QuantSpec` alone, which is what `quantize` takes and the sidecar file keeps."""
+        names = [item.name for item in dataclasses.fields(QuantSpec)]
+        return QuantSpec(**{name: getattr(self, name) for name in names})
+
+
+class ConvertBlock(BaseModel):
+    """The spiking network that is stored: null thresholds mean L, exact in a single step."""
+
+    model_config = STRICT
+    presentation: Presentation = Presentation.ONCE
+    thresholds: Count | None = None
+    firing: Firing | None = None
+    signed: bool = False
+    whole_window: bool = False
+
+
+FINETUNE_TRAIN: dict[str, Any] = {"epochs": 2, "lr": 0.005, "weight_decay": 0.0}
+"""A converted network is near its end: a tenth of the usual rate."""
+
+
+class FinetuneBlock(BaseModel):
+    """Fine-tuning of the converted network for T ``time_steps``, evaluated beside the conversion.
+
+    ``thresholds`` null means L. ``algorithm`` makes gradients, through ``surrogate`` (null:
+    straight-through, or rectangular for learned gaps), and through resets too unless they are
+    detached; ``learns`` says which parts; ``teacher`` is asked where ``train.distillation_weight``
+    is above 0. What ``train`` does not name is that of `FINETUNE_TRAIN` first.
+    """
+
+    model_config = STRICT
+    thresholds: Count | None = 1
+    time_steps: Count = 2
+    presentation: Presentation = Presentation.ONCE
+    firing: Firing | None = None
+    signed: bool = True
+    algorithm: Literal[tuple(ALGORITHMS)] = "bptt"  # type: ignore[valid-type]
+    surrogate: Literal[tuple(SURROGATES)] | None = None  # type: ignore[valid-type]
+    learns: tuple[Literal[PARTS], ...] = ("weights", "thresholds")  # type: ignore[valid-type]
+    teacher: Literal[TEACHERS] = "qann"  # type: ignore[valid-type]
+    detach_reset: bool = True
+    train: TrainSpec = TrainSpec(**FINETUNE_TRAIN)
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> FinetuneBlock:
+        self.job(1)
+        return self
+
+    def job(self, levels: int) -> FinetuneJob:
+        """The job of a network with so many levels."""
+        setting = Setting(
+            Uniform(levels if self.thresholds is None else self.thresholds),
+            (self.time_steps,),
+            firing=self.firing,
+            signed=self.signed,
+            presentation=self.presentation,
+        )
+        names = (self.surrogate, self.learns, self.teacher, self.detach_reset)
+        return FinetuneJob(setting, self.algorithm, self.train, *names)
+
+
+class EvaluateBlock(BaseModel):
+    """The rows of the table: every combination of these lists, and with ``iso_level`` the rows
+    {n=1, T=L}, {n=L, T=1} and between, presented in every step. ``images`` null means all, else
+    the first of a seeded order.
+
+    ``methods`` names known methods (`settings.METHODS`, `peers.PEERS`) in place of combinations;
+    ``calibrations`` such as "none" or "mse+membrane_mean" are each applied to all of them, for the
+    steps of ``calibrated_for``: [2, 8] calibrates once for T up to 2 and once for those above;
+    null: for each T on its own. ``data`` adds data sets on which the same networks are evaluated.
+    """
+
+    model_config = STRICT
+    thresholds: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 3, 7, 15)
+    time_steps: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 4, 8, 16)
+    presentations: Annotated[tuple[Presentation, ...], Field(min_length=1)] = (Presentation.ONCE,)
+    modes: Annotated[tuple[Firing, ...], Field(min_length=1)] = (Firing.PARALLEL,)
+    signed: Annotated[tuple[bool, ...], Field(min_length=1)] = (True,)
+    whole_window: Annotated[tuple[bool, ...], Field(min_length=1)] = (False,)
+    iso_level: bool = True
+    images: Count | None = None
+    batch_size: Count = 128
+    methods: tuple[Literal[(*METHODS, *PEERS)], ...] = ()  # type: ignore[valid-type]
+    calibrations: Annotated[tuple[CalibrationText, ...], Field(min_length=1)] = ("none",)
+    calibrated_for: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
+    data: tuple[DataSpec, ...] = ()
+
+
+class Recipe(BaseModel):
+    """One experiment: what each stage needs.
+
+    ``seed`` draws untrained weights and is the seed of all trainings that name none;
+    the split of the images has its own, ``data.seed``. ``ann`` null: no training before
+    quantization; ``train`` null: calibration alone. ``finetune`` null: the converted network as
+    it is.
+    """
+
+    model_config = STRICT
+    name: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    model: ModelSpec
+    data: DataSpec
+    ann: TrainSpec | None = None
+    quantize: QuantizeBlock = QuantizeBlock()
+    train: TrainSpec | None = None
+    convert: ConvertBlock = ConvertBlock()
+    evaluate: EvaluateBlock = EvaluateBlock()
+    finetune: FinetuneBlock | None = None
+
+
+def load_recipe(
+    path_or_name: str | FilePath, overrides: Sequence[str] = (), smoke: bool = False
+) -> Recipe:
+    """Read a recipe file or a shipped recipe, with ``dotted.key=value`` overrides.
+
+    Args:
+        smoke: put the recipe's ``smoke`` block over the rest: made-up data, seconds instead of
+            hours. It is validated in any case.
+
+    Raises:
+        RecipeError: every fault of the file and the overrides, with line and nearest valid key.
+
+    Example:
+        >>> load_recipe("digits", ["quantize.weight_bits=3"]).quantize.weight_bits
+        3
+    """
+    path, tree = tree_of(path_or_name)
+    if "spiking" in override(tree, overrides).value:
+        hint = "mt-convert run trains the spiking network, mt-convert show prints its table"
+        fault = Fault(str(path_or_name), "has a spiking block", hint)
+        raise RecipeError("this recipe converts nothing", [fault])
+    return read(path, tree, overrides, smoke, CONVERSION)
+
+
+def dump(recipe: BaseModel) -> str:
+    """The recipe as YAML with every default written out; reading it gives the same.
+
+    Example:
+        >>> "weight_bits: 4" in dump(load_recipe("digits"))
+        True
+    """
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def here_faults(recipe: Recipe) -> list[Fault]:
+    """What this machine lacks to run the recipe: files, folders, architectures unknown to timm."""
+    return lacking(
+        recipe.model,
+        {
+            "model.checkpoint": recipe.model.checkpoint,
+            "quantize.checkpoint": recipe.quantize.checkpoint,
+            "data.root": None if recipe.data.download else recipe.data.root,
+        },
+    )
+
+
+def lacking(model: ModelSpec, files: Mapping[str, str | None]) -> list[Fault]:
+    """Which of these files and folders are not here, and whether timm knows the architecture."""
+    faults = [
+        Fault(key, f"{value} is not here", f"put it there, or give {key}=PATH")
+        for key, value in files.items()
+        if value is not None and not FilePath(value).exists()
+    ]
+    unknown = architecture_fault(model.architecture)
+    if unknown is not None:
+        faults.insert(0, Fault(f"model.{unknown.where}", unknown.what, unknown.hint))
+    return faults
+
+
+def _seeded(tree: Tree) -> Tree:
+    """Training takes the recipe's seed where it names none of its own."""
+    blocks = seeded(tree, ("ann", "train"))
+    block = tree.value.get("finetune")
+    train = block.get("train", {}) if isinstance(block, dict) else None
+    if isinstance(train, dict):
+        seed = tree.value.get("seed", 0)
+        blocks["finetune"] = {**block, "train": {"seed": seed, **FINETUNE_TRAIN, **train}}
+    return replace(tree, value={**tree.value, **blocks})
+
+
+def _mismatches(recipe: Recipe, tree: Tree) -> list[Fault]:
+    wanted = {"classes": recipe.data.classes, "channels": recipe.data.channels}
+    return disagreements(tree, recipe.model, wanted, "data")
+
+
+CONVERSION = Kind(Recipe, _seeded, _mismatches)

@@ -1,0 +1,137 @@
+"""A recipe that trains a spiking network directly; `load` tells the two kinds of recipes apart.
+
+Floor 9.15. A recipe with a ``spiking`` block is of this kind: nothing is quantized or converted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, Field, model_validator
+
+from ...data import DataSpec, EventSpec
+from ...errors import Fault, SpecError
+from ...training.from_scratch.spec import SpikingSpec
+from ...training.spec import TrainSpec
+from ..models.build import ModelSpec
+from .conversion import CONVERSION, STRICT, Count, Recipe, lacking
+from .conversion import here_faults as conversion_faults
+from .validation import Kind, disagreements, read, seeded, tree_of
+from .yaml_tree import Tree, override
+
+
+class SpikingEvaluateBlock(BaseModel):
+    """The rows of the table: behind which steps, null for all up to the network's last; ``images``
+    null means all, else the first of a seeded order."""
+
+    model_config = STRICT
+    time_steps: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
+    images: Count | None = None
+    batch_size: Count = 128
+
+
+class SpikingRecipe(BaseModel):
+    """One experiment without conversion: a network, its neurons, its training.
+
+    The images are those of ``data``, or the recordings of ``events``. ``seed`` draws untrained
+    weights and is the seed of all trainings that name none. ``ann`` trains the float network of the
+    same architecture first: it stands beside in the table, is the teacher of a distillation, and
+    with ``spiking.start`` "ann" its weights are where the spiking network starts.
+    """
+
+    model_config = STRICT
+    name: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    model: ModelSpec
+    data: DataSpec | None = None
+    events: EventSpec | None = None
+    spiking: SpikingSpec
+    ann: TrainSpec | None = None
+    train: TrainSpec
+    evaluate: SpikingEvaluateBlock = SpikingEvaluateBlock()
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> SpikingRecipe:
+        faults = []
+        if (self.data is None) == (self.events is None):
+            faults.append(Fault("data", "must stand alone", "give either data or events, not both"))
+        if self.events is not None:
+            if self.events.time_steps != self.spiking.time_steps:
+                what = f"is {self.spiking.time_steps}, events.time_steps {self.events.time_steps}"
+                faults.append(Fault("spiking", what, "both are the frames of a recording"))
+            if self.ann is not None or self.spiking.start == "ann":
+                hint = "it takes images, not frames: leave ann out and spiking.start random"
+                faults.append(Fault("ann", "has no images", hint))
+        if self.train.distillation_weight and not self.trained_ann:
+            hint = "give ann, model.checkpoint or model.pretrained; or distillation_weight: 0"
+            faults.append(Fault("train", "asks a float network that is not trained", hint))
+        last = max(self.evaluate.time_steps or (1,))
+        if last > self.spiking.time_steps:
+            hint = f"the network is trained for {self.spiking.time_steps}"
+            faults.append(Fault("evaluate", f"asks for step {last}", hint))
+        if faults:
+            raise SpecError(f"{len(faults)} parts of the recipe do not go together", faults)
+        return self
+
+    @property
+    def images(self) -> DataSpec | EventSpec:
+        """What the network looks at."""
+        found = self.data or self.events
+        assert found is not None
+        return found
+
+    @property
+    def trained_ann(self) -> bool:
+        """Whether the float network is worth a look: trained here, or loaded, and for images."""
+        loaded = self.model.pretrained or self.model.checkpoint is not None
+        return self.events is None and (self.ann is not None or loaded)
+
+
+AnyRecipe = Recipe | SpikingRecipe
+
+
+def load(path_or_name: str | Path, overrides: Sequence[str] = (), smoke: bool = False) -> AnyRecipe:
+    """Read a recipe of either kind, as `load_recipe` reads those of conversions.
+
+    Raises:
+        RecipeError: every fault of the file and the overrides, with line and nearest valid key.
+
+    Example:
+        >>> load("digits_plif").spiking.neuron
+        'plif'
+    """
+    path, tree = tree_of(path_or_name)
+    if "spiking" in override(tree, overrides).value:
+        return read(path, tree, overrides, smoke, SPIKING)
+    return read(path, tree, overrides, smoke, CONVERSION)
+
+
+def here_faults(recipe: AnyRecipe) -> list[Fault]:
+    """What this machine lacks to run the recipe: files, folders, architectures unknown to timm."""
+    if isinstance(recipe, Recipe):
+        return conversion_faults(recipe)
+    files = {"model.checkpoint": recipe.model.checkpoint}
+    if not recipe.images.download:
+        files[f"{_block(recipe)}.root"] = recipe.images.root
+    return lacking(recipe.model, files)
+
+
+def _block(recipe: SpikingRecipe) -> str:
+    return "data" if recipe.data is not None else "events"
+
+
+def _seeded(tree: Tree) -> Tree:
+    return replace(tree, value={**tree.value, **seeded(tree, ("ann", "train"))})
+
+
+def _mismatches(recipe: SpikingRecipe, tree: Tree) -> list[Fault]:
+    images = recipe.images
+    classes = images.classes if isinstance(images, DataSpec) else images.number_of_classes
+    wanted = {"classes": classes, "channels": images.channels}
+    return disagreements(tree, recipe.model, wanted, _block(recipe))
+
+
+SPIKING = Kind(SpikingRecipe, _seeded, _mismatches)

@@ -1,0 +1,126 @@
+"""Recipes of any kind from YAML: the smoke block, overrides, and every fault in one error.
+
+Floor 9.05.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from ...errors import Fault, RecipeError
+from . import faults as recipe_faults
+from . import yaml_tree
+from .catalogue import find_recipe
+from .yaml_tree import Path, Tree
+
+R = TypeVar("R", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Kind(Generic[R]):
+    """A kind of recipe: its type, what is filled in before it is read, and what must agree."""
+
+    type: type[R]
+    seeded: Callable[[Tree], Tree]
+    mismatches: Callable[[R, Tree], Iterable[Fault]]
+
+
+def tree_of(path_or_name: str | FilePath) -> tuple[FilePath, Tree]:
+    """A recipe's file, and what it says.
+
+    Raises:
+        RecipeError: no such recipe; unreadable, not YAML, or no blocks.
+    """
+    path = find_recipe(path_or_name)
+    tree = yaml_tree.parse(_read(path), str(path))
+    if not isinstance(tree.value, dict):
+        raise RecipeError(f"{path} holds no blocks: a recipe starts with name, model, data")
+    return path, tree
+
+
+def read(path: FilePath, tree: Tree, overrides: Sequence[str], smoke: bool, kind: Kind[R]) -> R:
+    """The recipe with its overrides, or with its ``smoke`` block put over it, which is validated
+    in any case.
+
+    Raises:
+        RecipeError: every fault of the file and the overrides, with line and nearest valid key.
+    """
+    plain, small = _variants(tree)
+    chosen, other = (small, plain) if smoke else (plain, small)
+    recipe, found = _validate(kind.seeded(yaml_tree.override(chosen, overrides)), kind)
+    faults: dict[tuple[str, str], Fault] = {}
+    for fault in (*found, *_validate(kind.seeded(other), kind)[1]):  # the same key counts once
+        faults.setdefault((fault.where.split("  ")[-1], fault.what), fault)
+    if recipe is None or faults:
+        raise RecipeError(f"{len(faults)} fault(s) in {path}", faults.values())
+    return recipe
+
+
+def _read(path: FilePath) -> str:
+    """The text of a recipe file."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read {path}: {error}") from error
+
+
+def _variants(tree: Tree) -> tuple[Tree, Tree]:
+    """The recipe as it stands, and with its smoke block put over it; both without that block."""
+    value = {key: item for key, item in tree.value.items() if key != "smoke"}
+    plain = Tree(value, tree.places, tree.faults)
+    inner = {path[1:]: place for path, place in tree.places.items() if path[:1] == ("smoke",)}
+    return plain, yaml_tree.merge(plain, Tree(tree.value.get("smoke") or {}, inner))
+
+
+def _validate(tree: Tree, kind: Kind[R]) -> tuple[R | None, list[Fault]]:
+    """The recipe, or everything that is wrong with it.
+
+    What is wrong hides other faults of the same block, so it is taken out and the rest read again.
+    """
+    faults: dict[Fault, None] = dict.fromkeys(tree.faults)
+    removed: set[Path] = set()
+    value: Any = tree.value
+    while True:
+        try:
+            recipe = kind.type.model_validate_json(json.dumps(value, default=repr))
+        except ValidationError as error:
+            found = recipe_faults.findings(error.errors(), tree, kind.type)
+        else:
+            faults |= dict.fromkeys(kind.mismatches(recipe, tree))
+            return recipe, list(faults)
+        new = [item for item in found if not (item.missing and item.path in removed)]
+        faults |= dict.fromkeys(item.fault for item in new)
+        wrong = {item.path for item in new} - removed
+        if not wrong:
+            return None, list(faults)
+        removed |= wrong | {item.meant for item in new if item.meant}
+        value = recipe_faults.without(value, wrong)
+
+
+def disagreements(tree: Tree, model: Any, wanted: Mapping[str, int], block: str) -> list[Fault]:
+    """What the model and the data of ``block`` must agree on, and do not."""
+    return [
+        Fault(
+            f"{tree.place(('model', name))}  model.{name}",
+            f"is {getattr(model, name)}, but {block}.{name} is {other}",
+            "both must be what the images have",
+        )
+        for name, other in wanted.items()
+        if getattr(model, name) != other
+    ]
+
+
+def seeded(tree: Tree, blocks: Sequence[str]) -> dict[str, Any]:
+    """These blocks of trainings, with the recipe's seed where they name none of their own."""
+    seed = tree.value.get("seed", 0)
+    return {
+        name: {"seed": seed, **block}
+        for name, block in tree.value.items()
+        if name in blocks and isinstance(block, dict)
+    }

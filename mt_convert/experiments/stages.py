@@ -1,0 +1,234 @@
+"""Work in stages: each leaves one folder and is entered again only if its inputs have changed.
+
+Floor 9.3. What a stage depends on are its own blocks of the recipe, the stages before it, and the
+content of the checkpoints it reads. A stage works in ``STAGE.partial`` and is renamed when it is
+done: to ``STAGE``, or to ``STAGE.new`` where an earlier run's stands. When all stages are done, the
+new ones take the places of the old ones, and ``results.json``, ``recipe.yaml`` and
+``versions.json`` change with them; until then, and if a stage fails, everything an earlier run left
+is as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel
+
+from ..errors import CheckpointError, OutputError, RecipeError
+from ..system.processes import Processes
+from ..system.storage import atomic, digest, read_json, write_json
+from .recipes.conversion import dump
+
+NEW = ".new"
+
+
+class Staged(ABC):
+    """One run of a recipe: its folder, its stages, and which of them stand finished.
+
+    A stage NAME is the method ``_NAME``, which is handed the folder to fill.
+    """
+
+    NAMES: ClassVar[Sequence[str]]
+    """All stages there can be, in order."""
+    BLOCKS: ClassVar[Mapping[str, Sequence[str]]]
+    """The blocks of the recipe that each stage depends on."""
+
+    def __init__(self, recipe: BaseModel, out: Path, resume: bool) -> None:
+        self.settings, self.out, self.resume = recipe, out, resume
+        self.processes = Processes()
+        self.first, self.wait = self.processes.first, self.processes.wait
+        self.fingerprint = ""
+        self.at: dict[str, Path] = {}
+        self.changed = False
+
+    @property
+    def stages(self) -> Sequence[str]:
+        """Those that the recipe asks for, in order."""
+        return self.NAMES
+
+    @abstractmethod
+    def faults(self) -> Sequence[Any]:
+        """What this machine lacks to run the recipe."""
+
+    @abstractmethod
+    def shared(self, name: str) -> bool:
+        """Whether all processes take part in a stage; in the others only the first does."""
+
+    @abstractmethod
+    def checkpoint(self, name: str) -> str | None:
+        """The file or folder, not of this run, that a stage reads."""
+
+    @abstractmethod
+    def rows_text(self) -> str:
+        """The content of ``results.json``, from the finished stages."""
+
+    def all_stages(self) -> Path:
+        """Run what is not there yet, and put it in its place; return the folder.
+
+        Raises:
+            MTConvertError: whatever the user can mend; finished stages stay as they are.
+        """
+        self.open()
+        for name in self.stages:
+            self.stage(name)
+        if self.first:
+            self.publish()
+        self.wait()
+        return self.out
+
+    def open(self) -> None:
+        """Look for what is missing or in the way, before hours are spent; create the folder."""
+        faults = self.faults()
+        if faults:
+            raise RecipeError(f"{len(faults)} fault(s): this recipe cannot run here", faults)
+        names = [name + end for name in self.NAMES for end in ("", NEW, ".partial")]
+        for path in (self.out, *(self.out / name for name in names)):
+            if path.exists() and not path.is_dir():
+                hint = "name a folder with --out" if path == self.out else "move it away"
+                raise OutputError(f"{path} is a file: {hint}")
+        if self.first and not (self.out / "results.json").exists():
+            self._describe()
+
+    def publish(self) -> None:
+        """Put the new stages in the places of the old ones, and the results beside them."""
+        rows, published = self.rows_text(), self.out / "results.json"
+        moved = [name for name in self.stages if self.at[name] != self.out / name]
+        stale = any(
+            not path.is_file() or path.read_text() != wanted
+            for path, wanted in ((published, rows), (self.out / "recipe.yaml", dump(self.settings)))
+        )
+        if not (self.changed or moved or stale):
+            return
+        for name in moved:
+            _replace(self.at[name], self.out / name)
+        self._describe()
+        with atomic(published) as temporary:
+            temporary.write_text(rows)
+        for name in self.NAMES:  # of a recipe that was tried in between
+            _remove(self.out / f"{name}{NEW}")
+
+    def stage(self, name: str) -> None:
+        """Run one stage, unless it stands finished with the same inputs."""
+        folder, new, partial = (self.out / f"{name}{end}" for end in ("", NEW, ".partial"))
+        self.fingerprint = digest([name, self._inputs(name), self.fingerprint])
+        for stands in (folder, new):
+            if self._same(stands):
+                self.at[name] = stands
+                self._log(name, "kept")
+                return
+        self.at[name] = new if folder.exists() else folder
+        started, self.changed = time.monotonic(), True
+        self._log(name, "started")
+        if self.first and partial.exists() and not (self.resume and self._same(partial)):
+            _remove(partial)
+        self.wait()
+        if self.first and not partial.exists():
+            write_json(partial / "inputs.json", {"fingerprint": self.fingerprint})
+        self.wait()
+        if self.first or self.shared(name):
+            step: Callable[[Path], None] = getattr(self, f"_{name}")
+            step(partial)
+        self.wait()
+        if self.first:
+            _replace(partial, self.at[name])
+        self.wait()
+        self._log(name, "finished", seconds=round(time.monotonic() - started, 1))
+
+    def _describe(self) -> None:
+        """What is run, and on what."""
+        with atomic(self.out / "recipe.yaml") as temporary:
+            temporary.write_text(dump(self.settings))
+        write_json(self.out / "versions.json", _versions())
+
+    def _same(self, folder: Path) -> bool:
+        """Whether a folder is there and was begun with these inputs."""
+        try:
+            return bool(read_json(folder / "inputs.json")["fingerprint"] == self.fingerprint)
+        except (CheckpointError, KeyError, TypeError):
+            return False
+
+    def _inputs(self, name: str) -> list[Any]:
+        """The blocks of the recipe, and the files, that a stage depends on."""
+        recipe = self.settings.model_dump(mode="json")
+        return [*(recipe[key] for key in self.BLOCKS[name]), _content(self.checkpoint(name))]
+
+    def _log(self, stage: str, event: str, **more: Any) -> None:
+        """A line in log.jsonl."""
+        if not self.first:
+            return
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "stage": stage,
+            "event": event,
+            **more,
+        }
+        try:
+            with open(self.out / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise OutputError(f"cannot write {self.out / 'log.jsonl'}: {error}") from error
+
+
+def _replace(partial: Path, folder: Path) -> None:
+    """Put a finished stage in its place; an older one there stays whole while in sight."""
+    older = folder.with_name(f"{folder.name}.old")
+    _remove(older)
+    try:
+        if folder.exists():
+            os.replace(folder, older)
+        os.replace(partial, folder)
+    except OSError as error:
+        raise OutputError(f"cannot put {partial} in the place of {folder}: {error}") from error
+    _remove(older)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, if it is there."""
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise OutputError(f"cannot remove {folder}: {error}; remove it yourself") from error
+
+
+def _content(path: str | None) -> str | None:
+    """A digest of a checkpoint's bytes, or of a folder's files."""
+    if path is None:
+        return None
+    where = Path(path)
+    found = hashlib.sha256()
+    for file in sorted(where.rglob("*")) if where.is_dir() else [where]:
+        if file.is_file():
+            found.update(file.name.encode())
+            found.update(file.read_bytes())
+    return found.hexdigest()
+
+
+def _versions() -> dict[str, Any]:
+    """The software and the machine that numbers depend on."""
+    names = ("mt-convert", "torch", "torchvision", "timm", "brevitas", "numpy", "accelerate")
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed as a distribution"
+    machine = {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+    return {"packages": versions, "machine": machine}
