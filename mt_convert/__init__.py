@@ -43,8 +43,10 @@ if TYPE_CHECKING:
     from .graph.rules import DEFAULT_RULES, Kind, Rule
     from .integer_engine.arithmetic import IntegerArithmetic
     from .integer_engine.model import IntegerModel, integer
-    from .neurons.dynamics import IF, LIF, PLIF, MTNeuron, NeuronSpec, Reset, mt_step
+    from .neurons.dynamics import mt_step
     from .neurons.ladder import Binary, Firing, Learned, PowerOfTwo, Uniform
+    from .neurons.layer import MTNeuron
+    from .neurons.spec import IF, LIF, PLIF, NeuronSpec, Reset
     from .quantization.quantize import QuantizedModel, quantize
     from .quantization.spec import (
         ActNoise,
@@ -57,8 +59,10 @@ if TYPE_CHECKING:
     )
     from .spiking.archive import load, save
     from .spiking.compiled import CompiledSimulation
+    from .spiking.conversion_report import ConversionReport
     from .spiking.convert import convert
-    from .spiking.model import ConversionReport, Presentation, SpikingModel
+    from .spiking.model import SpikingModel
+    from .spiking.presentation import Presentation
     from .spiking.simulate import Run, simulate
     from .training.finetune import finetune
     from .training.finetune.finetune import FinetuneSpec

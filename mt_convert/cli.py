@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from .errors import MTConvertError, OutputError, RecipeError, SpecError
+from .experiments.models.names import CIFAR_MODELS
 from .experiments.recipes import catalogue
 
 app = typer.Typer(
@@ -65,7 +66,7 @@ def list_() -> None:
       mt-convert ls
     """
     recipes = {name: catalogue.headline(path) for name, path in catalogue.shipped_recipes().items()}
-    for title, rows in (("Recipes", recipes), ("Networks", catalogue.CIFAR_MODELS)):
+    for title, rows in (("Recipes", recipes), ("Networks", CIFAR_MODELS)):
         typer.echo(title)
         for name, text in rows.items():
             typer.echo(f"  {name:<26} {text}")
@@ -151,13 +152,14 @@ def run(
         from .experiments.recipes.from_scratch import load
 
         loaded = load(recipe, overrides or (), smoke)
-        from .experiments import conversion_run
+        from .experiments.run import run as run_recipe
+        from .experiments.run import show as show_run
         from .system.processes import speaks
 
         folder = out or Path("runs") / (f"{loaded.name}_smoke" if smoke else loaded.name)
-        finished = conversion_run.run(loaded, folder, resume=resume)
+        finished = run_recipe(loaded, folder, resume=resume)
         if speaks():
-            conversion_run.show(finished, Console())
+            show_run(finished, Console())
     except KeyboardInterrupt:
         words = [recipe, *(overrides or []), *(["--smoke"] if smoke else [])]
         again = shlex.join([*words, *(["--out", str(folder)] if folder else []), "--resume"])
@@ -396,9 +398,9 @@ def show(
       mt-convert show runs/digits
       mt-convert show runs/digits/convert
     """
-    from .experiments import conversion_run
+    from .experiments.run import show as show_run
 
-    conversion_run.show(path, Console())
+    show_run(path, Console())
 
 
 @app.command()

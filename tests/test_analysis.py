@@ -18,8 +18,8 @@ from mt_convert.evaluation.analysis import Analysis, analyses
 from mt_convert.evaluation.energy.measure import energy
 from mt_convert.evaluation.errors.layer_errors import layer_errors
 from mt_convert.evaluation.evaluate import prepared
-from mt_convert.evaluation.row_cache import Subject
 from mt_convert.evaluation.settings import METHODS, PeerSetting, Setting
+from mt_convert.evaluation.subject import Subject
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec

@@ -23,7 +23,8 @@ from mt_convert.quantization.spec import BatchNorm, Override, QuantSpec, Scale
 from mt_convert.spiking import archive
 from mt_convert.spiking.archive import load, load_quantized, save
 from mt_convert.spiking.convert import convert
-from mt_convert.spiking.model import Presentation, SpikingModel
+from mt_convert.spiking.model import SpikingModel
+from mt_convert.spiking.presentation import Presentation
 from mt_convert.spiking.simulate import simulate
 from mt_convert.system import storage
 

@@ -21,9 +21,10 @@ from typer.testing import CliRunner
 from mt_convert import cli
 from mt_convert.errors import CheckpointError, SpecError, UnsupportedLayerError
 from mt_convert.experiments.bench import command, limits, memory, pages, picture, timing
-from mt_convert.experiments.bench.contenders import Case, Contender, Kind, all_contenders, chosen
+from mt_convert.experiments.bench.contenders import Case, Contender, Kind
 from mt_convert.experiments.bench.measure import Group, checked, compared, with_ratios
 from mt_convert.experiments.bench.network import Network, open_network
+from mt_convert.experiments.bench.registry import all_contenders, chosen
 from mt_convert.experiments.bench.rows import (
     Absent,
     Benchmark,

@@ -24,8 +24,8 @@ from mt_convert.calibration.spec import (
 )
 from mt_convert.calibration.text import name_of
 from mt_convert.errors import DataError, SpecError
-from mt_convert.neurons.dynamics import MTNeuron
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
+from mt_convert.neurons.layer import MTNeuron
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec, Spacing
 from mt_convert.spiking.archive import load, save

@@ -20,8 +20,9 @@ from mt_convert.calibration.report import CalibrationRow
 from mt_convert.calibration.samples import Samples
 from mt_convert.calibration.spec import LayerWise, Loss
 from mt_convert.graph.nodes import WEIGHTED
-from mt_convert.neurons.dynamics import MTNeuron, NeuronSpec
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
+from mt_convert.neurons.layer import MTNeuron
+from mt_convert.neurons.spec import NeuronSpec
 from mt_convert.neurons.totals import running_step
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec, Spacing

@@ -17,8 +17,8 @@ from mt_convert.calibration.lockstep import Lockstep
 from mt_convert.calibration.membrane import MOST, transform
 from mt_convert.calibration.samples import Samples
 from mt_convert.calibration.spec import MembraneMean, Per
-from mt_convert.neurons.dynamics import MTNeuron
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
+from mt_convert.neurons.layer import MTNeuron
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec, Spacing
 from mt_convert.spiking.archive import load, save

@@ -32,15 +32,17 @@ from mt_convert.calibration.spec import (
     PercentileAlphaBeta,
 )
 from mt_convert.errors import SpecError
-from mt_convert.neurons.dynamics import MTNeuron, NeuronSpec
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
+from mt_convert.neurons.layer import MTNeuron
+from mt_convert.neurons.spec import NeuronSpec
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.interpreter import walk
 from mt_convert.spiking.levels import analog, even_response, levels
 from mt_convert.spiking.levels import quantized as activation
-from mt_convert.spiking.model import Presentation, SpikingModel
+from mt_convert.spiking.model import SpikingModel
+from mt_convert.spiking.presentation import Presentation
 from mt_convert.spiking.simulate import simulate
 from mt_convert.spiking.spike_by_spike import spike_by_spike
 

@@ -20,13 +20,15 @@ from mt_convert.integer_engine.arithmetic import (
     overflow_bounds,
 )
 from mt_convert.integer_engine.terms import Part, Terms
-from mt_convert.neurons.dynamics import MTNeuron, NeuronSpec
 from mt_convert.neurons.ladder import Binary, PowerOfTwo, Uniform
+from mt_convert.neurons.layer import MTNeuron
+from mt_convert.neurons.spec import NeuronSpec
 from mt_convert.neurons.totals import running_step
 from mt_convert.quantization.brevitas_layers import QuantAct
 from mt_convert.quantization.quantize import QuantizedModel, QuantSpec, quantize
 from mt_convert.spiking.convert import convert
-from mt_convert.spiking.model import Encoder, SpikingModel
+from mt_convert.spiking.model import SpikingModel
+from mt_convert.spiking.presentation import Encoder
 from mt_convert.spiking.simulate import Run, simulate
 
 

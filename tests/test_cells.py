@@ -17,8 +17,9 @@ from mt_convert.data import DataSpec, batches, tensor_set
 from mt_convert.errors import CheckpointError, SpecError
 from mt_convert.evaluation import row_cache as cells_module
 from mt_convert.evaluation.evaluate import evaluate
-from mt_convert.evaluation.row_cache import Cells, Subject
+from mt_convert.evaluation.row_cache import Cells
 from mt_convert.evaluation.settings import METHODS, PeerSetting, Setting
+from mt_convert.evaluation.subject import Subject
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec

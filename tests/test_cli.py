@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Command
 
-from mt_convert.experiments.recipes.catalogue import CIFAR_MODELS, shipped_recipes
+from mt_convert.experiments.models.names import CIFAR_MODELS
+from mt_convert.experiments.recipes.catalogue import shipped_recipes
 
 
 def failed(done: subprocess.CompletedProcess[str]) -> str:

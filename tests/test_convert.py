@@ -26,13 +26,14 @@ from torch import Tensor, nn
 from mt_convert.errors import SpecError, UnsupportedLayerError
 from mt_convert.graph.nodes import layer_nodes
 from mt_convert.graph.rules import DEFAULT_RULES, Kind, Rule
-from mt_convert.neurons.dynamics import LIF, PLIF, NeuronSpec, Reset
 from mt_convert.neurons.ladder import Binary, Firing, Learned, PowerOfTwo, Uniform
+from mt_convert.neurons.spec import LIF, PLIF, NeuronSpec, Reset
 from mt_convert.quantization.brevitas_layers import QuantAct
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import BatchNorm, QuantSpec, Scale
 from mt_convert.spiking.convert import convert
-from mt_convert.spiking.model import Encoder, SpikingModel
+from mt_convert.spiking.model import SpikingModel
+from mt_convert.spiking.presentation import Encoder
 from mt_convert.spiking.serialization import (
     neuron_spec_from_json,
     neuron_spec_to_json,

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 import mt_convert as mt
 from mt_convert.errors import SpecError
-from mt_convert.neurons.dynamics import LIF, MTNeuron, NeuronSpec, initial_state, mt_step
+from mt_convert.neurons.dynamics import initial_state, mt_step
 from mt_convert.neurons.ladder import Binary, Learned, PowerOfTwo, Uniform
+from mt_convert.neurons.layer import MTNeuron
+from mt_convert.neurons.spec import LIF, NeuronSpec
 from mt_convert.neurons.surrogate import (
     ATan,
     Linear,
@@ -25,13 +27,13 @@ from mt_convert.neurons.surrogate import (
     Triangular,
 )
 from mt_convert.neurons.totals import running_step
-from mt_convert.spiking.model import Encoder, Presentation
+from mt_convert.spiking.presentation import Encoder, Presentation
 from mt_convert.spiking.simulate import simulate
 from mt_convert.spiking.spike_by_spike import spike_by_spike
-from mt_convert.training.algorithm import Backpropagation, Lesson
+from mt_convert.training.algorithm import Backpropagation, Derivative, Lesson
 from mt_convert.training.finetune.finetune import FinetuneSpec
 from mt_convert.training.finetune.learner import Unrolled
-from mt_convert.training.finetune.neuron import Derivative, State, Trained, TrainedNeuron
+from mt_convert.training.finetune.neuron import State, Trained, TrainedNeuron
 from mt_convert.training.gradients import BPTT, DSR, OTTT
 from mt_convert.training.surrogate_step import fire
 

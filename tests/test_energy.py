@@ -33,12 +33,14 @@ from mt_convert.experiments.models.build import ModelSpec, build
 from mt_convert.graph.nodes import layer_nodes, set_image_shape
 from mt_convert.graph.signals import Carries
 from mt_convert.graph.trace import trace
-from mt_convert.neurons.dynamics import MTNeuron, NeuronSpec
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
+from mt_convert.neurons.layer import MTNeuron
+from mt_convert.neurons.spec import NeuronSpec
 from mt_convert.quantization import quantize
 from mt_convert.quantization.spec import BatchNorm
 from mt_convert.spiking import convert
-from mt_convert.spiking.model import Presentation, SpikingModel
+from mt_convert.spiking.model import SpikingModel
+from mt_convert.spiking.presentation import Presentation
 from mt_convert.spiking.simulate import simulate
 
 L = 15

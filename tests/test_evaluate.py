@@ -19,7 +19,8 @@ from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.report.rows import Row
 from mt_convert.spiking.convert import convert
-from mt_convert.spiking.model import Presentation, SpikingModel
+from mt_convert.spiking.model import SpikingModel
+from mt_convert.spiking.presentation import Presentation
 from mt_convert.spiking.simulate import simulate
 
 L = 3

@@ -27,8 +27,10 @@ import tonic.datasets
 
 import mt_convert.data.events
 from mt_convert.data import Draw, ImageSet, batches, images
-from mt_convert.data.event_recordings import EVENT_FILES, to_frames
-from mt_convert.data.events import EventSpec, open_events
+from mt_convert.data.event_recordings import to_frames
+from mt_convert.data.event_sets import EVENT_FILES
+from mt_convert.data.event_spec import EventSpec
+from mt_convert.data.events import open_events
 from mt_convert.data.images import crop_flip
 from mt_convert.errors import DataError, SpecError
 from mt_convert.training import accuracy

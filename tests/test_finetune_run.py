@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from mt_convert.finetuning import ALGORITHMS, SURROGATES
 from rich.console import Console
 
 import mt_convert as mt
@@ -15,7 +16,7 @@ from mt_convert.errors import CheckpointError, RecipeError, SpecError
 from mt_convert.evaluation.settings import Setting
 from mt_convert.experiments import conversion_run, finetune
 from mt_convert.experiments.recipes.conversion import load_recipe
-from mt_convert.finetuning import ALGORITHMS, SURROGATES, FinetuneJob
+from mt_convert.experiments.recipes.finetune_job import FinetuneJob
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.report.rows import results_from_json
 from mt_convert.spiking.simulate import simulate

@@ -12,11 +12,8 @@ from networks import images, lived_in
 from torch import nn
 
 from mt_convert.calibration.spec import NAMES, Calibration, LayerWise, Maximum, Percentile
-from mt_convert.direct.named import SURROGATES
 from mt_convert.errors import SpecError
 from mt_convert.evaluation.settings import METHODS, PeerSetting, Setting
-from mt_convert.keys import key, to_json
-from mt_convert.neurons.dynamics import IF, LIF, PLIF, Charge, NeuronSpec, Reset
 from mt_convert.neurons.ladder import (
     LADDERS,
     Binary,
@@ -26,16 +23,18 @@ from mt_convert.neurons.ladder import (
     Uniform,
     ladder_to_json,
 )
+from mt_convert.neurons.spec import IF, LIF, PLIF, Charge, NeuronSpec, Reset
 from mt_convert.neurons.surrogate import ATan, Rectangular, SpikeTime, Surrogate
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.convert import convert
+from mt_convert.system.keys import key, to_json
 from mt_convert.system.storage import digest
 from mt_convert.training.algorithm import Backpropagation
 from mt_convert.training.finetune.learner import Unrolled
 from mt_convert.training.finetune.neuron import Trained
 from mt_convert.training.from_scratch.network import spiking
-from mt_convert.training.gradients import BPTT, DSR, OTTT, Algorithm, Tandem
+from mt_convert.training.gradients import BPTT, DSR, OTTT, SURROGATES, Algorithm, Tandem
 
 UNIONS = {
     "ladder": (Ladder, ["uniform", "binary", "power_of_two", "learned"]),

@@ -24,8 +24,9 @@ from mt_convert.evaluation.errors.rows import (
     ErrorSize,
 )
 from mt_convert.evaluation.errors.table import ErrorTable
-from mt_convert.neurons.dynamics import MTNeuron
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
+from mt_convert.neurons.layer import MTNeuron
+from mt_convert.neurons.totals import count_events
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.convert import convert
@@ -33,7 +34,7 @@ from mt_convert.spiking.interpreter import walk
 from mt_convert.spiking.levels import analog, even_response, unit, worth
 from mt_convert.spiking.levels import quantized as quantizer
 from mt_convert.spiking.model import SpikingModel
-from mt_convert.spiking.simulate import count_events, simulate
+from mt_convert.spiking.simulate import simulate
 
 FLOATS = QuantSpec(weight_bits=None, first_bits=None, last_bits=None, input_bits=None, act_bits=4)
 

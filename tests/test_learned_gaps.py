@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mt_convert.errors import SpecError
 from mt_convert.graph.nodes import layer_nodes
-from mt_convert.neurons.dynamics import NeuronSpec
 from mt_convert.neurons.ladder import Learned
+from mt_convert.neurons.spec import NeuronSpec
 from mt_convert.neurons.totals import running_step, running_step_literal
 from mt_convert.quantization.brevitas_layers import (
     QuantAct,

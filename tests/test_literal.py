@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from mt_convert.errors import SpecError
 from mt_convert.graph.nodes import NORMS, WEIGHTED, layer_nodes
-from mt_convert.neurons.dynamics import MTNeuron
 from mt_convert.neurons.ladder import Binary, PowerOfTwo, Uniform
+from mt_convert.neurons.layer import MTNeuron
 from mt_convert.quantization.quantize import QuantSpec, quantize
 from mt_convert.spiking.convert import convert
-from mt_convert.spiking.model import Encoder, SpikingModel
+from mt_convert.spiking.model import SpikingModel
+from mt_convert.spiking.presentation import Encoder
 from mt_convert.spiking.simulate import simulate
 from mt_convert.spiking.spike_by_spike import spike_by_spike
 

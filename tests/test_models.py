@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mt_convert.errors import CheckpointError, SpecError
 from mt_convert.experiments.models import cifar
 from mt_convert.experiments.models.build import ModelSpec, architecture_fault, build
-from mt_convert.experiments.recipes.catalogue import CIFAR_MODELS
+from mt_convert.experiments.models.names import CIFAR_MODELS
 
 # He et al. 2016, table 6, in millions; VGG-16 and ResNet-18 as commonly built for CIFAR-10.
 PUBLISHED = {

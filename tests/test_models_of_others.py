@@ -21,8 +21,8 @@ from mt_convert.graph.rules import DEFAULT_RULES, Kind, Rule
 from mt_convert.graph.trace import trace
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
+from mt_convert.spiking.conversion_report import ConversionReport
 from mt_convert.spiking.convert import convert
-from mt_convert.spiking.model import ConversionReport
 
 aten = torch.ops.aten
 

@@ -46,8 +46,8 @@ from mt_convert.integer_engine.program import (
 )
 from mt_convert.integer_engine.terms import BATCH
 from mt_convert.integer_engine.tracing import trace
-from mt_convert.neurons.dynamics import NeuronSpec
 from mt_convert.neurons.ladder import Binary, Ladder, Learned, PowerOfTwo, Uniform
+from mt_convert.neurons.spec import NeuronSpec
 from mt_convert.quantization.quantize import QuantSpec, quantize
 from mt_convert.spiking.convert import convert
 

@@ -18,19 +18,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mt_convert.errors import SpecError
-from mt_convert.neurons.dynamics import (
-    IF,
-    LIF,
-    PLIF,
-    MTNeuron,
-    NeuronSpec,
-    NeuronState,
-    Reset,
-    initial_state,
-    mt_step,
-    mt_step_literal,
-)
+from mt_convert.neurons.dynamics import NeuronState, initial_state, mt_step, mt_step_literal
 from mt_convert.neurons.ladder import Binary, Firing, Ladder, Learned, PowerOfTwo, Uniform
+from mt_convert.neurons.layer import MTNeuron
+from mt_convert.neurons.spec import IF, LIF, PLIF, NeuronSpec, Reset
 from mt_convert.neurons.surrogate import (
     ATan,
     Rectangular,

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mt_convert.neurons.dynamics import LIF, PLIF, MTNeuron, NeuronSpec, NeuronState, Reset
+from mt_convert.neurons.dynamics import NeuronState
 from mt_convert.neurons.ladder import Firing, Uniform
+from mt_convert.neurons.layer import MTNeuron
+from mt_convert.neurons.spec import LIF, PLIF, NeuronSpec, Reset
 
 TIME_STEPS = 20
 

@@ -23,8 +23,9 @@ from mt_convert.quantization.brevitas_layers import QuantAct
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.archive import load, save
+from mt_convert.spiking.conversion_report import NeuronRow
 from mt_convert.spiking.convert import convert
-from mt_convert.spiking.model import NeuronRow, SpikingModel
+from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
 from mt_convert.spiking.spike_by_spike import spike_by_spike
 

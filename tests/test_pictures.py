@@ -16,10 +16,11 @@ from test_error_table import LAYERS, made
 from test_results import ROW
 
 from mt_convert.errors import OutputError, SpecError
+from mt_convert.evaluation.errors.pictures import error_by_layer, histograms
 from mt_convert.evaluation.errors.rows import CAUSES
 from mt_convert.evaluation.errors.table import ErrorTable
 from mt_convert.report import pictures
-from mt_convert.report.pictures import accuracy_over_time, error_by_layer, histograms
+from mt_convert.report.pictures import accuracy_over_time
 from mt_convert.report.row_groups import kinds_of, subject
 from mt_convert.report.rows import Row
 

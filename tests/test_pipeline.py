@@ -24,12 +24,17 @@ from PIL import Image
 from rich.console import Console
 
 from mt_convert.data import batches, open_data
+from mt_convert.data.splits import images_tested
 from mt_convert.errors import CheckpointError, DataError, OutputError, RecipeError
 from mt_convert.evaluation.settings import Setting
 from mt_convert.experiments import conversion_run, stages
-from mt_convert.experiments.conversion_run import run, show
-from mt_convert.experiments.recipes.conversion import EvaluateBlock, Recipe, load_recipe
-from mt_convert.experiments.subjects import images_tested, settings_of
+from mt_convert.experiments.recipes.conversion import (
+    EvaluateBlock,
+    Recipe,
+    load_recipe,
+    settings_of,
+)
+from mt_convert.experiments.run import run, show
 from mt_convert.quantization.quantize import QuantizedModel
 from mt_convert.report.rows import results_from_json
 from mt_convert.spiking import archive

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from test_results import ROW
 
-from mt_convert.report.rows import COLUMNS, LEGEND, Row
-from mt_convert.report.rows import columns as shown_columns
+from mt_convert.report.columns import COLUMNS, LEGEND
+from mt_convert.report.columns import columns as shown_columns
+from mt_convert.report.rows import Row
 from mt_convert.report.tables import conversion_table, markdown_page, rich_table, summary, title
 
 ROWS = [

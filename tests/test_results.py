@@ -10,17 +10,8 @@ from typing import Any
 import pytest
 
 from mt_convert.errors import CheckpointError
-from mt_convert.report.rows import (
-    COLUMNS,
-    LEGEND,
-    RESULTS_SCHEMA,
-    Row,
-    cells,
-    columns,
-    markdown_table,
-    results_from_json,
-    results_to_json,
-)
+from mt_convert.report.columns import COLUMNS, LEGEND, cells, columns, markdown_table
+from mt_convert.report.rows import RESULTS_SCHEMA, Row, results_from_json, results_to_json
 
 ROW = Row(
     model="resnet20_cifar",

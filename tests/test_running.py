@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from mt_convert.errors import SpecError
-from mt_convert.neurons.dynamics import LIF, NeuronSpec, Reset, initial_state, mt_step
+from mt_convert.neurons.dynamics import initial_state, mt_step
 from mt_convert.neurons.ladder import Binary, Firing, Ladder, Learned, PowerOfTwo, Uniform
+from mt_convert.neurons.spec import LIF, NeuronSpec, Reset
 from mt_convert.neurons.totals import running_step, running_step_literal
 
 FIRINGS: list[tuple[Ladder, Firing]] = [

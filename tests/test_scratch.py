@@ -15,18 +15,11 @@ from torch import Tensor, nn
 
 from mt_convert.data import DataSpec, open_data
 from mt_convert.errors import DataError, SpecError, UnsupportedLayerError
-from mt_convert.neurons.dynamics import (
-    IF,
-    LIF,
-    PLIF,
-    MTNeuron,
-    NeuronSpec,
-    Reset,
-    initial_state,
-    mt_step,
-)
+from mt_convert.neurons.dynamics import initial_state, mt_step
 from mt_convert.neurons.ladder import Binary, Firing, Uniform
+from mt_convert.neurons.layer import MTNeuron
 from mt_convert.neurons.linear_recurrence import leaky_mean
+from mt_convert.neurons.spec import IF, LIF, PLIF, NeuronSpec, Reset
 from mt_convert.neurons.surrogate import ATan, Sigmoid, SpikeTime
 from mt_convert.training.algorithm import Lesson
 from mt_convert.training.from_scratch import neuron_steps

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from mt_convert.data import DataSpec, open_data
 from mt_convert.errors import SpecError
 from mt_convert.graph.nodes import set_image_shape
-from mt_convert.neurons.dynamics import IF, LIF, PLIF, Charge, MTNeuron, NeuronSpec, Reset
 from mt_convert.neurons.ladder import Binary, Uniform
+from mt_convert.neurons.layer import MTNeuron
 from mt_convert.neurons.linear_recurrence import leaky_mean
+from mt_convert.neurons.spec import IF, LIF, PLIF, Charge, NeuronSpec, Reset
 from mt_convert.neurons.surrogate import ATan
-from mt_convert.training.algorithm import Lesson
-from mt_convert.training.finetune.neuron import Derivative
+from mt_convert.training.algorithm import Derivative, Lesson
 from mt_convert.training.from_scratch.network import SpikingNetwork, spiking
 from mt_convert.training.from_scratch.tensor_train import Form, TensorTrain
 from mt_convert.training.gradients import BPTT, DSR, Tandem

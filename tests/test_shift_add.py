@@ -22,15 +22,15 @@ from torch.utils._pytree import tree_leaves
 
 from mt_convert.errors import SpecError
 from mt_convert.evaluation.energy.event_sums import connections
-from mt_convert.evaluation.energy.fanout import event_paths, named
+from mt_convert.evaluation.energy.fanout import event_paths
 from mt_convert.evaluation.energy.measure import energy
-from mt_convert.graph.nodes import WEIGHTED, layer_nodes
+from mt_convert.graph.nodes import WEIGHTED, layer_nodes, named
 from mt_convert.integer_engine.arithmetic import IntegerArithmetic, integer_thresholds
 from mt_convert.integer_engine.model import IntegerModel
 from mt_convert.integer_engine.program import Fire
 from mt_convert.integer_engine.shift_add import ShiftAddRun, shift_add
-from mt_convert.neurons.dynamics import NeuronSpec
 from mt_convert.neurons.ladder import Binary, Learned, PowerOfTwo, Uniform
+from mt_convert.neurons.spec import NeuronSpec
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.convert import convert

@@ -12,15 +12,16 @@ from networks import dense, eighths, images, levels_of, lived_in, network, quant
 from torch import Tensor, nn
 
 from mt_convert.errors import DataError, SpecError
-from mt_convert.neurons.dynamics import MTNeuron
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
+from mt_convert.neurons.layer import MTNeuron
+from mt_convert.neurons.totals import count_events
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import BatchNorm, QuantSpec, Scale
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.levels import levels
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.shapes import image_axes
-from mt_convert.spiking.simulate import count_events, simulate
+from mt_convert.spiking.simulate import simulate
 
 _EXACT: dict[str, QuantizedModel] = {}
 

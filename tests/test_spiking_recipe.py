@@ -15,19 +15,21 @@ from torch import nn
 
 from mt_convert.data import batches, open_data
 from mt_convert.errors import CheckpointError, RecipeError, SpecError
+from mt_convert.evaluation.spiking_rows import rows_of
 from mt_convert.experiments import conversion_run
 from mt_convert.experiments.models.build import ModelSpec, build
 from mt_convert.experiments.recipes.catalogue import shipped_recipes
 from mt_convert.experiments.recipes.conversion import dump, load_recipe
 from mt_convert.experiments.recipes.from_scratch import SpikingRecipe, here_faults, load
-from mt_convert.neurons.dynamics import IF, LIF, PLIF, Reset
 from mt_convert.neurons.ladder import LADDERS, Binary, Uniform
-from mt_convert.report.rows import markdown_table, results_from_json
+from mt_convert.neurons.spec import IF, LIF, PLIF, Reset
+from mt_convert.report.columns import markdown_table
+from mt_convert.report.rows import results_from_json
 from mt_convert.spiking import archive
 from mt_convert.system.processes import Processes
 from mt_convert.system.storage import load_tensors, read_json
 from mt_convert.training.from_scratch import archive as stored
-from mt_convert.training.from_scratch.spec import SpikingSpec, build_spiking, rows_of
+from mt_convert.training.from_scratch.spec import SpikingSpec, build_spiking
 
 DIRECT = [name for name, path in shipped_recipes().items() if "\nspiking:" in path.read_text()]
 SMALL = ("spiking.time_steps=3", "train.epochs=2")

@@ -15,8 +15,8 @@ from mt_convert.errors import CheckpointError, RecipeError, SpecError
 from mt_convert.evaluation.row_cache import Cells
 from mt_convert.evaluation.settings import METHODS, PeerSetting, Setting
 from mt_convert.experiments import conversion_run, eval_table
-from mt_convert.experiments.recipes.conversion import EvaluateBlock, load_recipe
-from mt_convert.experiments.subjects import float_spec, settings_of, subjects_of
+from mt_convert.experiments.recipes.conversion import EvaluateBlock, load_recipe, settings_of
+from mt_convert.experiments.subjects import float_spec, subjects_of
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.report.rows import results_from_json, results_to_json
 from mt_convert.report.tables import accuracy_lines

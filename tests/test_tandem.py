@@ -20,9 +20,10 @@ from mt_convert.spiking.levels import analog, levels, quantized
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
 from mt_convert.training import accuracy
+from mt_convert.training.algorithm import Derivative
 from mt_convert.training.finetune import progressive_tandem
 from mt_convert.training.finetune.learner import Unrolled
-from mt_convert.training.finetune.neuron import Derivative, Trained
+from mt_convert.training.finetune.neuron import Trained
 from mt_convert.training.finetune.progressive_tandem import freeze_, set_range_
 from mt_convert.training.loop import fit
 from mt_convert.training.spec import EpochRow, History, TrainSpec

@@ -15,8 +15,9 @@ from mt_convert.errors import DataError
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
+from mt_convert.spiking.conversion_report import Verdict
 from mt_convert.spiking.convert import convert
-from mt_convert.spiking.model import SpikingModel, Verdict
+from mt_convert.spiking.model import SpikingModel
 
 BATCH = images(12, seed=5)
 

@@ -17,7 +17,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from mt_convert.experiments.bench.command import Wanted, publish, timed
-from mt_convert.experiments.bench.contenders import Kind, all_contenders
+from mt_convert.experiments.bench.contenders import Kind
+from mt_convert.experiments.bench.registry import all_contenders
 from mt_convert.experiments.bench.rows import Benchmark, benchmark_from_json, merged
 from mt_convert.system.storage import digest, read_json, write_json
 

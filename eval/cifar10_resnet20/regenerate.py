@@ -17,7 +17,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mt_convert.report.rows import LEGEND, Row, markdown_table, results_from_json, results_to_json
+from mt_convert.report.columns import LEGEND, markdown_table
+from mt_convert.report.rows import Row, results_from_json, results_to_json
 from mt_convert.report.tables import title
 from mt_convert.system.storage import atomic, read_json, write_json
 

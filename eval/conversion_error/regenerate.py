@@ -27,9 +27,10 @@ from mt_convert.errors import SpecError, UnsupportedLayerError
 from mt_convert.evaluation.analysis import Analysis, analyses
 from mt_convert.evaluation.peers.converters import PEERS
 from mt_convert.evaluation.peers.network import available
-from mt_convert.evaluation.row_cache import Cells, Subject
-from mt_convert.evaluation.settings import METHODS, PeerSetting, Setting
-from mt_convert.experiments.subjects import calibrated, subjects_of
+from mt_convert.evaluation.row_cache import Cells
+from mt_convert.evaluation.settings import METHODS, PeerSetting, Setting, calibrated
+from mt_convert.evaluation.subject import Subject
+from mt_convert.experiments.subjects import subjects_of
 from mt_convert.report.rows import Row, results_from_json, results_to_json
 from mt_convert.system.storage import read_json, write_json
 

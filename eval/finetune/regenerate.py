@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from mt_convert.report.rows import LEGEND, Row, markdown_table, results_from_json, results_to_json
+from mt_convert.report.columns import LEGEND, markdown_table
+from mt_convert.report.rows import Row, results_from_json, results_to_json
 from mt_convert.report.tables import title
 from mt_convert.system.storage import atomic, read_json, write_json
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mt_convert.finetuning import ALGORITHMS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mt_convert.experiments.models.build import ModelSpec, build
-from mt_convert.finetuning import ALGORITHMS
 from mt_convert.neurons.ladder import Firing, Uniform
 from mt_convert.neurons.linear_recurrence import linrec
 from mt_convert.quantization.quantize import quantize

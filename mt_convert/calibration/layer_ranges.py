@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from ..errors import SpecError
-from ..neurons.dynamics import MTNeuron
 from ..neurons.ladder import Learned
+from ..neurons.layer import MTNeuron
 from ..spiking.levels import analog, levels, quantized, unit
-from ..spiking.model import Presentation, SpikingModel
+from ..spiking.model import SpikingModel
+from ..spiking.presentation import Presentation
 from .gaussian import gaussian_theta
 from .lockstep import Lockstep
 from .report import CalibrationRow

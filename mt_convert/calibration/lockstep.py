@@ -23,10 +23,12 @@ from ..graph.nodes import (
     layer_of,
     source_of,
 )
-from ..neurons.dynamics import MTNeuron, NeuronSpec
+from ..neurons.layer import MTNeuron
+from ..neurons.spec import NeuronSpec
 from ..neurons.totals import running_step
 from ..spiking.levels import quantized, unit, window_spec, worth
-from ..spiking.model import Presentation, SpikingModel
+from ..spiking.model import SpikingModel
+from ..spiking.presentation import Presentation
 from ..spiking.shapes import images_not_first
 
 Values = dict[fx.Node, Any]
@@ -235,7 +237,7 @@ def emissions(
 
     Example:
         >>> from ..neurons.ladder import Uniform
-        >>> from ..neurons.dynamics import NeuronSpec
+        >>> from ..neurons.spec import NeuronSpec
         >>> neuron = MTNeuron(NeuronSpec(Uniform(2), bounds=(0, 15)), 1.0, offset=torch.tensor(0.5))
         >>> drives = [torch.tensor([1.25]), torch.tensor([3.0])]
         >>> [total.tolist() for total in emissions(neuron, drives, Presentation.ONCE)]

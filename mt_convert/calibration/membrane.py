@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from ..neurons.dynamics import MTNeuron
 from ..neurons.ladder import Learned
+from ..neurons.layer import MTNeuron
 from ..spiking.levels import unit, worth
 from ..spiking.model import SpikingModel
 from .layer_results import Passed, report_rows

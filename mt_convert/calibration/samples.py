@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ..errors import SpecError
 from ..graph.nodes import check_images
-from ..neurons.dynamics import MTNeuron
+from ..neurons.layer import MTNeuron
 from ..spiking.interpreter import walk
 from ..spiking.levels import quantized
-from ..spiking.model import Presentation, SpikingModel
+from ..spiking.model import SpikingModel
+from ..spiking.presentation import Presentation
 
 MOST_IMAGES = 1024
 _MOST_VALUES = 2**16

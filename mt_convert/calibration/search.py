@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..neurons.dynamics import MTNeuron, NeuronSpec
+from ..neurons.layer import MTNeuron
+from ..neurons.spec import NeuronSpec
 from ..spiking.levels import even_response, levels, quantized
-from ..spiking.model import Presentation
+from ..spiking.presentation import Presentation
 from .spec import Objective
 
 _POINTS = 2048

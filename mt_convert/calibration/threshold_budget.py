@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import Fault, SpecError
-from ..neurons.dynamics import MTNeuron
 from ..neurons.ladder import Binary, Ladder, Learned, PowerOfTwo, Uniform
+from ..neurons.layer import MTNeuron
 from ..spiking.interpreter import walk
 from ..spiking.levels import levels, quantized
 from ..spiking.model import SpikingModel

@@ -7,7 +7,8 @@ sample), never on workers, processes or where a run was resumed.
 
 from __future__ import annotations
 
-from .events import EventSpec, open_events
+from .event_spec import EventSpec
+from .events import open_events
 from .image_spec import DataSpec
 from .images import Draw, ImageSet, tensor_set
 from .loading import batches, images, loader

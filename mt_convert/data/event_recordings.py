@@ -13,7 +13,6 @@ import os
 import sys
 import tempfile
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,60 +25,13 @@ from .images import label_faults
 from .randomness import generator
 
 if TYPE_CHECKING:
-    from .events import EventSpec  # which reads this file
+    from .event_spec import EventSpec  # which reads this file
+from .event_sets import EventFiles
 
 _MOST = np.iinfo(np.int16).max  # tonic counts in int16
 _TEST_TENTH = 10
 _AER_EVENT_BYTES = 5
 _AEDAT_TEXT = 18  # where the header of AEDAT 4 begins, its length just before
-
-
-@dataclass(frozen=True)
-class EventFiles:
-    """One published data set: its sensor, and where tonic keeps it below a root folder.
-
-    Units: ``side`` pixels of the square sensor. ``parts`` are the sub-folders of training and test
-    recordings, the same where nobody published a split. ``mirrors`` where a mirrored recording
-    keeps its class.
-
-    Example:
-        >>> EVENT_FILES["nmnist"].part(Path("data"), train=False).as_posix()
-        'data/NMNIST/Test'
-    """
-
-    folder: str
-    side: int
-    classes: int
-    parts: tuple[str, str]
-    suffix: str
-    layout: str
-    mirrors: bool
-
-    @property
-    def split(self) -> bool:
-        """Whether training and test recordings were published apart."""
-        return self.parts[0] != self.parts[1]
-
-    def part(self, root: Path, *, train: bool) -> Path:
-        """The folder of one part, which is also the name of tonic's class."""
-        return root / self.folder / self.parts[0 if train else 1]
-
-
-EVENT_FILES = {
-    "dvs_cifar10": EventFiles(
-        "CIFAR10DVS", 128, 10, ("", ""), ".aedat4", "airplane … truck/*.aedat4", mirrors=True
-    ),
-    "nmnist": EventFiles("NMNIST", 34, 10, ("Train", "Test"), ".bin", "0 … 9/*.bin", mirrors=False),
-    "dvs_gesture": EventFiles(
-        "DVSGesture",
-        128,
-        11,
-        ("ibmGestureTrain", "ibmGestureTest"),
-        ".npy",
-        "userNN_LIGHT/0 … 10.npy",
-        mirrors=False,  # left and right hands, clockwise and back
-    ),
-}
 
 
 def needed(package: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import Fault, SpecError
 
@@ -96,3 +97,8 @@ def _faults(spec: DataSpec) -> Iterator[Fault]:
             yield Fault(name, f"{len(values)} values", hint)
         if not all(math.isfinite(value) and (name == "mean" or value > 0) for value in values):
             yield Fault(name, str(values), "allowed: finite numbers, std above 0")
+
+
+def dataset_name(spec: DataSpec) -> str:
+    """What the tables call the images: the name given, or the data set's, or its folder's."""
+    return spec.name or spec.dataset or Path(spec.root or "images").name

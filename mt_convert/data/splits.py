@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -186,3 +187,13 @@ def _check_classes(train: Files, test: Files, spec: DataSpec) -> None:
     if faults:
         where = spec.root or spec.dataset
         raise DataError(f"the classes of {where} do not fit the spec", faults)
+
+
+def images_tested(data: DataSpec, wanted: int | None, splits: Splits) -> ImageSet:
+    """The images that are evaluated: all, or the first ``wanted`` of a seeded order.
+
+    Files lie sorted by class, so that the first as they stand would be of one class.
+    """
+    if wanted is None or wanted >= len(splits.test):
+        return splits.test
+    return open_data(dataclasses.replace(data, test_images=wanted)).test

@@ -12,11 +12,8 @@ from .builtin_images import SYNTHETIC_TEST, SYNTHETIC_TRAIN
 from .randomness import generator
 
 if TYPE_CHECKING:
-    from .events import EventSpec  # which reads this file
+    from .event_spec import EventSpec  # which reads this file
 
-MADE_CLASSES = 10
-MADE_SIDE = 32
-MADE_SIDES = (16, 128)
 _EVENTS_PER_CHANGE = 2.0
 _NOISE = 0.2
 _DARKER = 0.25

@@ -22,8 +22,9 @@ from .energy.report import EnergyReport
 from .errors.layer_errors import layer_errors
 from .errors.table import ErrorTable
 from .evaluate import prepared
-from .row_cache import AnySetting, Subject
+from .row_cache import AnySetting
 from .settings import Setting
+from .subject import Subject
 
 ANALYSIS_SCHEMA = "mt_convert.analysis/1"
 BATCH = 64

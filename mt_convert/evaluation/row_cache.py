@@ -7,64 +7,34 @@ added up are whole numbers, so that the table is the same for any number of proc
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..calibration.report import CalibrationReport
-from ..data import ImageSet, batches
+from ..data import batches
 from ..errors import CheckpointError, Fault, SpecError
-from ..quantization.quantize import QuantizedModel
+from ..quantization.quantize import QuantizedModel, levels_of
 from ..report.rows import Row, results_from_json, results_to_json
 from ..spiking.model import SpikingModel
-from ..spiking.verify import levels_of
 from ..system.processes import Processes
 from ..system.progress import progress
 from ..system.storage import digest, read_json, write_json
-from .evaluate import Counter, prepared, reference_columns
+from .counter import Counter
+from .evaluate import prepared, reference_columns
 from .peers.counter import PeerCounter
 from .peers.network import peer_network
 from .peers.plain_form import plain
 from .settings import PeerSetting, Setting
+from .subject import Subject
 
 CELL_SCHEMA = "mt_convert.cell/2"
 AnySetting = Setting | PeerSetting
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A network with its float original (if there is one) and the images it is evaluated on.
-
-    ``describe`` holds model, dataset, seed; ``data`` what tells these images from others.
-    """
-
-    qann: QuantizedModel
-    ann: nn.Module | None
-    test: ImageSet
-    calibration: Tensor
-    describe: dict[str, Any]
-    data: dict[str, Any] = field(default_factory=dict)
-
-    @cached_property
-    def identity(self) -> str:
-        """A digest of the networks' numbers and of what the images are."""
-        found = hashlib.sha256()
-        told = [self.describe, self.data, len(self.test), self.qann.spec.to_json()]
-        found.update(json.dumps(told, sort_keys=True).encode())
-        for network in (self.qann, self.ann):
-            for name, value in ({} if network is None else network.state_dict()).items():
-                found.update(name.encode())
-                found.update(value.detach().cpu().contiguous().view(-1).numpy().tobytes())
-        found.update(self.calibration.cpu().contiguous().numpy().tobytes())
-        return found.hexdigest()
 
 
 @dataclass(frozen=True)

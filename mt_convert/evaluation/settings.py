@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..calibration.spec import Calibration, InitialPotential, Maximum
-from ..calibration.text import name_of
+from ..calibration.text import name_of, parse
 from ..errors import Fault, SpecError
-from ..keys import key
 from ..neurons.ladder import LADDERS, Firing, Ladder, Uniform
-from ..spiking.model import Presentation
+from ..spiking.presentation import Presentation
+from ..system.keys import key
 
 SETTING_SCHEMA = "setting/1"
 
@@ -167,3 +168,20 @@ METHODS: dict[str, Method] = {
     )
 }
 """The baselines of every table; each is run by the same neurons, simulation and images."""
+
+
+def calibrated(setting: Setting, text: str, calibrated_for: Sequence[int] | None) -> list[Setting]:
+    """A setting with calibrations behind its own, once for each window of steps it is made for."""
+    added = parse(text)
+    if not added:
+        return [setting]
+    windows: dict[int, list[int]] = {}
+    ends = sorted(calibrated_for or setting.time_steps)
+    for T in setting.time_steps:
+        end = next((end for end in ends if end >= T), ends[-1])
+        windows.setdefault(end, []).append(T)
+    chain = (*setting.calibration, *added)
+    return [
+        dataclasses.replace(setting, time_steps=tuple(steps), calibration=chain, calibrated_T=end)
+        for end, steps in windows.items()
+    ]

@@ -12,87 +12,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from rich.console import Console
 from torch import nn
 
 from ..data import Splits, images, open_data
-from ..errors import CheckpointError, Fault
+from ..errors import Fault
 from ..evaluation.row_cache import Cells
-from ..finetuning import finetuned
 from ..neurons.ladder import Uniform
 from ..quantization.quantize import QuantizedModel, quantize
-from ..report import rows as results
 from ..report import tables
+from ..report.rows import Row, results_from_json, results_to_json
 from ..spiking import archive
 from ..spiking.convert import convert
-from ..spiking.model import SpikingModel
 from ..system.storage import atomic, json_text, read_json, save_tensors, write_json
 from ..training.loop import fit
 from ..training.spec import TrainSpec
 from ..training.state import separate
-from . import from_scratch_run
-from .models.build import build
-from .recipes.conversion import Recipe, here_faults
-from .recipes.from_scratch import AnyRecipe, SpikingRecipe
+from .finetune import finetuned
+from .models.build import build, load_ann
+from .recipes.conversion import Recipe, here_faults, settings_of
 from .stages import Staged
-from .subjects import load_ann, settings_of, subject
+from .subjects import subject
 
 PROBE_IMAGES = 32
 
 
-def run(recipe: AnyRecipe, out: Path, *, resume: bool) -> Path:
-    """Run all stages of a recipe into ``out``; return ``out``.
-
-    Finished stages with the same inputs are kept. ``resume`` goes on with a training that was cut
-    off in its middle, to the same numbers; without it such a stage starts again.
-
-    Raises:
-        MTConvertError: whatever the user can mend; finished stages stay as they are.
-    """
-    if isinstance(recipe, SpikingRecipe):
-        return from_scratch_run.SpikingRun(recipe, Path(out), resume).all_stages()
-    return Conversion(recipe, Path(out), resume).all_stages()
-
-
-def show(path: Path, console: Console) -> None:
-    """Print the table of a run, or the conversion report of a converted network.
-
-    Raises:
-        CheckpointError: ``path`` holds neither.
-    """
-    path = Path(path)
-    if (path / "results.json").is_file():
-        rows = results.results_from_json(read_json(path / "results.json"))
-        if not rows:
-            raise CheckpointError(f"{path / 'results.json'} has no rows: run the recipe again")
-        console.print(tables.rich_table(rows))
-        console.print(results.legend(rows) + ".\n", style="dim")
-        console.print(_said(path, rows), highlight=False, soft_wrap=True)
-        return
-    if (path / "network.json").is_file():
-        network = archive.load(path)
-        if isinstance(network, SpikingModel):
-            for table in tables.conversion_table(network.report.to_json()):
-                console.print(table)
-            console.print(str(network.report).splitlines()[0])
-            return
-        console.print(f"a quantized network: {network.spec}", soft_wrap=True)
-        return
-    partial = sorted(item.name for item in path.glob("*.partial")) if path.is_dir() else []
-    hint = f"; unfinished: {', '.join(partial)}, go on with run --resume" if partial else ""
-    raise CheckpointError(
-        f"{path} holds no finished run (results.json) and no network (network.json){hint}"
-    )
-
-
-def _said(out: Path, rows: list[results.Row]) -> str:
-    """The closing sentence of a run of either kind."""
-    if (out / "spiking").is_dir():
-        return f"{from_scratch_run.sentence(rows, out / 'spiking')} All artefacts are in {out}."
-    return _sentence(out, out / "convert", rows)
-
-
-def _sentence(out: Path, convert_folder: Path, rows: list[results.Row]) -> str:
+def _sentence(out: Path, convert_folder: Path, rows: list[Row]) -> str:
     """The closing sentence of a run, from its artefacts."""
     converted = read_json(convert_folder / "report.json")
     return tables.summary(rows, converted["report"], str(out)) + "."
@@ -147,8 +91,8 @@ class Conversion(Staged):
         if self.recipe.finetune is None:
             return (self.at["evaluate"] / "rows.json").read_text()
         stored = [read_json(self.at[name] / "rows.json") for name in ("evaluate", "finetune")]
-        rows = [row for item in stored for row in results.results_from_json(item)]
-        return json_text(results.results_to_json(rows))
+        rows = [row for item in stored for row in results_from_json(item)]
+        return json_text(results_to_json(rows))
 
     # ----------------------------------------------------------------------------------- stages
 
@@ -222,14 +166,14 @@ class Conversion(Staged):
         block = self.recipe.evaluate
         networks = self._load_ann(), self._load_qann("train")
         cells = Cells(folder, block.batch_size, self.processes)
-        rows: list[results.Row] = []
+        rows: list[Row] = []
         for data in (self.recipe.data, *block.data):
             splits = self.splits if data is self.recipe.data else open_data(data)
             shown = subject(self.recipe, data, splits, networks, block.images)
             wanted = settings_of(block, self.recipe.quantize.levels)
             rows += cells.rows(shown, wanted, "evaluate")
         if self.first:
-            write_json(folder / "rows.json", results.results_to_json(rows))
+            write_json(folder / "rows.json", results_to_json(rows))
 
     def _finetune(self, folder: Path) -> None:
         """The converted network fine-tuned, and its rows before and after."""
@@ -247,11 +191,11 @@ class Conversion(Staged):
             classes=self.recipe.model.classes,
         )
         if self.first:
-            write_json(folder / "rows.json", results.results_to_json(rows))
+            write_json(folder / "rows.json", results_to_json(rows))
 
     def _report(self, folder: Path) -> None:
         """The page, from the stored rows alone."""
-        rows = results.results_from_json(json.loads(self.rows_text()))
+        rows = results_from_json(json.loads(self.rows_text()))
         converted = read_json(self.at["convert"] / "report.json")
         page = tables.markdown_page(
             rows, _sentence(self.out, self.at["convert"], rows)[:-1], converted["report"]

@@ -17,15 +17,18 @@ from rich.console import Console
 from ..calibration.text import parse
 from ..errors import Fault, MTConvertError, SpecError
 from ..evaluation.analysis import Analysis, analyses
+from ..evaluation.errors.pictures import error_by_layer, histograms
 from ..evaluation.peers.converters import PEERS
 from ..evaluation.peers.network import available
-from ..evaluation.row_cache import Cells, Subject
+from ..evaluation.row_cache import Cells
 from ..evaluation.settings import METHODS
+from ..evaluation.subject import Subject
 from ..report import pictures, tables
-from ..report import rows as results
+from ..report.columns import LEGEND, markdown_table
+from ..report.rows import Row, results_from_json, results_to_json
 from ..system.storage import atomic, read_json, write_json
-from .recipes.conversion import EvaluateBlock, Recipe, load_recipe
-from .subjects import settings_of, subjects_of
+from .recipes.conversion import EvaluateBlock, Recipe, load_recipe, settings_of
+from .subjects import subjects_of
 
 ANALYSES_SCHEMA = "mt_convert.analyses/1"
 
@@ -89,7 +92,7 @@ class Wanted:
         )
 
 
-def run(wanted: Wanted, out: Path) -> list[results.Row]:
+def run(wanted: Wanted, out: Path) -> list[Row]:
     """Make what is missing of the table in ``out``; return all its rows.
 
     Raises:
@@ -97,7 +100,7 @@ def run(wanted: Wanted, out: Path) -> list[results.Row]:
     """
     recipes = [load_recipe(name, wanted.overrides) for name in wanted.data]
     cells = Cells(out, wanted.batch_size)
-    rows: list[results.Row] = []
+    rows: list[Row] = []
     found: list[Analysis] = []
     for name in wanted.names:
         for subject in _subjects(name, recipes, wanted):
@@ -108,13 +111,13 @@ def run(wanted: Wanted, out: Path) -> list[results.Row]:
                 found += analyses(subject, settings, wanted.errors, out)
     if cells.processes.first:
         write_json(out / "eval.json", dataclasses.asdict(wanted))
-        write_json(out / "results.json", results.results_to_json(rows))
+        write_json(out / "results.json", results_to_json(rows))
         _publish(rows, found, out)
     cells.processes.wait()
     return rows
 
 
-def _publish(rows: list[results.Row], found: list[Analysis], out: Path) -> None:
+def _publish(rows: list[Row], found: list[Analysis], out: Path) -> None:
     """The pages and their pictures."""
     pictures.accuracy_over_time(rows, out / "accuracy.png")
     with atomic(out / "README.md") as temporary:
@@ -127,7 +130,7 @@ def _publish(rows: list[results.Row], found: list[Analysis], out: Path) -> None:
     for number, item in enumerate(found, 1):
         lines.append(item.markdown())
         for n, T in dict(item.errors.settings).items():
-            for kind, draw in (("errors", pictures.error_by_layer), ("rates", pictures.histograms)):
+            for kind, draw in (("errors", error_by_layer), ("rates", histograms)):
                 name = f"{kind}_{number}_n{n}_T{T}.png"
                 draw(item.errors, n, T, out / name)
                 lines.append(f"![{kind} of {item.title}, n = {n}, T = {T}]({name})\n")
@@ -141,10 +144,10 @@ def _subjects(name: str, recipes: list[Recipe], wanted: Wanted) -> list[Subject]
     return subjects_of(name, recipes, overrides, wanted.act_bits, wanted.images)
 
 
-def page(rows: list[results.Row]) -> str:
+def page(rows: list[Row]) -> str:
     """The table as a Markdown page."""
     picture = "![accuracy and agreement over time steps](accuracy.png)"
-    table = results.markdown_table(rows)
+    table = markdown_table(rows)
     lines = [
         "# Conversion error over time steps",
         "",
@@ -153,12 +156,12 @@ def page(rows: list[results.Row]) -> str:
         picture,
         "",
     ]
-    return "\n".join([*lines, "## All columns", "", table, results.LEGEND + ".", ""])
+    return "\n".join([*lines, "## All columns", "", table, LEGEND + ".", ""])
 
 
 def show(out: Path, console: Console) -> None:
     """Print the table of a finished comparison."""
-    rows = results.results_from_json(read_json(out / "results.json"))
+    rows = results_from_json(read_json(out / "results.json"))
     console.print(tables.accuracy_table(rows))
     if read_json(out / "eval.json")["errors"]:
         for stored in read_json(out / "errors.json")["analyses"]:

@@ -6,18 +6,29 @@ Floor 10. Leaves ``learn/`` (the training), ``network/`` (the fine-tuned network
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
-from ..data import open_data
+from ..data import Splits, open_data
 from ..errors import Fault, RecipeError
-from ..finetuning import finetuned
-from ..report import rows as results
+from ..evaluation.evaluate import prepared
+from ..evaluation.row_cache import Cells
+from ..evaluation.subject import Subject
 from ..report import tables
+from ..report.columns import LEGEND, markdown_table
+from ..report.rows import Row, results_from_json, results_to_json
+from ..spiking import archive
+from ..system.peak_memory import meter_of
 from ..system.storage import atomic, read_json, write_json
+from ..training.finetune import finetune
+from ..training.spec import History
 from .recipes.conversion import FinetuneBlock, Recipe, dump, load_recipe
+from .recipes.finetune_job import FinetuneJob
 from .subjects import subjects_of
 
 
@@ -44,7 +55,7 @@ def run(name: str, overrides: Sequence[str], out: Path | None) -> Path:
     splits = open_data(recipe.data)
     job, classes = block.job(recipe.quantize.levels), recipe.model.classes
     rows, history = finetuned(job, subject, splits, out, classes=classes, shared=kept)
-    write_json(out / "results.json", results.results_to_json(rows))
+    write_json(out / "results.json", results_to_json(rows))
     _describe(out, recipe)
     with atomic(out / "README.md") as temporary:
         temporary.write_text(_page(rows, history.best_epoch))
@@ -53,7 +64,7 @@ def run(name: str, overrides: Sequence[str], out: Path | None) -> Path:
 
 def show(out: Path, console: Console) -> None:
     """Print the table and what came of it."""
-    rows = results.results_from_json(read_json(out / "results.json"))
+    rows = results_from_json(read_json(out / "results.json"))
     console.print(tables.rich_table(rows))
     console.print(_sentence(rows), highlight=False, soft_wrap=True)
     console.print(f"the fine-tuned network is in {out / 'network'}", highlight=False)
@@ -69,7 +80,7 @@ def _describe(out: Path, recipe: Recipe) -> None:
         temporary.write_text(dump(recipe))
 
 
-def _sentence(rows: Sequence[results.Row]) -> str:
+def _sentence(rows: Sequence[Row]) -> str:
     """What fine-tuning gave back of what conversion took."""
     before, after = rows[0], rows[-1]
     assert before.qann_accuracy is not None
@@ -83,13 +94,66 @@ def _sentence(rows: Sequence[results.Row]) -> str:
     )
 
 
-def _page(rows: Sequence[results.Row], best_epoch: int) -> str:
+def _page(rows: Sequence[Row], best_epoch: int) -> str:
     kept = (
         f"The weights are those of epoch {best_epoch}, the best on the validation images."
         if best_epoch
         else "No epoch was better on the validation images: the network is the converted one."
     )
-    return (
-        f"# Fine-tuning\n\n{_sentence(rows)} {kept}\n\n{results.markdown_table(rows)}\n"
-        f"{results.LEGEND}.\n"
+    return f"# Fine-tuning\n\n{_sentence(rows)} {kept}\n\n{markdown_table(rows)}\n{LEGEND}.\n"
+
+
+def finetuned(
+    job: FinetuneJob,
+    subject: Subject,
+    splits: Splits,
+    folder: Path,
+    *,
+    classes: int,
+    shared: Path | None = None,
+) -> tuple[list[Row], History]:
+    """Convert, fine-tune and evaluate: the rows of the conversion and of what it became.
+
+    Leaves in ``folder``: ``learn`` (the training, which goes on where it was stopped), ``network``
+    (the fine-tuned network), and, unless a ``shared`` folder of several trainings is given, the
+    cells of the table.
+
+    Raises:
+        SpecError: a network or an algorithm that cannot learn so; no validation images.
+        CheckpointError: the folder holds another training.
+    """
+    cells = Cells(shared or folder, job.train.batch_size)
+    before = cells.rows(subject, [job.setting], "converted")
+    snn, _ = prepared(subject.qann, job.setting, subject.calibration)
+    teacher = subject.qann if job.teacher == "qann" else subject.ann
+    if not job.train.distillation_weight:
+        teacher = None
+    meter = meter_of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    meter.start()
+    done = finetune(
+        snn, splits, job.how(), job.train, folder / "learn", classes=classes, teacher=teacher
     )
+    peak = _kept(folder / "learn" / "peak.json", round(meter.stop(), 1))
+    after = cells.rows_of(subject, done.snn, job.setting)
+    if cells.processes.first:
+        archive.save(done.snn, folder / "network")
+    epochs = done.history.rows
+    told = [
+        replace(
+            row,
+            seed=job.train.seed,
+            algorithm=job.algorithm,
+            epochs=len(epochs),
+            seconds_per_epoch=statistics.median(row.seconds for row in epochs),
+            peak_mib=peak,
+        )
+        for row in after
+    ]
+    return [*before, *told], done.history
+
+
+def _kept(path: Path, measured: float) -> float:
+    """The number that was measured when the training ran, not when it was found finished."""
+    if not path.is_file():
+        write_json(path, {"peak_mib": measured})
+    return float(read_json(path)["peak_mib"])

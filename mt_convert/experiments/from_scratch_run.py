@@ -15,21 +15,23 @@ import torch
 from torch import nn
 
 from ..data import DataSpec, ImageSet, Splits, open_data, open_events
+from ..data.image_spec import dataset_name
 from ..errors import Fault
-from ..report import rows as results
+from ..evaluation.spiking_rows import accuracy_of, rows_of
 from ..report import tables
-from ..report.rows import Row
-from ..spiking.model import Presentation
+from ..report.columns import legend, markdown_table
+from ..report.rows import Row, results_from_json, results_to_json
+from ..spiking.presentation import Presentation
+from ..system.devices import device
 from ..system.storage import atomic, read_json, save_tensors, write_json
 from ..training.from_scratch import archive
 from ..training.from_scratch.network import SpikingNetwork
-from ..training.from_scratch.spec import accuracy_of, build_spiking, learned, rows_of
+from ..training.from_scratch.spec import build_spiking, learned
 from ..training.loop import fit
 from ..training.state import separate
-from .models.build import build
+from .models.build import build, load_ann
 from .recipes.from_scratch import SpikingRecipe, here_faults
 from .stages import Staged
-from .subjects import dataset_name, device, load_ann
 
 
 class SpikingRun(Staged):
@@ -137,7 +139,7 @@ class SpikingRun(Staged):
             processes=self.processes,
         )
         if self.first:
-            write_json(folder / "rows.json", results.results_to_json(rows))
+            write_json(folder / "rows.json", results_to_json(rows))
 
     def _tested(self) -> ImageSet:
         """All test images, or the first so many of a seeded order."""
@@ -148,9 +150,9 @@ class SpikingRun(Staged):
 
     def _report(self, folder: Path) -> None:
         """The page, from the stored rows alone."""
-        rows = results.results_from_json(json.loads(self.rows_text()))
+        rows = results_from_json(json.loads(self.rows_text()))
         page = [f"# {tables.title(rows)}", "", sentence(rows, self.at["spiking"]), ""]
-        page += [results.markdown_table(rows), f"{results.legend(rows)}.", ""]
+        page += [markdown_table(rows), f"{legend(rows)}.", ""]
         with atomic(folder / "report.md") as temporary:
             temporary.write_text("\n".join(page))
 

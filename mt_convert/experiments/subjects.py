@@ -11,22 +11,19 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from ..calibration.text import parse
-from ..data import DataSpec, ImageSet, Splits, images, open_data
+from ..data import DataSpec, Splits, images, open_data
+from ..data.image_spec import dataset_name
+from ..data.splits import images_tested
 from ..errors import CheckpointError, Fault, RecipeError
-from ..evaluation.peers.converters import PEERS
-from ..evaluation.row_cache import Subject
-from ..evaluation.settings import METHODS, PeerSetting, Setting, iso_level
-from ..neurons.ladder import Uniform
+from ..evaluation.subject import Subject
 from ..quantization.quantize import QuantizedModel, quantize
 from ..quantization.spec import QuantSpec
 from ..spiking import archive
-from ..system.storage import load_tensors
-from .models.build import ModelSpec, build
-from .recipes.conversion import EvaluateBlock, Recipe, load_recipe
+from ..system.devices import device
+from .models.build import build, load_ann
+from .recipes.conversion import Recipe, load_recipe
 
 
 def float_spec(act_bits: int) -> QuantSpec:
@@ -141,14 +138,6 @@ def subject(
     )
 
 
-def load_ann(spec: ModelSpec, image_size: int, folder: Path) -> nn.Module:
-    """The float network that the first stage of a run left in ``folder``."""
-    fresh = dataclasses.replace(spec, checkpoint=None, pretrained=False)
-    ann = build(fresh, image_size=image_size)
-    ann.load_state_dict(load_tensors(folder / "model.safetensors"))
-    return ann.eval()
-
-
 def _check_fits(own: DataSpec, other: DataSpec, name: str) -> None:
     """Raise unless a network can look at the images of another data set."""
     faults = [
@@ -158,66 +147,3 @@ def _check_fits(own: DataSpec, other: DataSpec, name: str) -> None:
     ]
     if faults:
         raise RecipeError(f"{name} cannot look at the images of {dataset_name(other)}", faults)
-
-
-def settings_of(block: EvaluateBlock, levels: int) -> list[Setting | PeerSetting]:
-    """The combinations of an evaluate block, then iso-level rows, then peers."""
-    plain = [
-        Setting(Uniform(n), block.time_steps, mode, signed, presentation, whole_window=whole_window)
-        for presentation in block.presentations
-        for mode in block.modes
-        for signed in block.signed
-        for whole_window in block.whole_window
-        for n in block.thresholds
-    ]
-    own = [METHODS[name] for name in block.methods if name in METHODS]
-    if block.methods:
-        named = (method.setting(n, block.time_steps) for method in own for n in block.thresholds)
-        plain = list(dict.fromkeys(named))  # a method of one threshold is there once
-    found: list[Setting | PeerSetting] = [
-        setting
-        for text in dict.fromkeys(block.calibrations)
-        for setting in plain
-        for setting in calibrated(setting, text, block.calibrated_for)
-    ]
-    found += iso_level(levels) if block.iso_level else []
-    peers = (name for name in block.methods if name in PEERS)
-    return [*found, *(PeerSetting(name, block.time_steps) for name in peers)]
-
-
-def calibrated(setting: Setting, text: str, calibrated_for: Sequence[int] | None) -> list[Setting]:
-    """A setting with calibrations behind its own, once for each window of steps it is made for."""
-    added = parse(text)
-    if not added:
-        return [setting]
-    windows: dict[int, list[int]] = {}
-    ends = sorted(calibrated_for or setting.time_steps)
-    for T in setting.time_steps:
-        end = next((end for end in ends if end >= T), ends[-1])
-        windows.setdefault(end, []).append(T)
-    chain = (*setting.calibration, *added)
-    return [
-        dataclasses.replace(setting, time_steps=tuple(steps), calibration=chain, calibrated_T=end)
-        for end, steps in windows.items()
-    ]
-
-
-def device() -> torch.device:
-    """Where evaluation runs: the accelerator if there is one."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
-
-
-def dataset_name(spec: DataSpec) -> str:
-    """What the tables call the images: the name given, or the data set's, or its folder's."""
-    return spec.name or spec.dataset or Path(spec.root or "images").name
-
-
-def images_tested(data: DataSpec, wanted: int | None, splits: Splits) -> ImageSet:
-    """The images that are evaluated: all, or the first ``wanted`` of a seeded order.
-
-    Files lie sorted by class, so that the first as they stand would be of one class.
-    """
-    if wanted is None or wanted >= len(splits.test):
-        return splits.test
-    return open_data(dataclasses.replace(data, test_images=wanted)).test

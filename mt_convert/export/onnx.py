@@ -21,11 +21,11 @@ from torch.nn import functional as F
 
 from ..errors import Fault, UnsupportedLayerError
 from ..graph.nodes import WEIGHTED, fold_batch_norm_, layer_nodes, layer_of, unused_name
-from ..neurons.dynamics import MTNeuron
 from ..neurons.ladder import Learned
+from ..neurons.layer import MTNeuron
 from ..quantization.quantize import QuantizedModel
 from ..spiking.convert import convert
-from ..spiking.model import Encoder
+from ..spiking.presentation import Encoder
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 _BYTE = 255

@@ -25,8 +25,9 @@ from torch import Tensor, fx, nn
 
 from ..errors import Fault, UnsupportedLayerError
 from ..graph.nodes import NORMS, WEIGHTED, layer_nodes
-from ..neurons.dynamics import MTNeuron
-from ..spiking.model import Encoder, SpikingModel
+from ..neurons.layer import MTNeuron
+from ..spiking.model import SpikingModel
+from ..spiking.presentation import Encoder
 from ..spiking.simulate import simulate
 from .term_operators import OPERATIONS
 from .terms import (

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..neurons.dynamics import NeuronSpec
 from ..neurons.ladder import Uniform
+from ..neurons.spec import NeuronSpec
 from . import torch_backend
 from .model import IntegerModel, IntegerRun
 from .program import Accumulate, Encode, Fire, Operate, Program, ReadOut, Slot, Sum, Term, Whole

@@ -19,7 +19,8 @@ from torch import Tensor
 from ..errors import SpecError
 from ..graph.nodes import check_images
 from ..neurons.totals import leak_of
-from ..spiking.model import Presentation, SpikingModel
+from ..spiking.model import SpikingModel
+from ..spiking.presentation import Presentation
 from .backends import BACKENDS, chosen
 from .program import Accumulate, Program
 from .tracing import trace

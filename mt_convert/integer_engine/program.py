@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..neurons.dynamics import NeuronSpec
+from ..neurons.spec import NeuronSpec
 
 
 @dataclass(frozen=True)

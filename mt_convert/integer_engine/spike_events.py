@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import SpecError
-from ..neurons.dynamics import NeuronSpec
 from ..neurons.ladder import Firing
+from ..neurons.spec import NeuronSpec
 
 LEAST = -(1 << 31)  # int32: below every number
 

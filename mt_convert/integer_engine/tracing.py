@@ -18,9 +18,10 @@ from torch import Tensor, fx
 from ..errors import Fault, UnsupportedLayerError
 from ..graph.nodes import layer_of
 from ..graph.rules import DEFAULT_RULES, Kind
-from ..neurons.dynamics import MTNeuron
+from ..neurons.layer import MTNeuron
 from ..spiking.levels import unit, window_spec, worth
-from ..spiking.model import Encoder, SpikingModel
+from ..spiking.model import SpikingModel
+from ..spiking.presentation import Encoder
 from .arithmetic import IntegerArithmetic, accumulated, geometry_of
 from .program import (
     Accumulate,

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from ..errors import SpecError
-from .dynamics import IF, LIF, NeuronSpec, Reset, largest_emission
-from .ladder import Firing, Ladder, Learned, PowerOfTwo
+from .dynamics import largest_emission
+from .ladder import Binary, Firing, Ladder, Learned, PowerOfTwo
+from .spec import IF, LIF, NeuronSpec, Reset
 
 
 def running_step(
@@ -155,3 +156,23 @@ def _check_running(spec: NeuronSpec) -> None:
         "Uniform, Binary or PowerOfTwo ladder, or with initial=0, parallel firing and a Learned "
         "ladder of weights 1; use mt_step for other neurons"
     )
+
+
+def count_events(emitted: Tensor, ladder: Ladder) -> Tensor:
+    """Spikes in each emission: thresholds crossed; set bits (binary and power-of-two ladders).
+
+    A power-of-two neuron emits one at a time; the largest of several can change by more.
+
+    Shapes: any. Units: ``emitted`` in levels.
+
+    Example:
+        >>> emitted = torch.tensor([0.0, 4.0, -3.0])
+        >>> count_events(emitted, Binary(3)).tolist(), count_events(emitted, PowerOfTwo(3)).tolist()
+        ([0.0, 1.0, 2.0], [0.0, 1.0, 2.0])
+    """
+    size = emitted.abs()
+    if not isinstance(ladder, (Binary, PowerOfTwo)):
+        return size
+    width = int(ladder.reach).bit_length()
+    bits = [torch.remainder(torch.floor(size / 2**bit), 2) for bit in range(width)]
+    return torch.stack(bits).sum(0)

@@ -8,7 +8,8 @@ activations that no spikes would feed otherwise. The result trains like any modu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -283,3 +284,26 @@ def _check_overrides(layers: fx.GraphModule, spec: QuantSpec) -> None:
     ]
     if faults:
         raise SpecError(f"{len(faults)} overrides match no layer", faults)
+
+
+@contextmanager
+def levels_of(qann: QuantizedModel) -> Iterator[dict[str, Tensor]]:
+    """Collect the levels of every activation while the quantized network runs."""
+    seen: dict[str, Tensor] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def keep(layer: QuantAct, inputs: Any, output: Tensor) -> None:
+            seen[name] = torch.round(output / layer.scale)
+
+        return keep
+
+    handles = [
+        layer.register_forward_hook(hook(str(node.target)))
+        for node, layer in layer_nodes(qann.layers, QuantAct)
+        if not layer.encodes_input
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

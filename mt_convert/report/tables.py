@@ -8,8 +8,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from .columns import COLUMNS, IF_SEVERAL, LEGEND, cells, columns, markdown_table
 from .row_groups import kinds_of
-from .rows import COLUMNS, IF_SEVERAL, LEGEND, Row, cells, columns, markdown_table
+from .rows import Row
 
 
 def rich_table(rows: Sequence[Row]) -> Table:

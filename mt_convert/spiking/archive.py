@@ -24,7 +24,8 @@ from ..quantization.brevitas_layers import quant_layer_from_json, quant_layer_to
 from ..quantization.quantize import QuantizedModel
 from ..quantization.spec import QuantSpec
 from ..system.storage import atomic, load_tensors, read_json, save_tensors
-from .model import Presentation, SpikingModel
+from .model import SpikingModel
+from .presentation import Presentation
 from .serialization import spiking_layer_from_json, spiking_layer_to_json
 
 NETWORK_SCHEMA = "mt_convert.network/1"

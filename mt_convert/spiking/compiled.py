@@ -16,11 +16,11 @@ from torch import Tensor, fx, nn
 
 from ..errors import SpecError
 from ..graph.nodes import check_images
-from ..neurons.dynamics import MTNeuron
-from ..neurons.totals import running_step
+from ..neurons.layer import MTNeuron
+from ..neurons.totals import count_events, running_step
 from .levels import unit, window_spec, worth
 from .model import SpikingModel
-from .simulate import Run, count_events, simulate
+from .simulate import Run, simulate
 
 
 class _Firing(nn.Module):

@@ -19,11 +19,13 @@ from ..errors import Fault, SpecError, UnsupportedLayerError
 from ..graph.nodes import is_constant, layer_nodes, layer_of, set_image_shape
 from ..graph.rules import DEFAULT_RULES, Kind, Rule, unknown_operators
 from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
-from ..neurons.dynamics import MTNeuron, NeuronSpec
 from ..neurons.ladder import Firing, Ladder, Learned, Uniform
+from ..neurons.layer import MTNeuron
+from ..neurons.spec import NeuronSpec
 from ..quantization.brevitas_layers import QuantAct, quantized_weight
 from ..quantization.quantize import QuantizedModel
-from .model import Encoder, Presentation, SpikingModel
+from .model import SpikingModel
+from .presentation import Encoder, Presentation
 from .verify import made_up_images
 from .verify import verify as verify_conversion
 

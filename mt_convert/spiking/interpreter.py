@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from ..graph.nodes import check_images
-from ..neurons.dynamics import MTNeuron
+from ..neurons.layer import MTNeuron
 from .model import SpikingModel
 
 Activation = Callable[[str, MTNeuron, Tensor], Tensor]

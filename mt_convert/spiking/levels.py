@@ -13,10 +13,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..neurons.dynamics import MTNeuron, NeuronSpec
 from ..neurons.ladder import Learned
+from ..neurons.layer import MTNeuron
+from ..neurons.spec import NeuronSpec
 from ..neurons.totals import running_step
-from .model import Presentation
+from .presentation import Presentation
 
 
 class Layer(Protocol):

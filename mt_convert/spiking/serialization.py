@@ -12,9 +12,10 @@ from torch import nn
 
 from ..graph.nodes import WEIGHTED
 from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
-from ..neurons.dynamics import IF, LIF, PLIF, MTNeuron, NeuronSpec, Reset
 from ..neurons.ladder import Firing, ladder_from_json, ladder_to_json
-from .model import Encoder
+from ..neurons.layer import MTNeuron
+from ..neurons.spec import IF, LIF, PLIF, NeuronSpec, Reset
+from .presentation import Encoder
 
 
 def spiking_layer_to_json(layer: nn.Module) -> dict[str, Any]:

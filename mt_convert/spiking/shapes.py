@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..graph.nodes import layer_of
-from ..neurons.dynamics import MTNeuron
+from ..neurons.layer import MTNeuron
 
 
 class ShapeRun(fx.Interpreter):

@@ -21,11 +21,11 @@ from torch import Tensor, fx
 from ..errors import Fault, SpecError
 from ..graph.nodes import attribute, check_images, layer_of
 from ..graph.signals import reaching_output
-from ..neurons.dynamics import MTNeuron
-from ..neurons.ladder import Binary, Ladder, PowerOfTwo
-from ..neurons.totals import leak_of, running_step, running_step_literal, without_leak
+from ..neurons.layer import MTNeuron
+from ..neurons.totals import count_events, leak_of, running_step, running_step_literal, without_leak
 from .levels import unit, window_spec, worth
-from .model import Encoder, Presentation, SpikingModel
+from .model import SpikingModel
+from .presentation import Encoder, Presentation
 from .shapes import images_not_first
 
 Observer = Callable[[int, str, Tensor, Tensor], None]
@@ -354,23 +354,3 @@ class _Loop:
         self.counts.setdefault(name, []).append(count)
         for observe in self.observers:
             observe(t, name, total, emitted)
-
-
-def count_events(emitted: Tensor, ladder: Ladder) -> Tensor:
-    """Spikes in each emission: thresholds crossed; set bits (binary and power-of-two ladders).
-
-    A power-of-two neuron emits one at a time; the largest of several can change by more.
-
-    Shapes: any. Units: ``emitted`` in levels.
-
-    Example:
-        >>> emitted = torch.tensor([0.0, 4.0, -3.0])
-        >>> count_events(emitted, Binary(3)).tolist(), count_events(emitted, PowerOfTwo(3)).tolist()
-        ([0.0, 1.0, 2.0], [0.0, 1.0, 2.0])
-    """
-    size = emitted.abs()
-    if not isinstance(ladder, (Binary, PowerOfTwo)):
-        return size
-    width = int(ladder.reach).bit_length()
-    bits = [torch.remainder(torch.floor(size / 2**bit), 2) for bit in range(width)]
-    return torch.stack(bits).sum(0)

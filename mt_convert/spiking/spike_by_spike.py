@@ -26,9 +26,11 @@ from ..errors import SpecError
 from ..graph.nodes import NORMS, WEIGHTED, attribute, check_images, layer_of
 from ..graph.rules import Kind, rule_of
 from ..graph.signals import Carries, carried
-from ..neurons.dynamics import MTNeuron, NeuronState, initial_state, mt_step_literal
+from ..neurons.dynamics import NeuronState, initial_state, mt_step_literal
+from ..neurons.layer import MTNeuron
 from .levels import unit, window_spec
-from .model import Presentation, SpikingModel
+from .model import SpikingModel
+from .presentation import Presentation
 
 aten = torch.ops.aten
 

@@ -9,20 +9,19 @@ neurons must come to rest on the same numbers (invariants 6 and 7).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..graph.nodes import layer_nodes
-from ..neurons.dynamics import MTNeuron
 from ..neurons.ladder import Firing, Ladder, Uniform
+from ..neurons.layer import MTNeuron
 from ..neurons.totals import running_step, running_step_literal
 from ..quantization.brevitas_layers import QuantAct
-from ..quantization.quantize import QuantizedModel
-from .model import SpikingModel, Verdict
+from ..quantization.quantize import QuantizedModel, levels_of
+from .conversion_report import Verdict
+from .model import SpikingModel
 from .simulate import simulate
 
 PROBE_IMAGES = 4
@@ -137,7 +136,7 @@ def next_to_thresholds(neuron: MTNeuron) -> Tensor:
     Shapes: [thresholds * 9].
 
     Example:
-        >>> from ..neurons.dynamics import NeuronSpec
+        >>> from ..neurons.spec import NeuronSpec
         >>> neuron = MTNeuron(NeuronSpec(Uniform(3), bounds=(0, 3)), torch.tensor(0.5))
         >>> next_to_thresholds(neuron).unique().numel(), float(next_to_thresholds(neuron).min())
         (27, 0.24999994039535522)
@@ -151,26 +150,3 @@ def next_to_thresholds(neuron: MTNeuron) -> Tensor:
         above = torch.nextafter(above, torch.full_like(above, float("inf")))
         around += [below, above]
     return torch.cat(around)
-
-
-@contextmanager
-def levels_of(qann: QuantizedModel) -> Iterator[dict[str, Tensor]]:
-    """Collect the levels of every activation while the quantized network runs."""
-    seen: dict[str, Tensor] = {}
-
-    def hook(name: str) -> Callable[..., None]:
-        def keep(layer: QuantAct, inputs: Any, output: Tensor) -> None:
-            seen[name] = torch.round(output / layer.scale)
-
-        return keep
-
-    handles = [
-        layer.register_forward_hook(hook(str(node.target)))
-        for node, layer in layer_nodes(qann.layers, QuantAct)
-        if not layer.encodes_input
-    ]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -54,3 +55,11 @@ class Backpropagation:
         loss = lesson.loss(lesson.network(lesson.images))
         lesson.backward(loss)
         return loss.detach()
+
+
+class Derivative(StrEnum):
+    """What a layer passes back for what it emitted: of each spike, or of its total as a whole."""
+
+    SPIKES = "spikes"  # the surrogate, in this step
+    CLIP = "clip"  # of the clipped input: DSR
+    ANALOG = "analog"  # of the function that was quantized: tandem learning

@@ -24,8 +24,17 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SpecError
-from .algorithm import Lesson
-from .finetune.neuron import Derivative
+from ..neurons.surrogate import (
+    ATan,
+    Linear,
+    Rectangular,
+    Sigmoid,
+    SpikeTime,
+    StraightThrough,
+    Surrogate,
+    Triangular,
+)
+from .algorithm import Derivative, Lesson
 from .from_scratch.network import SpikingNetwork
 
 
@@ -177,3 +186,27 @@ def _without_leak(name: str, states: Mapping[str, Any]) -> None:
 
 
 Algorithm = BPTT | OTTT | DSR | Tandem
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "bptt": BPTT(),
+    "bptt_every_step": BPTT(every_step=1.0),
+    "ottt_a": OTTT(),
+    "ottt_o": OTTT(online=True),
+    "dsr": DSR(),
+    "tandem": Tandem(),
+}
+
+
+SURROGATES: dict[str, Surrogate] = {
+    surrogate.kind: surrogate
+    for surrogate in (
+        StraightThrough(),
+        Rectangular(),
+        ATan(),
+        Sigmoid(),
+        Triangular(),
+        Linear(),
+        SpikeTime(),
+    )
+}

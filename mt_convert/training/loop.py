@@ -14,7 +14,7 @@ from torch import nn
 
 from ..data import Splits, borrowed_random
 from ..errors import DataError, Fault, SpecError
-from ..keys import key
+from ..system.keys import key
 from ..system.storage import load_tensors
 from .algorithm import Algorithm, Backpropagation
 from .checkpoint import SCHEMA, Checkpoints, check_identity, read_finished

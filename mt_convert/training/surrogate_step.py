@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..neurons.dynamics import NeuronSpec, NeuronState, mt_step, window
+from ..neurons.dynamics import NeuronState, mt_step, window
+from ..neurons.spec import NeuronSpec
 from ..neurons.surrogate import SpikeTime, StraightThrough, spike
 from ..neurons.totals import running_step
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from ...neurons.dynamics import MTNeuron
-from ...spiking.model import Encoder
+from ...neurons.layer import MTNeuron
+from ...spiking.presentation import Encoder
 
 FLOAT_BITS = 32
 

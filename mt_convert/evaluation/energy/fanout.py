@@ -28,10 +28,10 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_map_only
 
-from ...graph.nodes import WEIGHTED, describe, is_constant, layer_of
+from ...graph.nodes import WEIGHTED, is_constant, layer_of, named
 from ...graph.rules import Kind, Rule, data_inputs, rule_of
 from ...graph.signals import Carries, carried
-from ...neurons.dynamics import MTNeuron
+from ...neurons.layer import MTNeuron
 from ...spiking.model import SpikingModel
 from .bits import FLOAT_BITS, level_bits, weight_bits
 from .event_sums import PASSING_ON, SCALINGS, connections
@@ -276,18 +276,3 @@ class _Walk(fx.Interpreter):
         """An argument, its tensors (a bias) in float64."""
         values = fx.map_arg(argument, self.env.__getitem__)
         return tree_map_only(Tensor, Tensor.double, values)
-
-
-def named(layers: fx.GraphModule, node: fx.Node) -> tuple[str, str]:
-    """A node's name and operator, as the rows of a count have them.
-
-    Example:
-        >>> from torch import nn
-        >>> from ...graph.trace import trace
-        >>> layers = trace(nn.Sequential(nn.Linear(2, 1)), torch.zeros(2, 1, 1, 2))
-        >>> [named(layers, node) for node in layers.graph.nodes][1]
-        ('0', 'Linear')
-    """
-    called = layer_of(layers, node) is not None
-    name = node.target if called else node.meta.get("path") or node.name
-    return str(name), describe(layers, node)

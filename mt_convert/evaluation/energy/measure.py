@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from torch import Tensor, fx
 
 from ...errors import SpecError
-from ...graph.nodes import is_constant, layer_of
+from ...graph.nodes import is_constant, layer_of, named
 from ...graph.rules import Kind, rule_of
 from ...graph.signals import Carries
-from ...neurons.dynamics import MTNeuron
-from ...spiking.model import Encoder, SpikingModel
+from ...neurons.layer import MTNeuron
+from ...spiking.model import SpikingModel
+from ...spiking.presentation import Encoder
 from ...system.progress import progress
-from .fanout import Fanout, Paths, event_paths, named
+from .fanout import Fanout, Paths, event_paths
 from .report import (
     FP32_45NM,
     EnergyReport,

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from ...neurons.totals import count_events
 from ...spiking.model import SpikingModel
 from ...spiking.shapes import image_axes
-from ...spiking.simulate import count_events, simulate
+from ...spiking.simulate import simulate
 from .fanout import Paths, picked
 
 

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import Fault, SpecError
-from ...neurons.dynamics import MTNeuron
 from ...neurons.ladder import PowerOfTwo
+from ...neurons.layer import MTNeuron
+from ...neurons.totals import count_events
 from ...spiking.interpreter import Activation, walk
 from ...spiking.levels import analog, even_response, quantized, unit, worth
 from ...spiking.model import SpikingModel
-from ...spiking.simulate import FloatArithmetic, count_events, simulate
+from ...spiking.simulate import FloatArithmetic, simulate
 from .rows import VIEWS, WHOLE, ErrorRow, LogitRow, RateRow
 from .sums import AnswerCounts, Answers, CauseSums, Firing, SpikeCounts
 from .table import ErrorTable
@@ -99,7 +100,7 @@ def clipped(neuron: MTNeuron, x: Tensor) -> Tensor:
 
     Example:
         >>> from ...neurons.ladder import Uniform
-        >>> from ...neurons.dynamics import NeuronSpec
+        >>> from ...neurons.spec import NeuronSpec
         >>> neuron = MTNeuron(NeuronSpec(Uniform(3), bounds=(0, 3)), torch.tensor(0.5))
         >>> clipped(neuron, torch.tensor([-1.0, 0.7, 9.0])).tolist() == [0, torch.tensor(0.7), 1.5]
         True

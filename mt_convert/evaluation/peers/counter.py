@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ...report.rows import Row
-from ...spiking.model import Presentation
-from ..evaluate import percent
+from ...spiking.presentation import Presentation
+from ..counter import percent
 from ..settings import PeerSetting
 from .network import PeerNetwork
 

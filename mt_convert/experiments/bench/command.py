@@ -16,15 +16,16 @@ import torch
 from rich.console import Console
 
 from ...errors import Fault, SpecError
+from ...system.devices import device as accelerator_or_cpu
 from ...system.progress import progress
 from ...system.storage import atomic, read_json, write_json
-from ..subjects import device as accelerator_or_cpu
 from . import pages, picture
-from .contenders import Case, Contender, chosen
+from .contenders import Case, Contender
 from .limits import measured, product
 from .measure import Group
 from .memory import Place, peaks
 from .network import Network, open_network, thresholds_for
+from .registry import chosen
 from .rows import Absent, Benchmark, BenchRow, benchmark_from_json, merged
 from .timing import LEAST_ROUNDS
 

@@ -7,7 +7,7 @@ to be done in every call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import Fault, SpecError
 from .network import Network
 
 Runner = Callable[[Tensor], Any]
@@ -98,29 +97,3 @@ def one_line(error: BaseException) -> str:
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {(lines or ['no message'])[0]}"[:240]
-
-
-def all_contenders() -> Mapping[str, Contender]:
-    """Every contender by name: ours, float networks, quantized networks, other packages.
-
-    Example:
-        >>> list(all_contenders())[:2]
-        ['integer_native', 'integer_native_binary']
-    """
-    from . import ours, rivals
-
-    return {item.name: item for item in (*ours.CONTENDERS, *rivals.CONTENDERS)}
-
-
-def chosen(names: Iterable[str]) -> list[Contender]:
-    """The contenders of these names, in the order of the table; all where none is named.
-
-    Raises:
-        SpecError: unknown names, all of them.
-    """
-    known, wanted = all_contenders(), set(names)
-    allowed = f"allowed: {', '.join(known)}"
-    faults = [Fault("--contender", name, allowed) for name in sorted(wanted - set(known))]
-    if faults:
-        raise SpecError(f"{len(faults)} unknown contender(s)", faults)
-    return [item for name, item in known.items() if not wanted or name in wanted]

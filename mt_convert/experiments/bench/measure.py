@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ...system.progress import progress
-from .contenders import Case, Contender, Kind, Runner, all_contenders, one_line
+from .contenders import Case, Contender, Kind, Runner, one_line
 from .limits import Work, share_of_limit
 from .network import Network
 from .ours import REFERENCE
+from .registry import all_contenders
 from .rows import Absent, BenchRow
 from .timing import Clock, Spread, clock_of, interleaved, speed_ups
 

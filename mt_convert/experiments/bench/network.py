@@ -21,10 +21,9 @@ from ...spiking import archive
 from ...spiking.convert import convert
 from ...spiking.model import SpikingModel
 from ...system.storage import digest
-from ..models.build import architecture_fault
+from ..models.build import architecture_fault, load_ann
 from ..models.lived_in import build
 from ..recipes.conversion import load_recipe
-from ..subjects import load_ann
 
 BITS = 4
 PIXELS = 64 * 64 * 32  # of all calibration images together: 32 of 64 x 64 pixels

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from .contenders import Kind, all_contenders
+from .contenders import Kind
 from .limits import moving_us
+from .registry import all_contenders
 from .rows import Benchmark, BenchRow
 
 HEADINGS = ("contender", "T", "n", "µs per image", "range", "× best float")

@@ -5,9 +5,11 @@ Beside the floors. Importing this module adds the networks of `networks` to timm
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from ...errors import CheckpointError, Fault, SpecError
 from ...system import storage
+from ...system.storage import load_tensors
 from . import cifar as _registered  # noqa: F401
 
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel, torch.compile, wrappers
@@ -185,3 +188,11 @@ def _without_prefixes(
 def _shape(tensor: Tensor) -> str:
     """A tensor's shape as people write it."""
     return "x".join(map(str, tensor.shape)) or "a single number"
+
+
+def load_ann(spec: ModelSpec, image_size: int, folder: Path) -> nn.Module:
+    """The float network that the first stage of a run left in ``folder``."""
+    fresh = dataclasses.replace(spec, checkpoint=None, pretrained=False)
+    ann = build(fresh, image_size=image_size)
+    ann.load_state_dict(load_tensors(folder / "model.safetensors"))
+    return ann.eval()

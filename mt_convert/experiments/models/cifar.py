@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..recipes.catalogue import CIFAR_MODELS
+from .names import CIFAR_MODELS
 
 _CIFAR = {
     "num_classes": 10,

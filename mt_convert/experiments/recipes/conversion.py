@@ -17,16 +17,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from ...calibration.text import name_of, parse
 from ...data import DataSpec
-from ...direct.named import ALGORITHMS, SURROGATES
 from ...errors import Fault, RecipeError
 from ...evaluation.peers.converters import PEERS
-from ...evaluation.settings import METHODS, Setting
-from ...finetuning import PARTS, TEACHERS, FinetuneJob
+from ...evaluation.settings import METHODS, PeerSetting, Setting, calibrated, iso_level
 from ...neurons.ladder import Firing, Uniform
 from ...quantization.spec import QuantSpec
-from ...spiking.model import Presentation
+from ...spiking.presentation import Presentation
+from ...training.gradients import ALGORITHMS, SURROGATES
 from ...training.spec import TrainSpec
 from ..models.build import ModelSpec, architecture_fault
+from .finetune_job import PARTS, TEACHERS, FinetuneJob
 from .validation import Kind, disagreements, read, seeded, tree_of
 from .yaml_tree import Tree, override
 
@@ -228,3 +228,28 @@ def _mismatches(recipe: Recipe, tree: Tree) -> list[Fault]:
 
 
 CONVERSION = Kind(Recipe, _seeded, _mismatches)
+
+
+def settings_of(block: EvaluateBlock, levels: int) -> list[Setting | PeerSetting]:
+    """The combinations of an evaluate block, then iso-level rows, then peers."""
+    plain = [
+        Setting(Uniform(n), block.time_steps, mode, signed, presentation, whole_window=whole_window)
+        for presentation in block.presentations
+        for mode in block.modes
+        for signed in block.signed
+        for whole_window in block.whole_window
+        for n in block.thresholds
+    ]
+    own = [METHODS[name] for name in block.methods if name in METHODS]
+    if block.methods:
+        named = (method.setting(n, block.time_steps) for method in own for n in block.thresholds)
+        plain = list(dict.fromkeys(named))  # a method of one threshold is there once
+    found: list[Setting | PeerSetting] = [
+        setting
+        for text in dict.fromkeys(block.calibrations)
+        for setting in plain
+        for setting in calibrated(setting, text, block.calibrated_for)
+    ]
+    found += iso_level(levels) if block.iso_level else []
+    peers = (name for name in block.methods if name in PEERS)
+    return [*found, *(PeerSetting(name, block.time_steps) for name in peers)]

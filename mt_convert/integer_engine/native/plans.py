@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...neurons.dynamics import IF, Reset
 from ...neurons.ladder import Learned
+from ...neurons.spec import IF, Reset
 from ..program import Accumulate, Encode, Fire, Instruction, Operate, Program, ReadOut, slots
 from ..terms import FLOAT32_WHOLE
 from .layout import BYTES, COPY, DEPTHWISE, DOT, FLATTEN, INTS, LOAD, MAX_POOL, NONE, SUM_POOL, WIDE

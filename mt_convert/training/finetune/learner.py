@@ -10,16 +10,17 @@ from torch import Tensor, nn
 
 from ...errors import SpecError
 from ...graph.nodes import WEIGHTED, layer_nodes
-from ...keys import key
-from ...neurons.dynamics import MTNeuron
 from ...neurons.ladder import Learned
+from ...neurons.layer import MTNeuron
 from ...neurons.surrogate import Rectangular, StraightThrough, Surrogate
 from ...spiking.interpreter import Call, walk
 from ...spiking.levels import analog
 from ...spiking.model import SpikingModel
 from ...spiking.simulate import simulate
 from ...spiking.weight_grid import OnGrid
-from .neuron import Derivative, State, Trained, TrainedNeuron
+from ...system.keys import key
+from ..algorithm import Derivative
+from .neuron import State, Trained, TrainedNeuron
 
 States = Mapping[str, State]
 

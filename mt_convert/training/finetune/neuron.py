@@ -7,19 +7,20 @@ calibration left it, a leak of 0, weights that already lie on their grid.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import SpecError
-from ...neurons.dynamics import LIF, MTNeuron, NeuronSpec
 from ...neurons.ladder import Learned
+from ...neurons.layer import MTNeuron
+from ...neurons.spec import LIF, NeuronSpec
 from ...neurons.surrogate import SpikeTime, Surrogate
 from ...neurons.totals import leak_of, running_step, without_leak
 from ...spiking.levels import unit, window_spec, worth
-from ...spiking.model import Presentation
+from ...spiking.presentation import Presentation
+from ..algorithm import Derivative
 from ..surrogate_step import fire, fire_learned, in_place_of
 
 
@@ -52,14 +53,6 @@ class Trained:
                 "Trained: nothing learns; set at least one of weights, thresholds, potentials and "
                 "leaks"
             )
-
-
-class Derivative(StrEnum):
-    """What a layer passes back for what it emitted: of each spike, or of its total as a whole."""
-
-    SPIKES = "spikes"  # the surrogate, in this step
-    CLIP = "clip"  # of the clipped input: DSR
-    ANALOG = "analog"  # of the function that was quantized: tandem learning
 
 
 class State(NamedTuple):

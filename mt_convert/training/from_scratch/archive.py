@@ -28,7 +28,7 @@ def save(network: SpikingNetwork, folder: str | Path) -> None:
     Example:
         >>> import tempfile, torch
         >>> from ...neurons.ladder import Uniform
-        >>> from ...neurons.dynamics import NeuronSpec
+        >>> from ...neurons.spec import NeuronSpec
         >>> from ...neurons.surrogate import ATan
         >>> from .network import spiking
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))

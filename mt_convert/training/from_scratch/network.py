@@ -9,7 +9,7 @@ once: one set of statistics for all of them, which folds into one convolution.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -19,12 +19,14 @@ from ...graph.nodes import fold_batch_norm_, is_constant, layer_nodes, set_image
 from ...graph.rules import DEFAULT_RULES, Kind, Rule, unknown_operators
 from ...graph.signals import reaching_output
 from ...graph.trace import trace
-from ...keys import key
-from ...neurons.dynamics import IF, LIF, MTNeuron, NeuronSpec, NeuronState, Reset
+from ...neurons.dynamics import NeuronState
+from ...neurons.layer import MTNeuron
+from ...neurons.spec import IF, LIF, NeuronSpec, Reset
 from ...neurons.surrogate import SpikeTime
 from ...spiking.model import SPIKING_RULES
 from ...spiking.shapes import images_not_first
-from ..finetune.neuron import Derivative
+from ...system.keys import key
+from ..algorithm import Derivative
 from .neuron_steps import fired_in_steps, fused_in_steps
 from .read_out import ReadOut
 from .representation import by_representation
@@ -68,7 +70,7 @@ def spiking(
     Example:
         >>> import torch
         >>> from ...neurons.ladder import Uniform
-        >>> from ...neurons.dynamics import PLIF
+        >>> from ...neurons.spec import PLIF
         >>> from ...neurons.surrogate import ATan
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> spec = NeuronSpec(Uniform(4), charge=PLIF(), initial=0.0, surrogate=ATan())
@@ -127,7 +129,7 @@ class SpikingNetwork(nn.Module):
         self.layers, self.time_steps, self.delayed = layers, time_steps, delayed
         self.read_out, self.compiled = ReadOut(read_out_tau, learn_read_out), compiled
         self.image_shape: tuple[int, ...] = tuple(layers.image_shape)  # type: ignore[arg-type]
-        self.reads_out = {node.name for node in reaching_output(layers, _RULES)}
+        self.reads_out: Collection[str] = {node.name for node in reaching_output(layers, _RULES)}
         faults = _beside_images(layers, self.image_shape)
         if faults:
             raise UnsupportedLayerError(

@@ -11,7 +11,9 @@ from torch._dynamo import config
 from torch._dynamo.exc import TorchDynamoException
 
 from ...errors import Fault, SpecError
-from ...neurons.dynamics import PLIF, MTNeuron, NeuronSpec, NeuronState, mt_step
+from ...neurons.dynamics import NeuronState, mt_step
+from ...neurons.layer import MTNeuron
+from ...neurons.spec import PLIF, NeuronSpec
 
 FORMS = 10_000  # neurons, numbers of steps and kinds of numbers that one process may have
 

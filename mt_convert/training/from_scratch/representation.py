@@ -19,7 +19,7 @@ batch norm. A dropout has one mask for all steps.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,17 +27,15 @@ from torch.nn import functional as F
 
 from ...errors import Fault, SpecError
 from ...graph.nodes import NORMS, layer_nodes
-from ...neurons.dynamics import IF, LIF, MTNeuron, NeuronSpec, Reset
+from ...neurons.layer import MTNeuron
 from ...neurons.linear_recurrence import leaky_mean
+from ...neurons.spec import IF, LIF, NeuronSpec, Reset
 from ..surrogate_step import in_place_of
-from .steps import Steps
+from .steps import Network, Steps
 from .tensor_train_layers import BY_STEP
 
-if TYPE_CHECKING:
-    from .network import SpikingNetwork
 
-
-def by_representation(network: SpikingNetwork, images: Tensor) -> Tensor:
+def by_representation(network: Network, images: Tensor) -> Tensor:
     """The read-out of all steps, bit for bit, with the gradient of representations.
 
     Shapes: images or frames, as the network takes them; logits [batch, classes].
@@ -64,7 +62,7 @@ class _Spikes(Steps):
     mask: nothing that grows with T.
     """
 
-    def __init__(self, network: SpikingNetwork, leak: float) -> None:
+    def __init__(self, network: Network, leak: float) -> None:
         super().__init__(network, range(network.time_steps))
         self.leak = leak
         self.seen: dict[str, Any] = {}
@@ -86,7 +84,7 @@ class _Spikes(Steps):
 class _Representations(fx.Interpreter):
     """One pass through all layers, of what the steps on spikes came to."""
 
-    def __init__(self, network: SpikingNetwork, seen: dict[str, Any]) -> None:
+    def __init__(self, network: Network, seen: dict[str, Any]) -> None:
         super().__init__(network.layers)
         self.extra_traceback = False
         self.seen, self.time_steps = seen, network.time_steps
@@ -147,7 +145,7 @@ def _normed(norm: Any, x: Tensor, variance: Tensor, mean: Tensor) -> Tensor:
     return in_place_of(smooth, value)
 
 
-def _faults(network: SpikingNetwork) -> list[Fault]:
+def _faults(network: Network) -> list[Fault]:
     """All that representations say nothing of, and what to take instead."""
     found = []
     for node, layer in layer_nodes(network.layers, (MTNeuron, *BY_STEP)):
@@ -163,7 +161,7 @@ def _faults(network: SpikingNetwork) -> list[Fault]:
     return found
 
 
-def _unlike(spec: NeuronSpec, network: SpikingNetwork) -> list[tuple[str, str]]:
+def _unlike(spec: NeuronSpec, network: Network) -> list[tuple[str, str]]:
     """What keeps one layer of neurons from having a representation, and what to do."""
     charge, found = spec.charge, []
     if spec.reset is not Reset.SOFT:

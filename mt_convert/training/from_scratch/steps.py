@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from ...graph.nodes import WEIGHTED
-from ...neurons.dynamics import MTNeuron, NeuronState
+from ...neurons.dynamics import NeuronState
+from ...neurons.layer import MTNeuron
 from ...neurons.linear_recurrence import linrec
 from ..surrogate_step import in_place_of
+from .read_out import ReadOut
 from .tensor_train import TTConv2d
 from .tensor_train_layers import BY_STEP, in_steps, same_in_all_steps
-
-if TYPE_CHECKING:
-    from .network import SpikingNetwork
 
 
 class Potential(NamedTuple):
@@ -47,6 +46,31 @@ class Trace(NamedTuple):
 States = Mapping[str, Potential | Trace]
 
 
+class Network(Protocol):
+    """What steps and representations need of a network from scratch."""
+
+    layers: fx.GraphModule
+    time_steps: int
+    delayed: bool
+    reads_out: Collection[str]
+    read_out: ReadOut
+    image_shape: tuple[int, ...]
+
+    def kept(self) -> float:
+        """The share of its potential that a step leaves to a neuron."""
+
+    def frames(self, images: Tensor, steps: Sequence[int]) -> Tensor:
+        """What is shown in these steps, along the batch axis."""
+
+    @property
+    def read_out_tau(self) -> float | None:
+        """The time constant of the read-out; None for the mean over the steps."""
+
+    @property
+    def in_steps(self) -> Callable[..., tuple[Tensor, NeuronState]]:
+        """What runs the steps of a layer of neurons."""
+
+
 class Steps(fx.Interpreter):
     """Some steps through all layers, lying along the batch axis: [steps * batch, ...].
 
@@ -55,7 +79,7 @@ class Steps(fx.Interpreter):
     """
 
     def __init__(
-        self, network: SpikingNetwork, steps: Sequence[int], states: States | None = None
+        self, network: Network, steps: Sequence[int], states: States | None = None
     ) -> None:
         super().__init__(network.layers)
         self.extra_traceback = False

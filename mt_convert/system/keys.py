@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from .errors import SpecError
+from ..errors import SpecError
 
 
 def key(schema: str, value: Any) -> dict[str, Any]:
@@ -18,9 +18,8 @@ def key(schema: str, value: Any) -> dict[str, Any]:
     The number of the schema is raised when equal fields come to mean something else.
 
     Example:
-        >>> from .neurons.ladder import Uniform
-        >>> key("ladder/1", Uniform(3))
-        {'schema': 'ladder/1', 'value': {'kind': 'uniform', 'n': 3}}
+        >>> key("time_steps/1", (1, 2, 4))
+        {'schema': 'time_steps/1', 'value': [1, 2, 4]}
     """
     return {"schema": schema, "value": to_json(value)}
 
@@ -33,9 +32,12 @@ def to_json(value: Any) -> Any:
             the key of another one.
 
     Example:
-        >>> from .neurons.ladder import Firing, Learned
-        >>> to_json((Learned((0.5, 1.0)), Firing.CASCADE, None))
-        [{'kind': 'learned', 'gaps': [0.5, 1.0], 'weights': [1.0, 1.0]}, 'cascade', None]
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Uniform:
+        ...     kind = "uniform"
+        ...     n: int
+        >>> to_json((Uniform(3), "cascade", None))
+        [{'kind': 'uniform', 'n': 3}, 'cascade', None]
     """
     if value is None or isinstance(value, bool | int | float):
         return value

@@ -1,0 +1,140 @@
+"""Rows of networks trained from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data import ImageSet, batches
+from ..errors import Fault, SpecError
+from ..neurons.layer import MTNeuron
+from ..neurons.totals import count_events
+from ..report.rows import Row
+from ..system.processes import Processes
+from ..system.progress import progress
+from ..training.from_scratch.network import SpikingNetwork
+from ..training.from_scratch.spec import SpikingSpec
+
+
+def rows_of(
+    network: SpikingNetwork,
+    spec: SpikingSpec,
+    test: ImageSet,
+    time_steps: Sequence[int],
+    known: dict[str, Any],
+    *,
+    batch_size: int,
+    processes: Processes,
+) -> list[Row]:
+    """A row behind each of ``time_steps``, all from one pass over the test images.
+
+    ``known`` are the columns that are not measured here: model, dataset, presentation and the like.
+
+    Raises:
+        SpecError: no images, or steps beyond those of the network.
+    """
+    steps = sorted(set(time_steps))
+    if not len(test):
+        raise SpecError("no images to evaluate on: raise evaluate.images or data.test_images")
+    if not steps or steps[-1] > network.time_steps:
+        hint = f"the network was trained for {network.time_steps}; allowed are steps up to that"
+        raise SpecError("cannot evaluate", [Fault("time_steps", str(time_steps), hint)])
+    counts, neurons = _counted(network.eval(), test, batch_size, processes)
+    images = len(test)
+    ladder = spec.neuron_spec().ladder
+    row = Row(
+        mode=str(spec.mode),
+        signed=spec.signed,
+        n=spec.n,
+        T=steps[-1],
+        snn_accuracy=0.0,
+        spikes_per_neuron=0.0,
+        images=images,
+        qann_accuracy=None,
+        agreement=None,
+        exact_share=None,
+        ladder=ladder.kind,
+        levels=int(ladder.reach),
+        weight_bits=None,
+        whole_window=False,
+        settling_T=None,
+        method=f"mt_{spec.neuron}",
+        **known,
+    )
+    correct, events = counts.tolist()
+    return [
+        replace(
+            row,
+            T=T,
+            snn_accuracy=100 * correct[T - 1] / images,
+            spikes_per_neuron=sum(events[:T]) / (neurons * images),
+        )
+        for T in steps
+    ]
+
+
+def accuracy_of(model: nn.Module, test: ImageSet, batch_size: int, processes: Processes) -> float:
+    """Percent of the test images that a float network gets right."""
+    correct = torch.zeros((), dtype=torch.float64)
+    model.eval()
+    with torch.no_grad():
+        for images, labels in batches(test, batch_size, share=processes.share):
+            device = next(model.parameters()).device
+            correct += int((model(images.to(device)).argmax(1).cpu() == labels).sum())
+    return 100 * float(processes.summed(correct)) / len(test)
+
+
+@torch.no_grad()
+def _counted(
+    network: SpikingNetwork, test: ImageSet, batch_size: int, processes: Processes
+) -> tuple[Tensor, int]:
+    """Right answers after, and events in, each step [2, T]; and how many neurons there are."""
+    steps = range(network.time_steps)
+    counts = torch.zeros(2, len(steps), dtype=torch.float64)
+    device = next(network.parameters()).device
+    neurons = 0
+    shown: Any = batches(test, batch_size, share=processes.share)
+    if processes.first:
+        total = -(-len(test) // (batch_size * processes.share[1]))
+        shown = progress(shown, f"test images, T = {network.time_steps}", total=total)
+    for images, labels in shown:
+        with _events(network) as seen:
+            read_outs, _ = network(images.to(device), steps)
+        counts[0] += (read_outs.argmax(2).cpu() == labels).sum(1)
+        calls = [count for each in seen.values() for count, _ in each]  # T for each layer's place
+        counts[1] += torch.stack(calls).reshape(-1, len(steps)).sum(0).cpu()
+        neurons = sum(size for each in seen.values() for _, size in each[:: len(steps)])
+    return processes.summed(counts), max(processes.all_of(neurons))
+
+
+@contextmanager
+def _events(network: SpikingNetwork) -> Iterator[dict[str, list[tuple[Tensor, int]]]]:
+    """Events in each step and neurons per image, of each layer that runs in this context; step by
+    step, which a compiled kernel does not show."""
+    seen: dict[str, list[tuple[Tensor, int]]] = {}
+    handles = []
+    compiled, network.compiled = network.compiled, False
+
+    def listener(name: str) -> Any:
+        def hear(layer: nn.Module, _: Any, result: Any) -> None:
+            assert isinstance(layer, MTNeuron)
+            emitted = (result[0] / layer.delta).round()
+            events = count_events(emitted, layer.spec.ladder).sum(dtype=torch.float64)
+            seen.setdefault(name, []).append((events, emitted[0].numel()))
+
+        return hear
+
+    for name, layer in network.named_modules():
+        if isinstance(layer, MTNeuron):
+            handles.append(layer.register_forward_hook(listener(name)))
+    try:
+        yield seen
+    finally:
+        network.compiled = compiled
+        for handle in handles:
+            handle.remove()

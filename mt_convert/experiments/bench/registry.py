@@ -1,0 +1,34 @@
+"""Everything that takes part in a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from ...errors import Fault, SpecError
+from .contenders import Contender
+
+
+def all_contenders() -> Mapping[str, Contender]:
+    """Every contender by name: ours, float networks, quantized networks, other packages.
+
+    Example:
+        >>> list(all_contenders())[:2]
+        ['integer_native', 'integer_native_binary']
+    """
+    from . import ours, rivals
+
+    return {item.name: item for item in (*ours.CONTENDERS, *rivals.CONTENDERS)}
+
+
+def chosen(names: Iterable[str]) -> list[Contender]:
+    """The contenders of these names, in the order of the table; all where none is named.
+
+    Raises:
+        SpecError: unknown names, all of them.
+    """
+    known, wanted = all_contenders(), set(names)
+    allowed = f"allowed: {', '.join(known)}"
+    faults = [Fault("--contender", name, allowed) for name in sorted(wanted - set(known))]
+    if faults:
+        raise SpecError(f"{len(faults)} unknown contender(s)", faults)
+    return [item for name, item in known.items() if not wanted or name in wanted]

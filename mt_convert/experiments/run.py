@@ -1,0 +1,70 @@
+"""`run`: everything of one recipe, whichever kind it is; `show`: what a finished run says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from ..errors import CheckpointError
+from ..report import tables
+from ..report.columns import legend
+from ..report.rows import Row, results_from_json
+from ..spiking import archive
+from ..spiking.model import SpikingModel
+from ..system.storage import read_json
+from . import from_scratch_run
+from .conversion_run import Conversion, _sentence
+from .recipes.from_scratch import AnyRecipe, SpikingRecipe
+
+
+def run(recipe: AnyRecipe, out: Path, *, resume: bool) -> Path:
+    """Run all stages of a recipe into ``out``; return ``out``.
+
+    Finished stages with the same inputs are kept. ``resume`` goes on with a training that was cut
+    off in its middle, to the same numbers; without it such a stage starts again.
+
+    Raises:
+        MTConvertError: whatever the user can mend; finished stages stay as they are.
+    """
+    if isinstance(recipe, SpikingRecipe):
+        return from_scratch_run.SpikingRun(recipe, Path(out), resume).all_stages()
+    return Conversion(recipe, Path(out), resume).all_stages()
+
+
+def show(path: Path, console: Console) -> None:
+    """Print the table of a run, or the conversion report of a converted network.
+
+    Raises:
+        CheckpointError: ``path`` holds neither.
+    """
+    path = Path(path)
+    if (path / "results.json").is_file():
+        rows = results_from_json(read_json(path / "results.json"))
+        if not rows:
+            raise CheckpointError(f"{path / 'results.json'} has no rows: run the recipe again")
+        console.print(tables.rich_table(rows))
+        console.print(legend(rows) + ".\n", style="dim")
+        console.print(_said(path, rows), highlight=False, soft_wrap=True)
+        return
+    if (path / "network.json").is_file():
+        network = archive.load(path)
+        if isinstance(network, SpikingModel):
+            for table in tables.conversion_table(network.report.to_json()):
+                console.print(table)
+            console.print(str(network.report).splitlines()[0])
+            return
+        console.print(f"a quantized network: {network.spec}", soft_wrap=True)
+        return
+    partial = sorted(item.name for item in path.glob("*.partial")) if path.is_dir() else []
+    hint = f"; unfinished: {', '.join(partial)}, go on with run --resume" if partial else ""
+    raise CheckpointError(
+        f"{path} holds no finished run (results.json) and no network (network.json){hint}"
+    )
+
+
+def _said(out: Path, rows: list[Row]) -> str:
+    """The closing sentence of a run of either kind."""
+    if (out / "spiking").is_dir():
+        return f"{from_scratch_run.sentence(rows, out / 'spiking')} All artefacts are in {out}."
+    return _sentence(out, out / "convert", rows)

@@ -1,0 +1,80 @@
+"""A layer of multi-threshold neurons as a module."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SpecError
+from .dynamics import NeuronState, initial_state, mt_step
+from .spec import PLIF, NeuronSpec
+
+
+class MTNeuron(nn.Module):
+    """A layer of multi-threshold neurons: a spec, its step Δ and, for PLIF, the learned leak.
+
+    ``forward`` starts afresh unless it is handed the state of the step before; it keeps nothing.
+    ``delta`` becomes a parameter if it is one, else a buffer; ``w`` (PLIF) a parameter. Calibration
+    may give it two tensors more: ``offset``, potential at the start beyond ``spec.initial``, for
+    each feature, and ``gain``, the ratio of what a spike carries to the threshold it crossed (None
+    stands for 0 and 1). ``clip`` holds the bounds of the function whose quantizer it replaced,
+    (0, 6) for ReLU6.
+
+    Units:
+        ``offset`` in thresholds Δ of one step; it broadcasts over the batch, as [C, 1, 1] does.
+
+    Example:
+        >>> from mt_convert.neurons.ladder import Uniform
+        >>> neuron = MTNeuron(NeuronSpec(Uniform(2)), delta=1.0)
+        >>> spikes, state = neuron(torch.tensor([0.75, 4.0]))
+        >>> spikes.tolist(), neuron(torch.zeros(2), state)[0].tolist()
+        ([1.0, 2.0], [0.0, 2.0])
+    """
+
+    delta: Tensor
+    offset: Tensor | None
+    gain: Tensor | None
+
+    def __init__(
+        self,
+        spec: NeuronSpec,
+        delta: Tensor | float,
+        *,
+        offset: Tensor | None = None,
+        gain: Tensor | None = None,
+        clip: tuple[float, float] = (0.0, math.inf),
+    ) -> None:
+        super().__init__()
+        self.spec, self.clip = spec, clip
+        step = delta if isinstance(delta, Tensor) else torch.tensor(float(delta))
+        if not bool(torch.all(step.detach() > 0)):
+            raise SpecError(f"MTNeuron: delta={delta!r}; every step must be above 0")
+        if isinstance(step, nn.Parameter):
+            self.delta = step
+        else:
+            self.register_buffer("delta", step)
+        self.register_buffer("offset", offset)
+        self.register_buffer("gain", gain)
+        if isinstance(spec.charge, PLIF):
+            self.w = nn.Parameter(torch.tensor(-math.log(spec.charge.tau - 1)))
+
+    def forward(
+        self, current: Tensor, state: NeuronState | None = None
+    ) -> tuple[Tensor, NeuronState]:
+        if state is None:
+            state = self.initial_state(current)
+        decay = self.w.sigmoid() if isinstance(self.spec.charge, PLIF) else None
+        spikes, state = mt_step(state, current, self.spec, self.delta, decay)
+        return (spikes if self.gain is None else spikes * self.gain), state
+
+    def initial_state(self, current: Tensor) -> NeuronState:
+        """The state before the first step, its offset included."""
+        state = initial_state(current, self.spec, self.delta)
+        return (
+            state if self.offset is None else state._replace(v=state.v + self.offset * self.delta)
+        )
+
+    def extra_repr(self) -> str:
+        return repr(self.spec)

@@ -1,0 +1,126 @@
+"""The columns of a table that people read, and what they mean."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .rows import Row
+
+COLUMNS: dict[str, str] = {
+    "model": "model",
+    "dataset": "images",
+    "weight_bits": "W",
+    "levels": "L",
+    "qat_noise": "noise",
+    "method": "method",
+    "calibration": "calibrated",
+    "algorithm": "trained by",
+    "epochs": "epochs",
+    "seconds_per_epoch": "s per epoch",
+    "peak_mib": "MiB",
+    "presentation": "presented",
+    "ladder": "ladder",
+    "mode": "mode",
+    "signed": "signed",
+    "n": "n",
+    "T": "T",
+    "ann_accuracy": "ANN %",
+    "qann_accuracy": "QANN %",
+    "snn_accuracy": "SNN %",
+    "agreement": "agree",
+    "exact_share": "exact",
+    "spikes_per_neuron": "spikes",
+    "settling_T": "settles",
+}
+"""The columns people read, in order, and what they are headed; `LEGEND` says what they mean."""
+
+
+IF_SEVERAL = (
+    *("model", "dataset", "weight_bits", "levels", "qat_noise", "method", "calibration"),
+    *("algorithm", "epochs", "seconds_per_epoch", "peak_mib"),
+)
+
+
+OF_A_QANN = ("qann_accuracy", "agreement", "exact_share", "settling_T")
+
+
+def columns(rows: Sequence[Row]) -> list[str]:
+    """The columns that a table of these rows shows: those that only tell networks, images and
+    methods apart are left out where all rows are alike, and comparisons where there are none.
+
+    Example:
+        >>> columns([])[0]
+        'presentation'
+    """
+    shown = [name for name in COLUMNS if name not in IF_SEVERAL or _telling(name, rows)]
+    if rows and all(row.qann_accuracy is None for row in rows):
+        shown = [name for name in shown if name not in OF_A_QANN]
+    return shown
+
+
+def _telling(name: str, rows: Sequence[Row]) -> bool:
+    """Whether a column tells rows apart, or what was done to all of them."""
+    found = {_cell(name, getattr(row, name), row) for row in rows}
+    usual = {item.name: item.default for item in dataclasses.fields(Row)}[name]
+    plain = {"–" if usual is None else usual}
+    return len(found) > 1 or not (found <= plain or usual is dataclasses.MISSING)
+
+
+_LEGENDS = {
+    "agreement": "agree: share of images where SNN and QANN predict the same class",
+    "exact_share": "exact: share of images where every activation equals the QANN's",
+    "spikes_per_neuron": "spikes: per neuron and image over all T steps",
+    "settling_T": "settles: the step from which on every activation of every image is the QANN's",
+}
+
+
+LEGEND = "; ".join(_LEGENDS.values())
+
+
+def legend(rows: Sequence[Row]) -> str:
+    """What the columns of these rows mean, where their heading does not say it.
+
+    Example:
+        >>> legend([]) == LEGEND
+        True
+    """
+    return "; ".join(text for name, text in _LEGENDS.items() if name in columns(rows))
+
+
+def cells(row: Row, names: Iterable[str] = COLUMNS) -> list[str]:
+    """A row as text, one entry for each of these columns."""
+    return [_cell(name, getattr(row, name), row) for name in names]
+
+
+def _cell(name: str, value: Any, row: Row) -> str:
+    """One number as it is printed: shares never round up to 1."""
+    if name == "presentation":
+        return str(value).replace("_", " ") + (", whole window" if row.whole_window else "")
+    if name == "calibration" and row.calibrated_T not in (None, row.T):
+        return f"{value}, for T = {row.calibrated_T}"
+    if name == "n" and value == 0:  # a peer whose neurons emit any number of spikes in a step
+        return "∞"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "–"
+    if name in ("agreement", "exact_share"):
+        text = f"{value:.4f}"
+        return "0.9999" if text == "1.0000" and value < 1 else text
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def markdown_table(rows: Iterable[Row]) -> str:
+    """The rows as a Markdown table, with `columns`.
+
+    Example:
+        >>> markdown_table([]).splitlines()[0][:12]
+        '| presented '
+    """
+    rows = list(rows)
+    names = columns(rows)
+    lines = ["| " + " | ".join(COLUMNS[name] for name in names) + " |", "|" + " --- |" * len(names)]
+    lines += ["| " + " | ".join(cells(row, names)) + " |" for row in rows]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,40 @@
+"""How images are presented over the time steps."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import torch
+from torch import Tensor, nn
+
+
+class Presentation(StrEnum):
+    """How an image is shown to the network over T steps (DESIGN, section 2)."""
+
+    ONCE = "once"  # all charge in the first step, biases too; later steps carry corrections
+    EVERY_STEP = "every_step"  # a constant current in each step; the read-out is a mean
+
+
+class Encoder(nn.Module):
+    """The quantized image: s * clamp(round(x / s), lo, hi). It is no neuron: it does not spike.
+
+    Example:
+        >>> Encoder(torch.tensor(0.5), (-1, 1))(torch.tensor([0.2, 0.3, 9.0]))
+        tensor([0.0000, 0.5000, 0.5000])
+    """
+
+    def __init__(self, scale: Tensor, level_bounds: tuple[int, int]) -> None:
+        super().__init__()
+        self.scale: Tensor
+        self.register_buffer("scale", scale)
+        self.level_bounds = level_bounds
+
+    def levels(self, images: Tensor) -> Tensor:
+        """The integer levels of the image."""
+        return torch.round(images / self.scale).clamp(*self.level_bounds)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.levels(images) * self.scale
+
+    def extra_repr(self) -> str:
+        return f"level_bounds={self.level_bounds}"
