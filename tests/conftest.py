@@ -11,12 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
-SHARED_DATA = ROOT.parent / "shared" / "data"
-EXPECTED = ROOT / "eval" / "expected"
-
-Command = Callable[..., "subprocess.CompletedProcess[str]"]
+from paths import EXPECTED, ROOT, SHARED_DATA, Command
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

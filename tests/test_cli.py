@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Command
+from paths import ROOT, Command
 
 from mt_convert.experiments.models.names import CIFAR_MODELS
 from mt_convert.experiments.recipes.catalogue import shipped_recipes

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
 from networks import images as made_up
 from networks import network
+from paths import ROOT
 from torch import nn
 
 import mt_convert as mt

@@ -1,0 +1,62 @@
+"""A sample of timm's families converts exactly, and as the stored table says.
+
+The whole registry is `make coverage`; its table lies in eval/coverage.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+from paths import EVAL
+
+from mt_convert.experiments.coverage.registry import Architecture, families
+from mt_convert.experiments.coverage.rows import CoverageRow, Settings, Table, read_table
+from mt_convert.experiments.coverage.trial import trial
+
+pytestmark = pytest.mark.slow
+
+SAMPLE = (
+    *("cs3darknet_focus_s", "cspnext_tiny", "regnetx_002", "test_resnet", "inception_next_atto"),
+    *("test_mambaout", "swiftformer_xs", "lcnetv2_small", "iformer_t", "deit_tiny_patch16_224"),
+    *("efficientvit_b0", "resnetv2_18", "pit_ti_224", "vit_tiny_patch16_dinov3_qkvb", "test_nfnet"),
+    *("convit_tiny", "pvt_v2_b0", "fasternet_t0", "efficientformerv2_s0", "test_byobnet"),
+    *("test_efficientnet", "rexnet_100", "starnet_s050", "test_coatnet", "test_vit", "resnest14d"),
+    *("test_vit_relpos", "test_convnext", "volo_d1_224", "ghostnet_050"),
+)
+STORED = EVAL / "coverage" / "results.json"
+
+
+@pytest.fixture(scope="module")
+def stored() -> Table:
+    return read_table(STORED)
+
+
+def test_the_sample_has_25_families_or_more() -> None:
+    found = {family for family, names in families().items() if set(names) & set(SAMPLE)}
+    assert len(found) == len(SAMPLE) >= 25
+
+
+def test_the_stored_table_has_every_family_of_timm(stored: Table) -> None:
+    of_timm = {name for name in families() if find_spec(f"timm.models.{name}")}  # not ours
+    assert len(of_timm) == stored.known["families"]
+    assert set(stored.families) >= of_timm
+    assert all(row.spiking_layers > 0 for row in stored.rows if row.converted)
+    assert all(row.error for row in stored.rows if not row.converted)
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_the_smallest_network_of_a_family_converts_exactly(name: str, stored: Table) -> None:
+    family = next(family for family, names in families().items() if name in names)
+    found = trial(Architecture(name, family), Settings(images=2), note=lambda _: None)
+    row = CoverageRow(name, family, **{key: found[key] for key in found if key != "stage"})
+    assert row.error is None
+    assert row.converted
+    assert row.exact_t1
+    assert row.settling_t is None or row.settling_t <= row.time_steps  # float sums decide
+    assert row.silent_layers == 0
+    known = next(item for item in stored.rows if item.architecture == name)
+    for column in ("params", "input_size", "spiking_layers", "macs", "spike_fed_mac_share"):
+        assert getattr(row, column) == getattr(known, column), column
+    assert dict(row.analog) == dict(known.analog)
+    assert row.not_spike_fed == known.not_spike_fed

@@ -1,0 +1,577 @@
+"""One recipe from start to end: its folder, what is kept, and what a fault or a kill leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from paths import ROOT
+from PIL import Image
+from rich.console import Console
+
+from mt_convert.data import batches, open_data
+from mt_convert.data.splits import images_tested
+from mt_convert.errors import CheckpointError, DataError, OutputError, RecipeError
+from mt_convert.evaluation.settings import Setting
+from mt_convert.experiments import conversion_run, stages
+from mt_convert.experiments.recipes.conversion import (
+    EvaluateBlock,
+    Recipe,
+    load_recipe,
+    settings_of,
+)
+from mt_convert.experiments.run import run, show
+from mt_convert.quantization.quantize import QuantizedModel
+from mt_convert.report.rows import results_from_json
+from mt_convert.spiking import archive
+from mt_convert.system.storage import load_tensors, save_tensors
+
+STAGES = tuple(
+    name for name in conversion_run.Conversion.NAMES if name != "finetune"
+)  # of recipes without one
+SMALL = ["evaluate.thresholds=[1,15]", "evaluate.time_steps=[1,2]"]
+
+
+def recipe(*overrides: str) -> Recipe:
+    """The digits' network on a few made-up images, in a second or two."""
+    return load_recipe("digits", [*SMALL, *overrides], smoke=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Any:
+    """Another process comes to the same sums only with as many threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run; nothing may change it."""
+    return run(recipe(), tmp_path_factory.mktemp("runs") / "digits", resume=False)
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, times of files included."""
+    return Path(shutil.copytree(finished, tmp_path / "copied"))
+
+
+def files(folder: Path, *without: str) -> dict[str, tuple[str, int]]:
+    """Digest and time of all files of a folder, by path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): (
+            hashlib.sha256(path.read_bytes()).hexdigest(),
+            path.stat().st_mtime_ns,
+        )
+        for path in paths
+        if path.name not in without
+    }
+
+
+def events(folder: Path) -> list[tuple[str, str]]:
+    """Stage and event of every line of the log."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [(line["stage"], line["event"]) for line in lines]
+
+
+def entered(folder: Path, before: int) -> list[str]:
+    """The stages that were run after the first ``before`` lines of the log."""
+    return [stage for stage, event in events(folder)[before:] if event == "finished"]
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors that the stages left, by file and name."""
+    return {
+        f"{path.relative_to(folder)}:{name}": tensor
+        for path in sorted(folder.rglob("*.safetensors"))
+        for name, tensor in load_tensors(path).items()
+    }
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    """Two runs of one recipe came to the same, bit for bit."""
+    for name in ("results.json", "recipe.yaml", "versions.json", "convert/report.json"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    first, second = tensors_of(one), tensors_of(other)
+    assert first.keys() == second.keys()
+    assert len(first) > 50
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert sorted(path.name for path in one.iterdir()) == sorted(p.name for p in other.iterdir())
+
+
+# ------------------------------------------------------------------------------- what a run leaves
+
+
+def test_a_run_leaves_a_folder_per_stage_and_four_files(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names == {*STAGES, "recipe.yaml", "versions.json", "log.jsonl", "results.json"}
+    for stage, artefact in {
+        "ann": "model.safetensors",
+        "quantize": "network.json",
+        "train": "network.json",
+        "convert": "network.json",
+        "evaluate": "rows.json",
+        "report": "report.md",
+    }.items():
+        assert (finished / stage / artefact).stat().st_size > 0
+
+
+def test_results_hold_a_row_for_each_setting_and_end_with_the_iso_level_rows(
+    finished: Path,
+) -> None:
+    stored = json.loads((finished / "results.json").read_text())
+    assert stored["schema"] == "mt_convert.results/1"
+    found = [
+        (row["presentation"], row["mode"], row["signed"], row["n"], row["T"])
+        for row in stored["rows"]
+    ]
+    once = [("once", "parallel", True, n, steps) for n in (1, 15) for steps in (1, 2)]
+    even = [("every_step", "parallel", False, n, 15 // n) for n in (1, 3, 5, 15)]
+    assert found == once + even
+    for row in stored["rows"]:
+        assert (row["model"], row["dataset"], row["images"]) == ("digits_cnn", "synthetic", 16)
+        assert 0 <= row["exact_share"] <= 1
+        assert 0 <= row["snn_accuracy"] <= 100
+        if row["n"] == 15:
+            assert row["exact_share"] == 1.0
+            assert row["snn_accuracy"] == row["qann_accuracy"]
+
+
+def test_the_recipe_in_the_folder_is_resolved_and_loads_again(finished: Path) -> None:
+    text = (finished / "recipe.yaml").read_text()
+    assert "smoke:" not in text
+    assert "batch_norm: keep" in text
+    assert load_recipe(finished / "recipe.yaml") == recipe()
+
+
+def test_versions_name_the_software_and_the_machine(finished: Path) -> None:
+    versions = json.loads((finished / "versions.json").read_text())
+    assert versions["packages"]["torch"] == importlib.metadata.version("torch")
+    assert {"mt-convert", "timm", "brevitas", "accelerate", "numpy"} <= set(versions["packages"])
+    assert versions["machine"]["threads"] == 1
+    assert versions["machine"]["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_the_log_tells_each_stage_in_order(finished: Path) -> None:
+    expected = [(stage, event) for stage in STAGES for event in ("started", "finished")]
+    assert events(finished)[: len(expected)] == expected
+
+
+def test_the_probe_of_the_run_says_exact(finished: Path) -> None:
+    stored = json.loads((finished / "convert" / "report.json").read_text())
+    assert stored["report"]["verdict"]["exact_t1"] is True
+    assert (
+        stored["report"]["verdict"]["images"] == 16
+    )  # the calibration images, as there are fewer than 32
+    analog = stored["report"]["analog"]
+    assert "encoded image" in analog[0]["reason"]
+
+
+def test_the_page_holds_the_rows_and_the_closing_sentence(finished: Path) -> None:
+    page = (finished / "report" / "report.md").read_text()
+    rows = results_from_json(json.loads((finished / "results.json").read_text()))
+    assert page.count(f"| {rows[0].ann_accuracy:.2f} | {rows[0].qann_accuracy:.2f} |") == len(rows)
+    assert "equals its quantized network bit for bit at T = 1" in page
+    assert "## Analog" in page
+
+
+def test_the_stored_network_is_the_one_that_was_evaluated(finished: Path) -> None:
+    qann, snn = archive.load(finished / "train"), archive.load(finished / "convert")
+    assert isinstance(qann, QuantizedModel)
+    assert qann.spec == recipe().quantize.spec()
+    assert [layer.spec.ladder.n for _, layer in snn.neurons()] == [15] * 4
+
+
+# ------------------------------------------------------------------------------- what is run again
+
+
+def test_a_second_run_keeps_every_stage_and_touches_no_file(copied: Path) -> None:
+    before, lines = files(copied, "log.jsonl"), len(events(copied))
+    run(recipe(), copied, resume=False)
+    assert files(copied, "log.jsonl") == before
+    assert events(copied)[lines:] == [(stage, "kept") for stage in STAGES]
+
+
+def test_another_evaluation_runs_only_evaluate_and_report(finished: Path, copied: Path) -> None:
+    before, lines = files(copied), len(events(copied))
+    run(recipe("evaluate.thresholds=[3]", "evaluate.iso_level=false"), copied, resume=False)
+    assert entered(copied, lines) == ["evaluate", "report"]
+    after = files(copied)
+    kept = [
+        name for name in before if name.split("/")[0] in ("ann", "quantize", "train", "convert")
+    ]
+    assert all(before[name] == after[name] for name in kept)
+    rows = json.loads((copied / "results.json").read_text())["rows"]
+    assert [(row["n"], row["T"]) for row in rows] == [(3, 1), (3, 2)]
+    assert "n = 3" not in (finished / "report" / "report.md").read_text()
+    assert load_recipe(copied / "recipe.yaml").evaluate.thresholds == (3,)
+
+
+def test_another_name_alone_writes_only_the_report_anew(copied: Path) -> None:
+    lines = len(events(copied))
+    run(recipe("name=other"), copied, resume=False)
+    assert entered(copied, lines) == ["report"]
+    assert "name: other" in (copied / "recipe.yaml").read_text()
+
+
+def test_results_that_were_lost_or_changed_are_put_back(finished: Path, copied: Path) -> None:
+    wanted = (finished / "results.json").read_bytes()
+    (copied / "results.json").unlink()
+    run(recipe(), copied, resume=False)
+    assert (copied / "results.json").read_bytes() == wanted
+    (copied / "results.json").write_text("{}")
+    run(recipe(), copied, resume=False)
+    assert (copied / "results.json").read_bytes() == wanted
+
+
+def test_the_same_recipe_in_two_folders_gives_the_same_bytes(
+    finished: Path, tmp_path: Path
+) -> None:
+    assert_equal_runs(finished, run(recipe(), tmp_path / "again", resume=False))
+
+
+def test_a_checkpoint_that_changes_under_its_name_is_noticed(
+    finished: Path, copied: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights.safetensors"
+    shutil.copy(finished / "ann" / "model.safetensors", weights)
+    given = recipe(f"model.checkpoint={weights}", "ann=null")
+    run(given, copied, resume=False)
+    lines = len(events(copied))
+    run(given, copied, resume=False)
+    assert entered(copied, lines) == []
+    tensors = load_tensors(weights)
+    save_tensors(weights, {name: tensor * 1.5 for name, tensor in tensors.items()})
+    lines = len(events(copied))
+    run(given, copied, resume=False)
+    assert entered(copied, lines)[0] == "ann"
+
+
+def test_a_run_goes_on_from_a_stored_quantized_network(finished: Path, tmp_path: Path) -> None:
+    stored = finished / "train"
+    out = run(
+        recipe(f"quantize.checkpoint={stored}", "train=null"), tmp_path / "from", resume=False
+    )
+    one, other = (archive.load(folder / "train") for folder in (finished, out))
+    assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
+    # not the whole file: the recipes differ, the networks do not
+    assert (out / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+
+
+def test_settings_are_every_combination_in_a_fixed_order() -> None:
+    block = recipe(
+        "evaluate.presentations=[once,every_step]",
+        "evaluate.modes=[parallel,cascade]",
+        "evaluate.signed=[true,false]",
+        "evaluate.whole_window=[false,true]",
+        "evaluate.iso_level=false",
+    ).evaluate
+    found = [item for item in settings_of(block, 15) if isinstance(item, Setting)]
+    assert len(found) == len(set(found)) == 2 * 2 * 2 * 2 * 2
+    assert [setting.ladder.n for setting in found[:2]] == [1, 15]
+    assert {setting.time_steps for setting in found} == {(1, 2)}
+
+
+# ------------------------------------------------------------------------------- faults and kills
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing of ours catches it."""
+
+
+def test_killed_at_the_end_of_each_stage_and_resumed_it_comes_to_the_same(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "killed"
+    replace = stages._replace
+
+    def die_before(stage: str) -> Callable[[Path, Path], None]:
+        def stop(partial: Path, folder: Path) -> None:
+            if folder.name == stage:
+                raise Killed
+            replace(partial, folder)
+
+        return stop
+
+    for stage in STAGES:
+        monkeypatch.setattr(stages, "_replace", die_before(stage))
+        with pytest.raises(Killed):
+            run(recipe(), out, resume=True)
+        assert (out / f"{stage}.partial").is_dir()
+        assert not (out / "results.json").exists()
+    monkeypatch.setattr(stages, "_replace", replace)
+    assert_equal_runs(finished, run(recipe(), out, resume=True))
+
+
+def test_killed_while_new_stages_take_the_places_of_old_ones_it_goes_on(
+    finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = recipe("evaluate.iso_level=false")
+    replace, moves = stages._replace, []
+
+    def die(partial: Path, folder: Path) -> None:
+        if partial.name == "report.new":
+            raise Killed
+        moves.append(f"{partial.name} -> {folder.name}")
+        replace(partial, folder)
+
+    monkeypatch.setattr(stages, "_replace", die)
+    with pytest.raises(Killed):
+        run(other, copied, resume=False)
+    assert moves == [
+        *("evaluate.partial -> evaluate.new", "report.partial -> report.new"),
+        "evaluate.new -> evaluate",
+    ]
+    assert (copied / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+    monkeypatch.setattr(stages, "_replace", replace)
+    lines = len(events(copied))
+    run(other, copied, resume=False)
+    assert entered(copied, lines) == []
+    assert len(json.loads((copied / "results.json").read_text())["rows"]) == 4
+    assert {path.name for path in copied.iterdir()} == {path.name for path in finished.iterdir()}
+
+
+def test_a_recipe_tried_in_between_leaves_nothing_behind(
+    finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion_run.report, "markdown_page", refuse)
+        with pytest.raises(DataError):
+            run(recipe("evaluate.iso_level=false"), copied, resume=False)
+    assert (copied / "evaluate.new").is_dir()
+    assert "every step" in printed(copied)  # the earlier run's table, whole
+    lines = len(events(copied))
+    run(recipe("evaluate.thresholds=[3]"), copied, resume=False)
+    assert entered(copied, lines) == ["evaluate", "report"]
+    assert {path.name for path in copied.iterdir()} == {path.name for path in finished.iterdir()}
+
+
+def test_without_resume_an_unfinished_stage_starts_again(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copied / "report.partial").mkdir()
+    (copied / "report.partial" / "stray").write_text("left by a kill")
+    run(recipe("name=other"), copied, resume=False)
+    assert not (copied / "report" / "stray").exists()
+
+
+def test_an_unfinished_stage_of_another_recipe_is_not_resumed(copied: Path) -> None:
+    partial = copied / "report.partial"
+    partial.mkdir()
+    (partial / "inputs.json").write_text('{"fingerprint": "of another recipe"}')
+    (partial / "stray").write_text("left by a kill")
+    run(recipe("name=other"), copied, resume=True)
+    assert not (copied / "report" / "stray").exists()
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise DataError("an image is unreadable")
+
+
+@pytest.mark.parametrize(
+    ("broken", "override", "left"),
+    [
+        ("subject", "evaluate.thresholds=[3]", {"evaluate.partial"}),
+        ("convert", "convert.signed=true", {"convert.partial"}),
+        ("subject", "convert.signed=true", {"convert.new", "evaluate.partial"}),
+        ("quantize", "seed=3", {"ann.new", "quantize.partial"}),
+    ],
+)
+def test_a_stage_that_fails_leaves_everything_that_stood_there(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, broken: str, override: str, left: set[str]
+) -> None:
+    before = files(copied, "log.jsonl")
+    monkeypatch.setattr(conversion_run, broken, refuse)
+    with pytest.raises(DataError):
+        run(recipe(override), copied, resume=False)
+    after = files(copied, "log.jsonl")
+    assert {name: after.get(name) for name in before} == before
+    assert {name.split("/")[0] for name in after.keys() - before.keys()} == left
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "words"),
+    [
+        ("model.checkpoint=nowhere.th", RecipeError, "model.checkpoint  nowhere.th is not here"),
+        ("quantize.checkpoint=nowhere", RecipeError, "quantize.checkpoint  nowhere is not here"),
+        ("model.architecture=digits_cn", RecipeError, "did you mean digits_cnn"),
+    ],
+)
+def test_what_is_not_here_is_told_before_anything_is_written(
+    copied: Path, override: str, error: type[Exception], words: str
+) -> None:
+    before = files(copied)
+    with pytest.raises(error) as caught:
+        run(recipe(override), copied, resume=False)
+    assert words in str(caught.value)
+    assert files(copied) == before
+
+
+def test_a_network_quantized_otherwise_is_told_before_anything_is_written(
+    finished: Path, copied: Path
+) -> None:
+    before = files(copied)
+    other = recipe(
+        f"quantize.checkpoint={finished / 'train'}",
+        "quantize.weight_bits=2",
+        "quantize.act_bits=2",
+    )
+    with pytest.raises(CheckpointError) as caught:
+        run(other, copied, resume=False)
+    assert {fault.where for fault in caught.value.faults} == {"weight_bits", "act_bits"}
+    assert files(copied) == before
+
+
+@pytest.mark.parametrize("name", ["", "ann", "evaluate.partial"])
+def test_a_file_in_the_way_is_told_and_left_alone(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    way = out / name if name else out
+    way.parent.mkdir(exist_ok=True)
+    way.write_text("mine")
+    with pytest.raises(OutputError, match="is a file"):
+        run(recipe(), out, resume=False)
+    assert way.read_text() == "mine"
+
+
+# -------------------------------------------------------------------------------------------- show
+
+
+def printed(path: Path, width: int = 100) -> str:
+    """What `show` prints of a path."""
+    console = Console(file=io.StringIO(), width=width)
+    show(path, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_show_of_a_run_ends_with_the_sentence_and_the_folder(finished: Path) -> None:
+    text = printed(finished)
+    assert "ANN %" in text
+    assert text.rstrip().endswith(f"all artefacts are in {finished}.")
+
+
+def test_show_of_a_converted_network_lists_neurons_and_what_is_analog(finished: Path) -> None:
+    text = printed(finished / "convert")
+    for word in ("Neurons", "Weighted layers", "Analog", "direct coding"):
+        assert word in text
+
+
+def test_show_of_a_quantized_network_tells_its_bits(finished: Path) -> None:
+    assert "weight_bits=4" in printed(finished / "train")
+
+
+def test_show_of_nothing_and_of_an_unfinished_run_say_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no finished run"):
+        printed(tmp_path)
+    with pytest.raises(CheckpointError, match="holds no finished run"):
+        printed(tmp_path / "nowhere")
+    (tmp_path / "train.partial").mkdir()
+    with pytest.raises(CheckpointError, match=r"unfinished: train\.partial, go on with run --res"):
+        printed(tmp_path)
+
+
+def test_show_of_results_without_rows_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"schema": "mt_convert.results/1", "rows": []}')
+    with pytest.raises(CheckpointError, match="has no rows"):
+        printed(tmp_path)
+
+
+# ------------------------------------------------------------------------------------ real kills
+
+
+LONG = [*SMALL, "data.dataset=digits", "data.limit=320", "data.test_images=64"] + [
+    f"{block}.{key}"
+    for block in ("ann", "train")
+    for key in ("epochs=5", "batch_size=16", "save_every=2")
+]
+
+
+def start(out: Path) -> subprocess.Popen[bytes]:
+    """The real command, resuming what is there."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    words = ["run", "digits", "--smoke", "--resume", "--out", str(out), *LONG]
+    return subprocess.Popen(
+        [sys.executable, "-m", "mt_convert.cli", *words],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def kill_in(stage: str, out: Path) -> None:
+    """SIGKILL the command after some checkpoints of a stage's training, before its end."""
+    process = start(out)
+    checkpoints = out / f"{stage}.partial" / "checkpoint"
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        steps = [int(path.name) for path in checkpoints.glob("[0-9]*")]
+        if steps and max(steps) > 20:  # past the first of five epochs of 15 steps
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert (out / f"{stage}.partial").is_dir()
+    assert not (out / stage).exists()
+    assert not (out / f"{stage}.partial" / "finished.json").exists()
+
+
+@pytest.mark.slow
+def test_the_command_killed_in_both_trainings_and_resumed_gives_the_same_numbers(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "killed"
+    kill_in("ann", out)
+    kill_in("train", out)
+    assert start(out).wait(300) == 0
+    assert [event for stage, event in events(out) if stage == "ann"] == [
+        *("started", "started", "finished", "kept")
+    ]
+    whole = run(load_recipe("digits", LONG, smoke=True), tmp_path / "whole", resume=False)
+    assert_equal_runs(whole, out)
+
+
+def test_fewer_images_are_drawn_from_all_classes_and_not_the_first_of_the_files(
+    tmp_path: Path,
+) -> None:
+    for split in ("train", "test"):
+        for label in ("cat", "dog"):
+            folder = tmp_path / split / label
+            folder.mkdir(parents=True)
+            for number in range(20):
+                pixels = np.full((8, 8), number, dtype=np.uint8)
+                Image.fromarray(pixels, "L").save(folder / f"{number}.png")
+    loaded = load_recipe(
+        "digits",
+        [
+            f"data.root={tmp_path}",
+            "data.dataset=''",
+            "data.test_split=test",
+            "data.classes=2",
+            "model.classes=2",
+            "data.calibration_images=4",
+            "evaluate.images=12",
+        ],
+    )
+    splits = open_data(loaded.data)
+    evaluated = images_tested(loaded.data, loaded.evaluate.images, splits)
+    labels = [label for _, some in batches(evaluated, 4) for label in some.tolist()]
+    assert len(labels) == 12
+    assert set(labels) == {0, 1}
+    assert images_tested(loaded.data, EvaluateBlock().images, splits) is splits.test
