@@ -569,7 +569,7 @@ def test_a_failing_build_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_processes_that_build_at_once_do_not_meet(tmp_path: Path) -> None:
     code = "from mt_convert.integer_engine.native import build as b\n"
-        "b.FLAGS += '-O0',; b.library('portable')"
+    code += "b.FLAGS += '-O0',; b.library('portable')"
     surroundings = {"MT_CONVERT_CACHE": str(tmp_path), "PATH": "/usr/bin:/bin"}
     root = Path(__file__).parents[3]
     started = [
