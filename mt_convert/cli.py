@@ -111,7 +111,7 @@ def check(recipe: RecipeName, overrides: Overrides = None, smoke: Smoke = False)
     from .experiments.recipes import from_scratch as recipes
 
     loaded = recipes.load(recipe, overrides or (), smoke)
-    faults = recipes.here_faults(loaded)
+    faults = recipes.faults_here(loaded)
     if faults:
         raise RecipeError(f"{len(faults)} fault(s): {recipe} cannot run here", faults)
     typer.echo(f"ok: {loaded.name}")
@@ -280,7 +280,7 @@ def evaluate(
     from .experiments import eval_table
     from .system.processes import speaks
 
-    wanted = eval_table.Wanted(
+    wanted = eval_table.EvalOptions(
         names=tuple(word for word in words if "=" not in word),
         overrides=tuple(word for word in words if "=" in word),
         data=tuple(data or ()),
@@ -358,7 +358,7 @@ def bench(
     """
     from .experiments.bench import command
 
-    wanted = command.Wanted(
+    wanted = command.BenchOptions(
         networks=tuple(networks),
         batches=_numbers("--batch", batch),
         time_steps=_numbers("--time-steps", time_steps),

@@ -19,6 +19,8 @@ from torch import nn
 
 import mt_convert as mt
 
+ROOMS = mt._ROOMS
+
 
 @pytest.fixture(scope="module")
 def ann() -> nn.Module:
@@ -72,7 +74,7 @@ def test_save_and_load_take_a_quantized_network_too(
     qann = mt.quantize(ann, mt.QuantSpec(), calibration=images)
     mt.save(qann, str(tmp_path))
     loaded = mt.load(str(tmp_path))
-    assert isinstance(loaded, mt.QuantizedModel)
+    assert isinstance(loaded, mt.quantization.QuantizedModel)
     assert torch.equal(loaded(images), qann(images))
 
 
@@ -102,11 +104,22 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     assert not hasattr(mt, "quantise")
 
 
-@pytest.mark.parametrize("name", ["quantize", "convert", "simulate"])
-def test_importing_the_file_of_a_verb_does_not_take_the_verb_away(name: str) -> None:
-    module = importlib.import_module(f"mt_convert.{name}")
-    assert inspect.ismodule(module)
-    assert getattr(mt, name) is getattr(module, name)
+def test_the_face_is_about_twenty_names_and_the_rest_is_reached_through_the_rooms() -> None:
+    assert len(mt.__all__) == 20
+    assert mt.neurons.PLIF(tau=2.0).tau == 2.0
+    assert mt.calibration.parse("mse") == (mt.calibration.MeanSquaredError(),)
+    assert mt.training.BPTT() != mt.training.DSR()
+    assert mt.integer_engine.IntegerModel.__name__ == "IntegerModel"
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_a_room_is_a_module_and_its_face_hides_none_of_its_files(room: str) -> None:
+    module = getattr(mt, room)
+    assert module is importlib.import_module(f"mt_convert.{room}")
+    files = {path.stem for path in (ROOT / "mt_convert" / room).iterdir()}
+    names = getattr(module, "__all__", [])
+    assert not files & {*names}
+    assert all(hasattr(module, name) for name in names)
 
 
 FRESH = """
@@ -115,9 +128,7 @@ import mt_convert as mt
 assert "torch" not in sys.modules, "importing the package imports torch"
 import mt_convert.experiments.conversion_run
 assert callable(mt.quantize) and callable(mt.convert) and callable(mt.simulate)
-from mt_convert import QuantSpec
-from mt_convert.spiking import convert
-from mt_convert.quantization import quantize
+from mt_convert import QuantSpec, convert, quantize
 assert mt.convert is convert and mt.quantize is quantize and mt.QuantSpec is QuantSpec
 from mt_convert import *
 assert simulate is mt.simulate

@@ -41,7 +41,15 @@ FLOORS = {
     "__init__": 8,
 }
 CROWDED, FULL = 15, 20  # files in one folder: warned of, refused
-WITHOUT_TORCH = ("errors", "report", "neurons/ladder", "quantization/spec")
+WITHOUT_TORCH = (
+    *("errors", "report", "neurons/ladder", "quantization/spec", "data/event_spec", "system/keys"),
+    *(
+        "calibration/spec",
+        "calibration/text",
+        "calibration/report",
+        "experiments/recipes/catalogue",
+    ),
+)
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 

@@ -16,10 +16,10 @@ import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from mt_convert.experiments.bench.command import Wanted, publish, timed
-from mt_convert.experiments.bench.contenders import Kind
+from mt_convert.experiments.bench.command import BenchOptions, publish, time_networks
+from mt_convert.experiments.bench.contenders import ContenderKind
 from mt_convert.experiments.bench.registry import all_contenders
-from mt_convert.experiments.bench.rows import Benchmark, benchmark_from_json, merged
+from mt_convert.experiments.bench.rows import Benchmark, benchmark_from_json, merge
 from mt_convert.system.storage import digest, read_json, write_json
 
 HERE = Path(__file__).parent
@@ -31,12 +31,12 @@ INT8 = ("onnxruntime_int8", "onnxruntime_int8_sums")
 PEERS = ("spikingjelly_rate", "sinabs")
 
 
-def parts(base: Wanted, resnet20: str) -> list[Wanted]:
+def parts(base: BenchOptions, resnet20: str) -> list[BenchOptions]:
     """What is timed together, what tells most first; no network and batch stands there twice."""
     large = ("resnet18", "mobilenetv2_100")
     deeper = ("resnet32_cifar", "resnet44_cifar", "resnet56_cifar", "resnet18_cifar")
     steps = (1, 2, *PEER_STEPS[:1], 8, *PEER_STEPS[1:])
-    floats = [name for name, item in all_contenders().items() if item.kind is Kind.FLOAT]
+    floats = [name for name, item in all_contenders().items() if item.kind is ContenderKind.FLOAT]
     rivals = (*OURS, *floats, *INT8)
     groups = [
         *(((resnet20,), (batch,), (1, 4), ()) for batch in (128, 1)),
@@ -65,24 +65,24 @@ def main() -> None:
     parser.add_argument("--pages", action="store_true", help="write the page from results.json")
     given = parser.parse_args()
     if not given.pages:
-        base = Wanted(
+        base = BenchOptions(
             (given.run,),
             rounds=given.rounds,
             threads=given.threads,
             device=given.device,
             memory=not given.no_memory,
         )
-        found = merged([made(part, given.parts) for part in parts(base, given.run)])
+        found = merge([made(part, given.parts) for part in parts(base, given.run)])
         write_json(given.out / "results.json", found.to_json())
     stored = benchmark_from_json(read_json(given.out / "results.json"))
     publish((HERE / "head.md").read_text(), stored, given.out)
 
 
-def made(part: Wanted, folder: Path) -> Benchmark:
+def made(part: BenchOptions, folder: Path) -> Benchmark:
     """A part from its file, or timed now."""
     path = folder / f"{digest({'schema': 'benchmark_part/1', **asdict(part)})[:16]}.json"
     if not path.is_file():
-        write_json(path, timed(part, folder / "networks").to_json())
+        write_json(path, time_networks(part, folder / "networks").to_json())
     return benchmark_from_json(read_json(path))
 
 

@@ -27,8 +27,8 @@ from mt_convert.errors import SpecError, UnsupportedLayerError
 from mt_convert.evaluation.analysis import Analysis, analyses
 from mt_convert.evaluation.peers.converters import PEERS
 from mt_convert.evaluation.peers.network import available
-from mt_convert.evaluation.row_cache import Cells
-from mt_convert.evaluation.settings import METHODS, PeerSetting, Setting, calibrated
+from mt_convert.evaluation.row_cache import RowCache
+from mt_convert.evaluation.settings import METHODS, PeerSetting, Setting, with_calibration
 from mt_convert.evaluation.subject import Subject
 from mt_convert.experiments.subjects import subjects_of
 from mt_convert.report.rows import Row, results_from_json, results_to_json
@@ -162,7 +162,7 @@ def ladders() -> Iterator[Setting]:
 def calibrations(setting: Setting) -> Iterator[Setting]:
     """A setting with each calibration; layer by layer up to 8 steps, whose time grows with T."""
     for text in CALIBRATIONS:
-        for made in calibrated(setting, text, CALIBRATED_FOR):
+        for made in with_calibration(setting, text, CALIBRATED_FOR):
             if "layer_wise" not in text or made.time_steps[-1] <= 8:
                 yield made
 
@@ -171,7 +171,7 @@ def headline() -> list[Part]:
     """The rows that the page opens with, on all test images."""
     few = {"time_steps": (1, 2, 4)}
     ours = [dataclasses.replace(even(3, signed), **few) for signed in (True, False)]
-    best = calibrated(ours[0], "mse+membrane_mean", (4,))
+    best = with_calibration(ours[0], "mse+membrane_mean", (4,))
     exact = dataclasses.replace(once(3), time_steps=(1, 2, 4, 8))
     return [
         Part("headline", FLOAT, (*ours[:1], *best), None),
@@ -213,7 +213,7 @@ class Study:
     words: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        self.cells = Cells(self.runs / "conversion_error", BATCH)
+        self.cells = RowCache(self.runs / "conversion_error", BATCH)
         self._subjects: dict[tuple[str, int | None], Subject] = {}
 
     def train(self, only: list[str] | None) -> None:
@@ -263,7 +263,7 @@ class Study:
     def looked(self) -> list[Analysis]:
         """Errors by cause and energy of a few settings, on the first `LOOKED_AT` images."""
         plain = [dataclasses.replace(even(3, sign), time_steps=(1, 4)) for sign in (True, False)]
-        by_first = [tuple(calibrated(setting, CALIBRATIONS[0], (4,))) for setting in plain]
+        by_first = [tuple(with_calibration(setting, CALIBRATIONS[0], (4,))) for setting in plain]
         trained = tuple(dataclasses.replace(once(n), time_steps=(1, 4)) for n in (1, 3))
         groups = [
             Part("errors", "cifar10_resnet20_w4a4", trained),

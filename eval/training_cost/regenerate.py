@@ -33,7 +33,7 @@ from mt_convert.system.bounded import Limits, Note, Task, run_bounded
 from mt_convert.system.peak_memory import MIB, meter_of
 from mt_convert.system.storage import atomic, write_json
 from mt_convert.training.algorithm import Algorithm, Backpropagation, Lesson
-from mt_convert.training.finetune.learner import Unrolled
+from mt_convert.training.finetune.learner import TrainableSpikingModel
 from mt_convert.training.from_scratch.spec import SpikingSpec, build_spiking
 
 HERE = Path(__file__).parent
@@ -180,7 +180,7 @@ def contender(name: str, time_steps: int, images: Tensor) -> tuple[nn.Module, Al
     qann = quantize(ann.eval(), QuantSpec(weight_bits=2, act_bits=2), calibration=images)
     if name == "qann":
         return qann.train(), Backpropagation()
-    learner = Unrolled(convert(qann, ladder=Uniform(1), signed=True), time_steps)
+    learner = TrainableSpikingModel(convert(qann, ladder=Uniform(1), signed=True), time_steps)
     return learner.train(), ALGORITHMS[name]
 
 

@@ -6,7 +6,7 @@ returns a calibrated copy with a report of each loss before and after.
 
 from __future__ import annotations
 
-from .calibrate import Calibrated, calibrate
+from .calibrate import Calibrated
 from .report import CalibrationReport, CalibrationRow
 from .spec import (
     NAMES,
@@ -22,7 +22,7 @@ from .spec import (
     Per,
     Percentile,
     PercentileAlphaBeta,
-    Thresholds,
+    ThresholdBudget,
 )
 from .text import name_of, parse
 
@@ -43,8 +43,7 @@ __all__ = [
     "Per",
     "Percentile",
     "PercentileAlphaBeta",
-    "Thresholds",
-    "calibrate",
+    "ThresholdBudget",
     "name_of",
     "parse",
 ]

@@ -14,7 +14,7 @@ from . import layer_wise, membrane, threshold_budget
 from .layer_ranges import THRESHOLD_TRANSFORMS
 from .report import CalibrationReport, CalibrationRow
 from .samples import Samples
-from .spec import NAMES, Calibration, LayerWise, MembraneMean, Thresholds
+from .spec import NAMES, Calibration, LayerWise, MembraneMean, ThresholdBudget
 
 Changed = tuple[SpikingModel, list[CalibrationRow]]
 Transform = Callable[[Any, SpikingModel, Samples, bool], Changed]
@@ -23,7 +23,7 @@ TRANSFORMS: dict[type, Transform] = {
     **THRESHOLD_TRANSFORMS,
     MembraneMean: membrane.transform,
     LayerWise: layer_wise.transform,
-    Thresholds: threshold_budget.transform,
+    ThresholdBudget: threshold_budget.transform,
 }
 """From the type of a calibration to what it does: (step, network, samples, keep_better)."""
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import SpecError
 from ..neurons.ladder import Learned
 from ..neurons.layer import MTNeuron
-from ..spiking.levels import analog, levels, quantized, unit
+from ..spiking.levels import analog, levels, quantized_activation, unit
 from ..spiking.model import SpikingModel
 from ..spiking.presentation import Presentation
 from .gaussian import gaussian_theta
@@ -66,7 +66,7 @@ class _Layer:
     def loss(self, neuron: MTNeuron) -> float:
         """The loss on held-out images with these neurons."""
         x = self.samples.inputs(held_out=True)[self.name]
-        missed = quantized(self.reference, x) - self.window.response(neuron, x)
+        missed = quantized_activation(self.reference, x) - self.window.response(neuron, x)
         return float(missed.double().square().mean())
 
 
@@ -95,8 +95,8 @@ def percentile(step: Percentile, layer: _Layer) -> Chosen:
 def mean_squared_error(step: MeanSquaredError, layer: _Layer) -> Chosen:
     """θ is the best of equal parts of the largest quantized activation."""
     points = midpoints(layer.x)
-    target = quantized(layer.reference, points)
-    largest = quantized(layer.reference, layer.x).abs().amax()
+    target = quantized_activation(layer.reference, points)
+    largest = quantized_activation(layer.reference, layer.x).abs().amax()
     if not float(largest) > 0:
         return NOTHING
     parts = torch.arange(1, step.candidates + 1, device=points.device) / step.candidates
@@ -158,7 +158,7 @@ def transform(
         layer = _Layer(name, neuron, samples)
         learned = isinstance(neuron.spec.ladder, Learned)
         chosen = "learned gaps" if learned else _FINDERS[type(step)](step, layer)
-        neurons[name], row = _judged(step, layer, chosen, keep_better)
+        neurons[name], row = _judge(step, layer, chosen, keep_better)
         rows.append(row)
     return snn.with_neurons(neurons), rows
 
@@ -187,7 +187,7 @@ def balance(
         if not isinstance(layer.neuron.spec.ladder, Learned):
             largest = torch.stack([_largest(layer, item) for item in inputs]).amax()
             chosen = _with_theta(layer, step.scale * largest)
-        neuron, row = _judged(step, layer, chosen, keep_better)
+        neuron, row = _judge(step, layer, chosen, keep_better)
         rows.append(row)
         balanced.layers.set_submodule(name, neuron)
         front.pass_on(
@@ -215,7 +215,7 @@ def _largest(layer: _Layer, inputs: list[Tensor]) -> Tensor:
     return torch.stack([sizes(layer.neuron, current).amax() for current in currents]).amax()
 
 
-def _judged(
+def _judge(
     step: Calibration, layer: _Layer, chosen: Chosen, keep_better: bool
 ) -> tuple[MTNeuron, CalibrationRow]:
     """The neurons to go on with, and the row that says why."""

@@ -61,7 +61,7 @@ def transform(
     """
     at_start = _pass(snn, step, samples, lambda layer: layer.start())
     found = snn.with_neurons({})
-    passed = _pass(found, step, samples, lambda layer: _trained_(layer, step, keep_better))
+    passed = _pass(found, step, samples, lambda layer: _train_(layer, step, keep_better))
     rows = report_rows(name_of([step]), at_start, passed, keep_better)
     return (found if rows[-1].kept else snn.with_neurons({})), rows
 
@@ -248,7 +248,7 @@ def _divergence(emitted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 _LOSSES = {Loss.MSE: _mean_square, Loss.KL: _divergence}
 
 
-def _trained_(layer: _Layer, step: LayerWise, keep_better: bool) -> tuple[float, float]:
+def _train_(layer: _Layer, step: LayerWise, keep_better: bool) -> tuple[float, float]:
     """Train a layer and put the best values into the network; its loss before and after."""
     rate = min(step.lr * OFFSET_RATE, MOST_OFFSET_RATE)
     groups: list[dict[str, Any]] = [{"params": [layer.offset], "lr": rate}]

@@ -25,8 +25,8 @@ from ..graph.nodes import (
 )
 from ..neurons.layer import MTNeuron
 from ..neurons.spec import NeuronSpec
-from ..neurons.totals import running_step
-from ..spiking.levels import quantized, unit, window_spec, worth
+from ..neurons.totals import totals_step
+from ..spiking.levels import quantized_activation, unit, window_spec, worth
 from ..spiking.model import SpikingModel
 from ..spiking.presentation import Presentation
 from ..spiking.shapes import images_not_first
@@ -163,7 +163,9 @@ class Lockstep:
         layers = self.reference.layers
         neuron = layers.get_submodule(str(node.target))
         assert isinstance(neuron, MTNeuron)
-        return quantized(neuron, run(layers, self.between[node], values)[source_of(node)])
+        return quantized_activation(
+            neuron, run(layers, self.between[node], values)[source_of(node)]
+        )
 
     @torch.no_grad()
     def pass_on(
@@ -247,12 +249,12 @@ def emissions(
     for t, drive in enumerate(drives):
         y = drive if neuron.offset is None else drive + neuron.offset
         before = totals[-1] if totals else torch.zeros_like(y)
-        totals.append(running_step(y, before, window_spec(neuron.spec, presentation, t)))
+        totals.append(totals_step(y, before, window_spec(neuron.spec, presentation, t)))
     return totals
 
 
 def soft_step(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
-    """`running_step` of an integer ladder, its value exact, with a gradient of 1 straight through
+    """`totals_step` of an integer ladder, its value exact, with a gradient of 1 straight through
     the rounding: to y where y decided the total, to the total before where the ladder's reach or
     its direction did, to neither where the bounds did; each half a level further out.
 
@@ -266,7 +268,7 @@ def soft_step(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
     """
     (low, high), reach = spec.limits, spec.ladder.reach
     with torch.no_grad():
-        exact = running_step(y, total, spec)
+        exact = totals_step(y, total, spec)
         bounded = y.clamp(low - 0.5, high + 0.5)
         gap = bounded - total
         decides = (gap >= (-reach if spec.signed else 0) - 0.5) & (gap <= reach + 0.5)

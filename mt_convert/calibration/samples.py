@@ -13,8 +13,8 @@ from torch import Tensor
 from ..errors import SpecError
 from ..graph.nodes import check_images
 from ..neurons.layer import MTNeuron
-from ..spiking.interpreter import walk
-from ..spiking.levels import quantized
+from ..spiking.interpreter import forward_with
+from ..spiking.levels import quantized_activation
 from ..spiking.model import SpikingModel
 from ..spiking.presentation import Presentation
 
@@ -132,10 +132,12 @@ def _look(snn: SpikingModel, images: Tensor) -> _Seen:
         inputs.setdefault(name, []).append(_spread(x, share))
         top = sizes(layer, x).amax()
         largest[name] = torch.maximum(largest.get(name, top), top)
-        return quantized(layer, x)
+        return quantized_activation(layer, x)
 
     for batch in batches(images):
-        walk(snn, batch, partial(look, share=max(1, _MOST_VALUES * len(batch) // len(images))))
+        forward_with(
+            snn, batch, partial(look, share=max(1, _MOST_VALUES * len(batch) // len(images)))
+        )
     return _Seen({name: torch.cat(parts) for name, parts in inputs.items()}, largest)
 
 
@@ -145,13 +147,13 @@ def _means(snn: SpikingModel, images: Tensor) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
 
     def add(name: str, layer: MTNeuron, x: Tensor) -> Tensor:
-        out = quantized(layer, x)
+        out = quantized_activation(layer, x)
         total = out.sum(0, dtype=torch.float64)
         sums[name] = sums[name] + total if name in sums else total
         return out
 
     for batch in batches(images):
-        walk(snn, batch, add)
+        forward_with(snn, batch, add)
     return {name: (total / len(images)).to(images.dtype) for name, total in sums.items()}
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..neurons.layer import MTNeuron
 from ..neurons.spec import NeuronSpec
-from ..spiking.levels import even_response, levels, quantized
+from ..spiking.levels import even_response, levels, quantized_activation
 from ..spiking.presentation import Presentation
 from .spec import Objective
 
@@ -86,7 +86,7 @@ class Window:
 
         Shapes: any, inputs of all its neurons mixed: an offset that not all share is left out.
         """
-        plain = MTNeuron(neuron.spec, neuron.delta, offset=_shared(neuron), gain=neuron.gain)
+        plain = MTNeuron(neuron.spec, neuron.delta, offset=_shared_offset(neuron), gain=neuron.gain)
         return even_response(plain, x, self.presentation, self.time_steps)
 
     def responses(self, neuron: MTNeuron, x: Tensor, thetas: Tensor) -> Tensor:
@@ -95,11 +95,11 @@ class Window:
         Shapes: x [inputs], thetas [choices]; returns [choices, inputs].
         """
         steps = thetas[:, None] / self.parts(neuron.spec)
-        plain = MTNeuron(neuron.spec, steps, offset=_shared(neuron))
+        plain = MTNeuron(neuron.spec, steps, offset=_shared_offset(neuron))
         return even_response(plain, x, self.presentation, self.time_steps)
 
 
-def _shared(neuron: MTNeuron) -> Tensor | None:
+def _shared_offset(neuron: MTNeuron) -> Tensor | None:
     """The offset of the initial potential, if it is one for all."""
     return None if neuron.offset is None or neuron.offset.dim() else neuron.offset
 
@@ -185,6 +185,6 @@ def alpha_beta(
     points = midpoints(x) if objective is Objective.MSE else percentiles
     responses = window.responses(neuron, points, alphas * mu)
     betas = BETAS.to(x.device)
-    losses = alpha_beta_losses(responses, quantized(reference, points), betas, objective)
+    losses = alpha_beta_losses(responses, quantized_activation(reference, points), betas, objective)
     row, column = divmod(int(losses.argmin()), len(betas))
     return float(alphas[row]), float(betas[column])

@@ -167,12 +167,12 @@ class LayerWise:
 
 
 @dataclass(frozen=True)
-class Thresholds:
+class ThresholdBudget:
     """The number of thresholds of each layer under a budget: ``levels``, their mean over layers, or
     ``spikes`` per neuron and image. One bound is given; a search of least sensitivity chooses.
 
     Example:
-        >>> Thresholds(levels=4).spikes is None
+        >>> ThresholdBudget(levels=4).spikes is None
         True
     """
 
@@ -190,7 +190,7 @@ class Thresholds:
         if (self.levels is None) == (self.spikes is None):
             given = f"{self.levels!r}, {self.spikes!r}"
             raise SpecError(
-                "Thresholds: one bound is needed",
+                "ThresholdBudget: one bound is needed",
                 [Fault("levels, spikes", given, "give one of them")],
             )
 
@@ -204,7 +204,7 @@ Calibration = (
     | Gaussian
     | MembraneMean
     | LayerWise
-    | Thresholds
+    | ThresholdBudget
 )
 
 NAMES: dict[str, type[Calibration]] = {item.kind: item for item in get_args(Calibration)}

@@ -30,7 +30,7 @@ def parse(text: str) -> tuple[Calibration, ...]:
     if text.strip() == "none":
         return ()
     faults: list[Fault] = []
-    found = [_read(part.strip(), faults) for part in re.split(r"\+(?![^(]*\))", text)]
+    found = [_parse_one(part.strip(), faults) for part in re.split(r"\+(?![^(]*\))", text)]
     if faults:
         raise SpecError(f"calibration {text!r}: {len(faults)} faults", faults)
     return tuple(step for step in found if step is not None)
@@ -64,7 +64,7 @@ def _text(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _read(part: str, faults: list[Fault]) -> Calibration | None:
+def _parse_one(part: str, faults: list[Fault]) -> Calibration | None:
     """One calibration, or None and its faults."""
     found = re.fullmatch(r"(\w+)\s*(?:\(([^()]*)\))?", part)
     kind = NAMES.get(found[1]) if found else None

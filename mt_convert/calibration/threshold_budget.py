@@ -11,13 +11,13 @@ from torch import Tensor
 from ..errors import Fault, SpecError
 from ..neurons.ladder import Binary, Ladder, Learned, PowerOfTwo, Uniform
 from ..neurons.layer import MTNeuron
-from ..spiking.interpreter import walk
-from ..spiking.levels import levels, quantized
+from ..spiking.interpreter import forward_with
+from ..spiking.levels import levels, quantized_activation
 from ..spiking.model import SpikingModel
 from ..spiking.simulate import simulate
 from .report import WHOLE, CalibrationRow
 from .samples import Samples
-from .spec import Thresholds
+from .spec import ThresholdBudget
 from .text import name_of
 
 MOST_IMAGES = 64
@@ -31,7 +31,7 @@ Choice = Mapping[str, Ladder]
 
 @torch.no_grad()
 def transform(
-    step: Thresholds, snn: SpikingModel, samples: Samples, keep_better: bool
+    step: ThresholdBudget, snn: SpikingModel, samples: Samples, keep_better: bool
 ) -> tuple[SpikingModel, list[CalibrationRow]]:
     """The network with a number of thresholds for each layer, and the losses of both choices.
 
@@ -84,7 +84,7 @@ class _Measured:
 class _Trial:
     """The network to choose for, the images and the quantized network's logits on them."""
 
-    step: Thresholds
+    step: ThresholdBudget
     snn: SpikingModel
     time_steps: int
     fit: Tensor
@@ -92,10 +92,12 @@ class _Trial:
     logits: tuple[Tensor, Tensor]
 
     @classmethod
-    def of(cls, step: Thresholds, snn: SpikingModel, samples: Samples) -> _Trial:
+    def of(cls, step: ThresholdBudget, snn: SpikingModel, samples: Samples) -> _Trial:
         fit, held_out = (part[:MOST_IMAGES] for part in (samples.fit, samples.held_out))
         logits = tuple(
-            walk(samples.reference, part, lambda name, layer, x: quantized(layer, x))
+            forward_with(
+                samples.reference, part, lambda name, layer, x: quantized_activation(layer, x)
+            )
             for part in (fit, held_out)
         )
         return cls(step, snn, samples.time_steps, fit, held_out, (logits[0], logits[1]))
@@ -107,7 +109,7 @@ class _Trial:
             {name: _with_ladder(here[name], ladder) for name, ladder in choice.items()}
         )
 
-    def measured(self, choice: Choice) -> _Measured:
+    def measure(self, choice: Choice) -> _Measured:
         """Loss and cost on the images to fit."""
         snn = self.network(choice)
         run = simulate(snn, self.fit, time_steps=self.time_steps)
@@ -166,7 +168,7 @@ def _difference(logits: Tensor, wanted: Tensor) -> float:
     return float((logits - wanted).square().sum() / wanted.square().sum().clamp(min=1e-30))
 
 
-def _uniform(trial: _Trial, step: Thresholds) -> tuple[Choice, _Measured]:
+def _uniform(trial: _Trial, step: ThresholdBudget) -> tuple[Choice, _Measured]:
     """The longest ladder for all layers within the budget, and what it gives."""
     lengths = trial.lengths()
     best: tuple[Choice, _Measured] | None = None
@@ -176,7 +178,7 @@ def _uniform(trial: _Trial, step: Thresholds) -> tuple[Choice, _Measured]:
         if step.levels is not None and _mean_levels(choice) > step.levels:
             least = min(least, _mean_levels(choice))
             break  # longer ladders cost more: no need to run them
-        found = trial.measured(choice)
+        found = trial.measure(choice)
         least = min(least, found.cost)
         if found.cost <= trial.budget and (best is None or found.loss <= best[1].loss):
             best = choice, found
@@ -184,7 +186,7 @@ def _uniform(trial: _Trial, step: Thresholds) -> tuple[Choice, _Measured]:
         what = "spikes" if step.levels is None else "levels"
         hint = f"the cheapest choice needs {least:.3g}: allow that much"
         raise SpecError(
-            "Thresholds: the budget is too small", [Fault(what, f"{trial.budget}", hint)]
+            "ThresholdBudget: the budget is too small", [Fault(what, f"{trial.budget}", hint)]
         )
     return best
 
@@ -211,7 +213,7 @@ def _better(
     if choice in tried:
         return best, lowest
     tried.append(choice)
-    found = trial.measured(choice)
+    found = trial.measure(choice)
     if found.cost <= trial.budget and found.loss < lowest.loss:
         return choice, found
     return best, lowest
@@ -244,7 +246,7 @@ def _table(trial: _Trial, uniform: Choice, base: _Measured) -> _Table:
     for name, ladders in trial.lengths().items():
         place = ladders.index(uniform[name])
         table[name] = {
-            ladder: base if ladder == uniform[name] else trial.measured({**uniform, name: ladder})
+            ladder: base if ladder == uniform[name] else trial.measure({**uniform, name: ladder})
             for ladder in ladders[: place + 1 + _ABOVE]
         }
     return table

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from .event_spec import EventSpec
 from .events import open_events
+from .image_set import Draw, ImageSet, tensor_set
 from .image_spec import DataSpec
-from .images import Draw, ImageSet, tensor_set
 from .loading import batches, images, loader
-from .randomness import borrowed_random, derive
+from .randomness import borrow_random, derive
 from .splits import Splits, open_data
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
     "ImageSet",
     "Splits",
     "batches",
-    "borrowed_random",
+    "borrow_random",
     "derive",
     "images",
     "loader",

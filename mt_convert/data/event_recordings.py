@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, Fault
-from .images import label_faults
+from .image_set import label_faults
 from .randomness import generator
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _AER_EVENT_BYTES = 5
 _AEDAT_TEXT = 18  # where the header of AEDAT 4 begins, its length just before
 
 
-def needed(package: str) -> Any:
+def import_optional(package: str) -> Any:
     """An optional package.
 
     Raises:
@@ -64,12 +64,12 @@ class Recordings:
         root = Path(spec.root or "").expanduser()
         self.folder = files.part(root, train=train)
         if files.suffix == ".aedat4":
-            needed("aedat")  # tonic reads with it and does not ask for it
+            import_optional("aedat")  # tonic reads with it and does not ask for it
         if not _holds(self.folder, files.suffix):
             if not spec.download:
                 raise _missing(self.folder, files)
             _download(files, root, train)
-        self._dataset = _listed(files, root, train)
+        self._dataset = _tonic_data(files, root, train)
         paths = self._dataset.data
         self._order = sorted(range(len(paths)), key=lambda place: str(paths[place]))
         self.labels: Tensor = torch.tensor([self._dataset.targets[i] for i in self._order])
@@ -142,7 +142,7 @@ def to_frames(events: np.ndarray[Any, Any], spec: EventSpec, where: str = "recor
         what = f"has {extent} {'microseconds' if by_time else 'events'} for {steps} bins"
         raise unfit(where, what, "lower time_steps, or remove the file")
     bins = {"n_time_bins" if by_time else "n_event_bins": steps}
-    frames = needed("tonic").transforms.ToFrame((spec.side, spec.side, 2), **bins)(plain)
+    frames = import_optional("tonic").transforms.ToFrame((spec.side, spec.side, 2), **bins)(plain)
     end = extent // steps * steps
     counted = int(np.searchsorted(plain["t"], end)) if by_time else end
     if frames.min() < 0 or frames.sum(dtype=np.int64) != counted:
@@ -202,17 +202,17 @@ def _missing(folder: Path, files: EventFiles) -> DataError:
     return DataError("there are no event recordings", [Fault(str(folder), what, hint)])
 
 
-def _published(files: EventFiles, *, present: bool) -> Any:
+def _tonic_class(files: EventFiles, *, present: bool) -> Any:
     """tonic's class, its check for an archive and thousands of recordings answered by us."""
-    base = getattr(needed("tonic").datasets, files.folder)
+    base = getattr(import_optional("tonic").datasets, files.folder)
     return type(files.folder, (base,), {"_check_exists": lambda self: present})
 
 
-def _listed(files: EventFiles, root: Path, train: bool) -> Any:
+def _tonic_data(files: EventFiles, root: Path, train: bool) -> Any:
     """tonic's data set of what is there."""
     part = {"train": train} if files.split else {}
     try:
-        return _published(files, present=True)(str(root), **part)
+        return _tonic_class(files, present=True)(str(root), **part)
     except (KeyError, ValueError, IndexError) as error:
         folder = str(files.part(root, train=train))
         hint = f"expected in it: {files.layout}, and no other {files.suffix} files"
@@ -223,7 +223,7 @@ def _listed(files: EventFiles, root: Path, train: bool) -> Any:
 def _download(files: EventFiles, root: Path, train: bool) -> None:
     """tonic's download into a folder beside, renamed into place once it is whole."""
     part = {"train": train} if files.split else {}
-    folder, fetched = files.part(root, train=train), _published(files, present=False)
+    folder, fetched = files.part(root, train=train), _tonic_class(files, present=False)
     if folder.is_dir() and any(folder.iterdir()):
         fault = Fault(str(folder), "holds other files", f"move them away, or unpack {files.layout}")
         raise DataError(f"{files.folder} is not downloaded over what is there", [fault])

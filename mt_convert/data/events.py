@@ -16,8 +16,8 @@ from torch import Tensor
 from ..system.progress import progress
 from .event_recordings import Recordings, tenth_of_each_class
 from .event_spec import SYNTHETIC, EventSpec
+from .image_set import Draw, ImageSet, crop_flip
 from .image_spec import DataSpec
-from .images import Draw, ImageSet, crop_flip
 from .randomness import generator
 from .splits import MEMORY_LIMIT, Splits, chosen_for_test, partition
 from .synthetic_events import MadeRecordings
@@ -95,7 +95,7 @@ class EventSource:
         """Frames and labels of the samples drawn."""
         chosen = torch.as_tensor(draw.indices, dtype=torch.int64)
         if self.in_memory:
-            frames = self._kept[chosen].float()
+            frames = self._read_all[chosen].float()
         else:
             frames = torch.stack([self._frames(place) for place in chosen.tolist()]).float()
         if draw.key is not None and self._augment:
@@ -105,7 +105,7 @@ class EventSource:
         return frames, self._labels[chosen]
 
     @cached_property
-    def _kept(self) -> Tensor:
+    def _read_all(self) -> Tensor:
         """All frames, in the order of the split."""
         side = self._spec.side
         frames = torch.empty(len(self), self._spec.time_steps, 2, side, side, dtype=torch.int16)

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ..errors import DataError, Fault
 from ..system.progress import progress
+from .image_set import Draw, TensorSource, label_faults
 from .image_spec import DataSpec
-from .images import Draw, TensorSource, label_faults
-from .randomness import borrowed_random, derive
+from .randomness import borrow_random, derive
 
 _TRAINING = ("train", "training")
 _EVALUATION = ("validation", "val", "valid", "eval", "evaluation")
@@ -155,10 +155,10 @@ class DecodedSource:
 
     def read(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """Pixels and labels of the samples drawn."""
-        return self._decoded.read(draw)
+        return self._decode.read(draw)
 
     @cached_property
-    def _decoded(self) -> TensorSource:
+    def _decode(self) -> TensorSource:
         side = self._spec.image_size
         pixels = torch.empty(len(self), self._spec.channels, side, side, dtype=torch.uint8)
         labels = torch.empty(len(self), dtype=torch.int64)
@@ -167,7 +167,7 @@ class DecodedSource:
             index = int(self._indices[place])
             image, label = self._files.load(index)
             if image.size != (side, side):
-                image = self._resized(image, index)
+                image = self._resize(image, index)
             array = np.array(image).reshape(side, side, self._spec.channels)
             pixels[place] = torch.from_numpy(array).permute(2, 0, 1)
             labels[place] = label
@@ -176,7 +176,7 @@ class DecodedSource:
             raise DataError("labels do not fit the spec", faults)
         return TensorSource(pixels, labels)
 
-    def _resized(self, image: Image.Image, index: int) -> Image.Image:
+    def _resize(self, image: Image.Image, index: int) -> Image.Image:
         side = self._spec.image_size
         if not self._spec.resize:
             raise size_error(self._files.name(index), image.size, side)
@@ -214,7 +214,7 @@ class StreamedSource:
         image, label = self._files.load(int(self._indices[index]))
         if key is None or self._random is None:
             return self._plain(image), label
-        with borrowed_random(derive(*key, index)):
+        with borrow_random(derive(*key, index)):
             return self._random(image), label
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from ..errors import DataError, Fault, MTConvertError
-from .images import Draw, ImageSet
+from .image_set import Draw, ImageSet
 
 Batch = tuple[Tensor, Tensor]
 
@@ -30,7 +30,7 @@ class _Guarded(Dataset[Any]):
             return error
 
 
-def _unchanged(item: Any) -> Any:
+def _as_is(item: Any) -> Any:
     """A collate function for batches that are whole already."""
     return item
 
@@ -46,13 +46,13 @@ def loader(
             batch_size=None,
             sampler=draws,
             num_workers=workers,
-            collate_fn=_unchanged,
+            collate_fn=_as_is,
             generator=torch.Generator(),
             multiprocessing_context="fork" if workers else None,
         )
 
 
-def opened(item: Batch | MTConvertError) -> Batch:
+def unwrap_batch(item: Batch | MTConvertError) -> Batch:
     """The batch, or the error that a worker handed over."""
     if isinstance(item, MTConvertError):
         raise item
@@ -78,7 +78,7 @@ def batches(
     starts = range(0, len(dataset), batch_size)[share[0] :: share[1]]
     draws = [Draw(range(start, min(start + batch_size, len(dataset)))) for start in starts]
     for item in loader(dataset, draws, workers):
-        yield opened(cast("Batch | MTConvertError", item))
+        yield unwrap_batch(cast("Batch | MTConvertError", item))
 
 
 def images(dataset: ImageSet, count: int) -> Tensor:

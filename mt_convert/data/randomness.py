@@ -28,22 +28,22 @@ def generator(*parts: int | str) -> torch.Generator:
 
 
 def seed_all(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and torch; only inside `borrowed_random`."""
+    """Seed the global generators of Python, NumPy and torch; only inside `borrow_random`."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 @contextmanager
-def borrowed_random(seed: int) -> Iterator[None]:
+def borrow_random(seed: int) -> Iterator[None]:
     """Seed the global generators inside the block and give them back as they were.
 
     Dropout and timm's transforms draw from them and take no generator of their own.
 
     Example:
-        >>> with borrowed_random(3):
+        >>> with borrow_random(3):
         ...     first = torch.rand(1)
-        >>> with borrowed_random(3):
+        >>> with borrow_random(3):
         ...     torch.equal(first, torch.rand(1))
         True
     """

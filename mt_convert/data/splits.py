@@ -12,8 +12,8 @@ from torch import Tensor
 from ..errors import DataError, Fault
 from .builtin_images import digits, synthetic
 from .image_files import DecodedSource, Files, StreamedSource, size_error
+from .image_set import ImageSet, Source, label_faults, make_source
 from .image_spec import DataSpec
-from .images import ImageSet, Source, checked_source, label_faults
 from .randomness import generator
 
 MEMORY_LIMIT = 2**30
@@ -122,7 +122,7 @@ def _pools(spec: DataSpec) -> tuple[_Pool, _Pool]:
 
 def _tensor_pool(pixels: Tensor, labels: Tensor, spec: DataSpec) -> _Pool:
     def take(indices: Tensor, label: str) -> Source:
-        return checked_source(pixels[indices], labels[indices], spec, f"{spec.dataset} {label}")
+        return make_source(pixels[indices], labels[indices], spec, f"{spec.dataset} {label}")
 
     return _Pool(len(labels), take)
 
@@ -189,7 +189,7 @@ def _check_classes(train: Files, test: Files, spec: DataSpec) -> None:
         raise DataError(f"the classes of {where} do not fit the spec", faults)
 
 
-def images_tested(data: DataSpec, wanted: int | None, splits: Splits) -> ImageSet:
+def select_test_images(data: DataSpec, wanted: int | None, splits: Splits) -> ImageSet:
     """The images that are evaluated: all, or the first ``wanted`` of a seeded order.
 
     Files lie sorted by class, so that the first as they stand would be of one class.

@@ -21,7 +21,7 @@ from .energy.measure import energy
 from .energy.report import EnergyReport
 from .errors.layer_errors import layer_errors
 from .errors.table import ErrorTable
-from .evaluate import prepared
+from .evaluate import convert_for
 from .row_cache import AnySetting
 from .settings import Setting
 from .subject import Subject
@@ -120,9 +120,9 @@ def _analysis(subject: Subject, group: Sequence[Setting], count: int) -> Analysi
     """Measure one group."""
     first = group[0]
     plain = dataclasses.replace(first, calibration=(), calibrated_T=None)
-    reference, _ = prepared(subject.qann, plain, None)
+    reference, _ = convert_for(subject.qann, plain, None)
     networks = {
-        item.ladder.n: prepared(subject.qann, item, subject.calibration)[0] for item in group
+        item.ladder.n: convert_for(subject.qann, item, subject.calibration)[0] for item in group
     }
     device = next(iter(subject.qann.state_dict().values())).device
     read = batches(subject.test, BATCH)
@@ -146,10 +146,10 @@ def _analysis(subject: Subject, group: Sequence[Setting], count: int) -> Analysi
         calibration=first.calibration_name,
         calibrated_T=first.calibrated_T,
         errors=table,
-        energy={n: _kept(report) for n, report in reports.items()},
+        energy={n: _energy_json(report) for n, report in reports.items()},
     )
 
 
-def _kept(report: EnergyReport) -> dict[str, Any]:
+def _energy_json(report: EnergyReport) -> dict[str, Any]:
     """An energy report as plain data, with its page."""
     return {**report.to_json(), "page": report.markdown()}

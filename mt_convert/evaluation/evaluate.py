@@ -42,7 +42,7 @@ def evaluate(
     """
     ann.eval()
     qann.eval()
-    counters = [Counter(qann, prepared(qann, item, calibration)[0], item) for item in settings]
+    counters = [Counter(qann, convert_for(qann, item, calibration)[0], item) for item in settings]
     total, ann_correct, qann_correct = 0, 0, 0
     device = next(ann.parameters()).device
     for batch in batches:
@@ -74,7 +74,7 @@ def reference_columns(
     }
 
 
-def prepared(
+def convert_for(
     qann: QuantizedModel, setting: Setting, calibration: Tensor | None
 ) -> tuple[SpikingModel, CalibrationReport | None]:
     """The network of a setting, converted and calibrated, with the report of its calibration.

@@ -26,7 +26,7 @@ from ..system.processes import Processes
 from ..system.progress import progress
 from ..system.storage import digest, read_json, write_json
 from .counter import Counter
-from .evaluate import prepared, reference_columns
+from .evaluate import convert_for, reference_columns
 from .peers.counter import PeerCounter
 from .peers.network import peer_network
 from .peers.plain_form import plain
@@ -38,7 +38,7 @@ AnySetting = Setting | PeerSetting
 
 
 @dataclass(frozen=True)
-class Cells:
+class RowCache:
     """Where finished cells lie, how images are batched, and who takes part."""
 
     folder: Path
@@ -58,9 +58,9 @@ class Cells:
         found: list[Row] = []
         for index, setting in enumerate(settings, 1):
             path = self.path(subject, setting)
-            rows = _stored(path)
+            rows = _read_rows(path)
             if rows is None:
-                rows = self._made(subject, setting, path, f"{label} {index}/{len(settings)}")
+                rows = self._compute(subject, setting, path, f"{label} {index}/{len(settings)}")
             found += rows
         self.processes.wait()
         return found
@@ -70,11 +70,11 @@ class Cells:
         name = digest([CELL_SCHEMA, subject.identity, self.batch_size, setting.to_json()])[:24]
         return self.folder / "cells" / f"{name}.json"
 
-    def _made(self, subject: Subject, setting: AnySetting, path: Path, label: str) -> list[Row]:
+    def _compute(self, subject: Subject, setting: AnySetting, path: Path, label: str) -> list[Row]:
         """Compute a cell and store it."""
         started = time.monotonic()
         counter, report = _counter(subject, setting)
-        rows = self._counted(subject, counter, f"{label} {_said(setting)}")
+        rows = self._count(subject, counter, f"{label} {_label(setting)}")
         if self.processes.first:
             seconds = round(time.monotonic() - started, 1)
             write_json(path, _cell(rows, setting, report, seconds))
@@ -83,9 +83,9 @@ class Cells:
     def rows_of(self, subject: Subject, snn: SpikingModel, setting: Setting) -> list[Row]:
         """The rows of a network that was trained since ``setting`` converted it; not stored."""
         counter = Counter(subject.qann, snn, setting, comparable=False)
-        return self._counted(subject, counter, f"trained {_said(setting)}")
+        return self._count(subject, counter, f"trained {_label(setting)}")
 
-    def _counted(self, subject: Subject, counter: Counter | PeerCounter, label: str) -> list[Row]:
+    def _count(self, subject: Subject, counter: Counter | PeerCounter, label: str) -> list[Row]:
         """The rows of what counts, all images seen by one of the processes."""
         classes = self._reference(subject)
         for start, images, labels in self._batches(subject, label):
@@ -94,7 +94,7 @@ class Cells:
                 classes["qann"][start : start + len(labels)], device=images.device
             )
             counter.add(images, labels, predicted, expected)
-        counter.counts = self.processes.summed(counter.counts)
+        counter.counts = self.processes.sum(counter.counts)
         counter.neuron_count = max(self.processes.all_of(counter.neuron_count))
         return counter.rows(subject.describe | self._columns(subject, classes))
 
@@ -150,7 +150,7 @@ def _counter(
 ) -> tuple[Counter | PeerCounter, CalibrationReport | None]:
     """What counts in a setting, and the report of its calibration."""
     if isinstance(setting, Setting):
-        snn, report = prepared(subject.qann, setting, subject.calibration)
+        snn, report = convert_for(subject.qann, setting, subject.calibration)
         return Counter(subject.qann, snn, setting), report
     if subject.ann is None:
         hint = "name a run or a recipe"
@@ -160,7 +160,7 @@ def _counter(
     return PeerCounter(peer_network(setting.method, form, subject.calibration), setting), None
 
 
-def _said(setting: AnySetting) -> str:
+def _label(setting: AnySetting) -> str:
     """What progress calls a setting."""
     if isinstance(setting, PeerSetting):
         return setting.method
@@ -187,7 +187,7 @@ def _cell(
     }
 
 
-def _stored(path: Path) -> list[Row] | None:
+def _read_rows(path: Path) -> list[Row] | None:
     """The rows of a finished cell; None where there is none, or one of another version."""
     if not path.is_file():
         return None

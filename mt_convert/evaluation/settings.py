@@ -170,7 +170,9 @@ METHODS: dict[str, Method] = {
 """The baselines of every table; each is run by the same neurons, simulation and images."""
 
 
-def calibrated(setting: Setting, text: str, calibrated_for: Sequence[int] | None) -> list[Setting]:
+def with_calibration(
+    setting: Setting, text: str, calibrated_for: Sequence[int] | None
+) -> list[Setting]:
     """A setting with calibrations behind its own, once for each window of steps it is made for."""
     added = parse(text)
     if not added:

@@ -17,12 +17,12 @@ from ..neurons.totals import count_events
 from ..report.rows import Row
 from ..system.processes import Processes
 from ..system.progress import progress
-from ..training.from_scratch.network import SpikingNetwork
+from ..training.from_scratch.network import ScratchNetwork
 from ..training.from_scratch.spec import SpikingSpec
 
 
 def rows_of(
-    network: SpikingNetwork,
+    network: ScratchNetwork,
     spec: SpikingSpec,
     test: ImageSet,
     time_steps: Sequence[int],
@@ -44,7 +44,7 @@ def rows_of(
     if not steps or steps[-1] > network.time_steps:
         hint = f"the network was trained for {network.time_steps}; allowed are steps up to that"
         raise SpecError("cannot evaluate", [Fault("time_steps", str(time_steps), hint)])
-    counts, neurons = _counted(network.eval(), test, batch_size, processes)
+    counts, neurons = _count_steps(network.eval(), test, batch_size, processes)
     images = len(test)
     ladder = spec.neuron_spec().ladder
     row = Row(
@@ -86,12 +86,12 @@ def accuracy_of(model: nn.Module, test: ImageSet, batch_size: int, processes: Pr
         for images, labels in batches(test, batch_size, share=processes.share):
             device = next(model.parameters()).device
             correct += int((model(images.to(device)).argmax(1).cpu() == labels).sum())
-    return 100 * float(processes.summed(correct)) / len(test)
+    return 100 * float(processes.sum(correct)) / len(test)
 
 
 @torch.no_grad()
-def _counted(
-    network: SpikingNetwork, test: ImageSet, batch_size: int, processes: Processes
+def _count_steps(
+    network: ScratchNetwork, test: ImageSet, batch_size: int, processes: Processes
 ) -> tuple[Tensor, int]:
     """Right answers after, and events in, each step [2, T]; and how many neurons there are."""
     steps = range(network.time_steps)
@@ -109,11 +109,11 @@ def _counted(
         calls = [count for each in seen.values() for count, _ in each]  # T for each layer's place
         counts[1] += torch.stack(calls).reshape(-1, len(steps)).sum(0).cpu()
         neurons = sum(size for each in seen.values() for _, size in each[:: len(steps)])
-    return processes.summed(counts), max(processes.all_of(neurons))
+    return processes.sum(counts), max(processes.all_of(neurons))
 
 
 @contextmanager
-def _events(network: SpikingNetwork) -> Iterator[dict[str, list[tuple[Tensor, int]]]]:
+def _events(network: ScratchNetwork) -> Iterator[dict[str, list[tuple[Tensor, int]]]]:
     """Events in each step and neurons per image, of each layer that runs in this context; step by
     step, which a compiled kernel does not show."""
     seen: dict[str, list[tuple[Tensor, int]]] = {}

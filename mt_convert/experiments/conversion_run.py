@@ -16,7 +16,7 @@ from torch import nn
 
 from ..data import Splits, images, open_data
 from ..errors import Fault
-from ..evaluation.row_cache import Cells
+from ..evaluation.row_cache import RowCache
 from ..neurons.ladder import Uniform
 from ..quantization.quantize import QuantizedModel, quantize
 from ..report import tables
@@ -27,10 +27,10 @@ from ..system.storage import atomic, json_text, read_json, save_tensors, write_j
 from ..training.loop import fit
 from ..training.spec import TrainSpec
 from ..training.state import separate
-from .finetune import finetuned
+from .finetune import run_finetune
 from .models.build import build, load_ann
-from .recipes.conversion import Recipe, here_faults, settings_of
-from .stages import Staged
+from .recipes.conversion import Recipe, faults_here, settings_of
+from .stages import StagedRun
 from .subjects import subject
 
 PROBE_IMAGES = 32
@@ -42,7 +42,7 @@ def _sentence(out: Path, convert_folder: Path, rows: list[Row]) -> str:
     return tables.summary(rows, converted["report"], str(out)) + "."
 
 
-class Conversion(Staged):
+class Conversion(StagedRun):
     """One run of a recipe that converts."""
 
     NAMES: ClassVar[Sequence[str]] = (
@@ -68,7 +68,7 @@ class Conversion(Staged):
         return tuple(name for name in self.NAMES if name != "finetune" or self.recipe.finetune)
 
     def faults(self) -> Sequence[Fault]:
-        return [item for item in here_faults(self.recipe) if item.where != "data.root"]
+        return [item for item in faults_here(self.recipe) if item.where != "data.root"]
 
     def open(self) -> None:
         if self.recipe.quantize.checkpoint is not None and not self.faults():
@@ -165,7 +165,7 @@ class Conversion(Staged):
         """The table on the test images of every data set, one cell after the other."""
         block = self.recipe.evaluate
         networks = self._load_ann(), self._load_qann("train")
-        cells = Cells(folder, block.batch_size, self.processes)
+        cells = RowCache(folder, block.batch_size, self.processes)
         rows: list[Row] = []
         for data in (self.recipe.data, *block.data):
             splits = self.splits if data is self.recipe.data else open_data(data)
@@ -183,7 +183,7 @@ class Conversion(Staged):
         shown = subject(
             self.recipe, self.recipe.data, self.splits, networks, self.recipe.evaluate.images
         )
-        rows, _ = finetuned(
+        rows, _ = run_finetune(
             block.job(self.recipe.quantize.levels),
             shown,
             self.splits,

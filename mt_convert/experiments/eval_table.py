@@ -20,7 +20,7 @@ from ..evaluation.analysis import Analysis, analyses
 from ..evaluation.errors.pictures import error_by_layer, histograms
 from ..evaluation.peers.converters import PEERS
 from ..evaluation.peers.network import available
-from ..evaluation.row_cache import Cells
+from ..evaluation.row_cache import RowCache
 from ..evaluation.settings import METHODS
 from ..evaluation.subject import Subject
 from ..report import pictures, tables
@@ -34,7 +34,7 @@ ANALYSES_SCHEMA = "mt_convert.analyses/1"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class EvalOptions:
     """What is to be compared; the fields are the options of ``mt-convert eval``.
 
     Raises:
@@ -92,14 +92,14 @@ class Wanted:
         )
 
 
-def run(wanted: Wanted, out: Path) -> list[Row]:
+def run(wanted: EvalOptions, out: Path) -> list[Row]:
     """Make what is missing of the table in ``out``; return all its rows.
 
     Raises:
         MTConvertError: whatever the user can mend; finished cells stay.
     """
     recipes = [load_recipe(name, wanted.overrides) for name in wanted.data]
-    cells = Cells(out, wanted.batch_size)
+    cells = RowCache(out, wanted.batch_size)
     rows: list[Row] = []
     found: list[Analysis] = []
     for name in wanted.names:
@@ -138,7 +138,7 @@ def _publish(rows: list[Row], found: list[Analysis], out: Path) -> None:
         temporary.write_text("\n".join(lines))
 
 
-def _subjects(name: str, recipes: list[Recipe], wanted: Wanted) -> list[Subject]:
+def _subjects(name: str, recipes: list[Recipe], wanted: EvalOptions) -> list[Subject]:
     """The subjects of one name."""
     overrides = () if recipes else wanted.overrides  # they are for the images that are looked at
     return subjects_of(name, recipes, overrides, wanted.act_bits, wanted.images)

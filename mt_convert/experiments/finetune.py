@@ -16,8 +16,8 @@ from rich.console import Console
 
 from ..data import Splits, open_data
 from ..errors import Fault, RecipeError
-from ..evaluation.evaluate import prepared
-from ..evaluation.row_cache import Cells
+from ..evaluation.evaluate import convert_for
+from ..evaluation.row_cache import RowCache
 from ..evaluation.subject import Subject
 from ..report import tables
 from ..report.columns import LEGEND, markdown_table
@@ -25,7 +25,7 @@ from ..report.rows import Row, results_from_json, results_to_json
 from ..spiking import archive
 from ..system.peak_memory import meter_of
 from ..system.storage import atomic, read_json, write_json
-from ..training.finetune import finetune
+from ..training.finetune.finetune import finetune
 from ..training.spec import History
 from .recipes.conversion import FinetuneBlock, Recipe, dump, load_recipe
 from .recipes.finetune_job import FinetuneJob
@@ -54,7 +54,7 @@ def run(name: str, overrides: Sequence[str], out: Path | None) -> Path:
     out = out or kept / _name(block)
     splits = open_data(recipe.data)
     job, classes = block.job(recipe.quantize.levels), recipe.model.classes
-    rows, history = finetuned(job, subject, splits, out, classes=classes, shared=kept)
+    rows, history = run_finetune(job, subject, splits, out, classes=classes, shared=kept)
     write_json(out / "results.json", results_to_json(rows))
     _describe(out, recipe)
     with atomic(out / "README.md") as temporary:
@@ -103,7 +103,7 @@ def _page(rows: Sequence[Row], best_epoch: int) -> str:
     return f"# Fine-tuning\n\n{_sentence(rows)} {kept}\n\n{markdown_table(rows)}\n{LEGEND}.\n"
 
 
-def finetuned(
+def run_finetune(
     job: FinetuneJob,
     subject: Subject,
     splits: Splits,
@@ -122,9 +122,9 @@ def finetuned(
         SpecError: a network or an algorithm that cannot learn so; no validation images.
         CheckpointError: the folder holds another training.
     """
-    cells = Cells(shared or folder, job.train.batch_size)
+    cells = RowCache(shared or folder, job.train.batch_size)
     before = cells.rows(subject, [job.setting], "converted")
-    snn, _ = prepared(subject.qann, job.setting, subject.calibration)
+    snn, _ = convert_for(subject.qann, job.setting, subject.calibration)
     teacher = subject.qann if job.teacher == "qann" else subject.ann
     if not job.train.distillation_weight:
         teacher = None
@@ -133,7 +133,7 @@ def finetuned(
     done = finetune(
         snn, splits, job.how(), job.train, folder / "learn", classes=classes, teacher=teacher
     )
-    peak = _kept(folder / "learn" / "peak.json", round(meter.stop(), 1))
+    peak = _peak_at_training(folder / "learn" / "peak.json", round(meter.stop(), 1))
     after = cells.rows_of(subject, done.snn, job.setting)
     if cells.processes.first:
         archive.save(done.snn, folder / "network")
@@ -152,7 +152,7 @@ def finetuned(
     return [*before, *told], done.history
 
 
-def _kept(path: Path, measured: float) -> float:
+def _peak_at_training(path: Path, measured: float) -> float:
     """The number that was measured when the training ran, not when it was found finished."""
     if not path.is_file():
         write_json(path, {"peak_mib": measured})

@@ -25,16 +25,16 @@ from ..spiking.presentation import Presentation
 from ..system.devices import device
 from ..system.storage import atomic, read_json, save_tensors, write_json
 from ..training.from_scratch import archive
-from ..training.from_scratch.network import SpikingNetwork
-from ..training.from_scratch.spec import build_spiking, learned
+from ..training.from_scratch.network import ScratchNetwork
+from ..training.from_scratch.spec import build_spiking, train_from_scratch
 from ..training.loop import fit
 from ..training.state import separate
 from .models.build import build, load_ann
-from .recipes.from_scratch import SpikingRecipe, here_faults
-from .stages import Staged
+from .recipes.from_scratch import SpikingRecipe, faults_here
+from .stages import StagedRun
 
 
-class SpikingRun(Staged):
+class SpikingRun(StagedRun):
     """One run of a `SpikingRecipe`."""
 
     NAMES: ClassVar[Sequence[str]] = ("ann", "spiking", "evaluate", "report")
@@ -51,7 +51,7 @@ class SpikingRun(Staged):
         self._splits: Splits | None = None
 
     def faults(self) -> Sequence[Fault]:
-        found = here_faults(self.recipe)
+        found = faults_here(self.recipe)
         return [item for item in found if not item.where.endswith(".root")]
 
     def shared(self, name: str) -> bool:
@@ -70,7 +70,7 @@ class SpikingRun(Staged):
     def splits(self) -> Splits:
         """The images or recordings, opened once."""
         if self._splits is None:
-            self._splits = opened(self.recipe)
+            self._splits = open_splits(self.recipe)
         return self._splits
 
     def _ann(self, folder: Path) -> None:
@@ -96,7 +96,7 @@ class SpikingRun(Staged):
             start = build(fresh, seed=recipe.seed, image_size=images.image_size)
         example = torch.zeros(2, images.channels, images.image_size, images.image_size)
         network = build_spiking(start, recipe.spiking, example)
-        history, columns = learned(
+        history, columns = train_from_scratch(
             network,
             recipe.spiking,
             self.splits,
@@ -115,9 +115,9 @@ class SpikingRun(Staged):
         """The rows on the test images."""
         recipe, block = self.recipe, self.recipe.evaluate
         network = archive.load(self.at["spiking"]).to(device())
-        test = self._tested()
+        test = self._test_images()
         ann = None
-        if recipe.trained_ann:
+        if recipe.has_float_network:
             whole = self._float().to(device())
             ann = accuracy_of(whole, test, block.batch_size, self.processes)
         known = {
@@ -141,12 +141,12 @@ class SpikingRun(Staged):
         if self.first:
             write_json(folder / "rows.json", results_to_json(rows))
 
-    def _tested(self) -> ImageSet:
+    def _test_images(self) -> ImageSet:
         """All test images, or the first so many of a seeded order."""
         wanted = self.recipe.evaluate.images
         if wanted is None or wanted >= len(self.splits.test):
             return self.splits.test
-        return opened(self.recipe, test_images=wanted).test
+        return open_splits(self.recipe, test_images=wanted).test
 
     def _report(self, folder: Path) -> None:
         """The page, from the stored rows alone."""
@@ -172,13 +172,13 @@ def sentence(rows: Sequence[Row], spiking_folder: Path) -> str:
     )
 
 
-def opened(recipe: SpikingRecipe, **changed: Any) -> Splits:
+def open_splits(recipe: SpikingRecipe, **changed: Any) -> Splits:
     """The recipe's images or recordings; ``changed`` are other values of their spec."""
     spec = replace(recipe.images, **changed)
     return open_data(spec) if isinstance(spec, DataSpec) else open_events(spec)
 
 
-def _neurons(network: SpikingNetwork) -> int:
+def _neurons(network: ScratchNetwork) -> int:
     return len(network.neurons())
 
 

@@ -45,7 +45,7 @@ def show(path: Path, console: Console) -> None:
             raise CheckpointError(f"{path / 'results.json'} has no rows: run the recipe again")
         console.print(tables.rich_table(rows))
         console.print(legend(rows) + ".\n", style="dim")
-        console.print(_said(path, rows), highlight=False, soft_wrap=True)
+        console.print(_closing_sentence(path, rows), highlight=False, soft_wrap=True)
         return
     if (path / "network.json").is_file():
         network = archive.load(path)
@@ -63,7 +63,7 @@ def show(path: Path, console: Console) -> None:
     )
 
 
-def _said(out: Path, rows: list[Row]) -> str:
+def _closing_sentence(out: Path, rows: list[Row]) -> str:
     """The closing sentence of a run of either kind."""
     if (out / "spiking").is_dir():
         return f"{from_scratch_run.sentence(rows, out / 'spiking')} All artefacts are in {out}."

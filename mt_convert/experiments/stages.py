@@ -33,7 +33,7 @@ from .recipes.conversion import dump
 NEW = ".new"
 
 
-class Staged(ABC):
+class StagedRun(ABC):
     """One run of a recipe: its folder, its stages, and which of them stand finished.
 
     A stage NAME is the method ``_NAME``, which is handed the folder to fill.

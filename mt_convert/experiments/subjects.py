@@ -15,7 +15,7 @@ from torch import nn
 
 from ..data import DataSpec, Splits, images, open_data
 from ..data.image_spec import dataset_name
-from ..data.splits import images_tested
+from ..data.splits import select_test_images
 from ..errors import CheckpointError, Fault, RecipeError
 from ..evaluation.subject import Subject
 from ..quantization.quantize import QuantizedModel, quantize
@@ -59,7 +59,7 @@ def subjects_of(
     """
     folder = Path(name)
     if (folder / "network.json").is_file():
-        return _stored(folder, [item.data for item in data], act_bits, count)
+        return _load_subjects(folder, [item.data for item in data], act_bits, count)
     is_run = (folder / "recipe.yaml").is_file()
     recipe = load_recipe(folder / "recipe.yaml" if is_run else name, overrides)
     if is_run:
@@ -83,7 +83,7 @@ def subjects_of(
     return found
 
 
-def _stored(
+def _load_subjects(
     folder: Path, data: Sequence[DataSpec], act_bits: int | None, count: int | None
 ) -> list[Subject]:
     """A stored quantized network on the images of other recipes."""
@@ -107,7 +107,7 @@ def _stored(
     for source in data:
         splits = open_data(source)
         told = {"model": folder.name, "dataset": dataset_name(source), "seed": None}
-        shown = images_tested(source, count, splits)
+        shown = select_test_images(source, count, splits)
         calibration = images(splits.calibration, source.calibration_images)
         plain = dataclasses.asdict(source)
         found.append(Subject(qann.to(device()).eval(), None, shown, calibration, told, plain))
@@ -127,7 +127,7 @@ def subject(
     return Subject(
         qann=qann,
         ann=ann,
-        test=images_tested(data, count, splits),
+        test=select_test_images(data, count, splits),
         calibration=images(splits.calibration, data.calibration_images),
         describe={
             "model": recipe.model.architecture,

@@ -44,7 +44,7 @@ def missing() -> str | None:
     return f"not installed: {', '.join(absent)}; pip install {' '.join(PACKAGES)}"
 
 
-def exported(network: nn.Module, images: Tensor) -> bytes:
+def export_onnx(network: nn.Module, images: Tensor) -> bytes:
     """A network as an ONNX file for batches of the size of ``images``."""
     noise = io.StringIO()
     with warnings.catch_warnings(), redirect_stdout(noise), redirect_stderr(noise):
@@ -58,7 +58,7 @@ def exported(network: nn.Module, images: Tensor) -> bytes:
 
 
 def qdq_form(qann: QuantizedModel, images: Tensor, *, quantize_sums: bool) -> fx.GraphModule:
-    """The quantized network, ready for `exported`; its function is that of ``qann``.
+    """The quantized network, ready for `export_onnx`; its function is that of ``qann``.
 
     ``quantize_sums`` also puts 8-bit quantizers, ranged on ``images``, behind the weighted layers
     that no quantizer follows, as onnxruntime's own quantization does: then it computes them in

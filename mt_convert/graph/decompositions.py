@@ -36,7 +36,7 @@ BY_TORCH = (
 
 
 @cache
-def spelled_out() -> Mapping[Any, Callable[..., Any]]:
+def decomposition_table() -> Mapping[Any, Callable[..., Any]]:
     """The decompositions that export is given: attention in our words, the rest in torch's."""
     known = torch.export.default_decompositions()
     table = {target: known[target] for target in BY_TORCH}
@@ -54,15 +54,23 @@ def spelled_out() -> Mapping[Any, Callable[..., Any]]:
         aten.var_mean.dim: lambda x, dim, unbiased=True, keepdim=False: _var_mean(
             x, dim, correction=int(unbiased), keepdim=keepdim
         ),
-        aten.zeros_like.default: lambda like, **settings: _filled(like, like.shape, 0, **settings),
-        aten.ones_like.default: lambda like, **settings: _filled(like, like.shape, 1, **settings),
-        aten.full_like.default: lambda like, value, **settings: _filled(
+        aten.zeros_like.default: lambda like, **settings: _fill_constant(
+            like, like.shape, 0, **settings
+        ),
+        aten.ones_like.default: lambda like, **settings: _fill_constant(
+            like, like.shape, 1, **settings
+        ),
+        aten.full_like.default: lambda like, value, **settings: _fill_constant(
             like, like.shape, value, **settings
         ),
-        aten.new_zeros.default: lambda like, size, **settings: _filled(like, size, 0, **settings),
-        aten.new_ones.default: lambda like, size, **settings: _filled(like, size, 1, **settings),
-        aten.new_full.default: _filled,
-        aten.fill.Scalar: lambda like, value: _filled(like, like.shape, value),
+        aten.new_zeros.default: lambda like, size, **settings: _fill_constant(
+            like, size, 0, **settings
+        ),
+        aten.new_ones.default: lambda like, size, **settings: _fill_constant(
+            like, size, 1, **settings
+        ),
+        aten.new_full.default: _fill_constant,
+        aten.fill.Scalar: lambda like, value: _fill_constant(like, like.shape, value),
     }
 
 
@@ -122,7 +130,7 @@ def _var_mean(
     return torch.var(x, dim, correction=correction, keepdim=keepdim), x.mean(axes, keepdim)
 
 
-def _filled(
+def _fill_constant(
     like: Tensor, size: Sequence[int], value: float, *, dtype: Any = None, **settings: Any
 ) -> Tensor:
     """A constant, which an operator on an image that only looks at its shape is."""

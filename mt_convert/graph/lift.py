@@ -82,7 +82,7 @@ class _Lift:
 
     def _copy(self, node: fx.Node) -> None:
         """Compute, lift or copy one node; order is the exported program's own."""
-        if self._computed(node) or (node.op == "call_function" and self._lifted(node)):
+        if self._compute_constant(node) or (node.op == "call_function" and self._lift(node)):
             return
         if node.op == "output":
             self._copy_output(node)
@@ -90,7 +90,7 @@ class _Lift:
         self.new[node] = self.graph.node_copy(node, self._new)
         self.new[node].meta = {"path": module_path(node), "val": node.meta.get("val")}
 
-    def _computed(self, node: fx.Node) -> bool:
+    def _compute_constant(self, node: fx.Node) -> bool:
         """Compute a node that depends on parameters and numbers alone; say whether it does."""
         if node.op == "get_attr":
             value = attribute(self.source, str(node.target))
@@ -140,7 +140,7 @@ class _Lift:
             )
         self.graph.output(self._new(outputs[0]))
 
-    def _lifted(self, node: fx.Node) -> bool:
+    def _lift(self, node: fx.Node) -> bool:
         """Replace ``node`` by a module call if it is a layer; say whether it was."""
         target = node.target
         if target in CONVOLUTIONS or target in (aten.linear.default, *MATRICES):

@@ -156,14 +156,14 @@ def fold_batch_norm_(graph_module: fx.GraphModule) -> None:
     graph_module.recompile()
 
 
-def named(layers: fx.GraphModule, node: fx.Node) -> tuple[str, str]:
+def name_and_operator(layers: fx.GraphModule, node: fx.Node) -> tuple[str, str]:
     """A node's name and operator, as the rows of a count have them.
 
     Example:
         >>> from torch import nn
         >>> from .trace import trace
         >>> layers = trace(nn.Sequential(nn.Linear(2, 1)), torch.zeros(2, 1, 1, 2))
-        >>> [named(layers, node) for node in layers.graph.nodes][1]
+        >>> [name_and_operator(layers, node) for node in layers.graph.nodes][1]
         ('0', 'Linear')
     """
     called = layer_of(layers, node) is not None

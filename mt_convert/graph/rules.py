@@ -25,7 +25,7 @@ from .nodes import NORMS, WEIGHTED, describe, is_constant, layer_of
 aten = torch.ops.aten
 
 
-class Kind(StrEnum):
+class OperatorKind(StrEnum):
     """How an operator treats a value that arrives over several time steps."""
 
     WEIGHTED = "weighted"  # convolution, linear: acts on each step's spikes, bias injected once
@@ -55,10 +55,10 @@ class Rule:
 
     Example:
         >>> DEFAULT_RULES[nn.ReLU].kind
-        <Kind.NEURON: 'neuron'>
+        <OperatorKind.NEURON: 'neuron'>
     """
 
-    kind: Kind
+    kind: OperatorKind
     reason: str = ""
     sign: Sign = Sign.ANY
     selects: bool = False
@@ -107,30 +107,32 @@ _MAXIMA = "max_pool1d max_pool2d max_pool3d amax amin"
 def _table() -> dict[Key, Rule]:
     """The default rules, spelled out."""
     rules: dict[Key, Rule] = {}
-    rules |= dict.fromkeys(WEIGHTED, Rule(Kind.WEIGHTED))
-    rules |= dict.fromkeys(NORMS, Rule(Kind.AFFINE, "affine, absorbed by per-channel thresholds"))
-    rules |= dict.fromkeys((nn.ReLU, nn.Hardtanh), Rule(Kind.NEURON))
-    rules[nn.Dropout] = Rule(Kind.MOVE, "identity when not training", Sign.KEPT)
+    rules |= dict.fromkeys(WEIGHTED, Rule(OperatorKind.WEIGHTED))
+    rules |= dict.fromkeys(
+        NORMS, Rule(OperatorKind.AFFINE, "affine, absorbed by per-channel thresholds")
+    )
+    rules |= dict.fromkeys((nn.ReLU, nn.Hardtanh), Rule(OperatorKind.NEURON))
+    rules[nn.Dropout] = Rule(OperatorKind.MOVE, "identity when not training", Sign.KEPT)
     maximum = "a maximum is not linear: temporal difference"
     rows = [
-        (_MOVES, Rule(Kind.MOVE, sign=Sign.KEPT)),
-        *((names, Rule(Kind.LINEAR, sign=sign)) for sign, names in _LINEAR.items()),
-        (_MAXIMA, Rule(Kind.DIFFERENCE, maximum, Sign.KEPT, selects=True)),
+        (_MOVES, Rule(OperatorKind.MOVE, sign=Sign.KEPT)),
+        *((names, Rule(OperatorKind.LINEAR, sign=sign)) for sign, names in _LINEAR.items()),
+        (_MAXIMA, Rule(OperatorKind.DIFFERENCE, maximum, Sign.KEPT, selects=True)),
         *(
-            (names, Rule(Kind.DIFFERENCE, f"{reason}: temporal difference", sign))
+            (names, Rule(OperatorKind.DIFFERENCE, f"{reason}: temporal difference", sign))
             for reason, sign, names in _DIFFERENCES
         ),
-        ("sym_size sym_numel", Rule(Kind.SIZE)),
+        ("sym_size sym_numel", Rule(OperatorKind.SIZE)),
     ]
     for names, rule in rows:
         for name in names.split():
             packet = getattr(aten, name)
             rules.update({getattr(packet, overload): rule for overload in packet.overloads()})
     for function in (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod):
-        rules[function] = Rule(Kind.SIZE)
-    between = Rule(Kind.DIFFERENCE, "a non-linear function: temporal difference", Sign.KEPT)
+        rules[function] = Rule(OperatorKind.SIZE)
+    between = Rule(OperatorKind.DIFFERENCE, "a non-linear function: temporal difference", Sign.KEPT)
     rules |= {aten.max.other: between, aten.min.other: rules[aten.minimum.default]}
-    rules[operator.getitem] = Rule(Kind.MOVE, sign=Sign.KEPT)
+    rules[operator.getitem] = Rule(OperatorKind.MOVE, sign=Sign.KEPT)
     return rules
 
 
@@ -145,7 +147,7 @@ def rule_of(
     if layer is not None:
         return next((rules[kind] for kind in type(layer).__mro__ if kind in rules), None)
     if node.op == "call_function" and is_constant(node):
-        return Rule(Kind.SIZE)
+        return Rule(OperatorKind.SIZE)
     if node.target in rules:
         return rules[node.target]
     return _conditional(node)
@@ -177,7 +179,7 @@ def _conditional(node: fx.Node) -> Rule | None:
     if node.target in _PRODUCTS:
         whole = not any(isinstance(i, fx.Node) and is_constant(i) for i in node.args[:2])
         return Rule(
-            Kind.PRODUCT,
+            OperatorKind.PRODUCT,
             "a product of two activations" if whole else CONSTANT_SIDE,
             Sign.KEPT if whole else Sign.ANY,
         )
@@ -185,11 +187,11 @@ def _conditional(node: fx.Node) -> Rule | None:
         return None
     if len(data) <= 1 and (node.target in _FACTORS or data in ([], [node.args[0]])):
         if node.target in _FACTORS and node.args[0] is node.args[1]:
-            return Rule(Kind.DIFFERENCE, "a square: temporal difference", Sign.NONNEGATIVE)
-        return Rule(Kind.LINEAR, "scaled by a constant", sign_of_constants(node))
+            return Rule(OperatorKind.DIFFERENCE, "a square: temporal difference", Sign.NONNEGATIVE)
+        return Rule(OperatorKind.LINEAR, "scaled by a constant", sign_of_constants(node))
     if node.target in _QUOTIENTS:
-        return Rule(Kind.DIFFERENCE, "divides by an activation: temporal difference")
-    return Rule(Kind.PRODUCT, "a product of two activations", Sign.KEPT)
+        return Rule(OperatorKind.DIFFERENCE, "divides by an activation: temporal difference")
+    return Rule(OperatorKind.PRODUCT, "a product of two activations", Sign.KEPT)
 
 
 def data_inputs(node: fx.Node) -> list[fx.Node]:
@@ -208,12 +210,14 @@ def _picking(node: fx.Node) -> Rule | None:
         conditional, picked = False, node.args[:1]
     if any(item not in picked for item in data_inputs(node)):
         if conditional:
-            return Rule(Kind.DIFFERENCE, "picks by what the image shows: temporal difference")
+            return Rule(
+                OperatorKind.DIFFERENCE, "picks by what the image shows: temporal difference"
+            )
         return None
     writes = (is_constant(item) if isinstance(item, fx.Node) else item != 0 for item in picked)
     if conditional and any(writes):
-        return Rule(Kind.DIFFERENCE, "writes constants over some entries")
-    return Rule(Kind.MOVE, sign=Sign.KEPT)
+        return Rule(OperatorKind.DIFFERENCE, "writes constants over some entries")
+    return Rule(OperatorKind.MOVE, sign=Sign.KEPT)
 
 
 def _padding(node: fx.Node) -> Rule:
@@ -224,8 +228,8 @@ def _padding(node: fx.Node) -> Rule:
     place = 3 if node.target is aten.pad.default else 2
     value = node.kwargs.get("value", node.args[place] if len(node.args) > place else 0)
     if mode != "constant" or value in (None, 0):
-        return Rule(Kind.MOVE, sign=Sign.KEPT)
-    return Rule(Kind.DIFFERENCE, "pads with a value other than 0")
+        return Rule(OperatorKind.MOVE, sign=Sign.KEPT)
+    return Rule(OperatorKind.DIFFERENCE, "pads with a value other than 0")
 
 
 def sign_of_constants(node: fx.Node) -> Sign:

@@ -9,12 +9,21 @@ import torch
 from torch import fx
 
 from .nodes import is_constant, layer_of
-from .rules import DEFAULT_RULES, Key, Kind, Rule, Sign, data_inputs, rule_of, sign_of_constants
+from .rules import (
+    DEFAULT_RULES,
+    Key,
+    OperatorKind,
+    Rule,
+    Sign,
+    data_inputs,
+    rule_of,
+    sign_of_constants,
+)
 
 aten = torch.ops.aten
 
 
-class Carries(StrEnum):
+class Signal(StrEnum):
     """What a value of the network is made of."""
 
     IMAGE = "image"  # the input, or the encoded input
@@ -23,9 +32,9 @@ class Carries(StrEnum):
     CONSTANT = "constant"  # parameters and sizes
 
 
-def carried(
+def signals_of(
     graph_module: fx.GraphModule, rules: Mapping[Key, Rule] = DEFAULT_RULES
-) -> dict[fx.Node, Carries]:
+) -> dict[fx.Node, Signal]:
     """What every value of the graph is made of; neurons turn currents into spikes.
 
     Example:
@@ -33,40 +42,40 @@ def carried(
         >>> from .trace import trace
         >>> net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(1, 1, 1))
         >>> graph_module = trace(net, torch.zeros(2, 1, 4, 4))
-        >>> [str(value) for value in carried(graph_module).values()]
+        >>> [str(value) for value in signals_of(graph_module).values()]
         ['image', 'current', 'spikes', 'spikes', 'current']
     """
-    carries: dict[fx.Node, Carries] = {}
+    carries: dict[fx.Node, Signal] = {}
     for node in graph_module.graph.nodes:
         if node.op == "output":
             continue
-        carries[node] = carried_by(graph_module, node, carries, rules)
+        carries[node] = signal_of(graph_module, node, carries, rules)
     return carries
 
 
-def carried_by(
+def signal_of(
     graph_module: fx.GraphModule,
     node: fx.Node,
-    carries: Mapping[fx.Node, Carries],
+    carries: Mapping[fx.Node, Signal],
     rules: Mapping[Key, Rule],
-) -> Carries:
+) -> Signal:
     """What one node's value is made of, from its inputs'."""
     if node.op == "placeholder":
-        return Carries.IMAGE
+        return Signal.IMAGE
     rule = rule_of(graph_module, node, rules)
-    if is_constant(node) or rule is None or rule.kind is Kind.SIZE:
-        return Carries.CONSTANT
+    if is_constant(node) or rule is None or rule.kind is OperatorKind.SIZE:
+        return Signal.CONSTANT
     data = [carries[item] for item in data_inputs(node)]
-    if rule.kind is Kind.NEURON:
-        encodes = data == [Carries.IMAGE] and is_encoder(graph_module, node)
-        return Carries.IMAGE if encodes else Carries.SPIKES
-    if rule.kind in (Kind.WEIGHTED, Kind.AFFINE, Kind.PRODUCT):
-        return Carries.CURRENT
-    if rule.kind is Kind.DIFFERENCE and not rule.selects:
-        return Carries.CURRENT
-    if Carries.CURRENT in data or adds_constant(node):
-        return Carries.CURRENT
-    return Carries.IMAGE if Carries.IMAGE in data else Carries.SPIKES
+    if rule.kind is OperatorKind.NEURON:
+        encodes = data == [Signal.IMAGE] and is_encoder(graph_module, node)
+        return Signal.IMAGE if encodes else Signal.SPIKES
+    if rule.kind in (OperatorKind.WEIGHTED, OperatorKind.AFFINE, OperatorKind.PRODUCT):
+        return Signal.CURRENT
+    if rule.kind is OperatorKind.DIFFERENCE and not rule.selects:
+        return Signal.CURRENT
+    if Signal.CURRENT in data or adds_constant(node):
+        return Signal.CURRENT
+    return Signal.IMAGE if Signal.IMAGE in data else Signal.SPIKES
 
 
 _ADDING = (aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar)
@@ -110,7 +119,7 @@ def reaching_output(
     for node in reversed(graph_module.graph.nodes):
         for user in node.users:
             rule = rule_of(graph_module, user, rules)
-            passes = rule is not None and rule.kind not in (Kind.NEURON, Kind.SIZE)
+            passes = rule is not None and rule.kind not in (OperatorKind.NEURON, OperatorKind.SIZE)
             if user.op == "output" or (passes and user in reaching):
                 reaching.add(node)
     return reaching
@@ -138,7 +147,7 @@ def nonnegative(
         rule, layer = rule_of(graph_module, item, rules), layer_of(graph_module, item)
         if rule is None or item.op == "placeholder":
             return False
-        if rule.kind is Kind.NEURON:
+        if rule.kind is OperatorKind.NEURON:
             if getattr(layer, "signed", False) or getattr(layer, "min_val", 0) < 0:
                 return False
         elif rule.sign is Sign.ANY:

@@ -1,7 +1,7 @@
 """`trace`: any model that `torch.export` can follow, as a graph of layers and ATen operators.
 
 Floor 2.3. Export resolves control flow; functional activations and re-used modules are no special
-cases, and the batch size stays free. `spelled_out` says which operators are taken apart, `lift`
+cases, and the batch size stays free. `decompositions` says which operators are taken apart, `lift`
 turns layers back into modules.
 """
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import Fault, UnsupportedLayerError
-from .decompositions import spelled_out
+from .decompositions import decomposition_table
 from .lift import lift
 from .nodes import set_image_shape
 
@@ -65,7 +65,7 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
         with torch.no_grad(), _plain_attention():
             exported = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
             _keep_dropouts_(exported.graph)
-            return exported.run_decompositions(dict(spelled_out()))
+            return exported.run_decompositions(dict(decomposition_table()))
     except Exception as error:  # torch.export raises many unrelated types
         raise UnsupportedLayerError(
             f"{type(model).__name__} cannot be traced on an input of shape "

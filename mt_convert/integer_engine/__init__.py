@@ -1,5 +1,13 @@
 """A converted network as whole numbers: one program, and the same bits from every backend."""
 
-from .model import IntegerLayer, IntegerModel, IntegerRun, integer
+from __future__ import annotations
 
-__all__ = ["IntegerLayer", "IntegerModel", "IntegerRun", "integer"]
+from .arithmetic import IntegerArithmetic
+from .model import IntegerLayer, IntegerModel, IntegerRun
+
+__all__ = [
+    "IntegerArithmetic",
+    "IntegerLayer",
+    "IntegerModel",
+    "IntegerRun",
+]

@@ -98,7 +98,7 @@ class IntegerArithmetic:
         call: Any = node.target if layer is None else layer
         try:
             if isinstance(layer, WEIGHTED):
-                return self._weighted(name, layer, args[0])
+                return self._run_weighted(name, layer, args[0])
             if isinstance(layer, NORMS):
                 return _norm(layer, as_terms(args[0]))
             if not holds_terms(args):
@@ -130,7 +130,7 @@ class IntegerArithmetic:
         value = as_terms(value)
         return value.real(torch.ones((), device=value.parts[0].numbers.device))
 
-    def _weighted(self, name: str, layer: Any, value: Any) -> Terms:
+    def _run_weighted(self, name: str, layer: Any, value: Any) -> Terms:
         """Convolution or linear, one accumulator for each part and multiplier of the input."""
         if not isinstance(value, Terms):
             raise NoIntegers("reads an image that is not quantized: give QuantSpec input_bits")
@@ -153,7 +153,7 @@ class IntegerArithmetic:
         """The whole-number sums of one layer on one part; they never pass ``limit``."""
         numbers = whole_numbers(part, limit)
         with torch.autocast(numbers.device.type, enabled=False):
-            return accumulated(numbers, weight, geometry_of(layer))
+            return weighted_sums(numbers, weight, geometry_of(layer))
 
 
 def overflow_bounds(snn: SpikingModel, time_steps: int = 1) -> dict[str, float]:
@@ -240,7 +240,7 @@ def geometry_of(layer: Any) -> tuple[Any, ...]:
     return layer.stride, layer.padding, layer.dilation, layer.groups
 
 
-def accumulated(numbers: Tensor, weight: Tensor, geometry: tuple[Any, ...]) -> Tensor:
+def weighted_sums(numbers: Tensor, weight: Tensor, geometry: tuple[Any, ...]) -> Tensor:
     """A layer's products and sums, exact in the type of ``numbers``."""
     weight = weight.to(numbers.dtype)
     if not geometry:

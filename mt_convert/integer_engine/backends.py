@@ -53,8 +53,10 @@ class CompiledBackend(TorchBackend):
         def layer(item: Accumulate, numbers: Tensor) -> Tensor:
             if numbers.device.type != "cpu":
                 return narrow(item, numbers)
-            held = _held(numbers, item.limit)  # `run` made the settings that `in_exact_type` reads
-            return torch_backend.accumulated(held, item.weight, item.geometry)
+            held = _in_floats(
+                numbers, item.limit
+            )  # `run` made the settings that `in_exact_type` reads
+            return torch_backend.weighted_sums(held, item.weight, item.geometry)
 
         def step(images: Tensor, totals: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             return torch_backend.step(program, images, totals, layer)
@@ -79,13 +81,13 @@ def in_int8(program: Program) -> torch_backend.Layer:
     def layer(item: Accumulate, numbers: Tensor) -> Tensor:
         known = program.values[item.value]
         if int8_matmul.fits(item, known):
-            return _held(int8_matmul.product(item, numbers, known), item.limit)
-        return torch_backend.accumulated(numbers.double(), item.weight, item.geometry)
+            return _in_floats(int8_matmul.product(item, numbers, known), item.limit)
+        return torch_backend.weighted_sums(numbers.double(), item.weight, item.geometry)
 
     return layer
 
 
-def _held(numbers: Tensor, limit: float) -> Tensor:
+def _in_floats(numbers: Tensor, limit: float) -> Tensor:
     """Whole numbers up to ``limit`` in float32 where that is exact, otherwise in float64."""
     return numbers.float() if limit < FLOAT32_WHOLE else numbers.double()
 

@@ -63,17 +63,17 @@ def next_to_thresholds(
     image = torch.randint(0, LEVELS + 1, (images, *shape), generator=random).float()
     values = {0: Whole(shape, -float("inf"), float("inf")), 1: Whole(shape, 0, LEVELS)}
     instructions: list[Any] = [Encode(1, torch.ones(()), (0, LEVELS))]
-    sources = [_weighted(layer, channels, bits, random, 2)]
+    sources = [_random_layer(layer, channels, bits, random, 2)]
     if layer == "two accumulators":
-        sources.append(_weighted(layer, channels, bits, random, 3))
+        sources.append(_random_layer(layer, channels, bits, random, 3))
     instructions += sources
     numbers: dict[int, Any] = {0: image, 1: image}
     for item in sources:
         held = in_exact_type(image, item.limit)
-        numbers[item.out] = torch_backend.accumulated(held, item.weight, item.geometry)
+        numbers[item.out] = torch_backend.weighted_sums(held, item.weight, item.geometry)
         values[item.out] = Whole(tuple(numbers[item.out].shape[1:]), -item.limit, item.limit)
     read = [item.out for item in sources] + ([1] if layer == "residual levels" else [])
-    wanted = _biased([numbers[index] for index in read], read, random)
+    wanted = _bias_to_threshold([numbers[index] for index in read], read, random)
     out = len(values)
     values[out] = Whole(values[2].shape, 0, LEVELS)
     spec = NeuronSpec(Uniform(LEVELS), bounds=(0, LEVELS))
@@ -88,7 +88,7 @@ def next_to_thresholds(
     return Program(tuple(instructions), values, ()), image
 
 
-def _weighted(
+def _random_layer(
     layer: str, channels: int, bits: int, random: torch.Generator, out: int
 ) -> Accumulate:
     """A weighted layer with random weights of so many bits."""
@@ -104,7 +104,7 @@ def _weighted(
     return Accumulate(out, f"layer {out}", 1, weight, geometry, limit)
 
 
-def _biased(numbers: list[Tensor], read: list[int], random: torch.Generator) -> Sum:
+def _bias_to_threshold(numbers: list[Tensor], read: list[int], random: torch.Generator) -> Sum:
     """The written sum whose bias puts each neuron next to a threshold, or on it."""
     shape = [1, -1, *[1] * (numbers[0].dim() - 2)]
     channels = numbers[0].shape[1]

@@ -24,7 +24,7 @@ def fits(item: Accumulate, known: Whole) -> bool:
 
 
 def product(item: Accumulate, numbers: Tensor, known: Whole) -> Tensor:
-    """The layer's products and sums as int32, of the shape that `canonical.accumulated` gives.
+    """The layer's products and sums as int32, of the shape that `arithmetic.weighted_sums` gives.
 
     What does not fit int8 is moved by a whole number, and its share of the sums added behind.
 
@@ -39,7 +39,7 @@ def product(item: Accumulate, numbers: Tensor, known: Whole) -> Tensor:
     rows = _patches(item, moved, -shift) if item.geometry else moved
     flat = rows.reshape(-1, item.weight[0].numel())
     matrix = item.weight.movedim(1, -1).flatten(1).T
-    sums = _filled(flat, matrix) + shift * matrix.sum(0, dtype=torch.int32)
+    sums = _multiply_padded(flat, matrix) + shift * matrix.sum(0, dtype=torch.int32)
     found = sums.reshape(*rows.shape[: rows.dim() - item.weight.dim() + 1], -1)
     return found.movedim(-1, 1).contiguous() if item.geometry else found
 
@@ -59,7 +59,7 @@ def _patches(item: Accumulate, numbers: Tensor, zero: int) -> Tensor:
     return last.as_strided((batch, *out, *kernel, channels), (first, *jumps, *steps, unit))
 
 
-def _filled(rows: Tensor, matrix: Tensor) -> Tensor:
+def _multiply_padded(rows: Tensor, matrix: Tensor) -> Tensor:
     """rows @ matrix, both filled with zeros to sizes that the product takes."""
     (height, inner), width = rows.shape, matrix.shape[1]
     more = -inner % MULTIPLE

@@ -36,7 +36,7 @@ from ..neurons.ladder import Uniform
 from . import threshold_tables, torch_backend
 from .model import IntegerModel
 from .program import Accumulate, Encode, Fire, Operate, Program, Sum, slots
-from .spike_events import LEAST, Line, Value, emitted_by, events_of, in_32_bits, met
+from .spike_events import LEAST, Line, Value, emit, events_of, in_32_bits, met
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class _Run:
         for item in program.instructions:
             if isinstance(item, Encode):
                 numbers = encoded(item, self.images)
-                self._changed(item.out, numbers, torch.zeros_like(numbers).bool(), image=True)
+                self._as_change(item.out, numbers, torch.zeros_like(numbers).bool(), image=True)
             elif isinstance(item, Accumulate):
                 self._accumulate(item, program.values[item.out].shape)
             elif isinstance(item, Fire):
@@ -160,12 +160,12 @@ class _Run:
         """The numbers of a value behind the last step."""
         return self.before[index].numbers if index in self.before else torch.zeros_like(like)
 
-    def _changed(self, index: int, numbers: Tensor, unary: Tensor, image: bool = False) -> None:
+    def _as_change(self, index: int, numbers: Tensor, unary: Tensor, image: bool = False) -> None:
         """A value that tells its own change."""
         change = numbers - self._last(index, numbers)
         self.values[index] = Value(numbers, events_of(change, unary, image), unary)
 
-    def _wired(self, index: int, make: Callable[..., Any], *words: Any) -> Any:
+    def _wiring(self, index: int, make: Callable[..., Any], *words: Any) -> Any:
         """The wiring of a value, worked out once."""
         if index not in self.wires:
             self.wires[index] = make(*words)
@@ -182,7 +182,7 @@ class _Run:
         if linear:
             size, out = source.numbers.shape[1:-1], shape[:-1]
         weight = threshold_tables.weights_by_group(item)
-        places = self._wired(item.out, threshold_tables.taps, item, size, out).to(weight.device)
+        places = self._wiring(item.out, threshold_tables.taps, item, size, out).to(weight.device)
         batch, (groups, per_group) = len(source.numbers), weight.shape[:2]
         total = self._last(item.out, weight.new_zeros(batch, *shape))
         here = self.additions[item.name], self.encoder[item.name]
@@ -222,10 +222,10 @@ class _Run:
             self.comparisons[item.name][self.t] += free.numel()
             return torch.where(falling, free <= threshold, free >= threshold)
 
-        total = emitted_by(item.spec, reached, self._last(item.out, free))
+        total = emit(item.spec, reached, self._last(item.out, free))
         unary = torch.full_like(total, isinstance(item.spec.ladder, Uniform), dtype=torch.bool)
         self.totals[item.name] = total
-        self._changed(item.out, total, unary)
+        self._as_change(item.out, total, unary)
 
     def _operate(self, item: Operate, program: Program) -> None:
         """An operator that is not a layer."""
@@ -247,7 +247,9 @@ class _Run:
         """The same numbers and events elsewhere."""
         sources = {index: self.values[index] for index in slots((item.args, item.kwargs))}
         numbers = {index: value.numbers for index, value in sources.items()}
-        pieces = self._wired(item.out[0], threshold_tables.moved, item, numbers, len(self.images))
+        pieces = self._wiring(
+            item.out[0], threshold_tables.move_sources, item, numbers, len(self.images)
+        )
         lines = {line for value in sources.values() for line in value.events or ()}
         told = all(value.events is not None for value in sources.values())
         for index, places in zip(item.out, pieces, strict=True):
@@ -277,13 +279,13 @@ class _Run:
             met_there = source.numbers.numel()
         else:
             size = source.numbers.shape[2:]
-            places = self._wired(item.out[0], threshold_tables.pooled, item, size, shape[1:])
+            places = self._wiring(item.out[0], threshold_tables.pool_windows, item, size, shape[1:])
             places = places.to(source.numbers.device)
             numbers = met(source.numbers, places, LEAST).amax(2).unflatten(2, shape[1:])
             unary = met(source.unary, places, 0).any(2).unflatten(2, shape[1:])
             met_there = int(met(torch.ones_like(source.unary), places, 0).sum())
         self.maxima[self.t] += met_there - numbers.numel()
-        self._changed(item.out[0], numbers, unary)
+        self._as_change(item.out[0], numbers, unary)
 
     def _sum(self, item: Operate, source: Value, shape: Sequence[int]) -> None:
         """Every event goes on by itself, and is added to the sum as well."""
@@ -293,7 +295,7 @@ class _Run:
                 return numbers.sum(*item.args[1:], **item.kwargs, dtype=torch.int64)
         else:
             size = source.numbers.shape[2:]
-            places = self._wired(item.out[0], threshold_tables.pooled, item, size, shape[1:])
+            places = self._wiring(item.out[0], threshold_tables.pool_windows, item, size, shape[1:])
             places = places.to(source.numbers.device)
 
             def summed(numbers: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def in_32_bits(numbers: Tensor) -> Tensor:
     return numbers.int()
 
 
-def emitted_by(spec: NeuronSpec, reached: Callable[[Tensor], Tensor], total: Tensor) -> Tensor:
+def emit(spec: NeuronSpec, reached: Callable[[Tensor], Tensor], total: Tensor) -> Tensor:
     """The running total after one step, threshold by threshold, as `running_step_literal` has it.
 
     ``reached`` tells whether the input has come to a position of the total.
@@ -86,7 +86,7 @@ def emitted_by(spec: NeuronSpec, reached: Callable[[Tensor], Tensor], total: Ten
     Example:
         >>> from ..neurons.ladder import Binary
         >>> y = torch.tensor([2, 6, 99])
-        >>> emitted_by(NeuronSpec(Binary(3)), lambda k: y >= k, torch.tensor([0, 1, 2])).tolist()
+        >>> emit(NeuronSpec(Binary(3)), lambda k: y >= k, torch.tensor([0, 1, 2])).tolist()
         [2, 6, 9]
     """
     lo, hi = spec.limits

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..graph.rules import DEFAULT_RULES, Kind
+from ..graph.rules import DEFAULT_RULES, OperatorKind
 from .terms import (
     NoIntegers,
     Part,
@@ -72,7 +72,7 @@ def _move(move: Any, value: Any, *rest: Any, **named: Any) -> Any:
         moved = move(tensor, *args, **kwargs)
         return (moved,) if isinstance(moved, Tensor) else tuple(moved)
 
-    def followed(factor: Tensor, like: Tensor, moved: tuple[Tensor, ...]) -> list[Tensor]:
+    def follow(factor: Tensor, like: Tensor, moved: tuple[Tensor, ...]) -> list[Tensor]:
         """A multiplier or a bias, moved as the numbers were."""
         small = like.is_meta and not factor.is_meta
         shape = for_one_image(like.shape) if small else like.shape
@@ -87,7 +87,7 @@ def _move(move: Any, value: Any, *rest: Any, **named: Any) -> Any:
     def multipliers(part: Part, moved: tuple[Tensor, ...]) -> list[Tensor]:
         if part.multiplier.numel() == 1:
             return [along_axes(part.multiplier, piece) for piece in moved]
-        return followed(part.multiplier, part.numbers, moved)
+        return follow(part.multiplier, part.numbers, moved)
 
     if holds_terms(rest):
         raise NoIntegers("takes its shape from another value; it has no integer form")
@@ -95,7 +95,7 @@ def _move(move: Any, value: Any, *rest: Any, **named: Any) -> Any:
     moved = [pieces(part.numbers) for part in value.parts]
     factors = [multipliers(part, numbers) for part, numbers in zip(value.parts, moved, strict=True)]
     first = value.parts[0].numbers
-    biases = None if value.bias is None else followed(value.bias, first, moved[0])
+    biases = None if value.bias is None else follow(value.bias, first, moved[0])
     values = [
         Terms(
             tuple(
@@ -224,7 +224,7 @@ def _adaptive_average(_: Any, value: Terms, size: Sequence[int]) -> Terms:
     return _average(pool, value, kernel, kernel)
 
 
-def _reduced(reduce: Any, value: Terms, axes: Any, keepdim: bool = False, **_: Any) -> Terms:
+def _reduce(reduce: Any, value: Terms, axes: Any, keepdim: bool = False, **_: Any) -> Terms:
     """A sum or mean over axes."""
     axes = [axis % len(value.shape) for axis in ([axes] if isinstance(axes, int) else axes)]
     count = math.prod(value.shape[axis] for axis in axes)
@@ -266,12 +266,12 @@ _PAD_SETTINGS = {
 def _pad_with_zeros(value: Terms, amounts: Sequence[int]) -> Terms:
     """Zeros around: multipliers that hold along a whole axis hold for its zeros too."""
 
-    def padded(factor: Tensor) -> Tensor:
+    def pad(factor: Tensor) -> Tensor:
         kept = [factor.shape[-1 - index // 2] > 1 for index in range(len(amounts))]
         return F.pad(factor, [amount * keep for amount, keep in zip(amounts, kept, strict=True)])
 
     parts = [
-        Part(F.pad(part.numbers, list(amounts)), padded(part.multiplier), part.limit)
+        Part(F.pad(part.numbers, list(amounts)), pad(part.multiplier), part.limit)
         for part in value.parts
     ]
     if value.bias is None:
@@ -283,7 +283,7 @@ def _pad_with_zeros(value: Terms, amounts: Sequence[int]) -> Terms:
 def _operations() -> dict[Any, Callable[..., Any]]:
     """What each operator does to a value."""
     table: dict[Any, Callable[..., Any]] = {
-        target: _move for target, rule in DEFAULT_RULES.items() if rule.kind is Kind.MOVE
+        target: _move for target, rule in DEFAULT_RULES.items() if rule.kind is OperatorKind.MOVE
     }
     for names, function in (
         ("cat.default concat.default", _cat),
@@ -298,7 +298,7 @@ def _operations() -> dict[Any, Callable[..., Any]]:
         ("neg.default", lambda _, value: value.scaled(-1)),
         ("avg_pool2d.default avg_pool3d.default", _average),
         ("adaptive_avg_pool2d.default adaptive_avg_pool3d.default", _adaptive_average),
-        ("mean.dim sum.dim_IntList", _reduced),
+        ("mean.dim sum.dim_IntList", _reduce),
         ("max_pool1d.default max_pool2d.default max_pool3d.default amax.default", _largest),
         ("constant_pad_nd.default pad.default", _pad),
         ("sym_size.int", lambda _, value, axis: value.shape[axis]),

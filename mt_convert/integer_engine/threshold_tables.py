@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import Fault, SpecError
-from ..graph.rules import DEFAULT_RULES, Kind
+from ..graph.rules import DEFAULT_RULES, OperatorKind
 from ..neurons.ladder import Learned
-from ..neurons.totals import running_step
+from ..neurons.totals import totals_step
 from .program import Accumulate, Fire, Operate, Program, ReadOut, Slot, Sum, Whole, slots
 from .terms import written_sum
-from .torch_backend import filled
+from .torch_backend import fill_arguments
 
 aten = torch.ops.aten
 CASTS = frozenset({Tensor.float, Tensor.double, Tensor.contiguous})
@@ -30,7 +30,7 @@ MAXIMA = frozenset(
 SUMS = frozenset({aten.avg_pool2d.default, aten.avg_pool3d.default, Tensor.sum})
 MOVES = frozenset(
     {
-        *(target for target, rule in DEFAULT_RULES.items() if rule.kind is Kind.MOVE),
+        *(target for target, rule in DEFAULT_RULES.items() if rule.kind is OperatorKind.MOVE),
         *(aten.cat.default, aten.stack.default, aten.pad.default, aten.constant_pad_nd.default),
         *(torch.cat, F.pad, Tensor.expand, Tensor.__getitem__),
     }
@@ -49,11 +49,11 @@ class ThresholdTable:
 
     Shapes: ``places`` int64, that of the layer for one image.
 
-    Raises: SpecError: neurons that `running_step` does not describe.
+    Raises: SpecError: neurons that `totals_step` does not describe.
     """
 
     def __init__(self, item: Fire, program: Program) -> None:
-        running_step(torch.zeros(1), torch.zeros(1), item.spec)
+        totals_step(torch.zeros(1), torch.zeros(1), item.spec)
         self.low, self.high = (int(bound) for bound in item.spec.limits)
         terms, shape = item.input.terms, program.values[item.out].shape
         reach = [_reach(program.values[term.value]) for term in terms]
@@ -155,7 +155,7 @@ def taps(item: Accumulate, size: Sequence[int], out: Sequence[int]) -> Tensor:
     return windows(size, out, kernel, stride, padding, dilation)
 
 
-def pooled(item: Operate, size: Sequence[int], out: Sequence[int]) -> Tensor:
+def pool_windows(item: Operate, size: Sequence[int], out: Sequence[int]) -> Tensor:
     """`windows` of a pool; those that pass the rim (``ceil_mode``) meet nothing there."""
     names = ("kernel_size", "stride", "padding", "dilation")
     known = len(names) if item.target in MAXIMA else 3
@@ -173,7 +173,7 @@ def _each(numbers: Any, axes: int) -> list[int]:
     return given if len(given) == axes else given * axes
 
 
-def moved(item: Operate, sources: Mapping[int, Tensor], batch: int) -> list[Tensor]:
+def move_sources(item: Operate, sources: Mapping[int, Tensor], batch: int) -> list[Tensor]:
     """Where each entry of what a movement gives comes from: the operator, run once on places.
 
     Place 0 stands for the zeros of padding, those of the sources follow in order.
@@ -185,7 +185,7 @@ def moved(item: Operate, sources: Mapping[int, Tensor], batch: int) -> list[Tens
         count = value.numel()
         numbers = torch.arange(start, start + count, device=value.device, dtype=torch.float64)
         places[index], start = numbers.reshape(value.shape), start + count
-    args, kwargs = (filled(part, places, batch) for part in (item.args, item.kwargs))
+    args, kwargs = (fill_arguments(part, places, batch) for part in (item.args, item.kwargs))
     found = item.target(*args, **kwargs)
     return [piece.long() for piece in ([found] if isinstance(found, Tensor) else found)]
 
@@ -255,7 +255,7 @@ def _real_neurons(program: Program) -> list[Fault]:
             faults.append(Fault(item.name, name, "no bounds: convert from a quantized network"))
         else:
             try:
-                running_step(torch.zeros(1), torch.zeros(1), item.spec)
+                totals_step(torch.zeros(1), torch.zeros(1), item.spec)
             except SpecError as fact:
                 faults.append(Fault(item.name, name, str(fact)))
     return faults

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..neurons.totals import running_step
-from .arithmetic import accumulated
+from ..neurons.totals import totals_step
+from .arithmetic import weighted_sums
 from .program import Accumulate, Encode, Fire, Operate, Program, Slot, Sum
 from .terms import BATCH, in_exact_type, written_sum
 
@@ -24,7 +24,7 @@ Step = Callable[[Tensor, Totals], tuple[Tensor, Totals]]
 
 def accumulate(item: Accumulate, numbers: Tensor) -> Tensor:
     """A layer's products and sums in a floating type in which they are exact."""
-    return accumulated(in_exact_type(numbers, item.limit), item.weight, item.geometry)
+    return weighted_sums(in_exact_type(numbers, item.limit), item.weight, item.geometry)
 
 
 def step(
@@ -56,32 +56,32 @@ def fire(item: Fire, drive: Tensor, before: Tensor | None) -> Tensor:
     """The running total behind this step."""
     if item.offset is not None:
         drive = drive + item.offset
-    return running_step(drive, torch.zeros_like(drive) if before is None else before, item.spec)
+    return totals_step(drive, torch.zeros_like(drive) if before is None else before, item.spec)
 
 
 def real_sum(wanted: Sum, values: Mapping[int, Tensor]) -> Tensor:
     """A written sum of values."""
     numbers = [values[term.value] for term in wanted.terms]
-    factors = [filled(term.multiplier, values, 1) for term in wanted.terms]
-    return written_sum(numbers, factors, filled(wanted.bias, values, 1))
+    factors = [fill_arguments(term.multiplier, values, 1) for term in wanted.terms]
+    return written_sum(numbers, factors, fill_arguments(wanted.bias, values, 1))
 
 
 def operate(item: Operate, values: dict[int, Any], batch: int) -> None:
     """Any other operator, by its own function."""
-    args, kwargs = (filled(part, values, batch) for part in (item.args, item.kwargs))
+    args, kwargs = (fill_arguments(part, values, batch) for part in (item.args, item.kwargs))
     found = item.target(*args, **kwargs)
     pieces = [found] if isinstance(found, Tensor) else found
     values.update(zip(item.out, pieces, strict=True))
 
 
-def filled(part: Any, values: Mapping[int, Any], batch: int) -> Any:
+def fill_arguments(part: Any, values: Mapping[int, Any], batch: int) -> Any:
     """Arguments with values for slots and the number of images for `BATCH`."""
     if isinstance(part, Slot):
         return values[part.index]
     if type(part) is int:
         return part // BATCH * batch if part and part % BATCH == 0 else part
     if isinstance(part, Mapping):
-        return {name: filled(value, values, batch) for name, value in part.items()}
+        return {name: fill_arguments(value, values, batch) for name, value in part.items()}
     if isinstance(part, (list, tuple)):
-        return [filled(value, values, batch) for value in part]
+        return [fill_arguments(value, values, batch) for value in part]
     return part

@@ -17,12 +17,12 @@ from torch import Tensor, fx
 
 from ..errors import Fault, UnsupportedLayerError
 from ..graph.nodes import layer_of
-from ..graph.rules import DEFAULT_RULES, Kind
+from ..graph.rules import DEFAULT_RULES, OperatorKind
 from ..neurons.layer import MTNeuron
 from ..spiking.levels import unit, window_spec, worth
 from ..spiking.model import SpikingModel
 from ..spiking.presentation import Encoder
-from .arithmetic import IntegerArithmetic, accumulated, geometry_of
+from .arithmetic import IntegerArithmetic, geometry_of, weighted_sums
 from .program import (
     Accumulate,
     Encode,
@@ -42,7 +42,7 @@ INT32 = 2**31
 aten = torch.ops.aten
 _KEEPING = frozenset(  # results hold the numbers of their inputs, and perhaps zeros
     {
-        *(target for target, rule in DEFAULT_RULES.items() if rule.kind is Kind.MOVE),
+        *(target for target, rule in DEFAULT_RULES.items() if rule.kind is OperatorKind.MOVE),
         *(aten.cat.default, aten.stack.default, aten.pad.default, aten.constant_pad_nd.default),
         *(aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default),
         *(aten.amax.default, torch.cat, F.pad),
@@ -117,10 +117,12 @@ class StandIn(Tensor):
         first = next(_stand_ins([args, kwargs]))
         if func in _IDLE and found.dtype == first.dtype and found.shape == first.shape:
             return first
-        return _written(first.tracing, func, args, kwargs, found)
+        return _write_down(first.tracing, func, args, kwargs, found)
 
 
-def _written(tracing: Tracing, func: Any, args: Any, kwargs: Mapping[str, Any], found: Any) -> Any:
+def _write_down(
+    tracing: Tracing, func: Any, args: Any, kwargs: Mapping[str, Any], found: Any
+) -> Any:
     """One operator, written down; its results as new stand-ins."""
     sources = list(_stand_ins([args, kwargs]))
     bounds = [tracing.bounds(source) for source in sources]
@@ -146,32 +148,32 @@ def _stand_ins(values: Any) -> Iterator[StandIn]:
             yield from _stand_ins(value)
 
 
-def _batched(values: Any) -> bool:
+def _grows_with_images(values: Any) -> bool:
     """Whether lists and mappings hold a size that grows with the number of images."""
     if isinstance(values, Mapping):
         values = list(values.values())
     if isinstance(values, (list, tuple)):
-        return any(map(_batched, values))
+        return any(map(_grows_with_images, values))
     return type(values) is int and values > 0 and values % BATCH == 0
 
 
-def _mapped(values: Any, change: Any) -> Any:
+def _map_tensors(values: Any, change: Any) -> Any:
     """The same structure with ``change`` applied to every tensor."""
     if isinstance(values, Tensor):
         return change(values)
     if isinstance(values, Mapping):
-        return {name: _mapped(value, change) for name, value in values.items()}
+        return {name: _map_tensors(value, change) for name, value in values.items()}
     if isinstance(values, (list, tuple)) and not isinstance(values, torch.Size):
-        return type(values)(_mapped(value, change) for value in values)
+        return type(values)(_map_tensors(value, change) for value in values)
     return values
 
 
 def _slots(values: Any) -> Any:
-    return _mapped(values, lambda item: Slot(item.slot) if isinstance(item, StandIn) else item)
+    return _map_tensors(values, lambda item: Slot(item.slot) if isinstance(item, StandIn) else item)
 
 
 def _on_meta(values: Any) -> Any:
-    return _mapped(values, lambda item: item if isinstance(item, StandIn) else item.to("meta"))
+    return _map_tensors(values, lambda item: item if isinstance(item, StandIn) else item.to("meta"))
 
 
 class _Writer(IntegerArithmetic):
@@ -191,13 +193,13 @@ class _Writer(IntegerArithmetic):
         """As it is; constants with an entry for every image are written down too."""
         given = [args, kwargs]
         stand_ins = holds_terms(args) or next(_stand_ins(given), None) is not None
-        if layer is not None or stand_ins or not _batched(given):
+        if layer is not None or stand_ins or not _grows_with_images(given):
             return super().operate(node, layer, args, kwargs)
         placed = {name: "meta" if name == "device" else item for name, item in kwargs.items()}
         found = node.target(*_on_meta(args), **_on_meta(placed))  # type: ignore[operator]
         if not isinstance(found, Tensor):
             return node.target(*args, **kwargs)  # type: ignore[operator]
-        return _written(self.tracing, node.target, args, kwargs, found)
+        return _write_down(self.tracing, node.target, args, kwargs, found)
 
     def accumulate(self, name: str, layer: Any, part: Part, weight: Tensor, limit: float) -> Tensor:
         source = whole_numbers(part, limit)
@@ -209,7 +211,7 @@ class _Writer(IntegerArithmetic):
         self.tracing.narrow(source, part.limit)
         geometry = geometry_of(layer)
         with torch._C.DisableTorchFunctionSubclass():
-            shaped = accumulated(torch.empty_like(source), weight.to("meta"), geometry)
+            shaped = weighted_sums(torch.empty_like(source), weight.to("meta"), geometry)
         made = self.tracing.value(shaped, -limit, limit)
         numbers = (made.slot, name, source.slot, weight.to(torch.int8))
         self.tracing.instructions.append(Accumulate(*numbers, geometry, limit))

@@ -1,1 +1,23 @@
 """Multi-threshold neurons: ladders, one step, a layer, totals over steps."""
+
+from __future__ import annotations
+
+from .dynamics import mt_step
+from .ladder import Binary, Firing, Learned, PowerOfTwo, Uniform
+from .layer import MTNeuron
+from .spec import IF, LIF, PLIF, NeuronSpec, Reset
+
+__all__ = [
+    "IF",
+    "LIF",
+    "PLIF",
+    "Binary",
+    "Firing",
+    "Learned",
+    "MTNeuron",
+    "NeuronSpec",
+    "PowerOfTwo",
+    "Reset",
+    "Uniform",
+    "mt_step",
+]

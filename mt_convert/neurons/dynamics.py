@@ -111,7 +111,7 @@ def _step(
 ) -> tuple[Tensor, NeuronState]:
     """Charge, fire and reset, with ``count`` telling the emission of one direction."""
     step, (lo, hi) = _like(delta, current), spec.limits
-    h = _charged(state.v, current, spec.charge, decay)
+    h = _charge(state.v, current, spec.charge, decay)
     room = hi - state.total
     ways = [(h, room, 0.0)]
     if spec.signed:  # 2 v0 − h ≥ θ as −h ≥ θ − 2 v0, which rounds nothing away
@@ -127,11 +127,11 @@ def _step(
     elif spec.detach_reset:
         v = torch.where(emitted == 0, h, torch.zeros_like(h))
     else:
-        v = h * (1 - _cleared(h, emitted, spec, step))
+        v = h * (1 - _reset_mask(h, emitted, spec, step))
     return spikes, NeuronState(v, state.total + emitted.detach())
 
 
-def _cleared(h: Tensor, emitted: Tensor, spec: NeuronSpec, step: Tensor) -> Tensor:
+def _reset_mask(h: Tensor, emitted: Tensor, spec: NeuronSpec, step: Tensor) -> Tensor:
     """1 where anything fired, with the gradient of the lowest threshold's spike."""
     lowest, fired = spec.ladder.thresholds[0], (emitted != 0).to(h.dtype)
     found = spike(h / step - lowest, spec.surrogate)
@@ -140,7 +140,7 @@ def _cleared(h: Tensor, emitted: Tensor, spec: NeuronSpec, step: Tensor) -> Tens
     return fired + (found - found.detach())
 
 
-def _charged(v: Tensor, current: Tensor, charge: Charge, decay: Tensor | None) -> Tensor:
+def _charge(v: Tensor, current: Tensor, charge: Charge, decay: Tensor | None) -> Tensor:
     """The potential before firing."""
     if isinstance(charge, IF):
         return v + current

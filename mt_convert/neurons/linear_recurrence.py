@@ -42,7 +42,7 @@ def linrec(x: Tensor, decay: Tensor | float, *, start: Tensor | None = None) -> 
         >>> x.grad.tolist()
         [0.25, 0.5, 1.0]
     """
-    rate = _checked("linrec", x, decay)
+    rate = _check_decay("linrec", x, decay)
     if start is not None:
         _check_fits("linrec", "start", start, x)
         start = start.to(x.dtype).expand(x.shape[1:])
@@ -67,7 +67,7 @@ def leaky_mean(x: Tensor, decay: Tensor | float) -> Tensor:
         >>> leaky_mean(torch.tensor([3.0, 6.0]), 0.5).item()
         5.0
     """
-    rate = _checked("leaky_mean", x, decay)
+    rate = _check_decay("leaky_mean", x, decay)
     ages = torch.arange(len(x) - 1, -1, -1, dtype=x.dtype, device=x.device)
     weights = rate ** ages.reshape(-1, *[1] * (x.ndim - 1))
     return (weights * x).sum(0) / weights.sum(0)
@@ -105,7 +105,7 @@ class _LinearRecurrence(torch.autograd.Function):
         )
 
 
-def _checked(name: str, x: Tensor, decay: Tensor | float) -> Tensor:
+def _check_decay(name: str, x: Tensor, decay: Tensor | float) -> Tensor:
     """The decay as a tensor beside x; raise unless x has steps and the decay fits one of them."""
     if not x.is_floating_point():
         raise SpecError(f"{name}: x is of {x.dtype}; allowed is floating point: pass x.float()")

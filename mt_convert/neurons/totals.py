@@ -25,7 +25,7 @@ from .ladder import Binary, Firing, Ladder, Learned, PowerOfTwo
 from .spec import IF, LIF, NeuronSpec, Reset
 
 
-def running_step(
+def totals_step(
     y: Tensor, total: Tensor, spec: NeuronSpec, limits: tuple[Any, Any] | None = None
 ) -> Tensor:
     """The running total after one step, from the cumulative input: closed form.
@@ -45,7 +45,7 @@ def running_step(
         >>> from mt_convert.neurons.ladder import Uniform
         >>> spec = NeuronSpec(Uniform(3), signed=True, bounds=(0, 15))
         >>> y, total = torch.tensor([2.5, 9.0, -1.0]), torch.tensor([0.0, 8.0, 2.0])
-        >>> running_step(y, total, spec).tolist()
+        >>> totals_step(y, total, spec).tolist()
         [2.0, 9.0, 0.0]
     """
     _check_running(spec)
@@ -62,8 +62,8 @@ def running_step(
     return new - largest_emission((-distance).clamp(min=0), spec.ladder) if spec.signed else new
 
 
-def running_step_literal(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
-    """``running_step`` threshold by threshold: the reference.
+def totals_step_literal(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
+    """``totals_step`` threshold by threshold: the reference.
 
     Position k of the total is reached when y ≥ k − ½, moved one ulp up for odd k, which is
     round(y) ≥ k with half to even. Down, position k is reached when y is below that of k + 1. The
@@ -72,13 +72,13 @@ def running_step_literal(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
     Example:
         >>> from mt_convert.neurons.ladder import Binary
         >>> y = torch.tensor([2.5, 3.5, 99.0])
-        >>> running_step_literal(y, torch.zeros(3), NeuronSpec(Binary(3))).tolist()
+        >>> totals_step_literal(y, torch.zeros(3), NeuronSpec(Binary(3))).tolist()
         [2.0, 4.0, 7.0]
     """
     _check_running(spec)
     lo, hi = spec.limits
     if isinstance(spec.ladder, Learned):
-        return _learned_literal(y, total, spec)
+        return _step_learned_literal(y, total, spec)
     up = _emission(spec, lambda k: (y >= _position(total + k)) & (total + k <= hi), total)
     if not spec.signed:
         return total + up
@@ -90,7 +90,7 @@ def leak_of(spec: NeuronSpec) -> float | None:
     """The share of the potential that leaks in a step, h = v - leak v + I; None without.
 
     Told by totals, what leaked away since the start is ``lost`` += leak * v, and the neuron is that
-    of `running_step` with y - lost for its input: without a leak, the same to the last bit.
+    of `totals_step` with y - lost for its input: without a leak, the same to the last bit.
 
     Example:
         >>> from mt_convert.neurons.ladder import Uniform
@@ -106,7 +106,7 @@ def without_leak(spec: NeuronSpec) -> NeuronSpec:
     return spec if leak_of(spec) is None else replace(spec, charge=IF())
 
 
-def _learned_literal(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
+def _step_learned_literal(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
     """One threshold after the other, those above the total upwards and those below it downwards."""
     lo, hi = spec.limits
     change = torch.zeros_like(total)
@@ -152,7 +152,7 @@ def _check_running(spec: NeuronSpec) -> None:
     if isinstance(spec.charge, IF) and spec.reset is Reset.SOFT and described:
         return
     raise SpecError(
-        f"running_step: {spec}; allowed is IF charge and soft reset, with initial=0.5 and a "
+        f"totals_step: {spec}; allowed is IF charge and soft reset, with initial=0.5 and a "
         "Uniform, Binary or PowerOfTwo ladder, or with initial=0, parallel firing and a Learned "
         "ladder of weights 1; use mt_step for other neurons"
     )

@@ -32,9 +32,9 @@ from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
 from ..neurons.ladder import Learned
 from .learned_gaps import MOST_BITS, LearnedGaps
 from .noise import Noise, noisy
-from .signed_range import fitted_range
+from .signed_range import fit_range
 from .spec import ActNoise, Scale, Spacing, WeightCode
-from .weight_codes import CODED, coded_layer, weight_code
+from .weight_codes import CODED, encode_layer, weight_code
 
 FEW_BITS = 3
 SAMPLE = 2**14  # values of each batch that a signed quantizer's range is fitted to
@@ -132,7 +132,7 @@ class QuantAct(nn.Module):
     def _clipped(self, x: Tensor) -> Tensor:
         """The same without rounding."""
         if self.gaps is not None:
-            return self.gaps.unrounded(self._function(x), self._step())
+            return self.gaps.without_rounding(self._function(x), self._step())
         return self._within_levels(self._function(x))
 
     def _function(self, x: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class QuantAct(nn.Module):
         """Set step and levels to the least squared error on ``sample``, whose values lie between
         ``low`` and ``high``."""
         top, power = 2**self.bits - 1, self.kind is Scale.POWER_OF_TWO
-        step, self.below = fitted_range(sample, (low, high), top, power)
+        step, self.below = fit_range(sample, (low, high), top, power)
         proxy = self.quant.act_quant.fused_activation_quant_proxy
         value = proxy.tensor_quant.scaling_impl.value  # the range, or its logarithm
         value.data.fill_(math.log2(step) + self.bits if power else step * top)
@@ -233,7 +233,7 @@ def _weight_quantizer(bits: int, scale: Scale) -> type:
     return type("Quantizer", (base,), {"bit_width": bits})
 
 
-def quantized_weighted(layer: nn.Module, bits: int, scale: Scale) -> nn.Module:
+def quantize_weighted(layer: nn.Module, bits: int, scale: Scale) -> nn.Module:
     """The Brevitas layer of a convolution or linear, with the same weights."""
     config = plain_layer_to_json(layer)
     kind = getattr(qnn, "Quant" + config.pop("type"))
@@ -280,10 +280,10 @@ def quant_layer_from_json(config: Mapping[str, Any]) -> nn.Module:
     if "code" in config:
         kind, scale = WeightCode(config.pop("code")), Scale(config.pop("scale"))
         code = weight_code(kind, config.pop("codeword_bits"), scale)
-        return coded_layer(plain_layer_from_json(config), code)
+        return encode_layer(plain_layer_from_json(config), code)
     if "weight_bits" in config:
         bits, scale = config.pop("weight_bits"), Scale(config.pop("scale"))
-        return quantized_weighted(plain_layer_from_json(config), bits, scale)
+        return quantize_weighted(plain_layer_from_json(config), bits, scale)
     return plain_layer_from_json(config)
 
 
@@ -294,7 +294,7 @@ def quantized_weight(layer: nn.Module) -> tuple[Tensor, Tensor]:
         value as the layer's weight; step [out, 1, …].
     """
     if isinstance(layer, CODED):
-        levels, step = layer.code.coded(layer.weight.detach())
+        levels, step = layer.code.encode(layer.weight.detach())
         return levels * step, step
     with torch.no_grad():
         weight = layer.quant_weight()  # type: ignore[operator]

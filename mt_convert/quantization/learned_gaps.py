@@ -50,7 +50,7 @@ class LearnedGaps(nn.Module):
         out: Tensor = _Staircase.apply(y, self.gaps, self.thresholds)
         return out * step
 
-    def unrounded(self, x: Tensor, step: Tensor) -> Tensor:
+    def without_rounding(self, x: Tensor, step: Tensor) -> Tensor:
         """s Σ_k clamp(α_k (y − c_k), 0, 1): the same with nothing rounded."""
         y = (x / step).to(self.log_gaps.dtype)
         out: Tensor = _Staircase.apply(y, self.gaps, None)

@@ -62,13 +62,13 @@ def _none(
 def _stochastic(
     x: Tensor, step: Tensor, share: float, quantized: Transform, clipped: Transform
 ) -> Tensor:
-    return quantized(_moved(x, step))
+    return quantized(_shift(x, step))
 
 
 def _additive(
     x: Tensor, step: Tensor, share: float, quantized: Transform, clipped: Transform
 ) -> Tensor:
-    return clipped(_moved(x, step))
+    return clipped(_shift(x, step))
 
 
 def _drop(
@@ -77,7 +77,7 @@ def _drop(
     return torch.where(torch.rand_like(x) < share, clipped(x), quantized(x))
 
 
-def _moved(x: Tensor, step: Tensor) -> Tensor:
+def _shift(x: Tensor, step: Tensor) -> Tensor:
     """v + s ε; the step is part of it, so that v/s + ε has the step's gradient with ε constant."""
     return x + step * (torch.rand_like(x) - 0.5)
 

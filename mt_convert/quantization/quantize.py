@@ -27,13 +27,13 @@ from ..graph.nodes import (
     source_of,
     unused_name,
 )
-from ..graph.rules import DEFAULT_RULES, Kind, Rule, data_inputs, rule_of, unknown_operators
-from ..graph.signals import Carries, carried, carried_by, nonnegative, reaching_output
+from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule, data_inputs, rule_of, unknown_operators
+from ..graph.signals import Signal, nonnegative, reaching_output, signal_of, signals_of
 from ..graph.trace import trace
-from .brevitas_layers import QuantAct, calibrating, quantized_weight, quantized_weighted
+from .brevitas_layers import QuantAct, calibrating, quantize_weighted, quantized_weight
 from .noise import Noise
 from .spec import BatchNorm, QuantSpec, WeightCode
-from .weight_codes import CODED, coded_layer, takes_code, weight_code
+from .weight_codes import CODED, encode_layer, takes_code, weight_code
 
 CALIBRATION_BATCH = 128
 UNBOUNDED = (float("-inf"), float("inf"))
@@ -160,25 +160,25 @@ def _quant_act(
 
 def _quantize_inputs_(layers: fx.GraphModule, spec: QuantSpec, rules: Mapping[Any, Rule]) -> None:
     """A quantizer on the image, and on each current that a weighted layer or a product reads."""
-    rules = {**rules, QuantAct: Rule(Kind.NEURON)}
+    rules = {**rules, QuantAct: Rule(OperatorKind.NEURON)}
     nodes = list(layers.graph.nodes)
-    carries: dict[fx.Node, Carries] = {}
+    carries: dict[fx.Node, Signal] = {}
     if spec.input_bits is not None:
         placeholder = next(node for node in nodes if node.op == "placeholder")
         image = _quant_act(layers, spec.input_bits, UNBOUNDED, spec, "input_quant", True)
         name = unused_name(layers, "input_quant")
-        carries[_insert_(layers, placeholder, name, image)] = Carries.IMAGE
+        carries[_insert_(layers, placeholder, name, image)] = Signal.IMAGE
     for node in nodes:
         if node.op == "output":
             continue
-        carries[node] = carried_by(layers, node, carries, rules)
+        carries[node] = signal_of(layers, node, carries, rules)
         rule = rule_of(layers, node, rules)
-        if rule is None or rule.kind not in (Kind.WEIGHTED, Kind.PRODUCT):
+        if rule is None or rule.kind not in (OperatorKind.WEIGHTED, OperatorKind.PRODUCT):
             continue
         for source in data_inputs(node):
-            if carries[source] is Carries.CURRENT:
+            if carries[source] is Signal.CURRENT:
                 call = _quantize_current_(layers, source, node, spec, rules)
-                carries[call] = Carries.SPIKES
+                carries[call] = Signal.SPIKES
 
 
 def _quantize_current_(
@@ -218,14 +218,14 @@ def _quantize_weights_(layers: fx.GraphModule, spec: QuantSpec, rules: Mapping[A
 
     Those that get neither keep float weights.
     """
-    rules = {**rules, QuantAct: Rule(Kind.NEURON)}
-    carries, last = carried(layers, rules), reaching_output(layers, rules)
+    rules = {**rules, QuantAct: Rule(OperatorKind.NEURON)}
+    carries, last = signals_of(layers, rules), reaching_output(layers, rules)
     done: dict[str, tuple[nn.Module, int | None]] = {}
     for node, layer in list(layer_nodes(layers, WEIGHTED)):
         if is_constant(node):
             continue
         bits = None
-        if carries[source_of(node)] is Carries.IMAGE:
+        if carries[source_of(node)] is Signal.IMAGE:
             bits = spec.first_bits
         if spec.last_bits is not None and node in last:
             bits = spec.last_bits
@@ -238,9 +238,9 @@ def _quantize_weights_(layers: fx.GraphModule, spec: QuantSpec, rules: Mapping[A
         if own_bits is None and takes_code(layer, spec.weights):
             coded += 1
             code = weight_code(spec.weights, spec.codeword_bits, spec.scale)
-            layers.add_submodule(name, coded_layer(layer, code))
+            layers.add_submodule(name, encode_layer(layer, code))
         elif bits is not None:
-            layers.add_submodule(name, quantized_weighted(layer, bits, spec.scale))
+            layers.add_submodule(name, quantize_weighted(layer, bits, spec.scale))
     if spec.weights is not WeightCode.UNIFORM and not coded:
         hint = "no layer without bits of its own" + (
             " is a 3x3 convolution" if spec.weights is WeightCode.SUBBIT else ""

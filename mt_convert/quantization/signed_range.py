@@ -10,7 +10,7 @@ from torch import Tensor
 SHRUNK = 24  # fractions of the range that are tried
 
 
-def fitted_range(
+def fit_range(
     sample: Tensor, extent: tuple[float, float], top: int, power: bool
 ) -> tuple[float, int]:
     """The step, and how many of ``top`` levels besides 0 lie below it, of least squared error.
@@ -18,7 +18,7 @@ def fitted_range(
     ``extent`` holds the smallest and largest value; ``power`` asks for a step that is a power of 2.
 
     Example:
-        >>> fitted_range(torch.linspace(-1, 3, 9), (-1.0, 3.0), 4, power=True)
+        >>> fit_range(torch.linspace(-1, 3, 9), (-1.0, 3.0), 4, power=True)
         (1.0, 1)
     """
     low, high = min(extent[0], 0.0), max(extent[1], 0.0)

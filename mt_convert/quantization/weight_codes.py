@@ -39,7 +39,7 @@ class Ternary(nn.Module):
         FATNN (arXiv 2008.05101), which leaves the scale to batch norm.
 
     Example:
-        >>> levels, step = Ternary(Scale.LEARNED).coded(torch.tensor([[-2.0, 0.1, 2.0, -0.1]]))
+        >>> levels, step = Ternary(Scale.LEARNED).encode(torch.tensor([[-2.0, 0.1, 2.0, -0.1]]))
         >>> levels.tolist(), step.tolist()
         ([[-1.0, 0.0, 1.0, 0.0]], [[2.0]])
     """
@@ -55,7 +55,7 @@ class Ternary(nn.Module):
         """Slopes of 1: whatever is farther than half a standard deviation from the mean counts."""
         self.log_alpha.data.zero_()
 
-    def coded(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Levels, and the step of each output channel [out, 1, …]."""
         with torch.no_grad():
             levels = self._levels(weight)
@@ -66,7 +66,7 @@ class Ternary(nn.Module):
             return levels, _step(step, self.scale)
 
     def forward(self, weight: Tensor) -> Tensor:
-        return self._levels(weight) * self.coded(weight)[1]
+        return self._levels(weight) * self.encode(weight)[1]
 
     @property
     def alpha(self) -> Tensor:
@@ -102,7 +102,7 @@ class SubBit(nn.Module):
     Example:
         >>> code, weight = SubBit(9, Scale.LEARNED), torch.linspace(-1, 1.5, 18).reshape(1, 2, 3, 3)
         >>> code.start_(weight)
-        >>> levels, step = code.coded(weight)
+        >>> levels, step = code.encode(weight)
         >>> bool((levels == weight.sign()).all()), round(float(step), 4)
         (True, 0.6846)
     """
@@ -124,7 +124,7 @@ class SubBit(nn.Module):
         self.signs.copy_(_patterns(chosen.sort().values))
         self.codewords.data.copy_(START * self.signs)
 
-    def coded(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Levels −1 and 1, and the step of each output channel [out, 1, 1, 1]."""
         with torch.no_grad():
             levels = self.signs[self.nearest(weight)].to(weight.dtype).reshape(weight.shape)
@@ -136,7 +136,7 @@ class SubBit(nn.Module):
             self._remember_(weight)
             self.passes += 1
             learns = int(self.passes) % EVERY == 0
-        levels, step = self.coded(weight)
+        levels, step = self.encode(weight)
         value = levels * step + _gradient_of(weight.clamp(-1, 1))
         if learns:
             value = value + _gradient_of(self.codewords[self.nearest(weight)]).reshape(value.shape)
@@ -238,7 +238,7 @@ def takes_code(layer: nn.Module, kind: WeightCode) -> bool:
     return kind is WeightCode.TERNARY
 
 
-def coded_layer(layer: nn.Module, code: Code) -> nn.Module:
+def encode_layer(layer: nn.Module, code: Code) -> nn.Module:
     """The layer with the same weights, passed through a code that starts from them."""
     config = plain_layer_to_json(layer)
     made: Any = _KINDS[config.pop("type")](**config)

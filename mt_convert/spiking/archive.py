@@ -104,7 +104,7 @@ def load(folder: str | Path, *, rules: Mapping[Any, Rule] = DEFAULT_RULES) -> An
         CheckpointError: files missing, damaged, of different networks, or of another version.
     """
     content, tensors = read_network(folder)
-    with reported(folder):
+    with name_file_in_errors(folder):
         if content["kind"] == "spiking":
             hint = "a network trained from scratch: read it with direct.load"
             raise CheckpointError(f"{folder} holds {hint}")
@@ -134,7 +134,7 @@ def read_network(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
 
 
 @contextmanager
-def reported(folder: str | Path) -> Iterator[None]:
+def name_file_in_errors(folder: str | Path) -> Iterator[None]:
     """What a changed description raises, as one error that names its file."""
     try:
         yield

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from ..errors import SpecError
 from ..graph.nodes import check_images
 from ..neurons.layer import MTNeuron
-from ..neurons.totals import count_events, running_step
+from ..neurons.totals import count_events, totals_step
 from .levels import unit, window_spec, worth
 from .model import SpikingModel
 from .simulate import Run, simulate
@@ -45,7 +45,7 @@ class _Firing(nn.Module):
         y = x / self.unit
         if self.offset is not None:
             y = y + self.offset
-        total = running_step(y, self.total, self.spec, (self.low, self.high))
+        total = totals_step(y, self.total, self.spec, (self.low, self.high))
         events = count_events(total - self.total, self.spec.ladder)
         self.events.copy_(events.sum(-1).sum(dtype=torch.float64))
         self.total.copy_(total)

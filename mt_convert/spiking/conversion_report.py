@@ -9,8 +9,8 @@ from typing import Any
 from torch import fx
 
 from ..graph.nodes import NORMS, describe, is_constant, layer_of
-from ..graph.rules import CONSTANT_SIDE, Kind, Rule, data_inputs, rule_of
-from ..graph.signals import Carries, carried
+from ..graph.rules import CONSTANT_SIDE, OperatorKind, Rule, data_inputs, rule_of
+from ..graph.signals import Signal, signals_of
 from ..neurons.layer import MTNeuron
 from .presentation import Encoder
 
@@ -111,28 +111,28 @@ class ConversionReport:
 
 def _report(layers: fx.GraphModule, rules: Mapping[Any, Rule]) -> ConversionReport:
     """Read the report off the graph, so that a loaded network has it too."""
-    carries = carried(layers, rules)
+    carries = signals_of(layers, rules)
     neurons, weighted, analog = [], [], []
     for node in layers.graph.nodes:
         layer, rule = layer_of(layers, node), rule_of(layers, node, rules)
         name = str(node.target) if layer is not None else str(node.meta.get("path") or node.name)
         if isinstance(layer, MTNeuron):
             neurons.append(_neuron_row(name, layer))
-        elif rule is not None and rule.kind in (Kind.WEIGHTED, Kind.PRODUCT):
+        elif rule is not None and rule.kind in (OperatorKind.WEIGHTED, OperatorKind.PRODUCT):
             what = describe(layers, node)
             others = [carries[item] for item in data_inputs(node)]
-            others = [item for item in others if item is not Carries.SPIKES]
+            others = [item for item in others if item is not Signal.SPIKES]
             if is_constant(node):
-                others = [Carries.CONSTANT]
+                others = [Signal.CONSTANT]
             feeders = _feeders(layers, node, carries)
             weighted.append(WeightedRow(name, what, not others, feeders))
             if others:
                 analog.append(AnalogRow(name, what, _NOT_SPIKES[others[0]]))
             elif rule.reason == CONSTANT_SIDE:
                 analog.append(AnalogRow(name, what, "fed by spikes, but its constant is a float"))
-        elif rule is not None and rule.kind is Kind.DIFFERENCE:
+        elif rule is not None and rule.kind is OperatorKind.DIFFERENCE:
             analog.append(AnalogRow(name, describe(layers, node), rule.reason))
-        elif isinstance(layer, NORMS) and not _absorbed(layers, node, rules):
+        elif isinstance(layer, NORMS) and not _is_absorbed(layers, node, rules):
             analog.append(
                 AnalogRow(name, type(layer).__name__, "affine that no single neuron absorbs")
             )
@@ -140,9 +140,9 @@ def _report(layers: fx.GraphModule, rules: Mapping[Any, Rule]) -> ConversionRepo
 
 
 _NOT_SPIKES = {
-    Carries.IMAGE: "fed by the encoded image (direct coding), not by spikes",
-    Carries.CURRENT: "fed by a current that no neuron quantizes",
-    Carries.CONSTANT: "reads parameters alone, not the image",
+    Signal.IMAGE: "fed by the encoded image (direct coding), not by spikes",
+    Signal.CURRENT: "fed by a current that no neuron quantizes",
+    Signal.CONSTANT: "reads parameters alone, not the image",
 }
 
 
@@ -162,14 +162,14 @@ def _neuron_row(name: str, layer: MTNeuron) -> NeuronRow:
 
 
 def _feeders(
-    layers: fx.GraphModule, node: fx.Node, carries: Mapping[fx.Node, Carries]
+    layers: fx.GraphModule, node: fx.Node, carries: Mapping[fx.Node, Signal]
 ) -> tuple[str, ...]:
     """Names of the neurons (or encoder) whose output reaches ``node`` without another between."""
     found: list[str] = []
     stack: list[fx.Node] = node.all_input_nodes
     while stack:
         item = stack.pop()
-        if carries[item] is Carries.CONSTANT:  # sizes and parameters feed nothing
+        if carries[item] is Signal.CONSTANT:  # sizes and parameters feed nothing
             continue
         if isinstance(layer_of(layers, item), (MTNeuron, Encoder)) or item.op == "placeholder":
             if str(item.target) not in found:
@@ -179,16 +179,18 @@ def _feeders(
     return tuple(found)
 
 
-def _absorbed(layers: fx.GraphModule, node: fx.Node, rules: Mapping[Any, Rule]) -> bool:
+def _is_absorbed(layers: fx.GraphModule, node: fx.Node, rules: Mapping[Any, Rule]) -> bool:
     """Whether a batch norm's output goes, through sums and moves, only to neurons or the output."""
     for user in node.users:
         rule = rule_of(layers, user, rules)
-        if user.op == "output" or (rule is not None and rule.kind in (Kind.NEURON, Kind.SIZE)):
+        if user.op == "output" or (
+            rule is not None and rule.kind in (OperatorKind.NEURON, OperatorKind.SIZE)
+        ):
             continue
         if (
             rule is None
-            or rule.kind not in (Kind.LINEAR, Kind.MOVE)
-            or not _absorbed(layers, user, rules)
+            or rule.kind not in (OperatorKind.LINEAR, OperatorKind.MOVE)
+            or not _is_absorbed(layers, user, rules)
         ):
             return False
     return True

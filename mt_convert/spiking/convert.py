@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import Fault, SpecError, UnsupportedLayerError
 from ..graph.nodes import is_constant, layer_nodes, layer_of, set_image_shape
-from ..graph.rules import DEFAULT_RULES, Kind, Rule, unknown_operators
+from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule, unknown_operators
 from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
 from ..neurons.ladder import Firing, Ladder, Learned, Uniform
 from ..neurons.layer import MTNeuron
@@ -26,7 +26,7 @@ from ..quantization.brevitas_layers import QuantAct, quantized_weight
 from ..quantization.quantize import QuantizedModel
 from .model import SpikingModel
 from .presentation import Encoder, Presentation
-from .verify import made_up_images
+from .verify import random_images
 from .verify import verify as verify_conversion
 
 Choice = TypeVar("Choice", bound=StrEnum)
@@ -73,13 +73,13 @@ def convert(
     presentation = _choice(Presentation, "presentation", presentation)
     firing = None if firing is None else _choice(Firing, "firing", firing)
     _refuse(qann, ladder, presentation, rules)
-    layers = _converted_graph(qann, ladder, firing, signed)
+    layers = _convert_graph(qann, ladder, firing, signed)
     snn = SpikingModel(layers, presentation, whole_window, rules)
     if verify is not False:
-        probe = made_up_images(qann.image_shape) if verify is True else verify
+        probe = random_images(qann.image_shape) if verify is True else verify
 
         def build(ladder: Ladders, firing: Firing | None, signed: bool) -> SpikingModel:
-            layers = _converted_graph(qann, ladder, firing, signed)
+            layers = _convert_graph(qann, ladder, firing, signed)
             return SpikingModel(layers, Presentation.ONCE, False, rules)
 
         verdict = verify_conversion(qann, build, probe.to(_device(qann)))
@@ -87,7 +87,7 @@ def convert(
     return snn
 
 
-def _converted_graph(
+def _convert_graph(
     qann: QuantizedModel, ladder: Ladders, firing: Firing | None, signed: bool
 ) -> fx.GraphModule:
     """The graph of the spiking network."""
@@ -96,12 +96,12 @@ def _converted_graph(
         {
             **{name: value.detach().clone() for name, value in _loose_tensors(qann.layers)},
             **{
-                name: _converted(layer, _ladder_of(name, ladder), firing, signed)
+                name: _convert_layer(layer, _ladder_of(name, ladder), firing, signed)
                 for name, layer in qann.layers.named_modules()
                 if name in called
             },
         },
-        _copied_graph(qann.layers),
+        _copy_graph(qann.layers),
     )
     set_image_shape(layers, qann.image_shape)
     return layers.eval()
@@ -131,7 +131,7 @@ def _refuse(
     rules: Mapping[Any, Rule],
 ) -> None:
     """Collect everything that stands in the way of a conversion and raise once."""
-    rules = {**rules, QuantAct: Rule(Kind.NEURON)}
+    rules = {**rules, QuantAct: Rule(OperatorKind.NEURON)}
     faults = unknown_operators(qann.layers, rules)
     for node, layer in layer_nodes(qann.layers, (nn.ReLU, nn.Hardtanh)):
         if is_constant(node):  # of sizes or parameters: nothing spikes there
@@ -175,7 +175,7 @@ def _loose_tensors(layers: fx.GraphModule) -> Iterator[tuple[str, Tensor]]:
             yield str(node.target), getattr(layers.get_submodule(owner), leaf)
 
 
-def _copied_graph(layers: fx.GraphModule) -> fx.Graph:
+def _copy_graph(layers: fx.GraphModule) -> fx.Graph:
     """The graph without dropouts."""
     graph = fx.Graph()
     new: dict[fx.Node, fx.Node] = {}
@@ -187,7 +187,7 @@ def _copied_graph(layers: fx.GraphModule) -> fx.Graph:
     return graph
 
 
-def _converted(
+def _convert_layer(
     layer: nn.Module, ladder: Ladder | None, firing: Firing | None, signed: bool
 ) -> nn.Module:
     """The spiking network's layer for one of the quantized network's."""

@@ -19,7 +19,7 @@ Activation = Callable[[str, MTNeuron, Tensor], Tensor]
 Call = Callable[[Tensor], Tensor]
 
 
-def walk(
+def forward_with(
     snn: SpikingModel, images: Tensor, neuron: Activation, calls: Mapping[str, Call] | None = None
 ) -> Tensor:
     """The logits of one pass, each layer of neurons replaced by ``neuron(name, layer, input)``.
@@ -36,11 +36,12 @@ def walk(
         >>> from torch import nn
         >>> from .convert import convert
         >>> from ..quantization.quantize import QuantSpec, quantize
-        >>> from .levels import quantized
+        >>> from .levels import quantized_activation
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.randn(8, 1, 4, 4)
         >>> qann = quantize(net, QuantSpec(), calibration=images)
-        >>> logits = walk(convert(qann), images, lambda name, layer, x: quantized(layer, x))
+        >>> def as_quantized(name, layer, x): return quantized_activation(layer, x)
+        >>> logits = forward_with(convert(qann), images, as_quantized)
         >>> torch.equal(logits, qann(images))
         True
     """

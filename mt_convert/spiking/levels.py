@@ -16,7 +16,7 @@ from torch import Tensor
 from ..neurons.ladder import Learned
 from ..neurons.layer import MTNeuron
 from ..neurons.spec import NeuronSpec
-from ..neurons.totals import running_step
+from ..neurons.totals import totals_step
 from .presentation import Presentation
 
 
@@ -73,7 +73,7 @@ def window_spec(spec: NeuronSpec, presentation: Presentation, t: int) -> NeuronS
     return replace(spec, bounds=(low, high))
 
 
-def quantized(neuron: MTNeuron, x: Tensor) -> Tensor:
+def quantized_activation(neuron: MTNeuron, x: Tensor) -> Tensor:
     """The quantized activation the neuron stands for, bit for bit: s clamp(round(x/s), lo, hi);
     with learned gaps s times the number of thresholds reached.
 
@@ -82,12 +82,12 @@ def quantized(neuron: MTNeuron, x: Tensor) -> Tensor:
     Example:
         >>> from ..neurons.ladder import Uniform
         >>> neuron = MTNeuron(NeuronSpec(Uniform(3), bounds=(0, 3)), torch.tensor(0.5))
-        >>> quantized(neuron, torch.tensor([-1.0, 0.75, 9.0])).tolist()
+        >>> quantized_activation(neuron, torch.tensor([-1.0, 0.75, 9.0])).tolist()
         [0.0, 1.0, 1.5]
     """
     if isinstance(neuron.spec.ladder, Learned):
         y = x / neuron.delta
-        return running_step(y, torch.zeros_like(y), neuron.spec) * neuron.delta
+        return totals_step(y, torch.zeros_like(y), neuron.spec) * neuron.delta
     low, high = neuron.spec.limits
     return torch.round(x / neuron.delta).clamp(low, high) * neuron.delta
 
@@ -125,5 +125,5 @@ def even_response(
         y = x / unit(neuron, presentation, t)
         if neuron.offset is not None:
             y = y + neuron.offset
-        total = running_step(y, total, window_spec(neuron.spec, presentation, t))
+        total = totals_step(y, total, window_spec(neuron.spec, presentation, t))
     return total * worth(neuron, presentation, time_steps - 1)

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import Fault, SpecError
 from ..graph.nodes import layer_nodes, set_image_shape
-from ..graph.rules import DEFAULT_RULES, Kind, Rule
+from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule
 from ..neurons.layer import MTNeuron
 from .conversion_report import _report
 from .presentation import Encoder, Presentation
@@ -68,7 +68,7 @@ class SpikingModel(nn.Module):
 
 
 _SPIKING_LAYERS: dict[Any, Rule] = {
-    MTNeuron: Rule(Kind.NEURON),
-    Encoder: Rule(Kind.MOVE, "the image, quantized"),
+    MTNeuron: Rule(OperatorKind.NEURON),
+    Encoder: Rule(OperatorKind.MOVE, "the image, quantized"),
 }
 SPIKING_RULES: Mapping[Any, Rule] = {**DEFAULT_RULES, **_SPIKING_LAYERS}

@@ -20,7 +20,7 @@ class ShapeRun(fx.Interpreter):
         >>> from torch import nn
         >>> from ..graph.trace import trace
         >>> run = ShapeRun(trace(nn.Sequential(nn.Conv2d(1, 4, 3)), torch.zeros(2, 1, 4, 4)))
-        >>> run.shaped(batch=5)
+        >>> run.infer(batch=5)
         >>> [tuple(shape) for shape in run.shapes.values()]
         [(5, 1, 4, 4), (5, 4, 2, 2)]
     """
@@ -30,7 +30,7 @@ class ShapeRun(fx.Interpreter):
         self.layers = layers
         self.shapes: dict[fx.Node, torch.Size] = {}
 
-    def shaped(self, batch: int) -> None:
+    def infer(self, batch: int) -> None:
         """Run on ``batch`` images; fills in ``shapes``, of every value that is a tensor."""
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             self.run(torch.empty(batch, *self.layers.image_shape))  # type: ignore[misc]
@@ -39,12 +39,12 @@ class ShapeRun(fx.Interpreter):
         if isinstance(layer_of(self.layers, node), MTNeuron):
             value = self.fetch_args_kwargs_from_env(node)[0][0]
         else:
-            value = self.computed(node)
+            value = self.compute(node)
         if isinstance(value, Tensor) and node.op != "output":
             self.shapes[node] = value.shape
         return value
 
-    def computed(self, node: fx.Node) -> Any:
+    def compute(self, node: fx.Node) -> Any:
         """The value of a node that is no neuron."""
         return super().run_node(node)
 
@@ -90,6 +90,6 @@ def _at_two_sizes(layers: fx.GraphModule) -> Iterator[tuple[fx.Node, torch.Size,
     """Each value's shape for batches of two sizes."""
     runs = [ShapeRun(layers), ShapeRun(layers)]
     for run, batch in zip(runs, BATCHES, strict=True):
-        run.shaped(batch)
+        run.infer(batch)
     for node, few in runs[0].shapes.items():
         yield node, few, runs[1].shapes[node]

@@ -22,7 +22,7 @@ from ..errors import Fault, SpecError
 from ..graph.nodes import attribute, check_images, layer_of
 from ..graph.signals import reaching_output
 from ..neurons.layer import MTNeuron
-from ..neurons.totals import count_events, leak_of, running_step, running_step_literal, without_leak
+from ..neurons.totals import count_events, leak_of, totals_step, totals_step_literal, without_leak
 from .levels import unit, window_spec, worth
 from .model import SpikingModel
 from .presentation import Encoder, Presentation
@@ -184,7 +184,7 @@ class _Loop:
     ) -> None:
         self.snn, self.time_steps, self.arithmetic = snn, time_steps, arithmetic
         self.every_step = snn.presentation is Presentation.EVERY_STEP
-        self.advance = running_step_literal if literal else running_step
+        self.advance = totals_step_literal if literal else totals_step
         self.totals: dict[str, Tensor] = {}
         self.counts: dict[str, list[Tensor]] = {}
         self.potentials: dict[str, Tensor] = {}
@@ -326,7 +326,7 @@ class _Loop:
         leak = leak_of(spec)
         if leak is not None:
             spec = without_leak(spec)
-            drive = self._leaked(name, neuron, drive, leak)
+            drive = self._after_leak(name, neuron, drive, leak)
         total = self.advance(drive, torch.zeros_like(drive) if before is None else before, spec)
         if leak is not None:
             self.moved = True  # a potential that leaks is not at rest
@@ -334,7 +334,7 @@ class _Loop:
         self._record(t, name, neuron, total)
         return total
 
-    def _leaked(self, name: str, neuron: MTNeuron, drive: Tensor, leak: float) -> Tensor:
+    def _after_leak(self, name: str, neuron: MTNeuron, drive: Tensor, leak: float) -> Tensor:
         """The input so far, less all that leaked away."""
         if name not in self.potentials:
             v = torch.zeros_like(drive) + neuron.spec.initial

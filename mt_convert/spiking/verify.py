@@ -17,7 +17,7 @@ from torch import Tensor
 from ..graph.nodes import layer_nodes
 from ..neurons.ladder import Firing, Ladder, Uniform
 from ..neurons.layer import MTNeuron
-from ..neurons.totals import running_step, running_step_literal
+from ..neurons.totals import totals_step, totals_step_literal
 from ..quantization.brevitas_layers import QuantAct
 from ..quantization.quantize import QuantizedModel, levels_of
 from .conversion_report import Verdict
@@ -37,11 +37,11 @@ class Build(Protocol):
     ) -> SpikingModel: ...
 
 
-def made_up_images(image_shape: tuple[int, ...]) -> Tensor:
+def random_images(image_shape: tuple[int, ...]) -> Tensor:
     """A seeded probe batch: normal numbers, as normalised images are.
 
     Example:
-        >>> made_up_images((3, 8, 8)).shape
+        >>> random_images((3, 8, 8)).shape
         torch.Size([4, 3, 8, 8])
     """
     return torch.randn(PROBE_IMAGES, *image_shape, generator=torch.Generator().manual_seed(0))
@@ -124,7 +124,7 @@ def _adversarial(qann: QuantizedModel, snn: SpikingModel) -> tuple[int, set[str]
         wanted = torch.round(quantizers[name](inputs) / step)
         rest = torch.zeros_like(inputs)
         tried += len(inputs)
-        for advance in (running_step, running_step_literal):
+        for advance in (totals_step, totals_step_literal):
             if _differ(advance(inputs / step, rest, neuron.spec), wanted):
                 wrong.add(f"{name} (within {ULPS} ulp of a threshold)")
     return tried, wrong

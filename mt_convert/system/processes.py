@@ -21,7 +21,7 @@ class Processes:
 
     Example:
         >>> alone = Processes()
-        >>> alone.share, alone.first, alone.summed(torch.ones(2)).tolist(), alone.all_of([3])
+        >>> alone.share, alone.first, alone.sum(torch.ones(2)).tolist(), alone.all_of([3])
         ((0, 1), True, [1.0, 1.0], [[3]])
     """
 
@@ -38,7 +38,7 @@ class Processes:
         if self._state is not None:
             self._state.wait_for_everyone()
 
-    def summed(self, counts: Tensor) -> Tensor:
+    def sum(self, counts: Tensor) -> Tensor:
         """The sum over all processes, in each of them; exact where counts are whole numbers."""
         if self._state is None:
             return counts

@@ -6,17 +6,24 @@ its `History`.
 
 from __future__ import annotations
 
-from .accuracy import accuracy
+from .finetune.finetune import FinetuneSpec
+from .finetune.neuron import TrainableParts
+from .from_scratch.network import ScratchNetwork, build_from_scratch
+from .gradients import BPTT, DSR, OTTT, Tandem
 from .loop import fit
-from .loss import TrainLoss, distillation_loss
 from .spec import EpochRow, History, TrainSpec
 
 __all__ = [
+    "BPTT",
+    "DSR",
+    "OTTT",
     "EpochRow",
+    "FinetuneSpec",
     "History",
-    "TrainLoss",
+    "ScratchNetwork",
+    "Tandem",
     "TrainSpec",
-    "accuracy",
-    "distillation_loss",
+    "TrainableParts",
+    "build_from_scratch",
     "fit",
 ]

@@ -35,7 +35,7 @@ from ..neurons.surrogate import (
     Triangular,
 )
 from .algorithm import Derivative, Lesson
-from .from_scratch.network import SpikingNetwork
+from .from_scratch.network import ScratchNetwork
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class OTTT:
                 lesson.update()
             read_outs, after = lesson.network(lesson.images, (t,), states)
             _without_leak("OTTT", after)
-            states = {name: state.detached() for name, state in after.items()}
+            states = {name: state.detach() for name, state in after.items()}
             loss = lesson.loss(read_outs[0]) / lesson.time_steps
             lesson.backward(loss)
             losses.append(loss.detach())
@@ -170,7 +170,7 @@ def _by_totals(name: str, lesson: Lesson, derivative: Derivative) -> Tensor:
 def _from_scratch(network: Any) -> bool:
     """Whether it runs on spikes rather than totals, in whatever training has wrapped it."""
     return isinstance(network, nn.Module) and any(
-        isinstance(layer, SpikingNetwork) for layer in network.modules()
+        isinstance(layer, ScratchNetwork) for layer in network.modules()
     )
 
 

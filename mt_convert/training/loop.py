@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from ..data import Splits, borrowed_random
+from ..data import Splits, borrow_random
 from ..errors import DataError, Fault, SpecError
 from ..system.keys import key
 from ..system.storage import load_tensors
@@ -61,7 +61,7 @@ def fit(
     folder = Path(folder)
     _check(splits, spec, keep_start)
     algorithm = Backpropagation() if algorithm is None else algorithm
-    with _accelerator(spec) as accelerator, borrowed_random(spec.seed):
+    with _accelerator(spec) as accelerator, borrow_random(spec.seed):
         identity = _identity(splits, spec, classes, accelerator, teacher)
         identity |= (
             {} if algorithm == Backpropagation() else {"algorithm": key("algorithm/1", algorithm)}
@@ -79,7 +79,7 @@ def fit(
         if saved is not None:
             check_identity(saved.numbers["identity"], identity, folder)
         accelerator.wait_for_everyone()
-        with _placed(accelerator.device, model, teacher):
+        with _on_device(accelerator.device, model, teacher):
             session = Session(
                 model, splits, spec, accelerator, (classes, teacher), algorithm, keep_start
             )
@@ -138,7 +138,7 @@ def _accelerator(spec: TrainSpec) -> Iterator[Accelerator]:
 
 
 @contextmanager
-def _placed(device: torch.device, model: nn.Module, teacher: nn.Module | None) -> Iterator[None]:
+def _on_device(device: torch.device, model: nn.Module, teacher: nn.Module | None) -> Iterator[None]:
     """Model and teacher on the training device; afterwards back where they were, to evaluate."""
     modules = [module for module in (model, teacher) if module is not None]
     homes = [next((p.device for p in module.parameters()), device) for module in modules]

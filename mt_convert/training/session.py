@@ -15,7 +15,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ..data import Splits, derive, loader
-from ..data.loading import opened
+from ..data.loading import unwrap_batch
 from ..data.randomness import seed_all
 from ..errors import Fault, MTConvertError
 from ..system.progress import progress
@@ -79,7 +79,7 @@ class Session:
     def run(self) -> History:
         """Train to the end and leave the model with its best weights."""
         if self.keep_start and self.start_accuracy is None:
-            self.start_accuracy = self._validated(self.model)
+            self.start_accuracy = self._validate(self.model)
             self.best.keep(self.model.state_dict())
         while self.epoch < self.spec.epochs and not self._out_of_patience():
             started = time.monotonic()
@@ -108,8 +108,8 @@ class Session:
         if self.reading is not None:
             reader.load_state_dict(self.reading)
         remaining = self.steps - self.step
-        for item in self._shown(iter(reader), label, remaining):
-            images, labels = opened(item)
+        for item in self._with_progress(iter(reader), label, remaining):
+            images, labels = unwrap_batch(item)
             total += self._update(images, labels)
             self.step += 1
             due = self.step % self.spec.save_every == 0 and self.step < self.steps
@@ -170,7 +170,7 @@ class Session:
         judged = self.model if self.ema is None else self.ema.module
         if self.share[1] > 1:
             broadcast([buffer for buffer in judged.buffers() if buffer.numel()])
-        percent = self._validated(judged)
+        percent = self._validate(judged)
         best = self._history().best_accuracy
         seconds = self.seconds + time.monotonic() - started
         mean = sum(self._loss_sums()) / (self.steps * self.share[1])
@@ -183,7 +183,7 @@ class Session:
         if self.accelerator.is_main_process:
             write_log(self.folder, self._history())
 
-    def _validated(self, model: nn.Module) -> float | None:
+    def _validate(self, model: nn.Module) -> float | None:
         """Accuracy on the validation images, if there are any."""
         if not len(self.splits.validation):
             return None
@@ -253,7 +253,7 @@ class Session:
         patience = self.spec.patience
         return patience is not None and self.epoch - self.best_epoch >= patience
 
-    def _shown(self, items: Iterator[Any], label: str, total: int) -> Iterator[Any]:
+    def _with_progress(self, items: Iterator[Any], label: str, total: int) -> Iterator[Any]:
         """The items, with progress where this is the process that shows it."""
         return progress(items, label, total) if self.accelerator.is_main_process else items
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..neurons.dynamics import NeuronState, mt_step, window
 from ..neurons.spec import NeuronSpec
 from ..neurons.surrogate import SpikeTime, StraightThrough, spike
-from ..neurons.totals import running_step
+from ..neurons.totals import totals_step
 
 
 def fire(y: Tensor, total: Tensor, spec: NeuronSpec, scale: Tensor | float = 1.0) -> Tensor:
@@ -117,7 +117,7 @@ class _InPlaceOf(torch.autograd.Function):
 
 
 class _Fire(torch.autograd.Function):
-    """`running_step` forward, the surrogate backward."""
+    """`totals_step` forward, the surrogate backward."""
 
     @staticmethod
     def forward(
@@ -127,7 +127,7 @@ class _Fire(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             factor = slope(y, total, spec)
             ctx.save_for_backward(factor if isinstance(scale, float) else factor * scale)
-        return running_step(y, total, spec)
+        return totals_step(y, total, spec)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None]:

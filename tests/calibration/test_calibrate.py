@@ -30,7 +30,7 @@ from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec, Spacing
 from mt_convert.spiking.archive import load, save
 from mt_convert.spiking.convert import convert
-from mt_convert.spiking.interpreter import walk
+from mt_convert.spiking.interpreter import forward_with
 from mt_convert.spiking.levels import even_response
 from mt_convert.spiking.levels import quantized as activation
 from mt_convert.spiking.model import SpikingModel
@@ -68,7 +68,7 @@ def losses(reference: SpikingModel, snn: SpikingModel, batch: Tensor) -> dict[st
         return wanted
 
     with torch.no_grad():
-        walk(reference, batch, measure)
+        forward_with(reference, batch, measure)
     return found
 
 
@@ -210,7 +210,9 @@ def test_layers_with_learned_gaps_are_left_alone() -> None:
     snn = convert(quantize(dense(), spec, calibration=images(8)))
     for step in STEPS:
         found = calibrate(snn, images(8), [step], time_steps=2, keep_better=False)
-        assert [(row.loss, row.kept) for row in found.report.rows] == [("learned gaps", False)] * 2
+        assert [(row.loss, row.kept_share) for row in found.report.rows] == [
+            ("learned gaps", False)
+        ] * 2
         batch = images(4)
         expected = simulate(snn, batch, time_steps=2).logits
         assert torch.equal(simulate(found.snn, batch, time_steps=2).logits, expected)

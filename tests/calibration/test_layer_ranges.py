@@ -38,7 +38,7 @@ from mt_convert.neurons.spec import NeuronSpec
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.convert import convert
-from mt_convert.spiking.interpreter import walk
+from mt_convert.spiking.interpreter import forward_with
 from mt_convert.spiking.levels import analog, even_response, levels
 from mt_convert.spiking.levels import quantized as activation
 from mt_convert.spiking.model import SpikingModel
@@ -82,7 +82,7 @@ def inputs_of(snn: SpikingModel, batch: Tensor) -> dict[str, Tensor]:
         return activation(layer, x)
 
     with torch.no_grad():
-        walk(snn, batch, keep)
+        forward_with(snn, batch, keep)
     return found
 
 
@@ -152,7 +152,7 @@ def test_a_percentile_of_0_leaves_the_layer_alone() -> None:
         snn.neurons(), found.snn.neurons(), found.report.rows, strict=True
     ):
         assert torch.equal(old.delta, new.delta)
-        assert (row.loss, row.kept) == ("theta would be 0", False)
+        assert (row.loss, row.kept_share) == ("theta would be 0", False)
 
 
 @pytest.mark.parametrize("presentation", PRESENTATIONS)

@@ -23,13 +23,13 @@ from mt_convert.graph.nodes import WEIGHTED
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.neurons.layer import MTNeuron
 from mt_convert.neurons.spec import NeuronSpec
-from mt_convert.neurons.totals import running_step
+from mt_convert.neurons.totals import totals_step
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec, Spacing
 from mt_convert.spiking.archive import load, save
 from mt_convert.spiking.convert import convert
-from mt_convert.spiking.interpreter import walk
-from mt_convert.spiking.levels import quantized, worth
+from mt_convert.spiking.interpreter import forward_with
+from mt_convert.spiking.levels import quantized_activation, worth
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
 
@@ -71,10 +71,10 @@ def loss_of(snn: SpikingModel, reference: SpikingModel, batch: Tensor) -> float:
     wanted: dict[str, Tensor] = {}
 
     def note(name: str, layer: MTNeuron, x: Tensor) -> Tensor:
-        return wanted.setdefault(name, quantized(layer, x))
+        return wanted.setdefault(name, quantized_activation(layer, x))
 
     with torch.no_grad():
-        walk(reference, batch, note)
+        forward_with(reference, batch, note)
     totals = simulate(snn, batch, time_steps=T).totals
     losses = [
         float(
@@ -104,7 +104,7 @@ def test_the_value_of_a_soft_step_is_the_running_rules(
     spec = NeuronSpec(ladder, signed=signed, bounds=(0, 15))
     y = (torch.tensor(eighths) / 8).requires_grad_()
     total = (torch.arange(len(eighths)) * 3 % 16).float()
-    assert torch.equal(soft_step(y, total, spec), running_step(y.detach(), total, spec))
+    assert torch.equal(soft_step(y, total, spec), totals_step(y.detach(), total, spec))
 
 
 def test_the_gradient_goes_to_what_decided_the_total() -> None:

@@ -23,8 +23,8 @@ from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec, Spacing
 from mt_convert.spiking.archive import load, save
 from mt_convert.spiking.convert import convert
-from mt_convert.spiking.interpreter import walk
-from mt_convert.spiking.levels import quantized, worth
+from mt_convert.spiking.interpreter import forward_with
+from mt_convert.spiking.levels import quantized_activation, worth
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
 
@@ -83,11 +83,11 @@ def gaps(snn: SpikingModel, reference: SpikingModel, batch: Tensor) -> Iterator[
     wanted: dict[str, Tensor] = {}
 
     def note(name: str, layer: MTNeuron, x: Tensor) -> Tensor:
-        wanted[name] = quantized(layer, x)
+        wanted[name] = quantized_activation(layer, x)
         return wanted[name]
 
     with torch.no_grad():
-        walk(reference, batch, note)
+        forward_with(reference, batch, note)
     totals = simulate(snn, batch, time_steps=T).totals
     for name, neuron in snn.neurons():
         axes = [0, *range(2, wanted[name].dim())]
@@ -116,10 +116,12 @@ def test_layers_in_lockstep_emit_what_a_simulation_emits(
             totals = simulate(snn, batch, time_steps=T).totals
             assert torch.equal(emitted[k], totals[str(node.target)] * last)
             found: dict[str, Tensor] = {}
-            walk(
+            forward_with(
                 snn,
                 batch,
-                lambda at, layer, x, found=found: found.setdefault(at, quantized(layer, x)),
+                lambda at, layer, x, found=found: found.setdefault(
+                    at, quantized_activation(layer, x)
+                ),
             )
             assert torch.equal(targets[k], found[str(node.target)])
 

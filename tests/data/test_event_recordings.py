@@ -31,7 +31,7 @@ from mt_convert.data.event_recordings import to_frames
 from mt_convert.data.event_sets import EVENT_FILES
 from mt_convert.data.event_spec import EventSpec
 from mt_convert.data.events import open_events
-from mt_convert.data.images import crop_flip
+from mt_convert.data.image_set import crop_flip
 from mt_convert.errors import DataError, SpecError
 from mt_convert.training import accuracy
 from mt_convert.training.loop import fit

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import mt_convert.data.events
 from mt_convert.data import DataSpec, Draw, EventSpec, ImageSet, batches, images, open_events
-from mt_convert.data.images import crop_flip
+from mt_convert.data.image_set import crop_flip
 from mt_convert.data.synthetic_events import moving_blob
 from mt_convert.errors import DataError, SpecError
 from mt_convert.experiments.recipes import faults

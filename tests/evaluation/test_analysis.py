@@ -17,7 +17,7 @@ from mt_convert.errors import CheckpointError
 from mt_convert.evaluation.analysis import Analysis, analyses
 from mt_convert.evaluation.energy.measure import energy
 from mt_convert.evaluation.errors.layer_errors import layer_errors
-from mt_convert.evaluation.evaluate import prepared
+from mt_convert.evaluation.evaluate import convert_for
 from mt_convert.evaluation.settings import METHODS, PeerSetting, Setting
 from mt_convert.evaluation.subject import Subject
 from mt_convert.neurons.ladder import Uniform
@@ -57,7 +57,7 @@ def test_settings_that_differ_in_n_alone_are_one_analysis(subject: Subject, tmp_
 
 def test_an_analysis_holds_what_its_parts_measure(subject: Subject, tmp_path: Path) -> None:
     (found,) = analyses(subject, PLAIN, 10, tmp_path)
-    snn = {item.ladder.n: prepared(subject.qann, item, None)[0] for item in PLAIN}
+    snn = {item.ladder.n: convert_for(subject.qann, item, None)[0] for item in PLAIN}
     shown, labels = next(iter(batches(subject.test, 10)))
     table = layer_errors(snn, [(shown, labels)], time_steps=(1, 3), ann=subject.ann)
     assert found.errors == table

@@ -1,4 +1,4 @@
-"""Cells are kept, belong to one network and one set of images, and add up over processes."""
+"""Finished rows belong to one network and one set of images, and add up over processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mt_convert.data import DataSpec, batches, tensor_set
 from mt_convert.errors import CheckpointError, SpecError
 from mt_convert.evaluation import row_cache as cells_module
 from mt_convert.evaluation.evaluate import evaluate
-from mt_convert.evaluation.row_cache import Cells
+from mt_convert.evaluation.row_cache import RowCache
 from mt_convert.evaluation.settings import METHODS, PeerSetting, Setting
 from mt_convert.evaluation.subject import Subject
 from mt_convert.neurons.ladder import Uniform
@@ -58,7 +58,7 @@ def subject() -> Subject:
 def test_cells_hold_the_rows_of_one_pass_over_all_settings(
     subject: Subject, tmp_path: Path
 ) -> None:
-    rows = Cells(tmp_path, batch_size=8).rows(subject, SETTINGS, "rows")
+    rows = RowCache(tmp_path, batch_size=8).rows(subject, SETTINGS, "rows")
     assert subject.ann is not None
     wanted = evaluate(
         subject.ann,
@@ -77,8 +77,8 @@ def test_cells_hold_the_rows_of_one_pass_over_all_settings(
 def test_a_sweep_that_was_stopped_makes_only_what_is_left(
     subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells = Cells(tmp_path, batch_size=8)
-    whole = Cells(tmp_path / "whole", batch_size=8).rows(subject, SETTINGS, "rows")
+    cells = RowCache(tmp_path, batch_size=8)
+    whole = RowCache(tmp_path / "whole", batch_size=8).rows(subject, SETTINGS, "rows")
     made: list[Setting | PeerSetting] = []
     counting = cells_module._counter
 
@@ -98,7 +98,7 @@ def test_a_sweep_that_was_stopped_makes_only_what_is_left(
 
 
 def test_another_network_image_or_setting_is_another_cell(subject: Subject, tmp_path: Path) -> None:
-    cells = Cells(tmp_path)
+    cells = RowCache(tmp_path)
     qann = copy.deepcopy(subject.qann)
     with torch.no_grad():
         next(qann.parameters()).add_(2**-20)
@@ -113,7 +113,7 @@ def test_another_network_image_or_setting_is_another_cell(subject: Subject, tmp_
     ]
     paths = [cells.path(item, SETTINGS[0]) for item in (subject, *others)]
     paths += [cells.path(subject, setting) for setting in SETTINGS[1:]]
-    paths.append(Cells(tmp_path, batch_size=7).path(subject, SETTINGS[0]))
+    paths.append(RowCache(tmp_path, batch_size=7).path(subject, SETTINGS[0]))
     assert len(set(paths)) == len(paths)
     assert cells.path(dataclasses.replace(subject), SETTINGS[0]) == paths[0]
 
@@ -125,18 +125,18 @@ class _OneOf(Processes):
         super().__init__()
         self.share, self.first, self._handed = (index, 2), index == 0, handed
 
-    def summed(self, counts: Tensor) -> Tensor:
+    def sum(self, counts: Tensor) -> Tensor:
         self._handed.append(counts)
         return counts
 
 
 def test_counts_of_two_processes_sum_to_those_of_one(subject: Subject, tmp_path: Path) -> None:
     handed: list[object] = []
-    alone = Cells(tmp_path / "alone", batch_size=4)
+    alone = RowCache(tmp_path / "alone", batch_size=4)
     alone.rows(subject, SETTINGS[:1], "rows")
     (reference,) = (tmp_path / "alone" / "references").iterdir()
     for index in (0, 1):
-        cells = Cells(tmp_path / str(index), 4, _OneOf(index, handed))
+        cells = RowCache(tmp_path / str(index), 4, _OneOf(index, handed))
         target = tmp_path / str(index) / "references" / reference.name
         target.parent.mkdir(parents=True)
         target.write_text(reference.read_text())
@@ -144,7 +144,7 @@ def test_counts_of_two_processes_sum_to_those_of_one(subject: Subject, tmp_path:
     first, second = handed
     assert isinstance(first, Tensor)
     assert isinstance(second, Tensor)
-    both = Cells(tmp_path / "alone", batch_size=4).rows(subject, SETTINGS[:1], "rows")
+    both = RowCache(tmp_path / "alone", batch_size=4).rows(subject, SETTINGS[:1], "rows")
     total = (first + second)[0].tolist()
     assert [100 * total[row.T - 1] / 22 for row in both] == [row.snn_accuracy for row in both]
     assert first.sum() > 0
@@ -152,7 +152,7 @@ def test_counts_of_two_processes_sum_to_those_of_one(subject: Subject, tmp_path:
 
 
 def test_a_damaged_cell_is_named(subject: Subject, tmp_path: Path) -> None:
-    cells = Cells(tmp_path, batch_size=8)
+    cells = RowCache(tmp_path, batch_size=8)
     cells.rows(subject, SETTINGS[:1], "rows")
     path = cells.path(subject, SETTINGS[0])
     path.write_text(path.read_text()[:-20])
@@ -164,7 +164,7 @@ def test_a_damaged_cell_is_named(subject: Subject, tmp_path: Path) -> None:
 
 
 def test_a_cell_keeps_the_report_of_its_calibration(subject: Subject, tmp_path: Path) -> None:
-    cells = Cells(tmp_path, batch_size=8)
+    cells = RowCache(tmp_path, batch_size=8)
     cells.rows(subject, SETTINGS[3:], "rows")
     stored = json.loads(cells.path(subject, SETTINGS[3]).read_text())
     assert {row["calibration"] for row in stored["calibration"]["rows"]} == {"mse"}
@@ -176,9 +176,9 @@ def test_no_images_and_a_peer_without_a_float_network_are_told(
 ) -> None:
     nothing = tensor_set(torch.zeros(0, 3, 8, 8), torch.zeros(0).long(), SPEC)
     with pytest.raises(SpecError, match="no images"):
-        Cells(tmp_path).rows(dataclasses.replace(subject, test=nothing), SETTINGS, "rows")
+        RowCache(tmp_path).rows(dataclasses.replace(subject, test=nothing), SETTINGS, "rows")
     with pytest.raises(SpecError, match="needs the float network"):
-        Cells(tmp_path).rows(
+        RowCache(tmp_path).rows(
             dataclasses.replace(subject, ann=None), [PeerSetting("sinabs", (1,))], "rows"
         )
 
@@ -186,7 +186,7 @@ def test_no_images_and_a_peer_without_a_float_network_are_told(
 def test_a_network_without_its_float_original_has_no_ann_accuracy(
     subject: Subject, tmp_path: Path
 ) -> None:
-    (row, _) = Cells(tmp_path, batch_size=8).rows(
+    (row, _) = RowCache(tmp_path, batch_size=8).rows(
         dataclasses.replace(subject, ann=None), SETTINGS[:1], "rows"
     )
     assert row.ann_accuracy is None
@@ -196,7 +196,7 @@ def test_a_network_without_its_float_original_has_no_ann_accuracy(
 @pytest.mark.parametrize("name", ["sinabs", "spikingjelly_rate"])
 def test_peers_stand_in_the_same_table(subject: Subject, tmp_path: Path, name: str) -> None:
     pytest.importorskip(name.split("_")[0])
-    rows = Cells(tmp_path, batch_size=8).rows(subject, [PeerSetting(name, (1, 16))], "rows")
+    rows = RowCache(tmp_path, batch_size=8).rows(subject, [PeerSetting(name, (1, 16))], "rows")
     assert {row.T for row in rows} == {1, 16}
     assert {row.method for row in rows} >= {name}
     assert all(row.images == 22 and row.presentation == "every_step" for row in rows)

@@ -24,7 +24,7 @@ from PIL import Image
 from rich.console import Console
 
 from mt_convert.data import batches, open_data
-from mt_convert.data.splits import images_tested
+from mt_convert.data.splits import select_test_images
 from mt_convert.errors import CheckpointError, DataError, OutputError, RecipeError
 from mt_convert.evaluation.settings import Setting
 from mt_convert.experiments import conversion_run, stages
@@ -570,8 +570,8 @@ def test_fewer_images_are_drawn_from_all_classes_and_not_the_first_of_the_files(
         ],
     )
     splits = open_data(loaded.data)
-    evaluated = images_tested(loaded.data, loaded.evaluate.images, splits)
+    evaluated = select_test_images(loaded.data, loaded.evaluate.images, splits)
     labels = [label for _, some in batches(evaluated, 4) for label in some.tolist()]
     assert len(labels) == 12
     assert set(labels) == {0, 1}
-    assert images_tested(loaded.data, EvaluateBlock().images, splits) is splits.test
+    assert select_test_images(loaded.data, EvaluateBlock().images, splits) is splits.test

@@ -46,7 +46,7 @@ def test_the_command_fine_tunes_a_run_and_tells_before_and_after(
     recipe = load_recipe(out / "recipe.yaml")
     splits = open_data(recipe.data)
     network = mt.load(out / "network")
-    assert isinstance(network, mt.SpikingModel)
+    assert isinstance(network, mt.spiking.SpikingModel)
     right = 0
     for shown, labels in batches(splits.test, 16):
         answers = simulate(network, shown, time_steps=2).logits[-1].argmax(1)

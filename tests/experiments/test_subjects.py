@@ -12,7 +12,7 @@ from paths import Command
 from mt_convert.calibration.spec import MeanSquaredError
 from mt_convert.calibration.text import parse
 from mt_convert.errors import CheckpointError, RecipeError, SpecError
-from mt_convert.evaluation.row_cache import Cells
+from mt_convert.evaluation.row_cache import RowCache
 from mt_convert.evaluation.settings import METHODS, PeerSetting, Setting
 from mt_convert.experiments import conversion_run, eval_table
 from mt_convert.experiments.recipes.conversion import EvaluateBlock, load_recipe, settings_of
@@ -117,7 +117,7 @@ def test_an_unfinished_run_and_images_of_another_size_are_told(
 
 def test_everything_wrong_with_what_is_wanted_is_told_at_once() -> None:
     with pytest.raises(SpecError) as caught:
-        eval_table.Wanted(names=(), methods=("rates",), calibrations=("msse",))
+        eval_table.EvalOptions(names=(), methods=("rates",), calibrations=("msse",))
     assert len(caught.value.faults) == 3
     assert "mt_signed" in str(caught.value)
 
@@ -203,7 +203,7 @@ def test_a_stored_quantized_network_is_evaluated_on_the_images_of_a_recipe(
     assert found.describe == {"model": "train", "dataset": run.describe["dataset"], "seed": None}
     assert torch.equal(found.calibration, run.calibration)
     assert torch.equal(found.qann(found.calibration), run.qann(run.calibration))
-    (row,) = Cells(tmp_path).rows(found, [Setting(Uniform(15), (1,))], "rows")
+    (row,) = RowCache(tmp_path).rows(found, [Setting(Uniform(15), (1,))], "rows")
     assert (row.ann_accuracy, row.seed, row.exact_share) == (None, None, 1.0)
     assert results_from_json(results_to_json([row])) == [row]
     assert "None" not in "".join(accuracy_lines([row]))

@@ -10,8 +10,8 @@ from networks import conv, images, network
 from torch import Tensor, fx, nn
 
 from mt_convert.errors import UnsupportedLayerError
-from mt_convert.graph.rules import DEFAULT_RULES, Kind, Rule, rule_of, unknown_operators
-from mt_convert.graph.signals import Carries, carried, nonnegative, reaching_output
+from mt_convert.graph.rules import DEFAULT_RULES, OperatorKind, Rule, rule_of, unknown_operators
+from mt_convert.graph.signals import Signal, nonnegative, reaching_output, signals_of
 from mt_convert.graph.trace import trace
 from mt_convert.quantization.quantize import QuantSpec, quantize
 from mt_convert.spiking.convert import convert
@@ -44,44 +44,44 @@ def last_rule(function: object) -> Rule | None:
     return rule_of(graph, list(graph.graph.nodes)[-2])
 
 
-def by_name(graph: fx.GraphModule) -> dict[str, Carries]:
+def by_name(graph: fx.GraphModule) -> dict[str, Signal]:
     """What each layer's value is made of."""
-    return {str(node.target): value for node, value in carried(graph).items()}
+    return {str(node.target): value for node, value in signals_of(graph).items()}
 
 
 @pytest.mark.parametrize(
     ("function", "kind"),
     [
-        (lambda x, _: x.flatten(1), Kind.MOVE),
-        (lambda x, _: x.permute(0, 2, 3, 1), Kind.MOVE),
-        (lambda x, _: torch.cat([x, x], 1), Kind.MOVE),
-        (lambda x, _: x[:, :, ::2], Kind.MOVE),
-        (lambda x, _: x.chunk(2, 1)[0], Kind.MOVE),
-        (lambda x, _: nn.functional.pad(x, (1, 1)), Kind.MOVE),
-        (lambda x, _: nn.functional.pad(x, (1, 1), value=1.0), Kind.DIFFERENCE),
-        (lambda x, _: x + x, Kind.LINEAR),
-        (lambda x, _: x - 1, Kind.LINEAR),
-        (lambda x, _: x.mean((2, 3)), Kind.LINEAR),
-        (lambda x, _: nn.functional.avg_pool2d(x, 2), Kind.LINEAR),
-        (lambda x, _: x * 0.5, Kind.LINEAR),
-        (lambda x, _: 0.5 * x, Kind.LINEAR),
-        (lambda x, factor: x * factor, Kind.LINEAR),
-        (lambda x, factor: factor * x, Kind.LINEAR),
-        (lambda x, factor: x / factor, Kind.LINEAR),
-        (lambda x, _: nn.functional.max_pool2d(x, 2), Kind.DIFFERENCE),
-        (lambda x, _: x * x, Kind.DIFFERENCE),
-        (lambda x, factor: factor / x, Kind.DIFFERENCE),
-        (lambda x, _: torch.sigmoid(x), Kind.DIFFERENCE),
-        (lambda x, _: nn.functional.gelu(x), Kind.DIFFERENCE),
-        (lambda x, _: x.softmax(1), Kind.DIFFERENCE),
-        (lambda x, _: x.abs(), Kind.DIFFERENCE),
-        (lambda x, _: x * torch.sigmoid(x), Kind.PRODUCT),
-        (lambda x, _: x @ x.mT, Kind.PRODUCT),
+        (lambda x, _: x.flatten(1), OperatorKind.MOVE),
+        (lambda x, _: x.permute(0, 2, 3, 1), OperatorKind.MOVE),
+        (lambda x, _: torch.cat([x, x], 1), OperatorKind.MOVE),
+        (lambda x, _: x[:, :, ::2], OperatorKind.MOVE),
+        (lambda x, _: x.chunk(2, 1)[0], OperatorKind.MOVE),
+        (lambda x, _: nn.functional.pad(x, (1, 1)), OperatorKind.MOVE),
+        (lambda x, _: nn.functional.pad(x, (1, 1), value=1.0), OperatorKind.DIFFERENCE),
+        (lambda x, _: x + x, OperatorKind.LINEAR),
+        (lambda x, _: x - 1, OperatorKind.LINEAR),
+        (lambda x, _: x.mean((2, 3)), OperatorKind.LINEAR),
+        (lambda x, _: nn.functional.avg_pool2d(x, 2), OperatorKind.LINEAR),
+        (lambda x, _: x * 0.5, OperatorKind.LINEAR),
+        (lambda x, _: 0.5 * x, OperatorKind.LINEAR),
+        (lambda x, factor: x * factor, OperatorKind.LINEAR),
+        (lambda x, factor: factor * x, OperatorKind.LINEAR),
+        (lambda x, factor: x / factor, OperatorKind.LINEAR),
+        (lambda x, _: nn.functional.max_pool2d(x, 2), OperatorKind.DIFFERENCE),
+        (lambda x, _: x * x, OperatorKind.DIFFERENCE),
+        (lambda x, factor: factor / x, OperatorKind.DIFFERENCE),
+        (lambda x, _: torch.sigmoid(x), OperatorKind.DIFFERENCE),
+        (lambda x, _: nn.functional.gelu(x), OperatorKind.DIFFERENCE),
+        (lambda x, _: x.softmax(1), OperatorKind.DIFFERENCE),
+        (lambda x, _: x.abs(), OperatorKind.DIFFERENCE),
+        (lambda x, _: x * torch.sigmoid(x), OperatorKind.PRODUCT),
+        (lambda x, _: x @ x.mT, OperatorKind.PRODUCT),
         (lambda x, _: x.cumprod(1), None),
         (lambda x, _: x.logcumsumexp(1), None),
     ],
 )
-def test_each_operator_has_its_rule_or_none(function: object, kind: Kind | None) -> None:
+def test_each_operator_has_its_rule_or_none(function: object, kind: OperatorKind | None) -> None:
     rule = last_rule(function)
     assert (None if rule is None else rule.kind) == kind
 
@@ -141,8 +141,8 @@ def test_following_the_hint_works_and_the_users_rule_wins() -> None:
     ).eval()
     rules = {
         **DEFAULT_RULES,
-        aten.cumprod.default: Rule(Kind.DIFFERENCE, "my product"),
-        aten.max_pool2d.default: Rule(Kind.DIFFERENCE, "my pool"),
+        aten.cumprod.default: Rule(OperatorKind.DIFFERENCE, "my product"),
+        aten.max_pool2d.default: Rule(OperatorKind.DIFFERENCE, "my pool"),
     }
     qann = quantize(model, QuantSpec(), calibration=images(8), rules=rules)
     with pytest.raises(UnsupportedLayerError, match=r"aten\.cumprod\.default"):
@@ -161,19 +161,19 @@ def test_following_the_hint_works_and_the_users_rule_wins() -> None:
 
 def test_values_are_currents_behind_weights_and_spikes_behind_neurons() -> None:
     found = by_name(residual())
-    assert found["stem"] == found["a"] == found["norms.0"] == Carries.CURRENT
-    assert found["relu"] == found["relu_1"] == Carries.SPIKES
-    assert found["aten.add.Tensor"] == Carries.CURRENT
-    assert found["aten.avg_pool2d.default"] == Carries.SPIKES
+    assert found["stem"] == found["a"] == found["norms.0"] == Signal.CURRENT
+    assert found["relu"] == found["relu_1"] == Signal.SPIKES
+    assert found["aten.add.Tensor"] == Signal.CURRENT
+    assert found["aten.avg_pool2d.default"] == Signal.SPIKES
     found = by_name(trace(network("pools"), images(2)))
-    assert found["aten.cat.default"] == found["aten.max_pool2d.default"] == Carries.SPIKES
-    assert found["aten.sym_size.int"] == Carries.CONSTANT
-    assert Carries.IMAGE in found.values()
+    assert found["aten.cat.default"] == found["aten.max_pool2d.default"] == Signal.SPIKES
+    assert found["aten.sym_size.int"] == Signal.CONSTANT
+    assert Signal.IMAGE in found.values()
 
 
 def test_adding_a_constant_to_spikes_makes_a_current() -> None:
     graph = trace(Applies(lambda x, factor: torch.relu(x) + factor), images(2))
-    assert list(carried(graph).values())[-1] is Carries.CURRENT
+    assert list(signals_of(graph).values())[-1] is Signal.CURRENT
 
 
 def test_only_what_no_neuron_follows_reaches_the_output() -> None:
@@ -192,7 +192,7 @@ def test_a_layer_of_a_derived_class_has_the_rule_of_its_base() -> None:
     graph.add_submodule("0", Mine(2, 2, 3))
     rule = rule_of(graph, node)
     assert rule is not None
-    assert rule.kind is Kind.WEIGHTED
+    assert rule.kind is OperatorKind.WEIGHTED
     assert not unknown_operators(graph)
 
 

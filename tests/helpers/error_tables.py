@@ -15,9 +15,7 @@ from mt_convert.evaluation.errors.rows import (
     LogitRow,
     RateRow,
 )
-from mt_convert.evaluation.errors.table import (
-    ErrorTable,
-)
+from mt_convert.evaluation.errors.table import ErrorTable
 
 SETTINGS = [(n, T) for n in (1, 15) for T in (2, 32)]
 

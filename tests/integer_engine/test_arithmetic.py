@@ -23,7 +23,7 @@ from mt_convert.integer_engine.terms import Part, Terms
 from mt_convert.neurons.ladder import Binary, PowerOfTwo, Uniform
 from mt_convert.neurons.layer import MTNeuron
 from mt_convert.neurons.spec import NeuronSpec
-from mt_convert.neurons.totals import running_step
+from mt_convert.neurons.totals import totals_step
 from mt_convert.quantization.brevitas_layers import QuantAct
 from mt_convert.quantization.quantize import QuantizedModel, QuantSpec, quantize
 from mt_convert.spiking.convert import convert
@@ -352,7 +352,7 @@ def test_adversarial_inputs_are_rounded_as_written_and_find_a_scale_error_of_1e_
 
     def fired(value: Terms, step: Tensor) -> Tensor:
         drive = arithmetic.drive(value, step)
-        return running_step(drive, torch.zeros_like(drive), spec)
+        return totals_step(drive, torch.zeros_like(drive), spec)
 
     levels = fired(value, step)
     part = value.parts[0]

@@ -123,7 +123,7 @@ def test_a_product_of_int8_is_the_layer(
     assert int8_matmul.fits(layer, known)
     found = int8_matmul.product(layer, numbers, known)
     assert found.dtype == torch.int32
-    assert torch.equal(found.double(), canonical.accumulated(numbers.double(), weight, geometry))
+    assert torch.equal(found.double(), canonical.weighted_sums(numbers.double(), weight, geometry))
 
 
 def test_what_is_not_a_product_of_int8_is_exact_all_the_same() -> None:
@@ -184,7 +184,7 @@ def test_next_to_thresholds_every_neuron_is_that_of_the_reference(layer: str) ->
     values = {0: image, 1: image}
     for item in program.instructions:
         if isinstance(item, Accumulate):
-            values[item.out] = canonical.accumulated(image, item.weight, item.geometry)
+            values[item.out] = canonical.weighted_sums(image, item.weight, item.geometry)
     y = torch_backend.real_sum(fire.input, values)
     away = (y - 0.5 - (y - 0.5).round()).abs()
     assert float(away.max()) < 1e-2
@@ -241,12 +241,12 @@ def test_no_sum_passes_the_limit_that_the_program_names(
 ) -> None:
     seen: list[float] = []
 
-    def accumulated(numbers: Tensor, weight: Tensor, geometry: tuple[Any, ...]) -> Tensor:
-        sums = canonical.accumulated(numbers, weight, geometry)
+    def weighted_sums(numbers: Tensor, weight: Tensor, geometry: tuple[Any, ...]) -> Tensor:
+        sums = canonical.weighted_sums(numbers, weight, geometry)
         seen.append(float(sums.abs().max()))
         return sums
 
-    monkeypatch.setattr(torch_backend, "accumulated", accumulated)
+    monkeypatch.setattr(torch_backend, "weighted_sums", weighted_sums)
     model = mt.integer(mt.convert(quantized(name)), backend="torch")
     model(9 * images(8, shape_of(name), seed=15))
     limits = [layer.largest_sum for layer in model.layers]

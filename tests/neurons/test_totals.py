@@ -14,7 +14,7 @@ from mt_convert.errors import SpecError
 from mt_convert.neurons.dynamics import initial_state, mt_step
 from mt_convert.neurons.ladder import Binary, Firing, Ladder, Learned, PowerOfTwo, Uniform
 from mt_convert.neurons.spec import LIF, NeuronSpec, Reset
-from mt_convert.neurons.totals import running_step, running_step_literal
+from mt_convert.neurons.totals import totals_step, totals_step_literal
 
 FIRINGS: list[tuple[Ladder, Firing]] = [
     (Uniform(1), Firing.PARALLEL),
@@ -60,7 +60,7 @@ def test_closed_form_equals_the_literal_rule_on_ties_and_their_neighbours(
         grid.flatten()
         for grid in torch.meshgrid(adversarial(dtype), totals(bounds, dtype), indexing="ij")
     )
-    assert torch.equal(running_step(y, total, spec), running_step_literal(y, total, spec))
+    assert torch.equal(totals_step(y, total, spec), totals_step_literal(y, total, spec))
 
 
 @pytest.mark.parametrize("firing", [Firing.PARALLEL, Firing.CASCADE])
@@ -73,23 +73,23 @@ def test_one_step_of_full_reach_is_round_half_even_and_clamp(
     spec = NeuronSpec(ladder, firing, signed=signed, bounds=(0, 15))
     y = adversarial(dtype)
     expected = y.round().clamp(0, 15)
-    for step in (running_step, running_step_literal):
+    for step in (totals_step, totals_step_literal):
         assert torch.equal(step(y, torch.zeros_like(y), spec), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_scale_error_of_a_millionth_is_caught(dtype: torch.dtype) -> None:
     spec, y = NeuronSpec(Uniform(15), bounds=(0, 15)), adversarial(dtype)
-    exact = running_step(y, torch.zeros_like(y), spec)
+    exact = totals_step(y, torch.zeros_like(y), spec)
     for error in (1e-6, -1e-6):
-        assert not torch.equal(running_step_literal(y * (1 + error), 0 * y, spec), exact)
+        assert not torch.equal(totals_step_literal(y * (1 + error), 0 * y, spec), exact)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_thresholds_that_round_half_up_are_caught(dtype: torch.dtype) -> None:
     y = adversarial(dtype)
     half_up = (y + 0.5).floor().clamp(0, 15)
-    exact = running_step(y, 0 * y, NeuronSpec(Uniform(15), bounds=(0, 15)))
+    exact = totals_step(y, 0 * y, NeuronSpec(Uniform(15), bounds=(0, 15)))
     wrong = int((half_up != exact).sum())
     assert wrong >= 8  # the ties below the odd levels, at least
 
@@ -102,11 +102,11 @@ def test_a_signed_total_settles_at_the_quantizer_ties_included(
     spec, y = NeuronSpec(ladder, firing, signed=True, bounds=bounds), adversarial(torch.float32)
     total = torch.zeros_like(y)
     for _ in range(15):
-        total = running_step(y, total, spec)
+        total = totals_step(y, total, spec)
         assert bool((total >= bounds[0]).all())
         assert bool((total <= bounds[1]).all())
     assert torch.equal(total, y.round().clamp(*bounds))
-    assert torch.equal(running_step(y, total, spec), total)
+    assert torch.equal(totals_step(y, total, spec), total)
 
 
 @pytest.mark.parametrize(("ladder", "firing"), FIRINGS)
@@ -116,7 +116,7 @@ def test_an_unsigned_total_never_falls(ladder: Ladder, firing: Firing) -> None:
     y = torch.zeros(500)
     for _ in range(8):
         y = y + torch.randn(500, generator=generator) * 4
-        before, total = total, running_step(y, total, spec)
+        before, total = total, totals_step(y, total, spec)
         assert bool((total >= before).all())
     assert not torch.equal(total, y.round().clamp(0, 15))
 
@@ -137,7 +137,7 @@ def test_stepping_the_potential_gives_the_same_totals_off_the_ties(
     for current in currents:
         spikes, state = mt_step(state, current * delta, spec, delta)
         before, y = total, y + current
-        total = running_step(y, total, spec)
+        total = totals_step(y, total, spec)
         assert torch.equal(state.total, total)
         assert torch.equal(spikes, (total - before) * delta)
 
@@ -145,7 +145,7 @@ def test_stepping_the_potential_gives_the_same_totals_off_the_ties(
 def test_on_a_tie_the_potential_rounds_up_and_the_total_to_even() -> None:
     y, spec = torch.tensor([0.5, 1.5, 2.5]), NeuronSpec(Uniform(4))
     assert mt_step(initial_state(y, spec, 1.0), y, spec, 1.0)[0].tolist() == [1, 2, 3]
-    assert running_step(y, torch.zeros(3), spec).tolist() == [0, 2, 2]
+    assert totals_step(y, torch.zeros(3), spec).tolist() == [0, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_on_a_tie_the_potential_rounds_up_and_the_total_to_even() -> None:
         NeuronSpec(Uniform(2), initial=0.0),
     ],
 )
-@pytest.mark.parametrize("step", [running_step, running_step_literal])
+@pytest.mark.parametrize("step", [totals_step, totals_step_literal])
 def test_a_neuron_without_a_running_form_is_refused(spec: NeuronSpec, step: Step) -> None:
     with pytest.raises(SpecError, match="use mt_step"):
         step(torch.zeros(1), torch.zeros(1), spec)
@@ -197,12 +197,12 @@ def test_a_learned_total_counts_the_thresholds_reached(
     assert isinstance(count, Tensor)
     count = count.clamp(max=most)
     expected = count if signed else torch.maximum(count, total)
-    for step in (running_step, running_step_literal):
+    for step in (totals_step, totals_step_literal):
         assert torch.equal(step(y, total, spec), expected)
     assert (expected != total).any()
 
 
-@pytest.mark.parametrize("step", [running_step, running_step_literal])
+@pytest.mark.parametrize("step", [totals_step, totals_step_literal])
 @pytest.mark.parametrize(
     "spec",
     [

@@ -15,7 +15,7 @@ from mt_convert.errors import SpecError
 from mt_convert.graph.nodes import layer_nodes
 from mt_convert.neurons.ladder import Learned
 from mt_convert.neurons.spec import NeuronSpec
-from mt_convert.neurons.totals import running_step, running_step_literal
+from mt_convert.neurons.totals import totals_step, totals_step_literal
 from mt_convert.quantization.brevitas_layers import (
     QuantAct,
     quant_layer_from_json,
@@ -85,7 +85,7 @@ def test_unrounded_is_the_sum_of_the_clamped_segments(levels: int) -> None:
     layer, y = uneven(levels), torch.linspace(-1, levels + 2, 997)
     starts = layer.gaps.cumsum(0) - layer.gaps
     parts = [(a * (y - c)).clamp(0, 1) for a, c in zip(layer.alpha, starts, strict=True)]
-    found = layer.unrounded(y * 0.5, torch.tensor(0.5))
+    found = layer.without_rounding(y * 0.5, torch.tensor(0.5))
     torch.testing.assert_close(found, 0.5 * torch.stack(parts).sum(0), rtol=1e-5, atol=1e-5)
     assert ((layer(y * 0.5, torch.tensor(0.5)) - found).abs() <= 0.25 + 1e-5).all()
 
@@ -153,10 +153,10 @@ def test_one_step_of_the_neuron_is_the_level_ties_and_their_neighbours_included(
     y = torch.cat(values)
     spec = NeuronSpec(layer.ladder, signed=signed, initial=0.0, bounds=(0, levels))
     expected = layer(y, torch.tensor(1.0))
-    for advance in (running_step, running_step_literal):
+    for advance in (totals_step, totals_step_literal):
         assert torch.equal(advance(y, torch.zeros_like(y), spec), expected)
     x = torch.cat([y * step, torch.randn(500, generator=torch.Generator().manual_seed(3))])
-    total = running_step(x / step, torch.zeros_like(x), spec)
+    total = totals_step(x / step, torch.zeros_like(x), spec)
     assert torch.equal(total * step, layer(x, step))
 
 

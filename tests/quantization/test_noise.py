@@ -11,7 +11,7 @@ import torch
 from networks import conv, dense, images, lived_in
 from torch import Tensor, nn
 
-from mt_convert.data.randomness import borrowed_random
+from mt_convert.data.randomness import borrow_random
 from mt_convert.errors import CheckpointError, SpecError
 from mt_convert.graph.nodes import layer_nodes
 from mt_convert.neurons.ladder import Uniform
@@ -49,7 +49,7 @@ def slopes(layer: QuantAct, x: Tensor, seed: int = 0) -> tuple[Tensor, Tensor, T
     """Output, gradient at the input and gradient at the step's parameter."""
     x = x.clone().requires_grad_()
     (parameter,) = layer.parameters()
-    with borrowed_random(seed):
+    with borrow_random(seed):
         y = layer(x)
     weights = torch.linspace(0.5, 1.5, x.numel()).reshape(x.shape)
     grads = torch.autograd.grad((y * weights).sum(), [x, parameter])
@@ -63,7 +63,7 @@ def drawn(count: int) -> Tensor:
 
 def epsilon(x: Tensor, seed: int = 0) -> Tensor:
     """The draws of a pass under ``seed``."""
-    with borrowed_random(seed):
+    with borrow_random(seed):
         return torch.rand_like(x) - 0.5
 
 
@@ -109,7 +109,7 @@ def test_the_mean_over_draws_is_the_clipped_value(clip: str, kind: ActNoise) -> 
     x = torch.linspace(-3, 3, 61)
     step = float(layer.scale)
     away = ((x - low).abs() > step / 2) & ((x - high).abs() > step / 2)
-    with borrowed_random(1), torch.no_grad():
+    with borrow_random(1), torch.no_grad():
         mean = layer(x[away].repeat(draws, 1)).double().mean(0)
     bound = 4 * step / 2 / draws**0.5  # neither noise deviates by more than s/2
     error = (mean - x[away].clamp(low, high).double()).abs()
@@ -234,7 +234,7 @@ def test_a_network_trains_with_noise_that_a_seed_repeats(kind: ActNoise) -> None
     qann.train()
     found = []
     for seed in (1, 1, 2):
-        with borrowed_random(seed):
+        with borrow_random(seed):
             found.append(qann(x))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
@@ -294,7 +294,7 @@ def trained(network: nn.Module, seed: int, lr: float) -> nn.Module:
     """The network after 120 steps on made-up images, in place."""
     x, labels = made_up(512, seed)
     optimizer = torch.optim.Adam(network.train().parameters(), lr=lr)
-    with borrowed_random(seed):
+    with borrow_random(seed):
         for _ in range(120):
             chosen = torch.randint(len(x), (64,))
             optimizer.zero_grad()

@@ -25,7 +25,7 @@ from mt_convert.quantization.weight_codes import (
     START,
     SubBit,
     Ternary,
-    coded_layer,
+    encode_layer,
     weight_code,
 )
 from mt_convert.spiking.archive import load, save
@@ -60,7 +60,7 @@ def distinct(levels: Tensor) -> int:
 @pytest.mark.parametrize("codeword_bits", [1, 3, 5, 9])
 def test_a_layer_has_no_more_kernels_than_its_codebook(codeword_bits: int) -> None:
     weight = weights(32, 16, 3, 3)
-    levels, step = subbit(weight, codeword_bits).coded(weight)
+    levels, step = subbit(weight, codeword_bits).encode(weight)
     assert set(levels.unique().tolist()) == {-1.0, 1.0}
     most = 2**codeword_bits
     assert most / 2 < distinct(levels) <= most
@@ -171,7 +171,7 @@ def test_ternary_levels_switch_where_the_slopes_say() -> None:
     weight = weights(16, 8, 3, 3)
     code = Ternary(Scale.LEARNED)
     code.log_alpha.data.copy_(torch.tensor([0.7, 2.5]).log())
-    levels, _ = code.coded(weight)
+    levels, _ = code.encode(weight)
     u = (weight - weight.mean()) / weight.std(correction=0)
     expected = (u > 0.5 / 2.5).float() - (u < -0.5 / 0.7).float()
     assert torch.equal(levels, expected)
@@ -181,7 +181,7 @@ def test_ternary_levels_switch_where_the_slopes_say() -> None:
 def test_the_ternary_step_is_the_least_squares_of_its_channel() -> None:
     weight = weights(6, 5, 3, 3)
     weight[3] = weight.mean()  # a channel whose levels are all 0
-    levels, step = Ternary(Scale.LEARNED).coded(weight)
+    levels, step = Ternary(Scale.LEARNED).encode(weight)
     assert step.shape == (6, 1, 1, 1)
     assert (step > 0).all()
     centred = weight - weight.mean()
@@ -197,7 +197,7 @@ def test_ternary_gradients_are_those_of_clamped_slopes() -> None:
     weight = weights(8, 4, 3, 3)
     code = Ternary(Scale.LEARNED)
     code.log_alpha.data.copy_(torch.tensor([0.8, 1.7]).log())
-    _, step = code.coded(weight)
+    _, step = code.encode(weight)
     factors = torch.linspace(-1, 2, weight.numel()).reshape(weight.shape)
     results = []
     for published in (False, True):
@@ -286,7 +286,7 @@ def test_a_converted_network_is_exact_in_one_step(name: str, code: WeightCode) -
 @pytest.mark.parametrize("code", CODES)
 def test_value_and_step_are_those_the_layer_uses(code: WeightCode) -> None:
     plain = nn.Conv2d(4, 6, 3, groups=2)
-    made = coded_layer(plain, weight_code(code, 4, Scale.LEARNED)).eval()
+    made = encode_layer(plain, weight_code(code, 4, Scale.LEARNED)).eval()
     value, step = quantized_weight(made)
     assert step.shape == (6, 1, 1, 1)
     assert torch.equal((value / step).round() * step, value)
@@ -297,7 +297,7 @@ def test_value_and_step_are_those_the_layer_uses(code: WeightCode) -> None:
 
 @pytest.mark.parametrize("code", CODES)
 def test_steps_are_powers_of_two_where_asked_for(code: WeightCode) -> None:
-    layer = coded_layer(nn.Conv2d(4, 6, 3), weight_code(code, 4, Scale.POWER_OF_TWO))
+    layer = encode_layer(nn.Conv2d(4, 6, 3), weight_code(code, 4, Scale.POWER_OF_TWO))
     exponents = quantized_weight(layer)[1].log2()
     assert torch.equal(exponents, exponents.round())
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mt_convert.errors import SpecError, UnsupportedLayerError
 from mt_convert.graph.nodes import layer_nodes
-from mt_convert.graph.rules import DEFAULT_RULES, Kind, Rule
+from mt_convert.graph.rules import DEFAULT_RULES, OperatorKind, Rule
 from mt_convert.neurons.ladder import Binary, Firing, Learned, PowerOfTwo, Uniform
 from mt_convert.neurons.spec import LIF, PLIF, NeuronSpec, Reset
 from mt_convert.quantization.brevitas_layers import QuantAct
@@ -294,7 +294,10 @@ def test_all_faults_of_a_network_come_in_one_error() -> None:
     model = nn.Sequential(
         *(conv(2, 3), Running(), conv(3, 3), nn.ReLU(), conv(3, 3), nn.ReLU(), nn.Flatten())
     )
-    rules = {**DEFAULT_RULES, torch.ops.aten.cumprod.default: Rule(Kind.DIFFERENCE, "running")}
+    rules = {
+        **DEFAULT_RULES,
+        torch.ops.aten.cumprod.default: Rule(OperatorKind.DIFFERENCE, "running"),
+    }
     qann = quantize(model, QuantSpec(), calibration=images(4), rules=rules)
     qann.layers.add_submodule("5", nn.ReLU())  # as if it had not been quantized
     with torch.no_grad():

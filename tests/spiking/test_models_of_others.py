@@ -17,7 +17,7 @@ from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.efficientnet import MBConvConfig
 
 from mt_convert.errors import UnsupportedLayerError
-from mt_convert.graph.rules import DEFAULT_RULES, Kind, Rule
+from mt_convert.graph.rules import DEFAULT_RULES, OperatorKind, Rule
 from mt_convert.graph.trace import trace
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
@@ -324,7 +324,10 @@ def test_an_unknown_operator_is_refused_by_name_with_the_rule_to_pass(
 
 
 def test_the_users_rule_for_an_unknown_operator_makes_the_model_convert() -> None:
-    rules = {**DEFAULT_RULES, aten.special_i0.default: Rule(Kind.DIFFERENCE, "Bessel's function")}
+    rules = {
+        **DEFAULT_RULES,
+        aten.special_i0.default: Rule(OperatorKind.DIFFERENCE, "Bessel's function"),
+    }
     model, x = seeded(partial(Strange, torch.special.i0)), images(8, seed=2)
     qann = quantize(model, QuantSpec(), calibration=x, rules=rules)
     with pytest.raises(UnsupportedLayerError, match=r"aten\.special_i0\.default"):
@@ -335,7 +338,7 @@ def test_the_users_rule_for_an_unknown_operator_makes_the_model_convert() -> Non
 
 
 def test_the_users_rule_wins_over_the_default_one() -> None:
-    rules = {**DEFAULT_RULES, aten.silu.default: Rule(Kind.DIFFERENCE, "mine")}
+    rules = {**DEFAULT_RULES, aten.silu.default: Rule(OperatorKind.DIFFERENCE, "mine")}
     model = seeded(partial(Strange, F.silu))
     qann = quantize(model, QuantSpec(), calibration=images(8, seed=2), rules=rules)
     check(convert(qann, rules=rules, verify=images(3)).report)

@@ -15,7 +15,7 @@ from networks_of_operators import FAMILIES, Do, maps, network, tokens
 from torch import Tensor, fx, nn
 
 from mt_convert.graph.nodes import WEIGHTED, layer_nodes
-from mt_convert.graph.rules import DEFAULT_RULES, Kind, Rule, Sign
+from mt_convert.graph.rules import DEFAULT_RULES, OperatorKind, Rule, Sign
 from mt_convert.graph.signals import nonnegative
 from mt_convert.graph.trace import trace
 from mt_convert.neurons.ladder import Uniform
@@ -140,7 +140,7 @@ def test_spikes_alone_give_the_same_totals_as_running_totals(name: str) -> None:
 def test_a_non_linear_operator_taken_for_a_linear_one_is_found_out_spike_by_spike() -> None:
     """The control of the test above: f(a + b) is not f(a) + f(b)."""
     snn = convert(made("mixer").qann, ladder=Uniform(3), signed=True)
-    snn.rules = {**snn.rules, aten.gelu.default: Rule(Kind.LINEAR)}
+    snn.rules = {**snn.rules, aten.gelu.default: Rule(OperatorKind.LINEAR)}
     x = images(3, seed=6)
     run, wanted = (call(snn, x, time_steps=3) for call in (spike_by_spike, simulate))
     last = "2.mlp_channels.fc2_input"
@@ -209,7 +209,7 @@ def test_a_sign_that_only_data_would_show_is_not_assumed() -> None:
 
 def test_a_wrong_rule_of_sign_is_found_out_by_the_data() -> None:
     """The control: with SiLU declared never negative, its neurons lose what lies below 0."""
-    wrong = Rule(Kind.DIFFERENCE, "wrong", Sign.NONNEGATIVE)
+    wrong = Rule(OperatorKind.DIFFERENCE, "wrong", Sign.NONNEGATIVE)
     rules = {**DEFAULT_RULES, aten.silu.default: wrong}
     x = images(16, seed=2)
     qann = quantize(network("silu"), QuantSpec(), calibration=x, rules=rules)

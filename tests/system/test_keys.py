@@ -31,9 +31,9 @@ from mt_convert.spiking.convert import convert
 from mt_convert.system.keys import key, to_json
 from mt_convert.system.storage import digest
 from mt_convert.training.algorithm import Backpropagation
-from mt_convert.training.finetune.learner import Unrolled
-from mt_convert.training.finetune.neuron import Trained
-from mt_convert.training.from_scratch.network import spiking
+from mt_convert.training.finetune.learner import TrainableSpikingModel
+from mt_convert.training.finetune.neuron import TrainableParts
+from mt_convert.training.from_scratch.network import build_from_scratch
 from mt_convert.training.gradients import BPTT, DSR, OTTT, SURROGATES, Algorithm, Tandem
 
 UNIONS = {
@@ -72,7 +72,7 @@ PINNED: list[tuple[Any, Any]] = [
     (DSR(), {"kind": "dsr"}),
     (Tandem(), {"kind": "tandem"}),
     (
-        Trained(),
+        TrainableParts(),
         {
             "kind": "trainable_parts",
             "weights": True,
@@ -196,14 +196,14 @@ def test_a_class_without_a_kind_of_its_own_is_refused() -> None:
 def test_what_a_training_must_share_is_plain() -> None:
     net = lived_in(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)))
     shown = images(8, (1, 4, 4))
-    learner = Unrolled(convert(quantize(net, QuantSpec(), calibration=shown)), 2)
+    learner = TrainableSpikingModel(convert(quantize(net, QuantSpec(), calibration=shown)), 2)
     assert learner.settings == {
-        "learns": {"schema": "trainable_parts/1", "value": to_json(Trained())},
+        "learns": {"schema": "trainable_parts/1", "value": to_json(TrainableParts())},
         "surrogate": {"schema": "surrogate/1", "value": None},
         "T": 2,
     }
     neuron = NeuronSpec(Uniform(2), charge=IF(), initial=0.0, surrogate=ATan())
-    network = spiking(net, neuron, example=torch.zeros(2, 1, 4, 4), time_steps=3)
+    network = build_from_scratch(net, neuron, example=torch.zeros(2, 1, 4, 4), time_steps=3)
     (spec,) = network.settings["neurons"]["value"]
     assert network.settings["neurons"]["schema"] == "neurons/1"
     assert spec["surrogate"] == {"kind": "atan", "alpha": 2.0}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from .measure import energy
 from .report import FP32_45NM, INT32_45NM, EnergyReport, EnergyTable
 
 __all__ = [
@@ -10,5 +9,4 @@ __all__ = [
     "INT32_45NM",
     "EnergyReport",
     "EnergyTable",
-    "energy",
 ]

@@ -6,7 +6,7 @@ Beside the values of one image stands the number of events at each entry of each
     sums and averages   merge nothing: every event that enters is carried on, an average's 1/k is
                         folded into the weights behind it, and windows that overlap copy events
     a maximum           is a source of its own: the change of its output, in levels of the neuron
-                        that it shows, is counted as that neuron's ladder counts (`picked`)
+                        that it shows, is counted as that neuron's ladder counts (`pick_maximum`)
     a weighted layer    an event causes one addition for each connection of the entry at which it
                         arrives: fewer at a border, none where a stride leaves it out
     a product of two    an event meets the running total of the other side: one addition for each
@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_map_only
 
-from ...graph.nodes import WEIGHTED, is_constant, layer_of, named
-from ...graph.rules import Kind, Rule, data_inputs, rule_of
-from ...graph.signals import Carries, carried
+from ...graph.nodes import WEIGHTED, is_constant, layer_of, name_and_operator
+from ...graph.rules import OperatorKind, Rule, data_inputs, rule_of
+from ...graph.signals import Signal, signals_of
 from ...neurons.layer import MTNeuron
 from ...spiking.model import SpikingModel
 from .bits import FLOAT_BITS, level_bits, weight_bits
@@ -72,7 +72,7 @@ class Paths:
     shows: Mapping[fx.Node, Tensor]
     feeders: Mapping[fx.Node, tuple[fx.Node, ...]]
     fanouts: Mapping[fx.Node, Fanout]
-    carries: Mapping[fx.Node, Carries]
+    carries: Mapping[fx.Node, Signal]
     lost: frozenset[fx.Node]
 
 
@@ -106,7 +106,7 @@ def event_paths(snn: SpikingModel) -> Paths:
     )
 
 
-def picked(layers: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Tensor]) -> Any:
+def pick_maximum(layers: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Tensor]) -> Any:
     """What a maximum gives, and the movements in front of it, from values of layers of neurons.
 
     Example:
@@ -114,13 +114,15 @@ def picked(layers: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Tenso
         >>> from ...graph.trace import trace
         >>> layers = trace(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), torch.zeros(2, 1, 2, 2))
         >>> _, relu, maximum, _ = layers.graph.nodes
-        >>> picked(layers, maximum, {relu: torch.arange(4.0).reshape(1, 1, 2, 2)}).item()
+        >>> pick_maximum(layers, maximum, {relu: torch.arange(4.0).reshape(1, 1, 2, 2)}).item()
         3.0
     """
     if node in values:
         return values[node]
     args: Any
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda item: picked(layers, item, values))
+    args, kwargs = fx.map_arg(
+        (node.args, node.kwargs), lambda item: pick_maximum(layers, item, values)
+    )
     call: Any = layer_of(layers, node) or node.target
     return call(*args, **kwargs)
 
@@ -131,7 +133,7 @@ class _Walk(fx.Interpreter):
     def __init__(self, snn: SpikingModel) -> None:
         super().__init__(snn.layers)
         self.layers, self.rules = snn.layers, snn.rules
-        self.carries = carried(snn.layers, snn.rules)
+        self.carries = signals_of(snn.layers, snn.rules)
         self.rows = deque(count_macs(snn))
         self.neurons: list[fx.Node] = []
         self.shows: dict[fx.Node, Tensor] = {}
@@ -162,12 +164,14 @@ class _Walk(fx.Interpreter):
         layer, inputs = layer_of(self.layers, node), data_inputs(node)
         if isinstance(layer, MTNeuron) or self.changing.intersection(inputs):
             self.changing.add(node)
-        passes = rule.kind in (Kind.MOVE, Kind.LINEAR) or rule.selects
+        passes = rule.kind in (OperatorKind.MOVE, OperatorKind.LINEAR) or rule.selects
         widest = max(self.bits[item] for item in inputs) if passes else FLOAT_BITS
         self.bits[node] = level_bits(layer) or widest
-        if self.rows and (self.rows[0].name, self.rows[0].operator) == named(self.layers, node):
+        if self.rows and (self.rows[0].name, self.rows[0].operator) == name_and_operator(
+            self.layers, node
+        ):
             self.fanouts[node] = self._fanout(node, layer, inputs)
-        if self.carries[node] is not Carries.SPIKES:
+        if self.carries[node] is not Signal.SPIKES:
             return
         if isinstance(layer, MTNeuron):
             self.neurons.append(node)
@@ -177,7 +181,7 @@ class _Walk(fx.Interpreter):
             self.lost.add(node)
         elif rule.selects:
             self._maximum(node)
-        elif (events := self._passed_on(node, rule)) is not None:
+        elif (events := self._pass_on(node, rule)) is not None:
             self.events[node] = events
         else:
             self.lost.add(node)
@@ -194,8 +198,8 @@ class _Walk(fx.Interpreter):
         feeders = self._feeders(node)
         numbers = {item: self.shows[item].double() for item in feeders}
         if feeders:
-            highest = picked(self.layers, node, numbers)
-            lowest = -picked(self.layers, node, {item: -numbers[item] for item in feeders})
+            highest = pick_maximum(self.layers, node, numbers)
+            lowest = -pick_maximum(self.layers, node, {item: -numbers[item] for item in feeders})
             if torch.equal(highest, lowest):
                 self._source(node, highest.long(), feeders)
                 return
@@ -211,22 +215,22 @@ class _Walk(fx.Interpreter):
             rule = rule_of(self.layers, item, self.rules)
             if item in self.feeders:
                 found |= dict.fromkeys(self.feeders[item])
-            elif rule is not None and rule.kind is Kind.MOVE:
+            elif rule is not None and rule.kind is OperatorKind.MOVE:
                 stack += item.all_input_nodes
             else:
                 return ()
         return tuple(found)
 
-    def _passed_on(self, node: fx.Node, rule: Rule) -> Any:
+    def _pass_on(self, node: fx.Node, rule: Rule) -> Any:
         """The events behind a movement, a sum or an average; None if there is no way to tell."""
-        if rule.kind is Kind.LINEAR and node.target in SCALINGS:
+        if rule.kind is OperatorKind.LINEAR and node.target in SCALINGS:
             sides = zip(node.args[:2], self._events(node.args[:2]), strict=True)
             return math.prod(
                 value if side in self.events else (torch.as_tensor(value) != 0).double()
                 for side, value in sides
             )
         operate: Any = layer_of(self.layers, node) or node.target
-        operate = PASSING_ON.get(node.target, operate if rule.kind is Kind.MOVE else None)
+        operate = PASSING_ON.get(node.target, operate if rule.kind is OperatorKind.MOVE else None)
         args: Any = self._events(node.args)
         return None if operate is None else operate(*args, **self._events(node.kwargs))
 

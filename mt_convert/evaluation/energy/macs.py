@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ...graph.nodes import describe, layer_of
 from ...graph.rules import Rule, data_inputs
-from ...graph.signals import Carries, carried
+from ...graph.signals import Signal, signals_of
 from ...spiking.model import SPIKING_RULES, SpikingModel
 from ...spiking.shapes import ShapeRun
 
@@ -33,19 +33,19 @@ class MacRow:
     Units: ``macs`` multiply-accumulates for one image.
 
     Example:
-        >>> MacRow("fc", "Linear", 20, Carries.SPIKES).spike_fed
+        >>> MacRow("fc", "Linear", 20, Signal.SPIKES).spike_fed
         True
     """
 
     name: str
     operator: str
     macs: int
-    fed_by: Carries
+    fed_by: Signal
 
     @property
     def spike_fed(self) -> bool:
         """Whether every multiply-accumulate is an addition caused by a spike."""
-        return self.fed_by is Carries.SPIKES
+        return self.fed_by is Signal.SPIKES
 
 
 def count_macs(
@@ -67,18 +67,18 @@ def count_macs(
     """
     layers = network.layers if isinstance(network, SpikingModel) else network
     rules = network.rules if isinstance(network, SpikingModel) else rules
-    carries = carried(layers, rules)
+    carries = signals_of(layers, rules)
     counter = _Counter(layers)
-    counter.shaped(batch=1)
+    counter.infer(batch=1)
     rows = []
     for node, macs in counter.macs.items():
         sources = [carries[item] for item in data_inputs(node)]
         if macs == 0 or not sources:
             continue
-        others = [item for item in sources if item is not Carries.SPIKES]
+        others = [item for item in sources if item is not Signal.SPIKES]
         called = layer_of(layers, node) is not None
         name = str(node.target if called else node.meta.get("path") or node.name)
-        fed_by = others[0] if others else Carries.SPIKES
+        fed_by = others[0] if others else Signal.SPIKES
         rows.append(MacRow(name, describe(layers, node), macs, fed_by))
     return tuple(rows)
 
@@ -87,8 +87,8 @@ def spike_fed_share(rows: Iterable[MacRow]) -> float:
     """Share of multiply-accumulates that spikes feed, from 0 to 1; 0 where there are none.
 
     Example:
-        >>> first = MacRow("a", "Conv2d", 30, Carries.IMAGE)
-        >>> spike_fed_share([first, MacRow("b", "Linear", 10, Carries.SPIKES)])
+        >>> first = MacRow("a", "Conv2d", 30, Signal.IMAGE)
+        >>> spike_fed_share([first, MacRow("b", "Linear", 10, Signal.SPIKES)])
         0.25
     """
     rows = list(rows)
@@ -102,10 +102,10 @@ class _Counter(ShapeRun):
         super().__init__(layers)
         self.macs: dict[fx.Node, int] = {}
 
-    def computed(self, node: fx.Node) -> Any:
+    def compute(self, node: fx.Node) -> Any:
         if node.op not in ("call_module", "call_function"):
-            return super().computed(node)
+            return super().compute(node)
         with FlopCounterMode(display=False) as counted:
-            value = super().computed(node)
+            value = super().compute(node)
         self.macs[node] = counted.get_total_flops() // FLOPS_PER_MAC
         return value

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from torch import Tensor, fx
 
 from ...errors import SpecError
-from ...graph.nodes import is_constant, layer_of, named
-from ...graph.rules import Kind, rule_of
-from ...graph.signals import Carries
+from ...graph.nodes import is_constant, layer_of, name_and_operator
+from ...graph.rules import OperatorKind, rule_of
+from ...graph.signals import Signal
 from ...neurons.layer import MTNeuron
 from ...spiking.model import SpikingModel
 from ...spiking.presentation import Encoder
@@ -81,7 +81,7 @@ def energy(
         prices=table,
         rows=tuple(rows),
         totals=tuple(_total([row for row in rows if row.time_steps == T], T, table) for T in steps),
-        not_counted=tuple(_not_counted(snn, paths)),
+        not_counted=tuple(_uncounted(snn, paths)),
     )
 
 
@@ -104,12 +104,12 @@ def _rows(
         layer = layer_of(snn.layers, node)
         if node in paths.fanouts:
             synops = float(counts.synops[node][:T].sum()) / images
-            rows.append(_weighted(paths.fanouts[node], T, synops))
+            rows.append(_weighted_cost(paths.fanouts[node], T, synops))
         elif node in counts.events and isinstance(layer, MTNeuron):
             neurons, directions = paths.shows[node].numel(), 2 if layer.spec.signed else 1
             rows.append(
                 EnergyRow(
-                    *named(snn.layers, node),
+                    *name_and_operator(snn.layers, node),
                     fed_by=paths.carries[node.all_input_nodes[0]],
                     time_steps=T,
                     synops=0,
@@ -123,7 +123,7 @@ def _rows(
     return rows
 
 
-def _weighted(fanout: Fanout, T: int, synops: float) -> EnergyRow:
+def _weighted_cost(fanout: Fanout, T: int, synops: float) -> EnergyRow:
     """A weighted layer or product: additions where its events are known, else
     multiply-accumulates."""
     row, times = fanout.row, T if fanout.changes else 1
@@ -160,14 +160,14 @@ _EVERYWHERE = (
 )
 
 
-def _not_counted(snn: SpikingModel, paths: Paths) -> list[NotCounted]:
+def _uncounted(snn: SpikingModel, paths: Paths) -> list[NotCounted]:
     """Everything in the graph that works and has no number, then what every network has."""
     found = []
     for node in snn.layers.graph.nodes:
         if node.op in ("call_module", "call_function") and not is_constant(node):
             reason = _reason(snn, paths, node)
             if reason:
-                found.append(NotCounted(*named(snn.layers, node), reason))
+                found.append(NotCounted(*name_and_operator(snn.layers, node), reason))
     return [*found, *_EVERYWHERE]
 
 
@@ -175,7 +175,7 @@ def _reason(snn: SpikingModel, paths: Paths, node: fx.Node) -> str:
     """Why a node has no number of its own; empty if it has one, or costs nothing."""
     rule, layer = rule_of(snn.layers, node, snn.rules), layer_of(snn.layers, node)
     assert rule is not None
-    spiking = paths.carries[node] is Carries.SPIKES
+    spiking = paths.carries[node] is Signal.SPIKES
     if isinstance(layer, Encoder):
         return "quantizes the image, once"
     if node in paths.fanouts:
@@ -186,9 +186,9 @@ def _reason(snn: SpikingModel, paths: Paths, node: fx.Node) -> str:
         return "events cannot be followed through it"
     if rule.selects:
         return "its comparisons" + "; what it passes on is counted as events" * spiking
-    if rule.kind is Kind.LINEAR and spiking:
+    if rule.kind is OperatorKind.LINEAR and spiking:
         return rule.reason or "its own additions: events are counted at the weights behind it"
-    said = rule.reason if rule.kind in (Kind.DIFFERENCE, Kind.LINEAR) else ""
+    said = rule.reason if rule.kind in (OperatorKind.DIFFERENCE, OperatorKind.LINEAR) else ""
     return said or _REASONS.get(rule.kind, "")
 
 
@@ -197,9 +197,9 @@ _LOST = (
     "every step"
 )
 _REASONS = {
-    Kind.WEIGHTED: "a layer whose multiply-accumulates are not known",
-    Kind.AFFINE: "an affine of each entry, absorbed by thresholds where neurons follow",
-    Kind.LINEAR: "additions without weights",
-    Kind.PRODUCT: "an element-wise product",
-    Kind.DIFFERENCE: "a non-linear function",
+    OperatorKind.WEIGHTED: "a layer whose multiply-accumulates are not known",
+    OperatorKind.AFFINE: "an affine of each entry, absorbed by thresholds where neurons follow",
+    OperatorKind.LINEAR: "additions without weights",
+    OperatorKind.PRODUCT: "an element-wise product",
+    OperatorKind.DIFFERENCE: "a non-linear function",
 }

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...graph.signals import Carries
+from ...graph.signals import Signal
 
 ENERGY_SCHEMA = "mt_convert.energy/1"
 
@@ -49,13 +49,13 @@ class EnergyRow:
     Units: all numbers per image; ``events`` are those that the layer emits.
 
     Example:
-        >>> EnergyRow("fc", "Linear", Carries.SPIKES, 2, 300, 0, 0, 0, 200, (4, 8)).bit_operations
+        >>> EnergyRow("fc", "Linear", Signal.SPIKES, 2, 300, 0, 0, 0, 200, (4, 8)).bit_operations
         1200
     """
 
     name: str
     operator: str
-    fed_by: Carries
+    fed_by: Signal
     time_steps: int
     synops: float
     macs: int
@@ -92,7 +92,7 @@ def baseline(rows: Sequence[EnergyRow]) -> Baseline:
     input of b_a bits is b_a additions of b_w bits. Both without the cost of rounding activations.
 
     Example:
-        >>> row = EnergyRow("fc", "Linear", Carries.SPIKES, 1, 300, 0, 0, 0, 200, (4, 8))
+        >>> row = EnergyRow("fc", "Linear", Signal.SPIKES, 1, 300, 0, 0, 0, 200, (4, 8))
         >>> baseline([row])
         Baseline(ann_pj=920.0, qann_pj=640.0, qann_bit_operations=6400)
     """

@@ -12,7 +12,7 @@ from ...neurons.totals import count_events
 from ...spiking.model import SpikingModel
 from ...spiking.shapes import image_axes
 from ...spiking.simulate import simulate
-from .fanout import Paths, picked
+from .fanout import Paths, pick_maximum
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ class _Tally:
                 feeders = self.paths.feeders[maximum]
                 if node in feeders and all(item in known for item in feeders):
                     after, before = (
-                        picked(self.layers, maximum, {item: known[item][k] for item in feeders})
+                        pick_maximum(
+                            self.layers, maximum, {item: known[item][k] for item in feeders}
+                        )
                         for k in (0, 1)
                     )
                     self._count(t, maximum, after - before)

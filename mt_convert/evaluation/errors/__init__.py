@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from .layer_errors import clipped, layer_errors
 from .rows import CAUSES, VIEWS, ErrorRow, LogitRow, RateRow
 from .table import ErrorTable
 
@@ -13,6 +12,4 @@ __all__ = [
     "ErrorTable",
     "LogitRow",
     "RateRow",
-    "clipped",
-    "layer_errors",
 ]

@@ -18,12 +18,12 @@ from ...errors import Fault, SpecError
 from ...neurons.ladder import PowerOfTwo
 from ...neurons.layer import MTNeuron
 from ...neurons.totals import count_events
-from ...spiking.interpreter import Activation, walk
-from ...spiking.levels import analog, even_response, quantized, unit, worth
+from ...spiking.interpreter import Activation, forward_with
+from ...spiking.levels import analog, even_response, quantized_activation, unit, worth
 from ...spiking.model import SpikingModel
 from ...spiking.simulate import FloatArithmetic, simulate
 from .rows import VIEWS, WHOLE, ErrorRow, LogitRow, RateRow
-from .sums import AnswerCounts, Answers, CauseSums, Firing, SpikeCounts
+from .sums import AnswerCounts, Answers, CauseSums, LayerBatch, SpikeCounts
 from .table import ErrorTable
 
 Networks = Mapping[int, SpikingModel] | Sequence[tuple[int, SpikingModel]]
@@ -79,9 +79,9 @@ def layer_errors(
             continue
         seen, labelled = seen + len(images), labelled and labels is not None
         known = _Known(labels, None if ann is None else ann(images))
-        shared = None if reference is None else _expected(reference, images)
+        shared = None if reference is None else _run_reference(reference, images)
         for network in measured:
-            network.run(images, shared or _expected(network.reference, images), known)
+            network.run(images, shared or _run_reference(network.reference, images), known)
     if seen == 0:
         raise SpecError("no images to measure errors on: give at least one batch that is not empty")
     errors: list[ErrorRow] = []
@@ -95,14 +95,15 @@ def layer_errors(
     return ErrorTable(seen, tuple(errors), tuple(rates), tuple(logits))
 
 
-def clipped(neuron: MTNeuron, x: Tensor) -> Tensor:
+def clip_to_quantizer(neuron: MTNeuron, x: Tensor) -> Tensor:
     """The analog activation clipped to what the neuron's quantizer can give: [lo s, hi s].
 
     Example:
         >>> from ...neurons.ladder import Uniform
         >>> from ...neurons.spec import NeuronSpec
         >>> neuron = MTNeuron(NeuronSpec(Uniform(3), bounds=(0, 3)), torch.tensor(0.5))
-        >>> clipped(neuron, torch.tensor([-1.0, 0.7, 9.0])).tolist() == [0, torch.tensor(0.7), 1.5]
+        >>> x = torch.tensor([-1.0, 0.7, 9.0])
+        >>> clip_to_quantizer(neuron, x).tolist() == [0, torch.tensor(0.7), 1.5]
         True
     """
     low, high = neuron.spec.limits
@@ -155,10 +156,10 @@ class _Expected:
     logits: Tensor
 
 
-_ACTIVATIONS = (analog, clipped, quantized)
+_ACTIVATIONS = (analog, clip_to_quantizer, quantized_activation)
 
 
-def _expected(reference: SpikingModel, images: Tensor) -> _Expected:
+def _run_reference(reference: SpikingModel, images: Tensor) -> _Expected:
     """Run the reference three times."""
     inputs: dict[str, Tensor] = {}
 
@@ -166,7 +167,7 @@ def _expected(reference: SpikingModel, images: Tensor) -> _Expected:
         function: Callable[[MTNeuron, Tensor], Tensor], kept: dict[str, Tensor]
     ) -> Activation:
         def neuron(name: str, layer: MTNeuron, x: Tensor) -> Tensor:
-            inputs[name] = x  # those of the last walk, the quantized, stay
+            inputs[name] = x  # those of the last walk, the quantized one, stay
             kept[name] = function(layer, x)
             return kept[name]
 
@@ -175,7 +176,7 @@ def _expected(reference: SpikingModel, images: Tensor) -> _Expected:
     found: list[dict[str, Tensor]] = []
     for function in _ACTIVATIONS:
         found.append({})
-        logits = walk(reference, images, keeping(function, found[-1]))
+        logits = forward_with(reference, images, keeping(function, found[-1]))
     return _Expected(inputs, tuple(found), logits)
 
 
@@ -285,7 +286,7 @@ class _Watch:
         charge = self.arrived[name] / unit(neuron, self.presentation, t) + neuron.spec.initial
         if neuron.offset is not None:
             charge = charge + neuron.offset
-        firing = Firing(
+        firing = LayerBatch(
             quantized=self.expected.activations[-1][name],
             totals=totals,
             residual=charge - totals,

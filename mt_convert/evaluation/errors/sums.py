@@ -100,7 +100,7 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 @dataclass(frozen=True)
-class Firing:
+class LayerBatch:
     """One batch of a layer by T: what it should give, and what its neurons have done.
 
     Shapes: all alike. Units: ``totals`` in levels, ``residual`` in thresholds, ``events`` so far,
@@ -128,7 +128,7 @@ class SpikeCounts:
     rates: Tensor = field(default_factory=lambda: _no_counts(len(RATE_EDGES)))
     residuals: Tensor = field(default_factory=lambda: _no_counts(len(RESIDUAL_EDGES) + 1))
 
-    def add(self, firing: Firing) -> None:
+    def add(self, firing: LayerBatch) -> None:
         """Add one batch of a layer."""
         zero = firing.quantized == 0
         self.values += zero.numel()

@@ -94,14 +94,14 @@ class ErrorTable:
 
         Raises: SpecError: there is none.
         """
-        return _found(self.errors, {"layer": layer, "view": view, "n": n, "T": T})
+        return _row_of(self.errors, {"layer": layer, "view": view, "n": n, "T": T})
 
     def rate(self, layer: str, n: int, T: int) -> RateRow:
         """One row of rates.
 
         Raises: SpecError: there is none.
         """
-        return _found(self.rates, {"layer": layer, "n": n, "T": T})
+        return _row_of(self.rates, {"layer": layer, "n": n, "T": T})
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``errors.json``."""
@@ -183,7 +183,7 @@ class ErrorTable:
                 *(str(row.n), str(row.T)),
                 *map(_number, (row.ann_accuracy, row.qann_accuracy, row.snn_accuracy)),
                 *map(percent, (row.agreement, row.ann_agreement, row.error.relative)),
-                *self._shared(WHOLE, row.n, row.T),
+                *self._shared_cells(WHOLE, row.n, row.T),
             ]
             for row in self.logits
         ]
@@ -198,7 +198,7 @@ class ErrorTable:
             own, arrived = (self.error(layer, view, n, T) for view in ("forced", "arrived"))
             sizes = (own.quantization, own.unevenness, arrived.unevenness)
             relative = [percent(size.relative) for size in sizes]
-            rows.append([layer, *relative, *self._shared(layer, n, T)])
+            rows.append([layer, *relative, *self._shared_cells(layer, n, T)])
         return [*LAYER_COLUMNS, *SHARED_COLUMNS], rows
 
     def _sizes(self, n: int, T: int) -> tuple[list[str], list[list[str]]]:
@@ -212,7 +212,7 @@ class ErrorTable:
                 rows.append([layer, view, *cells])
         return ["layer", "view", *CAUSES], rows
 
-    def _shared(self, layer: str, n: int, T: int) -> Iterator[str]:
+    def _shared_cells(self, layer: str, n: int, T: int) -> Iterator[str]:
         """The cells of `SHARED_COLUMNS`."""
         errors, rates = self.error(layer, "propagated", n, T), self.rate(layer, n, T)
         yield from (percent(getattr(errors, cause).relative) for cause in CAUSES)
@@ -223,7 +223,7 @@ class ErrorTable:
 Row = TypeVar("Row", ErrorRow, RateRow, LogitRow)
 
 
-def _found(rows: Iterable[Row], wanted: dict[str, Any]) -> Row:
+def _row_of(rows: Iterable[Row], wanted: dict[str, Any]) -> Row:
     """The row with these values."""
     for row in rows:
         if all(getattr(row, name) == value for name, value in wanted.items()):

@@ -21,19 +21,19 @@ from ...system.progress import progress
 from ...system.storage import atomic, read_json, write_json
 from . import pages, picture
 from .contenders import Case, Contender
-from .limits import measured, product
+from .limits import measure_machine, product
 from .measure import Group
 from .memory import Place, peaks
 from .network import Network, open_network, thresholds_for
 from .registry import chosen
-from .rows import Absent, Benchmark, BenchRow, benchmark_from_json, merged
+from .rows import Absent, Benchmark, BenchRow, benchmark_from_json, merge
 from .timing import LEAST_ROUNDS
 
 HEAD = "# Benchmark\n\nWritten by `mt-convert bench`.\n"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class BenchOptions:
     """What is to be timed; the fields are the options of ``mt-convert bench``.
 
     ``levels``: thresholds n, each with every T; None for the fewest with which T steps emit all.
@@ -84,13 +84,13 @@ class Wanted:
         ]
 
 
-def run(wanted: Wanted, out: Path) -> Benchmark:
+def run(wanted: BenchOptions, out: Path) -> Benchmark:
     """Time everything; write table, page and picture to ``out`` when all is done.
 
     Raises:
         MTConvertError: whatever the user can mend; what stood in ``out`` stays.
     """
-    found = timed(wanted, out / "networks")
+    found = time_networks(wanted, out / "networks")
     write_json(out / "results.json", found.to_json())
     publish(HEAD, found, out)
     return found
@@ -104,11 +104,11 @@ def publish(head: str, found: Benchmark, folder: Path) -> None:
         temporary.write_text(pages.markdown(head, found))
 
 
-def timed(wanted: Wanted, store: Path) -> Benchmark:
+def time_networks(wanted: BenchOptions, store: Path) -> Benchmark:
     """The rows of all networks and batches, and the limits of the machine."""
     device = accelerator_or_cpu() if wanted.device is None else torch.device(wanted.device)
     with _threads(wanted.threads):
-        machine = measured(device)
+        machine = measure_machine(device)
         best = machine["int8_by"]
         limit = product(best, device) if best else None
         parts = [Benchmark((), machine=machine)]
@@ -120,7 +120,7 @@ def timed(wanted: Wanted, store: Path) -> Benchmark:
                 group = Group(network, wanted.entries(network, batch), wanted.rounds, limit)
                 rows = _rows(group, place, memory=wanted.memory)
                 parts.append(Benchmark(tuple(rows), tuple(group.absent), networks=sizes))
-    return merged(parts)
+    return merge(parts)
 
 
 def _rows(group: Group, place: Place, *, memory: bool) -> list[BenchRow]:

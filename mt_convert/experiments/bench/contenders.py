@@ -21,7 +21,7 @@ Runner = Callable[[Tensor], Any]
 """Images to logits: [batch, classes], or [T, batch, classes] behind every step."""
 
 
-class Kind(StrEnum):
+class ContenderKind(StrEnum):
     """What a contender computes, and so what its logits are compared with."""
 
     INTEGER = "ours, spiking"
@@ -60,7 +60,7 @@ class Contender:
     """
 
     name: str
-    kind: Kind
+    kind: ContenderKind
     about: str
     prepare: Callable[[Network, Case], Runner]
     missing: Callable[[torch.device], str | None] = lambda device: None
@@ -80,9 +80,9 @@ class Contender:
         """What is timed of it, ``steps`` being pairs of T and n for ours; of a network with so many
         levels."""
         pairs = list(steps)
-        if self.kind not in (Kind.INTEGER, Kind.PEER):
+        if self.kind not in (ContenderKind.INTEGER, ContenderKind.PEER):
             return [Case(batch)]
-        if self.kind is Kind.INTEGER and not self.binary:
+        if self.kind is ContenderKind.INTEGER and not self.binary:
             return [Case(batch, T, n) for T, n in pairs]
         n = levels.bit_length() if self.binary else self.thresholds
         return [Case(batch, T, n) for T in dict.fromkeys(T for T, _ in pairs)]

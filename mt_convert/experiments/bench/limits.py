@@ -35,7 +35,7 @@ COPIED = {"cpu": 2**28, "cuda": 2**32}  # bytes
 SECONDS = 1.0  # spent on each
 
 
-def measured(device: torch.device) -> dict[str, Any]:
+def measure_machine(device: torch.device) -> dict[str, Any]:
     """The machine, its versions and its limits.
 
     Units: ``int8_macs_per_s``, ``fp32_macs_per_s`` multiply-adds a second, the fastest of the ways
@@ -60,7 +60,7 @@ def measured(device: torch.device) -> dict[str, Any]:
         "int8_tried": int8,
         "int8_not_tried": tried,
         "fp32_macs_per_s": _float_product(size, device, clock),
-        "bytes_per_s": _copied(COPIED.get(kind, 2**28), device, clock),
+        "bytes_per_s": _copy_rate(COPIED.get(kind, 2**28), device, clock),
     }
 
 
@@ -118,7 +118,7 @@ def _float_product(size: int, device: torch.device, clock: Clock) -> float:
     return _rate(lambda: left @ right, size**3, clock)
 
 
-def _copied(count: int, device: torch.device, clock: Clock) -> float:
+def _copy_rate(count: int, device: torch.device, clock: Clock) -> float:
     """Bytes read and written a second."""
     source = torch.zeros(count, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
@@ -135,7 +135,7 @@ def _int_mm(size: int, device: torch.device) -> Work:
     return lambda: torch._int_mm(left, right), size**3
 
 
-def _quantized_linear(size: int, device: torch.device) -> Work:
+def _int8_linear(size: int, device: torch.device) -> Work:
     """torch's quantized linear layer: FBGEMM or oneDNN."""
     space: Any = torch.ops.quantized
     weight = torch.quantize_per_tensor(torch.randn(size, size), 0.1, 0, torch.qint8)
@@ -190,7 +190,7 @@ def _cpu_only(make: Make) -> Make:
 
 _INT8: Mapping[str, Make] = {
     "torch._int_mm": _int_mm,
-    "torch quantized linear": _cpu_only(_quantized_linear),
+    "torch quantized linear": _cpu_only(_int8_linear),
     "onnxruntime MatMulInteger": _cpu_only(_onnxruntime),
     "our 3x3 convolutions": _cpu_only(_own),
 }

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ...system.progress import progress
-from .contenders import Case, Contender, Kind, Runner, one_line
+from .contenders import Case, Contender, ContenderKind, Runner, one_line
 from .limits import Work, share_of_limit
 from .network import Network
 from .ours import REFERENCE
 from .registry import all_contenders
 from .rows import Absent, BenchRow
-from .timing import Clock, Spread, clock_of, interleaved, speed_ups
+from .timing import Clock, Spread, clock_of, interleave, speed_ups
 
 Item = TypeVar("Item")
 CHECKED = 16  # images, at least
@@ -58,12 +58,12 @@ class Group:
         torch._dynamo.reset()
         ready = [
             (entry, runner)
-            for entry in self._told(self.entries, "preparing", len(self.entries))
-            if (runner := self._prepared(*entry))
+            for entry in self._with_progress(self.entries, "preparing", len(self.entries))
+            if (runner := self._prepare(*entry))
         ]
         good = [
             (contender, case, runner, found)
-            for (contender, case), runner in self._told(ready, "checking", len(ready))
+            for (contender, case), runner in self._with_progress(ready, "checking", len(ready))
             if (found := self._check(contender, case, runner))
         ]
         if not good:
@@ -75,10 +75,10 @@ class Group:
             product = self.limit[0]
             runners.append(lambda images: product())
         clock = self.clock or clock_of(self.network.device)
-        turns = interleaved(
+        turns = interleave(
             runners, lambda: self.network.images(batch, generator), self.rounds, clock
         )
-        rounds = list(self._told(turns, "timing", self.rounds))
+        rounds = list(self._with_progress(turns, "timing", self.rounds))
         seconds = [[turn[k] for turn in rounds] for k in range(len(runners))]
         peak = [] if self.limit is None else [self.limit[1] / taken for taken in seconds.pop()]
         return with_ratios(
@@ -88,7 +88,7 @@ class Group:
             ]
         )
 
-    def _told(self, items: Iterable[Item], doing: str, total: int) -> Iterator[Item]:
+    def _with_progress(self, items: Iterable[Item], doing: str, total: int) -> Iterator[Item]:
         """The same, with progress shown."""
         batch = self.entries[0][1].batch if self.entries else 0
         return progress(items, f"{self.network.name}, batch {batch}: {doing}", total)
@@ -122,7 +122,7 @@ class Group:
             share_of_limit=share_of_limit(seconds, peak, size, batch) if peak else None,
         )
 
-    def _prepared(self, contender: Contender, case: Case) -> Runner | None:
+    def _prepare(self, contender: Contender, case: Case) -> Runner | None:
         """What runs, or None and a line in ``absent``."""
         reason = contender.available(self.network.device)
         if reason is None:
@@ -136,7 +136,7 @@ class Group:
     def _check(self, contender: Contender, case: Case, runner: Runner) -> Checked | None:
         """What its logits are worth; None and a line in ``absent`` if it cannot be timed."""
         try:
-            found = checked(self.network, contender, case, runner)
+            found = check(self.network, contender, case, runner)
         except Exception as error:
             self._leave_out(contender, case, one_line(error))
             return None
@@ -149,12 +149,12 @@ class Group:
         self.absent.append(Absent(self.network.name, contender.name, str(case), reason))
 
 
-def with_ratios(timed: Sequence[tuple[Kind, BenchRow, Sequence[float]]]) -> list[BenchRow]:
+def with_ratios(timed: Sequence[tuple[ContenderKind, BenchRow, Sequence[float]]]) -> list[BenchRow]:
     """The rows with their speed relative to the fastest float network among them.
 
     Each comes with its kind and the seconds of its rounds.
     """
-    floats = [item for item in timed if item[0] is Kind.FLOAT]
+    floats = [item for item in timed if item[0] is ContenderKind.FLOAT]
     best = min(floats, key=lambda item: item[1].us_per_image, default=None)
     if best is None:
         return [row for _, row, _ in timed]
@@ -165,7 +165,7 @@ def with_ratios(timed: Sequence[tuple[Kind, BenchRow, Sequence[float]]]) -> list
 
 
 @torch.no_grad()
-def checked(network: Network, contender: Contender, case: Case, runner: Runner) -> Checked:
+def check(network: Network, contender: Contender, case: Case, runner: Runner) -> Checked:
     """Compare a contender's logits with those of the network that it stands for, on fresh images.
 
     Ours with the reference backend, bit by bit; float networks and other packages' with the float
@@ -180,17 +180,15 @@ def checked(network: Network, contender: Contender, case: Case, runner: Runner) 
         if pairs[-1][0].shape != pairs[-1][1].shape:
             return Checked(None, 0, 0, f"its logits are {tuple(pairs[-1][1].shape)}")
     expected, found = (torch.cat(side, dim=-2) for side in zip(*pairs, strict=True))
-    bits = torch.equal(expected, found) if contender.kind is Kind.INTEGER else None
-    return compared(expected, found, bits, contender.tolerance)
+    bits = torch.equal(expected, found) if contender.kind is ContenderKind.INTEGER else None
+    return compare(expected, found, bits, contender.tolerance)
 
 
-def compared(
-    expected: Tensor, found: Tensor, bits: bool | None, tolerance: float | None
-) -> Checked:
+def compare(expected: Tensor, found: Tensor, bits: bool | None, tolerance: float | None) -> Checked:
     """How far logits are from those expected, [images, classes] or [T, images, classes].
 
     Example:
-        >>> compared(torch.eye(3), torch.eye(3), None, 0.1)
+        >>> compare(torch.eye(3), torch.eye(3), None, 0.1)
         Checked(bit_equal=None, agreement=1.0, difference=0.0, fault=None)
     """
     if not bool(found.isfinite().all()):
@@ -210,9 +208,9 @@ def _reference(network: Network, contender: Contender, case: Case) -> Runner:
     """What a contender is to compute."""
     if contender.reference is not None:
         return contender.reference(network, case)
-    if contender.kind is Kind.INTEGER:
+    if contender.kind is ContenderKind.INTEGER:
         return all_contenders()[f"integer_{REFERENCE}"].prepare(network, case)
-    return network.qann if contender.kind is Kind.QUANTIZED else network.ann
+    return network.qann if contender.kind is ContenderKind.QUANTIZED else network.ann
 
 
 def _plain(logits: Any) -> Tensor:

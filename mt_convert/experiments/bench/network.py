@@ -103,7 +103,7 @@ def open_network(word: str, store: Path, *, seed: int = 0) -> Network:
         UnsupportedLayerError: it cannot be quantized.
     """
     if Path(word).is_dir():
-        return _of_run(Path(word), seed)
+        return _from_run(Path(word), seed)
     if "/" in word:
         raise CheckpointError(f"there is no folder {word}: name a run, or an architecture of timm")
     if (fault := architecture_fault(word)) is not None:
@@ -111,7 +111,7 @@ def open_network(word: str, store: Path, *, seed: int = 0) -> Network:
     return _of_architecture(word, store, seed)
 
 
-def _of_run(folder: Path, seed: int) -> Network:
+def _from_run(folder: Path, seed: int) -> Network:
     """What a run trained."""
     if not (folder / "recipe.yaml").is_file():
         raise CheckpointError(f"{folder} is not the folder of a run: it holds no recipe.yaml")
@@ -121,7 +121,7 @@ def _of_run(folder: Path, seed: int) -> Network:
             raise CheckpointError(f"{folder} holds no finished stage {stage!r}; {hint}")
     recipe = load_recipe(folder / "recipe.yaml", ())
     qann = archive.load_quantized(folder / "train", recipe.quantize.spec())
-    images = _made_up(qann.image_shape, seed)
+    images = _random_images(qann.image_shape, seed)
     ann = load_ann(recipe.model, recipe.data.image_size, folder / "ann")
     return Network(folder.name, ann, qann.eval(), images)
 
@@ -129,7 +129,7 @@ def _of_run(folder: Path, seed: int) -> Network:
 def _of_architecture(name: str, store: Path, seed: int) -> Network:
     """Weights as training leaves them, from a seed; quantized once and kept."""
     shape = tuple((timm.get_pretrained_cfg(name, allow_unregistered=False) or _UNKNOWN).input_size)
-    images = _made_up(shape, seed)
+    images = _random_images(shape, seed)
     built = build(name, size=shape[-1], images=len(images), seed=seed)
     spec = QuantSpec(weight_bits=BITS, act_bits=BITS)
     made = [name, seed, spec.to_json(), len(images), timm.__version__]
@@ -145,7 +145,7 @@ class _UNKNOWN:
     input_size = (3, 224, 224)
 
 
-def _made_up(shape: tuple[int, ...], seed: int) -> Tensor:
+def _random_images(shape: tuple[int, ...], seed: int) -> Tensor:
     """Images to calibrate on, fewer where they are large."""
     count = min(64, max(LEAST_IMAGES, PIXELS // (shape[-1] * shape[-2])))
     return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))

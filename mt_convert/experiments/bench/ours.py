@@ -12,7 +12,7 @@ from ...integer_engine.model import integer
 from ...spiking.compiled import CompiledSimulation
 from ...spiking.model import SpikingModel
 from ...spiking.simulate import simulate
-from .contenders import Case, Contender, Kind, Runner
+from .contenders import Case, Contender, ContenderKind, Runner
 from .network import Network
 
 REFERENCE = "torch"
@@ -36,7 +36,7 @@ def _prepare(
 def _backend(name: str, about: str) -> Contender:
     """The integer network of equal thresholds on one backend."""
     prepare = _prepare(name, Network.spiking)
-    return Contender(f"integer_{name}", Kind.INTEGER, about, prepare, _missing(name))
+    return Contender(f"integer_{name}", ContenderKind.INTEGER, about, prepare, _missing(name))
 
 
 def _missing(name: str) -> Callable[[torch.device], str | None]:
@@ -51,7 +51,7 @@ def _missing(name: str) -> Callable[[torch.device], str | None]:
     return missing
 
 
-def _simulated(network: Network, case: Case) -> Runner:
+def _simulation(network: Network, case: Case) -> Runner:
     assert case.T is not None
     assert case.n is not None
     snn, steps = network.spiking(case.n), case.T
@@ -62,7 +62,7 @@ def _simulated(network: Network, case: Case) -> Runner:
     return run
 
 
-def _compiled(network: Network, case: Case) -> Runner:
+def _compile(network: Network, case: Case) -> Runner:
     assert case.T is not None
     assert case.n is not None
     fast, steps = CompiledSimulation(network.spiking(case.n)), case.T
@@ -73,7 +73,7 @@ CONTENDERS = (
     _backend("native", "integer network, our kernels in C++"),
     Contender(
         "integer_native_binary",
-        Kind.INTEGER,
+        ContenderKind.INTEGER,
         "the same on binary thresholds: a cascade of n emits all n bits in a step",
         _prepare("native", Network.binary),
         _missing("native"),
@@ -82,6 +82,8 @@ CONTENDERS = (
     ),
     _backend("compile", "integer network in float containers, torch.compile"),
     _backend("torch", "integer network in float containers, plain torch: the reference"),
-    Contender("simulate", Kind.INTEGER, "simulation in float, plain torch", _simulated),
-    Contender("simulate_compile", Kind.INTEGER, "simulation in float, torch.compile", _compiled),
+    Contender("simulate", ContenderKind.INTEGER, "simulation in float, plain torch", _simulation),
+    Contender(
+        "simulate_compile", ContenderKind.INTEGER, "simulation in float, torch.compile", _compile
+    ),
 )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from .contenders import Kind
+from .contenders import ContenderKind
 from .limits import moving_us
 from .registry import all_contenders
 from .rows import Benchmark, BenchRow
@@ -35,7 +35,7 @@ def groups(rows: Sequence[BenchRow]) -> dict[tuple[str, int], list[BenchRow]]:
     return found
 
 
-def kind_of(row: BenchRow) -> Kind | None:
+def kind_of(row: BenchRow) -> ContenderKind | None:
     """What a row's contender computes; None of one that is no longer known."""
     known = all_contenders().get(row.contender)
     return None if known is None else known.kind
@@ -52,11 +52,11 @@ def cells(row: BenchRow) -> list[str]:
         "–" if row.ratio_to_best_float is None else f"{row.ratio_to_best_float:.2f}",
         "–" if row.share_of_limit is None else f"{100 * row.share_of_limit:.0f} %",
         "–" if row.peak_mib is None else f"{row.peak_mib:.1f}",
-        _checked(row),
+        _check_text(row),
     ]
 
 
-def _checked(row: BenchRow) -> str:
+def _check_text(row: BenchRow) -> str:
     """What the check before timing found."""
     if row.bit_equal:
         return "bit-equal"
@@ -150,7 +150,7 @@ def findings(found: Benchmark) -> list[str]:
     return [*lines, *_over_time(found), *_over_size(found)]
 
 
-def fastest(rows: Sequence[BenchRow], *kinds: Kind) -> BenchRow | None:
+def fastest(rows: Sequence[BenchRow], *kinds: ContenderKind) -> BenchRow | None:
     """The fastest row of these kinds."""
     among = [row for row in rows if kind_of(row) in kinds]
     return min(among, key=lambda row: row.us_per_image, default=None)
@@ -158,18 +158,20 @@ def fastest(rows: Sequence[BenchRow], *kinds: Kind) -> BenchRow | None:
 
 def _gain(where: str, rows: Sequence[BenchRow]) -> list[str]:
     """What ours gains at each T against the best float network, and how much of it int8 gives."""
-    best = fastest(rows, Kind.FLOAT)
+    best = fastest(rows, ContenderKind.FLOAT)
     int8 = min(
         (row for row in rows if row.contender in ONNX_INT8),
         key=lambda row: row.us_per_image,
         default=None,
     )
     lines = []
-    ours = sorted({(row.T, row.n) for row in rows if row.T and kind_of(row) is Kind.INTEGER})
+    ours = sorted(
+        {(row.T, row.n) for row in rows if row.T and kind_of(row) is ContenderKind.INTEGER}
+    )
     kinds = [(T, n, binary) for T, n in ours for binary in (False, True)]
     for T, n, binary in kinds:
         same = [row for row in rows if (row.T, row.n) == (T, n) and is_binary(row) == binary]
-        own = fastest(same, Kind.INTEGER)
+        own = fastest(same, ContenderKind.INTEGER)
         if own is None or best is None or own.ratio_to_best_float is None:
             continue
         text = (
@@ -198,7 +200,7 @@ def _over_time(found: Benchmark) -> list[str]:
     """How time grows with T in the group with most of them."""
     rows = most_steps(found.rows)
     own = [row for row in rows if row.contender == "integer_native"] or [
-        row for row in rows if kind_of(row) is Kind.INTEGER
+        row for row in rows if kind_of(row) is ContenderKind.INTEGER
     ]
     line = {row.T: row for row in own if own and row.contender == own[0].contender}
     if len(line) < 2:
@@ -240,7 +242,7 @@ def by_size(found: Benchmark) -> list[BenchRow]:
     """Our fastest row at T = 1 of each network, at its largest batch, smallest network first."""
     chosen: dict[str, BenchRow] = {}
     for (network, batch), rows in groups(found.rows).items():
-        own = fastest([row for row in rows if row.T == 1], Kind.INTEGER)
+        own = fastest([row for row in rows if row.T == 1], ContenderKind.INTEGER)
         if own is None or own.ratio_to_best_float is None or network not in found.networks:
             continue
         if network not in chosen or batch > chosen[network].batch:

@@ -14,15 +14,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ...errors import SpecError
 from ...system.storage import atomic
-from .contenders import Kind
+from .contenders import ContenderKind
 from .pages import groups, kind_of, most_steps
 from .rows import Benchmark, BenchRow
 
 COLOURS = {
-    Kind.INTEGER: "#c44e52",
-    Kind.FLOAT: "#4a7fb5",
-    Kind.QUANTIZED: "#e9a03b",
-    Kind.PEER: "#7a7a7a",
+    ContenderKind.INTEGER: "#c44e52",
+    ContenderKind.FLOAT: "#4a7fb5",
+    ContenderKind.QUANTIZED: "#e9a03b",
+    ContenderKind.PEER: "#7a7a7a",
     None: "black",
 }
 _ACROSS = 3
@@ -49,10 +49,10 @@ def draw(found: Benchmark, path: str | Path) -> None:
         _bars(figure.add_subplot(place), f"{network}, batch {batch}", rows)
     _over_time(figure.add_subplot(grid[down, :_ACROSS]), most_steps(found.rows))
     _over_size(figure.add_subplot(grid[down, _ACROSS:]), found)
-    handles = [_patch(kind) for kind in Kind]
+    handles = [_patch(kind) for kind in ContenderKind]
     figure.legend(
         handles,
-        [str(kind) for kind in Kind],
+        [str(kind) for kind in ContenderKind],
         loc="outside lower center",
         ncols=4,
         fontsize=9,
@@ -62,7 +62,7 @@ def draw(found: Benchmark, path: str | Path) -> None:
         figure.savefig(temporary, format="png", dpi=110)
 
 
-def _patch(kind: Kind) -> Patch:
+def _patch(kind: ContenderKind) -> Patch:
     """A coloured square for the legend."""
     return Patch(color=COLOURS[kind])
 
@@ -94,7 +94,7 @@ def _over_time(axes: Axes, rows: Sequence[BenchRow]) -> None:
     for name in names:
         line = sorted((row.T, row.us_per_image) for row in rows if row.contender == name and row.T)
         axes.plot(*zip(*line, strict=True), marker="o", markersize=3.5, linewidth=1.3, label=name)
-    floats = [row for row in rows if kind_of(row) is Kind.FLOAT]
+    floats = [row for row in rows if kind_of(row) is ContenderKind.FLOAT]
     if floats:
         best = min(floats, key=lambda row: row.us_per_image)
         axes.axhline(best.us_per_image, color="black", linestyle="--", linewidth=1)

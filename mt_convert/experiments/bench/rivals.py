@@ -16,7 +16,7 @@ from ...evaluation import peers
 from ...evaluation.peers.converters import PEERS
 from ...export import onnx
 from ...quantization.brevitas_layers import for_inference
-from .contenders import Case, Contender, Kind, Runner
+from .contenders import Case, Contender, ContenderKind, Runner
 from .network import Network
 
 NCHW, NHWC = torch.contiguous_format, torch.channels_last
@@ -39,7 +39,7 @@ class _Float:
         model: Any = copy.deepcopy(network.ann).eval().to(weights)
         model = model.to(memory_format=self.layout)
         if self.compiled:
-            model = _compiled(model, network.device)
+            model = _compile(model, network.device)
         kind = network.device.type
 
         def run(images: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class _Float:
         return run
 
 
-def _compiled(model: nn.Module, device: torch.device) -> Any:
+def _compile(model: nn.Module, device: torch.device) -> Any:
     """`torch.compile` at its best: weights frozen and packed, on accelerators as one CUDA graph."""
     options: dict[str, Any] = {"freezing": True, "triton.cudagraphs": device.type == "cuda"}
     return torch.compile(model, dynamic=False, options=options)
@@ -99,15 +99,15 @@ def _session(content: bytes, device: torch.device) -> Runner:
 def _onnx_float(network: Network, case: Case) -> Runner:
     images = torch.zeros(case.batch, *network.qann.image_shape)
     ann = copy.deepcopy(network.ann).cpu().eval()
-    return _session(onnx.exported(ann, images), network.device)
+    return _session(onnx.export_onnx(ann, images), network.device)
 
 
-def _onnx_quantized(quantize_sums: bool) -> Callable[[Network, Case], Runner]:
+def _onnx_int8(quantize_sums: bool) -> Callable[[Network, Case], Runner]:
     def prepare(network: Network, case: Case) -> Runner:
         qann, seen = copy.deepcopy(network.qann).cpu(), network.calibration.cpu()
         form = onnx.qdq_form(qann, seen, quantize_sums=quantize_sums)
         images = torch.zeros(case.batch, *network.qann.image_shape)
-        return _session(onnx.exported(form, images), network.device)
+        return _session(onnx.export_onnx(form, images), network.device)
 
     return prepare
 
@@ -154,12 +154,12 @@ def _peer(name: str) -> Contender:
     about = f"{peer.package}, float network converted without training"
     thresholds = 0 if peer.package == "sinabs" else 1
     missing: Callable[[torch.device], str | None] = lambda device: peers.available(name)  # noqa: E731
-    return Contender(name, Kind.PEER, about, prepare, missing, thresholds=thresholds)
+    return Contender(name, ContenderKind.PEER, about, prepare, missing, thresholds=thresholds)
 
 
 def _float(name: str, about: str, form: _Float, tolerance: float, only: str = "") -> Contender:
     missing = _only_on(only) if only else lambda device: None
-    return Contender(name, Kind.FLOAT, about, form, missing, tolerance)
+    return Contender(name, ContenderKind.FLOAT, about, form, missing, tolerance)
 
 
 _BF16, _FP16 = torch.bfloat16, torch.float16
@@ -173,26 +173,28 @@ CONTENDERS = (
     _float("bf16_compile", "torch.compile, weights too", _Float(_BF16, compiled=True), 0.1),
     _float("fp16_eager", "plain torch, weights too", _Float(_FP16), 0.05, "cuda"),
     _float("fp16_compile", "torch.compile", _Float(_FP16, compiled=True), 0.05, "cuda"),
-    Contender("onnxruntime_fp32", Kind.FLOAT, "onnxruntime", _onnx_float, _onnx_missing, 1e-2),
+    Contender(
+        "onnxruntime_fp32", ContenderKind.FLOAT, "onnxruntime", _onnx_float, _onnx_missing, 1e-2
+    ),
     Contender(
         "onnxruntime_int8",
-        Kind.QUANTIZED,
+        ContenderKind.QUANTIZED,
         "onnxruntime, QDQ nodes where the quantized network has its quantizers; it rounds biases "
         "to whole sums, and without VNNI sums of 8-bit layers may saturate",
-        _onnx_quantized(quantize_sums=False),
+        _onnx_int8(quantize_sums=False),
         _onnx_missing,
     ),
     Contender(
         "onnxruntime_int8_sums",
-        Kind.QUANTIZED,
+        ContenderKind.QUANTIZED,
         "the same with 8-bit QDQ nodes before sums too: every convolution in integers",
-        _onnx_quantized(quantize_sums=True),
+        _onnx_int8(quantize_sums=True),
         _onnx_missing,
     ),
-    Contender("brevitas_eager", Kind.QUANTIZED, "Brevitas, as trained", _brevitas),
+    Contender("brevitas_eager", ContenderKind.QUANTIZED, "Brevitas, as trained", _brevitas),
     Contender(
         "brevitas_inference",
-        Kind.QUANTIZED,
+        ContenderKind.QUANTIZED,
         "Brevitas' quant_inference_mode, weights cached",
         _brevitas_inference,
         _inference_missing,

@@ -104,8 +104,8 @@ def benchmark_from_json(stored: Any) -> Benchmark:
     if not isinstance(stored, Mapping) or stored.get("schema") != SCHEMA:
         raise CheckpointError(f"not the results of a benchmark: their schema must be {SCHEMA}")
     try:
-        rows = tuple(_made(BenchRow, row) for row in stored["rows"])
-        absent = tuple(_made(Absent, item) for item in stored.get("absent", ()))
+        rows = tuple(_row_from(BenchRow, row) for row in stored["rows"])
+        absent = tuple(_row_from(Absent, item) for item in stored.get("absent", ()))
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"a row of the benchmark is not whole: {error}") from error
     if len({row.setting for row in rows}) < len(rows):
@@ -113,7 +113,7 @@ def benchmark_from_json(stored: Any) -> Benchmark:
     return Benchmark(rows, absent, stored.get("machine", {}), stored.get("networks", {}))
 
 
-def merged(parts: Iterable[Benchmark]) -> Benchmark:
+def merge(parts: Iterable[Benchmark]) -> Benchmark:
     """Several benchmarks of one machine as one; the machine is the first one's."""
     parts = list(parts)
     networks = {name: size for part in parts for name, size in part.networks.items()}
@@ -122,7 +122,7 @@ def merged(parts: Iterable[Benchmark]) -> Benchmark:
     return Benchmark(rows, absent, parts[0].machine if parts else {}, networks)
 
 
-def _made(kind: Any, stored: Mapping[str, Any]) -> Any:
+def _row_from(kind: Any, stored: Mapping[str, Any]) -> Any:
     """A row from its columns; those of later versions are passed over."""
     names = [item.name for item in dataclasses.fields(kind)]
     return kind(**{name: stored[name] for name in names if name in stored})

@@ -37,7 +37,7 @@ def clock_of(device: torch.device) -> Clock:
     return Clock() if device.type == "cpu" else Clock(finish=torch.accelerator.synchronize)
 
 
-def interleaved(
+def interleave(
     runners: Sequence[Callable[[Tensor], Any]],
     images: Callable[[], Tensor],
     rounds: int,
@@ -53,14 +53,14 @@ def interleaved(
 
     Example:
         >>> draw = lambda: torch.zeros(1)
-        >>> found = list(interleaved([torch.sin, torch.cos], draw, 5, Clock(pause=lambda: None)))
+        >>> found = list(interleave([torch.sin, torch.cos], draw, 5, Clock(pause=lambda: None)))
         >>> len(found), len(found[0])
         (5, 2)
     """
     if rounds < LEAST_ROUNDS:
         raise SpecError(f"rounds is {rounds}: allowed are {LEAST_ROUNDS} or more")
     clock = clock or Clock()
-    calls = [_warmed_up(runner, images(), clock) for runner in runners]
+    calls = [_warm_up(runner, images(), clock) for runner in runners]
     random = torch.Generator().manual_seed(0)
     for _ in range(rounds):
         batch = images()
@@ -69,7 +69,7 @@ def interleaved(
         yield [found[k] for k in range(len(runners))]
 
 
-def _warmed_up(runner: Callable[[Tensor], Any], batch: Tensor, clock: Clock) -> int:
+def _warm_up(runner: Callable[[Tensor], Any], batch: Tensor, clock: Clock) -> int:
     """Call it a few times; say how many calls a measurement is to have."""
     seconds = [_seconds(runner, batch, 1, clock) for _ in range(WARM_UPS)][-1]
     return max(1, min(MOST_CALLS, math.ceil(AT_LEAST / max(seconds, 1e-9))))

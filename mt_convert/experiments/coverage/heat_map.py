@@ -36,7 +36,7 @@ def _settles(rows: Family) -> tuple[float, str]:
     return len(steps) / len(rows), f"T ≤ {max(steps)}" if steps else "–"
 
 
-def _fed(rows: Family) -> tuple[float, str]:
+def _fed_share(rows: Family) -> tuple[float, str]:
     """The smallest share of MACs that spikes feed, of what converted; cut, not rounded. Paler from
     100 % down to 80 %."""
     shares = [row.spike_fed_mac_share or 0 for row in rows if row.converted]
@@ -49,7 +49,7 @@ COLUMNS: dict[str, Callable[[Family], tuple[float, str]]] = {
     "converted": _share(lambda row: row.converted),
     "exact\nat T = 1": _share(lambda row: row.proven),
     "settles": _settles,
-    "spike-fed\nMACs": _fed,
+    "spike-fed\nMACs": _fed_share,
 }
 
 

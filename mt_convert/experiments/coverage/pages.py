@@ -109,13 +109,15 @@ def page(table: Table) -> str:
         "\n## Families\n",
         *_families(table),
         "\n## Not converted\n",
-        *_listed((row for row in rows if not row.converted), lambda row: str(row.error)),
+        *_list_reasons((row for row in rows if not row.converted), lambda row: str(row.error)),
         "\n## Converted, not exact at T = 1\n",
-        *_listed(inexact, lambda row: "differs: " + ", ".join(row.differs[:5])),
+        *_list_reasons(inexact, lambda row: "differs: " + ", ".join(row.differs[:5])),
         "\n## Exact at T = 1, not settled with few thresholds\n",
-        *_listed(restless, lambda row: f"n = {row.thresholds}: not within {row.time_steps} steps"),
+        *_list_reasons(
+            restless, lambda row: f"n = {row.thresholds}: not within {row.time_steps} steps"
+        ),
         "\n## Less than 95 % of MACs fed by spikes\n",
-        *_listed(low, _unfed),
+        *_list_reasons(low, _unfed_text),
         "\n## Analog operators\n",
         *_analog(rows),
         "",
@@ -177,7 +179,7 @@ def _span(values: Sequence[float], form: str = "d") -> str:
     return low if low == high else f"{low}–{high}"
 
 
-def _listed(rows: Iterable[CoverageRow], reason: Any) -> list[str]:
+def _list_reasons(rows: Iterable[CoverageRow], reason: Any) -> list[str]:
     """Architectures with a reason each, or that there are none."""
     lines = [
         f"| {row.architecture} | {row.family} | {row.input_size or '–'} | {_cell(reason(row))} |"
@@ -192,7 +194,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _unfed(row: CoverageRow) -> str:
+def _unfed_text(row: CoverageRow) -> str:
     """The share that spikes feed, and what they do not feed."""
     more = f"; and {len(row.not_spike_fed) - 3} more" if len(row.not_spike_fed) > 3 else ""
     what = "; ".join(row.not_spike_fed[:3])

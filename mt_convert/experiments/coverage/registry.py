@@ -115,12 +115,12 @@ def _by_size(item: Architecture) -> tuple[float, str]:
     return (float("inf") if item.params is None else item.params, item.name)
 
 
-def counted_parameters() -> dict[str, int]:
+def parameter_counts() -> dict[str, int]:
     """Parameters of the architectures that timm had when this was written: counting all takes
     minutes. They choose and order; a trial counts those of the network that it built.
 
     Example:
-        >>> counted_parameters()["vgg11"]
+        >>> parameter_counts()["vgg11"]
         132863336
     """
     return dict(read_json(COUNTED)["params"])

@@ -18,7 +18,7 @@ from ...errors import CheckpointError, Fault, SpecError
 from ...system.bounded import Limits, Outcome, Task, run_bounded
 from ...system.progress import progress
 from ...system.storage import read_json, write_json
-from .registry import Architecture, choose, count_parameters, counted_parameters, families, matching
+from .registry import Architecture, choose, count_parameters, families, matching, parameter_counts
 from .rows import CoverageRow, Settings, Table
 from .trial import trial
 
@@ -38,7 +38,7 @@ class Sweep:
     settings: Settings
     limits: Limits
 
-    def described(self) -> dict[str, Any]:
+    def describe_row(self) -> dict[str, Any]:
         """Everything that a row depends on, as it stands beside it."""
         versions = {name: importlib.metadata.version(name) for name in VERSIONS}
         settings = {**dataclasses.asdict(self.settings), "versions": versions}
@@ -76,9 +76,9 @@ def plan(sweep: Sweep, patterns: Sequence[str], *, every: bool) -> list[Architec
 def _sizes(sweep: Sweep, found: Mapping[str, Sequence[str]]) -> dict[str, int | None]:
     """Parameters of each architecture of families with more than one."""
     path, version = sweep.out / "sizes.json", importlib.metadata.version("timm")
-    stored = _read(path)
+    stored = _read_object(path)
     counted = stored["params"] if stored.get("timm") == version else {}
-    known: dict[str, int | None] = {**counted_parameters(), **counted}
+    known: dict[str, int | None] = {**parameter_counts(), **counted}
     tasks = [
         Task(family, count_parameters, (unknown,), sweep.out / "logs" / f"sizes_{family}.txt")
         for family, names in found.items()
@@ -112,17 +112,17 @@ def run(sweep: Sweep, architectures: Sequence[Architecture], *, again: bool = Fa
     by_name = {item.name: item for item in waiting}
     known = families()
     count = {"families": len(known), "architectures": sum(map(len, known.values()))}
-    table = _written(sweep, rows, count)
+    table = _write_table(sweep, rows, count)
     outcomes = run_bounded(_tasks(sweep, waiting), sweep.limits, PRELOAD)
     try:
         for outcome in progress(outcomes, "architectures", len(waiting)):
             row = _row(by_name[outcome.key], outcome)
             rows[row.architecture] = row
-            entry = {"settings": sweep.described(), "row": row.to_json()}
+            entry = {"settings": sweep.describe_row(), "row": row.to_json()}
             write_json(_row_file(sweep, row.architecture), entry)
             if row.converted:
                 _log_file(sweep, row.architecture).unlink(missing_ok=True)
-            table = _written(sweep, rows, count)
+            table = _write_table(sweep, rows, count)
     finally:
         outcomes.close()
     return table
@@ -130,8 +130,8 @@ def run(sweep: Sweep, architectures: Sequence[Architecture], *, again: bool = Fa
 
 def stored_rows(sweep: Sweep) -> dict[str, CoverageRow]:
     """The rows of these settings that the folder holds."""
-    settings = sweep.described()
-    entries = [_read(path) for path in sorted((sweep.out / "rows").glob("*.json"))]
+    settings = sweep.describe_row()
+    entries = [_read_object(path) for path in sorted((sweep.out / "rows").glob("*.json"))]
     rows = [
         CoverageRow.from_json(entry["row"])
         for entry in entries
@@ -162,9 +162,9 @@ def _row(item: Architecture, outcome: Outcome) -> CoverageRow:
     )
 
 
-def _written(sweep: Sweep, rows: Mapping[str, CoverageRow], known: dict[str, int]) -> Table:
+def _write_table(sweep: Sweep, rows: Mapping[str, CoverageRow], known: dict[str, int]) -> Table:
     """The table of all rows, stored."""
-    settings = {**sweep.described(), "limits": dataclasses.asdict(sweep.limits)}
+    settings = {**sweep.describe_row(), "limits": dataclasses.asdict(sweep.limits)}
     ordered = sorted(rows.values(), key=lambda row: (row.family, row.params or 0, row.architecture))
     table = Table(settings, known, tuple(ordered))
     write_json(sweep.out / "results.json", table.to_json())
@@ -181,7 +181,7 @@ def _log_file(sweep: Sweep, name: str) -> Path:
     return sweep.out / "logs" / f"{name}.txt"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     """A stored JSON object; empty where there is none, or none that can be read."""
     try:
         stored = read_json(path)

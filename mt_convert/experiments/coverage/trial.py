@@ -72,10 +72,10 @@ def _try(architecture: Architecture, settings: Settings, tell: Any) -> None:
         time_steps=verdict.time_steps,
         differs=list(verdict.differs),
     )
-    tell("ending", **_counted(snn), silent_layers=_silent(snn, built.images))
+    tell("ending", **_count(snn), silent_layers=_silent(snn, built.images))
 
 
-def _counted(snn: SpikingModel) -> dict[str, Any]:
+def _count(snn: SpikingModel) -> dict[str, Any]:
     """What spikes feed, and what stays analog."""
     rows = count_macs(snn)
     total = max(1, sum(row.macs for row in rows))

@@ -19,7 +19,7 @@ from ...calibration.text import name_of, parse
 from ...data import DataSpec
 from ...errors import Fault, RecipeError
 from ...evaluation.peers.converters import PEERS
-from ...evaluation.settings import METHODS, PeerSetting, Setting, calibrated, iso_level
+from ...evaluation.settings import METHODS, PeerSetting, Setting, iso_level, with_calibration
 from ...neurons.ladder import Firing, Uniform
 from ...quantization.spec import QuantSpec
 from ...spiking.presentation import Presentation
@@ -27,7 +27,7 @@ from ...training.gradients import ALGORITHMS, SURROGATES
 from ...training.spec import TrainSpec
 from ..models.build import ModelSpec, architecture_fault
 from .finetune_job import PARTS, TEACHERS, FinetuneJob
-from .validation import Kind, disagreements, read, seeded, tree_of
+from .validation import RecipeType, disagreements, fill_seeds, read, tree_of
 from .yaml_tree import Tree, override
 
 Count = Annotated[int, Field(ge=1)]
@@ -186,9 +186,9 @@ def dump(recipe: BaseModel) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def here_faults(recipe: Recipe) -> list[Fault]:
+def faults_here(recipe: Recipe) -> list[Fault]:
     """What this machine lacks to run the recipe: files, folders, architectures unknown to timm."""
-    return lacking(
+    return missing_inputs(
         recipe.model,
         {
             "model.checkpoint": recipe.model.checkpoint,
@@ -198,7 +198,7 @@ def here_faults(recipe: Recipe) -> list[Fault]:
     )
 
 
-def lacking(model: ModelSpec, files: Mapping[str, str | None]) -> list[Fault]:
+def missing_inputs(model: ModelSpec, files: Mapping[str, str | None]) -> list[Fault]:
     """Which of these files and folders are not here, and whether timm knows the architecture."""
     faults = [
         Fault(key, f"{value} is not here", f"put it there, or give {key}=PATH")
@@ -211,9 +211,9 @@ def lacking(model: ModelSpec, files: Mapping[str, str | None]) -> list[Fault]:
     return faults
 
 
-def _seeded(tree: Tree) -> Tree:
+def _fill_seeds(tree: Tree) -> Tree:
     """Training takes the recipe's seed where it names none of its own."""
-    blocks = seeded(tree, ("ann", "train"))
+    blocks = fill_seeds(tree, ("ann", "train"))
     block = tree.value.get("finetune")
     train = block.get("train", {}) if isinstance(block, dict) else None
     if isinstance(train, dict):
@@ -227,7 +227,7 @@ def _mismatches(recipe: Recipe, tree: Tree) -> list[Fault]:
     return disagreements(tree, recipe.model, wanted, "data")
 
 
-CONVERSION = Kind(Recipe, _seeded, _mismatches)
+CONVERSION = RecipeType(Recipe, _fill_seeds, _mismatches)
 
 
 def settings_of(block: EvaluateBlock, levels: int) -> list[Setting | PeerSetting]:
@@ -248,7 +248,7 @@ def settings_of(block: EvaluateBlock, levels: int) -> list[Setting | PeerSetting
         setting
         for text in dict.fromkeys(block.calibrations)
         for setting in plain
-        for setting in calibrated(setting, text, block.calibrated_for)
+        for setting in with_calibration(setting, text, block.calibrated_for)
     ]
     found += iso_level(levels) if block.iso_level else []
     peers = (name for name in block.methods if name in PEERS)

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from ...errors import Fault, MTConvertError
-from .yaml_tree import Path, Tree, dotted
+from .yaml_tree import Path, Tree, to_dotted
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _MISSING = ("missing", "missing_argument")
@@ -54,7 +54,7 @@ def findings(errors: Iterable[ErrorDetails], tree: Tree, root: type) -> list[Fin
         finding
         for error in errors  # a list whose items are at fault is not at fault for being short
         if not (error["type"] == "too_short" and error["loc"] in items)
-        for finding in _read(error, tree, root)
+        for finding in _findings_of(error, tree, root)
     ]
     meant = {finding.meant for finding in found}
     return [item for item in found if not (item.missing and item.path in meant)]
@@ -69,7 +69,7 @@ def without(value: Any, paths: Iterable[Path]) -> Any:
     """
     for path in paths:
         keys = tuple(_until_number(path))
-        value = _removed(value, keys) if keys else {}
+        value = _remove(value, keys) if keys else {}
     return value
 
 
@@ -89,7 +89,7 @@ def keys_of(kind: Any) -> Mapping[str, Any]:
     return {}
 
 
-def _read(error: ErrorDetails, tree: Tree, root: type) -> Iterator[Finding]:
+def _findings_of(error: ErrorDetails, tree: Tree, root: type) -> Iterator[Finding]:
     """The findings in one error of pydantic's."""
     path: Path = tuple(error["loc"])
     cause = error.get("ctx", {}).get("error")
@@ -118,7 +118,7 @@ def _read(error: ErrorDetails, tree: Tree, root: type) -> Iterator[Finding]:
 
 
 def _fault(path: Path, what: str, hint: str, tree: Tree) -> Fault:
-    return Fault(f"{tree.place(path)}  {dotted(path)}".rstrip(), what, hint)
+    return Fault(f"{tree.place(path)}  {to_dotted(path)}".rstrip(), what, hint)
 
 
 def _nearest(path: Path, root: type) -> tuple[Path | None, str]:
@@ -129,7 +129,7 @@ def _nearest(path: Path, root: type) -> tuple[Path | None, str]:
     near = difflib.get_close_matches(key, siblings, n=1, cutoff=0.6)
     if near:
         return (*block, near[0]), f"did you mean {near[0]}? {allowed}"
-    elsewhere = [dotted(other) for other in _all_keys(root) if other[-1] == key]
+    elsewhere = [to_dotted(other) for other in _all_keys(root) if other[-1] == key]
     if elsewhere:
         return None, f"did you mean {' or '.join(elsewhere)}? {allowed}"
     return None, allowed
@@ -176,8 +176,8 @@ def _until_number(path: Path) -> Iterator[str]:
         yield part
 
 
-def _removed(value: Any, keys: tuple[str, ...]) -> Any:
+def _remove(value: Any, keys: tuple[str, ...]) -> Any:
     if not isinstance(value, dict) or keys[0] not in value:
         return value
     rest = {key: item for key, item in value.items() if key != keys[0]}
-    return rest if len(keys) == 1 else {**value, keys[0]: _removed(value[keys[0]], keys[1:])}
+    return rest if len(keys) == 1 else {**value, keys[0]: _remove(value[keys[0]], keys[1:])}

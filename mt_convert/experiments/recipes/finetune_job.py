@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ...errors import Fault, SpecError
 from ...evaluation.settings import Setting
 from ...training.finetune.finetune import FinetuneSpec
-from ...training.finetune.neuron import Trained
+from ...training.finetune.neuron import TrainableParts
 from ...training.gradients import ALGORITHMS, SURROGATES
 from ...training.spec import TrainSpec
 
@@ -65,7 +65,7 @@ class FinetuneJob:
         return FinetuneSpec(
             self.setting.time_steps[0],
             ALGORITHMS[self.algorithm],
-            Trained(**{name: name in self.learns for name in PARTS}),
+            TrainableParts(**{name: name in self.learns for name in PARTS}),
             None if self.surrogate is None else SURROGATES[self.surrogate],
             self.detach_reset,
         )

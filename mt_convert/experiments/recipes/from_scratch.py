@@ -17,9 +17,9 @@ from ...errors import Fault, SpecError
 from ...training.from_scratch.spec import SpikingSpec
 from ...training.spec import TrainSpec
 from ..models.build import ModelSpec
-from .conversion import CONVERSION, STRICT, Count, Recipe, lacking
-from .conversion import here_faults as conversion_faults
-from .validation import Kind, disagreements, read, seeded, tree_of
+from .conversion import CONVERSION, STRICT, Count, Recipe, missing_inputs
+from .conversion import faults_here as conversion_faults
+from .validation import RecipeType, disagreements, fill_seeds, read, tree_of
 from .yaml_tree import Tree, override
 
 
@@ -65,7 +65,7 @@ class SpikingRecipe(BaseModel):
             if self.ann is not None or self.spiking.start == "ann":
                 hint = "it takes images, not frames: leave ann out and spiking.start random"
                 faults.append(Fault("ann", "has no images", hint))
-        if self.train.distillation_weight and not self.trained_ann:
+        if self.train.distillation_weight and not self.has_float_network:
             hint = "give ann, model.checkpoint or model.pretrained; or distillation_weight: 0"
             faults.append(Fault("train", "asks a float network that is not trained", hint))
         last = max(self.evaluate.time_steps or (1,))
@@ -84,7 +84,7 @@ class SpikingRecipe(BaseModel):
         return found
 
     @property
-    def trained_ann(self) -> bool:
+    def has_float_network(self) -> bool:
         """Whether the float network is worth a look: trained here, or loaded, and for images."""
         loaded = self.model.pretrained or self.model.checkpoint is not None
         return self.events is None and (self.ann is not None or loaded)
@@ -109,22 +109,22 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = (), smoke: bool = 
     return read(path, tree, overrides, smoke, CONVERSION)
 
 
-def here_faults(recipe: AnyRecipe) -> list[Fault]:
+def faults_here(recipe: AnyRecipe) -> list[Fault]:
     """What this machine lacks to run the recipe: files, folders, architectures unknown to timm."""
     if isinstance(recipe, Recipe):
         return conversion_faults(recipe)
     files = {"model.checkpoint": recipe.model.checkpoint}
     if not recipe.images.download:
         files[f"{_block(recipe)}.root"] = recipe.images.root
-    return lacking(recipe.model, files)
+    return missing_inputs(recipe.model, files)
 
 
 def _block(recipe: SpikingRecipe) -> str:
     return "data" if recipe.data is not None else "events"
 
 
-def _seeded(tree: Tree) -> Tree:
-    return replace(tree, value={**tree.value, **seeded(tree, ("ann", "train"))})
+def _fill_seeds(tree: Tree) -> Tree:
+    return replace(tree, value={**tree.value, **fill_seeds(tree, ("ann", "train"))})
 
 
 def _mismatches(recipe: SpikingRecipe, tree: Tree) -> list[Fault]:
@@ -134,4 +134,4 @@ def _mismatches(recipe: SpikingRecipe, tree: Tree) -> list[Fault]:
     return disagreements(tree, recipe.model, wanted, _block(recipe))
 
 
-SPIKING = Kind(SpikingRecipe, _seeded, _mismatches)
+SPIKING = RecipeType(SpikingRecipe, _fill_seeds, _mismatches)

@@ -23,7 +23,7 @@ R = TypeVar("R", bound=BaseModel)
 
 
 @dataclass(frozen=True)
-class Kind(Generic[R]):
+class RecipeType(Generic[R]):
     """A kind of recipe: its type, what is filled in before it is read, and what must agree."""
 
     type: type[R]
@@ -38,13 +38,15 @@ def tree_of(path_or_name: str | FilePath) -> tuple[FilePath, Tree]:
         RecipeError: no such recipe; unreadable, not YAML, or no blocks.
     """
     path = find_recipe(path_or_name)
-    tree = yaml_tree.parse(_read(path), str(path))
+    tree = yaml_tree.parse(_read_text(path), str(path))
     if not isinstance(tree.value, dict):
         raise RecipeError(f"{path} holds no blocks: a recipe starts with name, model, data")
     return path, tree
 
 
-def read(path: FilePath, tree: Tree, overrides: Sequence[str], smoke: bool, kind: Kind[R]) -> R:
+def read(
+    path: FilePath, tree: Tree, overrides: Sequence[str], smoke: bool, kind: RecipeType[R]
+) -> R:
     """The recipe with its overrides, or with its ``smoke`` block put over it, which is validated
     in any case.
 
@@ -62,7 +64,7 @@ def read(path: FilePath, tree: Tree, overrides: Sequence[str], smoke: bool, kind
     return recipe
 
 
-def _read(path: FilePath) -> str:
+def _read_text(path: FilePath) -> str:
     """The text of a recipe file."""
     try:
         return path.read_text(encoding="utf-8")
@@ -78,7 +80,7 @@ def _variants(tree: Tree) -> tuple[Tree, Tree]:
     return plain, yaml_tree.merge(plain, Tree(tree.value.get("smoke") or {}, inner))
 
 
-def _validate(tree: Tree, kind: Kind[R]) -> tuple[R | None, list[Fault]]:
+def _validate(tree: Tree, kind: RecipeType[R]) -> tuple[R | None, list[Fault]]:
     """The recipe, or everything that is wrong with it.
 
     What is wrong hides other faults of the same block, so it is taken out and the rest read again.
@@ -116,7 +118,7 @@ def disagreements(tree: Tree, model: Any, wanted: Mapping[str, int], block: str)
     ]
 
 
-def seeded(tree: Tree, blocks: Sequence[str]) -> dict[str, Any]:
+def fill_seeds(tree: Tree, blocks: Sequence[str]) -> dict[str, Any]:
     """These blocks of trainings, with the recipe's seed where they name none of their own."""
     seed = tree.value.get("seed", 0)
     return {

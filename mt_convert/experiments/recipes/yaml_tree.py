@@ -93,12 +93,12 @@ def merge(base: Tree, over: Tree) -> Tree:
         {'a': {'b': 3, 'c': 2}}
     """
     return Tree(
-        _merged(base.value, over.value), {**base.places, **over.places}, base.faults + over.faults
+        _merge(base.value, over.value), {**base.places, **over.places}, base.faults + over.faults
     )
 
 
 def override(tree: Tree, assignments: Sequence[str]) -> Tree:
-    """``tree`` with ``dotted.key=value`` assignments carried out, later ones winning.
+    """``tree`` with ``to_dotted.key=value`` assignments carried out, later ones winning.
 
     Assignments without ``=``, with a value that is not YAML, or into a value that has no keys
     become faults of the tree.
@@ -115,7 +115,7 @@ def override(tree: Tree, assignments: Sequence[str]) -> Tree:
             continue
         path: Path = tuple(int(part) if part.isdigit() else part for part in key.strip().split("."))
         try:
-            value = _assigned(tree.value, path, parse(text, "the value").value)
+            value = _with_value(tree.value, path, parse(text, "the value").value)
             places = {**tree.places, path: "override"}
             tree = replace(tree, value=value, places=places)
         except RecipeError as error:
@@ -155,18 +155,18 @@ class _Walk:
             inner = (*path, key)
             if key in block:
                 hint = f"first on {self.places[inner]}: keep one of them"
-                where = f"{_line(key_node)}  {dotted(inner)}"
+                where = f"{_line(key_node)}  {to_dotted(inner)}"
                 self.faults.append(Fault(where, "is set twice", hint))
             self.places[inner] = _line(key_node)
             block[key] = self.value(value_node, inner)
         return block
 
 
-def dotted(path: Path) -> str:
+def to_dotted(path: Path) -> str:
     """A path as it is written in overrides.
 
     Example:
-        >>> dotted(("quantize", "overrides", 0, "pattern"))
+        >>> to_dotted(("quantize", "overrides", 0, "pattern"))
         'quantize.overrides.0.pattern'
     """
     return ".".join(map(str, path))
@@ -188,13 +188,13 @@ def _reason(error: RecipeError) -> str:
     return error.faults[0].what if error.faults else error.headline
 
 
-def _merged(base: Any, over: Any) -> Any:
+def _merge(base: Any, over: Any) -> Any:
     if isinstance(base, dict) and isinstance(over, dict):
-        return {**base, **{key: _merged(base.get(key), value) for key, value in over.items()}}
+        return {**base, **{key: _merge(base.get(key), value) for key, value in over.items()}}
     return over
 
 
-def _assigned(tree: Any, path: Path, value: Any) -> Any:
+def _with_value(tree: Any, path: Path, value: Any) -> Any:
     """A copy of ``tree`` with ``value`` at ``path``; blocks on the way are made where absent."""
     if not path:
         return value
@@ -203,10 +203,10 @@ def _assigned(tree: Any, path: Path, value: Any) -> Any:
         if not isinstance(head, int):
             raise TypeError(head)
         items = list(tree)
-        items[head] = _assigned(items[head], rest, value)
+        items[head] = _with_value(items[head], rest, value)
         return items
     if tree is not None and not isinstance(tree, dict):
         raise TypeError(head)
     block = dict(tree or {})
-    block[str(head)] = _assigned(block.get(str(head)), rest, value)
+    block[str(head)] = _with_value(block.get(str(head)), rest, value)
     return block

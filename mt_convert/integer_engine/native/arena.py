@@ -42,7 +42,7 @@ class Arena:
         for place in fires:
             grid = plans.grid_held(outputs(plans.items[place])[0])
             self.targets[place] = end
-            end += aligned(2 * grid.pixels * grid.channels + 64)
+            end += align(2 * grid.pixels * grid.channels + 64)
         first_mark = end
         for value in borders:
             self.values[self.number[value]].changed = end
@@ -53,17 +53,17 @@ class Arena:
             end += 3 * plans.grid_held(outputs(plans.items[place])[0]).height
         end += 3  # whether any neuron may still move
         self.marks = first_mark, end - first_mark
-        self.size = aligned(end + 64)
+        self.size = align(end + 64)
 
     def _place(self, struct: Any, value: int, border: int, start: int) -> int:
         """Where a value lies, and where it ends."""
         grid, kind = self.plans.grid_held(value), self.plans.kind(value)
         low = int(min(self.plans.bounds[value][0], 0))
         size = 1 if kind == BYTES else 4
-        pixel = aligned(grid.channels, 4 if kind == BYTES else 16)
+        pixel = align(grid.channels, 4 if kind == BYTES else 16)
         border = border if kind == BYTES else 0
         row = (grid.width + 2 * border) * pixel
-        total = aligned((grid.height + 2 * border) * row * size + 64)
+        total = align((grid.height + 2 * border) * row * size + 64)
         offset = start + (border * row + border * pixel) * size
         for name, number in {
             **{"offset": offset, "start": start, "bytes": total, "kind": kind},
@@ -74,6 +74,6 @@ class Arena:
         return start + total
 
 
-def aligned(size: int, to: int = 64) -> int:
+def align(size: int, to: int = 64) -> int:
     """The next multiple."""
     return -(-size // to) * to

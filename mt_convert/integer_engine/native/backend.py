@@ -34,7 +34,7 @@ class NativeBackend:
     """
 
     def __init__(self, programs: Sequence[Program], instruction_set: str | None = None) -> None:
-        self.instruction_set = build.checked(instruction_set)
+        self.instruction_set = build.choose_instruction_set(instruction_set)
         self._library = build.library(self.instruction_set)
         self._lowered = lower(programs, self.instruction_set)
         work = self._lowered.work
@@ -45,7 +45,7 @@ class NativeBackend:
         self._arena = torch.empty(0, dtype=torch.uint8)
         self._lock = threading.Lock()
         self._externals = (External * (len(self._lowered.externals) + 2))()
-        self._call = _prepared_call(self._lowered, self._externals)
+        self._call = _prepare_call(self._lowered, self._externals)
         self._steps: dict[tuple[int, int], Any] = {}
 
     @torch.inference_mode()
@@ -214,7 +214,7 @@ class _Seen(dict[int, Any]):
         self._values.update(found)
 
 
-def _prepared_call(lowered: Lowered, externals: Any) -> Any:
+def _prepare_call(lowered: Lowered, externals: Any) -> Any:
     """What stays the same in all calls."""
     call = Call(
         values=ctypes.addressof(lowered.values),

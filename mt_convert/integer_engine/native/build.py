@@ -64,7 +64,7 @@ def missing() -> str | None:
     return None
 
 
-def checked(instruction_set: str | None) -> str:
+def choose_instruction_set(instruction_set: str | None) -> str:
     """The instruction set to use: the best, or the one asked for.
 
     Raises: SpecError: the CPU does not have it.
@@ -86,7 +86,7 @@ def library(instruction_set: str) -> ctypes.CDLL:
     Raises: NativeUnavailable: no compiler, or a build that failed.
     """
     try:
-        loaded = ctypes.CDLL(str(_built(checked(instruction_set))))
+        loaded = ctypes.CDLL(str(_built(choose_instruction_set(instruction_set))))
     except OSError as fact:
         raise _unavailable(f"the built library could not be loaded: {fact}") from fact
     found = (c_int64 * len(STRUCTURES))()

@@ -71,7 +71,7 @@ def lower(programs: Sequence[Program], instruction_set: str) -> Lowered:
     if not programs or len({_outline(program) for program in programs}) > 1:
         raise SpecError("NativeBackend: programs must be the time steps of one network")
     plans = Plans(programs)
-    return _Writer(programs, plans, instruction_set).lowered()
+    return _Writer(programs, plans, instruction_set).lower()
 
 
 def _outline(program: Program) -> tuple[Any, ...]:
@@ -92,7 +92,7 @@ class _Writer:
         self.packing = Packing(self.kept, short_sums=instruction_set == "avx2")
         self.externals: dict[tuple[str, int], int] = {}
 
-    def lowered(self) -> Lowered:
+    def lower(self) -> Lowered:
         """Everything written."""
         plans = self.plans
         at_home: set[int] = set()
@@ -281,9 +281,9 @@ class _Writer:
             shaped = item.offset.reshape(*[1] * missing, *item.offset.shape)
             op.offset = self.kept.constant(shaped, grid)
         else:
-            op.summed = self._summed(op)
+            op.summed = self._int16_sum(op)
 
-    def _summed(self, op: Any) -> int:
+    def _int16_sum(self, op: Any) -> int:
         """The sum, where neurons in int16 know it."""
         terms = (Term * op.n_terms).from_address(op.terms)
         others = [term.value for term in terms if term.value >= 0]

@@ -103,7 +103,7 @@ def pair(sizes: Any) -> tuple[int, int]:
 
 def pool(item: Operate, names: Sequence[str]) -> Window:
     """The window of a pool as torch gives it: no stride is that of the kernel."""
-    named = _named(item, ("input", "kernel_size", *names))
+    named = _arguments_by_name(item, ("input", "kernel_size", *names))
     kernel = pair(named["kernel_size"])
     stride = pair(named.get("stride") or kernel)
     return Window(kernel, stride, pair(named.get("padding", 0)), pair(named.get("dilation", 1)))
@@ -113,7 +113,7 @@ def summed(item: Operate, given: Sequence[int], shape: Sequence[int]) -> Window 
     """The window of a pool that sums, or of a sum over all pixels; None for the rest."""
     if item.target is aten.avg_pool2d.default and len(shape) == 3:
         names = ("stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-        named = _named(item, ("input", "kernel_size", *names))
+        named = _arguments_by_name(item, ("input", "kernel_size", *names))
         return pool(item, names) if named.get("divisor_override") == 1 else None
     grid = grid_of(given)
     if item.target is not Tensor.sum or len(given) < 2 or len(item.args) < 2 or grid is None:
@@ -132,11 +132,11 @@ def moves(
     Shapes: ``given`` and ``made`` are those of inputs and outputs, without the batch axis.
     """
     if item.target in _PAD_NAMES:
-        return _padded(item, given[0], made[0])
+        return _pad(item, given[0], made[0])
     names = next((names for targets, names in _MOVES if item.target in targets), None)
     if names is None:
         return ()
-    named = _named(item, names)
+    named = _arguments_by_name(item, names)
     dim, step = named.get("dim", 0) % (len(given[0]) + 1), named.get("step") or 1
     if dim == 0:
         return ()
@@ -157,16 +157,16 @@ def is_whole(item: Operate, given: Sequence[int]) -> bool:
     """Whether a slice that keeps the shape of an image keeps all images too."""
     if item.target is not aten.slice.Tensor:
         return False
-    named = {"dim": 0, "start": None, "end": None, "step": None} | _named(item, _SLICE)
+    named = {"dim": 0, "start": None, "end": None, "step": None} | _arguments_by_name(item, _SLICE)
     all_images = not named["start"] and (named["step"] or 1) == 1
     return named["dim"] % (len(given) + 1) > 0 or (
         all_images and (named["end"] is None or named["end"] >= BATCH)
     )
 
 
-def _padded(item: Operate, given: Sequence[int], made: Sequence[int]) -> tuple[Move, ...]:
+def _pad(item: Operate, given: Sequence[int], made: Sequence[int]) -> tuple[Move, ...]:
     """Zeros around a value; amounts below 0 cut some of it off."""
-    named = {"mode": "constant"} | _named(item, _PAD_NAMES[item.target])
+    named = {"mode": "constant"} | _arguments_by_name(item, _PAD_NAMES[item.target])
     amounts = [int(amount) for amount in named["pad"]]
     if named["mode"] != "constant" or named.get("value") or len(amounts) > 2 * len(given):
         return ()
@@ -181,7 +181,7 @@ def _padded(item: Operate, given: Sequence[int], made: Sequence[int]) -> tuple[M
     return (Move(_sizes(size), _triple(start, 0), _triple(to, 0)),) if min(size) > 0 else ()
 
 
-def _named(item: Operate, names: Sequence[str]) -> dict[str, Any]:
+def _arguments_by_name(item: Operate, names: Sequence[str]) -> dict[str, Any]:
     """The arguments of a call by name."""
     return dict(zip(names, item.args, strict=False)) | dict(item.kwargs)
 

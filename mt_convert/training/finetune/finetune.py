@@ -15,8 +15,8 @@ from ...spiking.model import SpikingModel
 from ..gradients import BPTT, DSR, Algorithm, Tandem
 from ..loop import fit
 from ..spec import History, TrainSpec
-from .learner import Unrolled
-from .neuron import Trained
+from .learner import TrainableSpikingModel
+from .neuron import TrainableParts
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class FinetuneSpec:
 
     time_steps: int
     algorithm: Algorithm = field(default_factory=BPTT)
-    learns: Trained = field(default_factory=Trained)
+    learns: TrainableParts = field(default_factory=TrainableParts)
     surrogate: Surrogate | None = None
     detach_reset: bool = True
 
@@ -90,7 +90,7 @@ def finetune(
         SpecError: no validation images; a network or an algorithm that cannot learn so.
         CheckpointError: the folder holds another run.
     """
-    learner = Unrolled(
+    learner = TrainableSpikingModel(
         snn,
         how.time_steps,
         learns=how.learns,

@@ -13,19 +13,19 @@ from ...graph.nodes import WEIGHTED, layer_nodes
 from ...neurons.ladder import Learned
 from ...neurons.layer import MTNeuron
 from ...neurons.surrogate import Rectangular, StraightThrough, Surrogate
-from ...spiking.interpreter import Call, walk
+from ...spiking.interpreter import Call, forward_with
 from ...spiking.levels import analog
 from ...spiking.model import SpikingModel
 from ...spiking.simulate import simulate
 from ...spiking.weight_grid import OnGrid
 from ...system.keys import key
 from ..algorithm import Derivative
-from .neuron import State, Trained, TrainedNeuron
+from .neuron import State, TrainableParts, TrainedNeuron
 
 States = Mapping[str, State]
 
 
-class Unrolled(nn.Module):
+class TrainableSpikingModel(nn.Module):
     """A converted network while it learns.
 
     In front of the first optimizer step its read-outs are those of `simulate`, bit for bit, for
@@ -44,7 +44,7 @@ class Unrolled(nn.Module):
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.randn(8, 1, 4, 4)
         >>> snn = convert(quantize(net, QuantSpec(), calibration=images))
-        >>> learner = Unrolled(snn, 2)
+        >>> learner = TrainableSpikingModel(snn, 2)
         >>> torch.equal(learner(images), simulate(snn, images, time_steps=2).logits[-1])
         True
     """
@@ -54,7 +54,7 @@ class Unrolled(nn.Module):
         snn: SpikingModel,
         time_steps: int,
         *,
-        learns: Trained | None = None,
+        learns: TrainableParts | None = None,
         surrogate: Surrogate | None = None,
         detach_reset: bool = True,
     ) -> None:
@@ -66,7 +66,7 @@ class Unrolled(nn.Module):
                 "layers of this network wait for their whole window, which has no steps to learn "
                 "through: convert it with whole_window=False"
             )
-        learns = Trained() if learns is None else learns
+        learns = TrainableParts() if learns is None else learns
         self.settings = {
             "learns": key("trainable_parts/1", learns),
             "surrogate": key("surrogate/1", surrogate),
@@ -134,7 +134,7 @@ class Unrolled(nn.Module):
         """What the optimizer does not pull towards 0: all that neurons learn (timm asks)."""
         return {f"neurons.{name}" for name, _ in self.neurons.named_parameters()}
 
-    def train(self, mode: bool = True) -> Unrolled:
+    def train(self, mode: bool = True) -> TrainableSpikingModel:
         """Training mode for what learns; the layers of a converted network stay as in use."""
         super().train(mode)
         self.snn.eval()
@@ -161,7 +161,7 @@ class Unrolled(nn.Module):
             value, after[name] = learner(x, self.snn.presentation, t, before.get(name), derivative)
             return value
 
-        return walk(self.snn, images, neuron, calls), after
+        return forward_with(self.snn, images, neuron, calls), after
 
     def learner(self, name: str) -> TrainedNeuron:
         """What learns of the layer of neurons of this name."""

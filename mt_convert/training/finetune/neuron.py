@@ -17,7 +17,7 @@ from ...neurons.ladder import Learned
 from ...neurons.layer import MTNeuron
 from ...neurons.spec import LIF, NeuronSpec
 from ...neurons.surrogate import SpikeTime, Surrogate
-from ...neurons.totals import leak_of, running_step, without_leak
+from ...neurons.totals import leak_of, totals_step, without_leak
 from ...spiking.levels import unit, window_spec, worth
 from ...spiking.presentation import Presentation
 from ..algorithm import Derivative
@@ -25,7 +25,7 @@ from ..surrogate_step import fire, fire_learned, in_place_of
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainableParts:
     """Which parts of a converted network learn.
 
     ``weights`` with their biases, on the grid of their quantizers; ``thresholds`` all those of a
@@ -36,7 +36,7 @@ class Trained:
         SpecError: nothing learns.
 
     Example:
-        >>> Trained(thresholds=False).weights
+        >>> TrainableParts(thresholds=False).weights
         True
     """
 
@@ -50,8 +50,7 @@ class Trained:
     def __post_init__(self) -> None:
         if not (self.weights or self.thresholds or self.potentials or self.leaks):
             raise SpecError(
-                "Trained: nothing learns; set at least one of weights, thresholds, potentials and "
-                "leaks"
+                "nothing learns: set at least one of weights, thresholds, potentials and leaks"
             )
 
 
@@ -64,7 +63,7 @@ class State(NamedTuple):
     v: Tensor | None = None
     since: Tensor | None = None
 
-    def detached(self) -> State:
+    def detach(self) -> State:
         """The same numbers without their history."""
         others = (None if item is None else item.detach() for item in self[1:])
         return State(self.total.detach(), *others)
@@ -87,7 +86,7 @@ class TrainedNeuron(nn.Module):
         self,
         neuron: MTNeuron,
         surrogate: Surrogate,
-        learns: Trained,
+        learns: TrainableParts,
         shape: tuple[int, ...],
         detach_reset: bool = True,
     ) -> None:
@@ -148,7 +147,7 @@ class TrainedNeuron(nn.Module):
             lost = before.lost + self.share() * before.v
             y = y - lost
         spec = window_spec(without_leak(self.spec), presentation, t)
-        total, since = self._fired(y, before, spec)
+        total, since = self._fire(y, before, spec)
         if lost is not None:
             v = y - (total.detach() if self.detach_reset else total) + spec.initial
         return total * worth(self, presentation, t), State(total, lost, v, since)
@@ -202,7 +201,7 @@ class TrainedNeuron(nn.Module):
         v = zero + self.spec.initial
         return State(zero, zero, v if self.offset is None else v + self.offset, far)
 
-    def _fired(self, y: Tensor, before: State, spec: NeuronSpec) -> tuple[Tensor, Tensor | None]:
+    def _fire(self, y: Tensor, before: State, spec: NeuronSpec) -> tuple[Tensor, Tensor | None]:
         """The new total, and the steps since the last emission if the surrogate asks for them."""
         learning = replace(spec, surrogate=self.surrogate, detach_reset=self.detach_reset)
         if isinstance(spec.ladder, Learned):
@@ -210,7 +209,7 @@ class TrainedNeuron(nn.Module):
         if before.since is None or not isinstance(self.surrogate, SpikeTime):
             return fire(y, before.total, learning), None
         with torch.no_grad():
-            silent = running_step(y, before.total, spec) == before.total
+            silent = totals_step(y, before.total, spec) == before.total
             since = torch.where(silent, before.since + 1, torch.zeros_like(y))
         return fire(y, before.total, learning, self.surrogate.faded(since)), since
 

@@ -27,13 +27,13 @@ from ...graph.nodes import WEIGHTED, layer_nodes
 from ...neurons.ladder import Learned
 from ...spiking.levels import levels
 from ...spiking.model import SpikingModel
-from .. import accuracy
+from ..accuracy import accuracy
 from ..gradients import Tandem
 from ..loop import fit
 from ..spec import EpochRow, History, TrainSpec
 from .finetune import Finetuned
-from .learner import Unrolled
-from .neuron import Trained
+from .learner import TrainableSpikingModel
+from .neuron import TrainableParts
 
 PERCENTILE = 99.9
 
@@ -60,7 +60,7 @@ def tandem(
         CheckpointError: the folder holds another run.
     """
     _check(snn, spec)
-    learner = Unrolled(snn, time_steps, learns=Trained(thresholds=False))
+    learner = TrainableSpikingModel(snn, time_steps, learns=TrainableParts(thresholds=False))
     names = [name for name, _ in snn.neurons()]
     shown = images(splits.calibration, min(512, len(splits.calibration)))
     start = accuracy(learner, splits.validation, spec.batch_size)
@@ -92,7 +92,7 @@ def tandem(
 
 
 @torch.no_grad()
-def set_range_(learner: Unrolled, name: str, shown: Tensor) -> None:
+def set_range_(learner: TrainableSpikingModel, name: str, shown: Tensor) -> None:
     """The threshold of a layer from what the layers in front of it give on these images.
 
     Shapes: shown [images, channels, height, width].
@@ -105,7 +105,7 @@ def set_range_(learner: Unrolled, name: str, shown: Tensor) -> None:
         layer.start.copy_(found.new_tensor(top / levels(layer.spec)))
 
 
-def freeze_(learner: Unrolled, names: list[str]) -> None:
+def freeze_(learner: TrainableSpikingModel, names: list[str]) -> None:
     """Let learn what stands behind the last of these layers of neurons, and nothing else."""
     waiting, behind = set(names), set()
     for node in learner.snn.layers.graph.nodes:

@@ -8,15 +8,15 @@ from typing import Any
 from torch import nn
 
 from ...errors import CheckpointError
-from ...spiking.archive import read_network, rebuilt_layers, reported, write_network
+from ...spiking.archive import name_file_in_errors, read_network, rebuilt_layers, write_network
 from ...spiking.serialization import spiking_layer_from_json, spiking_layer_to_json
-from .network import SpikingNetwork
+from .network import ScratchNetwork
 from .tensor_train import ConvByStep
 
 KIND = "spiking"
 
 
-def save(network: SpikingNetwork, folder: str | Path) -> None:
+def save(network: ScratchNetwork, folder: str | Path) -> None:
     """Write a network to a folder; what stood there is replaced only when all is written.
 
     Surrogates belong to training and are not stored; trains of tensors are merged first.
@@ -30,10 +30,11 @@ def save(network: SpikingNetwork, folder: str | Path) -> None:
         >>> from ...neurons.ladder import Uniform
         >>> from ...neurons.spec import NeuronSpec
         >>> from ...neurons.surrogate import ATan
-        >>> from .network import spiking
+        >>> from .network import build_from_scratch
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> spec = NeuronSpec(Uniform(2), initial=0.0, surrogate=ATan())
-        >>> network = spiking(net, spec, example=torch.zeros(2, 1, 4, 4), time_steps=3).eval()
+        >>> example = torch.zeros(2, 1, 4, 4)
+        >>> network = build_from_scratch(net, spec, example=example, time_steps=3).eval()
         >>> folder = tempfile.mkdtemp()
         >>> save(network, folder)
         >>> images = torch.randn(5, 1, 4, 4)
@@ -49,7 +50,7 @@ def save(network: SpikingNetwork, folder: str | Path) -> None:
     write_network(folder, KIND, network.layers, _to_json, told)
 
 
-def load(folder: str | Path) -> SpikingNetwork:
+def load(folder: str | Path) -> ScratchNetwork:
     """The network that `save` wrote, in eval mode on the CPU.
 
     Raises:
@@ -57,14 +58,14 @@ def load(folder: str | Path) -> SpikingNetwork:
             (`archive.load` reads those).
     """
     content, tensors = read_network(folder)
-    with reported(folder):
+    with name_file_in_errors(folder):
         if content["kind"] != KIND:
             raise CheckpointError(
                 f"{folder} holds a converted or quantized network: read it with archive.load"
             )
         layers = rebuilt_layers(content, tensors, _from_json)
         told = (content[name] for name in ("time_steps", "delayed", "read_out_tau"))
-        return SpikingNetwork(layers, *told).eval()
+        return ScratchNetwork(layers, *told).eval()
 
 
 def _to_json(layer: nn.Module) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from ...errors import DataError, Fault, SpecError, UnsupportedLayerError
 from ...graph.nodes import fold_batch_norm_, is_constant, layer_nodes, set_image_shape
-from ...graph.rules import DEFAULT_RULES, Kind, Rule, unknown_operators
+from ...graph.rules import DEFAULT_RULES, OperatorKind, Rule, unknown_operators
 from ...graph.signals import reaching_output
 from ...graph.trace import trace
 from ...neurons.dynamics import NeuronState
@@ -27,17 +27,17 @@ from ...spiking.model import SPIKING_RULES
 from ...spiking.shapes import images_not_first
 from ...system.keys import key
 from ..algorithm import Derivative
-from .neuron_steps import fired_in_steps, fused_in_steps
+from .neuron_steps import step_through, step_through_compiled
 from .read_out import ReadOut
 from .representation import by_representation
 from .steps import States, Steps
 from .tensor_train import TensorTrain, TTConv2d, decompose, merge
 from .tensor_train_layers import BY_STEP, fold_by_step_, put_trains_, without_steps
 
-_RULES = {**SPIKING_RULES, **dict.fromkeys(BY_STEP, Rule(Kind.WEIGHTED))}
+_RULES = {**SPIKING_RULES, **dict.fromkeys(BY_STEP, Rule(OperatorKind.WEIGHTED))}
 
 
-def spiking(
+def build_from_scratch(
     model: nn.Module,
     neuron: NeuronSpec,
     *,
@@ -49,7 +49,7 @@ def spiking(
     tensor_train: TensorTrain | None = None,
     learn_read_out: bool = False,
     compiled: bool = False,
-) -> SpikingNetwork:
+) -> ScratchNetwork:
     """A spiking network with the layers of ``model`` and ``neuron`` for each of its activations.
 
     ``delayed``: a layer answers to a step's input in the next step, as in STDB's code, so that T
@@ -74,7 +74,7 @@ def spiking(
         >>> from ...neurons.surrogate import ATan
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> spec = NeuronSpec(Uniform(4), charge=PLIF(), initial=0.0, surrogate=ATan())
-        >>> network = spiking(net, spec, example=torch.zeros(2, 1, 4, 4), time_steps=3)
+        >>> network = build_from_scratch(net, spec, example=torch.zeros(2, 1, 4, 4), time_steps=3)
         >>> network(torch.randn(5, 1, 4, 4)).shape
         torch.Size([5, 2])
     """
@@ -104,10 +104,10 @@ def spiking(
     for name in dict.fromkeys(found):
         layers.set_submodule(name, MTNeuron(neuron, 1 / neuron.ladder.reach))
     put_trains_(layers, model)
-    return SpikingNetwork(layers, time_steps, delayed, read_out_tau, learn_read_out, compiled)
+    return ScratchNetwork(layers, time_steps, delayed, read_out_tau, learn_read_out, compiled)
 
 
-class SpikingNetwork(nn.Module):
+class ScratchNetwork(nn.Module):
     """Layers and neurons that run T steps on single spikes, with gradients.
 
     Shapes: images [batch, channels, height, width], the same in every step; or frames
@@ -189,9 +189,9 @@ class SpikingNetwork(nn.Module):
     @property
     def in_steps(self) -> Callable[..., tuple[Tensor, NeuronState]]:
         """What runs the steps of a layer of neurons."""
-        return fused_in_steps if self.compiled else fired_in_steps
+        return step_through_compiled if self.compiled else step_through
 
-    def kept(self) -> float:
+    def kept_share(self) -> float:
         """The share of a potential that is left after a step, the same in all layers.
 
         Raises:
@@ -222,11 +222,11 @@ class SpikingNetwork(nn.Module):
             )
         return 1 - 1 / charge.tau if isinstance(charge, LIF) else 1.0
 
-    def merged(self) -> SpikingNetwork:
+    def merged(self) -> ScratchNetwork:
         """A copy with one convolution for each train of tensors, two for form HTT."""
         return self._with(merge(self.layers)).train(self.training)
 
-    def folded(self) -> SpikingNetwork:
+    def fold(self) -> ScratchNetwork:
         """A copy with each batch norm in the convolution or linear layer in front of it, in eval
         mode, trains of tensors merged; its statistics are shared by all steps, so one layer does
         for all of them."""
@@ -236,11 +236,11 @@ class SpikingNetwork(nn.Module):
         fold_batch_norm_(layers)
         return self._with(layers).eval()
 
-    def _with(self, layers: nn.Module) -> SpikingNetwork:
+    def _with(self, layers: nn.Module) -> ScratchNetwork:
         """The same network of other layers."""
         assert isinstance(layers, fx.GraphModule)
         set_image_shape(layers, self.image_shape)
-        found = SpikingNetwork(layers, self.time_steps, self.delayed, compiled=self.compiled)
+        found = ScratchNetwork(layers, self.time_steps, self.delayed, compiled=self.compiled)
         found.read_out = copy.deepcopy(self.read_out)
         return found
 

@@ -18,7 +18,7 @@ from ...neurons.spec import PLIF, NeuronSpec
 FORMS = 10_000  # neurons, numbers of steps and kinds of numbers that one process may have
 
 
-def fired_in_steps(
+def step_through(
     neuron: MTNeuron, currents: Tensor, state: NeuronState | None
 ) -> tuple[Tensor, NeuronState]:
     """The spikes of a layer in each step, and its state behind the last one.
@@ -28,7 +28,7 @@ def fired_in_steps(
     Example:
         >>> from ...neurons.ladder import Uniform
         >>> neuron = MTNeuron(NeuronSpec(Uniform(2)), delta=1.0)
-        >>> fired_in_steps(neuron, torch.tensor([[0.75], [0.0]]), None)[0].tolist()
+        >>> step_through(neuron, torch.tensor([[0.75], [0.0]]), None)[0].tolist()
         [[1.0], [0.0]]
     """
     spikes = []
@@ -39,7 +39,7 @@ def fired_in_steps(
     return torch.stack(spikes), state
 
 
-def fused_in_steps(
+def step_through_compiled(
     neuron: MTNeuron, currents: Tensor, state: NeuronState | None
 ) -> tuple[Tensor, NeuronState]:
     """The same as one kernel that torch.compile makes, once for a neuron and a number of steps.
@@ -53,7 +53,7 @@ def fused_in_steps(
     Example:
         >>> from ...neurons.ladder import Uniform
         >>> neuron = MTNeuron(NeuronSpec(Uniform(2)), delta=1.0)
-        >>> fused_in_steps(neuron, torch.tensor([[0.75], [0.0]]), None)[0].tolist()
+        >>> step_through_compiled(neuron, torch.tensor([[0.75], [0.0]]), None)[0].tolist()
         [[1.0], [0.0]]
     """
     assert neuron.delta.numel() == 1

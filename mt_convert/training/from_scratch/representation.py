@@ -45,7 +45,7 @@ def by_representation(network: Network, images: Tensor) -> Tensor:
     faults = _faults(network)
     if faults:
         raise SpecError("representations do not describe this network, so DSR cannot train", faults)
-    leak, steps = network.kept(), range(network.time_steps)
+    leak, steps = network.kept_share(), range(network.time_steps)
     with torch.no_grad():
         spikes = _Spikes(network, leak)
         each = spikes.run(network.frames(images, steps)).unflatten(0, (len(steps), -1))
@@ -97,30 +97,30 @@ class _Representations(fx.Interpreter):
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         layer, x, seen = self.fetch_attr(target), args[0], self.seen.get(self.name)
         if isinstance(layer, MTNeuron):
-            return in_place_of(clipped(layer, x, self.time_steps), self.seen[self.name])
+            return in_place_of(clip_representation(layer, x, self.time_steps), self.seen[self.name])
         if seen is None:
             return layer(*args, **kwargs)
-        return x * seen if isinstance(layer, nn.Dropout) else _normed(layer, x, *seen)
+        return x * seen if isinstance(layer, nn.Dropout) else _normalise(layer, x, *seen)
 
 
-def clipped(neuron: MTNeuron, current: Tensor, time_steps: int) -> Tensor:
+def clip_representation(neuron: MTNeuron, current: Tensor, time_steps: int) -> Tensor:
     """What the representation of a layer's spikes is about, from that of its current.
 
     Example:
         >>> from ...neurons.ladder import Uniform
         >>> neuron = MTNeuron(NeuronSpec(Uniform(2), charge=LIF(2.0)), 1.5)
-        >>> clipped(neuron, torch.tensor([-1.0, 4.0, 9.0]), 4).tolist()
+        >>> clip_representation(neuron, torch.tensor([-1.0, 4.0, 9.0]), 4).tolist()
         [0.0, 2.0, 3.0]
     """
     spec, charge = neuron.spec, neuron.spec.charge
     if isinstance(charge, LIF) and charge.decay_input:
         current = current / charge.tau
-    step, (low, high) = neuron.delta.to(current.dtype), _reached(spec, time_steps)
+    step, (low, high) = neuron.delta.to(current.dtype), _emission_range(spec, time_steps)
     found = torch.clamp(current, low * step, high * step)
     return found if neuron.gain is None else found * neuron.gain
 
 
-def _reached(spec: NeuronSpec, time_steps: int) -> tuple[float, float]:
+def _emission_range(spec: NeuronSpec, time_steps: int) -> tuple[float, float]:
     """The least and the most that neurons can emit per step, in levels."""
     low, high = (bound / time_steps for bound in spec.limits)
     reach = spec.ladder.reach
@@ -134,7 +134,7 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return variance, mean
 
 
-def _normed(norm: Any, x: Tensor, variance: Tensor, mean: Tensor) -> Tensor:
+def _normalise(norm: Any, x: Tensor, variance: Tensor, mean: Tensor) -> Tensor:
     """A batch norm with these statistics, its gradient through those of x."""
     weight, bias, eps = norm.weight, norm.bias, norm.eps
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """Networks trained as spiking networks: what recipes say of one, and its rows of the table.
 
 Floor 8.3. `SpikingSpec` is the ``spiking`` block of a recipe; `build_spiking` makes the network of
-it, `learned` trains it, `rows_of` evaluates it.
+it, `train_from_scratch` trains it, `rows_of` evaluates it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ...system.storage import read_json, write_json
 from ..gradients import ALGORITHMS, SURROGATES
 from ..loop import fit
 from ..spec import History, TrainSpec
-from .network import SpikingNetwork, spiking
+from .network import ScratchNetwork, build_from_scratch
 from .tensor_train import TensorTrain
 
 NEURONS = ("if", "lif", "plif")
@@ -150,7 +150,7 @@ class SpikingSpec:
         return kind(self.tau, self.decay_input)
 
 
-def build_spiking(ann: nn.Module, spec: SpikingSpec, example: Tensor) -> SpikingNetwork:
+def build_spiking(ann: nn.Module, spec: SpikingSpec, example: Tensor) -> ScratchNetwork:
     """The spiking network of a float one, with its weights.
 
     Shapes: example [batch, channels, height, width], one step's input.
@@ -158,7 +158,7 @@ def build_spiking(ann: nn.Module, spec: SpikingSpec, example: Tensor) -> Spiking
         UnsupportedLayerError: operators without a rule.
         SpecError: nothing to replace; no convolution to decompose.
     """
-    return spiking(
+    return build_from_scratch(
         ann,
         spec.neuron_spec(),
         example=example,
@@ -170,8 +170,8 @@ def build_spiking(ann: nn.Module, spec: SpikingSpec, example: Tensor) -> Spiking
     )
 
 
-def learned(
-    network: SpikingNetwork,
+def train_from_scratch(
+    network: ScratchNetwork,
     spec: SpikingSpec,
     splits: Splits,
     train: TrainSpec,

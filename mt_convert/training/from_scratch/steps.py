@@ -25,10 +25,10 @@ class Potential(NamedTuple):
     neuron: NeuronState
     waiting: Tensor | None = None
 
-    def detached(self) -> Potential:
+    def detach(self) -> Potential:
         """The same numbers without their history."""
         waiting = None if self.waiting is None else self.waiting.detach()
-        return Potential(_detached(self.neuron), waiting)
+        return Potential(_detach(self.neuron), waiting)
 
 
 class Trace(NamedTuple):
@@ -38,7 +38,7 @@ class Trace(NamedTuple):
     read: Tensor
     ones: float
 
-    def detached(self) -> Trace:
+    def detach(self) -> Trace:
         """The same: a trace has no history."""
         return self
 
@@ -56,7 +56,7 @@ class Network(Protocol):
     read_out: ReadOut
     image_shape: tuple[int, ...]
 
-    def kept(self) -> float:
+    def kept_share(self) -> float:
         """The share of its potential that a step leaves to a neuron."""
 
     def frames(self, images: Tensor, steps: Sequence[int]) -> Tensor:
@@ -96,19 +96,19 @@ class Steps(fx.Interpreter):
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         layer = self.fetch_attr(target)
         if isinstance(layer, MTNeuron):
-            return self._fired(layer, args[0])
+            return self._fire(layer, args[0])
         if self.traced and isinstance(layer, (*WEIGHTED, *BY_STEP)):
             return self._by_trace(layer, args[0])
-        return self._called(layer, args[0])
+        return self._call_layer(layer, args[0])
 
-    def _called(self, layer: nn.Module, x: Tensor) -> Tensor:
+    def _call_layer(self, layer: nn.Module, x: Tensor) -> Tensor:
         """What a layer without state gives, in the weights of each step."""
         if isinstance(layer, BY_STEP):
             return in_steps(layer, x, self.steps, self.network.time_steps)
         value: Tensor = layer(x)
         return value
 
-    def _fired(self, neuron: MTNeuron, current: Tensor) -> Tensor:
+    def _fire(self, neuron: MTNeuron, current: Tensor) -> Tensor:
         """The spikes of a layer of neurons in these steps, one after the other."""
         assert self.node is not None
         name = self.node.name
@@ -122,7 +122,7 @@ class Steps(fx.Interpreter):
         spikes = []
         for some in currents.split(1) if self.traced else (currents,):
             emitted, state = self.network.in_steps(neuron, some, state)
-            state = _detached(state) if self.traced else state
+            state = _detach(state) if self.traced else state
             spikes.append(emitted)
         assert state is not None
         self.after[name] = Potential(state, waiting)
@@ -132,11 +132,11 @@ class Steps(fx.Interpreter):
         """The layer's value, with the gradient of its parameters by what it has read so far."""
         assert self.node is not None
         if self.node.name in self.network.reads_out:
-            return self._called(layer, x)  # no neuron behind it remembers
-        leak, name = self.network.kept(), self.node.name
+            return self._call_layer(layer, x)  # no neuron behind it remembers
+        leak, name = self.network.kept_share(), self.node.name
         same_in_all_steps(str(self.node.target), layer)
         with torch.no_grad():
-            value = self._called(layer, x)
+            value = self._call_layer(layer, x)
         shown = x.detach().unflatten(0, (len(self.steps), -1))
         before = self.before.get(name)
         start, ones = (None, 0.0) if before is None else before
@@ -158,6 +158,6 @@ def _learning(layer: nn.Module, read: Tensor, ones: float) -> Tensor:
     return value
 
 
-def _detached(state: NeuronState) -> NeuronState:
+def _detach(state: NeuronState) -> NeuronState:
     """The same potentials and totals without their history."""
     return NeuronState(*(item.detach() for item in state))

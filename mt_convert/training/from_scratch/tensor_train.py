@@ -213,7 +213,7 @@ def decompose(model: nn.Module, spec: TensorTrain) -> Decomposed:
         for name, conv in chosen.items()
     }
     trains = {conv: TTConv2d(conv, form, ranks[name]) for name, conv in chosen.items()}
-    return Decomposed(_replaced(copied, trains), ranks, skipped)
+    return Decomposed(_replace_layers(copied, trains), ranks, skipped)
 
 
 def merge(model: nn.Module) -> nn.Module:
@@ -226,7 +226,7 @@ def merge(model: nn.Module) -> nn.Module:
     """
     copied = deepcopy(model)
     trains = [layer for layer in copied.modules() if isinstance(layer, TTConv2d)]
-    return _replaced(copied, {layer: layer.dense() for layer in trains})
+    return _replace_layers(copied, {layer: layer.dense() for layer in trains})
 
 
 def _conv(
@@ -276,7 +276,7 @@ def _faults(name: str, conv: _ConvNd, spec: TensorTrain) -> list[Fault]:
     return []
 
 
-def _replaced(model: nn.Module, layers: Mapping[Any, nn.Module]) -> nn.Module:
+def _replace_layers(model: nn.Module, layers: Mapping[Any, nn.Module]) -> nn.Module:
     """The model with these layers in the place of those, wherever and however often they stand."""
     if model in layers:
         return layers[model]

@@ -66,7 +66,7 @@ def evb_rank(matrix: Tensor) -> int:
     if not squares.sum() > 0:
         return 0
     alpha = low / high
-    tau = _least_kept(alpha)
+    tau = _least_singular_value(alpha)
     edge = (1 + tau) * (1 + alpha / tau)
     tail = squares[math.ceil(low / (1 + alpha)) - 1 :]
     most = squares.sum().item() / (low * high)
@@ -85,7 +85,7 @@ def evb_rank(matrix: Tensor) -> int:
     return int((squares > high * noise[best] * edge).sum())
 
 
-def _least_kept(alpha: float) -> float:
+def _least_singular_value(alpha: float) -> float:
     """τ̄, by halving: the function is above 0 at √α and below it at 3 for every α in (0, 1]."""
     low, high = math.sqrt(alpha), 3.0
     for _ in range(60):

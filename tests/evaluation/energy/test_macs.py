@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from mt_convert import QuantSpec
 from mt_convert.evaluation.energy.macs import MacRow, count_macs, spike_fed_share
-from mt_convert.graph.signals import Carries
+from mt_convert.graph.signals import Signal
 from mt_convert.graph.trace import trace
-from mt_convert.quantization import quantize
-from mt_convert.spiking import convert
+from mt_convert.quantization.quantize import quantize
+from mt_convert.spiking.convert import convert
 
 SIDE = 9  # of the images; odd, so that strides round
 
@@ -64,7 +64,7 @@ def test_products_count_and_a_traced_network_feeds_them_no_spikes() -> None:
     assert {row.name: row.macs for row in rows if row.name in ATTENTION} == ATTENTION
     products = [row for row in rows if row.name not in ATTENTION]
     assert [row.macs for row in products] == PRODUCTS
-    assert [row.fed_by for row in products] == [Carries.CURRENT, Carries.CURRENT]
+    assert [row.fed_by for row in products] == [Signal.CURRENT, Signal.CURRENT]
     assert spike_fed_share(rows) == 0
 
 
@@ -74,7 +74,7 @@ def test_in_a_converted_network_spikes_feed_products_and_all_but_the_first_layer
     rows = count_macs(convert(quantize(net, QuantSpec(), calibration=images)))
     fed = {row.name for row in rows if row.spike_fed}
     assert {row.name for row in rows} - fed == {"q", "k", "v"}
-    assert all(row.fed_by is Carries.IMAGE for row in rows if not row.spike_fed)
+    assert all(row.fed_by is Signal.IMAGE for row in rows if not row.spike_fed)
     spiking = ATTENTION["head"] + sum(PRODUCTS)
     total = sum(ATTENTION.values()) + sum(PRODUCTS)
     assert spike_fed_share(rows) == spiking / total
@@ -96,10 +96,10 @@ class Shared(nn.Module):
 def test_a_layer_used_twice_counts_twice_and_what_reads_parameters_alone_never() -> None:
     rows = count_macs(trace(Shared(), torch.zeros(2, 3, SIDE, SIDE)))
     assert [row.macs for row in rows] == [9 * 9 * 3 * 3] * 2
-    assert [row.fed_by for row in rows] == [Carries.IMAGE, Carries.SPIKES]
+    assert [row.fed_by for row in rows] == [Signal.IMAGE, Signal.SPIKES]
     assert spike_fed_share(rows) == 0.5
 
 
 def test_the_share_of_nothing_is_nothing() -> None:
     assert spike_fed_share([]) == 0
-    assert not MacRow("a", "Linear", 1, Carries.CURRENT).spike_fed
+    assert not MacRow("a", "Linear", 1, Signal.CURRENT).spike_fed

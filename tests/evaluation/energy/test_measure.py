@@ -31,14 +31,14 @@ from mt_convert.evaluation.energy.report import (
 )
 from mt_convert.experiments.models.build import ModelSpec, build
 from mt_convert.graph.nodes import layer_nodes, set_image_shape
-from mt_convert.graph.signals import Carries
+from mt_convert.graph.signals import Signal
 from mt_convert.graph.trace import trace
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.neurons.layer import MTNeuron
 from mt_convert.neurons.spec import NeuronSpec
-from mt_convert.quantization import quantize
+from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import BatchNorm
-from mt_convert.spiking import convert
+from mt_convert.spiking.convert import convert
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.presentation import Presentation
 from mt_convert.spiking.simulate import simulate
@@ -444,7 +444,7 @@ def test_every_multiply_accumulate_of_the_network_is_in_a_row(name: str) -> None
         assert [(row.name, row.operator, row.ann_macs, row.fed_by) for row in rows] == [
             (row.name, row.operator, row.macs, row.fed_by) for row in expected
         ]
-        image_fed = sum(row.macs for row in expected if row.fed_by is Carries.IMAGE)
+        image_fed = sum(row.macs for row in expected if row.fed_by is Signal.IMAGE)
         assert total.macs == image_fed > 0, "of a still image: once, whatever T"
         assert total.baseline.ann_pj == pytest.approx(4.6 * sum(row.macs for row in expected))
         assert all((row.synops == 0) == (row.macs > 0) for row in rows)
@@ -478,7 +478,7 @@ def test_a_layer_on_a_current_multiplies_in_every_step_and_on_the_image_once() -
         report = energy(snn, levels(2, 2, 4), time_steps=5)
         rows = {row.name: row for row in report.rows}
         assert [rows[name].macs for name in "023"] == [2 * 4 * 4, 0, 5 * 2 * 4 * 3]
-        assert rows["3"].fed_by is Carries.CURRENT
+        assert rows["3"].fed_by is Signal.CURRENT
         assert report.totals[0].macs == 32 + 120
 
 
@@ -600,7 +600,7 @@ def test_a_transformer_is_counted_layer_by_layer_products_included() -> None:
     products = [row for row in report.rows if "matmul" in row.operator and row.time_steps == 1]
     assert len(products) == 2
     assert all(row.synops > 0 and row.macs == 0 for row in products)
-    spike_fed = [row for row in report.rows if row.ann_macs and row.fed_by is Carries.SPIKES]
+    spike_fed = [row for row in report.rows if row.ann_macs and row.fed_by is Signal.SPIKES]
     assert len(spike_fed) == 2 * sum(row.spike_fed for row in expected.values()) + 2
     assert all(row.macs == 0 for row in spike_fed)
     reasons = listed(report)

@@ -30,7 +30,7 @@ from mt_convert.neurons.totals import count_events
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.convert import convert
-from mt_convert.spiking.interpreter import walk
+from mt_convert.spiking.interpreter import forward_with
 from mt_convert.spiking.levels import analog, even_response, unit, worth
 from mt_convert.spiking.levels import quantized as quantizer
 from mt_convert.spiking.model import SpikingModel
@@ -206,7 +206,7 @@ def expected_rows(
         return found[key][name]
 
     for key in functions:
-        walk(reference, x, partial(neuron, key))
+        forward_with(reference, x, partial(neuron, key))
     run = simulate(snn, x, time_steps=T, record=True)
     rows = {}
     quantizers = dict(reference.neurons())
@@ -245,7 +245,7 @@ def inputs_of(snn: SpikingModel, x: Tensor, T: int) -> dict[str, Tensor]:
         inputs[name] = value
         return totals[name] * worth(layer, snn.presentation, T - 1)
 
-    walk(snn, x, neuron)
+    forward_with(snn, x, neuron)
     return inputs
 
 

@@ -12,13 +12,7 @@ from error_tables import LAYERS, SETTINGS, made, size
 from rich.console import Console
 
 from mt_convert.errors import CheckpointError, SpecError
-from mt_convert.evaluation.errors.rows import (
-    CAUSES,
-    RATE_EDGES,
-    RESIDUAL_EDGES,
-    VIEWS,
-    WHOLE,
-)
+from mt_convert.evaluation.errors.rows import CAUSES, RATE_EDGES, RESIDUAL_EDGES, VIEWS, WHOLE
 from mt_convert.evaluation.errors.table import (
     ERRORS_SCHEMA,
     LAYER_COLUMNS,

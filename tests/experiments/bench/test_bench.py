@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 from mt_convert import cli
 from mt_convert.errors import CheckpointError, SpecError, UnsupportedLayerError
 from mt_convert.experiments.bench import command, limits, memory, pages, picture, timing
-from mt_convert.experiments.bench.contenders import Case, Contender, Kind
-from mt_convert.experiments.bench.measure import Group, checked, compared, with_ratios
+from mt_convert.experiments.bench.contenders import Case, Contender, ContenderKind
+from mt_convert.experiments.bench.measure import Group, check, compare, with_ratios
 from mt_convert.experiments.bench.network import Network, open_network
 from mt_convert.experiments.bench.registry import all_contenders, chosen
 from mt_convert.experiments.bench.rows import (
@@ -30,7 +30,7 @@ from mt_convert.experiments.bench.rows import (
     Benchmark,
     BenchRow,
     benchmark_from_json,
-    merged,
+    merge,
 )
 from mt_convert.export import onnx
 from mt_convert.quantization.brevitas_layers import for_inference
@@ -67,7 +67,7 @@ def no_images() -> Tensor:
 def test_each_round_has_an_order_of_its_own_and_gives_everyone_one_turn() -> None:
     fake = FakeClock()
     runners = [fake.runner(name, seconds) for name, seconds in (("a", 1), ("b", 2), ("c", 3))]
-    rounds = list(timing.interleaved(runners, no_images, 20, fake.clock))
+    rounds = list(timing.interleave(runners, no_images, 20, fake.clock))
     assert rounds == [[1, 2, 3]] * 20
     warm, timed = fake.called[: 3 * timing.WARM_UPS], "".join(fake.called[3 * timing.WARM_UPS :])
     assert warm == [*"aaabbbccc"]
@@ -83,7 +83,7 @@ def test_short_calls_are_repeated_and_one_before_them_does_not_count() -> None:
     fake = FakeClock()
     calls = 4
     seconds = timing.AT_LEAST / calls
-    rounds = list(timing.interleaved([fake.runner("a", seconds)], no_images, 5, fake.clock))
+    rounds = list(timing.interleave([fake.runner("a", seconds)], no_images, 5, fake.clock))
     assert len(fake.called) == timing.WARM_UPS + 5 * (calls + 1)
     assert [turn[0] for turn in rounds] == pytest.approx([seconds] * 5)
 
@@ -101,14 +101,14 @@ def test_every_round_has_fresh_images_that_all_share() -> None:
         return run
 
     draw: Callable[[], Tensor] = lambda: torch.tensor(float(next(drawn)))  # noqa: E731
-    list(timing.interleaved([runner("a"), runner("b")], draw, 5, fake.clock))
+    list(timing.interleave([runner("a"), runner("b")], draw, 5, fake.clock))
     assert seen["a"][-5:] == seen["b"][-5:]
     assert len(set(seen["a"][-5:])) == 5
 
 
 def test_ratios_within_rounds_do_not_see_a_machine_that_slows_down() -> None:
     fake = FakeClock()
-    turns = timing.interleaved([fake.runner("a", 1), fake.runner("b", 3)], no_images, 5, fake.clock)
+    turns = timing.interleave([fake.runner("a", 1), fake.runner("b", 3)], no_images, 5, fake.clock)
     rounds = []
     for turn in turns:
         rounds.append(turn)
@@ -121,7 +121,7 @@ def test_ratios_within_rounds_do_not_see_a_machine_that_slows_down() -> None:
 
 def test_fewer_than_five_rounds_are_refused() -> None:
     with pytest.raises(SpecError, match="5 or more"):
-        next(timing.interleaved([], no_images, 4))
+        next(timing.interleave([], no_images, 4))
 
 
 # ------------------------------------------------------------------------------------- measurement
@@ -156,11 +156,17 @@ def failing(network: Network, case: Case) -> Any:
 
 def test_ours_are_bit_equal_and_who_cannot_run_is_named_with_the_reason(tiny: Network) -> None:
     known = all_contenders()
-    wrong = Contender("wrong", Kind.FLOAT, "", lambda n, c: lambda x: n.ann(x) * 2, tolerance=0.1)
-    odd = Contender("odd", Kind.FLOAT, "", lambda n, c: lambda x: n.ann(x)[:, :2], tolerance=0.1)
-    nan = Contender("nan", Kind.PEER, "", lambda n, c: lambda x: n.ann(x) / 0, thresholds=1)
-    gone = Contender("gone", Kind.PEER, "", failing, lambda device: "not installed: gone")
-    broken = Contender("broken", Kind.QUANTIZED, "", failing)
+    wrong = Contender(
+        "wrong", ContenderKind.FLOAT, "", lambda n, c: lambda x: n.ann(x) * 2, tolerance=0.1
+    )
+    odd = Contender(
+        "odd", ContenderKind.FLOAT, "", lambda n, c: lambda x: n.ann(x)[:, :2], tolerance=0.1
+    )
+    nan = Contender(
+        "nan", ContenderKind.PEER, "", lambda n, c: lambda x: n.ann(x) / 0, thresholds=1
+    )
+    gone = Contender("gone", ContenderKind.PEER, "", failing, lambda device: "not installed: gone")
+    broken = Contender("broken", ContenderKind.QUANTIZED, "", failing)
     fine = [known[name] for name in ("integer_torch", "fp32_eager", "brevitas_eager")]
     entries = [
         (item, case)
@@ -194,37 +200,37 @@ def test_ours_are_bit_equal_and_who_cannot_run_is_named_with_the_reason(tiny: Ne
 def test_one_wrong_bit_of_ours_is_seen(tiny: Network) -> None:
     good, case = all_contenders()["integer_torch"], Case(4, 1, 15)
     run = good.prepare(tiny, case)
-    assert checked(tiny, good, case, run).bit_equal is True
+    assert check(tiny, good, case, run).bit_equal is True
 
     def off(images: Tensor) -> Tensor:
         logits = run(images).clone()
         logits[0, 0, 0] = torch.nextafter(logits[0, 0, 0], torch.tensor(9.0))
         return logits
 
-    assert checked(tiny, good, case, off).bit_equal is False
+    assert check(tiny, good, case, off).bit_equal is False
 
 
 def test_differences_are_in_units_of_what_images_differ_by() -> None:
     expected = torch.tensor([[1.0, 10.0], [-1.0, 12.0]])
-    found = compared(expected, expected + 0.5, None, None)
+    found = compare(expected, expected + 0.5, None, None)
     assert (found.agreement, found.difference, found.fault) == (1.0, 0.5, None)
-    assert compared(expected, expected.flip(1), None, 0.1).agreement == 0
-    assert compared(expected, expected.flip(1), None, 0.1).fault is not None
+    assert compare(expected, expected.flip(1), None, 0.1).agreement == 0
+    assert compare(expected, expected.flip(1), None, 0.1).fault is not None
 
 
 def test_ratios_are_to_the_fastest_float_network_round_by_round() -> None:
     timed = [
-        (Kind.INTEGER, row(us_per_image=2.0), [2.0, 1.0, 4.0]),
-        (Kind.FLOAT, rival("fp32_eager", 9.0), [9.0, 9.0, 9.0]),
-        (Kind.FLOAT, rival("fp32_compile", 4.0), [4.0, 6.0, 4.0]),
-        (Kind.QUANTIZED, rival("brevitas_eager", 1.0), [1.0, 1.0, 1.0]),
+        (ContenderKind.INTEGER, row(us_per_image=2.0), [2.0, 1.0, 4.0]),
+        (ContenderKind.FLOAT, rival("fp32_eager", 9.0), [9.0, 9.0, 9.0]),
+        (ContenderKind.FLOAT, rival("fp32_compile", 4.0), [4.0, 6.0, 4.0]),
+        (ContenderKind.QUANTIZED, rival("brevitas_eager", 1.0), [1.0, 1.0, 1.0]),
     ]
     assert [item.ratio_to_best_float for item in with_ratios(timed)] == [2.0, 4 / 9, 1.0, 4.0]
     alone = with_ratios(
         [
             (kind, dataclasses.replace(r, ratio_to_best_float=None), s)
             for kind, r, s in timed
-            if kind is not Kind.FLOAT
+            if kind is not ContenderKind.FLOAT
         ]
     )
     assert [item.ratio_to_best_float for item in alone] == [None, None]
@@ -234,7 +240,10 @@ def test_every_contender_has_a_name_of_its_own_and_says_what_it_is() -> None:
     known = all_contenders()
     assert len(known) > 15
     assert all(name == item.name and item.about for name, item in known.items())
-    assert all((item.thresholds is None) == (item.kind is not Kind.PEER) for item in known.values())
+    assert all(
+        (item.thresholds is None) == (item.kind is not ContenderKind.PEER)
+        for item in known.values()
+    )
     assert {item.available(CPU) is None for name, item in known.items() if "fp32_e" in name} == {
         True
     }
@@ -253,9 +262,9 @@ def test_binary_thresholds_are_as_many_as_a_level_has_bits_and_compared_with_the
     cases = item.cases(4, [(1, 15), (4, 4), (4, 8)], 15)
     assert [str(case) for case in cases] == ["batch 4, T = 1, n = 4", "batch 4, T = 4, n = 4"]
     for case in cases:
-        assert checked(tiny, item, case, item.prepare(tiny, case)).bit_equal is True
+        assert check(tiny, item, case, item.prepare(tiny, case)).bit_equal is True
     uniform = all_contenders()["integer_native"].prepare(tiny, cases[1])
-    assert checked(tiny, item, cases[1], uniform).bit_equal is False
+    assert check(tiny, item, cases[1], uniform).bit_equal is False
 
 
 def test_contenders_are_chosen_by_name_and_all_unknown_ones_are_told() -> None:
@@ -284,7 +293,7 @@ def test_the_form_for_onnx_is_the_quantized_network_with_its_batch_norms_folded(
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in form.modules())
     # a rounding of the folded sums may move a level here and there
     images = tiny.images(64, torch.Generator().manual_seed(3))
-    assert compared(tiny.qann(images), form(images), None, None).difference < 0.02
+    assert compare(tiny.qann(images), form(images), None, None).difference < 0.02
 
 
 def test_learned_thresholds_have_no_form_for_onnx(tiny: Network) -> None:
@@ -299,7 +308,7 @@ def test_learned_thresholds_have_no_form_for_onnx(tiny: Network) -> None:
 def test_onnxruntime_runs_what_was_exported(tiny: Network, name: str) -> None:
     contender, case = all_contenders()[name], Case(4)
     assert contender.available(CPU) is None
-    found = checked(tiny, contender, case, contender.prepare(tiny, case))
+    found = check(tiny, contender, case, contender.prepare(tiny, case))
     assert found.fault is None
     assert found.difference < (1e-4 if name == "onnxruntime_fp32" else 1)
 
@@ -364,9 +373,9 @@ def test_results_that_are_not_whole_are_refused() -> None:
 
 
 def test_parts_become_one_with_the_machine_of_the_first() -> None:
-    found = merged([Benchmark((), machine=MACHINE), STORED, Benchmark((), STORED.absent)])
+    found = merge([Benchmark((), machine=MACHINE), STORED, Benchmark((), STORED.absent)])
     assert found == STORED
-    assert merged([]) == Benchmark(())
+    assert merge([]) == Benchmark(())
 
 
 def test_findings_say_the_gain_what_it_is_due_to_and_where_it_ends() -> None:
@@ -399,14 +408,14 @@ def test_the_page_shows_every_row_and_who_is_absent(tmp_path: Path) -> None:
 
 def test_all_faults_of_a_request_are_told_at_once() -> None:
     with pytest.raises(SpecError) as told:
-        command.Wanted((), contenders=("nobody",), rounds=3, device="abacus")
+        command.BenchOptions((), contenders=("nobody",), rounds=3, device="abacus")
     assert [fault.where for fault in told.value.faults] == [
         *("RUN|MODEL", "--rounds", "--contender", "--device")
     ]
 
 
 def test_steps_are_pairs_and_levels_follow_from_t(tiny: Network) -> None:
-    wanted = command.Wanted(("tiny",), time_steps=(1, 4))
+    wanted = command.BenchOptions(("tiny",), time_steps=(1, 4))
     assert wanted.steps(tiny) == [(1, 15), (4, 4)]
     assert dataclasses.replace(wanted, levels=(2, 15)).steps(tiny) == [
         *((1, 2), (1, 15), (4, 2), (4, 15))
@@ -496,7 +505,7 @@ def script() -> ModuleType:
 
 
 def test_no_part_of_the_study_times_what_another_does() -> None:
-    base = command.Wanted(("resnet20_cifar",))
+    base = command.BenchOptions(("resnet20_cifar",))
     parts = script().parts(base, "resnet20_cifar")
     pairs = [(name, batch) for part in parts for name in part.networks for batch in part.batches]
     assert len(pairs) == len(set(pairs))

@@ -25,9 +25,9 @@ from mt_convert.experiments.coverage.registry import (
     Architecture,
     choose,
     count_parameters,
-    counted_parameters,
     families,
     matching,
+    parameter_counts,
 )
 from mt_convert.experiments.coverage.rows import CoverageRow, Settings, Table, read_table
 from mt_convert.experiments.coverage.trial import trial
@@ -330,7 +330,7 @@ def test_rows_found_before_a_stop_are_kept(tmp_path: Path, monkeypatch: pytest.M
 def test_of_each_family_the_smallest_comes_first_then_the_names_given_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeps, "counted_parameters", dict)
+    monkeypatch.setattr(sweeps, "parameter_counts", dict)
     sweep = sweeps.Sweep(tmp_path, Settings(), Limits(workers=2))
     names = [item.name for item in sweeps.plan(sweep, ["starnet", "test_resnet"], every=False)]
     assert names == ["starnet_s050", "test_resnet"]
@@ -346,7 +346,7 @@ def test_of_each_family_the_smallest_comes_first_then_the_names_given_whole(
 
 
 def test_the_sizes_that_come_with_the_package_are_timm_s() -> None:
-    stored = counted_parameters()
+    stored = parameter_counts()
     names = ["test_resnet", "starnet_s4", "test_vit"]
     assert count_parameters(names, note=no_note) == {name: stored[name] for name in names}
     known = {name for group in families().values() for name in group}
@@ -507,7 +507,7 @@ def test_a_misspelt_name_is_one_message_and_writes_nothing(
 def test_a_module_or_a_folder_that_is_not_there_is_told_before_any_trial(
     tmp_path: Path, recorder: _Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeps, "counted_parameters", dict)
+    monkeypatch.setattr(sweeps, "parameter_counts", dict)
     sweep = sweeps.Sweep(tmp_path, Settings(modules=("no.such",)), Limits())
     with pytest.raises(SpecError, match=r"no\.such  No module named"):
         sweeps.plan(sweep, [], every=False)

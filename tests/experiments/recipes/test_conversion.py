@@ -17,7 +17,7 @@ from mt_convert.experiments.recipes.catalogue import (
     recipe_folder,
     shipped_recipes,
 )
-from mt_convert.experiments.recipes.conversion import Recipe, dump, here_faults, load_recipe
+from mt_convert.experiments.recipes.conversion import Recipe, dump, faults_here, load_recipe
 from mt_convert.neurons.ladder import Firing
 from mt_convert.quantization.spec import Override, QuantSpec
 
@@ -98,7 +98,7 @@ def test_a_shipped_recipe_has_a_small_variant_on_made_up_images(path: Path) -> N
     assert small.data.limit <= 64
     assert small.train is not None
     assert small.train.epochs == 1
-    assert here_faults(small) == []
+    assert faults_here(small) == []
 
 
 @pytest.mark.parametrize("smoke", [False, True])
@@ -324,7 +324,7 @@ def test_numbers_are_read_as_people_write_them() -> None:
 
 def test_here_faults_name_what_this_machine_lacks(write: Write) -> None:
     words = ["model.architecture=resnet19", "model.checkpoint=gone.pt", "data.root=/nowhere"]
-    found = {fault.where: fault for fault in here_faults(load_recipe(write(SMALL), words))}
+    found = {fault.where: fault for fault in faults_here(load_recipe(write(SMALL), words))}
     assert "did you mean resnet" in found["model.architecture resnet19"].hint
     assert found["model.checkpoint"].what == "gone.pt is not here"
     assert found["data.root"].hint == "put it there, or give data.root=PATH"

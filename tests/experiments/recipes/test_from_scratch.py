@@ -20,7 +20,7 @@ from mt_convert.experiments import conversion_run
 from mt_convert.experiments.models.build import ModelSpec, build
 from mt_convert.experiments.recipes.catalogue import shipped_recipes
 from mt_convert.experiments.recipes.conversion import dump, load_recipe
-from mt_convert.experiments.recipes.from_scratch import SpikingRecipe, here_faults, load
+from mt_convert.experiments.recipes.from_scratch import SpikingRecipe, faults_here, load
 from mt_convert.neurons.ladder import LADDERS, Binary, Uniform
 from mt_convert.neurons.spec import IF, LIF, PLIF, Reset
 from mt_convert.report.columns import markdown_table
@@ -74,7 +74,7 @@ def test_a_shipped_recipe_says_how_to_run_it_and_has_a_small_variant(name: str) 
     recipe = load(name, smoke=True)
     assert isinstance(recipe, SpikingRecipe)
     assert recipe.images.dataset == "synthetic"
-    assert here_faults(recipe) == []
+    assert faults_here(recipe) == []
     assert recipe.train.epochs == 1
 
 

@@ -22,8 +22,8 @@ from mt_convert.spiking.simulate import simulate
 from mt_convert.training import accuracy
 from mt_convert.training.finetune import finetune
 from mt_convert.training.finetune.finetune import FinetuneSpec
-from mt_convert.training.finetune.learner import Unrolled
-from mt_convert.training.finetune.neuron import Trained
+from mt_convert.training.finetune.learner import TrainableSpikingModel
+from mt_convert.training.finetune.neuron import TrainableParts
 from mt_convert.training.gradients import BPTT, DSR, OTTT
 from mt_convert.training.loop import fit
 from mt_convert.training.spec import TrainSpec
@@ -77,7 +77,7 @@ def test_it_starts_at_the_conversion_and_never_ends_below(
     snn = mt.convert(qann, **WAYS[way])
     before = {name: value.clone() for name, value in snn.state_dict().items()}
     start, quantized = _accuracy(snn, digits, 2), accuracy(qann, digits.validation, 70)
-    how = FinetuneSpec(2, algorithm, Trained(potentials=True))
+    how = FinetuneSpec(2, algorithm, TrainableParts(potentials=True))
     done = finetune(snn, digits, how, SPEC, tmp_path, classes=10)
     assert done.history.start_accuracy == pytest.approx(start, abs=1e-3)
     end = _accuracy(done.snn, digits, 2)
@@ -94,7 +94,7 @@ def test_the_start_is_kept_where_training_makes_it_worse(
 ) -> None:
     snn = mt.convert(qann)
     ruin = replace(SPEC, epochs=1, lr=100.0, scheduler="constant")
-    how = FinetuneSpec(1, learns=Trained(thresholds=False), surrogate=ATan())
+    how = FinetuneSpec(1, learns=TrainableParts(thresholds=False), surrogate=ATan())
     done = finetune(snn, digits, how, ruin, tmp_path, classes=10)
     assert done.history.best_epoch == 0
     assert done.history.best is None
@@ -121,7 +121,7 @@ def test_an_epoch_from_the_conversion_beats_the_same_from_random_weights(
                         layer.weight
                     )
                 )
-    how = FinetuneSpec(2, learns=Trained(), surrogate=Linear())
+    how = FinetuneSpec(2, learns=TrainableParts(), surrogate=Linear())
     ends = []
     for name, snn in (("converted", converted), ("random", random)):
         spec = replace(SPEC, epochs=1)
@@ -171,7 +171,7 @@ def test_a_fine_tuned_network_is_stored_and_loaded_whole(
     digits: Splits, qann: QuantizedModel, tmp_path: Path
 ) -> None:
     snn = mt.convert(qann, **WAYS["once"])
-    learner = Unrolled(snn, 3, learns=Trained(potentials=True, leaks=True))
+    learner = TrainableSpikingModel(snn, 3, learns=TrainableParts(potentials=True, leaks=True))
     with torch.no_grad():
         for name, parameter in learner.named_parameters():
             if name.endswith(("factor", "offset", "leak")):

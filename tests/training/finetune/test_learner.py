@@ -26,14 +26,14 @@ from mt_convert.neurons.surrogate import (
     StraightThrough,
     Triangular,
 )
-from mt_convert.neurons.totals import running_step
+from mt_convert.neurons.totals import totals_step
 from mt_convert.spiking.presentation import Encoder, Presentation
 from mt_convert.spiking.simulate import simulate
 from mt_convert.spiking.spike_by_spike import spike_by_spike
 from mt_convert.training.algorithm import Backpropagation, Derivative, Lesson
 from mt_convert.training.finetune.finetune import FinetuneSpec
-from mt_convert.training.finetune.learner import Unrolled
-from mt_convert.training.finetune.neuron import State, Trained, TrainedNeuron
+from mt_convert.training.finetune.learner import TrainableSpikingModel
+from mt_convert.training.finetune.neuron import State, TrainableParts, TrainedNeuron
 from mt_convert.training.gradients import BPTT, DSR, OTTT
 from mt_convert.training.surrogate_step import fire
 
@@ -45,7 +45,7 @@ WAYS: dict[str, tuple[dict[str, Any], int]] = {
     "one_threshold": ({"ladder": Uniform(1), "presentation": "every_step"}, 4),
     "every_step": ({"ladder": Uniform(3), "signed": True, "presentation": "every_step"}, 3),
 }
-ALL = Trained(potentials=True, leaks=True)
+ALL = TrainableParts(potentials=True, leaks=True)
 SURROGATES = [Rectangular(2.0), ATan(), Sigmoid(), Triangular(2.0), Linear(), StraightThrough()]
 
 
@@ -59,7 +59,9 @@ def _moved_(module: nn.Module, seed: int = 1) -> None:
                 parameter += 0.1 * away * (parameter.abs().mean() + 0.2)
 
 
-def _lesson(learner: Unrolled, batch: Tensor, updates: list[int] | None = None) -> Lesson:
+def _lesson(
+    learner: TrainableSpikingModel, batch: Tensor, updates: list[int] | None = None
+) -> Lesson:
     """A lesson whose loss is the mean square of the logits, shifted."""
     return Lesson(
         network=learner,
@@ -71,7 +73,7 @@ def _lesson(learner: Unrolled, batch: Tensor, updates: list[int] | None = None) 
     )
 
 
-def _gradients(learner: Unrolled, algorithm: Any, batch: Tensor) -> dict[str, Tensor]:
+def _gradients(learner: TrainableSpikingModel, algorithm: Any, batch: Tensor) -> dict[str, Tensor]:
     learner.zero_grad()
     algorithm.learn(_lesson(learner, batch))
     return {
@@ -87,7 +89,7 @@ def test_learning_starts_from_exactly_the_converted_network(way: str, name: str)
     options, steps = WAYS[way]
     snn = mt.convert(quantized(name), **options)
     batch = 2 * images(3, shape_of(name), seed=21)
-    learner = Unrolled(snn, steps, learns=ALL)
+    learner = TrainableSpikingModel(snn, steps, learns=ALL)
     wanted = simulate(snn, batch, time_steps=steps)
     read_outs, states = learner(batch, range(steps))
     assert torch.equal(read_outs, wanted.logits)
@@ -102,7 +104,7 @@ def test_learning_starts_from_exactly_the_converted_network(way: str, name: str)
 def test_what_was_learned_is_what_simulate_runs_and_spikes_show(way: str, leaks: bool) -> None:
     options, steps = WAYS[way]
     snn = mt.convert(quantized("residual"), **options)
-    learner = Unrolled(snn, steps, learns=Trained(potentials=True, leaks=leaks))
+    learner = TrainableSpikingModel(snn, steps, learns=TrainableParts(potentials=True, leaks=leaks))
     _moved_(learner)
     batch = images(5, seed=22)
     read_outs, _ = learner(batch, range(steps))
@@ -157,13 +159,13 @@ def test_gradients_through_time_are_those_of_the_membrane_potential(
 def test_stdb_passes_what_the_time_since_the_last_spike_leaves() -> None:
     surrogate = SpikeTime(0.3, 0.5)
     spec = NeuronSpec(Uniform(2), bounds=(0, 9))
-    layer = TrainedNeuron(MTNeuron(spec, 1.0), surrogate, Trained(), (4,))
+    layer = TrainedNeuron(MTNeuron(spec, 1.0), surrogate, TrainableParts(), (4,))
     scripted = torch.tensor([[0.0, 1.0, 0.0, 2.0], [1.0, 1.0, 0.0, 2.0], [1.0, 1.0, 0.0, 4.0]])
     since = torch.tensor([[torch.inf, 0, torch.inf, 0], [0, 1, torch.inf, 1], [1, 2, torch.inf, 0]])
     state: State | None = None
     for t in range(3):
         x = scripted[t].clone().requires_grad_()
-        value, state = layer(x, Presentation.ONCE, t, None if state is None else state.detached())
+        value, state = layer(x, Presentation.ONCE, t, None if state is None else state.detach())
         value.sum().backward()
         assert x.grad is not None
         assert torch.allclose(x.grad, 0.3 * torch.exp(-0.5 * since[t]))
@@ -173,7 +175,9 @@ def test_stdb_passes_what_the_time_since_the_last_spike_leaves() -> None:
 @pytest.mark.parametrize("T", [1, 3])
 def test_dsr_is_the_gradient_of_the_clipped_mean_current(n: int, T: int) -> None:
     spec = NeuronSpec(Uniform(n), bounds=(0, n), surrogate=None)
-    layer = TrainedNeuron(MTNeuron(spec, torch.tensor(0.7)), StraightThrough(), Trained(), (300,))
+    layer = TrainedNeuron(
+        MTNeuron(spec, torch.tensor(0.7)), StraightThrough(), TrainableParts(), (300,)
+    )
     mean = (torch.randn(2, 300) * n).requires_grad_()
     state = None
     for t in range(T):
@@ -199,7 +203,7 @@ def test_dsr_is_the_gradient_of_the_clipped_mean_current(n: int, T: int) -> None
     assert float((value - mean.clamp(0, n * 0.7)).detach().abs().max()) <= bound
 
 
-def _chain(detach_reset: bool = True) -> tuple[Unrolled, Tensor]:
+def _chain(detach_reset: bool = True) -> tuple[TrainableSpikingModel, Tensor]:
     """Three layers of neurons, signed, T = 4, in float64."""
     torch.manual_seed(5)
     net = nn.Sequential(
@@ -209,14 +213,14 @@ def _chain(detach_reset: bool = True) -> tuple[Unrolled, Tensor]:
     batch = torch.randn(6, 1, 4, 4)
     qann = mt.quantize(net, mt.QuantSpec(), calibration=batch)
     snn = mt.convert(qann, ladder=Uniform(2), signed=True).double()
-    learner = Unrolled(snn, 4, surrogate=Sigmoid(2.0), detach_reset=detach_reset)
+    learner = TrainableSpikingModel(snn, 4, surrogate=Sigmoid(2.0), detach_reset=detach_reset)
     return learner, batch.double()
 
 
 LINEARS = ("1", "3", "5", "7")
 
 
-def _spike_by_spike(learner: Unrolled, batch: Tensor, cut: int) -> dict[str, Tensor]:
+def _spike_by_spike(learner: TrainableSpikingModel, batch: Tensor, cut: int) -> dict[str, Tensor]:
     """BPTT on potentials and single spikes, written out; what layers from ``cut`` on carry from one
     step to the next is taken as given. The loss is of what each step adds to the read-out."""
     layers = learner.snn.layers
@@ -255,7 +259,7 @@ def test_ottt_is_bptt_with_the_carry_of_the_layers_above_cut() -> None:
         read_outs, after = learner(batch, (t,), states)
         (read_outs[0] - before - 0.3).square().mean().backward()
         before = read_outs[0].detach()
-        states = {name: state.detached() for name, state in after.items()}
+        states = {name: state.detach() for name, state in after.items()}
     full = _spike_by_spike(learner, batch, cut=9)
     for index, name in enumerate(LINEARS[:-1]):
         cut = _spike_by_spike(learner, batch, cut=index + 1)
@@ -284,7 +288,7 @@ def test_bptt_on_totals_is_bptt_on_potentials(detached: bool) -> None:
 
 def test_at_one_step_ottt_is_bptt_and_at_full_reach_dsr_is_the_quantized_network() -> None:
     snn = mt.convert(quantized("residual"))
-    learner, batch = Unrolled(snn, 1), images(4, seed=23)
+    learner, batch = TrainableSpikingModel(snn, 1), images(4, seed=23)
     through = _gradients(learner, BPTT(), batch)
     for other in (OTTT(), OTTT(online=True), BPTT(every_step=1.0), Backpropagation()):
         found = _gradients(learner, other, batch)
@@ -318,10 +322,10 @@ def test_memory_is_flat_in_t_where_it_is_said_to_be(algorithm: Any, flat: bool) 
     batch = images(8, seed=24)
     held = []
     for steps in (2, 16):
-        learner = Unrolled(snn, steps)
+        learner = TrainableSpikingModel(snn, steps)
         most = 0
 
-        def network(*args: Any, learner: Unrolled = learner) -> Any:
+        def network(*args: Any, learner: TrainableSpikingModel = learner) -> Any:
             nonlocal most
             found: list[Any] = []
             most = max(most, _saved_bytes(lambda: found.append(learner(*args))))
@@ -341,23 +345,23 @@ def test_variant_o_updates_between_steps_and_a_does_not() -> None:
     batch = images(3, seed=25)
     for online, wanted in ((False, 0), (True, 3)):
         updates: list[int] = []
-        OTTT(online).learn(_lesson(Unrolled(snn, 4), batch, updates))
+        OTTT(online).learn(_lesson(TrainableSpikingModel(snn, 4), batch, updates))
         assert len(updates) == wanted
 
 
 def test_what_cannot_learn_so_is_refused() -> None:
     snn = mt.convert(quantized("residual"), ladder=Uniform(1), signed=True)
-    leaky = Unrolled(snn, 2, learns=Trained(leaks=True))
+    leaky = TrainableSpikingModel(snn, 2, learns=TrainableParts(leaks=True))
     for algorithm in (OTTT(), DSR()):
         with pytest.raises(SpecError, match="leaks=False, or by BPTT"):
             algorithm.learn(_lesson(leaky, images(2)))
     BPTT().learn(_lesson(leaky, images(2)))
     with pytest.raises(SpecError, match="whole_window=False"):
-        Unrolled(mt.convert(quantized("residual"), whole_window=True), 2)
+        TrainableSpikingModel(mt.convert(quantized("residual"), whole_window=True), 2)
     with pytest.raises(SpecError, match="whole numbers from 1"):
-        Unrolled(snn, 0)
+        TrainableSpikingModel(snn, 0)
     with pytest.raises(SpecError, match="nothing learns"):
-        Trained(False, False, False, False)
+        TrainableParts(False, False, False, False)
     with pytest.raises(SpecError, match="every_step=2"):
         BPTT(2)
     with pytest.raises(SpecError, match="true, or train by BPTT"):
@@ -373,8 +377,8 @@ def test_only_what_is_chosen_learns() -> None:
         "leaks": ("leak",),
     }
     for chosen, ends in endings.items():
-        learns = Trained(**{name: name == chosen for name in endings})
-        learner = Unrolled(snn, 3, learns=learns, surrogate=Sigmoid())
+        learns = TrainableParts(**{name: name == chosen for name in endings})
+        learner = TrainableSpikingModel(snn, 3, learns=learns, surrogate=Sigmoid())
         found = _gradients(learner, BPTT(), images(4, seed=26))
         assert found
         assert all(name.endswith(ends) for name in found), chosen
@@ -387,7 +391,7 @@ def test_learned_gaps_stay_sorted_and_are_what_simulate_runs() -> None:
         _small(), mt.QuantSpec(act_bits=2, spacing="learned"), calibration=images(16, (1, 4, 4))
     )
     snn = mt.convert(qann)
-    learner = Unrolled(snn, 1)
+    learner = TrainableSpikingModel(snn, 1)
     batch = images(6, (1, 4, 4), seed=27)
     found = _gradients(learner, BPTT(), batch)
     gaps = [name for name in found if name.endswith("gaps")]
@@ -406,12 +410,12 @@ def test_learned_gaps_stay_sorted_and_are_what_simulate_runs() -> None:
     with pytest.raises(SpecError, match="pass nothing to learned gaps"):
         DSR().learn(_lesson(learner, batch))
     with pytest.raises(SpecError, match="one gradient for all thresholds"):
-        Unrolled(snn, 1, surrogate=SpikeTime())
+        TrainableSpikingModel(snn, 1, surrogate=SpikeTime())
 
 
 def test_a_learned_ladder_s_total_answers_to_its_last_input_alone() -> None:
     ladder = Learned((0.5, 1.0, 0.75))
-    for learns, signed in ((Trained(), True), (Trained(thresholds=False), False)):
+    for learns, signed in ((TrainableParts(), True), (TrainableParts(thresholds=False), False)):
         spec = NeuronSpec(ladder, initial=0.0, signed=signed, bounds=(0, 3))
         layer = TrainedNeuron(MTNeuron(spec, 1.0), Rectangular(2.0), learns, (40,))
         x = torch.randn(2, 40).mul(2).abs().requires_grad_()
@@ -434,7 +438,7 @@ def _small() -> nn.Module:
 
 def test_weights_stay_on_the_grid_of_their_quantizer() -> None:
     snn = mt.convert(quantized("residual"))
-    learner = Unrolled(snn, 1)
+    learner = TrainableSpikingModel(snn, 1)
     _moved_(learner)
     before = dict(snn.layers.named_modules())
     for name, layer in learner.trained().layers.named_modules():
@@ -452,4 +456,4 @@ def test_the_neuron_on_totals_without_a_leak_is_running_step() -> None:
     y = torch.randn(500) * 6
     total = torch.randint(0, 9, (500,)).float()
     spec = NeuronSpec(Uniform(3), signed=True, bounds=(0, 8))
-    assert torch.equal(fire(y, total, spec), running_step(y, total, spec))
+    assert torch.equal(fire(y, total, spec), totals_step(y, total, spec))

@@ -16,14 +16,14 @@ from mt_convert.data import DataSpec, Splits, images, open_data
 from mt_convert.errors import SpecError
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.quantization.quantize import QuantizedModel
-from mt_convert.spiking.levels import analog, levels, quantized
+from mt_convert.spiking.levels import analog, levels, quantized_activation
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
 from mt_convert.training import accuracy
 from mt_convert.training.algorithm import Derivative
 from mt_convert.training.finetune import progressive_tandem
-from mt_convert.training.finetune.learner import Unrolled
-from mt_convert.training.finetune.neuron import Trained
+from mt_convert.training.finetune.learner import TrainableSpikingModel
+from mt_convert.training.finetune.neuron import TrainableParts
 from mt_convert.training.finetune.progressive_tandem import freeze_, set_range_
 from mt_convert.training.loop import fit
 from mt_convert.training.spec import EpochRow, History, TrainSpec
@@ -58,7 +58,7 @@ def test_gradients_are_those_of_the_analog_path_fed_with_counts(
     digits: Splits, qann: QuantizedModel
 ) -> None:
     snn = _even(qann, 2)
-    learner = Unrolled(snn, 3, learns=Trained(thresholds=False))
+    learner = TrainableSpikingModel(snn, 3, learns=TrainableParts(thresholds=False))
     shown = images(digits.test, 8)
     run = simulate(snn, shown, time_steps=3)
     with torch.no_grad():
@@ -99,14 +99,14 @@ def test_with_enough_thresholds_a_layer_counts_what_the_quantized_network_has(
 ) -> None:
     snn = _even(qann, 1)
     names = [name for name, _ in snn.neurons()]
-    learner = Unrolled(snn, 7)  # n T = L = 7
+    learner = TrainableSpikingModel(snn, 7)  # n T = L = 7
     learner.analog = frozenset(names[1:])
     shown = images(digits.test, 20)
     read = learner.reading(shown, names[0])
     with torch.no_grad():
         _, states = learner(shown, range(7))
     layer = learner.snn.layers.get_submodule(names[0])
-    wanted = quantized(layer, read)  # type: ignore[arg-type]
+    wanted = quantized_activation(layer, read)  # type: ignore[arg-type]
     assert torch.allclose(states[names[0]].total * learner.learner(names[0]).delta, wanted)
     assert list(states) == names[:1]
 
@@ -116,7 +116,7 @@ def test_a_range_is_the_percentile_of_what_the_layer_reads(
 ) -> None:
     snn = _even(qann, 2)
     names = [name for name, _ in snn.neurons()]
-    learner = Unrolled(snn, 3)
+    learner = TrainableSpikingModel(snn, 3)
     learner.analog = frozenset(names[1:])
     shown = images(digits.calibration, 32)
     wanted = torch.quantile(learner.reading(shown, names[1]).flatten(), 0.999)
@@ -126,7 +126,7 @@ def test_a_range_is_the_percentile_of_what_the_layer_reads(
 
 
 def test_what_stands_behind_the_last_spiking_layer_learns_alone(qann: QuantizedModel) -> None:
-    learner = Unrolled(_even(qann, 2), 2, learns=Trained(thresholds=False))
+    learner = TrainableSpikingModel(_even(qann, 2), 2, learns=TrainableParts(thresholds=False))
     names = [name for name, _ in learner.snn.neurons()]
     for spiking, wanted in ((1, {"3", "6"}), (2, {"6"})):
         freeze_(learner, names[:spiking])
@@ -144,7 +144,7 @@ def test_stages_follow_each_other_and_what_they_leave_behind_stands_still(
     scripted = iter([3, 2, 1])
 
     def scripted_fit(
-        model: Unrolled, splits: Splits, spec: TrainSpec, folder: Path, **more: Any
+        model: TrainableSpikingModel, splits: Splits, spec: TrainSpec, folder: Path, **more: Any
     ) -> History:
         seen.append((folder.name, spec.lr, model.analog, more["classes"]))
         with torch.no_grad():
@@ -183,7 +183,7 @@ def test_stages_follow_each_other_and_what_they_leave_behind_stands_still(
 def test_it_learns_layer_by_layer(digits: Splits, qann: QuantizedModel, tmp_path: Path) -> None:
     done = progressive_tandem(_even(qann, 2), digits, SPEC, tmp_path, classes=10, time_steps=2)
     assert done.history.best_accuracy is not None
-    converted = Unrolled(_even(qann, 2), 2)
+    converted = TrainableSpikingModel(_even(qann, 2), 2)
     before = accuracy(converted, digits.validation, 40)
     assert done.history.best_accuracy >= before > 70
     shown = images(digits.test, 10)

@@ -24,7 +24,7 @@ from mt_convert.neurons.surrogate import ATan, Sigmoid, SpikeTime
 from mt_convert.training.algorithm import Lesson
 from mt_convert.training.from_scratch import neuron_steps
 from mt_convert.training.from_scratch.archive import load, save
-from mt_convert.training.from_scratch.network import SpikingNetwork, spiking
+from mt_convert.training.from_scratch.network import ScratchNetwork, build_from_scratch
 from mt_convert.training.from_scratch.poisson import poisson
 from mt_convert.training.from_scratch.tensor_train import (
     ConvByStep,
@@ -48,8 +48,8 @@ KINDS = {
 }
 
 
-def _spiking(name: str, spec: NeuronSpec, time_steps: int) -> SpikingNetwork:
-    return spiking(
+def _spiking(name: str, spec: NeuronSpec, time_steps: int) -> ScratchNetwork:
+    return build_from_scratch(
         network(name), spec, example=images(2, shape_of(name)), time_steps=time_steps
     ).eval()
 
@@ -137,8 +137,8 @@ def test_a_process_may_have_more_neurons_than_torch_compiles_forms_of_a_function
     currents = torch.randn(2, 6)
     for n in range(1, 12):
         neuron = MTNeuron(replace(PARALLEL, ladder=Uniform(n), charge=IF()), 1 / n)
-        found, _ = neuron_steps.fused_in_steps(neuron, currents, None)
-        assert torch.equal(found, neuron_steps.fired_in_steps(neuron, currents, None)[0])
+        found, _ = neuron_steps.step_through_compiled(neuron, currents, None)
+        assert torch.equal(found, neuron_steps.step_through(neuron, currents, None)[0])
 
 
 def test_without_a_compiler_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,29 +193,29 @@ def test_batch_norm_folds_into_one_layer_for_all_steps() -> None:
         *(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, bias=False)),
         *(nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)),
     )
-    found = spiking(lived_in(net), PARALLEL, example=images(2), time_steps=3).eval()
-    folded = found.folded().double()
+    found = build_from_scratch(lived_in(net), PARALLEL, example=images(2), time_steps=3).eval()
+    folded = found.fold().double()
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
     batch = 2 * images(6, seed=33).double()
     assert torch.allclose(found.double()(batch), folded(batch), atol=1e-6)
     assert any(isinstance(layer, nn.BatchNorm2d) for layer in found.modules())
 
 
-def _chain(charge: Any) -> tuple[SpikingNetwork, Tensor]:
+def _chain(charge: Any) -> tuple[ScratchNetwork, Tensor]:
     torch.manual_seed(7)
     net = nn.Sequential(
         *(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU()),
         *(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3)),
     )
     spec = NeuronSpec(Uniform(3), charge=charge, initial=0.0, surrogate=Sigmoid(2.0))
-    found = spiking(net, spec, example=torch.zeros(2, 1, 4, 4), time_steps=5)
+    found = build_from_scratch(net, spec, example=torch.zeros(2, 1, 4, 4), time_steps=5)
     return found.double(), 6 * torch.randn(6, 1, 4, 4).double()
 
 
 LINEARS = ("1", "3", "5", "7")
 
 
-def _written_out(found: SpikingNetwork, batch: Tensor, cut: int) -> dict[str, Tensor]:
+def _written_out(found: ScratchNetwork, batch: Tensor, cut: int) -> dict[str, Tensor]:
     """BPTT spike by spike; what layers from ``cut`` on carry to the next step is taken as given."""
     held = {
         name: value.detach().clone().requires_grad_() for name, value in found.named_parameters()
@@ -240,7 +240,7 @@ def _written_out(found: SpikingNetwork, batch: Tensor, cut: int) -> dict[str, Te
     return {name: value.grad for name, value in held.items() if value.grad is not None}
 
 
-def _lesson(found: SpikingNetwork, batch: Tensor) -> Lesson:
+def _lesson(found: ScratchNetwork, batch: Tensor) -> Lesson:
     return Lesson(
         network=found,
         images=batch,
@@ -290,7 +290,7 @@ def test_several_steps_at_once_learn_what_they_learn_one_by_one(charge: Any) -> 
         for steps in pieces:
             each, after = copied(batch, steps, states)
             sum((one - 0.3).square().mean() / 5 for one in each).backward()  # type: ignore[union-attr]
-            states = {name: state.detached() for name, state in after.items()}
+            states = {name: state.detach() for name, state in after.items()}
         gradients.append([item.grad for item in copied.parameters()])
     OTTT().learn(_lesson(found, batch))
     for wanted, *others in zip([item.grad for item in found.parameters()], *gradients, strict=True):
@@ -302,7 +302,7 @@ def test_several_steps_at_once_learn_what_they_learn_one_by_one(charge: Any) -> 
 @pytest.mark.parametrize("tau", [None, 1.5, 4.0])
 def test_a_read_out_weighs_the_steps_so_far(tau: float | None) -> None:
     plain, batch = _chain(IF())
-    found = SpikingNetwork(plain.layers, 5, read_out_tau=tau)
+    found = ScratchNetwork(plain.layers, 5, read_out_tau=tau)
     leak = 1.0 if tau is None else 1 - 1 / tau
     frames = 6 * torch.randn(6, 5, 1, 4, 4).double()
     for shown in (batch, frames):
@@ -316,14 +316,14 @@ def test_a_read_out_weighs_the_steps_so_far(tau: float | None) -> None:
         assert float(each.std(0).mean()) > 1e-2
     if tau is None:
         assert torch.equal(found(batch), plain(batch))
-    first = SpikingNetwork(plain.layers, 1, read_out_tau=tau)
-    assert torch.equal(first(batch), SpikingNetwork(plain.layers, 1)(batch))
+    first = ScratchNetwork(plain.layers, 1, read_out_tau=tau)
+    assert torch.equal(first(batch), ScratchNetwork(plain.layers, 1)(batch))
 
 
 @pytest.mark.parametrize("tau", [None, 3.0])
 def test_a_read_out_goes_on_from_call_to_call(tau: float | None) -> None:
     plain, _ = _chain(LIF(1.25))
-    found = SpikingNetwork(plain.layers, 5, read_out_tau=tau)
+    found = ScratchNetwork(plain.layers, 5, read_out_tau=tau)
     frames = 6 * torch.randn(6, 5, 1, 4, 4).double()
     wanted, _ = found(frames, range(5))
     assert float(wanted[-1].detach().std(0).min()) > 0
@@ -339,7 +339,7 @@ def test_a_read_out_goes_on_from_call_to_call(tau: float | None) -> None:
 
 def test_a_leaky_read_out_passes_each_step_its_weight() -> None:
     plain, _ = _chain(IF())
-    found = SpikingNetwork(plain.layers, 5, read_out_tau=2.0)
+    found = ScratchNetwork(plain.layers, 5, read_out_tau=2.0)
     each = torch.randn(5, 2, 3).double().requires_grad_()
     found.read_out(each)[0][-1].sum().backward()
     assert each.grad is not None
@@ -349,8 +349,8 @@ def test_a_leaky_read_out_passes_each_step_its_weight() -> None:
 
 def test_a_read_out_learns_its_leak(tmp_path: Path) -> None:
     plain, batch = _chain(LIF(2.0))
-    found = SpikingNetwork(plain.layers, 5, read_out_tau=3.0, learn_read_out=True).double()
-    fixed = SpikingNetwork(plain.layers, 5, read_out_tau=3.0).double()
+    found = ScratchNetwork(plain.layers, 5, read_out_tau=3.0, learn_read_out=True).double()
+    fixed = ScratchNetwork(plain.layers, 5, read_out_tau=3.0).double()
     assert found.read_out_tau == pytest.approx(3.0, rel=1e-6)
     assert torch.allclose(found(batch), fixed(batch), rtol=0, atol=1e-6)
 
@@ -369,12 +369,12 @@ def test_a_read_out_learns_its_leak(tmp_path: Path) -> None:
         found.read_out.w.add_(0.7)
     assert "read_out.w" in found.no_weight_decay()
     learned = found.float().eval()
-    save(learned.folded(), tmp_path / "network")
-    assert torch.equal(load(tmp_path / "network")(batch.float()), learned.folded()(batch.float()))
+    save(learned.fold(), tmp_path / "network")
+    assert torch.equal(load(tmp_path / "network")(batch.float()), learned.fold()(batch.float()))
     with pytest.raises(SpecError, match="learn_read_out=False"):
-        found.kept()
+        found.kept_share()
     with pytest.raises(SpecError, match="needs a read_out_tau"):
-        SpikingNetwork(plain.layers, 5, learn_read_out=True)
+        ScratchNetwork(plain.layers, 5, learn_read_out=True)
 
 
 class Blocks(nn.Module):
@@ -401,10 +401,10 @@ TRACED = replace(PARALLEL, charge=LIF(2.0, decay_input=False), initial=0.5)
 
 
 @cache
-def _trained_trains(form: Form) -> SpikingNetwork:
+def _trained_trains(form: Form) -> ScratchNetwork:
     """A network whose trains have moved away from the convolutions that they come from."""
     options = {"example": images(2), "time_steps": 4, "tensor_train": TensorTrain(form, 3)}
-    found = spiking(lived_in(Blocks()), TRACED, **options).double()  # type: ignore[arg-type]
+    found = build_from_scratch(lived_in(Blocks()), TRACED, **options).double()  # type: ignore[arg-type]
     random = torch.Generator().manual_seed(41)
     with torch.no_grad():
         for parameter in found.parameters():
@@ -416,7 +416,7 @@ def _trained_trains(form: Form) -> SpikingNetwork:
     return found.eval()
 
 
-def _trains(form: Form) -> tuple[SpikingNetwork, Tensor]:
+def _trains(form: Form) -> tuple[ScratchNetwork, Tensor]:
     random = torch.Generator().manual_seed(42)
     frames = 3 * torch.randn(5, 4, 2, 8, 8, generator=random, dtype=torch.float64)
     return deepcopy(_trained_trains(form)), frames
@@ -427,7 +427,7 @@ def test_trains_in_the_time_loop_are_the_convolutions_they_are_merged_into(form:
     found, frames = _trains(form)
     kinds = [type(layer) for layer in found.layers.modules() if isinstance(layer, TTConv2d)]
     assert len(kinds) == 2
-    merged, folded = found.merged(), found.folded()
+    merged, folded = found.merged(), found.fold()
     for other in (merged, folded):
         assert not any(isinstance(layer, TTConv2d) for layer in other.modules())
         by_step = sum(isinstance(layer, ConvByStep) for layer in other.modules())
@@ -474,8 +474,10 @@ def test_each_step_of_htt_has_the_weights_of_its_half() -> None:
 @pytest.mark.parametrize("form", list(Form))
 def test_a_decomposed_model_becomes_the_same_network(form: Form) -> None:
     net, spec, how = lived_in(Blocks()), TRACED, TensorTrain(form, 3)
-    one = spiking(net, spec, example=images(2), time_steps=3, tensor_train=how).eval()
-    other = spiking(decompose(net, how).model, spec, example=images(2), time_steps=3).eval()
+    one = build_from_scratch(net, spec, example=images(2), time_steps=3, tensor_train=how).eval()
+    other = build_from_scratch(
+        decompose(net, how).model, spec, example=images(2), time_steps=3
+    ).eval()
     batch = 3 * images(5, seed=43)
     assert one.state_dict().keys() == other.state_dict().keys()
     assert torch.equal(one(batch), other(batch))
@@ -532,7 +534,7 @@ def test_it_learns_the_digits(algorithm: Any, tmp_path: Path) -> None:
         *(nn.Flatten(), nn.Linear(256, 10)),
     )
     spec = replace(PARALLEL, charge=LIF(2.0))
-    found = spiking(net, spec, example=torch.zeros(2, 1, 8, 8), time_steps=2)
+    found = build_from_scratch(net, spec, example=torch.zeros(2, 1, 8, 8), time_steps=2)
     how = TrainSpec(epochs=3, batch_size=32, lr=0.1)
     history = fit(found, splits, how, tmp_path, classes=10, algorithm=algorithm)
     assert history.best_accuracy is not None
@@ -546,7 +548,7 @@ def test_delayed_a_layer_cannot_spike_before_its_step() -> None:
     spec = replace(PARALLEL, charge=IF(), ladder=Uniform(1))
     batch = 9 * torch.randn(20, 1, 4, 4)
     for delayed in (False, True):
-        found = spiking(net, spec, example=batch[:2], time_steps=8, delayed=delayed)
+        found = build_from_scratch(net, spec, example=batch[:2], time_steps=8, delayed=delayed)
         first: dict[str, int] = {}
         states: dict[str, Any] | None = None
         with torch.no_grad():
@@ -581,26 +583,30 @@ def test_poisson_spikes_are_signed_and_have_the_image_for_their_mean() -> None:
 def test_what_cannot_be_trained_so_is_refused() -> None:
     example, net = images(2), network("residual")
     with pytest.raises(SpecError, match="give it a surrogate"):
-        spiking(net, NeuronSpec(Uniform(1)), example=example, time_steps=2)
+        build_from_scratch(net, NeuronSpec(Uniform(1)), example=example, time_steps=2)
     timed = replace(PARALLEL, surrogate=SpikeTime())
     with pytest.raises(SpecError, match="keep no spike times"):
-        spiking(net, timed, example=example, time_steps=2)
+        build_from_scratch(net, timed, example=example, time_steps=2)
     with pytest.raises(SpecError, match="whole numbers from 1"):
-        spiking(net, PARALLEL, example=example, time_steps=0)
+        build_from_scratch(net, PARALLEL, example=example, time_steps=0)
     plain = nn.Sequential(nn.Flatten(), nn.Linear(128, 3))
     with pytest.raises(SpecError, match="nothing becomes a layer of neurons"):
-        spiking(plain, PARALLEL, example=example, time_steps=1)
+        build_from_scratch(plain, PARALLEL, example=example, time_steps=1)
     for spec in (PARALLEL, KINDS["hard_if"]):
         with pytest.raises(SpecError, match="train by BPTT"):
-            OTTT().learn(_lesson(spiking(net, spec, example=example, time_steps=2), example))
+            OTTT().learn(
+                _lesson(build_from_scratch(net, spec, example=example, time_steps=2), example)
+            )
     with pytest.raises(SpecError, match="train this one by BPTT, OTTT or DSR"):
-        Tandem().learn(_lesson(spiking(net, PARALLEL, example=example, time_steps=2), example))
+        Tandem().learn(
+            _lesson(build_from_scratch(net, PARALLEL, example=example, time_steps=2), example)
+        )
     with pytest.raises(UnsupportedLayerError, match="have no rule"):
-        spiking(_Sorted(), PARALLEL, example=example, time_steps=1)
+        build_from_scratch(_Sorted(), PARALLEL, example=example, time_steps=1)
     found, frames = _trains(Form.HTT)
     for tau in (1, 0.5, float("inf"), True, "2"):
         with pytest.raises(SpecError, match="allowed is a finite number above 1, or None"):
-            SpikingNetwork(found.layers, 1, read_out_tau=tau)  # type: ignore[arg-type]
+            ScratchNetwork(found.layers, 1, read_out_tau=tau)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="decompose with form stt or ptt, or train by BPTT"):
         OTTT().learn(_lesson(found, frames))
     delayed, batch = _chain(IF())
@@ -609,7 +615,7 @@ def test_what_cannot_be_trained_so_is_refused() -> None:
         OTTT().learn(_lesson(delayed, batch))
     unused = decompose(nn.Sequential(_Unused(), nn.ReLU()), TensorTrain(Form.STT, 1)).model
     with pytest.raises(SpecError, match="remove it where nothing calls it"):
-        spiking(unused, PARALLEL, example=example, time_steps=1)
+        build_from_scratch(unused, PARALLEL, example=example, time_steps=1)
 
 
 class _Unused(nn.Module):

@@ -23,7 +23,7 @@ from mt_convert.neurons.linear_recurrence import leaky_mean
 from mt_convert.neurons.spec import IF, LIF, PLIF, Charge, NeuronSpec, Reset
 from mt_convert.neurons.surrogate import ATan
 from mt_convert.training.algorithm import Derivative, Lesson
-from mt_convert.training.from_scratch.network import SpikingNetwork, spiking
+from mt_convert.training.from_scratch.network import ScratchNetwork, build_from_scratch
 from mt_convert.training.from_scratch.tensor_train import Form, TensorTrain
 from mt_convert.training.gradients import BPTT, DSR, Tandem
 from mt_convert.training.loop import fit
@@ -94,13 +94,15 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 
 
 @cache
-def traced(name: str, train: TensorTrain | None) -> SpikingNetwork:
+def traced(name: str, train: TensorTrain | None) -> ScratchNetwork:
     torch.manual_seed(9)
     net, shape = (NETS[name](), (1, 4, 4)) if name in NETS else (network(name), (2, 8, 8))
-    return spiking(net, SPEC, example=torch.zeros(2, *shape), time_steps=1, tensor_train=train)
+    return build_from_scratch(
+        net, SPEC, example=torch.zeros(2, *shape), time_steps=1, tensor_train=train
+    )
 
 
-def built(name: str, spec: NeuronSpec | Charge, time_steps: int, **options: Any) -> SpikingNetwork:
+def built(name: str, spec: NeuronSpec | Charge, time_steps: int, **options: Any) -> ScratchNetwork:
     """In float64 and eval mode, with the read-out that goes with the neurons; traced once."""
     spec = spec if isinstance(spec, NeuronSpec) else replace(SPEC, charge=spec)
     source = traced(name, options.pop("tensor_train", None))
@@ -110,7 +112,7 @@ def built(name: str, spec: NeuronSpec | Charge, time_steps: int, **options: Any)
         layers.set_submodule(target, MTNeuron(spec, 1 / spec.ladder.reach))
     tau = spec.charge.tau if isinstance(spec.charge, LIF) else None
     options = {"read_out_tau": tau, **options}
-    return SpikingNetwork(layers, time_steps, **options).double().eval()
+    return ScratchNetwork(layers, time_steps, **options).double().eval()
 
 
 def lesson(found: nn.Module, batch: Tensor, time_steps: int) -> Lesson:
@@ -454,7 +456,7 @@ def test_it_learns_the_digits(tmp_path: Path) -> None:
         *(nn.Flatten(), nn.Linear(256, 10)),
     )
     spec, example = replace(SPEC, charge=LIF(2.0)), torch.zeros(2, 1, 8, 8)
-    found = spiking(net, spec, example=example, time_steps=3, read_out_tau=2.0)
+    found = build_from_scratch(net, spec, example=example, time_steps=3, read_out_tau=2.0)
     how = TrainSpec(epochs=3, batch_size=32, lr=0.1)
     history = fit(found, splits, how, tmp_path, classes=10, algorithm=DSR())
     assert history.best_accuracy is not None

@@ -18,8 +18,8 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 
 import mt_convert.data.splits
 from mt_convert.data import DataSpec, Draw, ImageSet, batches, images, loader, open_data, tensor_set
-from mt_convert.data.images import crop_flip
-from mt_convert.data.loading import opened
+from mt_convert.data.image_set import crop_flip
+from mt_convert.data.loading import unwrap_batch
 from mt_convert.errors import DataError, SpecError
 
 CIFAR = SHARED_DATA / "cifar10_jpeg"
@@ -151,7 +151,7 @@ def test_augmentation_depends_on_seed_epoch_and_sample_alone(root: Path, augment
     assert not torch.equal(whole, train[Draw(range(12), (1, 3))][0])
     assert not torch.equal(whole, train[Draw(range(12))][0])
     draws = [Draw(range(start, start + 4), (0, 3)) for start in (0, 4, 8)]
-    worked = torch.cat([opened(item)[0] for item in loader(train, draws, workers=2)])
+    worked = torch.cat([unwrap_batch(item)[0] for item in loader(train, draws, workers=2)])
     assert torch.equal(whole, worked)
 
 

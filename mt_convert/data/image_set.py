@@ -130,10 +130,10 @@ def tensor_set(pixels: Tensor, labels: Tensor, spec: DataSpec) -> ImageSet:
     Raises:
         DataError: other shapes, NaN or infinity, a label outside the classes.
     """
-    return ImageSet(checked_source(pixels, labels, spec, spec.dataset), spec)
+    return ImageSet(make_source(pixels, labels, spec, spec.dataset), spec)
 
 
-def checked_source(pixels: Tensor, labels: Tensor, spec: DataSpec, where: str) -> TensorSource:
+def make_source(pixels: Tensor, labels: Tensor, spec: DataSpec, where: str) -> TensorSource:
     """A source of the tensors, or a `DataError` that lists what is wrong with them."""
     faults = []
     wanted = (len(labels), spec.channels, spec.image_size, spec.image_size)
