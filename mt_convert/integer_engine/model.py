@@ -21,7 +21,7 @@ from ..graph.nodes import check_images
 from ..neurons.totals import leak_of
 from ..spiking.model import SpikingModel
 from ..spiking.presentation import Presentation
-from .backends import BACKENDS, chosen
+from .backends import BACKENDS, choose_backend
 from .program import Accumulate, Program
 from .tracing import trace
 
@@ -76,7 +76,7 @@ class IntegerModel:
         self._image_shape = snn.image_shape
         self._device = next((value.device for value in snn.state_dict().values()), None)
         self._runners: dict[int, Backend] = {}
-        self.backend = chosen(backend, self._device or torch.device("cpu"))
+        self.backend = choose_backend(backend, self._device or torch.device("cpu"))
         self.layers = tuple(
             _layer(item) for item in self.program().instructions if isinstance(item, Accumulate)
         )

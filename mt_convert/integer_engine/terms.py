@@ -57,7 +57,7 @@ class Terms:
         """The value in units of ``step`` (a number, or one per entry of the batch), in float32."""
         return written_sum([part.numbers for part in self.parts], *self.factors(step))
 
-    def scaled(self, factor: Any) -> Terms:
+    def scale_by(self, factor: Any) -> Terms:
         """The value times a number or a constant tensor."""
         factor = constant(factor, self)
         parts = [replace(part, multiplier=part.multiplier * factor) for part in self.parts]
