@@ -2,7 +2,7 @@
 
 θ is the largest value that a layer can emit in the T steps that are calibrated for. Presented in
 every step it is the range of the window, θ = s L (`windows`). Presented once, a neuron climbs a
-step s at a time and gets no further than nT levels, so θ = s min(L, nT).
+step s at a time and reaches at most nT levels, so θ = s min(L, nT).
 """
 
 from __future__ import annotations

@@ -30,10 +30,10 @@ def parse(text: str) -> tuple[Calibration, ...]:
     if text.strip() == "none":
         return ()
     faults: list[Fault] = []
-    found = [_parse_one(part.strip(), faults) for part in re.split(r"\+(?![^(]*\))", text)]
+    steps = [_parse_one(part.strip(), faults) for part in re.split(r"\+(?![^(]*\))", text)]
     if faults:
         raise SpecError(f"calibration {text!r}: {len(faults)} faults", faults)
-    return tuple(step for step in found if step is not None)
+    return tuple(step for step in steps if step is not None)
 
 
 def name_of(steps: Sequence[Calibration]) -> str:
@@ -66,13 +66,13 @@ def _text(value: Any) -> str:
 
 def _parse_one(part: str, faults: list[Fault]) -> Calibration | None:
     """One calibration, or None and its faults."""
-    found = re.fullmatch(r"(\w+)\s*(?:\(([^()]*)\))?", part)
-    kind = NAMES.get(found[1]) if found else None
-    if found is None or kind is None:
+    match = re.fullmatch(r"(\w+)\s*(?:\(([^()]*)\))?", part)
+    kind = NAMES.get(match[1]) if match else None
+    if match is None or kind is None:
         name = part.partition("(")[0].strip()
         faults.append(Fault(part or "nothing", "is no calibration", _nearest(name, NAMES)))
         return None
-    values = _values(part, found[2] or "", kind, faults)
+    values = _values(part, match[2] or "", kind, faults)
     if values is None:
         return None
     try:
