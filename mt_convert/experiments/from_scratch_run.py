@@ -107,7 +107,7 @@ class SpikingRun(StagedRun):
         )
         if not self.first:
             return
-        archive.save(network.merged(), folder)
+        archive.save(network.merge_tensor_trains(), folder)
         told = {"columns": columns, "best_epoch": history.best_epoch}
         write_json(folder / "training.json", told)
 

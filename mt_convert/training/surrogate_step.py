@@ -87,8 +87,8 @@ def slope(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
     with torch.enable_grad():
         h = y.detach().requires_grad_()
         emitted, _ = mt_step(before, h, spec, 1.0)
-        (found,) = torch.autograd.grad(emitted.sum(), h)
-    return found
+        (derivative,) = torch.autograd.grad(emitted.sum(), h)
+    return derivative
 
 
 def in_place_of(smooth: Tensor, value: Tensor) -> Tensor:

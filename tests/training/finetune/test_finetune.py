@@ -176,7 +176,7 @@ def test_a_fine_tuned_network_is_stored_and_loaded_whole(
         for name, parameter in learner.named_parameters():
             if name.endswith(("factor", "offset", "leak")):
                 parameter += 0.1 * torch.rand(parameter.shape)
-    found = learner.trained()
+    found = learner.snapshot()
     mt.save(found, tmp_path / "snn")
     loaded = mt.load(tmp_path / "snn")
     shown = images(digits.test, 20)
