@@ -1,5 +1,5 @@
 """Pictures of conversion error, from stored values alone: error by layer, accuracy over time,
-firing rates and potentials left. Floor 8.
+firing rates and potentials left.
 
 Each function writes one PNG file and leaves no state: figures have a canvas of their own.
 """
@@ -95,9 +95,9 @@ def _panel(
         above.plot(times, [row.snn_accuracy for row in line], **style)
         agreed = [math.nan if row.agreement is None else 100 * row.agreement for row in line]
         below.plot(times, agreed, **style)
-    for accuracy in {found for row in rows if (found := row.ann_accuracy) is not None}:
+    for accuracy in {row.ann_accuracy for row in rows if row.ann_accuracy is not None}:
         above.axhline(accuracy, **_LINES["ANN"])
-    for accuracy in {found for row in rows if (found := row.qann_accuracy) is not None}:
+    for accuracy in {row.qann_accuracy for row in rows if row.qann_accuracy is not None}:
         above.axhline(accuracy, **_LINES["QANN"])
     above.set_title(title, fontsize=8.5)
     above.tick_params(labelbottom=False)
