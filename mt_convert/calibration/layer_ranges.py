@@ -78,7 +78,7 @@ def initial_potential(step: InitialPotential, layer: _Layer) -> Chosen:
     """v0 for all neurons; offsets that were there before are gone."""
     neuron, moved = layer.neuron, step.v0 - layer.neuron.spec.initial
     offset = torch.full_like(neuron.delta.detach(), moved) if moved else None
-    return MTNeuron(neuron.spec, neuron.delta, offset=offset, gain=neuron.gain, clip=neuron.clip)
+    return neuron.with_(offset=offset)
 
 
 def percentile(step: Percentile, layer: _Layer) -> Chosen:

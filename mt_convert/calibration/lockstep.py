@@ -278,7 +278,7 @@ def soft_step(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
 
 def with_offset(neuron: MTNeuron, offset: Tensor | None) -> MTNeuron:
     """The same layer with another offset."""
-    return MTNeuron(neuron.spec, neuron.delta, offset=offset, gain=neuron.gain, clip=neuron.clip)
+    return neuron.with_(offset=offset)
 
 
 def _smallest(total: Tensor) -> Tensor:

@@ -154,8 +154,7 @@ def _ladders(neuron: MTNeuron) -> Iterator[Ladder]:
 
 def _with_ladder(neuron: MTNeuron, ladder: Ladder) -> MTNeuron:
     """The same layer with another ladder."""
-    spec = replace(neuron.spec, ladder=ladder)
-    return MTNeuron(spec, neuron.delta, offset=neuron.offset, gain=neuron.gain, clip=neuron.clip)
+    return neuron.with_(spec=replace(neuron.spec, ladder=ladder))
 
 
 def _mean_levels(choice: Choice) -> float:

@@ -26,6 +26,7 @@ from ..neurons.layer import MTNeuron
 from ..quantization.quantize import QuantizedModel
 from ..spiking.convert import convert
 from ..spiking.presentation import Encoder
+from ..spiking.weight_grid import weight_step
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 _BYTE = 255
@@ -69,7 +70,7 @@ def qdq_form(qann: QuantizedModel, images: Tensor, *, quantize_sums: bool) -> fx
     """
     layers = copy.deepcopy(convert(qann).layers)
     for _, layer in layer_nodes(layers, WEIGHTED):
-        if (step := getattr(layer, "weight_scale", None)) is not None:
+        if (step := weight_step(layer)) is not None:
             layer.register_buffer("grid", torch.round(layer.weight.detach() / step))
     fold_batch_norm_(layers)
     if quantize_sums:

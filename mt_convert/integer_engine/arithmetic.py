@@ -24,11 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..errors import Fault, UnsupportedLayerError
-from ..graph.nodes import NORMS, WEIGHTED, layer_nodes
+from ..graph.nodes import NORMS, WEIGHTED, layer_nodes, node_name
 from ..neurons.layer import MTNeuron
 from ..spiking.model import SpikingModel
 from ..spiking.presentation import Encoder
 from ..spiking.simulate import simulate
+from ..spiking.weight_grid import weight_step
 from .term_operators import OPERATIONS
 from .terms import (
     FLOAT32_WHOLE,
@@ -85,7 +86,7 @@ class IntegerArithmetic:
         self.kernels = {
             name: _kernel(name, layer)
             for name, layer in layers.items()
-            if getattr(layer, "weight_scale", None) is not None
+            if weight_step(layer) is not None
         }
 
     def encode(self, encoder: Encoder, images: Tensor) -> Terms:
@@ -94,7 +95,7 @@ class IntegerArithmetic:
         return Terms((Part(numbers, along_axes(encoder.scale, numbers), limit),))
 
     def operate(self, node: fx.Node, layer: Any, args: Any, kwargs: Any) -> Any:
-        name = str(node.meta.get("path") or node.name) if layer is None else str(node.target)
+        name = node_name(node)
         call: Any = node.target if layer is None else layer
         try:
             if isinstance(layer, WEIGHTED):

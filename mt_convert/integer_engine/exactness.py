@@ -54,7 +54,7 @@ def next_to_thresholds(
 
     Example:
         >>> program, image = next_to_thresholds("linear", channels=8)
-        >>> logits, totals = plain.step(program, image, {})
+        >>> logits, totals = torch_backend.step(program, image, {})
         >>> 0 <= float(totals["neurons"].min()), float(totals["neurons"].max()) <= LEVELS
         (True, True)
     """

@@ -1,6 +1,6 @@
 """`integer`: a converted network as whole numbers, compiled once, run by one of several backends.
 
-Every backend gives the same bits: the numbers of `canonical.IntegerArithmetic`, which depend on
+Every backend gives the same bits: the numbers of `arithmetic.IntegerArithmetic`, which depend on
 neither batch size nor memory layout nor the number of threads. Where operators run on real numbers
 (`IntegerModel.real`) that holds for what is in front of them alone.
 """
@@ -130,7 +130,7 @@ def integer(snn: SpikingModel, *, backend: str = "auto") -> IntegerModel:
     """Compile a converted network to whole numbers.
 
     Weights become int8, activations levels of a few bits, sums int32; scales, biases and batch norm
-    go into each neuron's input, a written order of float32 operations. `canonical` says which.
+    go into each neuron's input, a written order of float32 operations. `arithmetic` says which.
 
     ``backend``: "native", C++ built on first use (CPU); "torch", the reference, any device;
     "compile", the same through torch.compile; "auto", native where there is a compiler and AVX2 or

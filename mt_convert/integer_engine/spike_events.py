@@ -79,7 +79,7 @@ def in_32_bits(numbers: Tensor) -> Tensor:
 
 
 def emit(spec: NeuronSpec, reaches: Callable[[Tensor], Tensor], total: Tensor) -> Tensor:
-    """The running total after one step, threshold by threshold, as `running_step_literal` has it.
+    """The running total after one step, threshold by threshold, as `totals_step_literal` has it.
 
     ``reached`` tells whether the input has come to a position of the total.
 

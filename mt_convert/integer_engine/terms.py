@@ -1,4 +1,4 @@
-"""Values of a network as sums of whole numbers: what `canonical` computes with.
+"""Values of a network as sums of whole numbers: what `arithmetic` computes with.
 
 A value is a sum of parts, each whole numbers times a multiplier, plus a bias. What operators do to
 it stands in `term_operations`; what has no exact form raises `NoIntegers`.

@@ -1,6 +1,6 @@
 """A converted network written down as a `Program`: the canonical arithmetic, run on stand-ins.
 
-`canonical.IntegerArithmetic` does what it always does, but on tensors without data that write down
+`arithmetic.IntegerArithmetic` does what it always does, but on tensors without data that write down
 each operator applied to them. So there is one place that says what the integers are, and a program
 says the same as instructions.
 """

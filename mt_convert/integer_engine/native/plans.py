@@ -236,7 +236,7 @@ def inputs(item: Instruction) -> tuple[int, ...]:
 
 
 def _known_neuron(item: Fire) -> bool:
-    """Whether `running_step` describes it, with whole thresholds."""
+    """Whether `totals_step` describes it, with whole thresholds."""
     spec = item.spec
     plain = isinstance(spec.charge, IF) and spec.reset is Reset.SOFT and spec.initial == 0.5
     return plain and not isinstance(spec.ladder, Learned)

@@ -211,7 +211,7 @@ class TrainedNeuron(nn.Module):
         with torch.no_grad():
             silent = totals_step(y, before.total, spec) == before.total
             since = torch.where(silent, before.since + 1, torch.zeros_like(y))
-        return fire(y, before.total, learning, self.surrogate.faded(since)), since
+        return fire(y, before.total, learning, self.surrogate.fade(since)), since
 
 
 def _parameter(start: Tensor, learns: bool) -> nn.Parameter:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ...errors import CheckpointError
-from ...spiking.archive import name_file_in_errors, read_network, rebuilt_layers, write_network
+from ...spiking.archive import name_file_in_errors, read_network, rebuild_layers, write_network
 from ...spiking.serialization import spiking_layer_from_json, spiking_layer_to_json
 from .network import ScratchNetwork
 from .tensor_train import ConvByStep
@@ -64,7 +64,7 @@ def load(folder: str | Path) -> ScratchNetwork:
             raise CheckpointError(
                 f"{folder} holds a converted or quantized network: read it with archive.load"
             )
-        layers = rebuilt_layers(content, tensors, _from_json)
+        layers = rebuild_layers(content, tensors, _from_json)
         arguments = (content[name] for name in ("time_steps", "delayed", "read_out_tau"))
         return ScratchNetwork(layers, *arguments).eval()
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ...errors import DataError, Fault, SpecError, UnsupportedLayerError
-from ...graph.nodes import fold_batch_norm_, is_constant, layer_nodes, set_image_shape
+from ...graph.nodes import fold_batch_norm_, is_constant, layer_nodes, node_name, set_image_shape
 from ...graph.rules import DEFAULT_RULES, OperatorKind, Rule, unknown_operators
 from ...graph.signals import reaching_output
 from ...graph.trace import trace
@@ -270,10 +270,7 @@ def _beside_images(layers: fx.GraphModule, image_shape: tuple[int, ...]) -> list
     plain = copy.deepcopy(without_steps(layers)).float().cpu()  # shapes are those of any other kind
     assert isinstance(plain, fx.GraphModule)
     set_image_shape(plain, image_shape)
-    return [
-        Fault(str(node.meta.get("path") or node.name), str(node.target), "")
-        for node in images_not_first(plain)
-    ]
+    return [Fault(node_name(node), str(node.target), "") for node in images_not_first(plain)]
 
 
 def _check_whole(derivative: Derivative, whole: bool) -> None:

@@ -274,9 +274,7 @@ def test_it_starts_from_new_weights_or_from_those_of_the_float_network(tmp_path:
     ids=lambda words: " ".join(words),
 )
 def test_every_way_of_training_runs_from_a_recipe(words: tuple[str, ...], tmp_path: Path) -> None:
-    out = run.run(
-        small("ann=null", "train.epochs=1", *words), tmp_path / "out", resume=False
-    )
+    out = run.run(small("ann=null", "train.epochs=1", *words), tmp_path / "out", resume=False)
     rows = results_from_json(read_json(out / "results.json"))
     assert len(rows) == 3
     assert rows[0].ann_accuracy is None
