@@ -5,7 +5,7 @@
 FOLDER holds train.tar and test.tar of JPEG CIFAR-10, FILE the fp32 ResNet-20. Three recipes are run
 (W4A4, W3A3, W2A2; all 10,000 test images), and for W4A4 a second evaluation of the same trained
 network on the first 1,000 test images of the seeded order: whole-window layers, and even input with
-n T = L. Finished stages are kept, an interrupted training goes on; runs lie under --runs.
+n T = L. Finished stages are kept, an interrupted training continues; runs lie under --runs.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights", required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    given = parser.parse_args()
-    common = [f"data.root={given.data}", f"model.checkpoint={given.weights}"]
+    arguments = parser.parse_args()
+    common = [f"data.root={arguments.data}", f"model.checkpoint={arguments.weights}"]
     tables: dict[str, tuple[list[Row], list[Row]]] = {}
     for recipe in RECIPES:
-        out, more = given.runs / recipe, given.runs / f"{recipe}_more"
+        out, more = arguments.runs / recipe, arguments.runs / f"{recipe}_more"
         run(recipe, [*common, "--out", str(out), "--resume"])
         tables[recipe] = rows(out), []
         if recipe == RECIPES[0]:
             trained = f"quantize.checkpoint={out / 'train'}"
             run(recipe, [*common, trained, *MORE, "--out", str(more), "--resume"])
             tables[recipe] = rows(out), rows(more)
-    write(tables, given.runs)
+    write(tables, arguments.runs)
 
 
 def run(recipe: str, words: list[str]) -> None:

@@ -483,7 +483,9 @@ def test_show_of_nothing_and_of_an_unfinished_run_say_so(tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match="holds no finished run"):
         printed(tmp_path / "nowhere")
     (tmp_path / "train.partial").mkdir()
-    with pytest.raises(CheckpointError, match=r"unfinished: train\.partial, go on with run --res"):
+    with pytest.raises(
+        CheckpointError, match=r"unfinished: train\.partial, continue with run --res"
+    ):
         printed(tmp_path)
 
 

@@ -180,12 +180,12 @@ def _own(size: int, device: torch.device) -> Work:
 
 
 def _cpu_only(make: Make) -> Make:
-    def checked(size: int, device: torch.device) -> Work:
+    def make_on_cpu(size: int, device: torch.device) -> Work:
         if device.type != "cpu":
             raise RuntimeError("runs on the CPU alone")
         return make(size, device)
 
-    return checked
+    return make_on_cpu
 
 
 _INT8: Mapping[str, Make] = {
@@ -211,10 +211,10 @@ def _versions() -> dict[str, str]:
     """Of the packages that take part."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    versions = {}
     for name in ("torch", "onnxruntime", "brevitas", "spikingjelly", "sinabs", "timm"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -1,6 +1,6 @@
 """The network to convert: a name of timm's registry, and where its weights come from.
 
-Beside the floors. Importing this module adds the networks of `networks` to timm's registry.
+Importing this module adds the networks of `cifar` to timm's registry.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def architecture_fault(name: str) -> Fault | None:
 
 def _for_size(spec: ModelSpec, image_size: int | None) -> ModelSpec:
     """The spec with ``img_size`` among its arguments, where the architecture is of one size."""
-    known = None if ":" in spec.architecture else timm.get_pretrained_cfg(spec.architecture)
-    if image_size is None or known is None or not known.fixed_input_size:
+    config = None if ":" in spec.architecture else timm.get_pretrained_cfg(spec.architecture)
+    if image_size is None or config is None or not config.fixed_input_size:
         return spec
     return replace(spec, kwargs={"img_size": image_size, **spec.kwargs})
 
@@ -144,14 +144,14 @@ def _create(spec: ModelSpec, *, pretrained: bool, seed: int) -> nn.Module:
 def _load_(model: nn.Module, weights: Mapping[str, Tensor], spec: ModelSpec) -> None:
     """Put weights into the model, or raise one error that lists everything that does not fit."""
     expected = model.state_dict()
-    found = _without_prefixes(weights, expected)
+    tensors = _without_prefixes(weights, expected)
     optional = {name for name in expected if name.endswith("num_batches_tracked")}
     faults = [
         Fault(name, "missing", f"expected {_shape(expected[name])}")
         for name in expected
-        if name not in found and name not in optional
+        if name not in tensors and name not in optional
     ]
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         if name not in expected:
             faults.append(Fault(name, "unexpected", f"{spec.architecture} has no such tensor"))
         elif tensor.shape != expected[name].shape:
@@ -164,7 +164,7 @@ def _load_(model: nn.Module, weights: Mapping[str, Tensor], spec: ModelSpec) -> 
             f"{spec.channels} input channels, {len(faults)} faults:",
             faults,
         )
-    model.load_state_dict({**{name: expected[name] for name in optional}, **found})
+    model.load_state_dict({**{name: expected[name] for name in optional}, **tensors})
 
 
 def _without_prefixes(

@@ -28,14 +28,14 @@ class TrialError(MTConvertError):
 
 
 @dataclass(frozen=True)
-class Built:
+class TrialNetwork:
     """A network in eval mode and the images it is tried on, [batch, channels, size, size]."""
 
     model: nn.Module
     images: Tensor
 
 
-def build(architecture: str, *, size: int | None, images: int, seed: int) -> Built:
+def build(architecture: str, *, size: int | None, images: int, seed: int) -> TrialNetwork:
     """A network of timm with weights drawn from ``seed``, at ``size`` or the smallest that runs.
 
     Raises:
@@ -58,7 +58,7 @@ def build(architecture: str, *, size: int | None, images: int, seed: int) -> Bui
                 reason = _fault(model, batch)
                 if reason is not None:
                     raise TrialError(f"with weights as after training, {reason}")
-                return Built(model, batch)
+                return TrialNetwork(model, batch)
             reasons.append(f"{side}: {reason}")
     tried = str(size) if size else f"{SIZES[0]} to {SIZES[-1]}, or its default"
     raise TrialError(f"runs at no size of {tried}: {reasons[-1] if reasons else 'not built'}")

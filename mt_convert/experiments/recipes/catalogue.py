@@ -1,6 +1,6 @@
-"""What ships with the package, recipes and CIFAR networks, told without importing torch.
+"""What ships with the package, recipes and CIFAR networks, listed without importing torch.
 
-Floor 1. `CIFAR_MODELS` names the networks that `models` puts into timm's registry.
+`CIFAR_MODELS` names the networks that `models.cifar` adds to timm's registry.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def find_recipe(path_or_name: str | Path) -> Path:
     """The file of a recipe: a path as it stands, or the name of a shipped recipe.
 
     Raises:
-        RecipeError: neither a file nor a shipped name; the nearest names are told.
+        RecipeError: neither a file nor a shipped name; the nearest names are in the message.
 
     Example:
         >>> find_recipe("digits").name

@@ -1,6 +1,6 @@
-"""What pydantic found wrong with a recipe, as faults with line, dotted key and nearest valid key.
+"""What pydantic rejects in a recipe, as faults with line, dotted key and nearest valid key.
 
-Floor 9, below `recipe`, which passes its own type in.
+`conversion` and `from_scratch` pass their own recipe types in.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ class Finding:
 def findings(errors: Iterable[ErrorDetails], tree: Tree, root: type) -> list[Finding]:
     """Everything one validation of ``tree`` found.
 
-    A key that is missing because it was misspelt is told once, as misspelt.
+    A key that is missing because it was misspelt is reported once, as misspelt.
     """
     errors = list(errors)
     items = {error["loc"][:-1] for error in errors if error["loc"]}
-    found = [
+    candidates = [
         finding
         for error in errors  # a list whose items are at fault is not at fault for being short
         if not (error["type"] == "too_short" and error["loc"] in items)
         for finding in _findings_of(error, tree, root)
     ]
-    meant = {finding.meant for finding in found}
-    return [item for item in found if not (item.missing and item.path in meant)]
+    meant = {finding.meant for finding in candidates}
+    return [item for item in candidates if not (item.missing and item.path in meant)]
 
 
 def without(value: Any, paths: Iterable[Path]) -> Any:
