@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+from mt_convert.experiments.study import run_command
 from mt_convert.report.columns import LEGEND, markdown_table
 from mt_convert.report.rows import Row, results_from_json, results_to_json
 from mt_convert.report.tables import title
@@ -45,19 +43,13 @@ def main() -> None:
     tables: dict[str, tuple[list[Row], list[Row]]] = {}
     for recipe in RECIPES:
         out, more = arguments.runs / recipe, arguments.runs / f"{recipe}_more"
-        run(recipe, [*common, "--out", str(out), "--resume"])
+        run_command("run", recipe, *common, "--out", str(out), "--resume")
         tables[recipe] = rows(out), []
         if recipe == RECIPES[0]:
             trained = f"quantize.checkpoint={out / 'train'}"
-            run(recipe, [*common, trained, *MORE, "--out", str(more), "--resume"])
+            run_command("run", recipe, *common, trained, *MORE, "--out", str(more), "--resume")
             tables[recipe] = rows(out), rows(more)
     write(tables, arguments.runs)
-
-
-def run(recipe: str, words: list[str]) -> None:
-    """One run of the real command, on one thread, on which the stored numbers were made."""
-    command = [sys.executable, "-m", "mt_convert.cli", "run", recipe, *words]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def rows(out: Path) -> list[Row]:

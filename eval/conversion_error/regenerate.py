@@ -12,10 +12,7 @@ names the missing ones.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import os
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -30,6 +27,7 @@ from mt_convert.evaluation.peers.network import available
 from mt_convert.evaluation.row_cache import RowCache
 from mt_convert.evaluation.settings import METHODS, PeerSetting, Setting, with_calibration
 from mt_convert.evaluation.subject import Subject
+from mt_convert.experiments.study import run_command, study_parser
 from mt_convert.experiments.subjects import subjects_of
 from mt_convert.report.rows import Row, results_from_json, results_to_json
 from mt_convert.system.storage import read_json, write_json
@@ -181,15 +179,7 @@ def headline() -> list[Part]:
 
 def main() -> None:
     """Train what is missing, compute the results that are missing, write the table and the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--only", nargs="*", help="names of parts")
-    parser.add_argument("--pages", action="store_true", help="write pages from what is there")
-    arguments = parser.parse_args()
+    arguments = study_parser(__doc__, "names of parts").parse_args()
     study = Study(
         arguments.runs, (f"data.root={arguments.data}", f"model.checkpoint={arguments.weights}")
     )
@@ -232,12 +222,10 @@ class Study:
                 self._run(name, self.runs / "qat_noise" / f"{bits}_{noise}", (*words, *less))
 
     def _run(self, recipe: str, out: Path, more: tuple[str, ...] = ()) -> None:
-        """One run of the real command, on one thread, on which the stored numbers were made."""
+        """One run of the real command."""
         if (out / "results.json").is_file():
             return
-        command = [sys.executable, "-m", "mt_convert.cli", "run", recipe, *self.words, *more]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run([*command, "--out", str(out), "--resume"], check=True, env=environment)
+        run_command("run", recipe, *self.words, *more, "--out", str(out), "--resume")
 
     def subject(self, part: Part) -> Subject:
         """The networks and images of a part."""

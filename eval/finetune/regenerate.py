@@ -11,15 +11,12 @@ rest.
 
 from __future__ import annotations
 
-import argparse
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from mt_convert.experiments.study import run_command, study_parser
 from mt_convert.report.columns import LEGEND, markdown_table
 from mt_convert.report.rows import Row, results_from_json, results_to_json
 from mt_convert.report.tables import title
@@ -71,33 +68,19 @@ def trainings() -> Iterator[Training]:
 
 def main() -> None:
     """Run what is missing, then write the table and the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--only", nargs="*", help="parts of names")
-    parser.add_argument("--pages", action="store_true", help="write pages from what is there")
-    arguments = parser.parse_args()
+    arguments = study_parser(__doc__, "parts of names").parse_args()
     common = [f"data.root={arguments.data}", f"model.checkpoint={arguments.weights}"]
     trained = arguments.runs / RECIPE
     if not arguments.pages:
         if not (trained / "results.json").is_file():
-            _command("run", RECIPE, *common, "--out", str(trained), "--resume")
+            run_command("run", RECIPE, *common, "--out", str(trained), "--resume")
         for item in trainings():
             if not arguments.only or any(word in item.name for word in arguments.only):
                 out = arguments.runs / "finetune" / item.name
                 if not (out / "results.json").is_file():
-                    _command("finetune", str(trained), *common, *item.words(), "--out", str(out))
+                    run_command("finetune", str(trained), *common, *item.words(), "--out", str(out))
     if not arguments.only:
         write(*collect(arguments.runs / "finetune"), HERE)
-
-
-def _command(*words: str) -> None:
-    """The real command, on one thread, on which the stored numbers were made."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", "mt_convert.cli", *words], check=True, env=environment)
 
 
 def collect(folder: Path) -> tuple[list[Row], list[str]]:

@@ -10,10 +10,6 @@ page from what is there and names the rest.
 
 from __future__ import annotations
 
-import argparse
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +18,7 @@ from statistics import mean
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mt_convert.experiments.study import run_command, study_parser
 from mt_convert.report.rows import Row, results_from_json, results_to_json
 from mt_convert.system.storage import atomic, read_json, write_json
 
@@ -88,14 +85,7 @@ def trainings() -> Iterator[Training]:
 
 def main() -> None:
     """Run what is missing, then write table, picture and page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--data", help="folder of JPEG CIFAR-10")
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--only", nargs="*", help="parts of names")
-    parser.add_argument("--pages", action="store_true", help="write pages from what is there")
-    arguments = parser.parse_args()
+    arguments = study_parser(__doc__, "parts of names", weights=False).parse_args()
     folder = arguments.runs / "from_scratch"
     if not arguments.pages:
         for item in trainings():
@@ -115,16 +105,10 @@ def run(item: Training, folder: Path, data: str | None) -> None:
     beside = folder / f"{item.data}_ann"
     if not (beside / "results.json").is_file():  # one epoch of neurons behind a whole float one
         short = ["train.epochs=1", "spiking.time_steps=1", "evaluate.time_steps=[1]"]
-        _command("run", RECIPES[item.data], *own, *short, "--out", str(beside), "--resume")
+        run_command("run", RECIPES[item.data], *own, *short, "--out", str(beside), "--resume")
     ann = [f"model.checkpoint={beside / 'ann' / 'model.safetensors'}", "ann=null"]
     words = [*own, *ann, *item.words(), "--out", str(out), "--resume"]
-    _command("run", RECIPES[item.data], *words)
-
-
-def _command(*words: str) -> None:
-    """The real command, on one thread, on which the stored numbers were made."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", "mt_convert.cli", *words], check=True, env=environment)
+    run_command("run", RECIPES[item.data], *words)
 
 
 def collect(folder: Path) -> tuple[list[Row], list[str]]:

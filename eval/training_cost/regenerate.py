@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mt_convert.finetuning import ALGORITHMS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,6 +34,7 @@ from mt_convert.system.storage import atomic, write_json
 from mt_convert.training.algorithm import Algorithm, Backpropagation, Lesson
 from mt_convert.training.finetune.learner import TrainableSpikingModel
 from mt_convert.training.from_scratch.spec import SpikingSpec, build_spiking
+from mt_convert.training.gradients import ALGORITHMS
 
 HERE = Path(__file__).parent
 SCHEMA = "mt_convert.training_cost/1"

@@ -32,7 +32,6 @@ from mt_convert.experiments.recipes.conversion import (
     EvaluateBlock,
     Recipe,
     load_recipe,
-    settings_of,
 )
 from mt_convert.experiments.run import run, show
 from mt_convert.quantization.quantize import QuantizedModel
@@ -283,7 +282,7 @@ def test_settings_are_every_combination_in_a_fixed_order() -> None:
         "evaluate.whole_window=[false,true]",
         "evaluate.iso_level=false",
     ).evaluate
-    found = [item for item in settings_of(block, 15) if isinstance(item, Setting)]
+    found = [item for item in block.settings(15) if isinstance(item, Setting)]
     assert len(found) == len(set(found)) == 2 * 2 * 2 * 2 * 2
     assert [setting.ladder.n for setting in found[:2]] == [1, 15]
     assert {setting.time_steps for setting in found} == {(1, 2)}

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...errors import error_line
 from ...evaluation.energy.macs import count_macs
 from ...integer_engine.backends import BACKENDS
 from ...integer_engine.model import integer
 from ...quantization.quantize import quantize
 from ...quantization.spec import QuantSpec
 from ...spiking.convert import convert
-from .contenders import one_line
 from .timing import Clock, clock_of
 
 Work = tuple[Callable[[], Any], float]
@@ -48,7 +48,7 @@ def measure_machine(device: torch.device) -> dict[str, Any]:
         try:
             int8[name] = _rate(*product(name, device), clock)
         except Exception as error:  # kernels that this machine or version lacks
-            tried[name] = one_line(error)
+            tried[name] = error_line(error)
     best = max(int8, key=lambda name: int8[name], default=None)
     return {
         "name": _name(device),

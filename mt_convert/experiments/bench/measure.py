@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ...errors import error_line
 from ...system.progress import progress
-from .contenders import Case, Contender, ContenderKind, Runner, one_line
+from .contenders import Case, Contender, ContenderKind, Runner
 from .limits import Work, share_of_limit
 from .network import Network
 from .ours import REFERENCE
@@ -129,7 +130,7 @@ class Group:
             try:
                 return contender.prepare(self.network, case)
             except Exception as error:  # other packages raise what they meet
-                reason = one_line(error)
+                reason = error_line(error)
         self._leave_out(contender, case, reason)
         return None
 
@@ -138,7 +139,7 @@ class Group:
         try:
             verdict = check(self.network, contender, case, runner)
         except Exception as error:
-            self._leave_out(contender, case, one_line(error))
+            self._leave_out(contender, case, error_line(error))
             return None
         if verdict.fault is not None:
             self._leave_out(contender, case, verdict.fault)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,7 +10,7 @@ from pathlib import Path
 import timm
 import torch
 
-from ...errors import Fault, SpecError
+from ...errors import Fault, SpecError, did_you_mean, near_names
 from ...system.bounded import Note
 from ...system.storage import read_json
 
@@ -81,10 +80,8 @@ def _any(names: Iterable[str], patterns: Sequence[str]) -> bool:
 def _nearest(pattern: str, known: Mapping[str, Sequence[str]]) -> str:
     """The names that a pattern may have meant."""
     names = [*known, *(name for names in known.values() for name in names)]
-    near = difflib.get_close_matches(pattern.replace("*", ""), names, n=3, cutoff=0.5)
-    if near:
-        return f"did you mean {' or '.join(near)}?"
-    return "timm.list_models() lists architectures, timm.list_modules() families"
+    hint = did_you_mean(near_names(pattern.replace("*", ""), names, cutoff=0.5))
+    return hint or "timm.list_models() lists architectures, timm.list_modules() families"
 
 
 def choose(

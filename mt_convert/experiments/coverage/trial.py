@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import MTConvertError
+from ...errors import MTConvertError, error_line
 from ...evaluation.energy.macs import count_macs, spike_fed_share
 from ...quantization.quantize import quantize
 from ...quantization.spec import QuantSpec
@@ -108,7 +108,7 @@ def _cause(error: Exception) -> str:
     """One line: the kind of error, its headline, and where there are faults their kinds and what to
     do."""
     if not isinstance(error, MTConvertError):
-        return one_line([f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"])
+        return one_line([error_line(error)])
     kinds = Counter(fault.what for fault in error.faults)
     kind_counts = ", ".join(
         f"{what} ({count}x)" if count > 1 else what

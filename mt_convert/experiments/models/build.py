@@ -6,7 +6,6 @@ Importing this module adds the networks of `cifar` to timm's registry.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ...errors import CheckpointError, Fault, SpecError
+from ...errors import CheckpointError, Fault, SpecError, did_you_mean, near_names
 from ...system import storage
 from ...system.storage import load_tensors
 from . import cifar as _registered  # noqa: F401
@@ -98,10 +97,8 @@ def architecture_fault(name: str) -> Fault | None:
         if not tag or name in tags:
             return None
         return Fault(f"architecture {name}", "has no such weights", f"allowed: {', '.join(tags)}")
-    near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.6)
-    hint = "every name of timm.list_models() is allowed"
-    if near:
-        hint = f"did you mean {', '.join(near[:-1])}{' or ' * (len(near) > 1)}{near[-1]}?"
+    hint = did_you_mean(near_names(architecture, timm.list_models()))
+    hint = hint or "every name of timm.list_models() is allowed"
     return Fault(f"architecture {name}", "is not in timm's registry", hint)
 
 

@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
-from ...errors import Fault, RecipeError
+from ...errors import Fault, RecipeError, did_you_mean, near_names
 
 
 def recipe_folder() -> Path:
@@ -45,15 +44,14 @@ def find_recipe(path_or_name: str | Path) -> Path:
     name = path.name.removesuffix(".yaml")
     if path.parent == Path(".") and name in shipped:
         return shipped[name]
-    near = difflib.get_close_matches(name, shipped, n=3, cutoff=0.5)
-    guess = f"did you mean {' or '.join(near)}? " if near else ""
+    guess = did_you_mean(near_names(name, shipped, cutoff=0.5))
     raise RecipeError(
         f"no recipe {path_or_name}",
         [
             Fault(
                 str(path_or_name),
                 "is neither a file nor a shipped recipe",
-                f"{guess}shipped: {', '.join(shipped)}",
+                f"{guess} shipped: {', '.join(shipped)}".lstrip(),
             )
         ],
     )

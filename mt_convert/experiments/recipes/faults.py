@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
 import types
@@ -17,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from ...errors import Fault, MTConvertError
+from ...errors import Fault, MTConvertError, did_you_mean, near_names
 from .yaml_tree import Path, Tree, to_dotted
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
@@ -126,12 +125,12 @@ def _nearest(path: Path, root: type) -> tuple[Path | None, str]:
     block, key = path[:-1], str(path[-1])
     siblings = list(keys_of(_at(root, block)))
     allowed = f"allowed: {', '.join(siblings)}"
-    near = difflib.get_close_matches(key, siblings, n=1, cutoff=0.6)
+    near = near_names(key, siblings, most=1)
     if near:
-        return (*block, near[0]), f"did you mean {near[0]}? {allowed}"
+        return (*block, near[0]), f"{did_you_mean(near)} {allowed}"
     elsewhere = [to_dotted(other) for other in _all_keys(root) if other[-1] == key]
     if elsewhere:
-        return None, f"did you mean {' or '.join(elsewhere)}? {allowed}"
+        return None, f"{did_you_mean(elsewhere)} {allowed}"
     return None, allowed
 
 
