@@ -14,7 +14,8 @@ from mt_convert.calibration.text import parse
 from mt_convert.errors import CheckpointError, RecipeError, SpecError
 from mt_convert.evaluation.row_cache import RowCache
 from mt_convert.evaluation.settings import METHODS, PeerSetting, Setting
-from mt_convert.experiments import conversion_run, eval_table
+from mt_convert.experiments import eval_table
+from mt_convert.experiments import run as experiment
 from mt_convert.experiments.recipes.conversion import EvaluateBlock, load_recipe
 from mt_convert.experiments.subjects import float_spec, subjects_of
 from mt_convert.neurons.ladder import Uniform
@@ -32,7 +33,7 @@ SMALL = (
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on digits, untrained."""
     out = tmp_path_factory.mktemp("runs") / "digits"
-    return conversion_run.run(load_recipe("digits", SMALL), out, resume=False)
+    return experiment.run(load_recipe("digits", SMALL), out, resume=False)
 
 
 def test_a_calibration_is_made_for_each_number_of_steps_or_for_those_named() -> None:
@@ -80,7 +81,7 @@ def test_the_block_is_run_by_a_recipe_on_every_data_set(tmp_path: Path) -> None:
         " std: [0.4], calibration_images: 8, test_images: 20}"
     )
     words = (*SMALL, "evaluate.calibrations=[none, mse]", f"evaluate.data=[{extra}]")
-    out = conversion_run.run(load_recipe("digits", words), tmp_path / "out", resume=False)
+    out = experiment.run(load_recipe("digits", words), tmp_path / "out", resume=False)
     rows = results_from_json(read_json(out / "results.json"))
     assert {row.dataset for row in rows} == {"again", *({row.dataset for row in rows} - {"again"})}
     assert len({row.dataset for row in rows}) == 2
