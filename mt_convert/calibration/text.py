@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any
 
-from ..errors import Fault, SpecError
+from ..errors import Fault, SpecError, did_you_mean, near_names
 from .spec import NAMES, Calibration
 
 
@@ -115,5 +114,5 @@ def _value(text: str, default: Any) -> Any:
 def _nearest(word: str, allowed: Iterable[str]) -> str:
     """What is allowed, and what was probably meant."""
     names = list(allowed)
-    near = difflib.get_close_matches(word, names, n=1)
-    return (f"did you mean {near[0]}? " if near else "") + f"allowed: {', '.join(names)}"
+    guess = did_you_mean(near_names(word, names, most=1))
+    return f"{guess} allowed: {', '.join(names)}".lstrip()

@@ -1,6 +1,6 @@
 """Multiply-accumulates per image of every layer and product, and which of them spikes feed.
 
-Floor 4.2. torch's own flop counter counts each node; shapes alone decide, so values are never
+torch's own flop counter counts each node; shapes alone decide, so values are never
 computed and a network of any size is counted in the memory of its graph. Element-wise products
 (gates, layer scale), sums, pooling and non-linear functions hold no multiply-accumulates here, as
 in every count of this kind.
