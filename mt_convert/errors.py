@@ -1,6 +1,6 @@
 """Every exception that mt_convert raises for something the user can mend.
 
-Floor 0: imports nothing of the package. Inner code raises the narrow fact; the command line prints
+It imports nothing of the package. Inner code raises the narrow fact; the command line prints
 the message and exits with code 2. An ``assert`` or a bare ``RuntimeError`` is a bug of ours.
 """
 
