@@ -16,6 +16,7 @@ import torch
 
 from ..data import batches
 from ..errors import CheckpointError
+from ..system.devices import device_of
 from ..system.storage import digest, read_json, write_json
 from .energy.measure import energy
 from .energy.report import EnergyReport
@@ -124,7 +125,7 @@ def _analysis(subject: Subject, group: Sequence[Setting], count: int) -> Analysi
     networks = {
         item.ladder.n: convert_for(subject.qann, item, subject.calibration)[0] for item in group
     }
-    device = next(iter(subject.qann.state_dict().values())).device
+    device = device_of(subject.qann)
     read = batches(subject.test, BATCH)
     shown = [(x.to(device), y.to(device)) for x, y in islice(read, -(-count // BATCH))]
     pictures = torch.cat([x for x, _ in shown])[:count]

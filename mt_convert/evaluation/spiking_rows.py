@@ -15,6 +15,7 @@ from ..errors import Fault, SpecError
 from ..neurons.layer import MTNeuron
 from ..neurons.totals import count_events
 from ..report.rows import Row
+from ..system.devices import device_of
 from ..system.processes import Processes
 from ..system.progress import progress
 from ..training.from_scratch.network import ScratchNetwork
@@ -96,7 +97,7 @@ def _count_steps(
     """Right answers after, and events in, each step [2, T]; and how many neurons there are."""
     steps = range(network.time_steps)
     counts = torch.zeros(2, len(steps), dtype=torch.float64)
-    device = next(network.parameters()).device
+    device = device_of(network)
     neurons = 0
     shown: Any = batches(test, batch_size, share=processes.share)
     if processes.first:

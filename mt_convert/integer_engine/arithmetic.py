@@ -30,6 +30,7 @@ from ..spiking.model import SpikingModel
 from ..spiking.presentation import Encoder
 from ..spiking.simulate import simulate
 from ..spiking.weight_grid import weight_step
+from ..system.devices import device_of
 from .term_operators import OPERATIONS
 from .terms import (
     FLOAT32_WHOLE,
@@ -172,8 +173,7 @@ def overflow_bounds(snn: SpikingModel, time_steps: int = 1) -> dict[str, float]:
         {'1': True, '3': True}
     """
     arithmetic = IntegerArithmetic(snn)
-    device = next((tensor.device for tensor in snn.state_dict().values()), torch.device("cpu"))
-    image = torch.zeros(1, *snn.image_shape, device=device)
+    image = torch.zeros(1, *snn.image_shape, device=device_of(snn))
     simulate(snn, image, time_steps=time_steps, arithmetic=arithmetic, layer_by_layer=True)
     return arithmetic.bounds
 

@@ -22,6 +22,7 @@ from ..neurons.layer import MTNeuron
 from ..spiking.levels import unit, window_spec, worth
 from ..spiking.model import SpikingModel
 from ..spiking.presentation import Encoder
+from ..system.devices import device_of
 from .arithmetic import IntegerArithmetic, geometry_of, weighted_sums
 from .program import (
     Accumulate,
@@ -224,8 +225,7 @@ class _Walk(fx.Interpreter):
     def __init__(self, snn: SpikingModel, t: int) -> None:
         super().__init__(snn.layers)
         self.extra_traceback = False
-        device = next((value.device for value in snn.state_dict().values()), torch.device("cpu"))
-        self.snn, self.t, self.tracing = snn, t, Tracing(device)
+        self.snn, self.t, self.tracing = snn, t, Tracing(device_of(snn))
         self.writer = _Writer(snn, self.tracing)
 
     def program(self) -> Program:

@@ -30,6 +30,7 @@ from ..graph.nodes import (
 from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule, data_inputs, rule_of, unknown_operators
 from ..graph.signals import Signal, nonnegative, reaching_output, signal_of, signals_of
 from ..graph.trace import trace
+from ..system.devices import device_of
 from .brevitas_layers import (
     QuantAct,
     calibrating,
@@ -160,8 +161,8 @@ def _quant_act(
     if clip[0] < 0 and bits < 2:
         hint = "raise act_bits to 2, or give the layer its own bits under overrides"
         raise SpecError("1-bit activations cannot be signed", [Fault(name, "1 bit, signed", hint)])
-    device = next((parameter.device for parameter in layers.parameters()), torch.device("cpu"))
-    return QuantAct(bits, clip, spec.scale, encodes_input, spacing=spec.spacing).to(device)
+    act = QuantAct(bits, clip, spec.scale, encodes_input, spacing=spec.spacing)
+    return act.to(device_of(layers))
 
 
 def _quantize_inputs_(layers: fx.GraphModule, spec: QuantSpec, rules: Mapping[Any, Rule]) -> None:

@@ -24,6 +24,7 @@ from ..neurons.layer import MTNeuron
 from ..neurons.spec import NeuronSpec
 from ..quantization.brevitas_layers import QuantAct, has_quantized_weight, quantized_weight
 from ..quantization.quantize import QuantizedModel
+from ..system.devices import device_of
 from .model import SpikingModel
 from .presentation import Encoder, Presentation
 from .verify import random_images
@@ -82,7 +83,7 @@ def convert(
             layers = _convert_graph(qann, ladder, firing, signed)
             return SpikingModel(layers, Presentation.ONCE, False, rules)
 
-        verdict = verify_conversion(qann, build, probe.to(_device(qann)))
+        verdict = verify_conversion(qann, build, probe.to(device_of(qann)))
         snn.report = replace(snn.report, verdict=verdict)
     return snn
 
@@ -105,11 +106,6 @@ def _convert_graph(
     )
     set_image_shape(layers, qann.image_shape)
     return layers.eval()
-
-
-def _device(model: nn.Module) -> torch.device:
-    """Where a network's tensors are."""
-    return next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
 
 
 def _choice(kind: type[Choice], name: str, value: str) -> Choice:
@@ -219,4 +215,4 @@ def plain_with_tensors(layer: nn.Module) -> nn.Module:
     """A fresh copy of a layer without quantizers (batch norm, dropout)."""
     plain = plain_layer_from_json(plain_layer_to_json(layer))
     plain.load_state_dict(layer.state_dict())
-    return plain.to(_device(layer))
+    return plain.to(device_of(layer))

@@ -1,8 +1,11 @@
-"""Where networks run."""
+"""Where networks run, and where one is."""
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
+from torch import nn
 
 
 def device() -> torch.device:
@@ -11,3 +14,14 @@ def device() -> torch.device:
         torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     )
     return accelerator or torch.device("cpu")
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a network's parameters and buffers are; the CPU where it has none.
+
+    Example:
+        >>> device_of(nn.ReLU()), device_of(nn.Linear(1, 1, device="meta"))
+        (device(type='cpu'), device(type='meta'))
+    """
+    tensors = chain(module.parameters(), module.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))

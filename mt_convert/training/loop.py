@@ -14,6 +14,7 @@ from torch import nn
 
 from ..data import Splits, borrow_random
 from ..errors import DataError, Fault, SpecError
+from ..system.devices import device_of
 from ..system.keys import key
 from ..system.storage import load_tensors
 from .algorithm import Algorithm, Backpropagation
@@ -141,7 +142,7 @@ def _accelerator(spec: TrainSpec) -> Iterator[Accelerator]:
 def _on_device(device: torch.device, model: nn.Module, teacher: nn.Module | None) -> Iterator[None]:
     """Model and teacher on the training device; afterwards back where they were, to evaluate."""
     modules = [module for module in (model, teacher) if module is not None]
-    homes = [next((p.device for p in module.parameters()), device) for module in modules]
+    homes = [device_of(module) for module in modules]
     modes = [False, *(module.training for module in modules[1:])]
     try:
         for module in modules:
