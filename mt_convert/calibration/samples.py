@@ -16,7 +16,7 @@ from ..neurons.layer import MTNeuron
 from ..spiking.interpreter import forward_with
 from ..spiking.levels import quantized_activation
 from ..spiking.model import SpikingModel
-from ..spiking.presentation import Presentation
+from ..spiking.presentation import Presentation, check_time_steps
 
 MOST_IMAGES = 1024
 _MOST_VALUES = 2**16
@@ -58,8 +58,7 @@ class Samples:
             >>> len(samples.fit), len(samples.held_out), samples.inputs(held_out=True)["1"].shape
             (6, 2, torch.Size([32]))
         """
-        if not isinstance(time_steps, int) or time_steps < 1:
-            raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
+        check_time_steps(time_steps)
         check_images(images, snn.image_shape)
         if not 2 <= len(images) <= MOST_IMAGES:
             raise SpecError(f"{len(images)} images to calibrate on: allowed are 2 to {MOST_IMAGES}")

@@ -11,7 +11,7 @@ from ..calibration.spec import Calibration, InitialPotential, Maximum
 from ..calibration.text import name_of, parse
 from ..errors import Fault, SpecError
 from ..neurons.ladder import LADDERS, Firing, Ladder, Uniform
-from ..spiking.presentation import Presentation
+from ..spiking.presentation import Presentation, is_step_count
 from ..system.keys import key
 
 SETTING_SCHEMA = "setting/1"
@@ -43,12 +43,9 @@ class Setting:
     keep_better: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "time_steps", tuple(sorted(set(self.time_steps))))
+        object.__setattr__(self, "time_steps", _sorted_steps(self.time_steps))
         object.__setattr__(self, "firing", self.firing or self.ladder.natural_firing)
         object.__setattr__(self, "method", self.method or f"mt_{self.ladder_name}")
-        if not self.time_steps or self.time_steps[0] < 1:
-            hint = "allowed: whole numbers from 1"
-            raise SpecError("no steps to report", [Fault("time_steps", str(self.time_steps), hint)])
         if self.calibration and self.calibrated_T is None:
             object.__setattr__(self, "calibrated_T", self.time_steps[-1])
 
@@ -65,6 +62,14 @@ class Setting:
     def to_json(self) -> dict[str, Any]:
         """The key of what was made in this setting: all fields, defaults too."""
         return key(SETTING_SCHEMA, self)
+
+
+def _sorted_steps(time_steps: tuple[int, ...]) -> tuple[int, ...]:
+    """Numbers of steps, each once."""
+    if not time_steps or not all(map(is_step_count, time_steps)):
+        hint = "allowed: whole numbers from 1"
+        raise SpecError("no steps to report", [Fault("time_steps", str(time_steps), hint)])
+    return tuple(sorted(set(time_steps)))
 
 
 def iso_level(L: int) -> list[Setting]:
@@ -98,7 +103,7 @@ class PeerSetting:
     time_steps: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "time_steps", tuple(sorted(set(self.time_steps))))
+        object.__setattr__(self, "time_steps", _sorted_steps(self.time_steps))
 
     @property
     def n(self) -> int:

@@ -20,7 +20,8 @@ from ..errors import SpecError
 from ..graph.nodes import check_images
 from ..neurons.totals import leak_of
 from ..spiking.model import SpikingModel
-from ..spiking.presentation import Presentation
+from ..spiking.presentation import Presentation, check_time_steps
+from ..system.devices import device_of
 from .backends import BACKENDS, choose_backend
 from .program import Accumulate, Program
 from .tracing import trace
@@ -74,9 +75,8 @@ class IntegerModel:
         self._snn = copy.deepcopy(snn) if self._every_step else None
         self._programs = [trace(snn)]
         self._image_shape = snn.image_shape
-        self._device = next((value.device for value in snn.state_dict().values()), None)
         self._runners: dict[int, Backend] = {}
-        self.backend = choose_backend(backend, self._device or torch.device("cpu"))
+        self.backend = choose_backend(backend, device_of(snn))
         self.layers = tuple(
             _layer(item) for item in self.program().instructions if isinstance(item, Accumulate)
         )
@@ -96,8 +96,7 @@ class IntegerModel:
             SpecError: fewer than one time step.
             DataError: images of another shape, or with NaN.
         """
-        if not isinstance(time_steps, int) or time_steps < 1:
-            raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
+        check_time_steps(time_steps)
         check_images(images, self._image_shape)
         return IntegerRun(*self._runner(time_steps).run(images, time_steps, totals))
 

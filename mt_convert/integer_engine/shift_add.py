@@ -30,9 +30,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import SpecError
 from ..graph.nodes import check_images
 from ..neurons.ladder import Uniform
+from ..spiking.presentation import check_time_steps
 from . import threshold_tables, torch_backend
 from .model import IntegerModel
 from .program import Accumulate, Encode, Fire, Operate, Program, Sum, slots
@@ -85,8 +85,7 @@ def shift_add(model: IntegerModel, images: Tensor, time_steps: int = 1) -> Shift
         >>> run.additions["3"] == [2 * int(run.totals["1"].sum())]
         True
     """
-    if not isinstance(time_steps, int) or time_steps < 1:
-        raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
+    check_time_steps(time_steps)
     programs = [model.program(t) for t in range(time_steps)]
     threshold_tables.check(programs[0])
     assert len({tuple(map(type, program.instructions)) for program in programs}) == 1

@@ -20,6 +20,7 @@ from ..neurons.layer import MTNeuron
 from ..neurons.totals import count_events, totals_step
 from .levels import unit, window_spec, worth
 from .model import SpikingModel
+from .presentation import check_time_steps
 from .simulate import Run, simulate
 
 
@@ -117,8 +118,7 @@ class CompiledSimulation:
         Shapes:
             images [batch, channels, height, width], normalised as in training.
         """
-        if not isinstance(time_steps, int) or time_steps < 1:
-            raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
+        check_time_steps(time_steps)
         check_images(images, self._snn.image_shape)
         loop, firing = self._loop(images)
         for layer in firing.values():

@@ -7,12 +7,30 @@ from enum import StrEnum
 import torch
 from torch import Tensor, nn
 
+from ..errors import SpecError
+
 
 class Presentation(StrEnum):
     """How an image is shown to the network over T steps (DESIGN, section 2)."""
 
     ONCE = "once"  # all charge in the first step, biases too; later steps carry corrections
     EVERY_STEP = "every_step"  # a constant current in each step; the read-out is a mean
+
+
+def is_step_count(value: object) -> bool:
+    """Whether a network can run for so many steps: a whole number from 1, and no bool.
+
+    Example:
+        >>> is_step_count(1), is_step_count(0), is_step_count(2.0), is_step_count(True)
+        (True, False, False, False)
+    """
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def check_time_steps(time_steps: object) -> None:
+    """Raise `SpecError` unless a network can run for so many steps."""
+    if not is_step_count(time_steps):
+        raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
 
 
 class Encoder(nn.Module):

@@ -25,7 +25,7 @@ from ..neurons.layer import MTNeuron
 from ..neurons.totals import count_events, leak_of, totals_step, totals_step_literal, without_leak
 from .levels import unit, window_spec, worth
 from .model import SpikingModel
-from .presentation import Encoder, Presentation
+from .presentation import Encoder, Presentation, check_time_steps
 from .shapes import images_not_first
 
 Observer = Callable[[int, str, Tensor, Tensor], None]
@@ -137,8 +137,7 @@ def simulate(
         >>> torch.equal(simulate(convert(qann), images, time_steps=1).logits[0], qann(images))
         True
     """
-    if not isinstance(time_steps, int) or time_steps < 1:
-        raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
+    check_time_steps(time_steps)
     check_images(images, snn.image_shape)
     loop = _Loop(snn, time_steps, arithmetic or FloatArithmetic(), literal)
     if observe is not None:

@@ -30,7 +30,7 @@ from ..neurons.dynamics import NeuronState, initial_state, mt_step_literal
 from ..neurons.layer import MTNeuron
 from .levels import unit, window_spec
 from .model import SpikingModel
-from .presentation import Presentation
+from .presentation import Presentation, check_time_steps
 
 aten = torch.ops.aten
 
@@ -85,8 +85,7 @@ def spike_by_spike(snn: SpikingModel, images: Tensor, *, time_steps: int) -> Spi
         >>> torch.equal(run.totals["1"], simulate(snn, images, time_steps=2).totals["1"])
         True
     """
-    if not isinstance(time_steps, int) or time_steps < 1:
-        raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
+    check_time_steps(time_steps)
     if snn.whole_window:
         raise SpecError("spike_by_spike: whole_window=True; convert with whole_window=False")
     check_images(images, snn.image_shape)

@@ -281,9 +281,9 @@ def test_images_with_nan_are_refused_and_leave_no_hooks(
 
 def test_a_setting_sorts_its_steps_and_refuses_none_at_all() -> None:
     assert Setting(Uniform(1), (4, 1, 4)).time_steps == (1, 4)
-    for steps in ((), (0, 1), (-1,)):
+    for steps in ((), (0, 1), (-1,), (True,), (2.0,)):
         with pytest.raises(SpecError, match="whole numbers from 1"):
-            Setting(Uniform(1), steps)
+            Setting(Uniform(1), steps)  # type: ignore[arg-type]
 
 
 class TokensFirst(nn.Module):

@@ -323,7 +323,7 @@ def test_neurons_are_those_of_one_image() -> None:
 # --------------------------------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize("steps", [0, -1, 1.0, "3", None])
+@pytest.mark.parametrize("steps", [0, -1, 1.0, "3", None, True])
 def test_time_steps_must_be_a_whole_number_from_one(steps: int) -> None:
     with pytest.raises(SpecError, match=rf"time_steps is {steps!r}: allowed are whole numbers"):
         simulate(convert(quantized("one_relu")), images(1), time_steps=steps)

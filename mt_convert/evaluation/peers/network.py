@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...errors import SpecError, UnsupportedLayerError, error_line
+from ...spiking.presentation import check_time_steps
 from .converters import PEERS, Peer, calls, peer, read_from
 
 __all__ = ["PEERS", "Peer", "PeerNetwork", "PeerRun", "available", "calls", "peer_network"]
@@ -86,8 +87,7 @@ class PeerNetwork:
         Raises:
             SpecError: fewer than one step.
         """
-        if time_steps < 1:
-            raise SpecError(f"time_steps is {time_steps}; allowed: 1 or more")
+        check_time_steps(time_steps)
         watch, outputs = _run(PEERS[self.name], self.layers, images, time_steps)
         delayed = None
         if self.delay is not None:

@@ -16,8 +16,10 @@ from ...neurons.surrogate import Rectangular, StraightThrough, Surrogate
 from ...spiking.interpreter import Call, forward_with
 from ...spiking.levels import analog
 from ...spiking.model import SpikingModel
+from ...spiking.presentation import check_time_steps
 from ...spiking.simulate import simulate
 from ...spiking.weight_grid import OnGrid
+from ...system.devices import device_of
 from ...system.keys import key
 from ..algorithm import Derivative
 from .neuron import State, TrainableParts, TrainedNeuron
@@ -59,8 +61,7 @@ class TrainableSpikingModel(nn.Module):
         detach_reset: bool = True,
     ) -> None:
         super().__init__()
-        if not isinstance(time_steps, int) or time_steps < 1:
-            raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
+        check_time_steps(time_steps)
         if snn.whole_window:
             raise SpecError(
                 "layers of this network wait for their whole window, which has no steps to learn "
@@ -75,8 +76,9 @@ class TrainableSpikingModel(nn.Module):
         self.settings |= {} if detach_reset else {"detach_reset": False}
         self.snn, self.time_steps = copy.deepcopy(snn), time_steps
         self.neurons = nn.ModuleDict()
-        like = next(iter(snn.state_dict().values()))
-        shapes = simulate(snn, like.new_zeros(2, *snn.image_shape), time_steps=1).totals
+        dtype = next((weight.dtype for weight in snn.parameters()), torch.float32)
+        example = torch.zeros(2, *snn.image_shape, dtype=dtype, device=device_of(snn))
+        shapes = simulate(snn, example, time_steps=1).totals
         for name, neuron in self.snn.neurons():
             kind = surrogate or _natural(neuron)
             shape = tuple(shapes[name].shape[1:])

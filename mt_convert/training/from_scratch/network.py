@@ -24,6 +24,7 @@ from ...neurons.layer import MTNeuron
 from ...neurons.spec import IF, LIF, NeuronSpec, Reset
 from ...neurons.surrogate import SpikeTime
 from ...spiking.model import SPIKING_RULES
+from ...spiking.presentation import check_time_steps
 from ...spiking.shapes import images_not_first
 from ...system.keys import key
 from ..algorithm import Derivative
@@ -124,8 +125,7 @@ class ScratchNetwork(nn.Module):
         compiled: bool = False,
     ) -> None:
         super().__init__()
-        if not isinstance(time_steps, int) or time_steps < 1:
-            raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
+        check_time_steps(time_steps)
         self.layers, self.time_steps, self.delayed = layers, time_steps, delayed
         self.read_out, self.compiled = ReadOut(read_out_tau, learn_read_out), compiled
         self.image_shape: tuple[int, ...] = tuple(layers.image_shape)  # type: ignore[arg-type]

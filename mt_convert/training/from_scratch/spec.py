@@ -19,6 +19,7 @@ from ...data import Splits
 from ...errors import Fault, SpecError
 from ...neurons.ladder import LADDERS, Firing, Ladder
 from ...neurons.spec import IF, LIF, PLIF, Charge, NeuronSpec, Reset
+from ...spiking.presentation import is_step_count
 from ...system.peak_memory import meter_of
 from ...system.storage import read_json, write_json
 from ..gradients import ALGORITHMS, SURROGATES
@@ -93,8 +94,9 @@ class SpikingSpec:
             for where, allowed in names.items()
             if getattr(self, where) not in allowed
         ]
-        if self.time_steps < 1:
-            faults.append(Fault("time_steps", str(self.time_steps), "allowed: 1 or more"))
+        if not is_step_count(self.time_steps):
+            hint = "allowed: whole numbers from 1"
+            faults.append(Fault("time_steps", str(self.time_steps), hint))
         faults = faults or list(self._mismatches())
         if faults:
             raise SpecError(f"{len(faults)} values of SpikingSpec are not allowed", faults)
