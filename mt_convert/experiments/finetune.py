@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from ..data import Splits, open_data
@@ -23,7 +22,7 @@ from ..report import tables
 from ..report.columns import LEGEND, markdown_table
 from ..report.rows import Row, results_from_json, results_to_json
 from ..spiking import archive
-from ..system.peak_memory import meter_of
+from ..system.peak_memory import store_peak, stored_peak
 from ..system.storage import atomic, read_json, write_json
 from ..training.finetune.finetune import finetune
 from ..training.spec import History
@@ -128,12 +127,9 @@ def run_finetune(
     teacher = subject.qann if job.teacher == "qann" else subject.ann
     if not job.train.distillation_weight:
         teacher = None
-    meter = meter_of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    meter.start()
-    done = finetune(
-        snn, splits, job.how(), job.train, folder / "learn", classes=classes, teacher=teacher
-    )
-    peak = _peak_at_training(folder / "learn" / "peak.json", round(meter.stop(), 1))
+    learn = folder / "learn"
+    with store_peak(learn / "peak.json"):
+        done = finetune(snn, splits, job.how(), job.train, learn, classes=classes, teacher=teacher)
     after = cache.rows_of(subject, done.snn, job.setting)
     if cache.processes.first:
         archive.save(done.snn, folder / "network")
@@ -145,15 +141,8 @@ def run_finetune(
             algorithm=job.algorithm,
             epochs=len(epochs),
             seconds_per_epoch=statistics.median(row.seconds for row in epochs),
-            peak_mib=peak,
+            peak_mib=stored_peak(learn / "peak.json"),
         )
         for row in after
     ]
     return [*before, *finetuned_rows], done.history
-
-
-def _peak_at_training(path: Path, measured: float) -> float:
-    """The number that was measured when the training ran, not when it was found finished."""
-    if not path.is_file():
-        write_json(path, {"peak_mib": measured})
-    return float(read_json(path)["peak_mib"])

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import psutil
 import torch
+
+from .storage import read_json, write_json
 
 MIB = 2**20
 
@@ -34,6 +38,25 @@ def meter_of(device: torch.device) -> Meter:
         True
     """
     return _Resident() if device.type == "cpu" else _Device()
+
+
+@contextmanager
+def store_peak(path: Path) -> Iterator[None]:
+    """Store in ``path`` what the work in this context takes at most; `stored_peak` reads it.
+
+    A number that is there stays: it was measured when the work was done, not when it was found
+    finished.
+    """
+    meter = meter_of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    meter.start()
+    yield
+    if not path.is_file():
+        write_json(path, {"peak_mib": round(meter.stop(), 1)})
+
+
+def stored_peak(path: Path) -> float:
+    """The MiB that `store_peak` stored."""
+    return float(read_json(path)["peak_mib"])
 
 
 class _Resident:

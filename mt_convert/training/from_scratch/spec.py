@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ...data import Splits
@@ -20,8 +19,7 @@ from ...errors import Fault, SpecError
 from ...neurons.ladder import LADDERS, Firing, Ladder
 from ...neurons.spec import IF, LIF, PLIF, Charge, NeuronSpec, Reset
 from ...spiking.presentation import is_step_count
-from ...system.peak_memory import meter_of
-from ...system.storage import read_json, write_json
+from ...system.peak_memory import store_peak, stored_peak
 from ..gradients import ALGORITHMS, SURROGATES
 from ..loop import fit
 from ..spec import History, TrainSpec
@@ -190,23 +188,19 @@ def train_from_scratch(
         CheckpointError: the folder holds another training.
         SpecError: what does not go together; the loss became NaN or infinite.
     """
-    meter = meter_of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    meter.start()
-    history = fit(
-        network,
-        splits,
-        train,
-        folder,
-        classes=classes,
-        teacher=teacher,
-        algorithm=ALGORITHMS[spec.algorithm],
-    )
-    path = folder / "peak.json"
-    if not path.is_file():
-        write_json(path, {"peak_mib": round(meter.stop(), 1)})
+    with store_peak(folder / "peak.json"):
+        history = fit(
+            network,
+            splits,
+            train,
+            folder,
+            classes=classes,
+            teacher=teacher,
+            algorithm=ALGORITHMS[spec.algorithm],
+        )
     return history, {
         "algorithm": spec.algorithm,
         "epochs": len(history.rows),
         "seconds_per_epoch": statistics.median(row.seconds for row in history.rows),
-        "peak_mib": float(read_json(path)["peak_mib"]),
+        "peak_mib": stored_peak(folder / "peak.json"),
     }
