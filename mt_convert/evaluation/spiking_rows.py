@@ -20,6 +20,7 @@ from ..system.processes import Processes
 from ..system.progress import progress
 from ..training.from_scratch.network import ScratchNetwork
 from ..training.from_scratch.spec import SpikingSpec
+from .counter import percent
 
 
 def rows_of(
@@ -72,22 +73,11 @@ def rows_of(
         replace(
             row,
             T=T,
-            snn_accuracy=100 * correct[T - 1] / images,
+            snn_accuracy=percent(correct[T - 1], images),
             spikes_per_neuron=sum(events[:T]) / (neurons * images),
         )
         for T in steps
     ]
-
-
-def accuracy_of(model: nn.Module, test: ImageSet, batch_size: int, processes: Processes) -> float:
-    """Percent of the test images that a float network gets right."""
-    correct = torch.zeros((), dtype=torch.float64)
-    model.eval()
-    with torch.no_grad():
-        for images, labels in batches(test, batch_size, share=processes.share):
-            device = next(model.parameters()).device
-            correct += int((model(images.to(device)).argmax(1).cpu() == labels).sum())
-    return 100 * float(processes.sum(correct)) / len(test)
 
 
 @torch.no_grad()

@@ -17,13 +17,15 @@ from torch import nn
 from ..data import DataSpec, ImageSet, Splits, open_data, open_events
 from ..data.image_spec import dataset_name
 from ..errors import Fault
-from ..evaluation.spiking_rows import accuracy_of, rows_of
+from ..evaluation.counter import percent
+from ..evaluation.spiking_rows import rows_of
 from ..report import tables
 from ..report.columns import legend, markdown_table
 from ..report.rows import Row, results_from_json, results_to_json
 from ..spiking.presentation import Presentation
 from ..system.devices import device
 from ..system.storage import atomic, read_json, save_tensors, write_json
+from ..training.accuracy import count_correct
 from ..training.from_scratch import archive
 from ..training.from_scratch.network import ScratchNetwork
 from ..training.from_scratch.spec import build_spiking, train_from_scratch
@@ -119,7 +121,8 @@ class SpikingRun(StageRun):
         ann = None
         if recipe.has_float_network:
             whole = self._float().to(device())
-            ann = accuracy_of(whole, test, block.batch_size, self.processes)
+            right = count_correct(whole, test, block.batch_size, processes=self.processes)
+            ann = percent(right, len(test))
         shared_columns = {
             "model": recipe.model.architecture,
             "dataset": _name(recipe),

@@ -18,6 +18,7 @@ from ..data import Splits, derive, loader
 from ..data.loading import unwrap_batch
 from ..data.randomness import seed_all
 from ..errors import Fault, MTConvertError
+from ..system.processes import Processes
 from ..system.progress import progress
 from ..system.storage import save_tensors
 from .accuracy import accuracy
@@ -57,6 +58,7 @@ class Session:
     ) -> None:
         self.model, self.splits, self.spec, self.accelerator = model, splits, spec, accelerator
         self.loss, self.algorithm = TrainLoss(spec, *lesson), algorithm
+        self.processes = Processes()
         self.share = (accelerator.process_index, accelerator.num_processes)
         self.steps = steps_per_epoch(len(splits.train), spec.batch_size, self.share[1])
         self.workers = reading_workers(spec, splits.train)
@@ -191,7 +193,7 @@ class Session:
             model,
             self.splits.validation,
             self.spec.batch_size,
-            accelerator=self.accelerator,
+            processes=self.processes,
             workers=self.workers,
         )
 
