@@ -104,6 +104,11 @@ class EventSource:
             frames = moved.reshape(frames.shape)
         return frames, self._labels[chosen]
 
+    def subset(self, indices: Tensor) -> EventSource:
+        """Some of the recordings, of which no others are read."""
+        chosen = self._indices[indices]
+        return EventSource(self._recordings, chosen, self._spec, augment=self._augment)
+
     @cached_property
     def _read_all(self) -> Tensor:
         """All frames, in the order of the split."""

@@ -157,6 +157,10 @@ class DecodedSource:
         """Pixels and labels of the samples drawn."""
         return self._decode.read(draw)
 
+    def subset(self, indices: Tensor) -> DecodedSource:
+        """Some of the files, of which no others are decoded."""
+        return DecodedSource(self._files, self._indices[indices], self._spec, self._label)
+
     @cached_property
     def _decode(self) -> TensorSource:
         side = self._spec.image_size
@@ -209,6 +213,10 @@ class StreamedSource:
         if faults:
             raise DataError("labels do not fit the spec", faults)
         return torch.stack([pixels for pixels, _ in samples]), labels
+
+    def subset(self, indices: Tensor) -> StreamedSource:
+        """Some of the files, in this order."""
+        return StreamedSource(self._files, self._indices[indices], self._spec)
 
     def _sample(self, index: int, key: tuple[int, int] | None) -> tuple[Tensor, int]:
         image, label = self._files.load(int(self._indices[index]))

@@ -34,6 +34,9 @@ class Source(Protocol):
     def read(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """Pixels [batch, channels, side, side], uint8 or float in [0, 1], and labels [batch]."""
 
+    def subset(self, indices: Tensor) -> Source:
+        """Some of the samples, in this order."""
+
 
 class TensorSource:
     """Images that are one tensor already."""
@@ -52,6 +55,10 @@ class TensorSource:
         chosen = torch.as_tensor(draw.indices, dtype=torch.int64)
         return self._pixels[chosen], self._labels[chosen]
 
+    def subset(self, indices: Tensor) -> TensorSource:
+        """Some of the samples, in this order."""
+        return TensorSource(self._pixels[indices], self._labels[indices])
+
 
 class ImageSet(Dataset[tuple[Tensor, Tensor]]):
     """One split. Indexed by a `Draw`, it gives a whole batch.
@@ -68,7 +75,7 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, source: Source, spec: DataSpec) -> None:
         self.classes = spec.classes
-        self._source = source
+        self._source, self._spec = source, spec
         self._augmentation = spec.augmentation
         self._pad = spec.image_size // 8
         self._mean = torch.tensor(spec.mean).reshape(1, -1, 1, 1)
@@ -90,6 +97,10 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
             pixels = crop_flip(pixels, self._moves_of(draw.key)[chosen], self._pad)
         values = pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels.float()
         return values.sub_(self._mean).div_(self._std), labels
+
+    def subset(self, indices: Tensor) -> ImageSet:
+        """Some of the samples, in this order; what is open stays open."""
+        return ImageSet(self._source.subset(indices), self._spec)
 
     def _moves_of(self, key: tuple[int, int]) -> Tensor:
         """Rows (down, right, mirror), one per sample of the split, for one (seed, epoch)."""

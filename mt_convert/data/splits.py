@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from ..errors import DataError, Fault
 from .builtin_images import digits, synthetic
+from .event_spec import EventSpec
 from .image_files import DecodedSource, Files, StreamedSource, size_error
 from .image_set import ImageSet, Source, label_faults, make_source
 from .image_spec import DataSpec
@@ -97,8 +97,7 @@ def chosen_for_test(count: int, spec: DataSpec) -> Tensor:
     if spec.test_images > count:
         fault = Fault("test_images", str(spec.test_images), f"there are {count}: lower it")
         raise DataError("too few images for the split", [fault])
-    order = torch.randperm(count, generator=generator(spec.seed, "test"))
-    return order[: spec.test_images]
+    return _test_order(count, spec.seed)[: spec.test_images]
 
 
 def _pools(spec: DataSpec) -> tuple[_Pool, _Pool]:
@@ -189,11 +188,20 @@ def _check_classes(train: Files, test: Files, spec: DataSpec) -> None:
         raise DataError(f"the classes of {where} do not fit the spec", faults)
 
 
-def select_test_images(data: DataSpec, count: int | None, splits: Splits) -> ImageSet:
-    """The images that are evaluated: all, or the first ``count`` of a seeded order.
+def select_test_images(data: DataSpec | EventSpec, count: int | None, splits: Splits) -> ImageSet:
+    """The images that are evaluated: all, or the first ``count`` of a seeded order; taken from the
+    splits of ``data``, which are not opened again.
 
     Files lie sorted by class, so that the first as they stand would be of one class.
     """
-    if count is None or count >= len(splits.test):
-        return splits.test
-    return open_data(dataclasses.replace(data, test_images=count)).test
+    test = splits.test
+    if count is None or count >= len(test):
+        return test
+    if data.test_images is not None:  # they are in that order already
+        return test.subset(torch.arange(count))
+    return test.subset(_test_order(len(test), data.seed)[:count])
+
+
+def _test_order(count: int, seed: int) -> Tensor:
+    """The order in which test images are taken where not all are."""
+    return torch.randperm(count, generator=generator(seed, "test"))

@@ -9,13 +9,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 
-from ..data import DataSpec, ImageSet, Splits, open_data, open_events
+from ..data import DataSpec, Splits, open_data, open_events
 from ..data.image_spec import dataset_name
+from ..data.splits import select_test_images
 from ..errors import Fault
 from ..evaluation.counter import percent
 from ..evaluation.spiking_rows import rows_of
@@ -117,7 +118,7 @@ class SpikingRun(StageRun):
         """The rows on the test images."""
         recipe, block = self.recipe, self.recipe.evaluate
         network = archive.load(self.at["spiking"]).to(device())
-        test = self._test_images()
+        test = select_test_images(recipe.images, block.images, self.splits)
         ann = None
         if recipe.has_float_network:
             whole = self._float().to(device())
@@ -144,13 +145,6 @@ class SpikingRun(StageRun):
         if self.first:
             write_json(folder / "rows.json", results_to_json(rows))
 
-    def _test_images(self) -> ImageSet:
-        """All test images, or the first so many of a seeded order."""
-        count = self.recipe.evaluate.images
-        if count is None or count >= len(self.splits.test):
-            return self.splits.test
-        return open_splits(self.recipe, test_images=count).test
-
     def _report(self, folder: Path) -> None:
         """The page, from the stored rows alone."""
         rows = results_from_json(json.loads(self.rows_text()))
@@ -175,9 +169,9 @@ def sentence(rows: Sequence[Row], spiking_folder: Path) -> str:
     )
 
 
-def open_splits(recipe: SpikingRecipe, **changed: Any) -> Splits:
-    """The recipe's images or recordings; ``changed`` are other values of their spec."""
-    spec = replace(recipe.images, **changed)
+def open_splits(recipe: SpikingRecipe) -> Splits:
+    """The recipe's images or recordings."""
+    spec = recipe.images
     return open_data(spec) if isinstance(spec, DataSpec) else open_events(spec)
 
 

@@ -32,6 +32,7 @@ from mt_convert.data.event_sets import EVENT_FILES
 from mt_convert.data.event_spec import EventSpec
 from mt_convert.data.events import open_events
 from mt_convert.data.image_set import crop_flip
+from mt_convert.data.splits import select_test_images
 from mt_convert.errors import DataError, SpecError
 from mt_convert.training import accuracy
 from mt_convert.training.loop import fit
@@ -242,6 +243,12 @@ def test_limit_and_test_images_choose_by_the_seed(nmnist: EventSpec) -> None:
         assert rows(getattr(first, name)) == rows(getattr(again, name))
     assert rows(first.train) != rows(other.train)
     assert set(rows(first.test)) != set(rows(other.test))
+
+
+def test_a_subset_of_the_recordings_is_what_opening_them_for_it_gives(nmnist: EventSpec) -> None:
+    opened = open_events(replace(nmnist, test_images=4)).test
+    for spec in (nmnist, replace(nmnist, test_images=6)):
+        assert rows(select_test_images(spec, 4, open_events(spec))) == rows(opened)
 
 
 def test_cifar10_dvs_gives_a_tenth_of_each_class_to_the_test(tmp_path: Path) -> None:

@@ -18,8 +18,10 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 
 import mt_convert.data.splits
 from mt_convert.data import DataSpec, Draw, ImageSet, batches, images, loader, open_data, tensor_set
+from mt_convert.data.image_files import Files
 from mt_convert.data.image_set import crop_flip
 from mt_convert.data.loading import unwrap_batch
+from mt_convert.data.splits import select_test_images
 from mt_convert.errors import DataError, SpecError
 
 CIFAR = SHARED_DATA / "cifar10_jpeg"
@@ -205,6 +207,33 @@ def test_test_images_asked_for_are_the_first_of_one_order() -> None:
     more = rows(open_data(replace(DIGITS, test_images=50)).test)
     assert more[:10] == few
     assert len(more) == 50
+
+
+@pytest.mark.parametrize("asked", [None, 10])
+def test_a_subset_is_what_the_data_set_would_give_and_opens_nothing(
+    root: Path, asked: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = [folder_spec(root, test_images=asked), replace(DIGITS, test_images=asked)]
+    specs.append(folder_spec(root, test_images=asked, augmentation="imagenet"))
+    for spec in specs:
+        opened = rows(open_data(replace(spec, test_images=6)).test)
+        splits = open_data(spec)
+        with monkeypatch.context() as patch:
+            patch.setattr(mt_convert.data.splits, "_pools", None)
+            subset = select_test_images(spec, 6, splits)
+        assert rows(subset) == opened
+        assert select_test_images(spec, None, splits) is splits.test
+        assert select_test_images(spec, 5000, splits) is splits.test
+
+
+def test_of_files_only_those_of_the_subset_are_decoded(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, decoded = folder_spec(root), []
+    splits = open_data(spec)
+    load = Files.load
+    monkeypatch.setattr(Files, "load", lambda self, i: decoded.append(i) or load(self, i))
+    assert len(rows(select_test_images(spec, 3, splits))) == len(decoded) == 3
 
 
 def test_limit_keeps_so_many_training_and_validation_images() -> None:
