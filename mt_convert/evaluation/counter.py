@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..quantization.quantize import QuantizedModel
 from ..report.rows import Row
 from ..spiking.levels import levels
 from ..spiking.model import SpikingModel
@@ -27,14 +26,12 @@ class Counter:
         numbers: summed in any order, by any number of processes, they are the same.
     """
 
-    def __init__(
-        self, qann: QuantizedModel, snn: SpikingModel, setting: Setting, comparable: bool = True
-    ) -> None:
+    def __init__(self, snn: SpikingModel, setting: Setting, comparable: bool = True) -> None:
         self.snn, self.setting = snn, setting
         self.neurons = dict(snn.neurons())
         self.counts = torch.zeros(4, setting.time_steps[-1], dtype=torch.float64)
         self.neuron_count = 0
-        self.comparable = comparable and not setting.calibration
+        self.comparable = comparable and setting.comparable
         self.axes = {
             str(node.target): axis
             for node, axis in image_axes(snn.layers).items()
@@ -47,14 +44,8 @@ class Counter:
     ) -> None:
         """Simulate one batch. ``predicted`` are the quantized network's classes, ``expected`` its
         levels, which are compared only where thresholds are still those of its quantizers."""
-        for time_steps in self._runs():
+        for time_steps in self.setting.runs:
             self._count(images, labels, predicted, expected, time_steps)
-
-    def _runs(self) -> tuple[int, ...]:
-        """The simulations a setting needs: a longer one shows the shorter ones too, unless layers
-        wait for their whole window."""
-        steps = self.setting.time_steps
-        return steps if self.setting.whole_window else steps[-1:]
 
     def _count(
         self,

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from ..calibration.calibrate import calibrate
 from ..calibration.report import CalibrationReport
 from ..errors import Fault, SpecError
-from ..quantization.quantize import QuantizedModel, levels_of
+from ..quantization.quantize import QuantizedModel
 from ..report.rows import Row
 from ..spiking.convert import convert
 from ..spiking.model import SpikingModel
+from ..system.devices import device_of
 from .counter import Counter, percent
+from .loop import Answers, Batch, count_batches, join
 from .settings import Setting
 
 
@@ -40,33 +42,24 @@ def evaluate(
         DataError: images of another shape or with NaN.
         SpecError: no images; a setting that calibrates without ``calibration``.
     """
-    ann.eval()
-    qann.eval()
-    counters = [Counter(qann, convert_for(qann, item, calibration)[0], item) for item in settings]
-    total, ann_correct, qann_correct = 0, 0, 0
-    device = next(ann.parameters()).device
-    for batch in batches:
-        images, labels = (tensor.to(device) for tensor in batch)
-        total += len(labels)
-        ann_correct += int((ann(images).argmax(1) == labels).sum())
-        with levels_of(qann) as expected:
-            predicted = qann(images).argmax(1)
-        qann_correct += int((predicted == labels).sum())
-        for counter in counters:
-            counter.add(images, labels, predicted, expected)
-    if total == 0:
+    counters = [Counter(convert_for(qann, item, calibration)[0], item) for item in settings]
+    answers = count_batches(qann, ann, (Batch(*batch) for batch in batches), counters)
+    if not sum(len(batch.labels) for batch in answers):
         raise SpecError("no images to evaluate on: raise evaluate.images or data.test_images")
-    columns = describe | reference_columns(qann, total, qann_correct, ann_correct)
+    columns = describe | reference_columns(qann, join(answers))
     return [row for counter in counters for row in counter.rows(columns)]
 
 
-def reference_columns(
-    qann: QuantizedModel, images: int, qann_correct: int, ann_correct: int | None
-) -> dict[str, Any]:
+def reference_columns(qann: QuantizedModel, answers: Answers) -> dict[str, Any]:
     """The columns that all settings of one network on one set of images share."""
+    labels, images = answers.labels, len(answers.labels)
+
+    def accuracy(classes: Tensor) -> float:
+        return percent(int((classes == labels).sum()), images)
+
     return {
-        "ann_accuracy": None if ann_correct is None else percent(ann_correct, images),
-        "qann_accuracy": percent(qann_correct, images),
+        "ann_accuracy": None if answers.ann is None else accuracy(answers.ann),
+        "qann_accuracy": accuracy(answers.qann),
         "images": images,
         "levels": qann.spec.levels,
         "weight_bits": qann.spec.weight_bits,
@@ -96,10 +89,9 @@ def convert_for(
         hint = "pass calibration=images of the training set"
         fault = Fault("calibration", setting.calibration_name, hint)
         raise SpecError("no images to calibrate on", [fault])
-    device = next(iter(qann.state_dict().values())).device
     done = calibrate(
         snn,
-        calibration.to(device),
+        calibration.to(device_of(qann)),
         setting.calibration,
         time_steps=setting.calibrated_T,
         keep_better=setting.keep_better,

@@ -59,6 +59,17 @@ class Setting:
         """The calibrations' name in tables."""
         return name_of(self.calibration)
 
+    @property
+    def comparable(self) -> bool:
+        """Whether thresholds are those of the quantizers, so that levels can be compared."""
+        return not self.calibration
+
+    @property
+    def runs(self) -> tuple[int, ...]:
+        """The simulations it needs, by their steps: a longer one shows the shorter ones too, unless
+        layers wait for their whole window."""
+        return self.time_steps if self.whole_window else self.time_steps[-1:]
+
     def to_json(self) -> dict[str, Any]:
         """The key of what was made in this setting: all fields, defaults too."""
         return key(SETTING_SCHEMA, self)
@@ -98,6 +109,7 @@ class PeerSetting:
     """
 
     kind: ClassVar[str] = "peer_setting"
+    comparable: ClassVar[bool] = False
 
     method: str
     time_steps: tuple[int, ...]

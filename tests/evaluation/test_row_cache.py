@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from mt_convert.calibration.spec import MeanSquaredError
 from mt_convert.data import DataSpec, batches, tensor_set
 from mt_convert.errors import CheckpointError, SpecError
 from mt_convert.evaluation import row_cache as cells_module
+from mt_convert.evaluation.counter import Counter
 from mt_convert.evaluation.evaluate import evaluate
 from mt_convert.evaluation.row_cache import RowCache
 from mt_convert.evaluation.settings import METHODS, PeerSetting, Setting
@@ -77,7 +80,7 @@ def test_cells_hold_the_rows_of_one_pass_over_all_settings(
 def test_a_sweep_that_was_stopped_makes_only_what_is_left(
     subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells = RowCache(tmp_path, batch_size=8)
+    cells = RowCache(tmp_path, batch_size=8, steps_together=4)  # a pass for each setting
     whole = RowCache(tmp_path / "whole", batch_size=8).rows(subject, SETTINGS, "rows")
     made: list[Setting | PeerSetting] = []
     counting = cells_module._counter
@@ -95,6 +98,86 @@ def test_a_sweep_that_was_stopped_makes_only_what_is_left(
     made.clear()
     assert cells.rows(subject, SETTINGS, "rows") == whole
     assert made == SETTINGS[2:]
+
+
+def test_a_pass_that_is_stopped_leaves_the_passes_before_it(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = RowCache(tmp_path, batch_size=8, steps_together=8)  # 2 + 5, then 4 steps, then mse
+    whole = RowCache(tmp_path / "whole", batch_size=8).rows(subject, SETTINGS, "rows")
+    add, seen = Counter.add, []
+
+    def stopped_in_the_second(counter: Counter, *batch: Any) -> None:
+        seen.append(counter.setting)
+        if len(seen) > 7:
+            raise KeyboardInterrupt
+        add(counter, *batch)
+
+    monkeypatch.setattr(Counter, "add", stopped_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        cells.rows(subject, SETTINGS, "rows")
+    assert seen == [*(3 * SETTINGS[:2]), SETTINGS[2], SETTINGS[2]]
+    assert [cells.path(subject, item).is_file() for item in SETTINGS] == [True, True, False, False]
+    monkeypatch.undo()
+    assert cells.rows(subject, SETTINGS, "rows") == whole
+
+
+@pytest.fixture
+def calls(subject: Subject) -> Iterator[list[int]]:
+    """The size of every batch that the quantized network is shown."""
+    sizes: list[int] = []
+    handle = subject.qann.register_forward_hook(
+        lambda network, inputs, output: sizes.append(len(inputs[0]))
+    )
+    yield sizes
+    handle.remove()
+
+
+def test_the_quantized_network_runs_once_for_all_settings(
+    subject: Subject, tmp_path: Path, calls: list[int]
+) -> None:
+    rows = RowCache(tmp_path, batch_size=8).rows(subject, SETTINGS, "rows")
+    assert calls == [8, 8, 6]
+    evaluate(
+        subject.ann,  # type: ignore[arg-type]
+        subject.qann,
+        batches(subject.test, 8),
+        SETTINGS,
+        subject.describe,
+        calibration=subject.calibration,
+    )
+    assert calls == 2 * [8, 8, 6]
+    alone = RowCache(tmp_path / "alone", batch_size=8)
+    single = [row for item in SETTINGS for row in alone.rows(subject, [item], "rows")]
+    assert single == rows
+    assert calls == 5 * [8, 8, 6]  # three that compare levels; the calibrated one reads the answers
+
+
+def test_settings_that_compare_no_levels_need_the_answers_alone(
+    subject: Subject, tmp_path: Path, calls: list[int]
+) -> None:
+    cells = RowCache(tmp_path, batch_size=8)
+    cells.rows(subject, [*SETTINGS[3:], METHODS["rate"].setting(1, (2,))], "rows")
+    assert calls == [8, 8, 6]
+    cells.rows(subject, [dataclasses.replace(SETTINGS[3], time_steps=(5,))], "rows")
+    assert calls == [8, 8, 6]
+
+
+def test_a_setting_named_twice_is_computed_once_and_has_its_rows_twice(
+    subject: Subject, tmp_path: Path
+) -> None:
+    rows = RowCache(tmp_path, batch_size=8).rows(subject, SETTINGS[:1] * 2, "rows")
+    assert rows[:2] == rows[2:]
+
+
+def test_a_pass_is_bounded_by_its_steps_and_its_networks() -> None:
+    many = [Setting(Uniform(n), (1,)) for n in range(1, 36)]
+    assert [len(some) for some in cells_module._passes(many, 256)] == [16, 16, 3]
+    long = [Setting(Uniform(n), (64, 128)) for n in range(1, 4)]
+    assert [len(some) for some in cells_module._passes(long, 256)] == [2, 1]
+    window = [dataclasses.replace(item, whole_window=True) for item in long]
+    assert [len(some) for some in cells_module._passes(window, 256)] == [1, 1, 1]
+    assert cells_module._passes(SETTINGS[3:] + SETTINGS[:1], 1) == [SETTINGS[:1], SETTINGS[3:]]
 
 
 def test_another_network_image_or_setting_is_another_cell(subject: Subject, tmp_path: Path) -> None:
