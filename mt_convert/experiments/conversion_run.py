@@ -14,9 +14,10 @@ from typing import ClassVar
 
 from torch import nn
 
-from ..data import Splits, images, open_data
+from ..data import DataSpec, Splits, images, open_data
 from ..errors import Fault
 from ..evaluation.row_cache import RowCache
+from ..evaluation.subject import Subject
 from ..neurons.ladder import Uniform
 from ..quantization.quantize import QuantizedModel, quantize
 from ..report import tables
@@ -162,34 +163,29 @@ class Conversion(StageRun):
         write_json(folder / "report.json", {"report": snn.report.to_json()})
 
     def _evaluate(self, folder: Path) -> None:
-        """The table on the test images of every data set, one setting after the other."""
+        """The table on the test images of every data set."""
         block = self.recipe.evaluate
-        networks = self._load_ann(), self._load_qann("train")
         cache = RowCache(folder, block.batch_size, self.processes)
         rows: list[Row] = []
         for data in (self.recipe.data, *block.data):
             splits = self.splits if data is self.recipe.data else open_data(data)
-            shown = subject(self.recipe, data, splits, networks, block.images)
             settings = block.settings(self.recipe.quantize.levels)
-            rows += cache.rows(shown, settings, "evaluate")
-        if self.first:
-            write_json(folder / "rows.json", results_to_json(rows))
+            rows += cache.rows(self._subject(data, splits), settings, "evaluate")
+        self._write_rows(folder, rows)
 
     def _finetune(self, folder: Path) -> None:
         """The converted network fine-tuned, and its rows before and after."""
-        block = self.recipe.finetune
-        assert block is not None
+        shown = self._subject(self.recipe.data, self.splits)
+        rows, _ = run_finetune(self.recipe, shown, self.splits, folder)
+        self._write_rows(folder, rows)
+
+    def _subject(self, data: DataSpec, splits: Splits) -> Subject:
+        """The trained networks on the test images of a data set."""
         networks = self._load_ann(), self._load_qann("train")
-        shown = subject(
-            self.recipe, self.recipe.data, self.splits, networks, self.recipe.evaluate.images
-        )
-        rows, _ = run_finetune(
-            block.job(self.recipe.quantize.levels),
-            shown,
-            self.splits,
-            folder,
-            classes=self.recipe.model.classes,
-        )
+        return subject(self.recipe, data, splits, networks, self.recipe.evaluate.images)
+
+    def _write_rows(self, folder: Path, rows: Sequence[Row]) -> None:
+        """The rows of a stage."""
         if self.first:
             write_json(folder / "rows.json", results_to_json(rows))
 

@@ -1,7 +1,8 @@
-"""``mt-convert finetune``: the converted network of a run learns; a table of before and after.
+"""``mt-convert finetune``, and the stage of a run: the converted network learns; before and after.
 
-Leaves ``learn/`` (the training), ``network/`` (the fine-tuned network), ``recipe.yaml``,
-``results.json`` and ``README.md``; and in the run's ``finetuned`` folder the conversions' numbers.
+The command leaves ``learn/`` (the training), ``network/`` (the fine-tuned network),
+``recipe.yaml``, ``results.json`` and ``README.md``; and in the run's ``finetuned`` folder the
+conversions' numbers.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from ..system.peak_memory import store_peak, stored_peak
 from ..system.storage import atomic, read_json, write_json
 from ..training.finetune.finetune import finetune
 from ..training.spec import History
-from .recipes.conversion import FinetuneBlock, Recipe, dump, load_recipe
-from .recipes.finetune_job import FinetuneJob
-from .subjects import subjects_of
+from .recipes.conversion import Recipe, dump, load_recipe
+from .recipes.finetune_job import FinetuneBlock
+from .subjects import run_subject
 
 
 def run(name: str, overrides: Sequence[str], out: Path | None) -> Path:
@@ -46,14 +47,13 @@ def run(name: str, overrides: Sequence[str], out: Path | None) -> Path:
     recipe = load_recipe(folder / "recipe.yaml", overrides)
     if recipe.finetune is None:
         recipe = load_recipe(folder / "recipe.yaml", [*overrides, "finetune={}"])
-    block = recipe.finetune
-    assert block is not None
-    (subject,) = subjects_of(name, [], overrides)
-    kept = folder / "finetuned"  # what all trainings of this network are compared with
-    out = out or kept / _name(block)
+    assert recipe.finetune is not None
     splits = open_data(recipe.data)
-    job, classes = block.job(recipe.quantize.levels), recipe.model.classes
-    rows, history = run_finetune(job, subject, splits, out, classes=classes, shared=kept)
+    kept = folder / "finetuned"  # what all trainings of this network are compared with
+    out = out or kept / _name(recipe.finetune)
+    rows, history = run_finetune(
+        recipe, run_subject(folder, recipe, splits), splits, out, shared=kept
+    )
     write_json(out / "results.json", results_to_json(rows))
     _describe(out, recipe)
     with atomic(out / "README.md") as temporary:
@@ -103,15 +103,10 @@ def _page(rows: Sequence[Row], best_epoch: int) -> str:
 
 
 def run_finetune(
-    job: FinetuneJob,
-    subject: Subject,
-    splits: Splits,
-    folder: Path,
-    *,
-    classes: int,
-    shared: Path | None = None,
+    recipe: Recipe, subject: Subject, splits: Splits, folder: Path, *, shared: Path | None = None
 ) -> tuple[list[Row], History]:
-    """Convert, fine-tune and evaluate: the rows of the conversion and of what it became.
+    """Convert, fine-tune and evaluate as the recipe's ``finetune`` block says: the rows of the
+    conversion and of what it became.
 
     Leaves in ``folder``: ``learn`` (the training, which continues where it stopped), ``network``
     (the fine-tuned network), and, unless a ``shared`` folder of several trainings is given, the
@@ -121,6 +116,8 @@ def run_finetune(
         SpecError: a network or an algorithm that cannot learn so; no validation images.
         CheckpointError: the folder holds another training.
     """
+    assert recipe.finetune is not None
+    job, classes = recipe.finetune.job(recipe.quantize.levels), recipe.model.classes
     cache = RowCache(shared or folder, job.train.batch_size)
     before = cache.rows(subject, [job.setting], "converted")
     snn, _ = convert_for(subject.qann, job.setting, subject.calibration)

@@ -63,10 +63,7 @@ def subjects_of(
     is_run = (folder / "recipe.yaml").is_file()
     recipe = load_recipe(folder / "recipe.yaml" if is_run else name, overrides)
     if is_run:
-        for stage, file in (("ann", "model.safetensors"), ("train", "network.json")):
-            if not (folder / stage / file).is_file():
-                hint = f"finish it: mt-convert run RECIPE --out {folder} --resume"
-                raise CheckpointError(f"{folder} holds no finished stage {stage!r}; {hint}")
+        check_finished(folder)
         ann = load_ann(recipe.model, recipe.data.image_size, folder / "ann")
     else:
         ann = build(recipe.model, seed=recipe.seed, image_size=recipe.data.image_size).eval()
@@ -81,6 +78,26 @@ def subjects_of(
             qann = quantize(ann, float_spec(act_bits or 8), calibration=calibration)
         subjects.append(subject(recipe, source, splits, (ann, qann), count))
     return subjects
+
+
+def check_finished(folder: Path) -> None:
+    """Raise `CheckpointError` unless a run is finished up to its trained network."""
+    for stage, file in (("ann", "model.safetensors"), ("train", "network.json")):
+        if not (folder / stage / file).is_file():
+            hint = f"finish it: mt-convert run RECIPE --out {folder} --resume"
+            raise CheckpointError(f"{folder} holds no finished stage {stage!r}; {hint}")
+
+
+def run_subject(folder: Path, recipe: Recipe, splits: Splits) -> Subject:
+    """The trained network of a run on all its test images.
+
+    Raises:
+        CheckpointError: the run is not finished up to its trained network, or damaged.
+    """
+    check_finished(folder)
+    ann = load_ann(recipe.model, recipe.data.image_size, folder / "ann")
+    qann = archive.load_quantized(folder / "train", recipe.quantize.spec())
+    return subject(recipe, recipe.data, splits, (ann, qann), None)
 
 
 def _load_subjects(

@@ -10,10 +10,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field
 
 from ...calibration.text import name_of, parse
 from ...data import DataSpec
@@ -23,17 +23,13 @@ from ...evaluation.settings import METHODS, PeerSetting, Setting, iso_level, wit
 from ...neurons.ladder import Firing, Uniform
 from ...quantization.spec import QuantSpec
 from ...spiking.presentation import Presentation
-from ...training.gradients import ALGORITHMS, SURROGATES
 from ...training.spec import TrainSpec
 from ..models.build import ModelSpec, architecture_fault
-from .finetune_job import PARTS, TEACHERS, FinetuneJob
-from .validation import RecipeType, disagreements, fill_seeds, read, tree_of
+from .finetune_job import FinetuneBlock, fill_training
+from .validation import STRICT, Count, RecipeType, disagreements, fill_seeds, read, tree_of
 from .yaml_tree import Tree, override
 
-Count = Annotated[int, Field(ge=1)]
 CalibrationText = Annotated[str, AfterValidator(lambda text: name_of(parse(text)))]
-
-STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -57,50 +53,6 @@ class ConvertBlock(BaseModel):
     firing: Firing | None = None
     signed: bool = False
     whole_window: bool = False
-
-
-FINETUNE_TRAIN: dict[str, Any] = {"epochs": 2, "lr": 0.005, "weight_decay": 0.0}
-"""A converted network is near its end: a tenth of the usual rate."""
-
-
-class FinetuneBlock(BaseModel):
-    """Fine-tuning of the converted network for T ``time_steps``, evaluated beside the conversion.
-
-    ``thresholds`` null means L. ``algorithm`` makes gradients, through ``surrogate`` (null:
-    straight-through, or rectangular for learned gaps), and through resets too unless they are
-    detached; ``learns`` says which parts; ``teacher`` is asked where ``train.distillation_weight``
-    is above 0. What ``train`` does not name is that of `FINETUNE_TRAIN` first.
-    """
-
-    model_config = STRICT
-    thresholds: Count | None = 1
-    time_steps: Count = 2
-    presentation: Presentation = Presentation.ONCE
-    firing: Firing | None = None
-    signed: bool = True
-    algorithm: Literal[tuple(ALGORITHMS)] = "bptt"  # type: ignore[valid-type]
-    surrogate: Literal[tuple(SURROGATES)] | None = None  # type: ignore[valid-type]
-    learns: tuple[Literal[PARTS], ...] = ("weights", "thresholds")  # type: ignore[valid-type]
-    teacher: Literal[TEACHERS] = "qann"  # type: ignore[valid-type]
-    detach_reset: bool = True
-    train: TrainSpec = TrainSpec(**FINETUNE_TRAIN)
-
-    @model_validator(mode="after")
-    def _goes_together(self) -> FinetuneBlock:
-        self.job(1)
-        return self
-
-    def job(self, levels: int) -> FinetuneJob:
-        """The job of a network with so many levels."""
-        setting = Setting(
-            Uniform(levels if self.thresholds is None else self.thresholds),
-            (self.time_steps,),
-            firing=self.firing,
-            signed=self.signed,
-            presentation=self.presentation,
-        )
-        names = (self.surrogate, self.learns, self.teacher, self.detach_reset)
-        return FinetuneJob(setting, self.algorithm, self.train, *names)
 
 
 class EvaluateBlock(BaseModel):
@@ -240,11 +192,8 @@ def missing_inputs(model: ModelSpec, files: Mapping[str, str | None]) -> list[Fa
 def _fill_seeds(tree: Tree) -> Tree:
     """Training takes the recipe's seed where it names none of its own."""
     blocks = fill_seeds(tree, ("ann", "train"))
-    block = tree.value.get("finetune")
-    train = block.get("train", {}) if isinstance(block, dict) else None
-    if isinstance(train, dict):
-        seed = tree.value.get("seed", 0)
-        blocks["finetune"] = {**block, "train": {"seed": seed, **FINETUNE_TRAIN, **train}}
+    if "finetune" in tree.value:
+        blocks["finetune"] = fill_training(tree.value["finetune"], tree.value.get("seed", 0))
     return replace(tree, value={**tree.value, **blocks})
 
 

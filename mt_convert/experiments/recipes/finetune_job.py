@@ -1,19 +1,23 @@
-"""How a converted network learns, in the names that recipes write."""
+"""How a converted network learns, in the names that recipes write: the ``finetune`` block."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, model_validator
 
 from ...errors import Fault, SpecError
 from ...evaluation.settings import Setting
+from ...neurons.ladder import Firing, Uniform
+from ...spiking.presentation import Presentation
 from ...training.finetune.finetune import FinetuneSpec
 from ...training.finetune.neuron import TrainableParts
 from ...training.gradients import ALGORITHMS, SURROGATES
 from ...training.spec import TrainSpec
+from .validation import STRICT, Count
 
 PARTS = ("weights", "thresholds", "potentials", "leaks")
-
-
 TEACHERS = ("ann", "qann")
 
 
@@ -69,3 +73,55 @@ class FinetuneJob:
             None if self.surrogate is None else SURROGATES[self.surrogate],
             self.detach_reset,
         )
+
+
+FINETUNE_TRAIN: dict[str, Any] = {"epochs": 2, "lr": 0.005, "weight_decay": 0.0}
+"""A converted network is near its end: a tenth of the usual rate."""
+
+
+class FinetuneBlock(BaseModel):
+    """Fine-tuning of the converted network for T ``time_steps``, evaluated beside the conversion.
+
+    ``thresholds`` null means L. ``algorithm`` makes gradients, through ``surrogate`` (null:
+    straight-through, or rectangular for learned gaps), and through resets too unless they are
+    detached; ``learns`` says which parts; ``teacher`` is asked where ``train.distillation_weight``
+    is above 0. What ``train`` does not name is that of `FINETUNE_TRAIN` first.
+    """
+
+    model_config = STRICT
+    thresholds: Count | None = 1
+    time_steps: Count = 2
+    presentation: Presentation = Presentation.ONCE
+    firing: Firing | None = None
+    signed: bool = True
+    algorithm: Literal[tuple(ALGORITHMS)] = "bptt"  # type: ignore[valid-type]
+    surrogate: Literal[tuple(SURROGATES)] | None = None  # type: ignore[valid-type]
+    learns: tuple[Literal[PARTS], ...] = ("weights", "thresholds")  # type: ignore[valid-type]
+    teacher: Literal[TEACHERS] = "qann"  # type: ignore[valid-type]
+    detach_reset: bool = True
+    train: TrainSpec = TrainSpec(**FINETUNE_TRAIN)
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> FinetuneBlock:
+        self.job(1)
+        return self
+
+    def job(self, levels: int) -> FinetuneJob:
+        """The job of a network with so many levels."""
+        setting = Setting(
+            Uniform(levels if self.thresholds is None else self.thresholds),
+            (self.time_steps,),
+            firing=self.firing,
+            signed=self.signed,
+            presentation=self.presentation,
+        )
+        names = (self.surrogate, self.learns, self.teacher, self.detach_reset)
+        return FinetuneJob(setting, self.algorithm, self.train, *names)
+
+
+def fill_training(block: Any, seed: int) -> Any:
+    """The block as it is written, with the training's own values and seed where it names none."""
+    train = block.get("train", {}) if isinstance(block, dict) else None
+    if not isinstance(train, dict):
+        return block
+    return {**block, "train": {"seed": seed, **FINETUNE_TRAIN, **train}}

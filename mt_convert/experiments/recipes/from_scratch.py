@@ -17,9 +17,9 @@ from ...errors import Fault, SpecError
 from ...training.from_scratch.spec import SpikingSpec
 from ...training.spec import TrainSpec
 from ..models.build import ModelSpec
-from .conversion import CONVERSION, STRICT, Count, Recipe, missing_inputs
+from .conversion import CONVERSION, Recipe, missing_inputs
 from .conversion import faults_here as conversion_faults
-from .validation import RecipeType, disagreements, fill_seeds, read, tree_of
+from .validation import STRICT, Count, RecipeType, disagreements, fill_seeds, read, tree_of
 from .yaml_tree import Tree, override
 
 

@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...errors import Fault, RecipeError
 from . import faults as recipe_faults
@@ -17,6 +17,11 @@ from .catalogue import find_recipe
 from .yaml_tree import Path, Tree
 
 R = TypeVar("R", bound=BaseModel)
+
+STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+"""How every block of a recipe is read."""
+Count = Annotated[int, Field(ge=1)]
+"""A whole number from 1."""
 
 
 @dataclass(frozen=True)
