@@ -28,7 +28,10 @@ from mt_convert.experiments.recipes.catalogue import shipped_recipes
 from mt_convert.experiments.recipes.from_scratch import SpikingRecipe, load
 
 MARKER = "the_checkpoint_ran_code"
-FEW = ("evaluate.thresholds=[15]", "evaluate.time_steps=[1]", "evaluate.iso_level=false")
+FEW = (
+    *("evaluate.thresholds=[15]", "evaluate.time_steps=[1]", "evaluate.modes=[parallel]"),
+    "evaluate.iso_level=false",
+)
 UNTRAINED = ("ann=null", "train=null", *FEW)
 
 

@@ -141,7 +141,12 @@ def test_results_hold_a_row_for_each_setting_and_end_with_the_iso_level_rows(
         (row["presentation"], row["mode"], row["signed"], row["n"], row["T"])
         for row in stored["rows"]
     ]
-    once = [("once", "parallel", True, n, steps) for n in (1, 15) for steps in (1, 2)]
+    once = [
+        ("once", mode, True, n, steps)
+        for mode in ("parallel", "cascade")
+        for n in (1, 15)
+        for steps in (1, 2)
+    ]
     even = [("every_step", "parallel", False, n, 15 // n) for n in (1, 3, 5, 15)]
     assert found == once + even
     for row in stored["rows"]:
@@ -464,6 +469,14 @@ def test_show_of_a_run_ends_with_the_sentence_and_the_folder(finished: Path) -> 
     text = printed(finished)
     assert "ANN %" in text
     assert text.rstrip().endswith(f"all artefacts are in {finished}.")
+
+
+def test_show_of_the_default_recipe_has_both_modes_side_by_side(finished: Path) -> None:
+    rows = [line.split() for line in printed(finished, width=80).splitlines()]
+    assert any(row[:4] == ["presented", "mode", "signed", "n"] for row in rows)
+    for mode in ("parallel", "cascade"):
+        (exact,) = [row for row in rows if row[:5] == ["once", mode, "yes", "15", "1"]]
+        assert exact[6:8] == ["1.0000", "1.0000"]
 
 
 def test_show_of_a_converted_network_lists_neurons_and_what_is_analog(finished: Path) -> None:

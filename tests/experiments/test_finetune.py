@@ -23,7 +23,10 @@ from mt_convert.spiking.simulate import simulate
 from mt_convert.training.gradients import ALGORITHMS, SURROGATES
 from mt_convert.training.spec import TrainSpec
 
-FEW = ("evaluate.thresholds=[15]", "evaluate.time_steps=[1]", "evaluate.iso_level=false")
+FEW = (
+    *("evaluate.thresholds=[15]", "evaluate.time_steps=[1]", "evaluate.modes=[parallel]"),
+    "evaluate.iso_level=false",
+)
 BLOCK = ("finetune={thresholds: 3, time_steps: 2, train: {epochs: 1, batch_size: 16, lr: 0.01}}",)
 
 
