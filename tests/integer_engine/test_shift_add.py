@@ -24,7 +24,7 @@ from mt_convert.errors import SpecError
 from mt_convert.evaluation.energy.event_sums import connections
 from mt_convert.evaluation.energy.fanout import event_paths
 from mt_convert.evaluation.energy.measure import energy
-from mt_convert.graph.nodes import WEIGHTED, layer_nodes, name_and_operator
+from mt_convert.graph.nodes import WEIGHTED, layer_nodes
 from mt_convert.integer_engine.arithmetic import IntegerArithmetic, integer_thresholds
 from mt_convert.integer_engine.model import IntegerModel
 from mt_convert.integer_engine.program import Fire
@@ -324,7 +324,7 @@ def synops(
     counts = counting.count_synops(snn, event_paths(snn), [images], steps)
     found: dict[str, list[int]] = {}
     for node, row in counts.synops.items():
-        name = name_and_operator(snn.layers, node)[0]
+        name = snn.operations[node].name
         before = found.get(name, [0] * steps)
         found[name] = [one + int(two) for one, two in zip(before, row.tolist(), strict=True)]
     return found
