@@ -32,7 +32,7 @@ from mt_convert.spiking.archive import load, save
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.interpreter import forward_with
 from mt_convert.spiking.levels import even_response
-from mt_convert.spiking.levels import quantized as activation
+from mt_convert.spiking.levels import quantized_activation as activation
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
 from mt_convert.spiking.spike_by_spike import spike_by_spike

@@ -40,7 +40,7 @@ from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.interpreter import forward_with
 from mt_convert.spiking.levels import analog, even_response, levels
-from mt_convert.spiking.levels import quantized as activation
+from mt_convert.spiking.levels import quantized_activation as activation
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.presentation import Presentation
 from mt_convert.spiking.simulate import simulate

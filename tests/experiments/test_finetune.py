@@ -13,7 +13,8 @@ import mt_convert as mt
 from mt_convert.data import batches, open_data
 from mt_convert.errors import CheckpointError, RecipeError, SpecError
 from mt_convert.evaluation.settings import Setting
-from mt_convert.experiments import conversion_run, finetune
+from mt_convert.experiments import finetune
+from mt_convert.experiments import run as experiment
 from mt_convert.experiments.recipes.conversion import load_recipe
 from mt_convert.experiments.recipes.finetune_job import FinetuneJob
 from mt_convert.neurons.ladder import Uniform
@@ -30,7 +31,7 @@ BLOCK = ("finetune={thresholds: 3, time_steps: 2, train: {epochs: 1, batch_size:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run without fine-tuning."""
     out = tmp_path_factory.mktemp("run") / "out"
-    return conversion_run.run(load_recipe("digits", FEW, smoke=True), out, resume=False)
+    return experiment.run(load_recipe("digits", FEW, smoke=True), out, resume=False)
 
 
 def test_the_command_fine_tunes_a_run_and_tells_before_and_after(
@@ -69,7 +70,7 @@ def test_a_recipe_with_the_block_gives_the_same_numbers(finished: Path, tmp_path
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     recipe = load_recipe("digits", (*FEW, *BLOCK), smoke=True)
-    conversion_run.run(recipe, out, resume=False)
+    experiment.run(recipe, out, resume=False)
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["event"] for line in log if line["stage"] == "evaluate"][-1] == "kept"
     rows = results_from_json(json.loads((out / "results.json").read_text()))

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from paths import Command
+from commands import Command
 
 from mt_convert.calibration.spec import MeanSquaredError
 from mt_convert.calibration.text import parse
 from mt_convert.errors import CheckpointError, RecipeError, SpecError
 from mt_convert.evaluation.row_cache import RowCache
 from mt_convert.evaluation.settings import METHODS, PeerSetting, Setting
-from mt_convert.experiments import conversion_run, eval_table
+from mt_convert.experiments import eval_table
+from mt_convert.experiments import run as experiment
 from mt_convert.experiments.recipes.conversion import EvaluateBlock, load_recipe, settings_of
 from mt_convert.experiments.subjects import float_spec, subjects_of
 from mt_convert.neurons.ladder import Uniform
@@ -32,7 +33,7 @@ SMALL = (
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on digits, untrained."""
     out = tmp_path_factory.mktemp("runs") / "digits"
-    return conversion_run.run(load_recipe("digits", SMALL), out, resume=False)
+    return experiment.run(load_recipe("digits", SMALL), out, resume=False)
 
 
 def test_a_calibration_is_made_for_each_number_of_steps_or_for_those_named() -> None:
@@ -80,7 +81,7 @@ def test_the_block_is_run_by_a_recipe_on_every_data_set(tmp_path: Path) -> None:
         " std: [0.4], calibration_images: 8, test_images: 20}"
     )
     words = (*SMALL, "evaluate.calibrations=[none, mse]", f"evaluate.data=[{extra}]")
-    out = conversion_run.run(load_recipe("digits", words), tmp_path / "out", resume=False)
+    out = experiment.run(load_recipe("digits", words), tmp_path / "out", resume=False)
     rows = results_from_json(read_json(out / "results.json"))
     assert {row.dataset for row in rows} == {"again", *({row.dataset for row in rows} - {"again"})}
     assert len({row.dataset for row in rows}) == 2
@@ -181,12 +182,12 @@ def test_errors_by_cause_have_a_page_with_pictures(
 
 @pytest.mark.slow
 def test_two_processes_make_the_same_table_as_one(
-    command: Command, folder: Path, tmp_path: Path
+    command: Command, process: Command, folder: Path, tmp_path: Path
 ) -> None:
     words = ("eval", str(folder), "--levels", "1,3", "--time-steps", "1,4", "--batch-size", "7")
     words = (*words, "--images", "33", "--calibrate", "mse+membrane_mean")
     assert command(*words, "--out", "one").returncode == 0
-    done = command(*words, "--out", "two", timeout=600, processes=2)
+    done = process(*words, "--out", "two", processes=2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("T = 4") == 1
     one, two = (tmp_path / name / "results.json" for name in ("one", "two"))

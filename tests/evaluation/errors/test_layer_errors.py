@@ -32,7 +32,7 @@ from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.interpreter import forward_with
 from mt_convert.spiking.levels import analog, even_response, unit, worth
-from mt_convert.spiking.levels import quantized as quantizer
+from mt_convert.spiking.levels import quantized_activation as quantizer
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
 

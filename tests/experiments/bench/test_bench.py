@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from paths import ROOT, Command
+from commands import Command
+from paths import ROOT
 from torch import Tensor, nn
 from typer.testing import CliRunner
 

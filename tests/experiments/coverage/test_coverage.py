@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from commands import Command
 from odd_networks import _Odd
-from paths import HELPERS, Command
+from paths import HELPERS
 from PIL import Image
 from torch import nn
 

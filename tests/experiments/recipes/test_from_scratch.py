@@ -16,7 +16,7 @@ from torch import nn
 from mt_convert.data import batches, open_data
 from mt_convert.errors import CheckpointError, RecipeError, SpecError
 from mt_convert.evaluation.spiking_rows import rows_of
-from mt_convert.experiments import conversion_run
+from mt_convert.experiments import run as experiment
 from mt_convert.experiments.models.build import ModelSpec, build
 from mt_convert.experiments.recipes.catalogue import shipped_recipes
 from mt_convert.experiments.recipes.conversion import dump, load_recipe
@@ -44,7 +44,7 @@ def small(*overrides: str) -> SpikingRecipe:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return conversion_run.run(small(), tmp_path_factory.mktemp("runs") / "digits", resume=False)
+    return experiment.run(small(), tmp_path_factory.mktemp("runs") / "digits", resume=False)
 
 
 def faults_of(*overrides: str) -> str:
@@ -177,8 +177,8 @@ def test_a_run_leaves_the_network_its_rows_and_a_page(finished: Path) -> None:
 
 def test_the_float_network_can_be_the_teacher(tmp_path: Path) -> None:
     words = ("train.epochs=1", "spiking.time_steps=1", "train.distillation_weight=0.9")
-    taught = conversion_run.run(small(*words), tmp_path / "taught", resume=False)
-    alone = conversion_run.run(small(*words[:2]), tmp_path / "alone", resume=False)
+    taught = experiment.run(small(*words), tmp_path / "taught", resume=False)
+    alone = experiment.run(small(*words[:2]), tmp_path / "alone", resume=False)
     assert not torch.equal(*(load_weights(out) for out in (taught, alone)))
 
 
@@ -225,7 +225,7 @@ def test_a_row_calls_its_ladder_as_the_recipe_does(ladder: str) -> None:
 
 def test_a_run_shows_its_table_and_what_was_trained(finished: Path) -> None:
     text = io.StringIO()
-    conversion_run.show(finished, Console(file=text, width=100))
+    experiment.show(finished, Console(file=text, width=100))
     said = " ".join(text.getvalue().split())
     assert "layers of mt_plif neurons (parallel, n = 4), trained by bptt for 2 epochs" in said
     assert str(finished) in said.replace(" ", "") or finished.name in said
@@ -238,17 +238,17 @@ def test_a_finished_run_is_kept_and_another_seed_is_not(finished: Path) -> None:
         return [item["stage"] for item in found if item["event"] == "started"]
 
     before = len((finished / "log.jsonl").read_text().splitlines())
-    conversion_run.run(small(), finished, resume=False)
+    experiment.run(small(), finished, resume=False)
     assert entered() == []
     before = len((finished / "log.jsonl").read_text().splitlines())
-    conversion_run.run(small("evaluate.batch_size=3"), finished, resume=False)
+    experiment.run(small("evaluate.batch_size=3"), finished, resume=False)
     assert entered() == ["evaluate", "report"]
 
 
 def test_it_starts_from_new_weights_or_from_those_of_the_float_network(tmp_path: Path) -> None:
     short = ("train.epochs=1", "train.lr=1e-12", "ann.epochs=2", "spiking.time_steps=1")
-    fresh = conversion_run.run(small(*short), tmp_path / "fresh", resume=False)
-    taken = conversion_run.run(small(*short, "spiking.start=ann"), tmp_path / "taken", resume=False)
+    fresh = experiment.run(small(*short), tmp_path / "fresh", resume=False)
+    taken = experiment.run(small(*short, "spiking.start=ann"), tmp_path / "taken", resume=False)
     name = "linear.weight"
     drawn = build(ModelSpec("digits_cnn", 10, 1), seed=0).state_dict()[name]
     for out, expected in (
@@ -274,7 +274,7 @@ def test_it_starts_from_new_weights_or_from_those_of_the_float_network(tmp_path:
     ids=lambda words: " ".join(words),
 )
 def test_every_way_of_training_runs_from_a_recipe(words: tuple[str, ...], tmp_path: Path) -> None:
-    out = conversion_run.run(
+    out = experiment.run(
         small("ann=null", "train.epochs=1", *words), tmp_path / "out", resume=False
     )
     rows = results_from_json(read_json(out / "results.json"))
