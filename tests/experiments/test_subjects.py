@@ -180,7 +180,7 @@ def test_errors_by_cause_have_a_page_with_pictures(
     assert "Errors on 8 images" in page
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_make_the_same_table_as_one(
     command: Command, process: Command, folder: Path, tmp_path: Path
 ) -> None:

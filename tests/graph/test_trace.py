@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from networks import NETWORKS, NORMED, PAIRS, conv, images, lived_in, network, quantized, shape_of
+from timm_networks import TIMM, timm_names
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
@@ -26,7 +26,6 @@ from mt_convert.graph.serialization import (
 from mt_convert.graph.trace import trace
 from mt_convert.quantization.spec import BatchNorm
 
-TIMM = ["resnet18", "vgg11_bn", "mobilenetv2_100", "densenet121", "regnetx_002"]
 Nodes = list[dict[str, Any]]
 
 
@@ -73,10 +72,9 @@ def test_the_trace_computes_the_same_and_leaves_the_model_alone(name: str) -> No
         assert torch.equal(graph(x), model(x))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize("name", timm_names())
 def test_timm_models_compute_the_same_when_traced(name: str) -> None:
-    model = lived_in(timm.create_model(name, num_classes=10))
+    model = lived_in(TIMM[name]())
     graph = trace(model, torch.zeros(2, 3, 64, 64))
     for batch in (1, 3):
         x = images(batch, (3, 64, 64))

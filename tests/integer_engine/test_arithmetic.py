@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from settling import rests_by
 from torch import Tensor, nn
 
 from mt_convert.errors import UnsupportedLayerError
@@ -267,20 +268,21 @@ def test_signed_bounded_totals_are_the_quantized_networks_from_the_settling_step
     images, seen = _images(6), []
     exact = _run(convert(kept), images, 1)
     snn = convert(kept, ladder=Uniform(3), signed=True)
+    steps = rests_by(snn, 3)
     history: dict[int, dict[str, Tensor]] = {}
     simulate(
         snn,
         images,
-        time_steps=24,
+        time_steps=steps,
         arithmetic=IntegerArithmetic(snn),
         observe=lambda t, name, total, _: history.setdefault(t, {}).__setitem__(name, total),
     )
     for totals in history.values():
         seen.append(all(torch.equal(totals[name], exact.totals[name]) for name in exact.totals))
     settled = seen.index(True)
-    assert 0 < settled < 20
+    assert 0 < settled < steps
     assert all(seen[settled:])
-    assert torch.equal(_run(snn, images, 24).logits[-1], exact.logits[0])
+    assert torch.equal(_run(snn, images, steps).logits[-1], exact.logits[0])
 
 
 # ------------------------------------------------------------------------- thresholds, adversarial

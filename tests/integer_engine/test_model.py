@@ -80,7 +80,14 @@ def test_every_backend_is_the_canonical_arithmetic(backend: str, way: str, name:
     _check(backend, snn, 2 * images(5, shape_of(name), seed=11), steps)
 
 
-@pytest.mark.parametrize("way", ["exact", "uniform", "every_step"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param("exact", marks=pytest.mark.long),
+        pytest.param("uniform", marks=pytest.mark.slow),
+        pytest.param("every_step", marks=pytest.mark.long),
+    ],
+)
 def test_compiled_by_torch_it_is_the_same(way: str) -> None:
     options, steps = WAYS[way]
     _check("compile", mt.convert(quantized("residual"), **options), images(4, seed=12), steps)

@@ -303,7 +303,7 @@ def trained(network: nn.Module, seed: int, lr: float) -> nn.Module:
     return network.eval()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_networks_trained_with_noise_lose_no_more_by_conversion() -> None:
     """The mean over 3 seeds of the squared logit error behind 2 steps, next to that without."""
     gaps = dict.fromkeys(ActNoise, 0.0)

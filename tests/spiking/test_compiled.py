@@ -41,7 +41,13 @@ def test_its_steps_are_those_of_the_simulation(name: str, way: str, unrolled: bo
             assert torch.equal(run.spike_counts[layer], wanted.spike_counts[layer])
 
 
-@pytest.mark.parametrize(("way", "unrolled"), [("uniform", False), ("every_step", True)])
+@pytest.mark.parametrize(
+    ("way", "unrolled"),
+    [
+        pytest.param("uniform", False, marks=pytest.mark.slow),
+        pytest.param("every_step", True, marks=pytest.mark.long),
+    ],
+)
 def test_compiled_it_is_the_same_but_for_rounding(way: str, unrolled: bool) -> None:
     options, steps = WAYS[way]
     snn, batch = convert(quantized("residual"), **options), images(16, seed=22)

@@ -8,7 +8,6 @@ import json
 import math
 
 import pytest
-import timm
 import torch
 from networks import (
     PAIRS,
@@ -21,6 +20,7 @@ from networks import (
     quantized,
     shape_of,
 )
+from timm_networks import TIMM, timm_names
 from torch import Tensor, nn
 
 from mt_convert.errors import SpecError, UnsupportedLayerError
@@ -52,7 +52,6 @@ MODES = [
     ({"presentation": "every_step"}, False),
     ({"whole_window": True}, False),
 ]
-TIMM = ["resnet18", "vgg11_bn", "mobilenetv2_100", "densenet121", "regnetx_002"]
 
 
 def assert_exact(qann: QuantizedModel, snn: SpikingModel, batch: Tensor, literal: bool) -> None:
@@ -81,10 +80,9 @@ def test_one_step_with_a_full_ladder_is_the_quantized_network(
     assert all(torch.equal(value, before[key]) for key, value in qann.state_dict().items())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize("name", timm_names())
 def test_one_step_with_a_full_ladder_is_the_quantized_timm_model(name: str) -> None:
-    model = lived_in(timm.create_model(name, num_classes=10))
+    model = lived_in(TIMM[name]())
     if name == "vgg11_bn":  # its 100 million weights take minutes to fit to 4 bits
         spec, size = QuantSpec(weight_bits=8, batch_norm=BatchNorm.FOLD), 64
     else:
