@@ -17,6 +17,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", action="store_true", help="rewrite eval/expected/*.json")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a sampled test all cases but the first are slow."""
+    seen: set[tuple[Path, str]] = set()
+    for item in items:
+        if item.get_closest_marker("sampled") is None or item.get_closest_marker("long"):
+            continue
+        test = item.path, item.name.split("[")[0]
+        if test in seen:
+            item.add_marker(pytest.mark.slow)
+        seen.add(test)
+
+
 @pytest.fixture
 def shared_data() -> Path:
     """The folder of real images and published weights, where the machine has one."""

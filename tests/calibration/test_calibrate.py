@@ -72,6 +72,7 @@ def losses(reference: SpikingModel, snn: SpikingModel, batch: Tensor) -> dict[st
     return found
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 @pytest.mark.parametrize(
@@ -159,6 +160,7 @@ def test_no_calibration_is_a_copy() -> None:
     assert torch.equal(simulate(found.snn, batch, time_steps=T).logits, expected)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 def test_a_calibrated_network_is_stored_and_loaded(
@@ -176,6 +178,7 @@ def test_a_calibrated_network_is_stored_and_loaded(
     assert torch.equal(simulate(loaded, batch, time_steps=T).logits, expected)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 @pytest.mark.parametrize("signed", [False, True])
 def test_a_calibrated_network_runs_spike_by_spike(presentation: str, signed: bool) -> None:

@@ -49,6 +49,7 @@ def by_name(graph: fx.GraphModule) -> dict[str, Signal]:
     return {str(node.target): value for node, value in signals_of(graph).items()}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("function", "kind"),
     [
@@ -86,6 +87,7 @@ def test_each_operator_has_its_rule_or_none(function: object, kind: OperatorKind
     assert (None if rule is None else rule.kind) == kind
 
 
+@pytest.mark.slow
 def test_what_a_rule_calls_linear_or_move_is_additive() -> None:
     """The claim of the table itself: f(a + b) = f(a) + f(b), in eighths and so exactly."""
     functions = [
@@ -159,6 +161,7 @@ def test_following_the_hint_works_and_the_users_rule_wins() -> None:
     assert torch.equal(simulate(late, x, time_steps=3).logits[-1], qann(x))
 
 
+@pytest.mark.slow
 def test_values_are_currents_behind_weights_and_spikes_behind_neurons() -> None:
     found = by_name(residual())
     assert found["stem"] == found["a"] == found["norms.0"] == Signal.CURRENT
@@ -196,6 +199,7 @@ def test_a_layer_of_a_derived_class_has_the_rule_of_its_base() -> None:
     assert not unknown_operators(graph)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("function", "known"),
     [

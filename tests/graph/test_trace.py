@@ -58,6 +58,7 @@ def parts_of(graph_module: fx.GraphModule) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------- trace
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_trace_computes_the_same_and_leaves_the_model_alone(name: str) -> None:
     model = network(name).train()
@@ -119,6 +120,7 @@ def test_a_batch_norm_keeps_its_momentum() -> None:
     assert plain_layer_to_json(norm)["momentum"] == 0.25
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("name", "batch_norm"), PAIRS)
 def test_every_parameter_of_the_quantized_network_gets_a_gradient(
     name: str, batch_norm: BatchNorm
@@ -346,6 +348,7 @@ DAMAGES: dict[str, Callable[[Nodes], Any]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_or_hostile_graph_is_refused_and_runs_nothing(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

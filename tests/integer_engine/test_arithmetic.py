@@ -147,6 +147,7 @@ WAYS: dict[str, tuple[dict[str, Any], int]] = {
 # ------------------------------------------------------------------------------------ bit-stable
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("way", "norm"), [("exact", "folded"), *((way, "kept") for way in WAYS)])
 def test_batch_size_layout_and_threads_change_no_bit(
     way: str, norm: str, request: pytest.FixtureRequest, one_thread: None
@@ -165,6 +166,7 @@ def test_batch_size_layout_and_threads_change_no_bit(
         assert torch.equal(_run(model, other, steps).logits, whole.logits)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "whole_window"])
 def test_step_by_step_equals_layer_by_layer_and_the_literal_rule(
     way: str, kept: QuantizedModel
@@ -236,6 +238,7 @@ def test_levels_agree_with_the_brevitas_network(norm: str, request: pytest.Fixtu
         torch.testing.assert_close(run.logits[0], qann(images), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_every_small_network_has_an_integer_form_that_agrees(name: str) -> None:
     qann = networks.quantized(name)
@@ -249,6 +252,7 @@ def test_every_small_network_has_an_integer_form_that_agrees(name: str) -> None:
     torch.testing.assert_close(run.logits[0], logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("way", WAYS)
 def test_dyadic_weights_make_the_float_simulation_equal(way: str) -> None:
     options, steps = WAYS[way]
@@ -368,6 +372,7 @@ def test_adversarial_inputs_are_rounded_as_written_and_find_a_scale_error_of_1e_
 # ----------------------------------------------------------------------------- bounds and messages
 
 
+@pytest.mark.slow
 def test_overflow_bounds_are_a_hand_count_and_are_reached() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 2))
     snn = convert(quantize(net, QuantSpec(), calibration=torch.randn(64, 1, 2, 2)))
@@ -395,6 +400,7 @@ def test_overflow_bounds_grow_with_the_steps_of_a_presentation_in_every_step() -
     assert four["left.0"] == 4 * one["left.0"]
 
 
+@pytest.mark.slow
 def test_an_image_that_is_not_quantized_is_refused_by_the_name_of_its_layer() -> None:
     snn = convert(_qann(Plain, input_bits=None))
     with pytest.raises(UnsupportedLayerError, match=r"stem\.0 .*input_bits"):

@@ -71,6 +71,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("backend", FAST)
@@ -145,6 +146,7 @@ def test_what_is_not_a_product_of_int8_is_exact_all_the_same() -> None:
     assert in_int8(program)(layer, torch.tensor([[300.0, 300.0]])).tolist() == [[600.0] * 4]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("backend", FAST)
 def test_threads_layout_and_settings_change_no_bit(backend: str, threads: None) -> None:
     if (why := BACKENDS[backend].missing()) is not None:
@@ -168,7 +170,13 @@ def test_threads_layout_and_settings_change_no_bit(backend: str, threads: None) 
         torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.parametrize("name", [*FAMILIES])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long if number % 4 else pytest.mark.slow)
+        for number, name in enumerate(FAMILIES)
+    ],
+)
 def test_real_operators_run_between_integer_segments_and_are_listed(name: str) -> None:
     qann = mt.quantize(family(name), mt.QuantSpec(), calibration=images(8))
     snn = mt.convert(qann)
@@ -242,6 +250,7 @@ def test_a_program_names_layers_with_their_widths() -> None:
     assert weight.dtype == torch.int8
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["residual", "pools", "kinds_of_convolution"])
 def test_no_sum_passes_the_limit_that_the_program_names(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -311,6 +320,7 @@ def test_auto_takes_the_native_backend_where_there_is_one() -> None:
     assert f"backend {model.backend}: 6 weighted layers" in str(model)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("side", [7, 10, 13, 14])
 def test_an_average_over_all_pixels_is_a_plain_sum(side: int) -> None:
     """49 · (1/49) is not 1 in floating point; the sum is to stay whole."""

@@ -135,6 +135,7 @@ NAMES = [*networks.NETWORKS, *OWN]
 COUNTED = ("residual", "pools", "shared_weight", "kinds_of_convolution")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_every_small_network_runs_without_multiplying_and_gives_the_same_bits(way: str) -> None:
     options, steps = WAYS[way]
@@ -148,6 +149,7 @@ def test_every_small_network_runs_without_multiplying_and_gives_the_same_bits(wa
     assert refused == []
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("ladder", [Uniform(3), Binary(3), PowerOfTwo(4)], ids=str)
 def test_neurons_that_never_take_back_run_too(ladder: Any) -> None:
     for name in ("residual", "pools", "pre_activation"):
@@ -327,6 +329,7 @@ def synops(
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_additions_of_every_layer_and_step_are_the_synops_of_the_energy_report(
     way: str, monkeypatch: pytest.MonkeyPatch

@@ -226,6 +226,7 @@ def noisy_network(kind: ActNoise) -> QuantizedModel:
     return quantize(dense(), spec, calibration=images(32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NOISES)
 def test_a_network_trains_with_noise_that_a_seed_repeats(kind: ActNoise) -> None:
     qann, x = noisy_network(kind), images(8)
@@ -245,6 +246,7 @@ def test_a_network_trains_with_noise_that_a_seed_repeats(kind: ActNoise) -> None
         assert step.grad != 0
 
 
+@pytest.mark.slow
 def test_the_noise_of_a_loaded_network_is_the_one_asked_for(tmp_path: Path) -> None:
     qann = noisy_network(ActNoise.DROP)
     save(qann, tmp_path / "net")

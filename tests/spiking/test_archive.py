@@ -82,6 +82,7 @@ def copied(stored: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_a_quantized_network_comes_back_with_the_same_logits(name: str, tmp_path: Path) -> None:
     qann = quantized(name)
@@ -96,6 +97,7 @@ def test_a_quantized_network_comes_back_with_the_same_logits(name: str, tmp_path
             assert torch.equal(loaded(batch), qann(batch))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", KINDS)
 def test_a_spiking_network_comes_back_with_the_same_spikes(name: str, tmp_path: Path) -> None:
     snn = convert(quantized(name))
@@ -303,6 +305,7 @@ def test_a_description_that_makes_no_network_is_refused(copied: Path, what: str)
         load(copied)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "change",
     [

@@ -123,6 +123,7 @@ def around_thresholds(step: Tensor, levels: range) -> Tensor:
     return torch.cat(values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "bits"),
     [(nn.ReLU(), 4), (nn.ReLU(), 1), (nn.ReLU6(), 6), (nn.Hardtanh(-1.5, 2), 4), (nn.ReLU(), 8)],
@@ -217,6 +218,7 @@ def test_a_copied_spiking_network_is_whole() -> None:
 # ---------------------------------------------------------------------------------------- report
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("name", "batch_norm"), PAIRS)
 def test_every_weighted_layer_is_fed_by_spikes_or_listed_with_the_reason(
     name: str, batch_norm: BatchNorm
@@ -371,6 +373,7 @@ class OfSizes(nn.Module):
         return self.head(torch.relu(self.stem(x)).mean((2, 3)) + torch.relu(line))
 
 
+@pytest.mark.slow
 def test_an_activation_on_sizes_alone_stays_what_it_is() -> None:
     snn = convert(quantize(OfSizes(), QuantSpec(), calibration=images(8)), verify=images(4))
     assert [row.name for row in snn.report.neurons] == ["relu", "head_input"]

@@ -203,6 +203,7 @@ def seeded(build: Callable[[], nn.Module]) -> nn.Module:
         return lived_in(build())
 
 
+@pytest.mark.slow
 def test_reshapes_in_the_style_of_einops_convert_at_any_batch_size() -> None:
     model = seeded(Rearranged)
     graph, x = trace(model, images(2)), images(5)
@@ -211,6 +212,7 @@ def test_reshapes_in_the_style_of_einops_convert_at_any_batch_size() -> None:
     assert [row.layer for row in report.weighted] == ["Conv2d", "Linear", "Linear"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deep", [False, True])
 def test_control_flow_is_resolved_for_the_given_size_and_each_use_has_its_neurons(
     deep: bool,

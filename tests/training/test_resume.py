@@ -150,6 +150,7 @@ def stop_at(
     monkeypatch.setattr(owner, name, wrapped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "nth", "after"),
     [
@@ -303,6 +304,7 @@ def test_parameters_stay_the_ones_the_optimizer_steps(tmp_path: Path, digits: Sp
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_shared_tensors_and_several_workers_survive(tmp_path: Path, digits: Splits) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

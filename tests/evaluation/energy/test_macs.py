@@ -23,6 +23,7 @@ def macs_of(layer: nn.Module, channels: int) -> int:
     return rows[0].macs
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("layer", "channels", "expected"),
     [
@@ -68,6 +69,7 @@ def test_products_count_and_a_traced_network_feeds_them_no_spikes() -> None:
     assert spike_fed_share(rows) == 0
 
 
+@pytest.mark.slow
 def test_in_a_converted_network_spikes_feed_products_and_all_but_the_first_layers() -> None:
     net = Attention().eval()
     images = torch.randn(4, 4, 2, 4, generator=torch.Generator().manual_seed(0))

@@ -261,6 +261,7 @@ def calibrated(snn: SpikingModel) -> SpikingModel:
     return snn.with_neurons(neurons)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["residual", "clamps"])
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 @pytest.mark.parametrize("changed", [False, True])
@@ -358,6 +359,7 @@ def weighted(values: list[float], weights: list[float]) -> float:
 # ------------------------------------------------------------------------------- what must be exact
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["residual", "clamps", "pools", "bottleneck"])
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 def test_one_step_with_all_levels_has_no_unevenness_in_any_view(

@@ -53,6 +53,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.mark.slow
 def test_the_plain_form_of_a_net_is_the_same_function() -> None:
     for net in (lived_in(Net()), lived_in(Functional()), lived_in(OneReLU())):
         x = images(7, seed=3)
@@ -67,6 +68,7 @@ def test_the_plain_form_leaves_no_aten_operator_and_gives_each_activation_a_laye
     assert sum(isinstance(layer, nn.ReLU) for layer in network.modules()) == 3
 
 
+@pytest.mark.slow
 def test_the_plain_form_of_resnet20_keeps_its_shortcuts_and_the_model_as_it_was() -> None:
     model = lived_in(timm.create_model("resnet20_cifar")).train()
     network = plain(model, torch.randn(2, 3, 32, 32))
@@ -94,6 +96,7 @@ def test_operators_without_a_plain_form_are_all_listed() -> None:
     assert "cumsum" in caught.value.faults[1].what
 
 
+@pytest.mark.sampled
 def test_a_peer_shows_logits_for_every_step_and_the_same_twice(name: str, ann: nn.Module) -> None:
     network = peer_network(name, ann, images(BATCH + 8))
     x = images(5, seed=2)
@@ -116,6 +119,7 @@ def test_a_peer_names_its_neurons_and_leaves_nothing(name: str, ann: nn.Module) 
     assert network.version
 
 
+@pytest.mark.slow
 def test_the_running_mean_of_a_peer_approaches_the_logits_of_the_ann(
     name: str,
 ) -> None:
@@ -263,6 +267,7 @@ def test_the_calls_of_a_peer_can_be_printed() -> None:
     assert "estimate_delay_start" in calls("spikingjelly_ltb")
 
 
+@pytest.mark.slow
 def test_peers_are_imported_only_where_they_are_used() -> None:
     code = (
         "import sys, mt_convert.evaluation.peers\n"

@@ -155,6 +155,7 @@ def failing(network: Network, case: Case) -> Any:
     raise RuntimeError("this cannot be made\nmore")
 
 
+@pytest.mark.slow
 def test_ours_are_bit_equal_and_who_cannot_run_is_named_with_the_reason(tiny: Network) -> None:
     known = all_contenders()
     wrong = Contender(

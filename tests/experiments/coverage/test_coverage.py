@@ -177,6 +177,7 @@ def test_the_size_is_the_smallest_that_runs_or_the_one_asked_for() -> None:
         build("odd_failing", size=None, images=2, seed=0)
 
 
+@pytest.mark.slow
 def test_a_trial_measures_every_column() -> None:
     noted: list[dict[str, Any]] = []
     found = trial(Architecture("odd_fine", FAMILY), SETTINGS, note=noted.append)
@@ -494,6 +495,7 @@ def test_the_command_sweeps_tells_and_exits_with_0_where_networks_fail(
     assert rows["odd_fine"].input_size == 16
 
 
+@pytest.mark.slow
 def test_a_misspelt_name_is_one_message_and_writes_nothing(
     command: Command, tmp_path: Path
 ) -> None:
