@@ -154,7 +154,7 @@ def test_a_percentile_of_0_leaves_the_layer_alone() -> None:
         snn.neurons(), found.snn.neurons(), found.report.rows, strict=True
     ):
         assert torch.equal(old.delta, new.delta)
-        assert (row.loss, row.kept_share) == ("theta would be 0", False)
+        assert (row.loss, row.kept) == ("theta would be 0", False)
 
 
 @pytest.mark.parametrize("presentation", PRESENTATIONS)
