@@ -1,6 +1,6 @@
 """The command line: ``mt-convert ls | cp | check | run | finetune | eval | bench | show | …``.
 
-Floor 11. One function per command; prints and exits, nothing else. What takes seconds to import is
+One function per command; prints and exits, nothing else. What takes seconds to import is
 imported by the command that needs it.
 """
 
@@ -36,7 +36,7 @@ Overrides = Annotated[
     ),
 ]
 Smoke = Annotated[
-    bool, typer.Option("--smoke", help="The recipe's tiny variant: made-up images, seconds.")
+    bool, typer.Option("--smoke", help="The recipe's tiny variant: synthetic images, seconds.")
 ]
 
 
@@ -98,7 +98,7 @@ def copy(
 
 @app.command()
 def check(recipe: RecipeName, overrides: Overrides = None, smoke: Smoke = False) -> None:
-    """Tell everything that is wrong with a recipe, without running it.
+    """Show everything that is wrong with a recipe, without running it.
 
     Misspelt keys, wrong values, unknown networks, files that are not here. If all is well, show the
     stages with every value, defaults included.
@@ -107,7 +107,7 @@ def check(recipe: RecipeName, overrides: Overrides = None, smoke: Smoke = False)
     Example:
       mt-convert check digits quantize.weight_bits=3
     """
-    catalogue.find_recipe(recipe)  # a wrong name is told at once
+    catalogue.find_recipe(recipe)  # a wrong name is reported at once
     from .experiments.recipes import from_scratch as recipes
 
     loaded = recipes.load(recipe, overrides or (), smoke)
@@ -128,7 +128,7 @@ def run(
         Path | None, typer.Option(help="Folder for all results. [default: runs/NAME]")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")
+        bool, typer.Option("--resume", help="Continue where an interrupted run stopped.")
     ] = False,
     smoke: Smoke = False,
 ) -> None:
@@ -136,8 +136,8 @@ def run(
 
     One with a spiking block is trained as a spiking network instead, and evaluated.
 
-    A stage whose inputs did not change is not run again. A run that was stopped at any moment goes
-    on with --resume and ends with the same numbers.
+    A stage whose inputs did not change is not run again. An interrupted run continues with
+    --resume and ends with the same numbers.
 
     \b
     Examples:
@@ -163,7 +163,7 @@ def run(
     except KeyboardInterrupt:
         words = [recipe, *(overrides or []), *(["--smoke"] if smoke else [])]
         again = shlex.join([*words, *(["--out", str(folder)] if folder else []), "--resume"])
-        typer.echo(f"\nstopped; go on with: mt-convert run {again}", err=True)
+        typer.echo(f"\nstopped; continue with: mt-convert run {again}", err=True)
         raise typer.Exit(130) from None
 
 
@@ -184,7 +184,8 @@ def finetune(
     """Train the converted network of a run through time; show it before and after.
 
     It starts from exactly the converted network and keeps the weights that are best on validation
-    images: it never ends below its start there. A command that was stopped goes on where it was.
+    images: it never ends below its start there. An interrupted command
+    continues where it stopped.
 
     \b
     Examples:
@@ -201,7 +202,7 @@ def finetune(
     try:
         finished = finetune.run(run, overrides or (), out)
     except KeyboardInterrupt:
-        typer.echo("\nstopped; the same command goes on where it was", err=True)
+        typer.echo("\nstopped; the same command continues where it stopped", err=True)
         raise typer.Exit(130) from None
     if speaks():
         finetune.show(finished, Console())
@@ -220,7 +221,7 @@ def evaluate(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="A recipe whose images are looked at; may be repeated. [default: the run's own]"
+            help="A recipe whose images are evaluated; may be repeated. [default: the run's own]"
         ),
     ] = None,
     time_steps: Annotated[
@@ -259,17 +260,17 @@ def evaluate(
         int | None, typer.Option(min=1, help="The first so many test images of a seeded order.")
     ] = None,
     errors: Annotated[
-        int, typer.Option(min=0, help="Test images on which errors are told by cause; 0: none.")
+        int, typer.Option(min=0, help="Test images on which errors are split by cause; 0: none.")
     ] = 0,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
-    out: Annotated[Path, typer.Option(help="Folder for cells, table, page and pictures.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for results, table, page and pictures.")] = Path(
         "runs/eval"
     ),
 ) -> None:
     """Conversion-error tables: networks, data sets, methods and calibrations side by side.
 
-    Every cell of the table is kept when it is done: a command that was stopped goes on with what is
-    left. Under accelerate launch the images are shared by all processes.
+    Finished results are cached, so an interrupted command continues where it stopped. Under
+    accelerate launch the images are shared by all processes.
 
     \b
     Examples:
@@ -280,7 +281,7 @@ def evaluate(
     from .experiments import eval_table
     from .system.processes import speaks
 
-    wanted = eval_table.EvalOptions(
+    options = eval_table.EvalOptions(
         names=tuple(word for word in words if "=" not in word),
         overrides=tuple(word for word in words if "=" in word),
         data=tuple(data or ()),
@@ -297,9 +298,9 @@ def evaluate(
         batch_size=batch_size,
     )
     try:
-        eval_table.run(wanted, out)
+        eval_table.run(options, out)
     except KeyboardInterrupt:
-        typer.echo("\nstopped; the same command goes on with what is left", err=True)
+        typer.echo("\nstopped; the same command continues with what is left", err=True)
         raise typer.Exit(130) from None
     if speaks():
         eval_table.show(out, Console())
@@ -330,7 +331,7 @@ def bench(
     contender: Annotated[
         list[str] | None, typer.Option(help="Time these alone; may be repeated. [default: all]")
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Turns that each contender gets, 5 or more.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Turns of each contender, 5 or more.")] = 5,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of every contender. [default: torch's]")
     ] = None,
@@ -347,8 +348,8 @@ def bench(
     """Time the integer network beside all else that runs the same network on this machine.
 
     Float networks, onnxruntime, Brevitas, other packages: all in turns within one run, each checked
-    before it is timed. What cannot run here is named with the reason. Stopped, it leaves earlier
-    results as they were.
+    before it is timed. What cannot run here is named with the reason. An interrupted
+    command leaves earlier results unchanged.
 
     \b
     Examples:
@@ -358,7 +359,7 @@ def bench(
     """
     from .experiments.bench import command
 
-    wanted = command.BenchOptions(
+    options = command.BenchOptions(
         networks=tuple(networks),
         batches=_numbers("--batch", batch),
         time_steps=_numbers("--time-steps", time_steps),
@@ -370,18 +371,18 @@ def bench(
         memory=memory,
     )
     try:
-        command.run(wanted, out)
+        command.run(options, out)
     except KeyboardInterrupt:
-        typer.echo(f"\nstopped; earlier results in {out} are as they were", err=True)
+        typer.echo(f"\nstopped; earlier results in {out} are unchanged", err=True)
         raise typer.Exit(130) from None
     command.show(out, Console())
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
     """Whole numbers from 1, separated by commas."""
-    found = [item.strip() for item in text.split(",")]
-    if all(item.isdecimal() and int(item) > 0 for item in found):
-        return tuple(dict.fromkeys(map(int, found)))
+    items = [item.strip() for item in text.split(",")]
+    if all(item.isdecimal() and int(item) > 0 for item in items):
+        return tuple(dict.fromkeys(map(int, items)))
     raise SpecError(f"{option} is {text!r}: allowed are whole numbers from 1, such as 1,2,4")
 
 
@@ -432,11 +433,11 @@ def coverage(
         typer.Option("--import", help="A module that registers networks of yours with timm."),
     ] = None,
 ) -> None:
-    """Try which architectures of timm convert exactly; of each that does not, tell why.
+    """Try which architectures of timm convert exactly; of each that does not, show why.
 
     Each is built with random weights, quantized, converted and checked in a process of its own.
     Names given whole are tried; of families and patterns the smallest architecture of each family,
-    with --all every one. A sweep that was stopped goes on where it was.
+    with --all every one. An interrupted sweep continues where it stopped.
 
     \b
     Examples:
@@ -454,7 +455,7 @@ def coverage(
         chosen = sweep.plan(plans, patterns or (), every=every)
         table = sweep.run(plans, chosen, again=again)
     except KeyboardInterrupt:
-        typer.echo("\nstopped; the same command goes on with what is left", err=True)
+        typer.echo("\nstopped; the same command continues with what is left", err=True)
         raise typer.Exit(130) from None
     pages.write_pages(table, out)
     pages.show(table.only(item.name for item in chosen), Console())

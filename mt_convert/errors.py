@@ -1,12 +1,13 @@
 """Every exception that mt_convert raises for something the user can mend.
 
-Floor 0: imports nothing of the package. Inner code raises the narrow fact; the command line prints
+It imports nothing of the package. Inner code raises the narrow fact; the command line prints
 the message and exits with code 2. An ``assert`` or a bare ``RuntimeError`` is a bug of ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -76,3 +77,36 @@ class SpecError(MTConvertError, ValueError):
 
 class OutputError(MTConvertError):
     """An artefact could not be written: no permission, no space, or a file in the way."""
+
+
+def near_names(
+    word: str, allowed: Iterable[str], *, most: int = 3, cutoff: float = 0.6
+) -> list[str]:
+    """The allowed names that ``word`` may have meant, nearest first.
+
+    Example:
+        >>> near_names("digts", ["digits", "digits_vit", "imagenet"], most=1)
+        ['digits']
+    """
+    return difflib.get_close_matches(word, list(allowed), n=most, cutoff=cutoff)
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    """The question in a hint; empty without names.
+
+    Example:
+        >>> did_you_mean(["train.epochs", "ann.epochs"])
+        'did you mean train.epochs or ann.epochs?'
+    """
+    return f"did you mean {' or '.join(names)}?" if names else ""
+
+
+def error_line(error: BaseException) -> str:
+    """Type and first line of an exception.
+
+    Example:
+        >>> error_line(ValueError("a\\nb"))
+        'ValueError: a'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {(lines or ['no message'])[0]}"[:240]

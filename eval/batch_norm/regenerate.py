@@ -20,7 +20,7 @@ from mt_convert.experiments.models.build import ModelSpec, build
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import BatchNorm, QuantSpec
 from mt_convert.system.storage import atomic, write_json
-from mt_convert.training import accuracy
+from mt_convert.training.accuracy import accuracy
 
 HERE = Path(__file__).parent
 STEPS = 30
@@ -50,11 +50,11 @@ def main() -> None:
     )
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights", required=True)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     spec = DataSpec(
         dataset="",
-        root=given.data,
+        root=arguments.data,
         test_split="test",
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
@@ -62,7 +62,7 @@ def main() -> None:
         validation_share=1000 / (1000 + STEPS * 128),
     )
     splits = open_data(spec)
-    ann = build(ModelSpec("resnet20_cifar", classes=10, checkpoint=given.weights)).eval()
+    ann = build(ModelSpec("resnet20_cifar", classes=10, checkpoint=arguments.weights)).eval()
     ann_accuracy = accuracy(ann, splits.validation, 250)
     rows = []
     for bits in (4, 2):

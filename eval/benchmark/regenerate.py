@@ -7,7 +7,7 @@ ResNet-20 at batches of 1 and 128 beside everything, at 32 with T up to 16; CIFA
 depths for growth over size; ResNet-18 and MobileNetV2 at 224 pixels beside all float networks.
 `--run FOLDER` takes a trained ResNet-20 instead of random weights. What is not installed is named
 on the page; all is there with the extra `export`, spikingjelly and sinabs. Parts that are done are
-kept in --parts and not made again; `--pages` writes the page from results.json alone.
+kept in --parts and not timed again; `--pages` writes the page from results.json alone.
 """
 
 from __future__ import annotations
@@ -63,22 +63,22 @@ def main() -> None:
     parser.add_argument("--parts", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--pages", action="store_true", help="write the page from results.json")
-    given = parser.parse_args()
-    if not given.pages:
+    arguments = parser.parse_args()
+    if not arguments.pages:
         base = BenchOptions(
-            (given.run,),
-            rounds=given.rounds,
-            threads=given.threads,
-            device=given.device,
-            memory=not given.no_memory,
+            (arguments.run,),
+            rounds=arguments.rounds,
+            threads=arguments.threads,
+            device=arguments.device,
+            memory=not arguments.no_memory,
         )
-        found = merge([made(part, given.parts) for part in parts(base, given.run)])
-        write_json(given.out / "results.json", found.to_json())
-    stored = benchmark_from_json(read_json(given.out / "results.json"))
-    publish((HERE / "head.md").read_text(), stored, given.out)
+        benchmark = merge([time_part(part, arguments.parts) for part in parts(base, arguments.run)])
+        write_json(arguments.out / "results.json", benchmark.to_json())
+    stored = benchmark_from_json(read_json(arguments.out / "results.json"))
+    publish((HERE / "head.md").read_text(), stored, arguments.out)
 
 
-def made(part: BenchOptions, folder: Path) -> Benchmark:
+def time_part(part: BenchOptions, folder: Path) -> Benchmark:
     """A part from its file, or timed now."""
     path = folder / f"{digest({'schema': 'benchmark_part/1', **asdict(part)})[:16]}.json"
     if not path.is_file():

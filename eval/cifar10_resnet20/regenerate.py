@@ -5,18 +5,16 @@
 FOLDER holds train.tar and test.tar of JPEG CIFAR-10, FILE the fp32 ResNet-20. Three recipes are run
 (W4A4, W3A3, W2A2; all 10,000 test images), and for W4A4 a second evaluation of the same trained
 network on the first 1,000 test images of the seeded order: whole-window layers, and even input with
-n T = L. Finished stages are kept, an interrupted training goes on; runs lie under --runs.
+n T = L. Finished stages are kept, an interrupted training continues; runs lie under --runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+from mt_convert.experiments.study import run_command
 from mt_convert.report.columns import LEGEND, markdown_table
 from mt_convert.report.rows import Row, results_from_json, results_to_json
 from mt_convert.report.tables import title
@@ -40,24 +38,18 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights", required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    given = parser.parse_args()
-    common = [f"data.root={given.data}", f"model.checkpoint={given.weights}"]
+    arguments = parser.parse_args()
+    common = [f"data.root={arguments.data}", f"model.checkpoint={arguments.weights}"]
     tables: dict[str, tuple[list[Row], list[Row]]] = {}
     for recipe in RECIPES:
-        out, more = given.runs / recipe, given.runs / f"{recipe}_more"
-        run(recipe, [*common, "--out", str(out), "--resume"])
+        out, more = arguments.runs / recipe, arguments.runs / f"{recipe}_more"
+        run_command("run", recipe, *common, "--out", str(out), "--resume")
         tables[recipe] = rows(out), []
         if recipe == RECIPES[0]:
             trained = f"quantize.checkpoint={out / 'train'}"
-            run(recipe, [*common, trained, *MORE, "--out", str(more), "--resume"])
+            run_command("run", recipe, *common, trained, *MORE, "--out", str(more), "--resume")
             tables[recipe] = rows(out), rows(more)
-    write(tables, given.runs)
-
-
-def run(recipe: str, words: list[str]) -> None:
-    """One run of the real command, on one thread, on which the stored numbers were made."""
-    command = [sys.executable, "-m", "mt_convert.cli", "run", recipe, *words]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    write(tables, arguments.runs)
 
 
 def rows(out: Path) -> list[Row]:

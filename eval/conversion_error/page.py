@@ -22,19 +22,19 @@ LTB = ("spikingjelly_ltb", "spikingjelly_ltb_delayed")
 
 def write(rows: list[Row], missing: list[str], analyses: Sequence[Analysis], folder: Path) -> None:
     """README.md and the pictures beside it."""
-    groups = grouped(rows)
+    groups = group_rows(rows)
     for name in PICTURES:
         if groups[name]:
             pictures.accuracy_over_time(groups[name], folder / f"{name}.png")
     for number, item in enumerate(analyses, 1):
-        n, T = shown(item)
+        n, T = layers_setting(item)
         pictures.error_by_layer(item.errors, n, T, folder / f"errors_{number}.png")
         pictures.histograms(item.errors, n, T, folder / f"rates_{number}.png")
     with atomic(folder / "README.md") as temporary:
         temporary.write_text(text((folder / "head.md").read_text(), rows, missing, analyses))
 
 
-def grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def group_rows(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows of each section."""
     small = [row for row in rows if row.images == SUBSET]
     floats = [row for row in small if row.weight_bits is None]
@@ -55,12 +55,12 @@ def text(
     head: str, rows: Sequence[Row], missing: Sequence[str], analyses: Sequence[Analysis]
 ) -> str:
     """The page."""
-    groups = grouped(rows)
+    groups = group_rows(rows)
     settled = [row for row in groups["trained"] if row.calibration == "none"]
     lines = [head.rstrip(), "", "## What was reached", "", *(f"- {line}" for line in aims(rows))]
     lines += section("Without training: the float network", groups["float"], "float")
     lines += section("Baselines and other packages", groups["baselines"], "baselines")
-    lines += [*called(), "", "## Calibration of the float network", ""]
+    lines += [*calls_section(), "", "## Calibration of the float network", ""]
     lines += gains(groups["calibrated"], "calibration", "none")
     lines += section("Trained quantized networks, the image once", settled, "trained")
     if len(groups["trained"]) > len(settled):
@@ -97,10 +97,10 @@ def section(title: str, rows: Sequence[Row], picture: str | None) -> list[str]:
     return lines
 
 
-def find(rows: Iterable[Row], **wanted: object) -> Row | None:
+def find(rows: Iterable[Row], **columns: object) -> Row | None:
     """The first row with these values."""
     for row in rows:
-        if all(getattr(row, name) == value for name, value in wanted.items()):
+        if all(getattr(row, name) == value for name, value in columns.items()):
             return row
     return None
 
@@ -110,7 +110,7 @@ def best(rows: Iterable[Row]) -> Row | None:
     return max(rows, key=lambda row: row.snn_accuracy, default=None)
 
 
-def said(row: Row) -> str:
+def in_words(row: Row) -> str:
     """A row in words."""
     name = row.method if row.calibration == "none" else f"{row.method}, {row.calibration}"
     sign = "signed" if row.signed else "unsigned"
@@ -136,9 +136,9 @@ def training_free(rows: Sequence[Row]) -> list[str]:
             if theirs is None or plain is None or top is None:
                 continue
             verdict = "above" if plain.snn_accuracy > theirs.snn_accuracy else "not above"
-            also = "" if top is plain else f"; with the best of the calibrations {said(top)}"
+            also = "" if top is plain else f"; with the best of the calibrations {in_words(top)}"
             lines.append(
-                f"Training-free, {said(plain)}, {verdict} {name} at T = 32, "
+                f"Training-free, {in_words(plain)}, {verdict} {name} at T = 32, "
                 f"{theirs.snn_accuracy:.2f} %{also} (ANN {plain.ann_accuracy:.2f} %)."
             )
     return lines
@@ -158,15 +158,19 @@ def one_threshold(rows: Sequence[Row]) -> list[str]:
         for row in ours:
             if row.T in theirs:
                 kinds.setdefault((row.calibration, row.signed), {})[row.T] = row.snn_accuracy
-        whole_kinds = {kind: found for kind, found in kinds.items() if set(found) == set(theirs)}
+        whole_kinds = {
+            kind: accuracies for kind, accuracies in kinds.items() if set(accuracies) == set(theirs)
+        }
         above = [
-            kind for kind, found in whole_kinds.items() if all(found[T] > theirs[T] for T in theirs)
+            kind
+            for kind, accuracies in whole_kinds.items()
+            if all(accuracies[T] > theirs[T] for T in theirs)
         ]
         if theirs and whole_kinds:
             names = [f"{text} ({'signed' if signed else 'unsigned'})" for text, signed in above]
-            told = ", ".join(f"T = {T}: {value:.2f}" for T, value in theirs.items())
+            figures = ", ".join(f"T = {T}: {value:.2f}" for T, value in theirs.items())
             lines.append(
-                f"n = 1, above {name} at every T up to 16 ({told}): "
+                f"n = 1, above {name} at every T up to 16 ({figures}): "
                 f"{', '.join(names) if names else 'none of the calibrations'}."
             )
     return lines
@@ -192,7 +196,7 @@ def close_to_qann(rows: Sequence[Row]) -> list[str]:
 
 def settling(rows: Sequence[Row]) -> list[str]:
     """From which step on trained networks are exact."""
-    found = {
+    last_steps = {
         (row.weight_bits, row.levels, row.n): row.settling_T
         for row in rows
         if row.method == "mt_signed"
@@ -208,7 +212,7 @@ def settling(rows: Sequence[Row]) -> list[str]:
             if T
             else "not exact on all images by T = 32."
         )
-        for (weight_bits, L, n), T in found.items()
+        for (weight_bits, L, n), T in last_steps.items()
     ]
 
 
@@ -230,10 +234,10 @@ def gains(rows: Sequence[Row], column: str, usual: str) -> list[str]:
         weights = "float" if row.weight_bits is None else f"W{row.weight_bits}, L = {row.levels}"
         place = (weights, row.presentation.replace("_", " "), sign, str(row.n))
         value = getattr(row, column)
-        told = f"{row.snn_accuracy:.2f}"
+        figure = f"{row.snn_accuracy:.2f}"
         if value != usual:
-            told = f"{row.snn_accuracy - base[key]:+.2f}" if key in base else f"({told})"
-        table.setdefault(place, {}).setdefault(value, {})[row.T] = told
+            figure = f"{row.snn_accuracy - base[key]:+.2f}" if key in base else f"({figure})"
+        table.setdefault(place, {}).setdefault(value, {})[row.T] = figure
     head = ["weights", "presented", "neurons", "n", column.replace("qat_", "")]
     head += [f"T = {T}" for T in times]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
@@ -252,17 +256,17 @@ def gains(rows: Sequence[Row], column: str, usual: str) -> list[str]:
 
 def noise_words(rows: Sequence[Row]) -> list[str]:
     """What noise did to the quantized networks themselves."""
-    found: dict[tuple[int | None, int], dict[str, float]] = {}
+    accuracies: dict[tuple[int | None, int], dict[str, float]] = {}
     for row in rows:
-        found.setdefault((row.weight_bits, row.levels), {})[row.qat_noise] = row.qann_accuracy
+        accuracies.setdefault((row.weight_bits, row.levels), {})[row.qat_noise] = row.qann_accuracy
     return [
         f"- W{weight_bits}, L = {L}: the QANN itself after the epoch with "
         + ", ".join(f"{name} {value:.2f} %" for name, value in values.items())
-        for (weight_bits, L), values in found.items()
+        for (weight_bits, L), values in accuracies.items()
     ]
 
 
-def called() -> list[str]:
+def calls_section() -> list[str]:
     """How other packages were called."""
     lines = ["How other packages were called:", ""]
     for name, peer in PEERS.items():
@@ -271,8 +275,8 @@ def called() -> list[str]:
     return lines
 
 
-def shown(item: Analysis) -> tuple[int, int]:
-    """Which n and T of an analysis are told layer by layer."""
+def layers_setting(item: Analysis) -> tuple[int, int]:
+    """Which n and T of an analysis are shown layer by layer."""
     settings = item.errors.settings
     return (3, 4) if (3, 4) in settings else settings[-1]
 
@@ -281,7 +285,7 @@ def causes(analyses: Sequence[Analysis]) -> list[str]:
     """Errors by cause and energy, and their pictures."""
     lines = ["", "## Errors by cause, and energy", ""]
     for number, item in enumerate(analyses, 1):
-        n, T = shown(item)
+        n, T = layers_setting(item)
         lines += [f"### {item.title}", "", item.errors.markdown(shown=[(n, T)])]
         lines += [f"![errors by layer](errors_{number}.png)", ""]
         lines += [f"![firing rates and residual potentials](rates_{number}.png)", ""]

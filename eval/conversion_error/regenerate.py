@@ -4,18 +4,15 @@
 
 FOLDER holds train.tar and test.tar of JPEG CIFAR-10, FILE the fp32 ResNet-20. The W4A4 and W2A2
 networks of eval/cifar10_resnet20 are trained if --runs lacks them, and each of them for one epoch
-more with every noise. Cells that are done are kept: the command can be stopped and goes on.
-``--only PART ...`` makes single parts of the sweep (two commands at once share nothing but finished
-cells), ``--pages`` writes the table and the page from the cells that are there; missing ones are
-named on the page.
+more with every noise. Finished results are cached: a stopped command continues.
+``--only PART ...`` makes single parts of the sweep (two commands at once share only finished
+results), ``--pages`` writes the table and the page from the results that are there and
+names the missing ones.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import os
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -30,12 +27,13 @@ from mt_convert.evaluation.peers.network import available
 from mt_convert.evaluation.row_cache import RowCache
 from mt_convert.evaluation.settings import METHODS, PeerSetting, Setting, with_calibration
 from mt_convert.evaluation.subject import Subject
+from mt_convert.experiments.study import run_command, study_parser
 from mt_convert.experiments.subjects import subjects_of
 from mt_convert.report.rows import Row, results_from_json, results_to_json
 from mt_convert.system.storage import read_json, write_json
 
 HERE = Path(__file__).parent
-LOOKED_AT = 256  # images of errors by cause and of energy
+ANALYSIS_IMAGES = 256  # images of errors by cause and of energy
 SUBSET = 2000  # the first of the seeded order (data.seed 0) of all 10,000 test images
 TIME_STEPS = (1, 2, 4, 8, 16, 32)
 N = (1, 3, 7, 15)
@@ -162,9 +160,9 @@ def ladders() -> Iterator[Setting]:
 def calibrations(setting: Setting) -> Iterator[Setting]:
     """A setting with each calibration; layer by layer up to 8 steps, whose time grows with T."""
     for text in CALIBRATIONS:
-        for made in with_calibration(setting, text, CALIBRATED_FOR):
-            if "layer_wise" not in text or made.time_steps[-1] <= 8:
-                yield made
+        for variant in with_calibration(setting, text, CALIBRATED_FOR):
+            if "layer_wise" not in text or variant.time_steps[-1] <= 8:
+                yield variant
 
 
 def headline() -> list[Part]:
@@ -180,40 +178,34 @@ def headline() -> list[Part]:
 
 
 def main() -> None:
-    """Train what is missing, make the cells that are missing, write the table and the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    """Train what is missing, compute the results that are missing, write the table and the page."""
+    arguments = study_parser(__doc__, "names of parts").parse_args()
+    study = Study(
+        arguments.runs, (f"data.root={arguments.data}", f"model.checkpoint={arguments.weights}")
     )
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--only", nargs="*", help="names of parts")
-    parser.add_argument("--pages", action="store_true", help="write pages from what is there")
-    given = parser.parse_args()
-    study = Study(given.runs, (f"data.root={given.data}", f"model.checkpoint={given.weights}"))
-    if not given.pages:
-        study.train(given.only)
+    if not arguments.pages:
+        study.train(arguments.only)
         for part in parts():
-            if not given.only or part.name in given.only:
+            if not arguments.only or part.name in arguments.only:
                 study.make(part)
-        if not given.only or "errors" in given.only:
-            study.looked()
-    if not given.only:
-        (rows, missing), looked = study.collected(), study.looked()
+        if not arguments.only or "errors" in arguments.only:
+            study.analyses()
+    if not arguments.only:
+        (rows, missing), causes = study.collect(), study.analyses()
         write_json(HERE / "results.json", results_to_json(rows))
-        write_json(HERE / "errors.json", [item.to_json() for item in looked])
-        page.write(rows, missing, looked, HERE)
+        write_json(HERE / "errors.json", [item.to_json() for item in causes])
+        page.write(rows, missing, causes, HERE)
 
 
 @dataclass
 class Study:
-    """Where runs and cells lie, and which words name data and weights."""
+    """Where runs and cached results lie, and which words name data and weights."""
 
     runs: Path
     words: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        self.cells = RowCache(self.runs / "conversion_error", BATCH)
+        self.cache = RowCache(self.runs / "conversion_error", BATCH)
         self._subjects: dict[tuple[str, int | None], Subject] = {}
 
     def train(self, only: list[str] | None) -> None:
@@ -230,12 +222,10 @@ class Study:
                 self._run(name, self.runs / "qat_noise" / f"{bits}_{noise}", (*words, *less))
 
     def _run(self, recipe: str, out: Path, more: tuple[str, ...] = ()) -> None:
-        """One run of the real command, on one thread, on which the stored numbers were made."""
+        """One run of the real command."""
         if (out / "results.json").is_file():
             return
-        command = [sys.executable, "-m", "mt_convert.cli", "run", recipe, *self.words, *more]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run([*command, "--out", str(out), "--resume"], check=True, env=environment)
+        run_command("run", recipe, *self.words, *more, "--out", str(out), "--resume")
 
     def subject(self, part: Part) -> Subject:
         """The networks and images of a part."""
@@ -243,25 +233,25 @@ class Study:
         if key not in self._subjects:
             act_bits = 8 if part.network == FLOAT else None
             words = self.words[:1]
-            (found,) = subjects_of(str(self.runs / part.run), [], words, act_bits, part.images)
+            (subject,) = subjects_of(str(self.runs / part.run), [], words, act_bits, part.images)
             if part.network.startswith("qat_noise"):
-                found.describe["model"] += ", one epoch more"
-            self._subjects[key] = found
+                subject.describe["model"] += ", one epoch more"
+            self._subjects[key] = subject
         return self._subjects[key]
 
     def make(self, part: Part) -> None:
-        """All cells of a part; a peer that is not installed is passed over and named."""
+        """All results of a part; a peer that is not installed is skipped and named."""
         for setting in part.settings:
             if isinstance(setting, PeerSetting) and (why := available(setting.method)):
                 print(f"{setting.method}: {why}", file=sys.stderr)
                 continue
             try:
-                self.cells.rows(self.subject(part), [setting], f"{part.name}, {part.network}")
+                self.cache.rows(self.subject(part), [setting], f"{part.name}, {part.network}")
             except (SpecError, UnsupportedLayerError) as error:
                 print(f"{part.name}, {part.network}: {error}", file=sys.stderr)
 
-    def looked(self) -> list[Analysis]:
-        """Errors by cause and energy of a few settings, on the first `LOOKED_AT` images."""
+    def analyses(self) -> list[Analysis]:
+        """Errors by cause and energy of a few settings, on the first `ANALYSIS_IMAGES` images."""
         plain = [dataclasses.replace(even(3, sign), time_steps=(1, 4)) for sign in (True, False)]
         by_first = [tuple(with_calibration(setting, CALIBRATIONS[0], (4,))) for setting in plain]
         trained = tuple(dataclasses.replace(once(n), time_steps=(1, 4)) for n in (1, 3))
@@ -271,26 +261,28 @@ class Study:
             *(Part("errors", FLOAT, settings) for settings in by_first),
         ]
         return [
-            found
+            analysis
             for part in groups
-            for found in analyses(self.subject(part), part.settings, LOOKED_AT, self.cells.folder)
+            for analysis in analyses(
+                self.subject(part), part.settings, ANALYSIS_IMAGES, self.cache.folder
+            )
         ]
 
-    def collected(self) -> tuple[list[Row], list[str]]:
-        """The rows of all finished cells, and what is missing."""
-        found: dict[Path, list[Row]] = {}
+    def collect(self) -> tuple[list[Row], list[str]]:
+        """The rows of all finished results, and what is missing."""
+        rows_by_file: dict[Path, list[Row]] = {}
         missing: list[str] = []
         for part in parts():
             if not (self.runs / part.run / "train" / "network.json").is_file():
                 missing += [f"{part.network}: not trained"]
                 continue
             for setting in part.settings:
-                path = self.cells.path(self.subject(part), setting)
+                path = self.cache.path(self.subject(part), setting)
                 if path.is_file():
-                    found[path] = results_from_json(read_json(path)["results"])
+                    rows_by_file[path] = results_from_json(read_json(path)["results"])
                 else:
                     missing.append(f"{part.network}: {page.setting_words(setting)}")
-        return [row for rows in found.values() for row in rows], missing
+        return [row for rows in rows_by_file.values() for row in rows], missing
 
 
 if __name__ == "__main__":

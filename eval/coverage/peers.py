@@ -40,11 +40,11 @@ INSIDE = "MT_CONVERT_PEERS_ENVIRONMENT"
 
 def main() -> None:
     """Make the environment, run what is missing in it, write the page."""
-    given = arguments()
-    if not given.page:
+    options = arguments()
+    if not options.page:
         if INSIDE not in os.environ:
-            sys.exit(again_in(environment(given.environment)))
-        run(given)
+            sys.exit(again_in(environment(options.environment)))
+        run(options)
     import peers_page
 
     peers_page.write(HERE)
@@ -88,7 +88,7 @@ def again_in(python: Path) -> int:
     return subprocess.run(command, env={**os.environ, **variables}).returncode
 
 
-def run(given: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     """Try every architecture with every peer that peers.json does not hold yet."""
     import peers_trial
 
@@ -102,27 +102,27 @@ def run(given: argparse.Namespace) -> None:
         "images": peers_trial.IMAGES,
         "calibration_batches": peers_trial.CALIBRATION_BATCHES,
         "time_steps": peers_trial.TIME_STEPS,
-        "limits": {"seconds": given.seconds, "gigabytes": given.gigabytes},
+        "limits": {"seconds": options.seconds, "gigabytes": options.gigabytes},
     }
-    sizes = {**architectures(given.architectures), **CONTROLS}
+    sizes = {**architectures(options.architectures), **CONTROLS}
     jobs = [(a, size, p) for a, size in sizes.items() for p in peers_trial.PEERS]
     order = {job: place for place, job in enumerate(jobs)}
-    rows = [row for row in stored(HERE / "peers.json", settings) if job_of(row) in order]
+    rows = [row for row in read_stored(HERE / "peers.json", settings) if job_of(row) in order]
     done = {job_of(row) for row in rows}
-    missing = [job for job in jobs if job not in done and fnmatch.fnmatch(job[0], given.only)]
+    missing = [job for job in jobs if job not in done and fnmatch.fnmatch(job[0], options.only)]
     print(f"{len(missing)} of {len(jobs)} to run", flush=True)
     families = family_of(sizes)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["peers_trial"])
     for number, job in enumerate(missing, 1):
         names = dict(zip(("architecture", "input_size", "peer"), job, strict=True))
-        row = {**names, "family": families[job[0]], **bounded(context, job, given)}
+        row = {**names, "family": families[job[0]], **run_job(context, job, options)}
         rows.append(row)
         rows.sort(key=lambda row: order[job_of(row)])
         content = {"schema": SCHEMA, "settings": settings, "calls": peers_trial.calls()}
         write_json(HERE / "peers.json", {**content, "rows": rows})
-        told = row["error"] or f"{row['spiking_layers']} spiking, left {row['operators_left']}"
-        print(f"{number}/{len(missing)} {job[0]} {job[2]}: {told}", flush=True)
+        summary = row["error"] or f"{row['spiking_layers']} spiking, left {row['operators_left']}"
+        print(f"{number}/{len(missing)} {job[0]} {job[2]}: {summary}", flush=True)
 
 
 def job_of(row: dict[str, Any]) -> tuple[str, int, str]:
@@ -142,7 +142,7 @@ def architectures(file: Path | None) -> dict[str, int]:
     return peers_page.smallest(json.loads(ours.read_text())["rows"])
 
 
-def stored(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+def read_stored(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of an earlier run with the same settings; exits if they were others."""
     if not path.exists():
         return []
@@ -162,15 +162,15 @@ def family_of(names: dict[str, int]) -> dict[str, str]:
     return {n: _registry._model_to_module.get(n) or n.partition("/")[0] for n in names}
 
 
-def bounded(context: Any, job: tuple[str, int, str], given: argparse.Namespace) -> dict[str, Any]:
+def run_job(context: Any, job: tuple[str, int, str], options: argparse.Namespace) -> dict[str, Any]:
     """One trial in a process of its own; a process that dies or takes too long gives a row too."""
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=child, args=(send, job, given.gigabytes))
+    process = context.Process(target=child, args=(send, job, options.gigabytes))
     started = time.perf_counter()
     process.start()
     send.close()
-    error = f"stopped after {given.seconds:g} s"
-    if receive.poll(given.seconds):
+    error = f"stopped after {options.seconds:g} s"
+    if receive.poll(options.seconds):
         try:
             return dict(receive.recv())
         except EOFError:

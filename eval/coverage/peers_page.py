@@ -153,8 +153,8 @@ def counts(rows: Sequence[Row]) -> str:
     """One line per peer: how many architectures came to which outcome."""
     lines = [("peer", *Outcome)]
     for peer in peers_of(rows):
-        found = Counter(outcome(row) for row in rows if row["peer"] == peer)
-        lines.append((TITLES.get(peer, peer), *(str(found[kind]) for kind in Outcome)))
+        numbers = Counter(outcome(row) for row in rows if row["peer"] == peer)
+        lines.append((TITLES.get(peer, peer), *(str(numbers[kind]) for kind in Outcome)))
     return table(lines)
 
 
@@ -178,16 +178,16 @@ def not_built(rows: Sequence[Row]) -> str:
 
 def our_counts(rows: Sequence[Row], mine: Mapping[str, Row]) -> str:
     """A sentence on the same architectures from our own coverage run."""
-    found = [mine[name] for name in {row["architecture"]: 0 for row in rows} if name in mine]
-    if not found:
+    tried = [mine[name] for name in {row["architecture"]: 0 for row in rows} if name in mine]
+    if not tried:
         return "\nNo coverage run of ours is stored beside this page yet.\n"
-    converted = [row for row in found if row["converted"]]
+    converted = [row for row in tried if row["converted"]]
     exact = sum(bool(row["exact_t1"]) for row in converted)
     empty = sum(not row["spiking_layers"] for row in converted)
     return (
-        f"\n`mt_convert` on the {len(found)} of these that its stored coverage run holds: "
+        f"\n`mt_convert` on the {len(tried)} of these that its stored coverage run holds: "
         f"{len(converted)} convert, {exact} of them exactly at T = 1, {empty} without a spiking "
-        f"layer; {len(found) - len(converted)} raise.\n"
+        f"layer; {len(tried) - len(converted)} raise.\n"
     )
 
 
@@ -219,16 +219,18 @@ def by_family(rows: Sequence[Row], mine: Mapping[str, Row]) -> str:
     peers = peers_of(rows)
     titles = [TITLES.get(peer, peer) for peer in peers]
     lines = [("family", "architecture", "px", *(["`mt_convert`"] if mine else []), *titles)]
-    found = {(row["architecture"], row["peer"]): row for row in rows}
+    by_trial = {(row["architecture"], row["peer"]): row for row in rows}
     sizes = {(row["family"], row["architecture"]): row["input_size"] for row in rows}
     for (family, name), size in sorted(sizes.items()):
-        theirs = [told(found[name, peer]) if (name, peer) in found else "" for peer in peers]
+        theirs = [
+            summary(by_trial[name, peer]) if (name, peer) in by_trial else "" for peer in peers
+        ]
         own = [our_cell(mine.get(name))] if mine else []
         lines.append((family, name, str(size), *own, *theirs))
     return table(lines)
 
 
-def told(row: Row) -> str:
+def summary(row: Row) -> str:
     """One cell: the outcome, the spiking layers and how many activations are left."""
     kind = outcome(row)
     left = sum((row["operators_left"] or row["modules_left"] or {}).values())
@@ -266,8 +268,8 @@ def sources(calls: Mapping[str, str]) -> str:
 
 def peers_of(rows: Sequence[Row]) -> list[str]:
     """The peers of the rows, in the order of `TITLES`."""
-    found = {row["peer"] for row in rows}
-    return [*(p for p in TITLES if p in found), *sorted(found - set(TITLES))]
+    present = {row["peer"] for row in rows}
+    return [*(p for p in TITLES if p in present), *sorted(present - set(TITLES))]
 
 
 def table(lines: Sequence[tuple[str, ...]]) -> str:

@@ -127,7 +127,7 @@ class Activations(TorchDispatchMode):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.found: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
         self.fired: Counter[nn.Module] = Counter()
         self._depth = 0
         for module in network.modules():
@@ -145,7 +145,7 @@ class Activations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__.removesuffix("_")
         if not self._depth and name in ACTIVATION_OPERATORS:
-            self.found[name.strip("_").removesuffix("_kernel")] += 1
+            self.counts[name.strip("_").removesuffix("_kernel")] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -187,7 +187,7 @@ def _measure(row: dict[str, Any], architecture: str, size: int, peer: Peer) -> N
     ann = build(architecture, images)
     with Activations(ann) as before:
         ann(images)
-    row["activations"] = dict(before.found)
+    row["activations"] = dict(before.counts)
     row["stage"] = "convert"
     pictures = torch.randn(IMAGES * CALIBRATION_BATCHES, 3, size, size)
     labels = torch.zeros(len(pictures), dtype=torch.long)
@@ -201,7 +201,7 @@ def _measure(row: dict[str, Any], architecture: str, size: int, peer: Peer) -> N
     with Activations(snn) as after:
         peer.forward(snn, images)
     row["forward"] = True
-    row["operators_left"] = dict(after.found)
+    row["operators_left"] = dict(after.counts)
     row["shared_neurons"] = sum(times > 1 for times in after.fired.values())
 
 

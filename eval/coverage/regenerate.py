@@ -36,7 +36,7 @@ def main() -> None:
         write_json(HERE / "results.json", read_table(ROWS / "results.json").to_json())
     elif words == ["--parameters"]:
         names = [name for group in families().values() for name in group]
-        params = count_parameters(names, note=lambda found: None)
+        params = count_parameters(names, note=lambda counts: None)
         write_json(COUNTED, {"timm": timm.__version__, "params": params})
     elif words:
         sys.exit(__doc__)

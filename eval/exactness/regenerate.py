@@ -75,11 +75,11 @@ class Row:
 
 def backends() -> dict[str, Callable[..., Any]]:
     """All that this machine has, by name, the native one with each of its instruction sets."""
-    found = {name: info.make for name, info in BACKENDS.items() if name != "native"}
+    makers = {name: info.make for name, info in BACKENDS.items() if name != "native"}
     if BACKENDS["native"].missing() is None:
         for name in (*instruction_sets(), EMULATED_VNNI):
-            found[f"native {name}"] = partial(NativeBackend, instruction_set=name)
-    return found
+            makers[f"native {name}"] = partial(NativeBackend, instruction_set=name)
+    return makers
 
 
 def layers() -> Iterator[Row]:
@@ -92,8 +92,9 @@ def layers() -> Iterator[Row]:
             batch = AT_ONCE[layer] if name == "compile" else 1  # compiled anew for each seed
             compared = different = seed = 0
             while compared < MILLION:
-                found = layer_difference(make, layer, seed=seed, images=batch, **size)
-                compared, different = compared + found.compared, different + found.different
+                difference = layer_difference(make, layer, seed=seed, images=batch, **size)
+                compared += difference.compared
+                different += difference.different
                 seed += 1
             yield Row("layers", layer, "T = 1", name, 1, batch, seed * batch, compared, different)
 
@@ -102,23 +103,23 @@ def images(runs: Path, data: str) -> Iterator[Row]:
     """Trained networks on all test images; the reference runs once for all settings."""
     for bits in ("w4a4", "w2a2"):
         word = str(runs / f"cifar10_resnet20_{bits}")
-        (found,) = subjects_of(word, [], (f"data.root={data}",), None, None)
+        (subject,) = subjects_of(word, [], (f"data.root={data}",), None, None)
         for way, (options, steps) in WAYS.items():
-            snn = convert(found.qann, **options)
+            snn = convert(subject.qann, **options)
             reference = integer(snn, backend="torch")
             models = {item: integer(snn, backend=item[0]) for item in settings()}
             counts = {item: [0, 0, 0] for item in models}
-            for shown, _ in progress(batches(found.test, LOT), f"{bits}, {way}"):
+            for shown, _ in progress(batches(subject.test, LOT), f"{bits}, {way}"):
                 torch.set_num_threads(MOST_THREADS)
-                wanted = reference.run(shown, steps, totals=True)
+                expected = reference.run(shown, steps, totals=True)
                 for (backend, threads, batch), count in counts.items():
                     torch.set_num_threads(threads)
                     model = models[backend, threads, batch]
                     run = runs_of(model, shown, steps, batch)
-                    found_now = run_difference(run, wanted)
+                    difference = run_difference(run, expected)
                     count[0] += len(shown)
-                    count[1] += found_now.compared
-                    count[2] += found_now.different
+                    count[1] += difference.compared
+                    count[2] += difference.different
             for setting, count in counts.items():
                 yield Row("images", f"ResNet-20 {bits.upper()}", way, *setting, *count)
 
@@ -139,9 +140,11 @@ def settings() -> list[tuple[str, int, int]]:
 def families(logs: Path) -> Iterator[Row]:
     """The ReLU-type networks of eval/coverage, random weights that behave like trained ones."""
     stored = read_json(HERE.parent / "coverage" / "results.json")["rows"]
-    wanted = [item for item in stored if item["converted"] and set(item["analog"]) <= WHOLE]
+    covered = [item for item in stored if item["converted"] and set(item["analog"]) <= WHOLE]
     logs.mkdir(parents=True, exist_ok=True)
-    named = [(name := item["architecture"], SIZES.get(name, item["input_size"])) for item in wanted]
+    named = [
+        (name := item["architecture"], SIZES.get(name, item["input_size"])) for item in covered
+    ]
     tasks = [Task(name, family, (name, size), logs / f"{name}.log") for name, size in named]
     for outcome in run_bounded(tasks, Limits(memory=12, seconds=900)):
         if outcome.error is not None:
@@ -161,9 +164,10 @@ def family(name: str, size: int, *, note: Any) -> list[dict[str, Any]]:
         options, steps = WAYS[way]
         snn = convert(qann, **options)
         reference, model = integer(snn, backend="torch"), integer(snn)
-        found = network_difference(model, reference, [built.images], steps)
-        told = f"{name}, {len(model.real)} operators in float" if model.real else name
-        row = Row("families", told, way, model.backend, 1, 4, 4, found.compared, found.different)
+        difference = network_difference(model, reference, [built.images], steps)
+        label = f"{name}, {len(model.real)} operators in float" if model.real else name
+        counts = difference.compared, difference.different
+        row = Row("families", label, way, model.backend, 1, 4, 4, *counts)
         rows.append(asdict(row))
     return rows
 
@@ -210,18 +214,18 @@ def main() -> None:
     parser.add_argument("--parts", type=Path, default=Path("runs/exactness"))
     parser.add_argument("--only", nargs="*", choices=list(PARTS))
     parser.add_argument("--pages", action="store_true", help="write the page from what is there")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     makers = {
         "layers": layers,
-        "images": lambda: images(given.runs, given.data),
-        "families": lambda: families(given.parts / "logs"),
+        "images": lambda: images(arguments.runs, arguments.data),
+        "families": lambda: families(arguments.parts / "logs"),
     }
     for part, make in makers.items():
-        path = given.parts / f"{part}.json"
-        if given.pages or path.is_file() or (given.only and part not in given.only):
+        path = arguments.parts / f"{part}.json"
+        if arguments.pages or path.is_file() or (arguments.only and part not in arguments.only):
             continue
         write_json(path, [asdict(row) for row in progress(make(), part)])
-    stored = {part: given.parts / f"{part}.json" for part in PARTS}
+    stored = {part: arguments.parts / f"{part}.json" for part in PARTS}
     rows = [Row(**row) for path in stored.values() if path.is_file() for row in read_json(path)]
     missing = [PARTS[part].lower() for part, path in stored.items() if not path.is_file()]
     write_json(HERE / "results.json", {"schema": SCHEMA, "rows": [asdict(row) for row in rows]})

@@ -4,21 +4,19 @@
 
 FOLDER holds train.tar and test.tar of JPEG CIFAR-10, FILE the fp32 ResNet-20. The W2A2 network of
 eval/cifar10_resnet20 is trained if --runs lacks it; each fine-tuning is one `mt-convert finetune`.
-Finished ones are kept, an interrupted one goes on. ``--only NAME ...`` makes those whose name holds
-one of these words, ``--pages`` writes the table and the page from what is there and names the rest.
+Finished ones are kept, an interrupted one continues. ``--only NAME ...`` makes those whose name
+holds one of these words, ``--pages`` writes the table and the page from what is there and names the
+rest.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from mt_convert.experiments.study import run_command, study_parser
 from mt_convert.report.columns import LEGEND, markdown_table
 from mt_convert.report.rows import Row, results_from_json, results_to_json
 from mt_convert.report.tables import title
@@ -70,36 +68,22 @@ def trainings() -> Iterator[Training]:
 
 def main() -> None:
     """Run what is missing, then write the table and the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--only", nargs="*", help="parts of names")
-    parser.add_argument("--pages", action="store_true", help="write pages from what is there")
-    given = parser.parse_args()
-    common = [f"data.root={given.data}", f"model.checkpoint={given.weights}"]
-    trained = given.runs / RECIPE
-    if not given.pages:
+    arguments = study_parser(__doc__, "parts of names").parse_args()
+    common = [f"data.root={arguments.data}", f"model.checkpoint={arguments.weights}"]
+    trained = arguments.runs / RECIPE
+    if not arguments.pages:
         if not (trained / "results.json").is_file():
-            _command("run", RECIPE, *common, "--out", str(trained), "--resume")
+            run_command("run", RECIPE, *common, "--out", str(trained), "--resume")
         for item in trainings():
-            if not given.only or any(word in item.name for word in given.only):
-                out = given.runs / "finetune" / item.name
+            if not arguments.only or any(word in item.name for word in arguments.only):
+                out = arguments.runs / "finetune" / item.name
                 if not (out / "results.json").is_file():
-                    _command("finetune", str(trained), *common, *item.words(), "--out", str(out))
-    if not given.only:
-        write(*collected(given.runs / "finetune"), HERE)
+                    run_command("finetune", str(trained), *common, *item.words(), "--out", str(out))
+    if not arguments.only:
+        write(*collect(arguments.runs / "finetune"), HERE)
 
 
-def _command(*words: str) -> None:
-    """The real command, on one thread, on which the stored numbers were made."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", "mt_convert.cli", *words], check=True, env=environment)
-
-
-def collected(folder: Path) -> tuple[list[Row], list[str]]:
+def collect(folder: Path) -> tuple[list[Row], list[str]]:
     """The rows of all finished trainings, conversions once, and what is missing."""
     rows: dict[Row, None] = {}
     missing = []
@@ -134,7 +118,7 @@ def text(head: str, rows: Sequence[Row], missing: Sequence[str]) -> str:
 
 def sentences(rows: Sequence[Row]) -> list[str]:
     """For each n and T and each algorithm: from where to where, and the share of the gap."""
-    found = []
+    lines = []
     for n, steps in SHORT:
         here = [row for row in rows if (row.n, row.T) == (n, steps)]
         before = [row for row in here if row.algorithm == "none"]
@@ -149,13 +133,13 @@ def sentences(rows: Sequence[Row]) -> list[str]:
             seconds = mean(row.seconds_per_epoch or 0 for row in ends)
             gap = goal - start
             share = f", {(end - start) / gap:.0%} of the gap" if gap > 0.05 else ""
-            found.append(
+            lines.append(
                 f"- n = {n}, T = {steps}, {algorithm}: {start:.2f} % as converted, {end:.2f} % "
                 f"fine-tuned ({'one seed' if len(ends) == 1 else f'mean of {len(ends)} seeds'}, "
                 f"QANN {goal:.2f} %){share}; "
                 f"{seconds:.0f} seconds an epoch."
             )
-    return found
+    return lines
 
 
 if __name__ == "__main__":

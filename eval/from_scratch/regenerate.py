@@ -3,17 +3,13 @@
     python eval/from_scratch/regenerate.py --data FOLDER
 
 FOLDER holds train.tar and test.tar of JPEG CIFAR-10; without it only the digits are trained. Each
-cell is one `mt-convert run`; finished ones are kept, an interrupted one goes on. ``--only NAME``
+cell is one `mt-convert run`; finished ones are kept, an interrupted one continues. ``--only NAME``
 makes those whose name holds one of these words, ``--pages`` writes the table, the picture and the
 page from what is there and names the rest.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +18,7 @@ from statistics import mean
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mt_convert.experiments.study import run_command, study_parser
 from mt_convert.report.rows import Row, results_from_json, results_to_json
 from mt_convert.system.storage import atomic, read_json, write_json
 
@@ -88,22 +85,15 @@ def trainings() -> Iterator[Training]:
 
 def main() -> None:
     """Run what is missing, then write table, picture and page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--data", help="folder of JPEG CIFAR-10")
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--only", nargs="*", help="parts of names")
-    parser.add_argument("--pages", action="store_true", help="write pages from what is there")
-    given = parser.parse_args()
-    folder = given.runs / "from_scratch"
-    if not given.pages:
+    arguments = study_parser(__doc__, "parts of names", weights=False).parse_args()
+    folder = arguments.runs / "from_scratch"
+    if not arguments.pages:
         for item in trainings():
-            wanted = not given.only or any(word in item.name for word in given.only)
-            if wanted and (item.data != "cifar" or given.data):
-                run(item, folder, given.data)
-    if not given.only:
-        write(*collected(folder), HERE)
+            selected = not arguments.only or any(word in item.name for word in arguments.only)
+            if selected and (item.data != "cifar" or arguments.data):
+                run(item, folder, arguments.data)
+    if not arguments.only:
+        write(*collect(folder), HERE)
 
 
 def run(item: Training, folder: Path, data: str | None) -> None:
@@ -115,19 +105,13 @@ def run(item: Training, folder: Path, data: str | None) -> None:
     beside = folder / f"{item.data}_ann"
     if not (beside / "results.json").is_file():  # one epoch of neurons behind a whole float one
         short = ["train.epochs=1", "spiking.time_steps=1", "evaluate.time_steps=[1]"]
-        _command("run", RECIPES[item.data], *own, *short, "--out", str(beside), "--resume")
+        run_command("run", RECIPES[item.data], *own, *short, "--out", str(beside), "--resume")
     ann = [f"model.checkpoint={beside / 'ann' / 'model.safetensors'}", "ann=null"]
     words = [*own, *ann, *item.words(), "--out", str(out), "--resume"]
-    _command("run", RECIPES[item.data], *words)
+    run_command("run", RECIPES[item.data], *words)
 
 
-def _command(*words: str) -> None:
-    """The real command, on one thread, on which the stored numbers were made."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", "mt_convert.cli", *words], check=True, env=environment)
-
-
-def collected(folder: Path) -> tuple[list[Row], list[str]]:
+def collect(folder: Path) -> tuple[list[Row], list[str]]:
     """The rows of all finished trainings, and the names of those that are missing."""
     rows, missing = [], []
     for item in trainings():
@@ -155,12 +139,12 @@ def way_of(row: Row) -> str:
 
 def cells(rows: Sequence[Row]) -> Mapping[tuple[str, str, str, int], list[Row]]:
     """The rows of all seeds, by data set, neuron, way and T; those of lif at T = 1 are plif's."""
-    found: dict[tuple[str, str, str, int], list[Row]] = {}
+    groups: dict[tuple[str, str, str, int], list[Row]] = {}
     for row in rows:
         methods = [f"mt_{name}" for name in NEURONS] if row.T == 1 else [row.method]
         for method in methods:
-            found.setdefault((row.dataset, method, way_of(row), row.T), []).append(row)
-    return found
+            groups.setdefault((row.dataset, method, way_of(row), row.T), []).append(row)
+    return groups
 
 
 def text(head: str, rows: Sequence[Row], missing: Sequence[str]) -> str:
@@ -178,12 +162,12 @@ def text(head: str, rows: Sequence[Row], missing: Sequence[str]) -> str:
 
 def section(dataset: str, rows: Sequence[Row]) -> list[str]:
     """One data set: what was found, then the table."""
-    row, found = rows[0], cells(rows)
+    row, groups = rows[0], cells(rows)
     times = sorted({row.T for row in rows})
-    seeds = max(len(item) for item in found.values())
+    seeds = max(len(item) for item in groups.values())
     several = "one seed" if seeds == 1 else f"mean of up to {seeds} seeds"
     lines = [f"## {dataset}: {row.model}, {row.images} test images", ""]
-    lines += [*sentences(found, dataset, times), ""]
+    lines += [*sentences(groups, dataset, times), ""]
     lines += [
         f"Test accuracy in %, {several} (lowest … highest where there are several); the float "
         f"network of the same architecture, trained alike, one seed: {row.ann_accuracy:.2f} %. "
@@ -194,7 +178,7 @@ def section(dataset: str, rows: Sequence[Row]) -> list[str]:
     ]
     for method in (f"mt_{name}" for name in NEURONS):
         for way, words in WORDS.items():
-            shown = [cell(found.get((dataset, method, way, T), [])) for T in times]
+            shown = [cell(groups.get((dataset, method, way, T), [])) for T in times]
             lines.append(f"| {method.removeprefix('mt_')} | {words} | {' | '.join(shown)} |")
     return [*lines, ""]
 
@@ -209,7 +193,7 @@ def cell(rows: Sequence[Row]) -> str:
 
 
 def sentences(
-    found: Mapping[tuple[str, str, str, int], list[Row]], dataset: str, times: Sequence[int]
+    groups: Mapping[tuple[str, str, str, int], list[Row]], dataset: str, times: Sequence[int]
 ) -> list[str]:
     """Whether more thresholds give more accuracy at as many steps, and how many steps they save."""
     lines = []
@@ -217,13 +201,13 @@ def sentences(
         method = f"mt_{neuron}"
 
         def at(way: str, T: int, method: str = method) -> list[Row]:
-            return found.get((dataset, method, way, T), [])
+            return groups.get((dataset, method, way, T), [])
 
         def accuracy(way: str, T: int) -> float | None:
             rows = at(way, T)
             return mean(row.snn_accuracy for row in rows) if rows else None
 
-        def told(way: str, T: int) -> str:
+        def accuracies(way: str, T: int) -> str:
             spikes = mean(row.spikes_per_neuron for row in at(way, T))
             return f"{accuracy(way, T):.2f} %, {spikes:.2f} spikes"
 
@@ -242,15 +226,15 @@ def sentences(
             if first is not None and last is not None and times[0] != times[-1]:
                 than = "above" if first > last else "not above"
                 lines.append(
-                    f"- {neuron}, {WORDS[way]} at T = {times[0]} ({told(way, times[0])}): {than} "
-                    f"one threshold at T = {times[-1]} ({told('single', times[-1])})."
+                    f"- {neuron}, {WORDS[way]} at T = {times[0]} ({accuracies(way, times[0])}): "
+                    f"{than} one threshold at T = {times[-1]} ({accuracies('single', times[-1])})."
                 )
     return lines
 
 
 def picture(rows: Sequence[Row], path: Path) -> None:
     """Accuracy over T, a panel for each data set, a line for each neuron and way."""
-    found = cells(rows)
+    groups = cells(rows)
     datasets = list(dict.fromkeys(row.dataset for row in rows))
     figure = Figure(figsize=(1.5 + 4.2 * len(datasets), 4.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -261,9 +245,9 @@ def picture(rows: Sequence[Row], path: Path) -> None:
         for method, style in styles.items():
             for way, colour in colours.items():
                 line = [
-                    (T, mean(row.snn_accuracy for row in found[dataset, method, way, T]))
+                    (T, mean(row.snn_accuracy for row in groups[dataset, method, way, T]))
                     for T in TIMES
-                    if (dataset, method, way, T) in found
+                    if (dataset, method, way, T) in groups
                 ]
                 if line:
                     label = f"{method.removeprefix('mt_')}, {WORDS[way]}"

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mt_convert.finetuning import ALGORITHMS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,6 +34,7 @@ from mt_convert.system.storage import atomic, write_json
 from mt_convert.training.algorithm import Algorithm, Backpropagation, Lesson
 from mt_convert.training.finetune.learner import TrainableSpikingModel
 from mt_convert.training.from_scratch.spec import SpikingSpec, build_spiking
+from mt_convert.training.gradients import ALGORITHMS
 
 HERE = Path(__file__).parent
 SCHEMA = "mt_convert.training_cost/1"
@@ -61,23 +61,23 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
-    given = parser.parse_args()
-    wanted = [("qann", 1), *((name, T) for name, short in SHORT.items() for T in short)]
-    costs = list(measured(wanted, given.threads, given.device))
-    sums = recurrence(given.threads, given.device)
-    kernels = compiled(given.threads, given.device)
-    told = {"rows": [asdict(row) for row in costs], "linrec": sums, "compiled": kernels}
-    write_json(HERE / "results.json", {"schema": SCHEMA} | told)
+    arguments = parser.parse_args()
+    trainings = [("qann", 1), *((name, T) for name, short in SHORT.items() for T in short)]
+    costs = list(measure(trainings, arguments.threads, arguments.device))
+    sums = recurrence(arguments.threads, arguments.device)
+    kernels = time_compiled(arguments.threads, arguments.device)
+    content = {"rows": [asdict(row) for row in costs], "linrec": sums, "compiled": kernels}
+    write_json(HERE / "results.json", {"schema": SCHEMA} | content)
     with atomic(HERE / "README.md") as temporary:
         temporary.write_text(text((HERE / "head.md").read_text(), costs, sums, kernels))
 
 
-def measured(wanted: Sequence[tuple[str, int]], threads: int, device: str) -> Iterator[Cost]:
-    """Each in a child process; what fails is told and left out."""
+def measure(trainings: Sequence[tuple[str, int]], threads: int, device: str) -> Iterator[Cost]:
+    """Each in a child process; what fails is printed and left out."""
     with tempfile.TemporaryDirectory() as logs:
         tasks = [
             Task(f"{name} T={T}", cost, (name, T, threads, device), Path(logs) / f"{name}{T}.log")
-            for name, T in wanted
+            for name, T in trainings
         ]
         for outcome in run_bounded(tasks, Limits(memory=20.0, seconds=1200.0)):
             if outcome.error is not None:
@@ -134,7 +134,7 @@ def cost(name: str, time_steps: int, threads: int, device: str, *, note: Note) -
 def recurrence(threads: int, device: str) -> dict[str, float]:
     """Milliseconds of `linrec`, forward and backward, by T: a batch of 32 traces of 16x32x32."""
     torch.set_num_threads(threads)
-    found = {}
+    medians = {}
     for time_steps in DOUBLED:
         x = torch.randn(time_steps, 32, 16, 32, 32, device=device, requires_grad=True)
         decay, seen = torch.tensor(0.9, device=device, requires_grad=True), []
@@ -145,18 +145,18 @@ def recurrence(threads: int, device: str) -> dict[str, float]:
                 torch.accelerator.synchronize()
             seen.append(1000 * (time.perf_counter() - started))
             x.grad = None
-        found[str(time_steps)] = round(statistics.median(seen[WARM:]), 1)
-    return found
+        medians[str(time_steps)] = round(statistics.median(seen[WARM:]), 1)
+    return medians
 
 
-def compiled(threads: int, device: str) -> dict[str, dict[str, float]]:
+def time_compiled(threads: int, device: str) -> dict[str, dict[str, float]]:
     """Milliseconds of a training step of a network from scratch, by T: torch's operations, and one
     kernel for the steps of a layer of neurons; in turns."""
     torch.set_num_threads(threads)
     images = torch.randn(BATCH, 3, 32, 32, device=device)
     labels = torch.arange(BATCH, device=device) % 10
     ann = build(ModelSpec(architecture="vgg7_cifar", classes=10), seed=0, image_size=32).to(device)
-    found = {}
+    medians = {}
     for time_steps in (1, 4):
         spec = SpikingSpec("plif", mode=Firing.CASCADE, n=4, time_steps=time_steps)
         network = build_spiking(ann, spec, images[:2]).to(device).train()
@@ -169,8 +169,8 @@ def compiled(threads: int, device: str) -> dict[str, dict[str, float]]:
                     torch.accelerator.synchronize()
                 seen[network.compiled].append(1000 * (time.perf_counter() - started))
         plain, kernel = (round(statistics.median(seen[way][WARM:]), 1) for way in (False, True))
-        found[str(time_steps)] = {"milliseconds": plain, "compiled_milliseconds": kernel}
-    return found
+        medians[str(time_steps)] = {"milliseconds": plain, "compiled_milliseconds": kernel}
+    return medians
 
 
 def contender(name: str, time_steps: int, images: Tensor) -> tuple[nn.Module, Algorithm]:
@@ -231,8 +231,8 @@ def text(
     lines += ["", *sentences(costs)]
     times = list(sums.values())
     ratios = ", ".join(f"{two / one:.2f}" for one, two in pairwise(times))
-    told = f"T = {', '.join(sums)}: twice the steps take {ratios} times"
-    lines.append(f"- linrec, forward and backward, {told}.")
+    growth = f"T = {', '.join(sums)}: twice the steps take {ratios} times"
+    lines.append(f"- linrec, forward and backward, {growth}.")
     for T, pair in kernels.items():
         plain, kernel = pair["milliseconds"], pair["compiled_milliseconds"]
         lines.append(

@@ -67,8 +67,8 @@ def calibrate(
         >>> images = torch.randn(8, 1, 4, 4)
         >>> qann = quantize(net, QuantSpec(), calibration=images)
         >>> snn = convert(qann, ladder=Uniform(1), presentation="every_step")
-        >>> found = calibrate(snn, images, [MeanSquaredError()], time_steps=2)
-        >>> all(row.loss_now <= row.before for row in found.report.rows)
+        >>> result = calibrate(snn, images, [MeanSquaredError()], time_steps=2)
+        >>> all(row.loss_now <= row.before for row in result.report.rows)
         True
     """
     faults = [
@@ -81,7 +81,7 @@ def calibrate(
     samples, rows = Samples.split(snn, images, time_steps), list[CalibrationRow]()
     snn = snn.with_neurons({})
     for step in steps:
-        snn, found = TRANSFORMS[type(step)](step, snn, samples, keep_better)
-        rows += found
+        snn, step_rows = TRANSFORMS[type(step)](step, snn, samples, keep_better)
+        rows += step_rows
     report = CalibrationReport(tuple(rows), len(samples.fit), len(samples.held_out), time_steps)
     return Calibrated(snn, report)

@@ -78,7 +78,7 @@ def initial_potential(step: InitialPotential, layer: _Layer) -> Chosen:
     """v0 for all neurons; offsets that were there before are gone."""
     neuron, moved = layer.neuron, step.v0 - layer.neuron.spec.initial
     offset = torch.full_like(neuron.delta.detach(), moved) if moved else None
-    return MTNeuron(neuron.spec, neuron.delta, offset=offset, gain=neuron.gain, clip=neuron.clip)
+    return neuron.with_(offset=offset)
 
 
 def percentile(step: Percentile, layer: _Layer) -> Chosen:
@@ -171,7 +171,7 @@ def balance(
     the layers before it spiking at what was set for them.
 
     θ is ``scale`` times the largest current that a neuron gets in one step; presented once, the
-    largest charge that it has got by any step. At most 1,024 images times steps are looked at.
+    largest charge that it has got by any step. It is taken over at most 1,024 images times steps.
 
     Source: hybrid conversion (arXiv 2005.01807), without its Poisson input.
     """
@@ -218,7 +218,7 @@ def _largest(layer: _Layer, inputs: list[Tensor]) -> Tensor:
 def _judge(
     step: Calibration, layer: _Layer, chosen: Chosen, keep_better: bool
 ) -> tuple[MTNeuron, CalibrationRow]:
-    """The neurons to go on with, and the row that says why."""
+    """The neurons to continue with, and the row that says why."""
     name = name_of([step])
     before = 0.0 if isinstance(layer.neuron.spec.ladder, Learned) else layer.loss(layer.neuron)
     if isinstance(chosen, str):

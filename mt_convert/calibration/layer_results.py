@@ -1,4 +1,4 @@
-"""What a pass through the layers found, and whether the network it made is to be used. No torch."""
+"""The results of a pass through the layers, and whether its network is to be used. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .report import WHOLE, CalibrationRow
 
 @dataclass(frozen=True)
 class Passed:
-    """What was found for one layer: its loss before and after, on what the layers before it then
+    """The result of one layer: its loss before and after, on what the layers before it then
     emit. ``loss`` is empty where the layer's gaps were learned, so that it was left alone."""
 
     layer: str

@@ -60,10 +60,10 @@ def transform(
     the gradient of a spike is that of ½ tanh(2.5x) + ½.
     """
     at_start = _pass(snn, step, samples, lambda layer: layer.start())
-    found = snn.with_neurons({})
-    passed = _pass(found, step, samples, lambda layer: _train_(layer, step, keep_better))
+    candidate = snn.with_neurons({})
+    passed = _pass(candidate, step, samples, lambda layer: _train_(layer, step, keep_better))
     rows = report_rows(name_of([step]), at_start, passed, keep_better)
-    return (found if rows[-1].kept else snn.with_neurons({})), rows
+    return (candidate if rows[-1].kept else snn.with_neurons({})), rows
 
 
 def _pass(
@@ -159,7 +159,7 @@ class _Layer:
             self._arrived[k, moment] = {item: values[item] for item in self._read}
         return dict(self._arrived[k, moment])
 
-    def emitted(self, k: int) -> Tensor:
+    def emission(self, k: int) -> Tensor:
         """What the neurons have emitted after T steps on a batch, in units of the network."""
         calls = {item: weights.call() for item, weights in self.weights.items()}
         moments = self.front.moments(self.node)
@@ -175,15 +175,15 @@ class _Layer:
             total = soft_step(drive + self.offset, total, spec)
         return total * worth(self.neuron, presentation, self.front.time_steps - 1)
 
-    def lost(self, k: int) -> tuple[Tensor, Tensor]:
+    def loss_parts(self, k: int) -> tuple[Tensor, Tensor]:
         """The loss of a batch as a numerator and a denominator, which add over batches."""
-        return _LOSSES[self.loss](self.emitted(k), self.targets[k])
+        return _LOSSES[self.loss](self.emission(k), self.targets[k])
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
         """The loss on held-out images."""
         above, below = (
-            torch.stack(parts) for parts in zip(*map(self.lost, self.held_out), strict=True)
+            torch.stack(parts) for parts in zip(*map(self.loss_parts, self.held_out), strict=True)
         )
         return float(_share(above.sum(), below.sum()))
 
@@ -240,8 +240,8 @@ def _mean_square(emitted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 def _divergence(emitted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """KL divergence of softmaxes over each image's neurons, over the number of images."""
-    found, wanted = (F.log_softmax(item.flatten(1), 1) for item in (emitted, target))
-    apart = F.kl_div(found, wanted, reduction="sum", log_target=True)
+    log_emitted, log_target = (F.log_softmax(item.flatten(1), 1) for item in (emitted, target))
+    apart = F.kl_div(log_emitted, log_target, reduction="sum", log_target=True)
     return apart, torch.tensor(float(len(target))).to(apart)
 
 
@@ -277,7 +277,7 @@ def _descend_(layer: _Layer, optimizer: torch.optim.Optimizer, k: int) -> None:
     """One step on one batch; no gradient reaches the network's own parameters."""
     parameters = layer.parameters
     with torch.enable_grad():
-        gradients = torch.autograd.grad(_share(*layer.lost(k)), parameters)
+        gradients = torch.autograd.grad(_share(*layer.loss_parts(k)), parameters)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     optimizer.step()

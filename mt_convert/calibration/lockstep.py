@@ -75,14 +75,14 @@ class Lockstep:
 
     def _between(self, node: fx.Node) -> list[fx.Node]:
         """What is computed between the neurons before and this layer, in order."""
-        found: set[fx.Node] = set()
+        nodes: set[fx.Node] = set()
         stack = list(node.all_input_nodes)
         while stack:
             item = stack.pop()
-            if item not in found and not self._is_source(item):
-                found.add(item)
+            if item not in nodes and not self._is_source(item):
+                nodes.add(item)
                 stack.extend(item.all_input_nodes)
-        return sorted(found, key=self._place.__getitem__)
+        return sorted(nodes, key=self._place.__getitem__)
 
     def _is_source(self, node: fx.Node) -> bool:
         """Whether the values of a node are kept: neurons and the image."""
@@ -129,15 +129,15 @@ class Lockstep:
 
     def values(self, node: fx.Node, k: int, moment: int) -> Values:
         """What the sources of a layer have emitted behind a step, in units of the network."""
-        found: Values = {}
+        values: Values = {}
         for source in self._sources[node]:
             if source is self._image:
-                found[source] = self.batches[k]
+                values[source] = self.batches[k]
             else:
                 neuron = self.neuron(source)
                 step = worth(neuron, self.snn.presentation, moment)
-                found[source] = self._totals[k][source][moment].to(step.dtype) * step
-        return found
+                values[source] = self._totals[k][source][moment].to(step.dtype) * step
+        return values
 
     @torch.no_grad()
     def drives(self, node: fx.Node, k: int) -> list[Tensor]:
@@ -278,7 +278,7 @@ def soft_step(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
 
 def with_offset(neuron: MTNeuron, offset: Tensor | None) -> MTNeuron:
     """The same layer with another offset."""
-    return MTNeuron(neuron.spec, neuron.delta, offset=offset, gain=neuron.gain, clip=neuron.clip)
+    return neuron.with_(offset=offset)
 
 
 def _smallest(total: Tensor) -> Tensor:

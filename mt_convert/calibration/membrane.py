@@ -47,10 +47,12 @@ def transform(
     """
     per_neuron = step.per is Per.NEURON
     at_start = _pass(snn, samples, per_neuron, lambda layer: layer.start(held_out=True))
-    found = snn.with_neurons({})
-    passed = _pass(found, samples, per_neuron, lambda layer: _best(layer, step.rounds, keep_better))
+    candidate = snn.with_neurons({})
+    passed = _pass(
+        candidate, samples, per_neuron, lambda layer: _best(layer, step.rounds, keep_better)
+    )
     rows = report_rows(name_of([step]), at_start, passed, keep_better)
-    return (found if rows[-1].kept else snn.with_neurons({})), rows
+    return (candidate if rows[-1].kept else snn.with_neurons({})), rows
 
 
 def _pass(
@@ -104,8 +106,8 @@ class _Layer:
         neuron, presentation = with_offset(self.neuron, offset), self.front.snn.presentation
         last = worth(neuron, presentation, self.front.time_steps - 1)
         emitted = [emissions(neuron, item, presentation)[-1] * last for item in self.drives[chosen]]
-        wanted = _mean(self.targets[chosen], self.axes)
-        return wanted - _mean(emitted, self.axes), wanted
+        expected = _mean(self.targets[chosen], self.axes)
+        return expected - _mean(emitted, self.axes), expected
 
     def start(self, held_out: bool) -> tuple[Tensor | None, float]:
         """The offset that the neuron has, and its loss."""
@@ -116,9 +118,9 @@ class _Layer:
         return _relative(*self.gap(offset, held_out))
 
 
-def _relative(gap: Tensor, wanted: Tensor) -> float:
-    """The sum of sizes, as a share of that of what is wanted."""
-    size = float(wanted.abs().sum())
+def _relative(gap: Tensor, expected: Tensor) -> float:
+    """The sum of sizes, as a share of that of the expected means."""
+    size = float(expected.abs().sum())
     return float(gap.abs().sum()) / (size if size > 0 else 1.0)
 
 
@@ -126,7 +128,7 @@ def _best(layer: _Layer, rounds: int, keep_better: bool) -> tuple[Tensor | None,
     """The offset of the round with the lowest held-out loss, and that loss."""
     one = unit(layer.neuron, layer.front.snn.presentation, layer.front.time_steps - 1)
     offset, rate = layer.neuron.offset, 1.0
-    gap, wanted = layer.gap(offset, held_out=False)
+    gap, expected = layer.gap(offset, held_out=False)
     best, lowest = layer.start(held_out=True)
     if not keep_better:
         lowest = math.inf
@@ -134,7 +136,7 @@ def _best(layer: _Layer, rounds: int, keep_better: bool) -> tuple[Tensor | None,
         moved = rate * gap.to(one.dtype) / one + (0 if offset is None else offset)
         moved = moved.clamp(-MOST, MOST)
         new, _ = layer.gap(moved, held_out=False)
-        if _relative(new, wanted) < _relative(gap, wanted):
+        if _relative(new, expected) < _relative(gap, expected):
             offset, gap = moved, new
             loss = layer.loss(offset, held_out=True)
             if loss < lowest:

@@ -2,7 +2,7 @@
 
 θ is the largest value that a layer can emit in the T steps that are calibrated for. Presented in
 every step it is the range of the window, θ = s L (`windows`). Presented once, a neuron climbs a
-step s at a time and gets no further than nT levels, so θ = s min(L, nT).
+step s at a time and reaches at most nT levels, so θ = s min(L, nT).
 """
 
 from __future__ import annotations
@@ -73,20 +73,15 @@ class Window:
             (4.0, 2.0)
         """
         step = torch.as_tensor(theta) / self.parts(neuron.spec)
-        return MTNeuron(
-            neuron.spec,
-            step.to(neuron.delta),
-            offset=neuron.offset,
-            gain=neuron.gain if gain is None else gain.to(neuron.delta),
-            clip=neuron.clip,
-        )
+        new = neuron.gain if gain is None else gain.to(neuron.delta)
+        return neuron.with_(delta=step.to(neuron.delta), gain=new)
 
     def response(self, neuron: MTNeuron, x: Tensor) -> Tensor:
         """What the layer has emitted of inputs that come evenly.
 
         Shapes: any, inputs of all its neurons mixed: an offset that not all share is left out.
         """
-        plain = MTNeuron(neuron.spec, neuron.delta, offset=_shared_offset(neuron), gain=neuron.gain)
+        plain = neuron.with_(offset=_shared_offset(neuron))
         return even_response(plain, x, self.presentation, self.time_steps)
 
     def responses(self, neuron: MTNeuron, x: Tensor, thetas: Tensor) -> Tensor:
@@ -95,7 +90,7 @@ class Window:
         Shapes: x [inputs], thetas [choices]; returns [choices, inputs].
         """
         steps = thetas[:, None] / self.parts(neuron.spec)
-        plain = MTNeuron(neuron.spec, steps, offset=_shared_offset(neuron))
+        plain = neuron.with_(delta=steps, offset=_shared_offset(neuron), gain=None)
         return even_response(plain, x, self.presentation, self.time_steps)
 
 

@@ -188,10 +188,10 @@ class ThresholdBudget:
             spikes=(_optional(_number(0, math.inf)), "above 0, or none"),
         )
         if (self.levels is None) == (self.spikes is None):
-            given = f"{self.levels!r}, {self.spikes!r}"
+            bounds = f"{self.levels!r}, {self.spikes!r}"
             raise SpecError(
                 "ThresholdBudget: one bound is needed",
-                [Fault("levels, spikes", given, "give one of them")],
+                [Fault("levels, spikes", bounds, "give one of them")],
             )
 
 

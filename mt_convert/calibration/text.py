@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any
 
-from ..errors import Fault, SpecError
+from ..errors import Fault, SpecError, did_you_mean, near_names
 from .spec import NAMES, Calibration
 
 
@@ -30,10 +29,10 @@ def parse(text: str) -> tuple[Calibration, ...]:
     if text.strip() == "none":
         return ()
     faults: list[Fault] = []
-    found = [_parse_one(part.strip(), faults) for part in re.split(r"\+(?![^(]*\))", text)]
+    steps = [_parse_one(part.strip(), faults) for part in re.split(r"\+(?![^(]*\))", text)]
     if faults:
         raise SpecError(f"calibration {text!r}: {len(faults)} faults", faults)
-    return tuple(step for step in found if step is not None)
+    return tuple(step for step in steps if step is not None)
 
 
 def name_of(steps: Sequence[Calibration]) -> str:
@@ -66,13 +65,13 @@ def _text(value: Any) -> str:
 
 def _parse_one(part: str, faults: list[Fault]) -> Calibration | None:
     """One calibration, or None and its faults."""
-    found = re.fullmatch(r"(\w+)\s*(?:\(([^()]*)\))?", part)
-    kind = NAMES.get(found[1]) if found else None
-    if found is None or kind is None:
+    match = re.fullmatch(r"(\w+)\s*(?:\(([^()]*)\))?", part)
+    kind = NAMES.get(match[1]) if match else None
+    if match is None or kind is None:
         name = part.partition("(")[0].strip()
         faults.append(Fault(part or "nothing", "is no calibration", _nearest(name, NAMES)))
         return None
-    values = _values(part, found[2] or "", kind, faults)
+    values = _values(part, match[2] or "", kind, faults)
     if values is None:
         return None
     try:
@@ -115,5 +114,5 @@ def _value(text: str, default: Any) -> Any:
 def _nearest(word: str, allowed: Iterable[str]) -> str:
     """What is allowed, and what was probably meant."""
     names = list(allowed)
-    near = difflib.get_close_matches(word, names, n=1)
-    return (f"did you mean {near[0]}? " if near else "") + f"allowed: {', '.join(names)}"
+    guess = did_you_mean(near_names(word, names, most=1))
+    return f"{guess} allowed: {', '.join(names)}".lstrip()

@@ -57,7 +57,7 @@ def transform(
     """
     trial = _Trial.of(step, snn, samples)
     uniform, base = _uniform(trial, step)
-    chosen = _chosen(trial, uniform, base)
+    chosen = _best_choice(trial, uniform, base)
     before, after = (trial.loss_held_out(choice) for choice in (uniform, chosen))
     kept = len(chosen) > 0 and (after <= before or not keep_better)
     final = chosen if kept else uniform
@@ -126,10 +126,10 @@ class _Trial:
 
     @property
     def budget(self) -> float:
-        """The bound that was given."""
-        given = self.step.spikes if self.step.levels is None else self.step.levels
-        assert given is not None
-        return given
+        """The bound of the two that is set."""
+        bound = self.step.spikes if self.step.levels is None else self.step.levels
+        assert bound is not None
+        return bound
 
     def lengths(self) -> dict[str, list[Ladder]]:
         """The ladders that each layer may have, shortest first."""
@@ -146,16 +146,15 @@ def _ladders(neuron: MTNeuron) -> Iterator[Ladder]:
     if kind is Uniform:
         yield from (Uniform(n) for n in sorted({*COUNTS, most}) if n <= most)
         return
-    made: type[Binary] | type[PowerOfTwo] = Binary if kind is Binary else PowerOfTwo
+    ladder_type: type[Binary] | type[PowerOfTwo] = Binary if kind is Binary else PowerOfTwo
     for n in range(1, 17):
-        if made(n).reach <= most:
-            yield made(n)
+        if ladder_type(n).reach <= most:
+            yield ladder_type(n)
 
 
 def _with_ladder(neuron: MTNeuron, ladder: Ladder) -> MTNeuron:
     """The same layer with another ladder."""
-    spec = replace(neuron.spec, ladder=ladder)
-    return MTNeuron(spec, neuron.delta, offset=neuron.offset, gain=neuron.gain, clip=neuron.clip)
+    return neuron.with_(spec=replace(neuron.spec, ladder=ladder))
 
 
 def _mean_levels(choice: Choice) -> float:
@@ -163,9 +162,9 @@ def _mean_levels(choice: Choice) -> float:
     return sum(ladder.reach for ladder in choice.values()) / max(1, len(choice))
 
 
-def _difference(logits: Tensor, wanted: Tensor) -> float:
-    """Squared difference, as a share of the square of what is wanted."""
-    return float((logits - wanted).square().sum() / wanted.square().sum().clamp(min=1e-30))
+def _difference(logits: Tensor, expected: Tensor) -> float:
+    """Squared difference, as a share of the square of the expected logits."""
+    return float((logits - expected).square().sum() / expected.square().sum().clamp(min=1e-30))
 
 
 def _uniform(trial: _Trial, step: ThresholdBudget) -> tuple[Choice, _Measured]:
@@ -178,10 +177,10 @@ def _uniform(trial: _Trial, step: ThresholdBudget) -> tuple[Choice, _Measured]:
         if step.levels is not None and _mean_levels(choice) > step.levels:
             least = min(least, _mean_levels(choice))
             break  # longer ladders cost more: no need to run them
-        found = trial.measure(choice)
-        least = min(least, found.cost)
-        if found.cost <= trial.budget and (best is None or found.loss <= best[1].loss):
-            best = choice, found
+        measured = trial.measure(choice)
+        least = min(least, measured.cost)
+        if measured.cost <= trial.budget and (best is None or measured.loss <= best[1].loss):
+            best = choice, measured
     if best is None:
         what = "spikes" if step.levels is None else "levels"
         hint = f"the cheapest choice needs {least:.3g}: allow that much"
@@ -191,18 +190,18 @@ def _uniform(trial: _Trial, step: ThresholdBudget) -> tuple[Choice, _Measured]:
     return best
 
 
-def _chosen(trial: _Trial, uniform: Choice, base: _Measured) -> Choice:
+def _best_choice(trial: _Trial, uniform: Choice, base: _Measured) -> Choice:
     """The best choice found on the images to fit; the uniform one where none is better."""
     table = _table(trial, uniform, base)
-    best, found = uniform, base
+    best, measured = uniform, base
     tried: list[Choice] = [uniform]
     near_by = (_greedy(_nearby(table, uniform, near), base, trial.budget) for near in _NEAR)
     for choice in near_by:
-        best, found = _better(trial, choice, best, found, tried)
+        best, measured = _better(trial, choice, best, measured, tried)
     for _ in table:
-        moves = [{**best, **move} for move in _moves(table, best, found, trial.budget)]
+        moves = [{**best, **move} for move in _moves(table, best, measured, trial.budget)]
         for choice in [item for item in moves if item not in tried][:1]:
-            best, found = _better(trial, choice, best, found, tried)
+            best, measured = _better(trial, choice, best, measured, tried)
     return best
 
 
@@ -213,9 +212,9 @@ def _better(
     if choice in tried:
         return best, lowest
     tried.append(choice)
-    found = trial.measure(choice)
-    if found.cost <= trial.budget and found.loss < lowest.loss:
-        return choice, found
+    measured = trial.measure(choice)
+    if measured.cost <= trial.budget and measured.loss < lowest.loss:
+        return choice, measured
     return best, lowest
 
 
@@ -224,9 +223,11 @@ def _moves(table: _Table, choice: Choice, now: _Measured, budget: float) -> list
     single = []
     for name, row in table.items():
         here = row[choice[name]]
-        for ladder, found in row.items():
+        for ladder, measured in row.items():
             if ladder != choice[name]:
-                single.append((found.loss - here.loss, found.cost - here.cost, {name: ladder}))
+                single.append(
+                    (measured.loss - here.loss, measured.cost - here.cost, {name: ladder})
+                )
     pairs = [
         (one[0] + other[0], one[1] + other[1], {**one[2], **other[2]})
         for one in single
@@ -271,8 +272,8 @@ def _greedy(table: _Table, base: _Measured, budget: float) -> Choice:
         best, most = None, 0.0
         for name, row in table.items():
             here = row[choice[name]]
-            for ladder, found in row.items():
-                gain, more = here.loss - found.loss, found.cost - here.cost
+            for ladder, measured in row.items():
+                gain, more = here.loss - measured.loss, measured.cost - here.cost
                 if gain > 0 and cost + more <= budget and gain / max(more, 1e-12) > most:
                     best, most = (name, ladder, more), gain / max(more, 1e-12)
         if best is None:

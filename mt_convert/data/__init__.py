@@ -1,4 +1,4 @@
-"""Images in fixed splits: folders, tar files, torchvision, Hugging Face, digits, made-up; events.
+"""Images in fixed splits: folders, tar files, torchvision, Hugging Face, digits, synthetic; events.
 
 `open_data` reads a `DataSpec` into `Splits`, `open_events` an `EventSpec`; `batches` and `images`
 read a split without augmentation. What augmentation does to a sample depends only on (seed, epoch,

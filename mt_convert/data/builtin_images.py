@@ -1,4 +1,4 @@
-"""Images without files: scikit-learn's handwritten digits, and made-up ones."""
+"""Images without files: scikit-learn's handwritten digits, and synthetic ones."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def digits(spec: DataSpec) -> tuple[Tensor, Tensor]:
 
 
 def synthetic(spec: DataSpec, part: str) -> tuple[Tensor, Tensor]:
-    """Made-up images for smoke runs: a coarse pattern per class, and noise.
+    """Synthetic images for smoke runs: a coarse pattern per class, and noise.
 
     ``part`` is "train" (``limit`` images, else 1024) or "test" (``test_images``, else 256); the
     patterns are the same in both, the noise is not.
 
     Shapes: uint8 [images, channels, image_size, image_size], and labels 0, 1, 2, … in turn.
     """
-    wanted, usual = (spec.limit, SYNTHETIC_TRAIN), (spec.test_images, SYNTHETIC_TEST)
-    asked, default = wanted if part == "train" else usual
+    train, test = (spec.limit, SYNTHETIC_TRAIN), (spec.test_images, SYNTHETIC_TEST)
+    asked, default = train if part == "train" else test
     count = default if asked is None else asked
     labels = torch.arange(count) % spec.classes
     random = generator(spec.seed, "pattern")

@@ -1,4 +1,4 @@
-"""Published event recordings through tonic: fetched, found, read, checked and binned.
+"""Published event recordings through tonic: fetched, read, checked and binned.
 
 The only module that imports tonic, and only when recordings are opened: it takes a second. tonic
 itself would fetch a data set anew, over what is there, where an archive or a recording is missing;
@@ -223,7 +223,7 @@ def _tonic_data(files: EventFiles, root: Path, train: bool) -> Any:
 def _download(files: EventFiles, root: Path, train: bool) -> None:
     """tonic's download into a folder beside, renamed into place once it is whole."""
     part = {"train": train} if files.split else {}
-    folder, fetched = files.part(root, train=train), _tonic_class(files, present=False)
+    folder, fetch = files.part(root, train=train), _tonic_class(files, present=False)
     if folder.is_dir() and any(folder.iterdir()):
         fault = Fault(str(folder), "holds other files", f"move them away, or unpack {files.layout}")
         raise DataError(f"{files.folder} is not downloaded over what is there", [fault])
@@ -231,12 +231,12 @@ def _download(files: EventFiles, root: Path, train: bool) -> None:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as temporary:
             with redirect_stdout(sys.stderr):
-                fetched(temporary, **part)
-            made = files.part(Path(temporary), train=train)
-            for archive in made.glob("*.zip"):
+                fetch(temporary, **part)
+            downloads = files.part(Path(temporary), train=train)
+            for archive in downloads.glob("*.zip"):
                 archive.unlink()
             folder.parent.mkdir(exist_ok=True)
-            os.rename(made, folder)  # refuses a folder that holds anything
+            os.rename(downloads, folder)  # refuses a folder that holds anything
     except Exception as error:  # whatever the network, the archive or the disk may raise
         reason = str(error) or type(error).__name__
         hint = f"try again, or unpack the published archive there: {files.layout}"

@@ -4,14 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass  # which reads this file
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass  # which reads this file
 
 
 @dataclass(frozen=True)
@@ -62,10 +54,10 @@ EVENT_FILES = {
 }
 
 
-MADE_CLASSES = 10
+SYNTHETIC_CLASSES = 10
 
 
-MADE_SIDE = 32
+SYNTHETIC_SIDE = 32
 
 
-MADE_SIDES = (16, 128)
+SYNTHETIC_SIDES = (16, 128)

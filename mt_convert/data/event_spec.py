@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import Fault, SpecError
-from .event_sets import EVENT_FILES, MADE_CLASSES, MADE_SIDE, MADE_SIDES, EventFiles
+from .event_sets import EVENT_FILES, SYNTHETIC_CLASSES, SYNTHETIC_SIDE, SYNTHETIC_SIDES, EventFiles
 
 BINS = ("time", "count")
 
@@ -23,11 +23,11 @@ class EventSpec:
     """One data set of event recordings, complete.
 
     ``dataset`` is "nmnist" (34x34, 10 digits), "dvs_cifar10" (CIFAR10-DVS, 128x128, 10 classes),
-    "dvs_gesture" (128x128, 11 gestures) or "synthetic" (made up); ``root`` the folder that holds
+    "dvs_gesture" (128x128, 11 gestures) or "synthetic" (no files); ``root`` the folder that holds
     tonic's folder NMNIST, CIFAR10DVS or DVSGesture. What is there is read as it stands, complete
     or not; only where there is no recording at all does ``download`` fetch it.
 
-    Made-up recordings are drawn from ``seed``, see `moving_blob`: ``size`` 16 to 128 pixels, None
+    Synthetic recordings are drawn from ``seed``, see `moving_blob`: ``size`` 16 to 128 pixels, None
     for 32; ``classes`` directions, None for 10 (elsewhere None or what is published); 1024 to train
     and 256 to test where ``limit`` and ``test_images`` are None. They come from no file and bin by
     bin: ``root``, ``download`` and ``bins`` change nothing.
@@ -81,7 +81,7 @@ class EventSpec:
         """The published data set.
 
         Raises:
-            SpecError: the recordings are made up.
+            SpecError: the recordings are synthetic.
         """
         if self.dataset == SYNTHETIC:
             raise SpecError(f"made-up recordings have no files: {', '.join(EVENT_FILES)} do")
@@ -92,7 +92,7 @@ class EventSpec:
         """Side of the frames, in pixels."""
         if self.size is not None:
             return self.size
-        return MADE_SIDE if self.dataset == SYNTHETIC else self.files.side
+        return SYNTHETIC_SIDE if self.dataset == SYNTHETIC else self.files.side
 
     @property
     def image_size(self) -> int:
@@ -106,10 +106,10 @@ class EventSpec:
 
     @property
     def number_of_classes(self) -> int:
-        """``classes`` where they are given, else those that are published, or 10."""
+        """``classes`` where the spec names them, else those that are published, or 10."""
         if self.classes is not None:
             return self.classes
-        return MADE_CLASSES if self.dataset == SYNTHETIC else self.files.classes
+        return SYNTHETIC_CLASSES if self.dataset == SYNTHETIC else self.files.classes
 
 
 def _faults(spec: EventSpec) -> Iterator[Fault]:
@@ -137,20 +137,22 @@ def _faults(spec: EventSpec) -> Iterator[Fault]:
 
 def _faults_of_the_recordings(spec: EventSpec) -> Iterator[Fault]:
     """What is wrong with the data set, its folder, and what it says about side and classes."""
-    made = spec.dataset == SYNTHETIC
-    known = EVENT_FILES.get(spec.dataset) if isinstance(spec.dataset, str) else None
-    if known is None and not made:
+    is_synthetic = spec.dataset == SYNTHETIC
+    files = EVENT_FILES.get(spec.dataset) if isinstance(spec.dataset, str) else None
+    if files is None and not is_synthetic:
         yield Fault("dataset", repr(spec.dataset), f"allowed: {', '.join(DATASETS)}")
-    if spec.root is None and known is not None:
-        hint = f"allowed: the folder that holds {known.folder}, or is to hold it with download"
+    if spec.root is None and files is not None:
+        hint = f"allowed: the folder that holds {files.folder}, or is to hold it with download"
         yield Fault("root", "missing", hint)
     if spec.root is not None and (not isinstance(spec.root, str | Path) or not str(spec.root)):
         yield Fault("root", repr(spec.root), "allowed: the folder of the recordings")
-    least, most = MADE_SIDES if made else (1, known.side if known else MADE_SIDES[1])
+    least, most = (
+        SYNTHETIC_SIDES if is_synthetic else (1, files.side if files else SYNTHETIC_SIDES[1])
+    )
     if spec.size is not None and not _whole(spec.size, least, most):
-        hint = f"allowed: {least} to {most}, or none for {MADE_SIDE if made else most}"
+        hint = f"allowed: {least} to {most}, or none for {SYNTHETIC_SIDE if is_synthetic else most}"
         yield Fault("size", repr(spec.size), hint)
-    only = known.classes if known else None
+    only = files.classes if files else None
     if spec.classes is not None and not _whole(spec.classes, only or 1, only):
         hint = f"allowed: {only or 'a whole number, 1 or more'}, or none"
         yield Fault("classes", repr(spec.classes), hint)

@@ -20,9 +20,9 @@ from .image_set import Draw, ImageSet, crop_flip
 from .image_spec import DataSpec
 from .randomness import generator
 from .splits import MEMORY_LIMIT, Splits, chosen_for_test, partition
-from .synthetic_events import MadeRecordings
+from .synthetic_events import SyntheticRecordings
 
-_Recorded = Recordings | MadeRecordings
+_Recorded = Recordings | SyntheticRecordings
 
 
 def open_events(spec: EventSpec) -> Splits:
@@ -57,7 +57,7 @@ def open_events(spec: EventSpec) -> Splits:
 
 def _recordings(spec: EventSpec) -> tuple[_Recorded, _Recorded, Tensor, Tensor]:
     """What there is to train on and to test on, and which of each."""
-    kind = MadeRecordings if spec.dataset == SYNTHETIC else Recordings
+    kind = SyntheticRecordings if spec.dataset == SYNTHETIC else Recordings
     train: _Recorded = kind(spec, train=True)
     if spec.dataset != SYNTHETIC and not spec.files.split:
         return train, train, *tenth_of_each_class(train.labels, spec.seed)

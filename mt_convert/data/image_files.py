@@ -1,4 +1,4 @@
-"""Image files through timm's readers: found, counted, and decoded one by one."""
+"""Image files through timm's readers: listed, counted, and decoded one by one."""
 
 from __future__ import annotations
 
@@ -129,9 +129,9 @@ def _locate(spec: DataSpec, split: str) -> Path:
         )
     same = next((group for group in (_TRAINING, _EVALUATION) if split in group), ())
     for name in (split, *same):
-        for found in (root / name, root / f"{name}.tar"):
-            if found.exists():
-                return found
+        for path in (root / name, root / f"{name}.tar"):
+            if path.exists():
+                return path
     there = ", ".join(sorted(os.listdir(root))[:10]) or "nothing"
     raise DataError(
         f"root {root} has no split {split!r}: neither a folder {split} nor {split}.tar; it holds "
@@ -231,8 +231,8 @@ def _transform(spec: DataSpec, *, training: bool) -> Callable[[Image.Image], Ten
     return transform
 
 
-def size_error(where: str, found: tuple[int, int], side: int) -> DataError:
+def size_error(where: str, size: tuple[int, int], side: int) -> DataError:
     """The error for an image that has not the size the spec asks for."""
-    what = f"is {found[0]}x{found[1]}, the spec says {side}x{side}"
-    fault = Fault(where, what, f"set image_size: {found[0]}, or resize: true")
+    what = f"is {size[0]}x{size[1]}, the spec says {side}x{side}"
+    fault = Fault(where, what, f"set image_size: {size[0]}, or resize: true")
     return DataError("an image has the wrong size", [fault])

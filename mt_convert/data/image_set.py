@@ -136,9 +136,9 @@ def tensor_set(pixels: Tensor, labels: Tensor, spec: DataSpec) -> ImageSet:
 def make_source(pixels: Tensor, labels: Tensor, spec: DataSpec, where: str) -> TensorSource:
     """A source of the tensors, or a `DataError` that lists what is wrong with them."""
     faults = []
-    wanted = (len(labels), spec.channels, spec.image_size, spec.image_size)
-    if tuple(pixels.shape) != wanted:
-        hint = f"expected {list(wanted)}: set image_size and channels to fit, or resize: true"
+    shape = (len(labels), spec.channels, spec.image_size, spec.image_size)
+    if tuple(pixels.shape) != shape:
+        hint = f"expected {list(shape)}: set image_size and channels to fit, or resize: true"
         faults.append(Fault(where, f"images of shape {list(pixels.shape)}", hint))
     if pixels.is_floating_point() and not pixels.isfinite().all():
         finite = pixels.isfinite().flatten(1).all(1)

@@ -17,7 +17,7 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 class DataSpec:
     """One data set, complete.
 
-    ``dataset`` is "digits" (scikit-learn), "synthetic" (made up), or a name that timm reads: ""
+    ``dataset`` is "digits" (scikit-learn), "synthetic" (random), or a name that timm reads: ""
     with ``root`` a folder holding ``train_split`` and ``test_split`` as sub-folders or tar files
     (one folder per class, labels in alphabetical order), "torch/cifar10", "torch/imagenet",
     "hfds/owner/name"; ``name`` is what tables call it. Validation and calibration images are split

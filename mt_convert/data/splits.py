@@ -189,11 +189,11 @@ def _check_classes(train: Files, test: Files, spec: DataSpec) -> None:
         raise DataError(f"the classes of {where} do not fit the spec", faults)
 
 
-def select_test_images(data: DataSpec, wanted: int | None, splits: Splits) -> ImageSet:
-    """The images that are evaluated: all, or the first ``wanted`` of a seeded order.
+def select_test_images(data: DataSpec, count: int | None, splits: Splits) -> ImageSet:
+    """The images that are evaluated: all, or the first ``count`` of a seeded order.
 
     Files lie sorted by class, so that the first as they stand would be of one class.
     """
-    if wanted is None or wanted >= len(splits.test):
+    if count is None or count >= len(splits.test):
         return splits.test
-    return open_data(dataclasses.replace(data, test_images=wanted)).test
+    return open_data(dataclasses.replace(data, test_images=count)).test

@@ -19,8 +19,8 @@ _NOISE = 0.2
 _DARKER = 0.25
 
 
-class MadeRecordings:
-    """Made-up recordings of one part: labels 0, 1, 2, … in turn, and directions evenly around.
+class SyntheticRecordings:
+    """Synthetic recordings of one part: labels 0, 1, 2, … in turn, and directions evenly around.
 
     Each is a function of seed, part and index, however many there are and in whatever order they
     are read.
@@ -47,7 +47,7 @@ class MadeRecordings:
 
 
 def moving_blob(angle: float, time_steps: int, side: int, random: torch.Generator) -> Tensor:
-    """Frames of one made-up recording.
+    """Frames of one synthetic recording.
 
     A blob exp(−d²/2s²), d from its centre and s = side/10, runs straight through the middle,
     3/8 to 5/8 of the side far and off the middle by up to 1/8 down and right. Where brightness

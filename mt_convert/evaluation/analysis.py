@@ -1,6 +1,6 @@
 """Errors by cause and energy of the settings of a table: one file for each group of settings.
 
-Floor 8.2. A group is what differs in n alone: one method, presentation, calibration.
+A group is what differs in n alone: one method, presentation, calibration.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Analysis:
 
     @property
     def title(self) -> str:
-        """What was looked at, in a line."""
+        """What was analysed, in a line."""
         parts = [
             *(self.subject["model"], self.subject["dataset"], self.method),
             self.presentation.replace("_", " "),
@@ -93,8 +93,8 @@ def analyses(
 ) -> list[Analysis]:
     """One analysis for each group of settings, on the first ``count`` test images or all there are.
 
-    Those that are done are read. Networks of other packages are left out: their potentials are not
-    ours to look at.
+    Those that are done are read. Networks of other packages are left out: their potentials cannot
+    be read.
 
     Raises:
         OutputError: a file cannot be written; those before it stay.
@@ -104,7 +104,7 @@ def analyses(
         if isinstance(setting, Setting):
             alike = dataclasses.replace(setting, ladder=type(setting.ladder)(1))  # type: ignore[arg-type]
             groups.setdefault(alike, []).append(setting)
-    found = []
+    results = []
     for group in groups.values():
         name = digest(
             [ANALYSIS_SCHEMA, subject.identity, count, *(item.to_json() for item in group)]
@@ -112,8 +112,8 @@ def analyses(
         path = folder / "analyses" / f"{name}.json"
         if not path.is_file():
             write_json(path, _analysis(subject, group, count).to_json())
-        found.append(Analysis.from_json(read_json(path)))
-    return found
+        results.append(Analysis.from_json(read_json(path)))
+    return results
 
 
 def _analysis(subject: Subject, group: Sequence[Setting], count: int) -> Analysis:

@@ -46,7 +46,7 @@ class Counter:
         self, images: Tensor, labels: Tensor, predicted: Tensor, expected: dict[str, Tensor]
     ) -> None:
         """Simulate one batch. ``predicted`` are the quantized network's classes, ``expected`` its
-        levels, which are looked at only where thresholds are still those of its quantizers."""
+        levels, which are compared only where thresholds are still those of its quantizers."""
         for time_steps in self._runs():
             self._count(images, labels, predicted, expected, time_steps)
 
@@ -68,29 +68,29 @@ class Counter:
         even = self.snn.presentation is Presentation.EVERY_STEP
 
         def compare(t: int, name: str, totals: Tensor, emitted: Tensor) -> None:
-            wanted, shown = expected[name], totals
+            due, shown = expected[name], totals
             if even:  # a level is worth L / (n T) of the quantizer's
                 spec = self.neurons[name].spec
-                wanted, shown = wanted * (spec.ladder.reach * (t + 1)), totals * levels(spec)
-            equal = (shown == wanted).movedim(self.axes[name], 0)
+                due, shown = due * (spec.ladder.reach * (t + 1)), totals * levels(spec)
+            equal = (shown == due).movedim(self.axes[name], 0)
             exact[t] &= equal.reshape(len(labels), -1).all(1)
 
         observe = compare if self.comparable else None
         run = simulate(self.snn, images, time_steps=time_steps, observe=observe)
         self.neuron_count = sum(run.neurons.values())
         answers = run.logits.argmax(2)
-        found = (
+        sums = (
             (answers == labels).sum(1),
             (answers == predicted).sum(1),
             exact.sum(1),
             torch.stack(list(run.spike_counts.values())).sum(0).cumsum(0),
         )
         shown = slice(time_steps - 1 if self.setting.whole_window else 0, time_steps)
-        self.counts[:, shown] += torch.stack([item.double() for item in found])[:, shown].cpu()
+        self.counts[:, shown] += torch.stack([item.double() for item in sums])[:, shown].cpu()
 
-    def rows(self, known: dict[str, Any]) -> list[Row]:
-        """The rows of the setting; ``known`` holds all columns that it does not measure."""
-        setting, total = self.setting, known["images"]
+    def rows(self, columns: dict[str, Any]) -> list[Row]:
+        """The rows of the setting; ``columns``: those that it does not measure."""
+        setting, total = self.setting, columns["images"]
         correct, agreed, exact, events = self.counts.tolist()
         seen = setting.time_steps if setting.whole_window else range(1, setting.time_steps[-1] + 1)
         inexact = [T for T in seen if exact[T - 1] < total]
@@ -114,7 +114,7 @@ class Counter:
                 method=setting.method,
                 calibration=setting.calibration_name,
                 calibrated_T=setting.calibrated_T,
-                **known,
+                **columns,
             )
             for T in setting.time_steps
         ]

@@ -56,8 +56,8 @@ def evaluate(
             counter.add(images, labels, predicted, expected)
     if total == 0:
         raise SpecError("no images to evaluate on: raise evaluate.images or data.test_images")
-    known = describe | reference_columns(qann, total, qann_correct, ann_correct)
-    return [row for counter in counters for row in counter.rows(known)]
+    columns = describe | reference_columns(qann, total, qann_correct, ann_correct)
+    return [row for counter in counters for row in counter.rows(columns)]
 
 
 def reference_columns(

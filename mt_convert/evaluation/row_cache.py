@@ -1,8 +1,8 @@
-"""A table cell by cell: what one network does on one set of images in one setting is one file.
+"""Cached rows: what one network does on one set of images in one setting is one file.
 
-Floor 8.1. A sweep that is stopped keeps every finished cell; the same command goes on with what is
-left. Under ``accelerate launch`` each process takes its share of the batches of every cell; what is
-added up are whole numbers, so that the table is the same for any number of processes.
+A sweep that is stopped keeps every finished result; the same command continues with what is
+left. Under ``accelerate launch`` each process takes its share of the batches of every setting; what
+is added up are whole numbers, so that the table is the same for any number of processes.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ AnySetting = Setting | PeerSetting
 
 @dataclass(frozen=True)
 class RowCache:
-    """Where finished cells lie, how images are batched, and who takes part."""
+    """Where finished results lie, how images are batched, and who takes part."""
 
     folder: Path
     batch_size: int = 128
     processes: Processes = field(default_factory=Processes)
 
     def rows(self, subject: Subject, settings: Sequence[AnySetting], label: str) -> list[Row]:
-        """The rows of all settings; those of finished cells are read, the others are made.
+        """The rows of all settings; finished ones are read, the others computed.
 
         Raises:
             DataError: images of another shape or with NaN.
             SpecError: no images.
-            OutputError: a cell cannot be written; those before it stay.
+            OutputError: a result cannot be written; those before it stay.
         """
         if not len(subject.test):
             raise SpecError("no images to evaluate on: raise evaluate.images or data.test_images")
@@ -66,12 +66,12 @@ class RowCache:
         return found
 
     def path(self, subject: Subject, setting: AnySetting) -> Path:
-        """The file of a cell."""
+        """The file of a setting's rows."""
         name = digest([CELL_SCHEMA, subject.identity, self.batch_size, setting.to_json()])[:24]
         return self.folder / "cells" / f"{name}.json"
 
     def _compute(self, subject: Subject, setting: AnySetting, path: Path, label: str) -> list[Row]:
-        """Compute a cell and store it."""
+        """Compute the rows of a setting and store them."""
         started = time.monotonic()
         counter, report = _counter(subject, setting)
         rows = self._count(subject, counter, f"{label} {_label(setting)}")
@@ -99,7 +99,7 @@ class RowCache:
         return counter.rows(subject.describe | self._columns(subject, classes))
 
     def _columns(self, subject: Subject, classes: dict[str, list[int]]) -> dict[str, Any]:
-        """The columns that all cells of a subject share."""
+        """The columns that all rows of a subject share."""
         correct = {
             name: sum(map(int.__eq__, classes[name], classes["labels"]))
             for name in ("ann", "qann")
@@ -139,8 +139,8 @@ class RowCache:
         index, count = self.processes.share
         device = next(iter(subject.qann.state_dict().values())).device
         starts = range(0, len(subject.test), self.batch_size)[index::count]
-        found = batches(subject.test, self.batch_size, share=(index, count))
-        shown = progress(found, label, total=len(starts)) if self.processes.first else found
+        read = batches(subject.test, self.batch_size, share=(index, count))
+        shown = progress(read, label, total=len(starts)) if self.processes.first else read
         for start, (images, labels) in zip(starts, shown, strict=True):
             yield start, images.to(device), labels.to(device)
 
@@ -177,7 +177,7 @@ def _levels(qann: QuantizedModel, images: Tensor) -> dict[str, Tensor]:
 def _cell(
     rows: list[Row], setting: AnySetting, report: CalibrationReport | None, seconds: float
 ) -> dict[str, Any]:
-    """The content of a cell's file."""
+    """The content of a result's file."""
     return {
         "schema": CELL_SCHEMA,
         "setting": setting.to_json(),
@@ -188,10 +188,10 @@ def _cell(
 
 
 def _read_rows(path: Path) -> list[Row] | None:
-    """The rows of a finished cell; None where there is none, or one of another version."""
+    """The rows of a finished result; None where there is none, or one of another version."""
     if not path.is_file():
         return None
     content = read_json(path)
     if not isinstance(content, dict) or content.get("schema") != CELL_SCHEMA:
-        raise CheckpointError(f"{path} is no cell of this version: remove it to make it again")
+        raise CheckpointError(f"{path} is no result of this version: remove it to compute it again")
     return results_from_json(content["results"])

@@ -26,14 +26,14 @@ def rows_of(
     spec: SpikingSpec,
     test: ImageSet,
     time_steps: Sequence[int],
-    known: dict[str, Any],
+    columns: dict[str, Any],
     *,
     batch_size: int,
     processes: Processes,
 ) -> list[Row]:
     """A row behind each of ``time_steps``, all from one pass over the test images.
 
-    ``known`` are the columns that are not measured here: model, dataset, presentation and the like.
+    ``columns``: those that are not measured here, such as model, dataset, presentation.
 
     Raises:
         SpecError: no images, or steps beyond those of the network.
@@ -64,7 +64,7 @@ def rows_of(
         whole_window=False,
         settling_T=None,
         method=f"mt_{spec.neuron}",
-        **known,
+        **columns,
     )
     correct, events = counts.tolist()
     return [

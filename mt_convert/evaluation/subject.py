@@ -31,12 +31,12 @@ class Subject:
     @cached_property
     def identity(self) -> str:
         """A digest of the networks' numbers and of what the images are."""
-        found = hashlib.sha256()
-        told = [self.describe, self.data, len(self.test), self.qann.spec.to_json()]
-        found.update(json.dumps(told, sort_keys=True).encode())
+        sha = hashlib.sha256()
+        description = [self.describe, self.data, len(self.test), self.qann.spec.to_json()]
+        sha.update(json.dumps(description, sort_keys=True).encode())
         for network in (self.qann, self.ann):
             for name, value in ({} if network is None else network.state_dict()).items():
-                found.update(name.encode())
-                found.update(value.detach().cpu().contiguous().view(-1).numpy().tobytes())
-        found.update(self.calibration.cpu().contiguous().numpy().tobytes())
-        return found.hexdigest()
+                sha.update(name.encode())
+                sha.update(value.detach().cpu().contiguous().view(-1).numpy().tobytes())
+        sha.update(self.calibration.cpu().contiguous().numpy().tobytes())
+        return sha.hexdigest()

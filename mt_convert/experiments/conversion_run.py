@@ -1,7 +1,7 @@
 """One recipe from start to end: ann, quantize, train, convert, evaluate, report.
 
-Floor 10.2. How stages are kept and resumed is told in `staged`. A recipe with a ``spiking`` block
-is trained instead of converted, by `spiking_run`. Under ``accelerate launch`` training and
+How stages are kept and resumed is said in `stages`. A recipe with a ``spiking`` block
+is trained instead of converted, by `from_scratch_run`. Under ``accelerate launch`` training and
 evaluation are shared by all processes, the other stages run in the first.
 """
 
@@ -29,8 +29,8 @@ from ..training.spec import TrainSpec
 from ..training.state import separate
 from .finetune import run_finetune
 from .models.build import build, load_ann
-from .recipes.conversion import Recipe, faults_here, settings_of
-from .stages import StagedRun
+from .recipes.conversion import Recipe, faults_here
+from .stages import StageRun
 from .subjects import subject
 
 PROBE_IMAGES = 32
@@ -42,7 +42,7 @@ def _sentence(out: Path, convert_folder: Path, rows: list[Row]) -> str:
     return tables.summary(rows, converted["report"], str(out)) + "."
 
 
-class Conversion(StagedRun):
+class Conversion(StageRun):
     """One run of a recipe that converts."""
 
     NAMES: ClassVar[Sequence[str]] = (
@@ -162,16 +162,16 @@ class Conversion(StagedRun):
         write_json(folder / "report.json", {"report": snn.report.to_json()})
 
     def _evaluate(self, folder: Path) -> None:
-        """The table on the test images of every data set, one cell after the other."""
+        """The table on the test images of every data set, one setting after the other."""
         block = self.recipe.evaluate
         networks = self._load_ann(), self._load_qann("train")
-        cells = RowCache(folder, block.batch_size, self.processes)
+        cache = RowCache(folder, block.batch_size, self.processes)
         rows: list[Row] = []
         for data in (self.recipe.data, *block.data):
             splits = self.splits if data is self.recipe.data else open_data(data)
             shown = subject(self.recipe, data, splits, networks, block.images)
-            wanted = settings_of(block, self.recipe.quantize.levels)
-            rows += cells.rows(shown, wanted, "evaluate")
+            settings = block.settings(self.recipe.quantize.levels)
+            rows += cache.rows(shown, settings, "evaluate")
         if self.first:
             write_json(folder / "rows.json", results_to_json(rows))
 

@@ -1,6 +1,6 @@
 """``mt-convert eval``: runs, data sets, methods and calibrations side by side in one table.
 
-Floor 10. Leaves ``cells/`` (one file for each finished cell), ``results.json``, ``README.md`` with
+Leaves ``cells/`` (one file for each finished result), ``results.json``, ``README.md`` with
 its picture, and ``eval.json``, which says what was asked for; with ``errors`` images also
 ``analyses/``, ``errors.json`` and their page ``errors.md``: errors by cause, spikes where none
 should be, energy.
@@ -27,7 +27,7 @@ from ..report import pictures, tables
 from ..report.columns import LEGEND, markdown_table
 from ..report.rows import Row, results_from_json, results_to_json
 from ..system.storage import atomic, read_json, write_json
-from .recipes.conversion import EvaluateBlock, Recipe, load_recipe, settings_of
+from .recipes.conversion import EvaluateBlock, Recipe, load_recipe
 from .subjects import subjects_of
 
 ANALYSES_SCHEMA = "mt_convert.analyses/1"
@@ -92,42 +92,42 @@ class EvalOptions:
         )
 
 
-def run(wanted: EvalOptions, out: Path) -> list[Row]:
+def run(options: EvalOptions, out: Path) -> list[Row]:
     """Make what is missing of the table in ``out``; return all its rows.
 
     Raises:
-        MTConvertError: whatever the user can mend; finished cells stay.
+        MTConvertError: whatever the user can mend; finished results stay.
     """
-    recipes = [load_recipe(name, wanted.overrides) for name in wanted.data]
-    cells = RowCache(out, wanted.batch_size)
+    recipes = [load_recipe(name, options.overrides) for name in options.data]
+    cache = RowCache(out, options.batch_size)
     rows: list[Row] = []
-    found: list[Analysis] = []
-    for name in wanted.names:
-        for subject in _subjects(name, recipes, wanted):
-            settings = settings_of(wanted.block(), subject.qann.spec.levels)
+    results: list[Analysis] = []
+    for name in options.names:
+        for subject in _subjects(name, recipes, options):
+            settings = options.block().settings(subject.qann.spec.levels)
             label = f"{name}, {subject.describe['dataset']}"
-            rows += cells.rows(subject, settings, label)
-            if wanted.errors and cells.processes.first:
-                found += analyses(subject, settings, wanted.errors, out)
-    if cells.processes.first:
-        write_json(out / "eval.json", dataclasses.asdict(wanted))
+            rows += cache.rows(subject, settings, label)
+            if options.errors and cache.processes.first:
+                results += analyses(subject, settings, options.errors, out)
+    if cache.processes.first:
+        write_json(out / "eval.json", dataclasses.asdict(options))
         write_json(out / "results.json", results_to_json(rows))
-        _publish(rows, found, out)
-    cells.processes.wait()
+        _publish(rows, results, out)
+    cache.processes.wait()
     return rows
 
 
-def _publish(rows: list[Row], found: list[Analysis], out: Path) -> None:
+def _publish(rows: list[Row], results: list[Analysis], out: Path) -> None:
     """The pages and their pictures."""
     pictures.accuracy_over_time(rows, out / "accuracy.png")
     with atomic(out / "README.md") as temporary:
         temporary.write_text(page(rows))
-    if not found:
+    if not results:
         return
-    stored = {"schema": ANALYSES_SCHEMA, "analyses": [item.to_json() for item in found]}
+    stored = {"schema": ANALYSES_SCHEMA, "analyses": [item.to_json() for item in results]}
     write_json(out / "errors.json", stored)
     lines = ["# Errors by cause, and energy\n"]
-    for number, item in enumerate(found, 1):
+    for number, item in enumerate(results, 1):
         lines.append(item.markdown())
         for n, T in dict(item.errors.settings).items():
             for kind, draw in (("errors", error_by_layer), ("rates", histograms)):
@@ -138,10 +138,10 @@ def _publish(rows: list[Row], found: list[Analysis], out: Path) -> None:
         temporary.write_text("\n".join(lines))
 
 
-def _subjects(name: str, recipes: list[Recipe], wanted: EvalOptions) -> list[Subject]:
+def _subjects(name: str, recipes: list[Recipe], options: EvalOptions) -> list[Subject]:
     """The subjects of one name."""
-    overrides = () if recipes else wanted.overrides  # they are for the images that are looked at
-    return subjects_of(name, recipes, overrides, wanted.act_bits, wanted.images)
+    overrides = () if recipes else options.overrides  # they are for the images that are evaluated
+    return subjects_of(name, recipes, overrides, options.act_bits, options.images)
 
 
 def page(rows: list[Row]) -> str:

@@ -1,6 +1,6 @@
 """``mt-convert finetune``: the converted network of a run learns; a table of before and after.
 
-Floor 10. Leaves ``learn/`` (the training), ``network/`` (the fine-tuned network), ``recipe.yaml``,
+Leaves ``learn/`` (the training), ``network/`` (the fine-tuned network), ``recipe.yaml``,
 ``results.json`` and ``README.md``; and in the run's ``finetuned`` folder the conversions' numbers.
 """
 
@@ -114,16 +114,16 @@ def run_finetune(
 ) -> tuple[list[Row], History]:
     """Convert, fine-tune and evaluate: the rows of the conversion and of what it became.
 
-    Leaves in ``folder``: ``learn`` (the training, which goes on where it was stopped), ``network``
+    Leaves in ``folder``: ``learn`` (the training, which continues where it stopped), ``network``
     (the fine-tuned network), and, unless a ``shared`` folder of several trainings is given, the
-    cells of the table.
+    cached rows of the table.
 
     Raises:
         SpecError: a network or an algorithm that cannot learn so; no validation images.
         CheckpointError: the folder holds another training.
     """
-    cells = RowCache(shared or folder, job.train.batch_size)
-    before = cells.rows(subject, [job.setting], "converted")
+    cache = RowCache(shared or folder, job.train.batch_size)
+    before = cache.rows(subject, [job.setting], "converted")
     snn, _ = convert_for(subject.qann, job.setting, subject.calibration)
     teacher = subject.qann if job.teacher == "qann" else subject.ann
     if not job.train.distillation_weight:
@@ -134,11 +134,11 @@ def run_finetune(
         snn, splits, job.how(), job.train, folder / "learn", classes=classes, teacher=teacher
     )
     peak = _peak_at_training(folder / "learn" / "peak.json", round(meter.stop(), 1))
-    after = cells.rows_of(subject, done.snn, job.setting)
-    if cells.processes.first:
+    after = cache.rows_of(subject, done.snn, job.setting)
+    if cache.processes.first:
         archive.save(done.snn, folder / "network")
     epochs = done.history.rows
-    told = [
+    finetuned_rows = [
         replace(
             row,
             seed=job.train.seed,
@@ -149,7 +149,7 @@ def run_finetune(
         )
         for row in after
     ]
-    return [*before, *told], done.history
+    return [*before, *finetuned_rows], done.history
 
 
 def _peak_at_training(path: Path, measured: float) -> float:

@@ -1,6 +1,6 @@
 """A recipe that trains a spiking network, from start to end: ann, spiking, evaluate, report.
 
-Floor 10. The stages of `SpikingRecipe`, kept and resumed as `staged` says.
+The stages of `SpikingRecipe`, kept and resumed as `stages` says.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from ..training.loop import fit
 from ..training.state import separate
 from .models.build import build, load_ann
 from .recipes.from_scratch import SpikingRecipe, faults_here
-from .stages import StagedRun
+from .stages import StageRun
 
 
-class SpikingRun(StagedRun):
+class SpikingRun(StageRun):
     """One run of a `SpikingRecipe`."""
 
     NAMES: ClassVar[Sequence[str]] = ("ann", "spiking", "evaluate", "report")
@@ -51,8 +51,8 @@ class SpikingRun(StagedRun):
         self._splits: Splits | None = None
 
     def faults(self) -> Sequence[Fault]:
-        found = faults_here(self.recipe)
-        return [item for item in found if not item.where.endswith(".root")]
+        faults = faults_here(self.recipe)
+        return [item for item in faults if not item.where.endswith(".root")]
 
     def shared(self, name: str) -> bool:
         trains = (name == "ann" and self.recipe.ann is not None) or name == "spiking"
@@ -107,9 +107,9 @@ class SpikingRun(StagedRun):
         )
         if not self.first:
             return
-        archive.save(network.merged(), folder)
-        told = {"columns": columns, "best_epoch": history.best_epoch}
-        write_json(folder / "training.json", told)
+        archive.save(network.merge_tensor_trains(), folder)
+        content = {"columns": columns, "best_epoch": history.best_epoch}
+        write_json(folder / "training.json", content)
 
     def _evaluate(self, folder: Path) -> None:
         """The rows on the test images."""
@@ -120,7 +120,7 @@ class SpikingRun(StagedRun):
         if recipe.has_float_network:
             whole = self._float().to(device())
             ann = accuracy_of(whole, test, block.batch_size, self.processes)
-        known = {
+        shared_columns = {
             "model": recipe.model.architecture,
             "dataset": _name(recipe),
             "seed": recipe.seed,
@@ -134,7 +134,7 @@ class SpikingRun(StagedRun):
             recipe.spiking,
             test,
             steps,
-            known,
+            shared_columns,
             batch_size=block.batch_size,
             processes=self.processes,
         )
@@ -143,10 +143,10 @@ class SpikingRun(StagedRun):
 
     def _test_images(self) -> ImageSet:
         """All test images, or the first so many of a seeded order."""
-        wanted = self.recipe.evaluate.images
-        if wanted is None or wanted >= len(self.splits.test):
+        count = self.recipe.evaluate.images
+        if count is None or count >= len(self.splits.test):
             return self.splits.test
-        return open_splits(self.recipe, test_images=wanted).test
+        return open_splits(self.recipe, test_images=count).test
 
     def _report(self, folder: Path) -> None:
         """The page, from the stored rows alone."""
@@ -160,14 +160,14 @@ class SpikingRun(StagedRun):
 def sentence(rows: Sequence[Row], spiking_folder: Path) -> str:
     """What was trained, how, and how good it is behind its last step."""
     row = rows[-1]
-    told = read_json(spiking_folder / "training.json")
+    stored = read_json(spiking_folder / "training.json")
     network = archive.load(spiking_folder)
     ann = "" if row.ann_accuracy is None else f" (float network {row.ann_accuracy:.2f} %)"
     steps = "1 step" if row.T == 1 else f"{row.T} steps"
     return (
         f"{row.model} with {_neurons(network)} layers of {row.method} neurons ({row.mode}, "
         f"n = {row.n}), trained by {row.algorithm} for {row.epochs} epochs, weights of epoch "
-        f"{told['best_epoch']}: {row.snn_accuracy:.2f} % of {row.images} test images after "
+        f"{stored['best_epoch']}: {row.snn_accuracy:.2f} % of {row.images} test images after "
         f"{steps}{ann}."
     )
 

@@ -21,15 +21,15 @@ from .recipes.from_scratch import AnyRecipe, SpikingRecipe
 def run(recipe: AnyRecipe, out: Path, *, resume: bool) -> Path:
     """Run all stages of a recipe into ``out``; return ``out``.
 
-    Finished stages with the same inputs are kept. ``resume`` goes on with a training that was cut
+    Finished stages with the same inputs are kept. ``resume`` continues a training that was cut
     off in its middle, to the same numbers; without it such a stage starts again.
 
     Raises:
         MTConvertError: whatever the user can mend; finished stages stay as they are.
     """
     if isinstance(recipe, SpikingRecipe):
-        return from_scratch_run.SpikingRun(recipe, Path(out), resume).all_stages()
-    return Conversion(recipe, Path(out), resume).all_stages()
+        return from_scratch_run.SpikingRun(recipe, Path(out), resume).run_stages()
+    return Conversion(recipe, Path(out), resume).run_stages()
 
 
 def show(path: Path, console: Console) -> None:
@@ -57,7 +57,7 @@ def show(path: Path, console: Console) -> None:
         console.print(f"a quantized network: {network.spec}", soft_wrap=True)
         return
     partial = sorted(item.name for item in path.glob("*.partial")) if path.is_dir() else []
-    hint = f"; unfinished: {', '.join(partial)}, go on with run --resume" if partial else ""
+    hint = f"; unfinished: {', '.join(partial)}, continue with run --resume" if partial else ""
     raise CheckpointError(
         f"{path} holds no finished run (results.json) and no network (network.json){hint}"
     )

@@ -1,6 +1,6 @@
 """Work in stages: each leaves one folder and is entered again only if its inputs have changed.
 
-Floor 9.3. What a stage depends on are its own blocks of the recipe, the stages before it, and the
+What a stage depends on are its own blocks of the recipe, the stages before it, and the
 content of the checkpoints it reads. A stage works in ``STAGE.partial`` and is renamed when it is
 done: to ``STAGE``, or to ``STAGE.new`` where an earlier run's stands. When all stages are done, the
 new ones take the places of the old ones, and ``results.json``, ``recipe.yaml`` and
@@ -33,7 +33,7 @@ from .recipes.conversion import dump
 NEW = ".new"
 
 
-class StagedRun(ABC):
+class StageRun(ABC):
     """One run of a recipe: its folder, its stages, and which of them stand finished.
 
     A stage NAME is the method ``_NAME``, which is handed the folder to fill.
@@ -73,7 +73,7 @@ class StagedRun(ABC):
     def rows_text(self) -> str:
         """The content of ``results.json``, from the finished stages."""
 
-    def all_stages(self) -> Path:
+    def run_stages(self) -> Path:
         """Run what is not there yet, and put it in its place; return the folder.
 
         Raises:
@@ -81,7 +81,7 @@ class StagedRun(ABC):
         """
         self.open()
         for name in self.stages:
-            self.stage(name)
+            self.run_stage(name)
         if self.first:
             self.publish()
         self.wait()
@@ -105,8 +105,8 @@ class StagedRun(ABC):
         rows, published = self.rows_text(), self.out / "results.json"
         moved = [name for name in self.stages if self.at[name] != self.out / name]
         stale = any(
-            not path.is_file() or path.read_text() != wanted
-            for path, wanted in ((published, rows), (self.out / "recipe.yaml", dump(self.settings)))
+            not path.is_file() or path.read_text() != text
+            for path, text in ((published, rows), (self.out / "recipe.yaml", dump(self.settings)))
         )
         if not (self.changed or moved or stale):
             return
@@ -118,7 +118,7 @@ class StagedRun(ABC):
         for name in self.NAMES:  # of a recipe that was tried in between
             _remove(self.out / f"{name}{NEW}")
 
-    def stage(self, name: str) -> None:
+    def run_stage(self, name: str) -> None:
         """Run one stage, unless it stands finished with the same inputs."""
         folder, new, partial = (self.out / f"{name}{end}" for end in ("", NEW, ".partial"))
         self.fingerprint = digest([name, self._inputs(name), self.fingerprint])
@@ -207,12 +207,12 @@ def _content(path: str | None) -> str | None:
     if path is None:
         return None
     where = Path(path)
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for file in sorted(where.rglob("*")) if where.is_dir() else [where]:
         if file.is_file():
-            found.update(file.name.encode())
-            found.update(file.read_bytes())
-    return found.hexdigest()
+            sha.update(file.name.encode())
+            sha.update(file.read_bytes())
+    return sha.hexdigest()
 
 
 def _versions() -> dict[str, Any]:

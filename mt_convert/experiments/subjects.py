@@ -1,6 +1,6 @@
 """What an evaluation is about: networks and images named by runs and recipes, and the settings.
 
-Floor 9.2. A run folder gives its trained quantized network, its float one and its images; a recipe
+A run folder gives its trained quantized network, its float one and its images; a recipe
 gives its float network, converted without training. Images of other data sets come from the
 ``data`` block of other recipes.
 """
@@ -49,7 +49,7 @@ def subjects_of(
     set: its own, or those of ``data``. What was saved has neither data nor a float original.
 
     ``act_bits``: take the float network, its activations quantized to so many bits, its weights as
-    they are. A recipe always is taken so, with 8 bits unless told otherwise. ``count``: the first
+    they are. A recipe always is taken so, with 8 bits by default. ``count``: the first
     so many test images of a seeded order.
 
     Raises:
@@ -70,7 +70,7 @@ def subjects_of(
         ann = load_ann(recipe.model, recipe.data.image_size, folder / "ann")
     else:
         ann = build(recipe.model, seed=recipe.seed, image_size=recipe.data.image_size).eval()
-    found = []
+    subjects = []
     for source in [item.data for item in data] or [recipe.data]:
         _check_fits(recipe.data, source, name)
         splits = open_data(source)
@@ -79,8 +79,8 @@ def subjects_of(
             qann = archive.load_quantized(folder / "train", recipe.quantize.spec())
         else:
             qann = quantize(ann, float_spec(act_bits or 8), calibration=calibration)
-        found.append(subject(recipe, source, splits, (ann, qann), count))
-    return found
+        subjects.append(subject(recipe, source, splits, (ann, qann), count))
+    return subjects
 
 
 def _load_subjects(
@@ -93,7 +93,7 @@ def _load_subjects(
         raise CheckpointError(f"{folder} holds a spiking network: {hint}")
     faults = []
     if not data:
-        faults.append(Fault("--data", "missing", "name a recipe whose images are to be looked at"))
+        faults.append(Fault("--data", "missing", "name a recipe whose images are to be evaluated"))
     if act_bits is not None:
         faults.append(Fault("--act-bits", str(act_bits), f"{folder} holds no float network"))
     for source in data:
@@ -103,15 +103,17 @@ def _load_subjects(
             faults.append(Fault(dataset_name(source), what, "name a recipe of such images"))
     if faults:
         raise RecipeError(f"{folder} cannot be evaluated", faults)
-    found = []
+    subjects = []
     for source in data:
         splits = open_data(source)
-        told = {"model": folder.name, "dataset": dataset_name(source), "seed": None}
+        describe = {"model": folder.name, "dataset": dataset_name(source), "seed": None}
         shown = select_test_images(source, count, splits)
         calibration = images(splits.calibration, source.calibration_images)
         plain = dataclasses.asdict(source)
-        found.append(Subject(qann.to(device()).eval(), None, shown, calibration, told, plain))
-    return found
+        subjects.append(
+            Subject(qann.to(device()).eval(), None, shown, calibration, describe, plain)
+        )
+    return subjects
 
 
 def subject(
@@ -139,11 +141,11 @@ def subject(
 
 
 def _check_fits(own: DataSpec, other: DataSpec, name: str) -> None:
-    """Raise unless a network can look at the images of another data set."""
+    """Raise unless a network takes the images of another data set."""
     faults = [
         Fault(f"data.{key}", f"is {getattr(other, key)}", f"{name} needs {getattr(own, key)}")
         for key in ("image_size", "channels", "classes")
         if getattr(own, key) != getattr(other, key)
     ]
     if faults:
-        raise RecipeError(f"{name} cannot look at the images of {dataset_name(other)}", faults)
+        raise RecipeError(f"{name} does not take the images of {dataset_name(other)}", faults)

@@ -26,6 +26,7 @@ from ..neurons.layer import MTNeuron
 from ..quantization.quantize import QuantizedModel
 from ..spiking.convert import convert
 from ..spiking.presentation import Encoder
+from ..spiking.weight_grid import weight_step
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 _BYTE = 255
@@ -69,7 +70,7 @@ def qdq_form(qann: QuantizedModel, images: Tensor, *, quantize_sums: bool) -> fx
     """
     layers = copy.deepcopy(convert(qann).layers)
     for _, layer in layer_nodes(layers, WEIGHTED):
-        if (step := getattr(layer, "weight_scale", None)) is not None:
+        if (step := weight_step(layer)) is not None:
             layer.register_buffer("grid", torch.round(layer.weight.detach() / step))
     fold_batch_norm_(layers)
     if quantize_sums:
@@ -77,11 +78,11 @@ def qdq_form(qann: QuantizedModel, images: Tensor, *, quantize_sums: bool) -> fx
     faults: list[Fault] = []
     for node, layer in list(layer_nodes(layers, (Encoder, MTNeuron, *WEIGHTED))):
         if isinstance(layer, WEIGHTED):
-            made: nn.Module = _Weighted(layer) if hasattr(layer, "grid") else layer
+            substitute: nn.Module = _Weighted(layer) if hasattr(layer, "grid") else layer
         else:
-            made, fault = _quantizer(str(node.target), layer)
+            substitute, fault = _quantizer(str(node.target), layer)
             faults += [fault] if fault else []
-        layers.set_submodule(str(node.target), made)
+        layers.set_submodule(str(node.target), substitute)
     if faults:
         raise UnsupportedLayerError("onnxruntime has no kernels for these quantizers", faults)
     layers.recompile()
@@ -96,8 +97,8 @@ class _Levels(nn.Module):
         self.step, self.low, self.high = step, low, high
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = _operators()[0](x, self.step, self.low, self.high)
-        return found
+        output: Tensor = _operators()[0](x, self.step, self.low, self.high)
+        return output
 
 
 class _Weighted(nn.Module):
@@ -124,8 +125,8 @@ class _Weighted(nn.Module):
         weight = _operators()[1](self.grid, self.step, self.zero)
         if isinstance(self.layer, nn.Linear):
             return F.linear(x, weight, self.bias)
-        found: Tensor = self.layer._conv_forward(x, weight, self.bias)
-        return found
+        output: Tensor = self.layer._conv_forward(x, weight, self.bias)
+        return output
 
 
 def _quantizer(name: str, layer: Any) -> tuple[nn.Module, Fault | None]:
@@ -173,10 +174,10 @@ class _Ranges(fx.Interpreter):
         if isinstance(layer, MTNeuron):
             (value,), _ = self.fetch_args_kwargs_from_env(n)
             return torch.round(value / layer.delta).clamp(*layer.spec.limits) * layer.delta
-        found = super().run_node(n)
+        result = super().run_node(n)
         if n in self.largest:
-            self.largest[n] = float(found.abs().max())
-        return found
+            self.largest[n] = float(result.abs().max())
+        return result
 
 
 def _holds_levels(network: nn.Module) -> bool:

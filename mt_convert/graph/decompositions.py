@@ -1,6 +1,6 @@
 """Operators that export takes apart: those that hide products, weighted layers or several outputs.
 
-Floor 2.1. Attention and recurrent cells become products and functions, so that neurons can feed
+Attention and recurrent cells become products and functions, so that neurons can feed
 each product; what only looks at a shape becomes a constant.
 """
 
@@ -38,8 +38,8 @@ BY_TORCH = (
 @cache
 def decomposition_table() -> Mapping[Any, Callable[..., Any]]:
     """The decompositions that export is given: attention in our words, the rest in torch's."""
-    known = torch.export.default_decompositions()
-    table = {target: known[target] for target in BY_TORCH}
+    defaults = torch.export.default_decompositions()
+    table = {target: defaults[target] for target in BY_TORCH}
     return {
         **table,
         aten.scaled_dot_product_attention.default: _attention,

@@ -1,7 +1,4 @@
-"""What the nodes of an exported program stand for: their arguments, their module, a plain layer.
-
-Floor 2.1.
-"""
+"""What the nodes of an exported program stand for: their arguments, their module, a plain layer."""
 
 from __future__ import annotations
 

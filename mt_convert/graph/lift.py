@@ -1,6 +1,6 @@
 """`lift`: an exported program's graph with its layers back as modules.
 
-Floor 2.2. What carries parameters or becomes a neuron is lifted into modules under its own name:
+What carries parameters or becomes a neuron is lifted into modules under its own name:
 convolutions, linears, batch norms, activations, dropouts. What depends on parameters alone (a
 standardised weight, a table of relative positions) is computed once and stands as a tensor, to be
 trained as it is. Everything else stays an ATen operator.
@@ -284,16 +284,16 @@ class _Lift:
         call.meta = {"path": name, "val": node.meta.get("val")}
         self.new[node] = call
 
-    def _free_name(self, wanted: Path) -> Path:
-        """``wanted``, or with _1, _2 … where it is taken; beside a module rather than in it."""
+    def _free_name(self, path: Path) -> Path:
+        """``path``, or with _1, _2 … where it is taken; beside a module rather than in it."""
         taken = {*self.modules, *self.tensors}
-        parts = wanted.split(".")
+        parts = path.split(".")
         for depth in range(1, len(parts)):
             if ".".join(parts[:depth]) in taken:
-                wanted = ".".join([*parts[: depth - 1], "_".join(parts[depth - 1 :])])
+                path = ".".join([*parts[: depth - 1], "_".join(parts[depth - 1 :])])
                 break
-        name, count = wanted, 0
+        name, count = path, 0
         while any(name == item or item.startswith(name + ".") for item in taken):
             count += 1
-            name = f"{wanted}_{count}"
+            name = f"{path}_{count}"
         return name

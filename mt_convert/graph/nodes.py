@@ -76,10 +76,18 @@ def is_constant(node: fx.Node) -> bool:
             if unknown and not of_sizes:
                 stack.extend(unknown)
                 continue
-            known = [source.meta["constant"] for source in item.all_input_nodes if not of_sizes]
-            item.meta["constant"] = item.op not in ("placeholder", "output") and all(known)
+            constants = [source.meta["constant"] for source in item.all_input_nodes if not of_sizes]
+            item.meta["constant"] = item.op not in ("placeholder", "output") and all(constants)
         stack.pop()
     return bool(node.meta["constant"])
+
+
+def node_name(node: fx.Node) -> str:
+    """What a node is called for people: its layer's name, or the module path that it was traced
+    from, or its own name where there is neither."""
+    if node.op == "call_module":
+        return str(node.target)
+    return str(node.meta.get("path") or node.name)
 
 
 def describe(graph_module: fx.GraphModule, node: fx.Node) -> str:
@@ -92,7 +100,7 @@ def check_images(images: Tensor, image_shape: tuple[int, ...]) -> None:
     """Refuse images of another shape, of whole numbers, and values that are not finite.
 
     Raises:
-        DataError: what was given, what the network takes.
+        DataError: what the images are, and what the network takes.
 
     Example:
         >>> check_images(torch.zeros(2, 3, 8, 8), (3, 8, 8))
@@ -112,12 +120,12 @@ def check_images(images: Tensor, image_shape: tuple[int, ...]) -> None:
         raise DataError(f"images {bad[:10]} of the batch hold NaN or infinity: remove or mend them")
 
 
-def unused_name(graph_module: fx.GraphModule, wanted: str) -> str:
-    """``wanted``, or with _1, _2 … where the graph module holds something of that name.
+def unused_name(graph_module: fx.GraphModule, name: str) -> str:
+    """``name``, or with _1, _2 … where the graph module holds something of that name.
 
     A name inside a layer is moved beside it: ``act.mul_input`` to ``act_mul_input``.
     """
-    *outer, leaf = wanted.split(".")
+    *outer, leaf = name.split(".")
     holder: Any = graph_module
     for depth, part in enumerate(outer):
         holder = getattr(holder, part, None)
@@ -125,11 +133,11 @@ def unused_name(graph_module: fx.GraphModule, wanted: str) -> str:
             outer, leaf = outer[:depth], "_".join([*outer[depth:], leaf])
             holder = attribute(graph_module, ".".join(outer)) if outer else graph_module
             break
-    name, count = leaf, 0
-    while hasattr(holder, name):
+    unused, count = leaf, 0
+    while hasattr(holder, unused):
         count += 1
-        name = f"{leaf}_{count}"
-    return ".".join([*outer, name])
+        unused = f"{leaf}_{count}"
+    return ".".join([*outer, unused])
 
 
 def fold_batch_norm_(graph_module: fx.GraphModule) -> None:
@@ -166,6 +174,4 @@ def name_and_operator(layers: fx.GraphModule, node: fx.Node) -> tuple[str, str]:
         >>> [name_and_operator(layers, node) for node in layers.graph.nodes][1]
         ('0', 'Linear')
     """
-    called = layer_of(layers, node) is not None
-    name = node.target if called else node.meta.get("path") or node.name
-    return str(name), describe(layers, node)
+    return node_name(node), describe(layers, node)

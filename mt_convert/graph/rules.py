@@ -20,7 +20,7 @@ import torch
 from torch import fx, nn
 
 from ..errors import Fault
-from .nodes import NORMS, WEIGHTED, describe, is_constant, layer_of
+from .nodes import NORMS, WEIGHTED, describe, is_constant, layer_of, node_name
 
 aten = torch.ops.aten
 
@@ -255,5 +255,5 @@ def unknown_operators(
                 f"no rule: pass rules={{**DEFAULT_RULES, {name}: Rule(...)}}, "
                 "or use a supported layer"
             )
-            faults.append(Fault(str(node.meta.get("path") or node.name), name, hint))
+            faults.append(Fault(node_name(node), name, hint))
     return faults

@@ -56,10 +56,10 @@ def graph_from_json(
         CheckpointError: an unknown operator, layer or node: the file is damaged or not ours.
     """
     graph = fx.Graph()
-    made: dict[str, fx.Node] = {}
+    by_name: dict[str, fx.Node] = {}
     try:
         for item in nodes:
-            made[item["name"]] = _node_from_json(graph, item, modules, made)
+            by_name[item["name"]] = _node_from_json(graph, item, modules, by_name)
         if not nodes or nodes[-1]["op"] != "output":
             raise ValueError("no output")
         graph.lint()
@@ -77,7 +77,7 @@ def _node_from_json(
     graph: fx.Graph,
     item: Mapping[str, Any],
     modules: Mapping[str, Any],
-    made: Mapping[str, fx.Node],
+    nodes: Mapping[str, fx.Node],
 ) -> fx.Node:
     """One node. torch.fx writes targets and keywords into source code and runs it, so all that is
     not a plain name is refused."""
@@ -93,8 +93,8 @@ def _node_from_json(
     for key in item["kwargs"]:
         if not _is_keyword(key):
             raise ValueError(f"{key!r} is no name")
-    args = _decode(item["args"], made)
-    kwargs = {key: _decode(value, made) for key, value in item["kwargs"].items()}
+    args = _decode(item["args"], nodes)
+    kwargs = {key: _decode(value, nodes) for key, value in item["kwargs"].items()}
     node = graph.create_node(op, target, args, kwargs, name=item["name"])
     node.meta["path"] = str(item["path"])
     return node
@@ -128,12 +128,12 @@ def _target(name: str) -> Callable[..., Any]:
     match = re.fullmatch(r"aten\.(\w+)\.(\w+)", name)
     if match is None:
         raise KeyError(name)
-    found = getattr(getattr(aten, match[1]), match[2])
-    if not isinstance(found, torch._ops.OpOverload):
+    overload = getattr(getattr(aten, match[1]), match[2])
+    if not isinstance(overload, torch._ops.OpOverload):
         raise KeyError(name)
-    if any(argument.name == "filename" for argument in found._schema.arguments):
+    if any(argument.name == "filename" for argument in overload._schema.arguments):
         raise ValueError(f"{name} touches files")
-    return found
+    return overload
 
 
 _TYPES = {"dtype": torch.dtype, "memory_format": torch.memory_format, "layout": torch.layout}

@@ -1,4 +1,4 @@
-"""What every value of a network is made of: the image, spikes, currents or constants. Floor 3.1."""
+"""What every value of a network is made of: the image, spikes, currents or constants."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ def signals_of(
         >>> [str(value) for value in signals_of(graph_module).values()]
         ['image', 'current', 'spikes', 'spikes', 'current']
     """
-    carries: dict[fx.Node, Signal] = {}
+    signals: dict[fx.Node, Signal] = {}
     for node in graph_module.graph.nodes:
         if node.op == "output":
             continue
-        carries[node] = signal_of(graph_module, node, carries, rules)
-    return carries
+        signals[node] = signal_of(graph_module, node, signals, rules)
+    return signals
 
 
 def signal_of(
     graph_module: fx.GraphModule,
     node: fx.Node,
-    carries: Mapping[fx.Node, Signal],
+    signals: Mapping[fx.Node, Signal],
     rules: Mapping[Key, Rule],
 ) -> Signal:
     """What one node's value is made of, from its inputs'."""
@@ -65,7 +65,7 @@ def signal_of(
     rule = rule_of(graph_module, node, rules)
     if is_constant(node) or rule is None or rule.kind is OperatorKind.SIZE:
         return Signal.CONSTANT
-    data = [carries[item] for item in data_inputs(node)]
+    data = [signals[item] for item in data_inputs(node)]
     if rule.kind is OperatorKind.NEURON:
         encodes = data == [Signal.IMAGE] and is_encoder(graph_module, node)
         return Signal.IMAGE if encodes else Signal.SPIKES
@@ -93,7 +93,7 @@ def adds_constant(node: fx.Node) -> bool:
 
 
 def is_encoder(graph_module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a quantizer stands on the image itself: it encodes the input, it is no neuron."""
+    """Whether a quantizer reads the image itself: it encodes the input, it is no neuron."""
     producer = node.args[0] if node.args else None
     return (
         isinstance(producer, fx.Node)
@@ -138,12 +138,12 @@ def nonnegative(
         >>> [nonnegative(graph_module, node) for node in graph_module.graph.nodes][:-1]
         [False, True, True, False]
     """
-    seen, stack = set(), [node]
+    visited, stack = set(), [node]
     while stack:
         item = stack.pop()
-        if item in seen:
+        if item in visited:
             continue
-        seen.add(item)
+        visited.add(item)
         rule, layer = rule_of(graph_module, item, rules), layer_of(graph_module, item)
         if rule is None or item.op == "placeholder":
             return False

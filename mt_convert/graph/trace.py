@@ -1,6 +1,6 @@
 """`trace`: any model that `torch.export` can follow, as a graph of layers and ATen operators.
 
-Floor 2.3. Export resolves control flow; functional activations and re-used modules are no special
+Export resolves control flow; functional activations and re-used modules are no special
 cases, and the batch size stays free. `decompositions` says which operators are taken apart, `lift`
 turns layers back into modules.
 """

@@ -24,11 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..errors import Fault, UnsupportedLayerError
-from ..graph.nodes import NORMS, WEIGHTED, layer_nodes
+from ..graph.nodes import NORMS, WEIGHTED, layer_nodes, node_name
 from ..neurons.layer import MTNeuron
 from ..spiking.model import SpikingModel
 from ..spiking.presentation import Encoder
 from ..spiking.simulate import simulate
+from ..spiking.weight_grid import weight_step
 from .term_operators import OPERATIONS
 from .terms import (
     FLOAT32_WHOLE,
@@ -85,7 +86,7 @@ class IntegerArithmetic:
         self.kernels = {
             name: _kernel(name, layer)
             for name, layer in layers.items()
-            if getattr(layer, "weight_scale", None) is not None
+            if weight_step(layer) is not None
         }
 
     def encode(self, encoder: Encoder, images: Tensor) -> Terms:
@@ -94,7 +95,7 @@ class IntegerArithmetic:
         return Terms((Part(numbers, along_axes(encoder.scale, numbers), limit),))
 
     def operate(self, node: fx.Node, layer: Any, args: Any, kwargs: Any) -> Any:
-        name = str(node.meta.get("path") or node.name) if layer is None else str(node.target)
+        name = node_name(node)
         call: Any = node.target if layer is None else layer
         try:
             if isinstance(layer, WEIGHTED):
@@ -109,8 +110,8 @@ class IntegerArithmetic:
         except NoIntegers as fact:
             if self.real_segments:
                 self.real[name] = str(fact)
-                found = call(*real_numbers(args), **real_numbers(kwargs))
-                return _as_values(found)
+                value = call(*real_numbers(args), **real_numbers(kwargs))
+                return _as_values(value)
             what = str(node.target) if layer is None else type(layer).__name__
             raise UnsupportedLayerError(
                 "this network has no exact integer form", [Fault(name, what, str(fact))]
@@ -198,13 +199,13 @@ def integer_thresholds(
     """
     factor, offset = multiplier.float()[:, None], bias.float()[:, None]
     sign = torch.where(factor < 0, -1, 1)
-    wanted = torch.arange(1, levels + 1, device=factor.device)
+    targets = torch.arange(1, levels + 1, device=factor.device)
     low = torch.full((len(multiplier), levels), -limit, device=factor.device)
     high = torch.full_like(low, limit + 1)  # the answer, as sign * acc, lies in [low, high]
     while bool((low < high).any()):
         middle = torch.div(low + high, 2, rounding_mode="floor")
         accumulator = (sign * middle).float()
-        reached = (accumulator * factor + offset).round() >= wanted
+        reached = (accumulator * factor + offset).round() >= targets
         high = torch.where(reached & (low < high), middle, high)
         low = torch.where(~reached & (low < high), middle + 1, low)
     return sign * low
@@ -225,12 +226,12 @@ def _kernel(name: str, layer: Any) -> _Kernel:
     return _Kernel(whole.contiguous(), step.expand(len(whole), *step.shape[1:]).flatten(), gain)
 
 
-def _as_values(found: Any) -> Any:
+def _as_values(value: Any) -> Any:
     """What an operator on real numbers gave: numbers as terms, masks and sizes as they are."""
-    if isinstance(found, (list, tuple)):
-        return [_as_values(item) for item in found]
-    real = isinstance(found, Tensor) and found.is_floating_point()
-    return as_terms(found) if real else found
+    if isinstance(value, (list, tuple)):
+        return [_as_values(item) for item in value]
+    real = isinstance(value, Tensor) and value.is_floating_point()
+    return as_terms(value) if real else value
 
 
 def geometry_of(layer: Any) -> tuple[Any, ...]:
@@ -279,6 +280,6 @@ def _norm(layer: Any, value: Terms) -> Terms:
     shift = -layer.running_mean.double() * factor
     if layer.affine:
         shift = shift + layer.bias.detach().double()
-    scaled = value.scaled(factor.reshape(shape))
+    scaled = value.scale_by(factor.reshape(shape))
     bias = shift.reshape(shape)
     return Terms(scaled.parts, bias if scaled.bias is None else scaled.bias + bias)

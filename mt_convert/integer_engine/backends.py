@@ -79,9 +79,9 @@ def in_int8(program: Program) -> torch_backend.Layer:
     """Weighted layers as products of int8 matrices; those that do not fit in float64."""
 
     def layer(item: Accumulate, numbers: Tensor) -> Tensor:
-        known = program.values[item.value]
-        if int8_matmul.fits(item, known):
-            return _in_floats(int8_matmul.product(item, numbers, known), item.limit)
+        whole = program.values[item.value]
+        if int8_matmul.fits(item, whole):
+            return _in_floats(int8_matmul.product(item, numbers, whole), item.limit)
         return torch_backend.weighted_sums(numbers.double(), item.weight, item.geometry)
 
     return layer
@@ -138,7 +138,7 @@ BACKENDS = {
 }
 
 
-def chosen(name: str, device: torch.device) -> str:
+def choose_backend(name: str, device: torch.device) -> str:
     """The backend of a name, "auto" included.
 
     Raises: SpecError: unknown, or not for this device or machine.

@@ -54,7 +54,7 @@ def next_to_thresholds(
 
     Example:
         >>> program, image = next_to_thresholds("linear", channels=8)
-        >>> logits, totals = plain.step(program, image, {})
+        >>> logits, totals = torch_backend.step(program, image, {})
         >>> 0 <= float(totals["neurons"].min()), float(totals["neurons"].max()) <= LEVELS
         (True, True)
     """
@@ -73,11 +73,11 @@ def next_to_thresholds(
         numbers[item.out] = torch_backend.weighted_sums(held, item.weight, item.geometry)
         values[item.out] = Whole(tuple(numbers[item.out].shape[1:]), -item.limit, item.limit)
     read = [item.out for item in sources] + ([1] if layer == "residual levels" else [])
-    wanted = _bias_to_threshold([numbers[index] for index in read], read, random)
+    formula = _bias_to_threshold([numbers[index] for index in read], read, random)
     out = len(values)
     values[out] = Whole(values[2].shape, 0, LEVELS)
     spec = NeuronSpec(Uniform(LEVELS), bounds=(0, LEVELS))
-    instructions.append(Fire(out, "neurons", wanted, None, spec))
+    instructions.append(Fire(out, "neurons", formula, None, spec))
     axes = tuple(range(2, numbers[2].dim()))
     if axes:
         pooled = Whole((channels,), 0, LEVELS * side * side)
@@ -128,9 +128,9 @@ def _bias_to_threshold(numbers: list[Tensor], read: list[int], random: torch.Gen
 def layer_difference(make: Callable[[list[Program]], Any], layer: str, **size: int) -> Difference:
     """A backend, made from programs by ``make``, on one layer next to its thresholds."""
     program, image = next_to_thresholds(layer, **size)
-    _, wanted = torch_backend.step(program, image, {})
-    _, found = make([program]).run(image, 1, True)
-    apart = found["neurons"] != wanted["neurons"]
+    _, expected = torch_backend.step(program, image, {})
+    _, totals = make([program]).run(image, 1, True)
+    apart = totals["neurons"] != expected["neurons"]
     return Difference(apart.numel(), int(apart.sum()))
 
 
@@ -141,8 +141,8 @@ def network_difference(
     compared = different = 0
     for images in batches:
         one, two = (item.run(images, time_steps, totals=True) for item in (model, reference))
-        found = run_difference(one, two)
-        compared, different = compared + found.compared, different + found.different
+        difference = run_difference(one, two)
+        compared, different = compared + difference.compared, different + difference.different
     return Difference(compared, different)
 
 

@@ -16,14 +16,14 @@ from .program import Accumulate, Whole
 ROWS, MULTIPLE = 17, 8  # what the product asks for on CUDA
 
 
-def fits(item: Accumulate, known: Whole) -> bool:
+def fits(item: Accumulate, whole: Whole) -> bool:
     """Whether the layer is such a product: one group, and numbers within 8 bits, 0 among them."""
     one_group = not item.geometry or item.geometry[-1] == 1
-    narrow = known.low <= 0 <= known.high and known.high - known.low < 256
+    narrow = whole.low <= 0 <= whole.high and whole.high - whole.low < 256
     return one_group and narrow and 2**14 * item.weight[0].numel() < 2**31
 
 
-def product(item: Accumulate, numbers: Tensor, known: Whole) -> Tensor:
+def product(item: Accumulate, numbers: Tensor, whole: Whole) -> Tensor:
     """The layer's products and sums as int32, of the shape that `arithmetic.weighted_sums` gives.
 
     What does not fit int8 is moved by a whole number, and its share of the sums added behind.
@@ -34,14 +34,14 @@ def product(item: Accumulate, numbers: Tensor, known: Whole) -> Tensor:
         >>> product(layer, torch.tensor([[255.0, 1.0]]), Whole((2,), 0, 255)).tolist()
         [[253, 769]]
     """
-    shift = int(known.low) + 128 if known.high > 127 else 0
+    shift = int(whole.low) + 128 if whole.high > 127 else 0
     moved = (numbers - shift).to(torch.int8)
     rows = _patches(item, moved, -shift) if item.geometry else moved
     flat = rows.reshape(-1, item.weight[0].numel())
     matrix = item.weight.movedim(1, -1).flatten(1).T
     sums = _multiply_padded(flat, matrix) + shift * matrix.sum(0, dtype=torch.int32)
-    found = sums.reshape(*rows.shape[: rows.dim() - item.weight.dim() + 1], -1)
-    return found.movedim(-1, 1).contiguous() if item.geometry else found
+    features = sums.reshape(*rows.shape[: rows.dim() - item.weight.dim() + 1], -1)
+    return features.movedim(-1, 1).contiguous() if item.geometry else features
 
 
 def _patches(item: Accumulate, numbers: Tensor, zero: int) -> Tensor:

@@ -1,6 +1,6 @@
 """`integer`: a converted network as whole numbers, compiled once, run by one of several backends.
 
-Every backend gives the same bits: the numbers of `canonical.IntegerArithmetic`, which depend on
+Every backend gives the same bits: the numbers of `arithmetic.IntegerArithmetic`, which depend on
 neither batch size nor memory layout nor the number of threads. Where operators run on real numbers
 (`IntegerModel.real`) that holds for what is in front of them alone.
 """
@@ -21,7 +21,7 @@ from ..graph.nodes import check_images
 from ..neurons.totals import leak_of
 from ..spiking.model import SpikingModel
 from ..spiking.presentation import Presentation
-from .backends import BACKENDS, chosen
+from .backends import BACKENDS, choose_backend
 from .program import Accumulate, Program
 from .tracing import trace
 
@@ -76,7 +76,7 @@ class IntegerModel:
         self._image_shape = snn.image_shape
         self._device = next((value.device for value in snn.state_dict().values()), None)
         self._runners: dict[int, Backend] = {}
-        self.backend = chosen(backend, self._device or torch.device("cpu"))
+        self.backend = choose_backend(backend, self._device or torch.device("cpu"))
         self.layers = tuple(
             _layer(item) for item in self.program().instructions if isinstance(item, Accumulate)
         )
@@ -130,7 +130,7 @@ def integer(snn: SpikingModel, *, backend: str = "auto") -> IntegerModel:
     """Compile a converted network to whole numbers.
 
     Weights become int8, activations levels of a few bits, sums int32; scales, biases and batch norm
-    go into each neuron's input, a written order of float32 operations. `canonical` says which.
+    go into each neuron's input, a written order of float32 operations. `arithmetic` says which.
 
     ``backend``: "native", C++ built on first use (CPU); "torch", the reference, any device;
     "compile", the same through torch.compile; "auto", native where there is a compiler and AVX2 or

@@ -89,7 +89,7 @@ class Sum:
 
 @dataclass(frozen=True)
 class Fire:
-    """One step of a layer of neurons: ``running_step(sum + offset, total so far, spec)``.
+    """One step of a layer of neurons: ``totals_step(sum + offset, total so far, spec)``.
 
     ``spec`` has the bounds of the running total in this step; ``offset`` is added last.
     """

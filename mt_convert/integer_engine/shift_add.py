@@ -1,22 +1,22 @@
 """A converted network run by shifts, additions and comparisons of integers: slow, and a proof.
 
 Between the levels of the image and the class scores nothing is multiplied, divided or real. Each
-layer is told what changed in a step, as events with a sign:
+layer receives what changed in a step, as events with a sign:
 
     a neuron         one event per spike of a uniform ladder, one per set bit of what a binary or
                      power-of-two ladder emits (of the last there is one)
-    a maximum        the change of its output, told as the ladder of the neuron it shows would
+    a maximum        the change of its output, as the ladder of the neuron it shows would emit it
     a weighted layer adds for each event and connection its weight, shifted left by the event's bit,
                      subtracts it where levels fall, to int32 sums kept from step to step; a zero
                      weight is a connection, the border beyond the image is none
     a movement, sum  passes each event on: nothing merges. The sums themselves, which only neurons
                      and the read-out look at, are counted apart
     a neuron         compares one accumulator with an integer threshold for each threshold of its
-                     ladder and direction, looked up by its running total (`tables`)
+                     ladder and direction, looked up by its running total (`threshold_tables`)
 
 The first weighted layers read levels of the image, numbers instead of spikes: one event per set bit
 of |level|, in the first step alone, also where the image is presented in every step. They are
-counted apart too. Real numbers are at both ends only: pixels become levels (`encoded`), and the
+counted apart too. Real numbers are at both ends only: pixels become levels (`encode`), and the
 integer accumulators of the last layer times one factor per class are the scores (`scores`).
 """
 
@@ -36,7 +36,7 @@ from ..neurons.ladder import Uniform
 from . import threshold_tables, torch_backend
 from .model import IntegerModel
 from .program import Accumulate, Encode, Fire, Operate, Program, Sum, slots
-from .spike_events import LEAST, Line, Value, emit, events_of, in_32_bits, met
+from .spike_events import LEAST, Line, Value, emit, events_of, gather_windows, in_32_bits
 
 
 @dataclass(frozen=True)
@@ -107,14 +107,16 @@ def shift_add(model: IntegerModel, images: Tensor, time_steps: int = 1) -> Shift
 # ------------------------------------------------------------------------------------ both ends
 
 
-def encoded(item: Encode, images: Tensor) -> Tensor:
+def encode(item: Encode, images: Tensor) -> Tensor:
     """Levels of the image: real numbers come in."""
     return torch.round(images / item.scale).clamp(*item.bounds).int()
 
 
-def scores(wanted: Sum, values: Mapping[int, Value]) -> Tensor:
+def scores(formula: Sum, values: Mapping[int, Value]) -> Tensor:
     """Class scores: integer accumulators times real factors, after the last layer."""
-    return torch_backend.real_sum(wanted, {index: value.numbers for index, value in values.items()})
+    return torch_backend.real_sum(
+        formula, {index: value.numbers for index, value in values.items()}
+    )
 
 
 # ------------------------------------------------------------------------------------- the steps
@@ -144,7 +146,7 @@ class _Run:
         self.t, self.before, self.values = t, self.values, {}
         for item in program.instructions:
             if isinstance(item, Encode):
-                numbers = encoded(item, self.images)
+                numbers = encode(item, self.images)
                 self._as_change(item.out, numbers, torch.zeros_like(numbers).bool(), image=True)
             elif isinstance(item, Accumulate):
                 self._accumulate(item, program.values[item.out].shape)
@@ -189,7 +191,7 @@ class _Run:
         for line, counts in events.items():
             planes = counts.movedim(-1, 1) if linear else counts
             planes = planes.reshape(batch, planes.shape[1], -1)
-            arriving = met(planes, places, 0).unflatten(1, (groups, -1)).flatten(2, 3)
+            arriving = gather_windows(planes, places, 0).unflatten(1, (groups, -1)).flatten(2, 3)
             arriving = arriving.unsqueeze(2).expand(-1, -1, per_group, -1, -1)
             shifted = torch.bitwise_left_shift(weight, line.shift)
             for others in range(int(arriving.max())):
@@ -203,10 +205,10 @@ class _Run:
 
     def _fire(self, item: Fire, program: Program) -> None:
         """Neurons compare an accumulator with thresholds that their totals pick."""
-        known = self.thresholds.get(item.out)
-        if known is None or known[0] is not item:  # presented in every step: a table for each
-            known = self.thresholds[item.out] = item, threshold_tables.ThresholdTable(item, program)
-        table = known[1]
+        entry = self.thresholds.get(item.out)
+        if entry is None or entry[0] is not item:  # presented in every step: a table for each
+            entry = self.thresholds[item.out] = item, threshold_tables.ThresholdTable(item, program)
+        table = entry[1]
         numbers = [self.values[term.value].numbers for term in item.input.terms]
         free = numbers.pop(table.free)
         rows = torch.stack([table.places.expand(free.shape), *numbers], -1).flatten(0, -2)
@@ -216,13 +218,13 @@ class _Run:
             one[row].reshape(*free.shape, *one.shape[1:]) for one in (thresholds, falling)
         )
 
-        def reached(position: Tensor) -> Tensor:
+        def reaches(position: Tensor) -> Tensor:
             column = (position - (table.low + 1)).clamp(0, thresholds.shape[-1] - 1).long()
             threshold = thresholds.gather(-1, column.unsqueeze(-1)).squeeze(-1)
             self.comparisons[item.name][self.t] += free.numel()
             return torch.where(falling, free <= threshold, free >= threshold)
 
-        total = emit(item.spec, reached, self._last(item.out, free))
+        total = emit(item.spec, reaches, self._last(item.out, free))
         unary = torch.full_like(total, isinstance(item.spec.ladder, Uniform), dtype=torch.bool)
         self.totals[item.name] = total
         self._as_change(item.out, total, unary)
@@ -251,23 +253,23 @@ class _Run:
             item.out[0], threshold_tables.move_sources, item, numbers, len(self.images)
         )
         lines = {line for value in sources.values() for line in value.events or ()}
-        told = all(value.events is not None for value in sources.values())
+        by_events = all(value.events is not None for value in sources.values())
         for index, places in zip(item.out, pieces, strict=True):
 
-            def moved(planes: list[Tensor], places: Tensor = places) -> Tensor:
+            def move(planes: list[Tensor], places: Tensor = places) -> Tensor:
                 flat = torch.cat([planes[0].new_zeros(1), *(plane.flatten() for plane in planes)])
                 return flat.index_select(0, places.flatten()).reshape(places.shape)
 
             events = {}
-            for line in sorted(lines) if told else ():
-                given = [(value.events or {}).get(line) for value in sources.values()]
-                pairs = zip(given, numbers.values(), strict=True)
-                events[line] = moved(
+            for line in sorted(lines) if by_events else ():
+                counts = [(value.events or {}).get(line) for value in sources.values()]
+                pairs = zip(counts, numbers.values(), strict=True)
+                events[line] = move(
                     [torch.zeros_like(like) if one is None else one for one, like in pairs]
                 )
-            unary = moved([value.unary for value in sources.values()])
+            unary = move([value.unary for value in sources.values()])
             self.values[index] = Value(
-                moved(list(numbers.values())), events if told else None, unary
+                move(list(numbers.values())), events if by_events else None, unary
             )
 
     def _maximum(self, item: Operate, source: Value, shape: Sequence[int]) -> None:
@@ -281,33 +283,33 @@ class _Run:
             size = source.numbers.shape[2:]
             places = self._wiring(item.out[0], threshold_tables.pool_windows, item, size, shape[1:])
             places = places.to(source.numbers.device)
-            numbers = met(source.numbers, places, LEAST).amax(2).unflatten(2, shape[1:])
-            unary = met(source.unary, places, 0).any(2).unflatten(2, shape[1:])
-            met_there = int(met(torch.ones_like(source.unary), places, 0).sum())
+            numbers = gather_windows(source.numbers, places, LEAST).amax(2).unflatten(2, shape[1:])
+            unary = gather_windows(source.unary, places, 0).any(2).unflatten(2, shape[1:])
+            met_there = int(gather_windows(torch.ones_like(source.unary), places, 0).sum())
         self.maxima[self.t] += met_there - numbers.numel()
         self._as_change(item.out[0], numbers, unary)
 
     def _sum(self, item: Operate, source: Value, shape: Sequence[int]) -> None:
-        """Every event goes on by itself, and is added to the sum as well."""
+        """Every event is passed on by itself, and is added to the sum as well."""
         if item.target == Tensor.sum:
 
-            def summed(numbers: Tensor) -> Tensor:
+            def add_up(numbers: Tensor) -> Tensor:
                 return numbers.sum(*item.args[1:], **item.kwargs, dtype=torch.int64)
         else:
             size = source.numbers.shape[2:]
             places = self._wiring(item.out[0], threshold_tables.pool_windows, item, size, shape[1:])
             places = places.to(source.numbers.device)
 
-            def summed(numbers: Tensor) -> Tensor:
-                return met(numbers, places, 0).sum(2).unflatten(2, shape[1:])
+            def add_up(numbers: Tensor) -> Tensor:
+                return gather_windows(numbers, places, 0).sum(2).unflatten(2, shape[1:])
 
         (index,) = item.out
         if source.events is None:
-            numbers, events = summed(source.numbers), None
-            self.pools[self.t] += int(summed(torch.ones_like(source.numbers)).sum())
+            numbers, events = add_up(source.numbers), None
+            self.pools[self.t] += int(add_up(torch.ones_like(source.numbers)).sum())
         else:
-            events = {line: summed(counts) for line, counts in source.events.items()}
-            numbers = self._last(index, summed(torch.zeros_like(source.numbers)))
+            events = {line: add_up(counts) for line, counts in source.events.items()}
+            numbers = self._last(index, add_up(torch.zeros_like(source.numbers)))
             for line, counts in events.items():
                 worth = torch.bitwise_left_shift(counts, line.shift)
                 numbers = numbers - worth if line.down else numbers + worth
@@ -327,5 +329,5 @@ class _Run:
                 further = line._replace(shift=line.shift + bit)
                 counts = torch.where(where, counts, 0)
                 events[further] = events[further] + counts if further in events else counts
-        told = None if source.events is None else events
-        self.values[item.out[0]] = Value(in_32_bits(numbers), told, source.unary)
+        new_events = None if source.events is None else events
+        self.values[item.out[0]] = Value(in_32_bits(numbers), new_events, source.unary)

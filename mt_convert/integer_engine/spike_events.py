@@ -29,7 +29,7 @@ class Line(NamedTuple):
 
 class Value(NamedTuple):
     """Numbers (int32); how many events changed each in this step, None where no neuron's; and
-    whether a change of it is told spike by spike (bool) or by set bits."""
+    whether a change of it is coded spike by spike (bool) or by set bits."""
 
     numbers: Tensor
     events: dict[Line, Tensor] | None
@@ -40,8 +40,8 @@ def events_of(change: Tensor, unary: Tensor, image: bool = False) -> dict[Line, 
     """A change of levels as events: one per level where ``unary``, else one per set bit.
 
     Example:
-        >>> found = events_of(torch.tensor([5, -3, 0]), torch.tensor([False, True, False]))
-        >>> {(line.shift, line.down): counts.tolist() for line, counts in found.items()}
+        >>> events = events_of(torch.tensor([5, -3, 0]), torch.tensor([False, True, False]))
+        >>> {(line.shift, line.down): counts.tolist() for line, counts in events.items()}
         {(0, False): [1, 0, 0], (1, False): [0, 0, 0], (2, False): [1, 0, 0], (0, True): [0, 3, 0]}
     """
     events: dict[Line, Tensor] = {}
@@ -57,11 +57,11 @@ def events_of(change: Tensor, unary: Tensor, image: bool = False) -> dict[Line, 
     return events
 
 
-def met(planes: Tensor, places: Tensor, beyond: int) -> Tensor:
+def gather_windows(planes: Tensor, places: Tensor, beyond: int) -> Tensor:
     """What the taps of each window meet; ``beyond`` where that is the border.
 
-    Shapes: planes [batch, channels, *space], places [taps, windows] of `tables.windows`; returns
-        [batch, channels, taps, windows].
+    Shapes: planes [batch, channels, *space], places [taps, windows] of `threshold_tables.windows`;
+        returns [batch, channels, taps, windows].
     """
     flat = planes.flatten(2)
     flat = torch.cat([flat, flat.new_full((*flat.shape[:2], 1), beyond)], 2)
@@ -78,8 +78,8 @@ def in_32_bits(numbers: Tensor) -> Tensor:
     return numbers.int()
 
 
-def emit(spec: NeuronSpec, reached: Callable[[Tensor], Tensor], total: Tensor) -> Tensor:
-    """The running total after one step, threshold by threshold, as `running_step_literal` has it.
+def emit(spec: NeuronSpec, reaches: Callable[[Tensor], Tensor], total: Tensor) -> Tensor:
+    """The running total after one step, threshold by threshold, as `totals_step_literal` has it.
 
     ``reached`` tells whether the input has come to a position of the total.
 
@@ -103,8 +103,8 @@ def emit(spec: NeuronSpec, reached: Callable[[Tensor], Tensor], total: Tensor) -
             out = torch.where(fires(distance), out + int(weight), out)
         return out
 
-    up = emission(lambda k: reached(total + k) & (total + k <= hi))
+    up = emission(lambda k: reaches(total + k) & (total + k <= hi))
     if not spec.signed:
         return total + up
-    down = emission(lambda k: ~reached(total - k + 1) & (total - k >= lo))
+    down = emission(lambda k: ~reaches(total - k + 1) & (total - k >= lo))
     return total + up - down

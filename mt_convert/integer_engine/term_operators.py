@@ -50,7 +50,7 @@ def _sum(first: Any, second: Any) -> Terms:
 
 def _add(_: Any, first: Any, second: Any, alpha: float = 1) -> Terms:
     """first + alpha * second."""
-    scaled = second.scaled(alpha) if isinstance(second, Terms) else second * alpha
+    scaled = second.scale_by(alpha) if isinstance(second, Terms) else second * alpha
     return _sum(first, scaled)
 
 
@@ -61,7 +61,7 @@ def _subtract(_: Any, first: Any, second: Any, alpha: float = 1) -> Terms:
 
 def _scale(_: Any, first: Any, second: Any) -> Terms:
     """A value times a constant, on either side."""
-    return first.scaled(second) if isinstance(first, Terms) else second.scaled(first)
+    return first.scale_by(second) if isinstance(first, Terms) else second.scale_by(first)
 
 
 def _move(move: Any, value: Any, *rest: Any, **named: Any) -> Any:
@@ -76,13 +76,13 @@ def _move(move: Any, value: Any, *rest: Any, **named: Any) -> Any:
         """A multiplier or a bias, moved as the numbers were."""
         small = like.is_meta and not factor.is_meta
         shape = for_one_image(like.shape) if small else like.shape
-        found = [_compact(piece) for piece in pieces(factor.expand(shape).contiguous(), small)]
-        for piece, numbers in zip(found, moved, strict=True):
+        factors = [_compact(piece) for piece in pieces(factor.expand(shape).contiguous(), small)]
+        for piece, numbers in zip(factors, moved, strict=True):
             if any(
                 have not in (1, full) for have, full in zip(piece.shape, numbers.shape, strict=True)
             ):
                 raise NoIntegers("moves parts of an image apart whose steps differ")
-        return found
+        return factors
 
     def multipliers(part: Part, moved: tuple[Tensor, ...]) -> list[Tensor]:
         if part.multiplier.numel() == 1:
@@ -293,9 +293,9 @@ def _operations() -> dict[Any, Callable[..., Any]]:
         ("mul.Tensor mul.Scalar", _scale),
         (
             "div.Tensor div.Scalar",
-            lambda _, value, factor: value.scaled(1 / constant(factor, value)),
+            lambda _, value, factor: value.scale_by(1 / constant(factor, value)),
         ),
-        ("neg.default", lambda _, value: value.scaled(-1)),
+        ("neg.default", lambda _, value: value.scale_by(-1)),
         ("avg_pool2d.default avg_pool3d.default", _average),
         ("adaptive_avg_pool2d.default adaptive_avg_pool3d.default", _adaptive_average),
         ("mean.dim sum.dim_IntList", _reduce),

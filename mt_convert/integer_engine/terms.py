@@ -1,4 +1,4 @@
-"""Values of a network as sums of whole numbers: what `canonical` computes with.
+"""Values of a network as sums of whole numbers: what `arithmetic` computes with.
 
 A value is a sum of parts, each whole numbers times a multiplier, plus a bias. What operators do to
 it stands in `term_operations`; what has no exact form raises `NoIntegers`.
@@ -57,7 +57,7 @@ class Terms:
         """The value in units of ``step`` (a number, or one per entry of the batch), in float32."""
         return written_sum([part.numbers for part in self.parts], *self.factors(step))
 
-    def scaled(self, factor: Any) -> Terms:
+    def scale_by(self, factor: Any) -> Terms:
         """The value times a number or a constant tensor."""
         factor = constant(factor, self)
         parts = [replace(part, multiplier=part.multiplier * factor) for part in self.parts]

@@ -60,9 +60,9 @@ class ThresholdTable:
         self.free = reach.index(max(reach))
         self._limit, self._biased = reach[self.free], item.input.bias is not None
         self._terms, optional = len(terms), (item.input.bias, item.offset)
-        given = [term.multiplier for term in terms] + [one for one in optional if one is not None]
-        constants = [one for one in given if isinstance(one, Tensor)]
-        assert len(constants) == len(given), "check() refuses factors that depend on the image"
+        factors = [term.multiplier for term in terms] + [one for one in optional if one is not None]
+        constants = [one for one in factors if isinstance(one, Tensor)]
+        assert len(constants) == len(factors), "check() refuses factors that depend on the image"
         wide = [torch.broadcast_to(one, (1, *shape)).flatten() for one in constants]
         stacked = torch.stack([one.double() for one in wide], 1)
         distinct, place = torch.unique(stacked, dim=0, return_inverse=True)
@@ -82,8 +82,8 @@ class ThresholdTable:
         multipliers, rest = constants[: self._terms], constants[self._terms :]
         falling = multipliers[self.free] < 0
         sign = torch.where(falling, -1, 1)
-        wanted = torch.arange(self.low + 1, self.high + 1, device=rows.device)
-        low = torch.full((len(rows), len(wanted)), -self._limit, device=rows.device)
+        targets = torch.arange(self.low + 1, self.high + 1, device=rows.device)
+        low = torch.full((len(rows), len(targets)), -self._limit, device=rows.device)
         high = torch.full_like(low, self._limit + 1)
         others = [column[:, None] for column in rows[:, 1:].unbind(1)]
         while bool((low < high).any()):
@@ -92,7 +92,7 @@ class ThresholdTable:
             level = written_sum(numbers, multipliers, rest[0] if self._biased else None)
             for offset in rest[self._biased :]:
                 level = level + offset
-            reached = level.round() >= wanted
+            reached = level.round() >= targets
             high = torch.where(reached & (low < high), middle, high)
             low = torch.where(~reached & (low < high), middle + 1, low)
         return sign * low, falling[:, 0]
@@ -131,8 +131,8 @@ def windows(
 
 def _outer(before: Tensor, axis: Tensor, join: Any) -> Tensor:
     """Taps and windows of the axes so far, with one axis more."""
-    found: Tensor = join(before[:, None, :, None], axis[None, :, None, :])
-    return found.flatten(2, 3).flatten(0, 1)
+    pairs: Tensor = join(before[:, None, :, None], axis[None, :, None, :])
+    return pairs.flatten(2, 3).flatten(0, 1)
 
 
 def weights_by_group(item: Accumulate) -> Tensor:
@@ -158,19 +158,19 @@ def taps(item: Accumulate, size: Sequence[int], out: Sequence[int]) -> Tensor:
 def pool_windows(item: Operate, size: Sequence[int], out: Sequence[int]) -> Tensor:
     """`windows` of a pool; those that pass the rim (``ceil_mode``) meet nothing there."""
     names = ("kernel_size", "stride", "padding", "dilation")
-    known = len(names) if item.target in MAXIMA else 3
-    given = dict(zip(names[:known], item.args[1:], strict=False)) | dict(item.kwargs)
-    kernel = _each(given["kernel_size"], len(size))
-    stride = _each(given.get("stride") or kernel, len(size))
-    padding = _each(given.get("padding", 0), len(size))
-    dilation = _each(given.get("dilation", 1), len(size))
+    positional = len(names) if item.target in MAXIMA else 3
+    arguments = dict(zip(names[:positional], item.args[1:], strict=False)) | dict(item.kwargs)
+    kernel = _each(arguments["kernel_size"], len(size))
+    stride = _each(arguments.get("stride") or kernel, len(size))
+    padding = _each(arguments.get("padding", 0), len(size))
+    dilation = _each(arguments.get("dilation", 1), len(size))
     return windows(size, out, kernel, stride, padding, dilation)
 
 
 def _each(numbers: Any, axes: int) -> list[int]:
     """One number per axis."""
-    given = list(numbers) if isinstance(numbers, (list, tuple)) else [numbers]
-    return given if len(given) == axes else given * axes
+    sizes = list(numbers) if isinstance(numbers, (list, tuple)) else [numbers]
+    return sizes if len(sizes) == axes else sizes * axes
 
 
 def move_sources(item: Operate, sources: Mapping[int, Tensor], batch: int) -> list[Tensor]:
@@ -186,8 +186,8 @@ def move_sources(item: Operate, sources: Mapping[int, Tensor], batch: int) -> li
         numbers = torch.arange(start, start + count, device=value.device, dtype=torch.float64)
         places[index], start = numbers.reshape(value.shape), start + count
     args, kwargs = (fill_arguments(part, places, batch) for part in (item.args, item.kwargs))
-    found = item.target(*args, **kwargs)
-    return [piece.long() for piece in ([found] if isinstance(found, Tensor) else found)]
+    pieces = item.target(*args, **kwargs)
+    return [piece.long() for piece in ([pieces] if isinstance(pieces, Tensor) else pieces)]
 
 
 def _factor_bits(factor: Any) -> list[tuple[int, Tensor]]:
@@ -229,10 +229,10 @@ def check(program: Program) -> None:
         raise SpecError("this network does not run by shifts and additions alone", faults)
 
 
-def _varying(wanted: Sum) -> bool:
+def _varying(formula: Sum) -> bool:
     """Whether a multiplier or the bias is a value of its own."""
     return any(
-        isinstance(one, Slot) for one in (*(x.multiplier for x in wanted.terms), wanted.bias)
+        isinstance(one, Slot) for one in (*(x.multiplier for x in formula.terms), formula.bias)
     )
 
 

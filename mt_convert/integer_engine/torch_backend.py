@@ -59,18 +59,18 @@ def fire(item: Fire, drive: Tensor, before: Tensor | None) -> Tensor:
     return totals_step(drive, torch.zeros_like(drive) if before is None else before, item.spec)
 
 
-def real_sum(wanted: Sum, values: Mapping[int, Tensor]) -> Tensor:
+def real_sum(formula: Sum, values: Mapping[int, Tensor]) -> Tensor:
     """A written sum of values."""
-    numbers = [values[term.value] for term in wanted.terms]
-    factors = [fill_arguments(term.multiplier, values, 1) for term in wanted.terms]
-    return written_sum(numbers, factors, fill_arguments(wanted.bias, values, 1))
+    numbers = [values[term.value] for term in formula.terms]
+    factors = [fill_arguments(term.multiplier, values, 1) for term in formula.terms]
+    return written_sum(numbers, factors, fill_arguments(formula.bias, values, 1))
 
 
 def operate(item: Operate, values: dict[int, Any], batch: int) -> None:
     """Any other operator, by its own function."""
     args, kwargs = (fill_arguments(part, values, batch) for part in (item.args, item.kwargs))
-    found = item.target(*args, **kwargs)
-    pieces = [found] if isinstance(found, Tensor) else found
+    result = item.target(*args, **kwargs)
+    pieces = [result] if isinstance(result, Tensor) else result
     values.update(zip(item.out, pieces, strict=True))
 
 

@@ -1,6 +1,6 @@
 """A converted network written down as a `Program`: the canonical arithmetic, run on stand-ins.
 
-`canonical.IntegerArithmetic` does what it always does, but on tensors without data that write down
+`arithmetic.IntegerArithmetic` does what it always does, but on tensors without data that write down
 each operator applied to them. So there is one place that says what the integers are, and a program
 says the same as instructions.
 """
@@ -67,23 +67,23 @@ class Tracing:
         index = len(self.values)
         self.values[index] = Whole(tuple(like.shape[1:]), low, high)
         with torch._C.DisableTorchFunctionSubclass():
-            made = torch.empty_like(like, device="meta").as_subclass(StandIn)
-        made.tracing, made.slot = self, index
-        return made
+            stand_in = torch.empty_like(like, device="meta").as_subclass(StandIn)
+        stand_in.tracing, stand_in.slot = self, index
+        return stand_in
 
     def bounds(self, value: Tensor) -> tuple[float, float]:
         """The least and the largest number of a value."""
         assert isinstance(value, StandIn)
-        known = self.values[value.slot]
-        return known.low, known.high
+        whole = self.values[value.slot]
+        return whole.low, whole.high
 
     def narrow(self, value: Tensor, limit: float) -> Tensor:
         """The same value, now known to stay within ``limit`` of 0."""
         assert isinstance(value, StandIn)
-        known = self.values[value.slot]
+        whole = self.values[value.slot]
         if value.shape[0] == BATCH:
-            low, high = max(known.low, -limit), min(known.high, limit)
-            self.values[value.slot] = Whole(known.shape, low, high)
+            low, high = max(whole.low, -limit), min(whole.high, limit)
+            self.values[value.slot] = Whole(whole.shape, low, high)
         return value
 
     def sum(self, value: Terms, step: Tensor) -> Sum:
@@ -110,18 +110,18 @@ class StandIn(Tensor):
         if func == Tensor.device.__get__:
             return next(_stand_ins(args)).tracing.device
         with torch._C.DisableTorchFunctionSubclass():
-            found = func(*_on_meta(args), **_on_meta(kwargs))
-        made = found if isinstance(found, (list, tuple)) else [found]
-        if not (made and all(isinstance(item, Tensor) for item in made)):
-            return found  # a size, a number of axes
+            result = func(*_on_meta(args), **_on_meta(kwargs))
+        pieces = result if isinstance(result, (list, tuple)) else [result]
+        if not (pieces and all(isinstance(item, Tensor) for item in pieces)):
+            return result  # a size, a number of axes
         first = next(_stand_ins([args, kwargs]))
-        if func in _IDLE and found.dtype == first.dtype and found.shape == first.shape:
+        if func in _IDLE and result.dtype == first.dtype and result.shape == first.shape:
             return first
-        return _write_down(first.tracing, func, args, kwargs, found)
+        return _write_down(first.tracing, func, args, kwargs, result)
 
 
 def _write_down(
-    tracing: Tracing, func: Any, args: Any, kwargs: Mapping[str, Any], found: Any
+    tracing: Tracing, func: Any, args: Any, kwargs: Mapping[str, Any], result: Any
 ) -> Any:
     """One operator, written down; its results as new stand-ins."""
     sources = list(_stand_ins([args, kwargs]))
@@ -129,12 +129,12 @@ def _write_down(
     low, high = min([0, *(low for low, _ in bounds)]), max([0, *(high for _, high in bounds)])
     if func not in _KEEPING or not sources:
         low, high = -math.inf, math.inf
-    single = isinstance(found, Tensor)
-    made = [tracing.value(item, low, high) for item in ([found] if single else found)]
-    out = tuple(item.slot for item in made)
+    single = isinstance(result, Tensor)
+    stand_ins = [tracing.value(item, low, high) for item in ([result] if single else result)]
+    out = tuple(item.slot for item in stand_ins)
     args, kwargs = _slots(args), _slots(kwargs)
     tracing.instructions.append(Operate(out, func, args, kwargs))
-    return made[0] if single else type(found)(made)
+    return stand_ins[0] if single else type(result)(stand_ins)
 
 
 def _stand_ins(values: Any) -> Iterator[StandIn]:
@@ -191,15 +191,15 @@ class _Writer(IntegerArithmetic):
 
     def operate(self, node: fx.Node, layer: Any, args: Any, kwargs: Any) -> Any:
         """As it is; constants with an entry for every image are written down too."""
-        given = [args, kwargs]
-        stand_ins = holds_terms(args) or next(_stand_ins(given), None) is not None
-        if layer is not None or stand_ins or not _grows_with_images(given):
+        arguments = [args, kwargs]
+        stand_ins = holds_terms(args) or next(_stand_ins(arguments), None) is not None
+        if layer is not None or stand_ins or not _grows_with_images(arguments):
             return super().operate(node, layer, args, kwargs)
         placed = {name: "meta" if name == "device" else item for name, item in kwargs.items()}
-        found = node.target(*_on_meta(args), **_on_meta(placed))  # type: ignore[operator]
-        if not isinstance(found, Tensor):
+        result = node.target(*_on_meta(args), **_on_meta(placed))  # type: ignore[operator]
+        if not isinstance(result, Tensor):
             return node.target(*args, **kwargs)  # type: ignore[operator]
-        return _write_down(self.tracing, node.target, args, kwargs, found)
+        return _write_down(self.tracing, node.target, args, kwargs, result)
 
     def accumulate(self, name: str, layer: Any, part: Part, weight: Tensor, limit: float) -> Tensor:
         source = whole_numbers(part, limit)
@@ -212,10 +212,10 @@ class _Writer(IntegerArithmetic):
         geometry = geometry_of(layer)
         with torch._C.DisableTorchFunctionSubclass():
             shaped = weighted_sums(torch.empty_like(source), weight.to("meta"), geometry)
-        made = self.tracing.value(shaped, -limit, limit)
-        numbers = (made.slot, name, source.slot, weight.to(torch.int8))
+        sums = self.tracing.value(shaped, -limit, limit)
+        numbers = (sums.slot, name, source.slot, weight.to(torch.int8))
         self.tracing.instructions.append(Accumulate(*numbers, geometry, limit))
-        return made
+        return sums
 
 
 class _Walk(fx.Interpreter):

@@ -1,6 +1,6 @@
 """Multi-threshold neurons: the dynamics of one time step.
 
-Floor 2. One step of a layer with potential v, running total Y and step Δ::
+One step of a layer with potential v, running total Y and step Δ::
 
     charge   IF h = v + I  |  LIF, PLIF h = v + (I − v)/τ, or v − v/τ + I without decay_input
     fire     parallel s_i = [h ≥ θ_i], o = Σ w_i s_i  |  cascade: each threshold sees what is left
@@ -9,7 +9,7 @@ Floor 2. One step of a layer with potential v, running total Y and step Δ::
     reset    soft v = h − o  |  hard v = 0 where anything fired
              its gradient: none (detach_reset), or that of the spikes
 
-The same IF neuron told by its totals, exact to the last bit, is in ``running``.
+The same IF neuron in terms of its totals, exact to the last bit, is in ``totals``.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def mt_step(
     reset within a cascade), else ``mt_step_literal``. Both fire at equality, so a charge exactly
     halfway between two levels rounds up, and a signed neuron left exactly there (h = 0 with
     v0 = Δ/2) takes back and re-emits one level for ever, where ST-BIF (fires down at h < 0 only)
-    and ``running_step`` (half to even) rest. The gradient does not pass through what the thresholds
+    and ``totals_step`` (half to even) rest. The gradient does not pass through what the thresholds
     of a cascade leave to the next, nor through detached resets.
 
     Shapes: ``current`` and both state tensors equal; ``delta`` broadcasts (per channel [C, 1, 1]).
@@ -134,10 +134,10 @@ def _step(
 def _reset_mask(h: Tensor, emitted: Tensor, spec: NeuronSpec, step: Tensor) -> Tensor:
     """1 where anything fired, with the gradient of the lowest threshold's spike."""
     lowest, fired = spec.ladder.thresholds[0], (emitted != 0).to(h.dtype)
-    found = spike(h / step - lowest, spec.surrogate)
+    lowest_spikes = spike(h / step - lowest, spec.surrogate)
     if spec.signed:
-        found = found + spike(2 * spec.initial - h / step - lowest, spec.surrogate)
-    return fired + (found - found.detach())
+        lowest_spikes = lowest_spikes + spike(2 * spec.initial - h / step - lowest, spec.surrogate)
+    return fired + (lowest_spikes - lowest_spikes.detach())
 
 
 def _charge(v: Tensor, current: Tensor, charge: Charge, decay: Tensor | None) -> Tensor:

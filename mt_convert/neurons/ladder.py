@@ -1,6 +1,6 @@
 """Thresholds and levels of one layer, as plain values in units of the layer's step Δ.
 
-Floor 1, without torch. A ladder says which thresholds a neuron has and what reaching them emits;
+No torch. A ladder says which thresholds a neuron has and what reaching them emits;
 ``n`` is their number, ``cascade`` the order in which a cascade visits them, ``reach`` the most that
 one step emits::
 
@@ -265,16 +265,16 @@ def ladder_from_json(stored: Mapping[str, Any]) -> Ladder:
         raise SpecError(
             f"ladder: {stored!r} is not a mapping such as {{'kind': 'uniform', 'n': 3}}"
         )
-    given = {key: value for key, value in stored.items() if key != "kind"}
-    match stored.get("kind"), sorted(given):
+    fields = {key: value for key, value in stored.items() if key != "kind"}
+    match stored.get("kind"), sorted(fields):
         case "uniform", ["n"]:
-            return Uniform(given["n"])
+            return Uniform(fields["n"])
         case "binary", ["bits"]:
-            return Binary(given["bits"])
+            return Binary(fields["bits"])
         case "power_of_two", ["n"]:
-            return PowerOfTwo(given["n"])
+            return PowerOfTwo(fields["n"])
         case "learned", ["gaps"] | ["gaps", "weights"]:
-            return Learned(given["gaps"], given.get("weights", ()))
+            return Learned(fields["gaps"], fields.get("weights", ()))
     raise SpecError(
         f"ladder: {dict(stored)!r}; allowed is kind 'uniform' with n, 'binary' with bits, "
         "'power_of_two' with n, or 'learned' with gaps and, if not all 1, weights"

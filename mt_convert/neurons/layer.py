@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import EllipsisType
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,33 @@ class MTNeuron(nn.Module):
         self.register_buffer("gain", gain)
         if isinstance(spec.charge, PLIF):
             self.w = nn.Parameter(torch.tensor(-math.log(spec.charge.tau - 1)))
+
+    def with_(
+        self,
+        *,
+        spec: NeuronSpec | None = None,
+        delta: Tensor | None = None,
+        offset: Tensor | EllipsisType | None = ...,
+        gain: Tensor | EllipsisType | None = ...,
+    ) -> MTNeuron:
+        """The same layer with other values in the fields that are passed; this one is unchanged.
+
+        ``offset`` and ``gain`` None take theirs away. A leak that was learned starts afresh.
+
+        Example:
+            >>> from mt_convert.neurons.ladder import Uniform
+            >>> neuron = MTNeuron(NeuronSpec(Uniform(2)), delta=1.0, gain=torch.tensor(3.0))
+            >>> other = neuron.with_(delta=torch.tensor(0.5), gain=None)
+            >>> float(other.delta), other.gain, other.spec == neuron.spec
+            (0.5, None, True)
+        """
+        return MTNeuron(
+            self.spec if spec is None else spec,
+            self.delta if delta is None else delta,
+            offset=self.offset if isinstance(offset, EllipsisType) else offset,
+            gain=self.gain if isinstance(gain, EllipsisType) else gain,
+            clip=self.clip,
+        )
 
     def forward(
         self, current: Tensor, state: NeuronState | None = None

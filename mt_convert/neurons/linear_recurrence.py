@@ -1,6 +1,6 @@
 """A leaky sum over time with its own backward pass: no graph over the steps, one tensor saved.
 
-Floor 1. It covers what is linear in time: membranes that never reset, traces, leaky read-outs, the
+It covers what is linear in time: membranes that never reset, traces, leaky read-outs, the
 weighted rates of DSR. Firing and reset are not linear and have no place here.
 """
 

@@ -1,6 +1,6 @@
 """Backward passes of the spike: what stands in for the derivative of the Heaviside step.
 
-Floor 1. Every surrogate is a frozen value; its argument x is the distance to the threshold in units
+Every surrogate is a frozen value; its argument x is the distance to the threshold in units
 of Δ, (h − θ)/Δ. Each shape has area 1, so that all of them move the same charge on average.
 """
 
@@ -147,13 +147,13 @@ class SpikeTime:
     """α exp(−β Δt) wherever the potential is, Δt steps since the neuron last emitted anything.
 
     A neuron that emits in this step has Δt = 0; one that never did has no gradient. ``derivative``
-    is that of Δt = 0, ``faded`` the factor exp(−β Δt). A multi-threshold neuron has one Δt for all
+    is that of Δt = 0, ``fade`` the factor exp(−β Δt). A multi-threshold neuron has one Δt for all
     its thresholds, and the gradient of one.
 
     Source: spike-timing-dependent backpropagation (STDB, arXiv 2005.01807); α and β are its code's.
 
     Example:
-        >>> SpikeTime(0.5, 1.0).faded(torch.tensor([0.0, torch.inf])).tolist()
+        >>> SpikeTime(0.5, 1.0).fade(torch.tensor([0.0, torch.inf])).tolist()
         [1.0, 0.0]
     """
 
@@ -169,7 +169,7 @@ class SpikeTime:
     def derivative(self, x: Tensor) -> Tensor:
         return torch.full_like(x, self.alpha)
 
-    def faded(self, since: Tensor) -> Tensor:
+    def fade(self, since: Tensor) -> Tensor:
         """exp(−β Δt)."""
         return torch.exp(-self.beta * since)
 

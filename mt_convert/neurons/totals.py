@@ -1,6 +1,6 @@
-"""The IF neuron told by its running totals: exact to the last bit, ties included.
+"""The IF neuron in terms of its running totals: exact to the last bit, ties included.
 
-Floor 3. With y the cumulative input and S the running total of what was emitted, both in units of
+With y the cumulative input and S the running total of what was emitted, both in units of
 Δ, the soft-reset neuron of ``neurons`` that starts at v0 = Δ/2 holds v = (y + ½ − S)Δ: whether a
 threshold is reached depends on y and S alone. Comparing y itself loses nothing to a float residual,
 and a threshold moved by one ulp at odd levels rounds half to even, as ``torch.round`` does.
@@ -89,8 +89,8 @@ def totals_step_literal(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
 def leak_of(spec: NeuronSpec) -> float | None:
     """The share of the potential that leaks in a step, h = v - leak v + I; None without.
 
-    Told by totals, what leaked away since the start is ``lost`` += leak * v, and the neuron is that
-    of `totals_step` with y - lost for its input: without a leak, the same to the last bit.
+    What leaked away since the start is ``lost`` += leak * v, and the neuron is that of
+    `totals_step` with y - lost for its input: without a leak, the same to the last bit.
 
     Example:
         >>> from mt_convert.neurons.ladder import Uniform

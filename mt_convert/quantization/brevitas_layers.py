@@ -31,7 +31,7 @@ with warnings.catch_warnings():
 from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
 from ..neurons.ladder import Learned
 from .learned_gaps import MOST_BITS, LearnedGaps
-from .noise import Noise, noisy
+from .noise import Noise, add_noise
 from .signed_range import fit_range
 from .spec import ActNoise, Scale, Spacing, WeightCode
 from .weight_codes import CODED, encode_layer, weight_code
@@ -45,7 +45,7 @@ class QuantAct(nn.Module):
 
     ``clip`` holds the bounds of the function it replaces (0 and 6 for ReLU6), applied first. Where
     values fall below 0, ``below`` of the 2^bits - 1 levels other than 0 lie there, as calibration
-    found best; None stands for as many levels on either side (an image, or not yet calibrated).
+    chose; None stands for as many levels on either side (an image, or not yet calibrated).
     ``noise`` disturbs it in training mode once it is calibrated, but never an image; it is not
     stored. With learned ``spacing``, no levels below 0 and few bits, `LearnedGaps` rounds instead.
     """
@@ -102,16 +102,16 @@ class QuantAct(nn.Module):
         return (-high if self.signed else 0), high
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._disturbed():
-            return self._quantized(x)
-        return noisy(x, self._step(), self.noise, self._quantized, self._clipped)
+        if not self._is_noisy():
+            return self._quantize(x)
+        return add_noise(x, self._step(), self.noise, self._quantize, self._clip)
 
-    def _disturbed(self) -> bool:
+    def _is_noisy(self) -> bool:
         """Whether this pass is a noisy one."""
         quiet = self.noise.kind is ActNoise.NONE or not self.training or self.encodes_input
-        return not quiet and self._calibrated()
+        return not quiet and self._is_calibrated()
 
-    def _calibrated(self) -> bool:
+    def _is_calibrated(self) -> bool:
         """Whether the step is set, and not just being set."""
         tensor_quant = self.quant.act_quant.fused_activation_quant_proxy.tensor_quant
         scaling = tensor_quant.scaling_impl
@@ -122,14 +122,14 @@ class QuantAct(nn.Module):
         step: Tensor = self.quant.act_quant.scale().reshape(())
         return step
 
-    def _quantized(self, x: Tensor) -> Tensor:
+    def _quantize(self, x: Tensor) -> Tensor:
         """s * clamp(round(x / s), lo, hi) of the function it replaces."""
         x = self._function(x)
-        if self.gaps is not None and self._calibrated():
+        if self.gaps is not None and self._is_calibrated():
             return self.gaps(x, self._step())
         return self.quant(x if self.below is None else self._within_levels(x))
 
-    def _clipped(self, x: Tensor) -> Tensor:
+    def _clip(self, x: Tensor) -> Tensor:
         """The same without rounding."""
         if self.gaps is not None:
             return self.gaps.without_rounding(self._function(x), self._step())
@@ -237,12 +237,22 @@ def quantize_weighted(layer: nn.Module, bits: int, scale: Scale) -> nn.Module:
     """The Brevitas layer of a convolution or linear, with the same weights."""
     config = plain_layer_to_json(layer)
     kind = getattr(qnn, "Quant" + config.pop("type"))
-    made = kind(**config, weight_quant=_weight_quantizer(bits, scale), bias_quant=None)
-    made.weight.data.copy_(layer.weight.data)
+    quant_layer = kind(**config, weight_quant=_weight_quantizer(bits, scale), bias_quant=None)
+    quant_layer.weight.data.copy_(layer.weight.data)
     if layer.bias is not None:
-        made.bias.data.copy_(layer.bias.data)
-    made.weight_bits, made.weight_scale_kind = bits, scale
-    return made.to(layer.weight.device)
+        quant_layer.bias.data.copy_(layer.bias.data)
+    quant_layer.weight_bits, quant_layer.weight_scale_kind = bits, scale
+    return quant_layer.to(layer.weight.device)
+
+
+def has_quantized_weight(layer: nn.Module) -> bool:
+    """Whether a layer's weight is quantized, by Brevitas or by a code, rather than float.
+
+    Example:
+        >>> has_quantized_weight(nn.Linear(2, 1))
+        False
+    """
+    return hasattr(layer, "weight_bits")
 
 
 def quant_layer_to_json(layer: nn.Module) -> dict[str, Any]:
@@ -262,7 +272,7 @@ def quant_layer_to_json(layer: nn.Module) -> dict[str, Any]:
         code, plain = layer.code, plain_layer_to_json(layer)
         settings = {"code": str(code.kind), "codeword_bits": code.codeword_bits}
         return {**plain, **settings, "scale": str(code.scale)}
-    if hasattr(layer, "weight_bits"):
+    if has_quantized_weight(layer):
         plain = plain_layer_to_json(layer)
         return {**plain, "weight_bits": layer.weight_bits, "scale": str(layer.weight_scale_kind)}
     return plain_layer_to_json(layer)

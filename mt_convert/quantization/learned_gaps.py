@@ -1,6 +1,6 @@
 """An activation quantizer whose thresholds are learned one by one, its output levels equal.
 
-Floor 3. It is a layer of multi-threshold neurons seen for one step: ``ladder`` names its thresholds
+It is a layer of multi-threshold neurons seen for one step: ``ladder`` names its thresholds
 as a `Learned` ladder has them.
 """
 

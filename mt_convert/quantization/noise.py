@@ -1,5 +1,5 @@
 """Noise of activation quantizers while they train: what makes a network robust to spikes that come
-early or late. Floor 3; the quantizer itself is passed in as functions.
+early or late. The quantizer itself is passed in as functions.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Noise:
     share: float = 0.1
 
 
-def noisy(
-    x: Tensor, step: Tensor, noise: Noise, quantized: Transform, clipped: Transform
+def add_noise(
+    x: Tensor, step: Tensor, noise: Noise, quantize: Transform, clip: Transform
 ) -> Tensor:
     """One noisy pass through a quantizer of step s; draws come from torch's default generator.
 
-    ``quantized`` is the plain quantizer, ``clipped`` the same without rounding. With ε uniform in
+    ``quantize`` is the plain quantizer, ``clip`` the same without rounding. With ε uniform in
     [−½, ½) for every element::
 
         none        s clip(round(v/s), lo, hi)
@@ -47,34 +47,30 @@ def noisy(
 
     Example:
         >>> half = Noise(ActNoise.DROP, share=1.0)
-        >>> noisy(torch.tensor([0.3, 9.0]), torch.tensor(1.0), half, torch.round, torch.abs)
+        >>> add_noise(torch.tensor([0.3, 9.0]), torch.tensor(1.0), half, torch.round, torch.abs)
         tensor([0.3000, 9.0000])
     """
-    return _TRANSFORMS[noise.kind](x, step, noise.share, quantized, clipped)
+    return _TRANSFORMS[noise.kind](x, step, noise.share, quantize, clip)
 
 
-def _none(
-    x: Tensor, step: Tensor, share: float, quantized: Transform, clipped: Transform
-) -> Tensor:
-    return quantized(x)
+def _none(x: Tensor, step: Tensor, share: float, quantize: Transform, clip: Transform) -> Tensor:
+    return quantize(x)
 
 
 def _stochastic(
-    x: Tensor, step: Tensor, share: float, quantized: Transform, clipped: Transform
+    x: Tensor, step: Tensor, share: float, quantize: Transform, clip: Transform
 ) -> Tensor:
-    return quantized(_shift(x, step))
+    return quantize(_shift(x, step))
 
 
 def _additive(
-    x: Tensor, step: Tensor, share: float, quantized: Transform, clipped: Transform
+    x: Tensor, step: Tensor, share: float, quantize: Transform, clip: Transform
 ) -> Tensor:
-    return clipped(_shift(x, step))
+    return clip(_shift(x, step))
 
 
-def _drop(
-    x: Tensor, step: Tensor, share: float, quantized: Transform, clipped: Transform
-) -> Tensor:
-    return torch.where(torch.rand_like(x) < share, clipped(x), quantized(x))
+def _drop(x: Tensor, step: Tensor, share: float, quantize: Transform, clip: Transform) -> Tensor:
+    return torch.where(torch.rand_like(x) < share, clip(x), quantize(x))
 
 
 def _shift(x: Tensor, step: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """`quantize`: any network that can be traced, quantized where multi-threshold neurons will stand.
 
-Floor 4. Convolutions and linears become Brevitas layers; a quantizer replaces each ReLU-like
-activation, and stands in front of every weighted layer and of both sides of every product of two
+Convolutions and linears become Brevitas layers; a quantizer replaces each ReLU-like
+activation, and is put in front of every weighted layer and of both sides of every product of two
 activations that no spikes would feed otherwise. The result trains like any module.
 """
 
@@ -30,7 +30,13 @@ from ..graph.nodes import (
 from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule, data_inputs, rule_of, unknown_operators
 from ..graph.signals import Signal, nonnegative, reaching_output, signal_of, signals_of
 from ..graph.trace import trace
-from .brevitas_layers import QuantAct, calibrating, quantize_weighted, quantized_weight
+from .brevitas_layers import (
+    QuantAct,
+    calibrating,
+    has_quantized_weight,
+    quantize_weighted,
+    quantized_weight,
+)
 from .noise import Noise
 from .spec import BatchNorm, QuantSpec, WeightCode
 from .weight_codes import CODED, encode_layer, takes_code, weight_code
@@ -127,7 +133,7 @@ def calibrate_(qann: QuantizedModel, images: Tensor) -> None:
         for batch in images.split(CALIBRATION_BATCH):
             qann(batch)
     for _, layer in layer_nodes(qann.layers, WEIGHTED):
-        if hasattr(layer, "weight_bits"):
+        if has_quantized_weight(layer):
             quantized_weight(layer)  # a trained weight step takes its start on first use
 
 
@@ -162,23 +168,23 @@ def _quantize_inputs_(layers: fx.GraphModule, spec: QuantSpec, rules: Mapping[An
     """A quantizer on the image, and on each current that a weighted layer or a product reads."""
     rules = {**rules, QuantAct: Rule(OperatorKind.NEURON)}
     nodes = list(layers.graph.nodes)
-    carries: dict[fx.Node, Signal] = {}
+    signals: dict[fx.Node, Signal] = {}
     if spec.input_bits is not None:
         placeholder = next(node for node in nodes if node.op == "placeholder")
         image = _quant_act(layers, spec.input_bits, UNBOUNDED, spec, "input_quant", True)
         name = unused_name(layers, "input_quant")
-        carries[_insert_(layers, placeholder, name, image)] = Signal.IMAGE
+        signals[_insert_(layers, placeholder, name, image)] = Signal.IMAGE
     for node in nodes:
         if node.op == "output":
             continue
-        carries[node] = signal_of(layers, node, carries, rules)
+        signals[node] = signal_of(layers, node, signals, rules)
         rule = rule_of(layers, node, rules)
         if rule is None or rule.kind not in (OperatorKind.WEIGHTED, OperatorKind.PRODUCT):
             continue
         for source in data_inputs(node):
-            if carries[source] is Signal.CURRENT:
+            if signals[source] is Signal.CURRENT:
                 call = _quantize_current_(layers, source, node, spec, rules)
-                carries[call] = Signal.SPIKES
+                signals[call] = Signal.SPIKES
 
 
 def _quantize_current_(
@@ -219,13 +225,13 @@ def _quantize_weights_(layers: fx.GraphModule, spec: QuantSpec, rules: Mapping[A
     Those that get neither keep float weights.
     """
     rules = {**rules, QuantAct: Rule(OperatorKind.NEURON)}
-    carries, last = signals_of(layers, rules), reaching_output(layers, rules)
+    signals, last = signals_of(layers, rules), reaching_output(layers, rules)
     done: dict[str, tuple[nn.Module, int | None]] = {}
     for node, layer in list(layer_nodes(layers, WEIGHTED)):
         if is_constant(node):
             continue
         bits = None
-        if carries[source_of(node)] is Signal.IMAGE:
+        if signals[source_of(node)] is Signal.IMAGE:
             bits = spec.first_bits
         if spec.last_bits is not None and node in last:
             bits = spec.last_bits
@@ -252,7 +258,7 @@ def _weights_of(layer: nn.Module) -> str:
     """How a layer's weights are quantized, in words."""
     if isinstance(layer, CODED):
         return layer.code.extra_repr().split(",")[0]
-    return f"of {layer.weight_bits} bits" if hasattr(layer, "weight_bits") else "float"
+    return f"of {layer.weight_bits} bits" if has_quantized_weight(layer) else "float"
 
 
 def _act_bits(spec: QuantSpec, name: str, default: int) -> int:
@@ -289,11 +295,11 @@ def _check_overrides(layers: fx.GraphModule, spec: QuantSpec) -> None:
 @contextmanager
 def levels_of(qann: QuantizedModel) -> Iterator[dict[str, Tensor]]:
     """Collect the levels of every activation while the quantized network runs."""
-    seen: dict[str, Tensor] = {}
+    levels: dict[str, Tensor] = {}
 
     def hook(name: str) -> Callable[..., None]:
         def keep(layer: QuantAct, inputs: Any, output: Tensor) -> None:
-            seen[name] = torch.round(output / layer.scale)
+            levels[name] = torch.round(output / layer.scale)
 
         return keep
 
@@ -303,7 +309,7 @@ def levels_of(qann: QuantizedModel) -> Iterator[dict[str, Tensor]]:
         if not layer.encodes_input
     ]
     try:
-        yield seen
+        yield levels
     finally:
         for handle in handles:
             handle.remove()

@@ -1,4 +1,4 @@
-"""The step of a quantizer whose values lie on both sides of 0. Floor 3."""
+"""The step of a quantizer whose values lie on both sides of 0."""
 
 from __future__ import annotations
 

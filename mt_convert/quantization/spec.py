@@ -1,4 +1,4 @@
-"""What the quantizers of a network must do, as values. Floor 1: no torch, no Brevitas."""
+"""What the quantizers of a network must do, as values. No torch, no Brevitas."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class BatchNorm(StrEnum):
 
 
 class ActNoise(StrEnum):
-    """What disturbs activation quantizers while they train (`act_noise.noisy` has the formulas)."""
+    """What disturbs activation quantizers while they train (`noise.add_noise` has the formulas)."""
 
     NONE = "none"
     STOCHASTIC = "stochastic"

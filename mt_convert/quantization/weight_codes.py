@@ -1,6 +1,6 @@
 """Weights that need fewer bits than a uniform quantizer has: ternary, and sub-bit 3×3 kernels.
 
-Floor 3. A code turns a float weight into levels times a step per output channel, both plain
+A code turns a float weight into levels times a step per output channel, both plain
 tensors, so that a converted network sums the same numbers; a coded layer is a convolution or linear
 whose weight passes through its code.
 """
@@ -241,12 +241,12 @@ def takes_code(layer: nn.Module, kind: WeightCode) -> bool:
 def encode_layer(layer: nn.Module, code: Code) -> nn.Module:
     """The layer with the same weights, passed through a code that starts from them."""
     config = plain_layer_to_json(layer)
-    made: Any = _KINDS[config.pop("type")](**config)
-    made.load_state_dict(layer.state_dict())
-    code.start_(made.weight.data)
-    made.code, made.weight_bits = code, code.weight_bits
-    moved: nn.Module = made.to(layer.get_parameter("weight").device)
-    return moved
+    coded_layer: Any = _KINDS[config.pop("type")](**config)
+    coded_layer.load_state_dict(layer.state_dict())
+    code.start_(coded_layer.weight.data)
+    coded_layer.code, coded_layer.weight_bits = code, code.weight_bits
+    on_device: nn.Module = coded_layer.to(layer.get_parameter("weight").device)
+    return on_device
 
 
 def _round(u: Tensor) -> Tensor:

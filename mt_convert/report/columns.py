@@ -54,18 +54,18 @@ def columns(rows: Sequence[Row]) -> list[str]:
         >>> columns([])[0]
         'presentation'
     """
-    shown = [name for name in COLUMNS if name not in IF_SEVERAL or _telling(name, rows)]
+    shown = [name for name in COLUMNS if name not in IF_SEVERAL or _tells_apart(name, rows)]
     if rows and all(row.qann_accuracy is None for row in rows):
         shown = [name for name in shown if name not in OF_A_QANN]
     return shown
 
 
-def _telling(name: str, rows: Sequence[Row]) -> bool:
+def _tells_apart(name: str, rows: Sequence[Row]) -> bool:
     """Whether a column tells rows apart, or what was done to all of them."""
-    found = {_cell(name, getattr(row, name), row) for row in rows}
+    texts = {_cell(name, getattr(row, name), row) for row in rows}
     usual = {item.name: item.default for item in dataclasses.fields(Row)}[name]
     plain = {"–" if usual is None else usual}
-    return len(found) > 1 or not (found <= plain or usual is dataclasses.MISSING)
+    return len(texts) > 1 or not (texts <= plain or usual is dataclasses.MISSING)
 
 
 _LEGENDS = {

@@ -1,5 +1,5 @@
 """Pictures of conversion error, from stored values alone: error by layer, accuracy over time,
-firing rates and potentials left. Floor 8.
+firing rates and potentials left.
 
 Each function writes one PNG file and leaves no state: figures have a canvas of their own.
 """
@@ -43,7 +43,7 @@ def accuracy_over_time(rows: Sequence[Row], path: str | Path) -> None:
     across = min(_ACROSS, len(kinds))
     down = -(-len(kinds) // across)
     size = (2.0 + max(4.0, 2.9 * across), 0.8 + 4.9 * down)
-    figure, panels = _figure(size, (2 * down, across), sharey="row")
+    figure, panels = make_figure(size, (2 * down, across), sharey="row")
     numbers = sorted({row.n for row in rows})
     shades = colormaps["viridis"]
     colours = {n: shades(0.9 * k / max(1, len(numbers) - 1)) for k, n in enumerate(numbers)}
@@ -69,7 +69,7 @@ def accuracy_over_time(rows: Sequence[Row], path: str | Path) -> None:
     lines += [Line2D([], [], **_LINES[name], label=name) for name in _LINES]
     figure.legend(handles=lines, loc="outside right center", fontsize=9, frameon=False)
     figure.suptitle(subject(rows), fontsize=11)
-    _save(figure, path)
+    write(figure, path)
 
 
 _LINES: dict[str, dict[str, Any]] = {
@@ -95,16 +95,16 @@ def _panel(
         above.plot(times, [row.snn_accuracy for row in line], **style)
         agreed = [math.nan if row.agreement is None else 100 * row.agreement for row in line]
         below.plot(times, agreed, **style)
-    for accuracy in {found for row in rows if (found := row.ann_accuracy) is not None}:
+    for accuracy in {row.ann_accuracy for row in rows if row.ann_accuracy is not None}:
         above.axhline(accuracy, **_LINES["ANN"])
-    for accuracy in {found for row in rows if (found := row.qann_accuracy) is not None}:
+    for accuracy in {row.qann_accuracy for row in rows if row.qann_accuracy is not None}:
         above.axhline(accuracy, **_LINES["QANN"])
     above.set_title(title, fontsize=8.5)
     above.tick_params(labelbottom=False)
     below.set_xlabel("time steps T", fontsize=9)
     below.set_ylim(top=101.5)
-    _grid(above)
-    _grid(below)
+    draw_grid(above)
+    draw_grid(below)
 
 
 # -------------------------------------------------------------------------------------- histograms
@@ -113,7 +113,7 @@ def _panel(
 # ------------------------------------------------------------------------------------------ shared
 
 
-def _figure(
+def make_figure(
     inches: tuple[float, float], panels: tuple[int, int], **settings: Any
 ) -> tuple[Figure, list[Axes]]:
     """An empty figure, and its panels row by row."""
@@ -123,14 +123,14 @@ def _figure(
     return figure, list(axes.flat)
 
 
-def _grid(axes: Axes) -> None:
+def draw_grid(axes: Axes) -> None:
     """Thin lines behind everything."""
     axes.grid(linewidth=0.4, alpha=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8.5)
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def write(figure: Figure, path: str | Path) -> None:
     """Write the file, whole or not at all."""
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

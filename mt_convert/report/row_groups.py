@@ -1,4 +1,4 @@
-"""Which rows of results belong together: they differ in n and T alone. Floor 1.1, no torch."""
+"""Which rows of results belong together: they differ in n and T alone. No torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SUBJECT = ("model", "dataset", "images", "weight_bits", "levels", "seed")
 def kinds_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows of each kind, in order, under what tells it from the others.
 
-    For which T a calibration was made does not part rows: it follows from T.
+    The T that a calibration was for does not part rows: it follows from T.
 
     Example:
         >>> kinds_of([])

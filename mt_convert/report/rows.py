@@ -23,7 +23,7 @@ class Row:
         ``agreement`` share of images where SNN and QANN predict the same class; ``exact_share``
         share of images on which every neuron's emission equals the QANN's activation;
         ``spikes_per_neuron`` events per neuron and image over all T steps; ``settling_T`` the first
-        step from which on every activation of every image is the QANN's, None if that was not seen;
+        step from which on every activation of every image is the QANN's, None if there is none;
         ``calibration`` what was set after conversion, for ``calibrated_T`` steps; ``algorithm`` how
         the spiking network was trained, for so many ``epochs``, the median of
         ``seconds_per_epoch``; ``peak_mib`` of memory taken beyond what was held before, on the
@@ -93,7 +93,7 @@ def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
     late = {
         item.name for item in dataclasses.fields(Row) if item.default is not dataclasses.MISSING
     }
-    known = {name: row[name] for name in Row.fields() if name in row or name not in late}
-    if known["ladder"] == "poweroftwo":  # what rows of networks trained from scratch once wrote
-        known["ladder"] = "power_of_two"
-    return known
+    columns = {name: row[name] for name in Row.fields() if name in row or name not in late}
+    if columns["ladder"] == "poweroftwo":  # what rows of networks trained from scratch once wrote
+        columns["ladder"] = "power_of_two"
+    return columns

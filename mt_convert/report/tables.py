@@ -98,34 +98,34 @@ def title(rows: Sequence[Row]) -> str:
     joined = ", " if row.weight_bits is None else ""
     bits = (row.levels + 1).bit_length() - 1
     levels = f"{joined}A{bits} (L = {row.levels})"
-    known = "levels" not in several and row.qann_accuracy is not None
+    shows_levels = "levels" not in several and row.qann_accuracy is not None
     parts = {
         "model": row.model,
         "dataset": row.dataset,
-        "weight_bits": weights + levels * known,
+        "weight_bits": weights + levels * shows_levels,
     }
-    said = [text for name, text in parts.items() if name not in several]
+    words = [text for name, text in parts.items() if name not in several]
     if len({row.images for row in rows}) == 1:
-        said.insert(min(2, len(said)), f"{row.images} test images")
+        words.insert(min(2, len(words)), f"{row.images} test images")
     if len({row.seed for row in rows}) == 1 and row.seed is not None:
-        said.append(f"seed {row.seed}")
-    return ", ".join(said)
+        words.append(f"seed {row.seed}")
+    return ", ".join(words)
 
 
 def summary(rows: Sequence[Row], report: dict[str, Any], where: str) -> str:
     """One sentence: what was converted, whether T = 1 is exact, where the artefacts lie."""
-    row, found = rows[0], report["verdict"]
+    row, verdict = rows[0], report["verdict"]
     spiking = len(report["neurons"])
     fed = sum(item["spike_fed"] for item in report["weighted"])
-    verdict = (
+    claim = (
         "equals its quantized network bit for bit at T = 1 "
-        f"(checked on {found['images']} images, {found['neurons']} activations and all logits)"
-        if found["exact_t1"]
-        else f"DIFFERS from its quantized network at T = 1 in {', '.join(found['differs'])}"
+        f"(checked on {verdict['images']} images, {verdict['neurons']} activations and all logits)"
+        if verdict["exact_t1"]
+        else f"DIFFERS from its quantized network at T = 1 in {', '.join(verdict['differs'])}"
     )
     return (
         f"{row.model} became {spiking} layers of multi-threshold neurons ({fed} of "
-        f"{len(report['weighted'])} weighted layers are fed by spikes), {verdict}; "
+        f"{len(report['weighted'])} weighted layers are fed by spikes), {claim}; "
         f"all artefacts are in {where}"
     )
 

@@ -1,4 +1,4 @@
-"""The converted network: made, verified, simulated, saved and loaded."""
+"""The converted network: convert, verify, simulate, save and load it."""
 
 from __future__ import annotations
 

@@ -53,12 +53,12 @@ def save(network: QuantizedModel | SpikingModel, folder: str | Path) -> None:
         'SpikingModel'
     """
     if isinstance(network, SpikingModel):
-        told = {"presentation": str(network.presentation), "whole_window": network.whole_window}
+        settings = {"presentation": str(network.presentation), "whole_window": network.whole_window}
         kind, to_json = "snn", spiking_layer_to_json
     else:
-        told, kind, to_json = {"spec": network.spec.to_json()}, "qann", quant_layer_to_json
-    told |= {"image_shape": list(network.image_shape)}
-    write_network(folder, kind, network.layers, to_json, told)
+        settings, kind, to_json = {"spec": network.spec.to_json()}, "qann", quant_layer_to_json
+    settings |= {"image_shape": list(network.image_shape)}
+    write_network(folder, kind, network.layers, to_json, settings)
 
 
 def write_network(
@@ -66,9 +66,9 @@ def write_network(
     kind: str,
     layers: fx.GraphModule,
     to_json: Callable[[nn.Module], dict[str, Any]],
-    told: Mapping[str, Any],
+    settings: Mapping[str, Any],
 ) -> None:
-    """Write layers to a folder, and what else is told of the network; all of it or nothing.
+    """Write layers to a folder, with the network's other settings; all of it or nothing.
 
     Raises:
         OutputError: no permission, no space.
@@ -86,7 +86,7 @@ def write_network(
             if node.op == "get_attr"
         },
         "graph": graph_to_json(layers),
-        **told,
+        **settings,
     }
     content["digest"] = _digest(content, tensors)
     with atomic(folder / "network.json") as temporary:  # both are written before either is renamed
@@ -106,13 +106,13 @@ def load(folder: str | Path, *, rules: Mapping[Any, Rule] = DEFAULT_RULES) -> An
     content, tensors = read_network(folder)
     with name_file_in_errors(folder):
         if content["kind"] == "spiking":
-            hint = "a network trained from scratch: read it with direct.load"
-            raise CheckpointError(f"{folder} holds {hint}")
-        return _rebuilt(content, tensors, rules).eval()
+            remedy = "read it with mt_convert.training.from_scratch.archive.load"
+            raise CheckpointError(f"{folder} holds a network trained from scratch: {remedy}")
+        return _rebuild(content, tensors, rules).eval()
 
 
 def read_network(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What `write_network` wrote: the description and the tensors, known to belong together.
+    """What `write_network` wrote: the description and the tensors, checked to belong together.
 
     Raises:
         CheckpointError: files missing, damaged, of different networks, or of another version.
@@ -155,27 +155,27 @@ def load_quantized(folder: str | Path, spec: QuantSpec) -> QuantizedModel:
     network = load(folder)
     if not isinstance(network, QuantizedModel):
         raise CheckpointError(f"{folder} holds a spiking network; expected a quantized one")
-    stored, wanted = network.spec.to_json(), spec.to_json()
+    stored, expected = network.spec.to_json(), spec.to_json()
     faults = [
         Fault(
             name,
             f"stored {stored[name]!r}",
-            f"wanted {wanted[name]!r}: quantize afresh, or ask for the stored",
+            f"wanted {expected[name]!r}: quantize afresh, or ask for the stored",
         )
-        for name in wanted
-        if stored[name] != wanted[name] and name not in ("act_noise", "drop_share")
+        for name in expected
+        if stored[name] != expected[name] and name not in ("act_noise", "drop_share")
     ]
     if faults:
         raise CheckpointError(f"{folder} was quantized with another QuantSpec", faults)
     return QuantizedModel(network.layers, spec).eval()
 
 
-def _rebuilt(
+def _rebuild(
     content: Mapping[str, Any], tensors: Mapping[str, Tensor], rules: Mapping[Any, Rule]
 ) -> nn.Module:
     """The network from its description, tensors loaded strictly."""
     spiking = content["kind"] == "snn"
-    layers = rebuilt_layers(
+    layers = rebuild_layers(
         content, tensors, spiking_layer_from_json if spiking else quant_layer_from_json
     )
     if spiking:
@@ -188,7 +188,7 @@ def _rebuilt(
     return QuantizedModel(layers, QuantSpec.from_json(content["spec"]))
 
 
-def rebuilt_layers(
+def rebuild_layers(
     content: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     from_json: Callable[[Mapping[str, Any]], nn.Module],
@@ -223,9 +223,9 @@ def _load_strictly(layers: fx.GraphModule, tensors: Mapping[str, Tensor]) -> Non
 def _tensor(layers: fx.GraphModule, path: str) -> Tensor:
     """A parameter or buffer by its dotted path."""
     owner, _, leaf = path.rpartition(".")
-    found = getattr(layers.get_submodule(owner), leaf)
-    assert isinstance(found, Tensor)
-    return found
+    tensor = getattr(layers.get_submodule(owner), leaf)
+    assert isinstance(tensor, Tensor)
+    return tensor
 
 
 def _digest(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -125,8 +125,8 @@ class CompiledSimulation:
             layer.total.zero_()
         units = torch.stack([self._units(t) for t in range(time_steps)]).to(images)
         parts = [units] if self._unrolled else units.split(1)
-        found = [tuple(item.clone() for item in loop(images, part)) for part in parts]
-        logits, events = (torch.cat(item) for item in zip(*found, strict=True))
+        outputs = [tuple(item.clone() for item in loop(images, part)) for part in parts]
+        logits, events = (torch.cat(item) for item in zip(*outputs, strict=True))
         batch = max(1, len(images))
         return Run(
             logits=logits,
@@ -150,10 +150,10 @@ class CompiledSimulation:
 
     def _units(self, t: int) -> Tensor:
         """Units, worths and bounds behind step t, [layers, 4]."""
-        presentation, found = self._snn.presentation, []
+        presentation, rows = self._snn.presentation, []
         for _, neuron in self._snn.neurons():
             low, high = window_spec(neuron.spec, presentation, t).limits
             step = unit(neuron, presentation, t)
             bounds = step.new_tensor([low, high])
-            found.append(torch.stack([step, worth(neuron, presentation, t), *bounds]))
-        return torch.stack(found)
+            rows.append(torch.stack([step, worth(neuron, presentation, t), *bounds]))
+        return torch.stack(rows)

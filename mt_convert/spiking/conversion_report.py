@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from ..graph.nodes import NORMS, describe, is_constant, layer_of
+from ..graph.nodes import NORMS, describe, is_constant, layer_of, node_name
 from ..graph.rules import CONSTANT_SIDE, OperatorKind, Rule, data_inputs, rule_of
 from ..graph.signals import Signal, signals_of
 from ..neurons.layer import MTNeuron
@@ -51,7 +51,7 @@ class AnalogRow:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `convert` found with ``verify``: is the conversion exact? On ``images`` probe images.
+    """The result of `convert` with ``verify``: is the conversion exact? On ``images`` probe images.
 
     ``exact_t1``: at T = 1 and n = L every neuron and the logits are bit-equal to the quantized
     network, and every layer is on ``adversarial`` inputs within 4 ulp of its thresholds.
@@ -111,20 +111,20 @@ class ConversionReport:
 
 def _report(layers: fx.GraphModule, rules: Mapping[Any, Rule]) -> ConversionReport:
     """Read the report off the graph, so that a loaded network has it too."""
-    carries = signals_of(layers, rules)
+    signals = signals_of(layers, rules)
     neurons, weighted, analog = [], [], []
     for node in layers.graph.nodes:
         layer, rule = layer_of(layers, node), rule_of(layers, node, rules)
-        name = str(node.target) if layer is not None else str(node.meta.get("path") or node.name)
+        name = node_name(node)
         if isinstance(layer, MTNeuron):
             neurons.append(_neuron_row(name, layer))
         elif rule is not None and rule.kind in (OperatorKind.WEIGHTED, OperatorKind.PRODUCT):
             what = describe(layers, node)
-            others = [carries[item] for item in data_inputs(node)]
+            others = [signals[item] for item in data_inputs(node)]
             others = [item for item in others if item is not Signal.SPIKES]
             if is_constant(node):
                 others = [Signal.CONSTANT]
-            feeders = _feeders(layers, node, carries)
+            feeders = _feeders(layers, node, signals)
             weighted.append(WeightedRow(name, what, not others, feeders))
             if others:
                 analog.append(AnalogRow(name, what, _NOT_SPIKES[others[0]]))
@@ -162,21 +162,21 @@ def _neuron_row(name: str, layer: MTNeuron) -> NeuronRow:
 
 
 def _feeders(
-    layers: fx.GraphModule, node: fx.Node, carries: Mapping[fx.Node, Signal]
+    layers: fx.GraphModule, node: fx.Node, signals: Mapping[fx.Node, Signal]
 ) -> tuple[str, ...]:
     """Names of the neurons (or encoder) whose output reaches ``node`` without another between."""
-    found: list[str] = []
+    names: list[str] = []
     stack: list[fx.Node] = node.all_input_nodes
     while stack:
         item = stack.pop()
-        if carries[item] is Signal.CONSTANT:  # sizes and parameters feed nothing
+        if signals[item] is Signal.CONSTANT:  # sizes and parameters feed nothing
             continue
         if isinstance(layer_of(layers, item), (MTNeuron, Encoder)) or item.op == "placeholder":
-            if str(item.target) not in found:
-                found.append(str(item.target))
+            if str(item.target) not in names:
+                names.append(str(item.target))
         else:
             stack.extend(reversed(item.all_input_nodes))
-    return tuple(found)
+    return tuple(names)
 
 
 def _is_absorbed(layers: fx.GraphModule, node: fx.Node, rules: Mapping[Any, Rule]) -> bool:

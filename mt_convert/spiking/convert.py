@@ -22,7 +22,7 @@ from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
 from ..neurons.ladder import Firing, Ladder, Learned, Uniform
 from ..neurons.layer import MTNeuron
 from ..neurons.spec import NeuronSpec
-from ..quantization.brevitas_layers import QuantAct, quantized_weight
+from ..quantization.brevitas_layers import QuantAct, has_quantized_weight, quantized_weight
 from ..quantization.quantize import QuantizedModel
 from .model import SpikingModel
 from .presentation import Encoder, Presentation
@@ -50,7 +50,7 @@ def convert(
     exact. A shorter ladder needs several steps, and ``signed`` neurons to take back what was
     emitted too early; a mapping gives the ladders of single layers by name. Layers whose levels go
     below 0 are always signed. ``verify`` runs both networks on a probe batch (its images, or
-    made-up ones) and puts the `Verdict` into the report.
+    random ones) and puts the `Verdict` into the report.
 
     Raises:
         UnsupportedLayerError: all layers and operators that cannot be converted, at once.
@@ -204,19 +204,19 @@ def _convert_layer(
             bounds=(low, high),
         )
         return MTNeuron(spec, layer.scale.clone(), clip=layer.clip)
-    if not hasattr(layer, "weight_bits"):
+    if not has_quantized_weight(layer):
         return plain_with_tensors(layer)
     value, step = quantized_weight(layer)
-    made: Any = plain_layer_from_json(plain_layer_to_json(layer)).to(value.device)
-    made.weight.data, made.weight.requires_grad = value, True
-    if made.bias is not None:
-        made.bias.data = layer.get_parameter("bias").detach().clone()
-    made.register_buffer("weight_scale", step)
-    return made
+    plain: Any = plain_layer_from_json(plain_layer_to_json(layer)).to(value.device)
+    plain.weight.data, plain.weight.requires_grad = value, True
+    if plain.bias is not None:
+        plain.bias.data = layer.get_parameter("bias").detach().clone()
+    plain.register_buffer("weight_scale", step)
+    return plain
 
 
 def plain_with_tensors(layer: nn.Module) -> nn.Module:
     """A fresh copy of a layer without quantizers (batch norm, dropout)."""
-    made = plain_layer_from_json(plain_layer_to_json(layer))
-    made.load_state_dict(layer.state_dict())
-    return made.to(_device(layer))
+    plain = plain_layer_from_json(plain_layer_to_json(layer))
+    plain.load_state_dict(layer.state_dict())
+    return plain.to(_device(layer))

@@ -1,7 +1,8 @@
 """One pass through a converted network's graph with a function in place of each layer of neurons.
 
-Floor 4.3. With `windows.quantized` it is the quantized network bit for bit, with `windows.analog`
-the network without activation quantization: references that need nothing but the converted network.
+With `levels.quantized_activation` it is the quantized network bit for bit, with
+`levels.analog` the network without activation quantization: references that need nothing but the
+converted network.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a layer of neurons stands for: its quantizer, and what one level is worth behind each step.
 
-Floor 4.2. Presented once, a level is the quantizer's step s and totals end within its levels
+Presented once, a level is the quantizer's step s and totals end within its levels
 lo … hi. Presented in every step, the levels of a window of T steps span the quantizer's range
 θ = s L: a threshold is Δ = θ/n, and one level of the mean is worth Δ/T (METHODS: the level law).
 """
@@ -108,7 +108,8 @@ def even_response(
     neuron: MTNeuron, x: Tensor, presentation: Presentation, time_steps: int
 ) -> Tensor:
     """What the neuron has emitted after T steps when its input arrives evenly: all at once, or the
-    same current in every step. No unevenness: what differs from `quantized` is a lack of steps.
+    same current in every step. No unevenness: what differs from
+    `quantized_activation` is a lack of steps.
 
     Shapes: any. Units: those of the network; presented in every step, a mean over the steps.
 

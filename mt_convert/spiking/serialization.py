@@ -16,6 +16,7 @@ from ..neurons.ladder import Firing, ladder_from_json, ladder_to_json
 from ..neurons.layer import MTNeuron
 from ..neurons.spec import IF, LIF, PLIF, NeuronSpec, Reset
 from .presentation import Encoder
+from .weight_grid import weight_step
 
 
 def spiking_layer_to_json(layer: nn.Module) -> dict[str, Any]:
@@ -31,8 +32,8 @@ def spiking_layer_to_json(layer: nn.Module) -> dict[str, Any]:
     if isinstance(layer, Encoder):
         return {"type": "Encoder", "level_bounds": list(layer.level_bounds)}
     plain = plain_layer_to_json(layer)
-    if isinstance(layer, WEIGHTED) and hasattr(layer, "weight_scale"):
-        plain["weight_scale"] = list(layer.get_buffer("weight_scale").shape)
+    if isinstance(layer, WEIGHTED) and (step := weight_step(layer)) is not None:
+        plain["weight_scale"] = list(step.shape)
     return plain
 
 

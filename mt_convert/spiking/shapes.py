@@ -1,4 +1,4 @@
-"""The shapes that values of a converted network have, found without computing any. Floor 4.1."""
+"""The shapes that values of a converted network have, inferred without computing any."""
 
 from __future__ import annotations
 

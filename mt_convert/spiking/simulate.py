@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import Fault, SpecError
-from ..graph.nodes import attribute, check_images, layer_of
+from ..graph.nodes import attribute, check_images, layer_of, node_name
 from ..graph.signals import reaching_output
 from ..neurons.layer import MTNeuron
 from ..neurons.totals import count_events, leak_of, totals_step, totals_step_literal, without_leak
@@ -58,7 +58,7 @@ class Run:
 
 
 class Arithmetic(Protocol):
-    """The numbers a network runs on; `FloatArithmetic` here, exact integers in `canonical`."""
+    """The numbers a network runs on; `FloatArithmetic` here, integers in the engine."""
 
     def encode(self, encoder: Encoder, images: Tensor) -> Any:
         """The value of the encoded image."""
@@ -166,7 +166,7 @@ def simulate(
 def _check_images_first(snn: SpikingModel) -> None:
     """All steps can lie along the batch axis only where nothing else does."""
     faults = [
-        Fault(str(node.meta.get("path") or node.name), str(node.target), "step by step works")
+        Fault(node_name(node), str(node.target), "step by step works")
         for node in images_not_first(snn.layers)
     ]
     if faults:

@@ -117,7 +117,7 @@ class _Walk:
         self.presentation = snn.presentation
         self.every_step = snn.presentation is Presentation.EVERY_STEP
         self.rules = snn.rules
-        self.carries = signals_of(snn.layers, snn.rules)
+        self.signals = signals_of(snn.layers, snn.rules)
         self.states: dict[str, NeuronState] = {}
         self.charges: dict[str, Tensor] = {}
         self.steps: dict[str, Tensor] = {}
@@ -151,7 +151,7 @@ class _Walk:
         if isinstance(layer, MTNeuron):
             return self._fire(str(node.target), layer, args[0], t)
         operate: Any = node.target if layer is None else layer
-        if self.carries[node] is Signal.CONSTANT:
+        if self.signals[node] is Signal.CONSTANT:
             return operate(*args, **kwargs)
         assert rule is not None
         if rule.kind is OperatorKind.PRODUCT and not self.every_step and len(node.args) == 2:
@@ -178,7 +178,7 @@ class _Walk:
         """One summand: 0 for a number or a constant."""
         if not isinstance(item, fx.Node):
             return 0.0
-        constant = self.carries[item] is Signal.CONSTANT
+        constant = self.signals[item] is Signal.CONSTANT
         return torch.zeros_like(values[item]) if constant else values[item]
 
     def _product(
@@ -188,7 +188,7 @@ class _Walk:
         all b so far, this step's b meet all a before. A constant side is there from the start."""
         sides: list[Any] = list(node.args)
         now = [values[item] for item in sides]
-        moving = [self.carries[item] is not Signal.CONSTANT for item in sides]
+        moving = [self.signals[item] is not Signal.CONSTANT for item in sides]
         if not all(moving):
             return operate(*now)
         stored = self.stored.setdefault(node, {})
@@ -202,16 +202,16 @@ class _Walk:
         """f of all input so far, less f of all input before this step."""
         stored = self.stored.setdefault(node, {})
         for item in node.all_input_nodes:
-            if self.carries[item] is not Signal.CONSTANT:
+            if self.signals[item] is not Signal.CONSTANT:
                 adds = item in stored and values[item].dtype is not torch.bool
                 stored[item] = stored[item] + values[item] if adds else values[item]
         steps = t + 1 if self.every_step else 1
 
-        def seen(item: fx.Node) -> Any:
+        def value_so_far(item: fx.Node) -> Any:
             counted = item in stored and stored[item].dtype is not torch.bool
             return stored[item] / steps if counted else values[item]
 
-        args, kwargs = fx.map_arg((node.args, node.kwargs), seen)
+        args, kwargs = fx.map_arg((node.args, node.kwargs), value_so_far)
         now = operate(*args, **kwargs)
         if now.dtype is torch.bool:  # a condition, not a charge: it holds from this step on
             return now

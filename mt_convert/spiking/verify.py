@@ -1,6 +1,6 @@
 """`verify`: does a conversion compute what the quantized network computes? On a probe batch.
 
-Floor 5.1. At T = 1 with as many thresholds as levels every neuron and the logits must be bit-equal
+At T = 1 with as many thresholds as levels every neuron and the logits must be bit-equal
 (invariant 1), in both kinds of firing, threshold by threshold and in closed form; so must every
 layer of neurons on inputs within 4 ulp of its thresholds, where roundings show; and with a quarter
 of the thresholds (a signed layer's range needs two steps of it, an unsigned one's four) signed
@@ -121,11 +121,11 @@ def _adversarial(qann: QuantizedModel, snn: SpikingModel) -> tuple[int, set[str]
     for name, neuron in snn.neurons():
         inputs = next_to_thresholds(neuron)
         step = neuron.delta.detach()
-        wanted = torch.round(quantizers[name](inputs) / step)
+        expected = torch.round(quantizers[name](inputs) / step)
         rest = torch.zeros_like(inputs)
         tried += len(inputs)
         for advance in (totals_step, totals_step_literal):
-            if _differ(advance(inputs / step, rest, neuron.spec), wanted):
+            if _differ(advance(inputs / step, rest, neuron.spec), expected):
                 wrong.add(f"{name} (within {ULPS} ulp of a threshold)")
     return tried, wrong
 

@@ -1,7 +1,4 @@
-"""Weights of a converted network while they learn: on the grid that their quantizer left.
-
-Floor 4.2.
-"""
+"""Weights of a converted network while they learn: on the grid that their quantizer left."""
 
 from __future__ import annotations
 
@@ -10,6 +7,16 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.func import functional_call
+
+
+def weight_step(layer: nn.Module) -> Tensor | None:
+    """The step of a converted layer's weights [out, 1, …]; None where its weights are floats.
+
+    Example:
+        >>> weight_step(nn.Linear(2, 1)) is None
+        True
+    """
+    return getattr(layer, "weight_scale", None)
 
 
 class OnGrid:
@@ -32,13 +39,9 @@ class OnGrid:
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
         self.most = math.inf
-        if self._scale is not None:
-            levels = layer.get_parameter("weight").detach() / self._scale
+        if (step := weight_step(layer)) is not None:
+            levels = layer.get_parameter("weight").detach() / step
             self.most = float(levels.round().abs().max())
-
-    @property
-    def _scale(self) -> Tensor | None:
-        return getattr(self.layer, "weight_scale", None)
 
     @property
     def fixed(self) -> bool:
@@ -47,11 +50,11 @@ class OnGrid:
 
     def weight(self) -> Tensor:
         """The weight in force."""
-        weight, scale = self.layer.get_parameter("weight"), self._scale
-        if scale is None or self.fixed:
+        weight, step = self.layer.get_parameter("weight"), weight_step(self.layer)
+        if step is None or self.fixed:
             return weight
-        levels = (weight / scale).round().clamp(-self.most, self.most)
-        return (levels * scale).detach() + (weight - weight.detach())
+        levels = (weight / step).round().clamp(-self.most, self.most)
+        return (levels * step).detach() + (weight - weight.detach())
 
     def call(self) -> Callable[[Tensor], Tensor]:
         """The layer with the weight in force, rounded once."""

@@ -45,7 +45,7 @@ class Limits:
 class Task:
     """One call of ``function(*arguments, note=...)`` in a child.
 
-    ``function`` may tell what it has found so far by ``note({...})``, which outlives a crash; the
+    ``function`` reports results so far by ``note({...})``, which outlives a crash; the
     key ``stage`` says what it is about to do. What the child prints goes to ``log``.
     """
 
@@ -59,7 +59,7 @@ class Task:
 class Outcome:
     """What became of a task: a value, or an error in one line; and what it noted on the way.
 
-    Units: ``memory`` the largest seen, MiB.
+    Units: ``memory`` the most that was measured, MiB.
     """
 
     key: str
@@ -195,7 +195,7 @@ def _work(connection: Connection, task: Task) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:
-        value = task.function(*task.arguments, note=lambda found: connection.send(("noted", found)))
+        value = task.function(*task.arguments, note=lambda facts: connection.send(("noted", facts)))
         connection.send(("value", value))
     except MemoryError:
         connection.send(("error", "MemoryError: the system refused more memory"))

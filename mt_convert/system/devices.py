@@ -7,5 +7,7 @@ import torch
 
 def device() -> torch.device:
     """Where evaluation runs: the accelerator if there is one."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
+    accelerator = (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    )
+    return accelerator or torch.device("cpu")

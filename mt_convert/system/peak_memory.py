@@ -1,4 +1,4 @@
-"""The most memory that something took, beyond what was held before it. Floor 1."""
+"""The most memory that something took, beyond what was held before it."""
 
 from __future__ import annotations
 

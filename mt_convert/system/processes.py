@@ -49,8 +49,8 @@ class Processes:
         """What every process holds, in order of processes."""
         if self._state is None:
             return [item]
-        found: list[Item] = gather_object([item])
-        return found
+        items: list[Item] = gather_object([item])
+        return items
 
 
 def speaks() -> bool:

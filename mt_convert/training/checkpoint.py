@@ -121,16 +121,16 @@ class Best:
         save_tensors(path, separate(self.tensors))
 
 
-def check_identity(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
+def check_identity(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     """Refuse to resume a run that was started with other settings.
 
     Raises:
         CheckpointError: lists every setting that differs.
     """
     faults = [
-        Fault(name, f"{found.get(name)!r} there", f"{wanted.get(name)!r} now")
-        for name in sorted(found.keys() | wanted.keys())
-        if found.get(name) != wanted.get(name)
+        Fault(name, f"{before.get(name)!r} there", f"{now.get(name)!r} now")
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
     ]
     if faults:
         raise CheckpointError(

@@ -175,7 +175,7 @@ def _from_scratch(network: Any) -> bool:
 
 
 def _without_leak(name: str, states: Mapping[str, Any]) -> None:
-    """Refuse layers whose potential leaks, told by their totals."""
+    """Refuse layers whose potential leaks: their totals are no traces."""
     leaking = [layer for layer, state in states.items() if getattr(state, "lost", None) is not None]
     if leaking:
         raise SpecError(

@@ -40,7 +40,7 @@ def fit(
     (``accelerate launch``, or ``torchrun`` with ACCELERATE_USE_CPU=true on CPUs), which share
     out each epoch's images and average their gradients. The order of the images, their
     augmentation, dropout and mixup depend on (seed, epoch, step) alone. Killed at any moment and
-    called again with the same arguments it goes on from ``folder/checkpoint`` and ends with the
+    called again with the same arguments it continues from ``folder/checkpoint`` and ends with the
     same weights and the same history, apart from seconds (bit for bit on a CPU with as many
     threads; on a GPU as far as its kernels are deterministic). For a finished folder it returns
     at once with the stored weights. A model in channels-last memory format trains in it.
@@ -111,7 +111,7 @@ def _identity(
     accelerator: Accelerator,
     teacher: nn.Module | None,
 ) -> dict[str, Any]:
-    """The settings that a resumed run must share with the one it goes on with."""
+    """The settings that a resumed run must share with the one it continues."""
     return spec.numbers() | {
         "schema": SCHEMA,
         "classes": classes,

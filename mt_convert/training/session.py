@@ -131,7 +131,7 @@ class Session:
             with self.accelerator.autocast():
                 return self.loss(logits, targets, images)
 
-        found = self.algorithm.learn(
+        loss = self.algorithm.learn(
             Lesson(
                 network=self.network,
                 images=images,
@@ -147,7 +147,7 @@ class Session:
         self.scheduler.step_update(done)
         if self.ema is not None:
             self._average(self.ema, done)
-        return found
+        return loss
 
     def _step_optimizer(self) -> None:
         """One update from the gradients that are there."""

@@ -53,7 +53,7 @@ def load_weights_(module: nn.Module, tensors: Mapping[str, Tensor], where: str) 
     """Copy named tensors into a module's own.
 
     ``load_state_dict`` would not do: Brevitas' learned scales answer it by making new parameters,
-    and an optimizer that exists already would go on stepping the old ones.
+    and an optimizer that exists already would continue to step the old ones.
 
     Raises:
         CheckpointError: names or shapes differ.

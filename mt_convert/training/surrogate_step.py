@@ -1,6 +1,6 @@
 """One step of a layer of neurons on running totals, with a derivative.
 
-The value is that of `running.running_step`, bit for bit: training starts from exactly the network
+The value is that of `totals.totals_step`, bit for bit: training starts from exactly the network
 that was converted. With y the input so far and S the levels emitted so far, h = y + v0 - S is the
 potential in units of the step, and the derivative of what is emitted is that of `mt_step`::
 
@@ -87,8 +87,8 @@ def slope(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
     with torch.enable_grad():
         h = y.detach().requires_grad_()
         emitted, _ = mt_step(before, h, spec, 1.0)
-        (found,) = torch.autograd.grad(emitted.sum(), h)
-    return found
+        (derivative,) = torch.autograd.grad(emitted.sum(), h)
+    return derivative
 
 
 def in_place_of(smooth: Tensor, value: Tensor) -> Tensor:

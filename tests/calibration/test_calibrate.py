@@ -213,9 +213,7 @@ def test_layers_with_learned_gaps_are_left_alone() -> None:
     snn = convert(quantize(dense(), spec, calibration=images(8)))
     for step in STEPS:
         found = calibrate(snn, images(8), [step], time_steps=2, keep_better=False)
-        assert [(row.loss, row.kept) for row in found.report.rows] == [
-            ("learned gaps", False)
-        ] * 2
+        assert [(row.loss, row.kept) for row in found.report.rows] == [("learned gaps", False)] * 2
         batch = images(4)
         expected = simulate(snn, batch, time_steps=2).logits
         assert torch.equal(simulate(found.snn, batch, time_steps=2).logits, expected)

@@ -159,7 +159,7 @@ def test_a_damaged_cell_is_named(subject: Subject, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=path.name):
         cells.rows(subject, SETTINGS[:1], "rows")
     path.write_text(json.dumps({"schema": "mt_convert.cell/0"}))
-    with pytest.raises(CheckpointError, match="no cell of this version"):
+    with pytest.raises(CheckpointError, match="no result of this version"):
         cells.rows(subject, SETTINGS[:1], "rows")
 
 

@@ -32,7 +32,6 @@ from mt_convert.experiments.recipes.conversion import (
     EvaluateBlock,
     Recipe,
     load_recipe,
-    settings_of,
 )
 from mt_convert.experiments.run import run, show
 from mt_convert.quantization.quantize import QuantizedModel
@@ -283,7 +282,7 @@ def test_settings_are_every_combination_in_a_fixed_order() -> None:
         "evaluate.whole_window=[false,true]",
         "evaluate.iso_level=false",
     ).evaluate
-    found = [item for item in settings_of(block, 15) if isinstance(item, Setting)]
+    found = [item for item in block.settings(15) if isinstance(item, Setting)]
     assert len(found) == len(set(found)) == 2 * 2 * 2 * 2 * 2
     assert [setting.ladder.n for setting in found[:2]] == [1, 15]
     assert {setting.time_steps for setting in found} == {(1, 2)}
@@ -352,7 +351,7 @@ def test_a_recipe_tried_in_between_leaves_nothing_behind(
     finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(conversion_run.report, "markdown_page", refuse)
+        patch.setattr(conversion_run.tables, "markdown_page", refuse)
         with pytest.raises(DataError):
             run(recipe("evaluate.iso_level=false"), copied, resume=False)
     assert (copied / "evaluate.new").is_dir()
@@ -483,7 +482,9 @@ def test_show_of_nothing_and_of_an_unfinished_run_say_so(tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match="holds no finished run"):
         printed(tmp_path / "nowhere")
     (tmp_path / "train.partial").mkdir()
-    with pytest.raises(CheckpointError, match=r"unfinished: train\.partial, go on with run --res"):
+    with pytest.raises(
+        CheckpointError, match=r"unfinished: train\.partial, continue with run --res"
+    ):
         printed(tmp_path)
 
 

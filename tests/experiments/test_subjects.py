@@ -16,7 +16,7 @@ from mt_convert.evaluation.row_cache import RowCache
 from mt_convert.evaluation.settings import METHODS, PeerSetting, Setting
 from mt_convert.experiments import eval_table
 from mt_convert.experiments import run as experiment
-from mt_convert.experiments.recipes.conversion import EvaluateBlock, load_recipe, settings_of
+from mt_convert.experiments.recipes.conversion import EvaluateBlock, load_recipe
 from mt_convert.experiments.subjects import float_spec, subjects_of
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.report.rows import results_from_json, results_to_json
@@ -38,19 +38,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_calibration_is_made_for_each_number_of_steps_or_for_those_named() -> None:
     block = EvaluateBlock(thresholds=(1,), calibrations=("none", "mse"), iso_level=False)
-    found = settings_of(block, 15)
+    found = block.settings(15)
     assert [(item.calibration, item.time_steps, item.calibrated_T) for item in found] == [
         ((), (1, 2, 4, 8, 16), None),
         *(((MeanSquaredError(),), (T,), T) for T in (1, 2, 4, 8, 16)),
     ]
-    some = settings_of(block.model_copy(update={"calibrated_for": (2, 8)}), 15)[1:]
+    some = block.model_copy(update={"calibrated_for": (2, 8)}).settings(15)[1:]
     assert [(item.time_steps, item.calibrated_T) for item in some] == [((1, 2), 2), ((4, 8, 16), 8)]
 
 
 def test_methods_take_the_place_of_combinations_and_single_thresholds_are_there_once() -> None:
     methods = ("rate", "mt_signed", "sinabs")
     block = EvaluateBlock(thresholds=(1, 3), methods=methods, time_steps=(4,), iso_level=True)
-    found = settings_of(block, 3)
+    found = block.settings(3)
     names = [(item.method, item.ladder.n) for item in found if isinstance(item, Setting)]
     assert names[:3] == [("rate", 1), ("mt_signed", 1), ("mt_signed", 3)]
     assert len(names) == 3 + 2  # iso-level: n = 1 and 3
@@ -61,7 +61,7 @@ def test_what_a_method_calibrates_stands_before_what_is_added() -> None:
     block = EvaluateBlock(
         methods=("rate",), calibrations=("mse",), time_steps=(4,), iso_level=False
     )
-    (found,) = settings_of(block, 15)
+    (found,) = block.settings(15)
     assert isinstance(found, Setting)
     assert found.calibration == (*METHODS["rate"].calibration, *parse("mse"))
 

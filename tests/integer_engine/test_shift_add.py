@@ -267,9 +267,12 @@ class IntegersOnly(TorchDispatchMode):
 
 
 OFFLINE = [  # tables and wiring are made before a run; both ends of a network are real
-    *((tables, name) for name in ("check", "taps", "pooled", "moved", "weights_by_group")),
+    *(
+        (tables, name)
+        for name in ("check", "taps", "pool_windows", "move_sources", "weights_by_group")
+    ),
     *((tables, "factor"), (tables.ThresholdTable, "__init__")),
-    *((tables.ThresholdTable, "thresholds"), (module, "encoded"), (module, "scores")),
+    *((tables.ThresholdTable, "thresholds"), (module, "encode"), (module, "scores")),
     *((module, "check_images"),),
 ]
 
@@ -304,7 +307,7 @@ def test_the_source_has_no_operator_that_multiplies_or_divides() -> None:
     body = [
         node for source in (module, events) for node in ast.parse(inspect.getsource(source)).body
     ]
-    inside = [node for node in body if getattr(node, "name", "") != "encoded"]
+    inside = [node for node in body if getattr(node, "name", "") != "encode"]
     assert len(inside) == len(body) - 1
     products = (ast.Mult, ast.MatMult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow)
     nodes = [node for top in inside for node in ast.walk(top)]
@@ -351,7 +354,7 @@ def test_the_first_layers_add_a_weight_for_each_set_bit_of_the_image_once(name: 
     model, images = IntegerModel(snn, "torch"), fresh(name)
     run = shift_add(model, images, 3)
     encode = model.program().instructions[0]
-    sizes = module.encoded(encode, images).abs()
+    sizes = module.encode(encode, images).abs()
     bits = sum((sizes >> bit) & 1 for bit in range(7)).double()
     layers = {str(node.target): layer for node, layer in layer_nodes(snn.layers, WEIGHTED)}
     first = [layer for layer, row in run.encoder.items() if any(row)]

@@ -16,6 +16,7 @@ from PIL import Image
 from results import ROW
 
 from mt_convert.errors import OutputError, SpecError
+from mt_convert.evaluation.errors import pictures as error_pictures
 from mt_convert.evaluation.errors.pictures import error_by_layer, histograms
 from mt_convert.evaluation.errors.rows import CAUSES
 from mt_convert.evaluation.errors.table import ErrorTable
@@ -49,13 +50,14 @@ def rows(**columns: object) -> list[Row]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that are written."""
     figures: list[Figure] = []
-    save = pictures._save
+    write = pictures.write
 
     def keep(figure: Figure, path: Path) -> None:
         figures.append(figure)
-        save(figure, path)
+        write(figure, path)
 
-    monkeypatch.setattr(pictures, "_save", keep)
+    for module in (pictures, error_pictures):
+        monkeypatch.setattr(module, "write", keep)
     return figures
 
 

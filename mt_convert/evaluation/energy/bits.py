@@ -6,6 +6,7 @@ from torch import nn
 
 from ...neurons.layer import MTNeuron
 from ...spiking.presentation import Encoder
+from ...spiking.weight_grid import weight_step
 
 FLOAT_BITS = 32
 
@@ -17,10 +18,10 @@ def weight_bits(layer: nn.Module) -> int:
         >>> weight_bits(nn.Linear(2, 2))
         32
     """
-    scale = getattr(layer, "weight_scale", None)
-    if scale is None:
+    step = weight_step(layer)
+    if step is None:
         return FLOAT_BITS
-    whole = (layer.get_parameter("weight").detach() / scale).abs().max().round()
+    whole = (layer.get_parameter("weight").detach() / step).abs().max().round()
     return int(whole).bit_length() + 1
 
 

@@ -208,18 +208,18 @@ class _Walk(fx.Interpreter):
     def _feeders(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """The neurons from which a maximum picks; none if anything else than movement, and maxima
         that are followed, is between."""
-        found: dict[fx.Node, None] = {}
+        sources: dict[fx.Node, None] = {}
         stack = node.all_input_nodes
         while stack:
             item = stack.pop()
             rule = rule_of(self.layers, item, self.rules)
             if item in self.feeders:
-                found |= dict.fromkeys(self.feeders[item])
+                sources |= dict.fromkeys(self.feeders[item])
             elif rule is not None and rule.kind is OperatorKind.MOVE:
                 stack += item.all_input_nodes
             else:
                 return ()
-        return tuple(found)
+        return tuple(sources)
 
     def _pass_on(self, node: fx.Node, rule: Rule) -> Any:
         """The events behind a movement, a sum or an average; None if there is no way to tell."""

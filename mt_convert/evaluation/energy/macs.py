@@ -1,6 +1,6 @@
 """Multiply-accumulates per image of every layer and product, and which of them spikes feed.
 
-Floor 4.2. torch's own flop counter counts each node; shapes alone decide, so values are never
+torch's own flop counter counts each node; shapes alone decide, so values are never
 computed and a network of any size is counted in the memory of its graph. Element-wise products
 (gates, layer scale), sums, pooling and non-linear functions hold no multiply-accumulates here, as
 in every count of this kind.
@@ -15,7 +15,7 @@ from typing import Any
 from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from ...graph.nodes import describe, layer_of
+from ...graph.nodes import describe, node_name
 from ...graph.rules import Rule, data_inputs
 from ...graph.signals import Signal, signals_of
 from ...spiking.model import SPIKING_RULES, SpikingModel
@@ -76,10 +76,8 @@ def count_macs(
         if macs == 0 or not sources:
             continue
         others = [item for item in sources if item is not Signal.SPIKES]
-        called = layer_of(layers, node) is not None
-        name = str(node.target if called else node.meta.get("path") or node.name)
         fed_by = others[0] if others else Signal.SPIKES
-        rows.append(MacRow(name, describe(layers, node), macs, fed_by))
+        rows.append(MacRow(node_name(node), describe(layers, node), macs, fed_by))
     return tuple(rows)
 
 

@@ -81,18 +81,18 @@ def energy(
         prices=table,
         rows=tuple(rows),
         totals=tuple(_total([row for row in rows if row.time_steps == T], T, table) for T in steps),
-        not_counted=tuple(_uncounted(snn, paths)),
+        not_counted=tuple(_list_uncounted(snn, paths)),
     )
 
 
 def _steps(time_steps: int | Sequence[int], images: int, batch_size: int) -> list[int]:
     """The numbers of steps, ascending; raise if there is nothing to count."""
-    given = [time_steps] if isinstance(time_steps, int) else list(time_steps)
-    if not given or any(not isinstance(T, int) or T < 1 for T in given):
+    steps = [time_steps] if isinstance(time_steps, int) else list(time_steps)
+    if not steps or any(not isinstance(T, int) or T < 1 for T in steps):
         raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
     if images < 1 or batch_size < 1:
         raise SpecError(f"{images} images in batches of {batch_size}: both must be 1 or more")
-    return sorted(set(given))
+    return sorted(set(steps))
 
 
 def _rows(
@@ -160,15 +160,15 @@ _EVERYWHERE = (
 )
 
 
-def _uncounted(snn: SpikingModel, paths: Paths) -> list[NotCounted]:
+def _list_uncounted(snn: SpikingModel, paths: Paths) -> list[NotCounted]:
     """Everything in the graph that works and has no number, then what every network has."""
-    found = []
+    rows = []
     for node in snn.layers.graph.nodes:
         if node.op in ("call_module", "call_function") and not is_constant(node):
             reason = _reason(snn, paths, node)
             if reason:
-                found.append(NotCounted(*name_and_operator(snn.layers, node), reason))
-    return [*found, *_EVERYWHERE]
+                rows.append(NotCounted(*name_and_operator(snn.layers, node), reason))
+    return [*rows, *_EVERYWHERE]
 
 
 def _reason(snn: SpikingModel, paths: Paths, node: fx.Node) -> str:

@@ -77,19 +77,19 @@ class _Tally:
         node = self.nodes[name]
         self._count(t, node, emitted)
         if node in self.watched:
-            known = self.pending.setdefault(t, {})
-            known[node] = total, total - emitted
+            arrived = self.pending.setdefault(t, {})
+            arrived[node] = total, total - emitted
             for maximum in self.maxima:
                 feeders = self.paths.feeders[maximum]
-                if node in feeders and all(item in known for item in feeders):
+                if node in feeders and all(item in arrived for item in feeders):
                     after, before = (
                         pick_maximum(
-                            self.layers, maximum, {item: known[item][k] for item in feeders}
+                            self.layers, maximum, {item: arrived[item][k] for item in feeders}
                         )
                         for k in (0, 1)
                     )
                     self._count(t, maximum, after - before)
-            if len(known) == len(self.watched):
+            if len(arrived) == len(self.watched):
                 del self.pending[t]
 
     def _count(self, t: int, source: fx.Node, emitted: Tensor) -> None:

@@ -1,7 +1,7 @@
 """Conversion error by cause, layer by layer: many n and T in one pass over the images.
 
 For every layer of neurons a − m = (a − c) + (c − q) + (q − m), clipping + quantization +
-unevenness (invariant 8), in the three views of `error_table.VIEWS`; there are the definitions of
+unevenness (invariant 8), in the three views of `rows.VIEWS`; there are the definitions of
 all that is counted. Only sums are kept: memory does not grow with the number of images, nor with T.
 """
 
@@ -69,7 +69,7 @@ def layer_errors(
     steps = _steps(time_steps)
     pairs = [*networks.items()] if isinstance(networks, Mapping) else [*networks]
     _check(pairs, reference)
-    measured = [_Measured(snn, reference or snn, steps) for _, snn in pairs]
+    sums = [_NetworkSums(snn, reference or snn, steps) for _, snn in pairs]
     seen, labelled = 0, True
     if ann is not None:
         ann.eval()
@@ -78,16 +78,16 @@ def layer_errors(
         if len(images) == 0:
             continue
         seen, labelled = seen + len(images), labelled and labels is not None
-        known = _Known(labels, None if ann is None else ann(images))
+        originals = _Originals(labels, None if ann is None else ann(images))
         shared = None if reference is None else _run_reference(reference, images)
-        for network in measured:
-            network.run(images, shared or _run_reference(network.reference, images), known)
+        for network in sums:
+            network.run(images, shared or _run_reference(network.reference, images), originals)
     if seen == 0:
         raise SpecError("no images to measure errors on: give at least one batch that is not empty")
     errors: list[ErrorRow] = []
     rates: list[RateRow] = []
     logits: list[LogitRow] = []
-    for (n, _), network in zip(pairs, measured, strict=True):
+    for (n, _), network in zip(pairs, sums, strict=True):
         for T in steps:
             errors += network.error_rows(n, T)
             rates += network.rate_rows(n, T, seen)
@@ -120,16 +120,16 @@ def _steps(time_steps: Sequence[int]) -> list[int]:
 
 def _check(pairs: Sequence[tuple[int, SpikingModel]], reference: SpikingModel | None) -> None:
     """Each n once, and layers of the same names as the reference's."""
-    given = [n for n, _ in pairs]
-    if not given or len(set(given)) < len(given):
-        raise SpecError(f"networks for n = {given}: allowed are one or more, each n once")
+    thresholds = [n for n, _ in pairs]
+    if not thresholds or len(set(thresholds)) < len(thresholds):
+        raise SpecError(f"networks for n = {thresholds}: allowed are one or more, each n once")
     if reference is None:
         return
     names = {name for name, _ in reference.neurons()}
     faults = [
-        Fault(f"n = {n}", f"layers {sorted(names ^ found)} are in one of them alone", "same graph")
+        Fault(f"n = {n}", f"layers {sorted(names ^ own)} are in one of them alone", "same graph")
         for n, snn in pairs
-        if (found := {name for name, _ in snn.neurons()}) != names
+        if (own := {name for name, _ in snn.neurons()}) != names
     ]
     if faults:
         raise SpecError("the reference is a conversion of another network", faults)
@@ -139,8 +139,8 @@ def _check(pairs: Sequence[tuple[int, SpikingModel]], reference: SpikingModel | 
 
 
 @dataclass(frozen=True)
-class _Known:
-    """What is known of a batch without quantization."""
+class _Originals:
+    """The labels of a batch, and the float network's logits."""
 
     labels: Tensor | None
     ann: Tensor | None
@@ -163,21 +163,21 @@ def _run_reference(reference: SpikingModel, images: Tensor) -> _Expected:
     """Run the reference three times."""
     inputs: dict[str, Tensor] = {}
 
-    def keeping(
+    def record(
         function: Callable[[MTNeuron, Tensor], Tensor], kept: dict[str, Tensor]
     ) -> Activation:
         def neuron(name: str, layer: MTNeuron, x: Tensor) -> Tensor:
-            inputs[name] = x  # those of the last walk, the quantized one, stay
+            inputs[name] = x  # those of the last pass, the quantized one, stay
             kept[name] = function(layer, x)
             return kept[name]
 
         return neuron
 
-    found: list[dict[str, Tensor]] = []
+    activations: list[dict[str, Tensor]] = []
     for function in _ACTIVATIONS:
-        found.append({})
-        logits = forward_with(reference, images, keeping(function, found[-1]))
-    return _Expected(inputs, tuple(found), logits)
+        activations.append({})
+        logits = forward_with(reference, images, record(function, activations[-1]))
+    return _Expected(inputs, tuple(activations), logits)
 
 
 class _Listening(FloatArithmetic):
@@ -193,7 +193,7 @@ class _Listening(FloatArithmetic):
 # -------------------------------------------------------------------------------------- measuring
 
 
-class _Measured:
+class _NetworkSums:
     """All sums of one network."""
 
     def __init__(self, snn: SpikingModel, reference: SpikingModel, steps: Sequence[int]) -> None:
@@ -204,7 +204,7 @@ class _Measured:
         self.counts: dict[tuple[str, int], SpikeCounts] = defaultdict(SpikeCounts)
         self.answers = {T: AnswerCounts() for T in steps}
 
-    def run(self, images: Tensor, expected: _Expected, known: _Known) -> None:
+    def run(self, images: Tensor, expected: _Expected, originals: _Originals) -> None:
         """Simulate one batch and add what it shows."""
         runs = [[T] for T in self.steps] if self.snn.whole_window else [self.steps]
         for steps in runs:
@@ -217,7 +217,9 @@ class _Measured:
                 arithmetic=watch.arithmetic,
             )
             for T in steps:
-                answers = Answers(run.logits[T - 1], expected.logits, known.ann, known.labels)
+                answers = Answers(
+                    run.logits[T - 1], expected.logits, originals.ann, originals.labels
+                )
                 self.answers[T].add(answers)
 
     def error_rows(self, n: int, T: int) -> Iterator[ErrorRow]:
@@ -243,7 +245,7 @@ class _Measured:
 class _Watch:
     """One simulation of one batch, seen from its layers of neurons."""
 
-    def __init__(self, sums: _Measured, expected: _Expected, steps: Sequence[int]) -> None:
+    def __init__(self, sums: _NetworkSums, expected: _Expected, steps: Sequence[int]) -> None:
         self.sums, self.expected, self.steps = sums, expected, frozenset(steps)
         self.presentation = sums.snn.presentation
         self.arithmetic = _Listening()
@@ -269,12 +271,12 @@ class _Watch:
         """The layer's errors by cause, in each view."""
         neuron, quantizer = self.sums.neurons[name], self.sums.quantizers[name]
         expected, emitted = self.expected, totals * worth(neuron, self.presentation, t)
-        given, arrived = expected.inputs[name], self.arrived[name]
-        even = even_response(neuron, given, self.presentation, t + 1)
+        x, arrived = expected.inputs[name], self.arrived[name]
+        even = even_response(neuron, x, self.presentation, t + 1)
         views = {
-            "forced": (*(function(quantizer, given) for function in _ACTIVATIONS), even),
+            "forced": (*(function(quantizer, x) for function in _ACTIVATIONS), even),
             "arrived": (*(function(quantizer, arrived) for function in _ACTIVATIONS), emitted),
-            "propagated": (*(found[name] for found in expected.activations), emitted),
+            "propagated": (*(activations[name] for activations in expected.activations), emitted),
         }
         for view, (a, c, q, m) in views.items():
             self.sums.causes[view, name, t + 1].add(a, c, q, m)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
 from ...errors import SpecError
-from ...report.pictures import _figure, _grid, _save
+from ...report.pictures import draw_grid, make_figure, write
 from .rows import RATE_EDGES, RESIDUAL_EDGES, WHOLE, ErrorRow
 from .table import ErrorTable
 
@@ -42,7 +42,7 @@ def error_by_layer(table: ErrorTable, n: int, T: int, path: str | Path) -> None:
         b'PNG'
     """
     layers = _layers(table)
-    figure, panels = _figure((max(6.4, 1.6 + 0.34 * len(layers)), 6.6), (2, 1))
+    figure, panels = make_figure((max(6.4, 1.6 + 0.34 * len(layers)), 6.6), (2, 1))
     for axes, (view, title) in zip(panels, VIEW_TITLES.items(), strict=True):
         _stacks(axes, [table.error(layer, view, n, T) for layer in layers])
         axes.set_title(title, fontsize=9.5, loc="left")
@@ -59,7 +59,7 @@ def error_by_layer(table: ErrorTable, n: int, T: int, path: str | Path) -> None:
         "other,\nthe mean square of their sum (dot) lies below or above the bar.",
         fontsize=8.5,
     )
-    _save(figure, path)
+    write(figure, path)
 
 
 def _stacks(axes: Axes, rows: Sequence[ErrorRow]) -> None:
@@ -73,7 +73,7 @@ def _stacks(axes: Axes, rows: Sequence[ErrorRow]) -> None:
     axes.plot(places, wholes, "o", color="black", markersize=3.5, label="all three together")
     axes.set_xlim(-0.6, len(rows) - 0.4)
     axes.set_ylim(0, 1.08 * max(*bottoms, *wholes, 1e-9))
-    _grid(axes)
+    draw_grid(axes)
 
 
 def histograms(table: ErrorTable, n: int, T: int, path: str | Path) -> None:
@@ -87,7 +87,7 @@ def histograms(table: ErrorTable, n: int, T: int, path: str | Path) -> None:
     layers = _layers(table)
     depth = max(1.8, 0.5 + 0.2 * len(layers))
     ratios = {"height_ratios": [2.4, depth]}
-    figure, panels = _figure((9.2, 2.2 + 2.4 + depth), (2, 2), gridspec_kw=ratios)
+    figure, panels = make_figure((9.2, 2.2 + 2.4 + depth), (2, 2), gridspec_kw=ratios)
     for column, (name, label, edges) in enumerate(_HISTOGRAMS):
         counts = [getattr(table.rate(layer, n, T), name) for layer in (WHOLE, *layers)]
         shares = [[100 * count / sum(bins) for count in bins] for bins in counts]
@@ -96,7 +96,7 @@ def histograms(table: ErrorTable, n: int, T: int, path: str | Path) -> None:
         above.set_yscale("log")
         above.set_ylim(0.01, 130)
         above.set_yticks([0.01, 0.1, 1, 10, 100], ["0.01", "0.1", "1", "10", "100"])
-        _grid(above)
+        draw_grid(above)
         image = below.imshow(
             [[max(share, 1e-9) for share in bins] for bins in shares[1:]],
             aspect="auto",
@@ -114,7 +114,7 @@ def histograms(table: ErrorTable, n: int, T: int, path: str | Path) -> None:
     bar.ax.set_yticklabels(["≤ 0.01", "0.1", "1", "10", "100"], fontsize=8.5)
     bar.set_label("% of a layer's neurons × images", fontsize=9)
     figure.suptitle(f"Firing rates and potentials left, {_where(table, n, T)}", fontsize=11)
-    _save(figure, path)
+    write(figure, path)
 
 
 def _rate_ticks() -> tuple[list[float], list[str]]:

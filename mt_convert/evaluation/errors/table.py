@@ -223,12 +223,12 @@ class ErrorTable:
 Row = TypeVar("Row", ErrorRow, RateRow, LogitRow)
 
 
-def _row_of(rows: Iterable[Row], wanted: dict[str, Any]) -> Row:
+def _row_of(rows: Iterable[Row], columns: dict[str, Any]) -> Row:
     """The row with these values."""
     for row in rows:
-        if all(getattr(row, name) == value for name, value in wanted.items()):
+        if all(getattr(row, name) == value for name, value in columns.items()):
             return row
-    asked = ", ".join(f"{name}={value!r}" for name, value in wanted.items())
+    asked = ", ".join(f"{name}={value!r}" for name, value in columns.items())
     raise SpecError(f"the table of errors has no row with {asked}: see its layers and settings")
 
 

@@ -41,20 +41,20 @@ class PeerCounter:
                 right, alike = (answers == labels).sum(1), (answers == predicted).sum(1)
                 count += torch.stack([right.double(), alike.double(), events]).cpu()
 
-    def rows(self, known: dict[str, Any]) -> list[Row]:
-        """The rows of the peer; ``known`` holds all columns that it does not measure."""
+    def rows(self, columns: dict[str, Any]) -> list[Row]:
+        """The rows of the peer; ``columns``: those that it does not measure."""
         names = [self.setting.method]
         if self.network.delay is not None:
             names.append(f"{self.setting.method}_delayed")
         return [
-            self._row(name, T, count[:, T - 1].tolist(), known)
+            self._row(name, T, count[:, T - 1].tolist(), columns)
             for name, count in zip(names, self.counts, strict=False)
             for T in self.setting.time_steps
         ]
 
-    def _row(self, name: str, T: int, counted: list[float], known: dict[str, Any]) -> Row:
+    def _row(self, name: str, T: int, counted: list[float], columns: dict[str, Any]) -> Row:
         correct, agreed, events = counted
-        total = known["images"]
+        total = columns["images"]
         return Row(
             presentation=str(Presentation.EVERY_STEP),
             mode="parallel",
@@ -69,5 +69,5 @@ class PeerCounter:
             whole_window=False,
             settling_T=None,
             method=name,
-            **known,
+            **columns,
         )

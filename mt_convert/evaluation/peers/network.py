@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...errors import SpecError, UnsupportedLayerError
+from ...errors import SpecError, UnsupportedLayerError, error_line
 from .converters import PEERS, Peer, calls, peer, read_from
 
 __all__ = ["PEERS", "Peer", "PeerNetwork", "PeerRun", "available", "calls", "peer_network"]
@@ -41,7 +41,7 @@ def available(name: str) -> str | None:
             importlib.metadata.version(called.package)
             _neurons(called)
     except Exception as error:  # a package that does not fit what it meets raises anything
-        return _one_line(error)
+        return error_line(error)
     return None
 
 
@@ -123,7 +123,7 @@ def peer_network(name: str, ann: nn.Module, calibration: Tensor) -> PeerNetwork:
         watch, _ = _run(called, layers, calibration[:1], 1, count_left=True)
     except Exception as error:  # peers raise what they meet
         raise UnsupportedLayerError(
-            f"{name} cannot convert {type(ann).__name__}: {_one_line(error)}"
+            f"{name} cannot convert {type(ann).__name__}: {error_line(error)}"
         ) from error
     if not watch.calls:
         left = ", ".join(f"{count} {kind}" for kind, count in watch.left.items()) or "none"
@@ -204,9 +204,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
-
-
-def _one_line(error: BaseException) -> str:
-    """Type and first line of an exception."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {(lines or ['no message'])[0]}"[:240]

@@ -25,7 +25,7 @@ from .limits import measure_machine, product
 from .measure import Group
 from .memory import Place, peaks
 from .network import Network, open_network, thresholds_for
-from .registry import chosen
+from .registry import choose_contenders
 from .rows import Absent, Benchmark, BenchRow, benchmark_from_json, merge
 from .timing import LEAST_ROUNDS
 
@@ -61,7 +61,7 @@ class BenchOptions:
         if self.rounds < LEAST_ROUNDS:
             faults.append(Fault("--rounds", str(self.rounds), f"allowed: {LEAST_ROUNDS} or more"))
         try:
-            chosen(self.contenders)
+            choose_contenders(self.contenders)
         except SpecError as error:
             faults += error.faults
         if (reason := _device_fault(self.device)) is not None:
@@ -79,46 +79,46 @@ class BenchOptions:
         """Everything that is timed together."""
         return [
             (contender, case)
-            for contender in chosen(self.contenders)
+            for contender in choose_contenders(self.contenders)
             for case in contender.cases(batch, self.steps(network), network.levels)
         ]
 
 
-def run(wanted: BenchOptions, out: Path) -> Benchmark:
+def run(options: BenchOptions, out: Path) -> Benchmark:
     """Time everything; write table, page and picture to ``out`` when all is done.
 
     Raises:
         MTConvertError: whatever the user can mend; what stood in ``out`` stays.
     """
-    found = time_networks(wanted, out / "networks")
-    write_json(out / "results.json", found.to_json())
-    publish(HEAD, found, out)
-    return found
+    benchmark = time_networks(options, out / "networks")
+    write_json(out / "results.json", benchmark.to_json())
+    publish(HEAD, benchmark, out)
+    return benchmark
 
 
-def publish(head: str, found: Benchmark, folder: Path) -> None:
+def publish(head: str, benchmark: Benchmark, folder: Path) -> None:
     """The page and its picture."""
-    if found.rows:
-        picture.draw(found, folder / "benchmark.png")
+    if benchmark.rows:
+        picture.draw(benchmark, folder / "benchmark.png")
     with atomic(folder / "README.md") as temporary:
-        temporary.write_text(pages.markdown(head, found))
+        temporary.write_text(pages.markdown(head, benchmark))
 
 
-def time_networks(wanted: BenchOptions, store: Path) -> Benchmark:
+def time_networks(options: BenchOptions, store: Path) -> Benchmark:
     """The rows of all networks and batches, and the limits of the machine."""
-    device = accelerator_or_cpu() if wanted.device is None else torch.device(wanted.device)
-    with _threads(wanted.threads):
+    device = accelerator_or_cpu() if options.device is None else torch.device(options.device)
+    with _threads(options.threads):
         machine = measure_machine(device)
         best = machine["int8_by"]
         limit = product(best, device) if best else None
         parts = [Benchmark((), machine=machine)]
-        for word in wanted.networks:
+        for word in options.networks:
             network = open_network(word, store).on(device)
             sizes = {network.name: network.size}
             place = Place(word, store, str(device), torch.get_num_threads())
-            for batch in wanted.batches:
-                group = Group(network, wanted.entries(network, batch), wanted.rounds, limit)
-                rows = _rows(group, place, memory=wanted.memory)
+            for batch in options.batches:
+                group = Group(network, options.entries(network, batch), options.rounds, limit)
+                rows = _rows(group, place, memory=options.memory)
                 parts.append(Benchmark(tuple(rows), tuple(group.absent), networks=sizes))
     return merge(parts)
 
@@ -131,10 +131,10 @@ def _rows(group: Group, place: Place, *, memory: bool) -> list[BenchRow]:
     entries = [(row.contender, Case(row.batch, row.T, row.n)) for row in rows]
     name = group.network.name
     label = f"{name}, batch {rows[0].batch}: memory"
-    told: Iterable[tuple[tuple[str, Case], float | None, str]] = progress(
+    measurements: Iterable[tuple[tuple[str, Case], float | None, str]] = progress(
         peaks(place, entries), label, total=len(entries)
     )
-    for k, ((contender, case), mib, reason) in enumerate(told):
+    for k, ((contender, case), mib, reason) in enumerate(measurements):
         rows[k] = replace(rows[k], peak_mib=mib)
         if reason:
             group.absent.append(Absent(name, contender, f"{case}, memory alone", reason))
@@ -143,12 +143,12 @@ def _rows(group: Group, place: Place, *, memory: bool) -> list[BenchRow]:
 
 def show(out: Path, console: Console) -> None:
     """Print the tables of a finished benchmark."""
-    found = benchmark_from_json(read_json(out / "results.json"))
-    for table in pages.rich_tables(found):
+    benchmark = benchmark_from_json(read_json(out / "results.json"))
+    for table in pages.rich_tables(benchmark):
         console.print(table)
-    for line in pages.findings(found):
+    for line in pages.findings(benchmark):
         console.print(f"- {line}", highlight=False)
-    for item in found.absent:
+    for item in benchmark.absent:
         text = f"not timed: {item.contender} ({item.network}, {item.case}): {item.reason}"
         console.print(text, highlight=False, markup=False)
     console.print(

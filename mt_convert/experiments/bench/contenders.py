@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import error_line
 from .network import Network
 
 Runner = Callable[[Tensor], Any]
@@ -74,7 +75,7 @@ class Contender:
         try:
             return self.missing(device)
         except Exception as error:  # a package that does not fit what it meets raises anything
-            return one_line(error)
+            return error_line(error)
 
     def cases(self, batch: int, steps: Iterable[tuple[int, int]], levels: int) -> list[Case]:
         """What is timed of it, ``steps`` being pairs of T and n for ours; of a network with so many
@@ -86,14 +87,3 @@ class Contender:
             return [Case(batch, T, n) for T, n in pairs]
         n = levels.bit_length() if self.binary else self.thresholds
         return [Case(batch, T, n) for T in dict.fromkeys(T for T, _ in pairs)]
-
-
-def one_line(error: BaseException) -> str:
-    """Type and first line of an exception.
-
-    Example:
-        >>> one_line(ValueError("a\\nb"))
-        'ValueError: a'
-    """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {(lines or ['no message'])[0]}"[:240]

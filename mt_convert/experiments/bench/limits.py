@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...errors import error_line
 from ...evaluation.energy.macs import count_macs
 from ...integer_engine.backends import BACKENDS
 from ...integer_engine.model import integer
 from ...quantization.quantize import quantize
 from ...quantization.spec import QuantSpec
 from ...spiking.convert import convert
-from .contenders import one_line
 from .timing import Clock, clock_of
 
 Work = tuple[Callable[[], Any], float]
@@ -48,7 +48,7 @@ def measure_machine(device: torch.device) -> dict[str, Any]:
         try:
             int8[name] = _rate(*product(name, device), clock)
         except Exception as error:  # kernels that this machine or version lacks
-            tried[name] = one_line(error)
+            tried[name] = error_line(error)
     best = max(int8, key=lambda name: int8[name], default=None)
     return {
         "name": _name(device),
@@ -180,12 +180,12 @@ def _own(size: int, device: torch.device) -> Work:
 
 
 def _cpu_only(make: Make) -> Make:
-    def checked(size: int, device: torch.device) -> Work:
+    def make_on_cpu(size: int, device: torch.device) -> Work:
         if device.type != "cpu":
             raise RuntimeError("runs on the CPU alone")
         return make(size, device)
 
-    return checked
+    return make_on_cpu
 
 
 _INT8: Mapping[str, Make] = {
@@ -211,10 +211,10 @@ def _versions() -> dict[str, str]:
     """Of the packages that take part."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    versions = {}
     for name in ("torch", "onnxruntime", "brevitas", "spikingjelly", "sinabs", "timm"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ...errors import error_line
 from ...system.progress import progress
-from .contenders import Case, Contender, ContenderKind, Runner, one_line
+from .contenders import Case, Contender, ContenderKind, Runner
 from .limits import Work, share_of_limit
 from .network import Network
 from .ours import REFERENCE
@@ -19,12 +20,12 @@ from .rows import Absent, BenchRow
 from .timing import Clock, Spread, clock_of, interleave, speed_ups
 
 Item = TypeVar("Item")
-CHECKED = 16  # images, at least
+CHECKED_IMAGES = 16  # images, at least
 RECOMPILED = 64  # forms of one function that torch.compile keeps
 
 
 @dataclass(frozen=True)
-class Checked:
+class Verdict:
     """The columns of `BenchRow` of these names; ``fault`` if it computes something else."""
 
     bit_equal: bool | None
@@ -62,9 +63,9 @@ class Group:
             if (runner := self._prepare(*entry))
         ]
         good = [
-            (contender, case, runner, found)
+            (contender, case, runner, verdict)
             for (contender, case), runner in self._with_progress(ready, "checking", len(ready))
-            if (found := self._check(contender, case, runner))
+            if (verdict := self._check(contender, case, runner))
         ]
         if not good:
             return []
@@ -83,8 +84,8 @@ class Group:
         peak = [] if self.limit is None else [self.limit[1] / taken for taken in seconds.pop()]
         return with_ratios(
             [
-                (contender.kind, self._row(contender, case, found, (taken, peak)), taken)
-                for (contender, case, _, found), taken in zip(good, seconds, strict=True)
+                (contender.kind, self._row(contender, case, verdict, (taken, peak)), taken)
+                for (contender, case, _, verdict), taken in zip(good, seconds, strict=True)
             ]
         )
 
@@ -97,7 +98,7 @@ class Group:
         self,
         contender: Contender,
         case: Case,
-        found: Checked,
+        verdict: Verdict,
         rounds: tuple[list[float], list[float]],
     ) -> BenchRow:
         """A row whose ratio is still to come. ``rounds``: seconds, and the machine's best rate."""
@@ -113,12 +114,12 @@ class Group:
             us_per_image=us.median,
             ratio_to_best_float=None,
             peak_mib=None,
-            bit_equal=found.bit_equal,
+            bit_equal=verdict.bit_equal,
             us_low=us.low,
             us_high=us.high,
             rounds=len(seconds),
-            agreement=found.agreement,
-            difference=found.difference,
+            agreement=verdict.agreement,
+            difference=verdict.difference,
             share_of_limit=share_of_limit(seconds, peak, size, batch) if peak else None,
         )
 
@@ -129,21 +130,21 @@ class Group:
             try:
                 return contender.prepare(self.network, case)
             except Exception as error:  # other packages raise what they meet
-                reason = one_line(error)
+                reason = error_line(error)
         self._leave_out(contender, case, reason)
         return None
 
-    def _check(self, contender: Contender, case: Case, runner: Runner) -> Checked | None:
+    def _check(self, contender: Contender, case: Case, runner: Runner) -> Verdict | None:
         """What its logits are worth; None and a line in ``absent`` if it cannot be timed."""
         try:
-            found = check(self.network, contender, case, runner)
+            verdict = check(self.network, contender, case, runner)
         except Exception as error:
-            self._leave_out(contender, case, one_line(error))
+            self._leave_out(contender, case, error_line(error))
             return None
-        if found.fault is not None:
-            self._leave_out(contender, case, found.fault)
+        if verdict.fault is not None:
+            self._leave_out(contender, case, verdict.fault)
             return None
-        return found
+        return verdict
 
     def _leave_out(self, contender: Contender, case: Case, reason: str) -> None:
         self.absent.append(Absent(self.network.name, contender.name, str(case), reason))
@@ -165,7 +166,7 @@ def with_ratios(timed: Sequence[tuple[ContenderKind, BenchRow, Sequence[float]]]
 
 
 @torch.no_grad()
-def check(network: Network, contender: Contender, case: Case, runner: Runner) -> Checked:
+def check(network: Network, contender: Contender, case: Case, runner: Runner) -> Verdict:
     """Compare a contender's logits with those of the network that it stands for, on fresh images.
 
     Ours with the reference backend, bit by bit; float networks and other packages' with the float
@@ -174,34 +175,38 @@ def check(network: Network, contender: Contender, case: Case, runner: Runner) ->
     reference = _reference(network, contender, case)
     generator = torch.Generator().manual_seed(1)
     pairs = []
-    for _ in range(max(1, -(-CHECKED // case.batch))):
+    for _ in range(max(1, -(-CHECKED_IMAGES // case.batch))):
         images = network.images(case.batch, generator)
         pairs.append([_plain(run(images.clone())) for run in (reference, runner)])
         if pairs[-1][0].shape != pairs[-1][1].shape:
-            return Checked(None, 0, 0, f"its logits are {tuple(pairs[-1][1].shape)}")
-    expected, found = (torch.cat(side, dim=-2) for side in zip(*pairs, strict=True))
-    bits = torch.equal(expected, found) if contender.kind is ContenderKind.INTEGER else None
-    return compare(expected, found, bits, contender.tolerance)
+            return Verdict(None, 0, 0, f"its logits are {tuple(pairs[-1][1].shape)}")
+    expected, logits = (torch.cat(side, dim=-2) for side in zip(*pairs, strict=True))
+    bits = torch.equal(expected, logits) if contender.kind is ContenderKind.INTEGER else None
+    return compare(expected, logits, bits, contender.tolerance)
 
 
-def compare(expected: Tensor, found: Tensor, bits: bool | None, tolerance: float | None) -> Checked:
+def compare(
+    expected: Tensor, actual: Tensor, bits: bool | None, tolerance: float | None
+) -> Verdict:
     """How far logits are from those expected, [images, classes] or [T, images, classes].
 
     Example:
         >>> compare(torch.eye(3), torch.eye(3), None, 0.1)
-        Checked(bit_equal=None, agreement=1.0, difference=0.0, fault=None)
+        Verdict(bit_equal=None, agreement=1.0, difference=0.0, fault=None)
     """
-    if not bool(found.isfinite().all()):
-        return Checked(bits, 0, 0, "its logits are not finite")
-    expected, found = (logits[-1] if logits.dim() == 3 else logits for logits in (expected, found))
-    agreement = float((found.argmax(1) == expected.argmax(1)).float().mean())
-    apart = found - expected
+    if not bool(actual.isfinite().all()):
+        return Verdict(bits, 0, 0, "its logits are not finite")
+    expected, actual = (
+        logits[-1] if logits.dim() == 3 else logits for logits in (expected, actual)
+    )
+    agreement = float((actual.argmax(1) == expected.argmax(1)).float().mean())
+    apart = actual - expected
     spread = (expected - expected.mean(0)).square().mean().sqrt().clamp(min=1e-30)
     largest = float(apart.abs().max() / expected.abs().max().clamp(min=1e-30))
     fault = None
     if tolerance is not None and largest > tolerance:
         fault = f"computes something else: differs by {largest:.1%} of the largest logit"
-    return Checked(bits, agreement, float(apart.square().mean().sqrt() / spread), fault)
+    return Verdict(bits, agreement, float(apart.square().mean().sqrt() / spread), fault)
 
 
 def _reference(network: Network, contender: Contender, case: Case) -> Runner:
@@ -215,5 +220,5 @@ def _reference(network: Network, contender: Contender, case: Case) -> Runner:
 
 def _plain(logits: Any) -> Tensor:
     """In float32 on the CPU, apart from what a later call overwrites."""
-    found: Tensor = logits.detach().float().cpu().clone()
-    return found
+    copied: Tensor = logits.detach().float().cpu().clone()
+    return copied

@@ -34,7 +34,7 @@ LEAST_IMAGES = 8
 class Network:
     """A float network and its quantized form, both in eval mode and on one device.
 
-    ``calibration``: made-up images for what has to see some before it can run.
+    ``calibration``: synthetic images for what has to see some before it can run.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Network:
         return self.qann.spec.levels
 
     def images(self, count: int, generator: torch.Generator) -> Tensor:
-        """Fresh made-up images, normally distributed as normalised ones are."""
+        """Fresh synthetic images, normally distributed as normalised ones are."""
         drawn = torch.randn(count, *self.qann.image_shape, generator=generator)
         return drawn.to(self.device)
 
@@ -95,7 +95,7 @@ def thresholds_for(levels: int, time_steps: int) -> int:
 
 def open_network(word: str, store: Path, *, seed: int = 0) -> Network:
     """The networks of a run folder, or of an architecture of timm with random lived-in weights,
-    quantized to 4 bits on made-up images at its own image size, and kept in ``store``.
+    quantized to 4 bits on synthetic images at its own image size, and kept in ``store``.
 
     Raises:
         CheckpointError: a folder that holds no run with a trained network.
@@ -132,8 +132,8 @@ def _of_architecture(name: str, store: Path, seed: int) -> Network:
     images = _random_images(shape, seed)
     built = build(name, size=shape[-1], images=len(images), seed=seed)
     spec = QuantSpec(weight_bits=BITS, act_bits=BITS)
-    made = [name, seed, spec.to_json(), len(images), timm.__version__]
-    folder = store / f"{name}_{digest(made)[:12]}"
+    inputs = [name, seed, spec.to_json(), len(images), timm.__version__]
+    folder = store / f"{name}_{digest(inputs)[:12]}"
     if not (folder / "network.json").is_file():
         archive.save(quantize(built.model, spec, calibration=built.images), folder)
     return Network(name, built.model.eval(), archive.load_quantized(folder, spec), images)

@@ -29,16 +29,16 @@ LEGEND = (
 
 def groups(rows: Sequence[BenchRow]) -> dict[tuple[str, int], list[BenchRow]]:
     """The rows that were timed together: those of one network and batch."""
-    found: dict[tuple[str, int], list[BenchRow]] = {}
+    rows_of: dict[tuple[str, int], list[BenchRow]] = {}
     for row in rows:
-        found.setdefault((row.network, row.batch), []).append(row)
-    return found
+        rows_of.setdefault((row.network, row.batch), []).append(row)
+    return rows_of
 
 
 def kind_of(row: BenchRow) -> ContenderKind | None:
     """What a row's contender computes; None of one that is no longer known."""
-    known = all_contenders().get(row.contender)
-    return None if known is None else known.kind
+    contender = all_contenders().get(row.contender)
+    return None if contender is None else contender.kind
 
 
 def cells(row: BenchRow) -> list[str]:
@@ -76,10 +76,10 @@ def _short(us: float) -> str:
     return f"{us:.2f}" if us < 10 else f"{us:.1f}" if us < 100 else f"{us:,.0f}"
 
 
-def rich_tables(found: Benchmark) -> list[Table]:
+def rich_tables(benchmark: Benchmark) -> list[Table]:
     """A table for each network and batch."""
     tables = []
-    for (network, batch), rows in groups(found.rows).items():
+    for (network, batch), rows in groups(benchmark.rows).items():
         table = Table(title=f"{network}, batch {batch}", title_justify="left")
         for name in (*HEADINGS, *MORE):
             left = name in ("contender", "checked")
@@ -90,33 +90,44 @@ def rich_tables(found: Benchmark) -> list[Table]:
     return tables
 
 
-def markdown(head: str, found: Benchmark) -> str:
+def markdown(head: str, benchmark: Benchmark) -> str:
     """The page: what was found, the machine, a table for each network and batch, who is absent."""
-    lines = [head.rstrip(), "", "## What was found", "", *(f"- {line}" for line in findings(found))]
-    lines += ["", "![speed, growth over T and over size](benchmark.png)", "", *machine_lines(found)]
-    for (network, batch), rows in groups(found.rows).items():
+    lines = [
+        head.rstrip(),
+        "",
+        "## What was found",
+        "",
+        *(f"- {line}" for line in findings(benchmark)),
+    ]
+    lines += [
+        "",
+        "![speed, growth over T and over size](benchmark.png)",
+        "",
+        *machine_lines(benchmark),
+    ]
+    for (network, batch), rows in groups(benchmark.rows).items():
         lines += ["", f"## {network}, batch {batch}", ""]
         lines += ["| " + " | ".join((*HEADINGS, *MORE)) + " |", "|" + " --- |" * 9]
         lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
     lines += ["", LEGEND + ".", "", "## Contenders", ""]
-    present = {row.contender for row in found.rows}
+    present = {row.contender for row in benchmark.rows}
     lines += [
         f"- `{name}`: {item.kind}; {item.about}."
         for name, item in all_contenders().items()
         if name in present
     ]
-    if found.absent:
+    if benchmark.absent:
         lines += ["", "## Not timed", ""]
         lines += [
             f"- {item.network}, {item.contender}, {item.case}: {item.reason}"
-            for item in found.absent
+            for item in benchmark.absent
         ]
     return "\n".join(lines) + "\n"
 
 
-def machine_lines(found: Benchmark) -> list[str]:
+def machine_lines(benchmark: Benchmark) -> list[str]:
     """The machine, its limits and the versions."""
-    machine = found.machine
+    machine = benchmark.machine
     if not machine:
         return []
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
@@ -134,20 +145,21 @@ def machine_lines(found: Benchmark) -> list[str]:
             f"{name} {rate / 1e9:.3g}" for name, rate in machine["int8_tried"].items()
         )
         lines.append(f"int8 products, billion multiply-adds a second: {others}; the most counts.")
+    sizes = benchmark.networks
     moved = ", ".join(
-        f"{network}, batch {batch}: {_short(moving_us(machine, found.networks[network], batch))}"
-        for network, batch in groups(found.rows)
-        if network in found.networks
+        f"{network}, batch {batch}: {_short(moving_us(machine, sizes[network], batch))}"
+        for network, batch in groups(benchmark.rows)
+        if network in sizes
     )
     return [*lines, f"To copy weights (int8) and images once takes, µs per image: {moved}."]
 
 
-def findings(found: Benchmark) -> list[str]:
+def findings(benchmark: Benchmark) -> list[str]:
     """Sentences on what the gain is, what it is due to, and where it ends."""
     lines = []
-    for (network, batch), rows in groups(found.rows).items():
+    for (network, batch), rows in groups(benchmark.rows).items():
         lines += _gain(f"{network}, batch {batch}", rows)
-    return [*lines, *_over_time(found), *_over_size(found)]
+    return [*lines, *_over_time(benchmark), *_over_size(benchmark)]
 
 
 def fastest(rows: Sequence[BenchRow], *kinds: ContenderKind) -> BenchRow | None:
@@ -192,13 +204,13 @@ def _gain(where: str, rows: Sequence[BenchRow]) -> list[str]:
 
 def is_binary(row: BenchRow) -> bool:
     """Whether its thresholds are the bits of a level."""
-    known = all_contenders()
-    return row.contender in known and known[row.contender].binary
+    contenders = all_contenders()
+    return row.contender in contenders and contenders[row.contender].binary
 
 
-def _over_time(found: Benchmark) -> list[str]:
+def _over_time(benchmark: Benchmark) -> list[str]:
     """How time grows with T in the group with most of them."""
-    rows = most_steps(found.rows)
+    rows = most_steps(benchmark.rows)
     own = [row for row in rows if row.contender == "integer_native"] or [
         row for row in rows if kind_of(row) is ContenderKind.INTEGER
     ]
@@ -219,13 +231,14 @@ def _over_time(found: Benchmark) -> list[str]:
     return [f"Growth over T ({where}): {grown} times the time of T = {start.T}; {ends}."]
 
 
-def _over_size(found: Benchmark) -> list[str]:
+def _over_size(benchmark: Benchmark) -> list[str]:
     """How the gain at T = 1 changes with the size of the network."""
-    rows = by_size(found)
+    rows = by_size(benchmark)
     if len({row.network for row in rows}) < 2:
         return []
+    sizes = benchmark.networks
     gains = ", ".join(
-        f"{row.network} ({found.networks[row.network]['macs'] / 1e6:,.0f} million multiply-adds, "
+        f"{row.network} ({sizes[row.network]['macs'] / 1e6:,.0f} million multiply-adds, "
         f"batch {row.batch}) {row.ratio_to_best_float:.2f}"
         for row in rows
     )
@@ -234,17 +247,17 @@ def _over_size(found: Benchmark) -> list[str]:
 
 def most_steps(rows: Sequence[BenchRow]) -> list[BenchRow]:
     """The group with the most different T."""
-    found = groups(rows).values()
-    return max(found, key=lambda group: len({row.T for row in group}), default=[])
+    networks = groups(rows).values()
+    return max(networks, key=lambda group: len({row.T for row in group}), default=[])
 
 
-def by_size(found: Benchmark) -> list[BenchRow]:
+def by_size(benchmark: Benchmark) -> list[BenchRow]:
     """Our fastest row at T = 1 of each network, at its largest batch, smallest network first."""
     chosen: dict[str, BenchRow] = {}
-    for (network, batch), rows in groups(found.rows).items():
+    for (network, batch), rows in groups(benchmark.rows).items():
         own = fastest([row for row in rows if row.T == 1], ContenderKind.INTEGER)
-        if own is None or own.ratio_to_best_float is None or network not in found.networks:
+        if own is None or own.ratio_to_best_float is None or network not in benchmark.networks:
             continue
         if network not in chosen or batch > chosen[network].batch:
             chosen[network] = own
-    return sorted(chosen.values(), key=lambda row: float(found.networks[row.network]["macs"]))
+    return sorted(chosen.values(), key=lambda row: float(benchmark.networks[row.network]["macs"]))

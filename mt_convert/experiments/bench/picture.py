@@ -28,14 +28,14 @@ COLOURS = {
 _ACROSS = 3
 
 
-def draw(found: Benchmark, path: str | Path) -> None:
+def draw(benchmark: Benchmark, path: str | Path) -> None:
     """Bars of relative speed for each network and batch; below, time over T and over size.
 
     Raises:
         SpecError: no rows.
         OutputError: the file cannot be written.
     """
-    each = groups(found.rows)
+    each = groups(benchmark.rows)
     if not each:
         raise SpecError("there is nothing to draw: no contender was timed")
     down = -(-len(each) // _ACROSS)
@@ -47,8 +47,8 @@ def draw(found: Benchmark, path: str | Path) -> None:
     for k, ((network, batch), rows) in enumerate(each.items()):
         place = grid[k // _ACROSS, 2 * (k % _ACROSS) : 2 * (k % _ACROSS) + 2]
         _bars(figure.add_subplot(place), f"{network}, batch {batch}", rows)
-    _over_time(figure.add_subplot(grid[down, :_ACROSS]), most_steps(found.rows))
-    _over_size(figure.add_subplot(grid[down, _ACROSS:]), found)
+    _over_time(figure.add_subplot(grid[down, :_ACROSS]), most_steps(benchmark.rows))
+    _over_size(figure.add_subplot(grid[down, _ACROSS:]), benchmark)
     handles = [_patch(kind) for kind in ContenderKind]
     figure.legend(
         handles,
@@ -111,17 +111,17 @@ def _over_time(axes: Axes, rows: Sequence[BenchRow]) -> None:
     _grid(axes)
 
 
-def _over_size(axes: Axes, found: Benchmark) -> None:
+def _over_size(axes: Axes, benchmark: Benchmark) -> None:
     """Microseconds per image against multiply-adds, at T = 1 or without steps, largest batches."""
     largest = {
-        network: max(b for n, b in groups(found.rows) if n == network)
-        for network in found.networks
-        if any(row.network == network for row in found.rows)
+        network: max(b for n, b in groups(benchmark.rows) if n == network)
+        for network in benchmark.networks
+        if any(row.network == network for row in benchmark.rows)
     }
     lines: dict[str, list[tuple[float, float]]] = {}
-    for row in found.rows:
+    for row in benchmark.rows:
         if row.T in (None, 1) and row.batch == largest.get(row.network):
-            macs = float(found.networks[row.network]["macs"])
+            macs = float(benchmark.networks[row.network]["macs"])
             lines.setdefault(row.contender, []).append((macs / 1e6, row.us_per_image))
     if not lines:
         axes.set_axis_off()

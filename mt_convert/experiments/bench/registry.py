@@ -20,15 +20,15 @@ def all_contenders() -> Mapping[str, Contender]:
     return {item.name: item for item in (*ours.CONTENDERS, *rivals.CONTENDERS)}
 
 
-def chosen(names: Iterable[str]) -> list[Contender]:
+def choose_contenders(names: Iterable[str]) -> list[Contender]:
     """The contenders of these names, in the order of the table; all where none is named.
 
     Raises:
         SpecError: unknown names, all of them.
     """
-    known, wanted = all_contenders(), set(names)
-    allowed = f"allowed: {', '.join(known)}"
-    faults = [Fault("--contender", name, allowed) for name in sorted(wanted - set(known))]
+    contenders, selected = all_contenders(), set(names)
+    allowed = f"allowed: {', '.join(contenders)}"
+    faults = [Fault("--contender", name, allowed) for name in sorted(selected - set(contenders))]
     if faults:
         raise SpecError(f"{len(faults)} unknown contender(s)", faults)
-    return [item for name, item in known.items() if not wanted or name in wanted]
+    return [item for name, item in contenders.items() if not selected or name in selected]

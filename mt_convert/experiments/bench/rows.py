@@ -70,7 +70,7 @@ class Absent:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """All that one benchmark found; ``machine`` as `limits.measured` tells it, ``networks`` as
+    """All that one benchmark measured; ``machine`` as `measure_machine` gives it, ``networks`` as
     `Network.size`.
 
     Example:

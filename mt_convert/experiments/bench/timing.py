@@ -65,8 +65,8 @@ def interleave(
     for _ in range(rounds):
         batch = images()
         order = torch.randperm(len(runners), generator=random).tolist()
-        found = {k: _seconds(runners[k], batch, calls[k], clock) for k in order}
-        yield [found[k] for k in range(len(runners))]
+        seconds = {k: _seconds(runners[k], batch, calls[k], clock) for k in order}
+        yield [seconds[k] for k in range(len(runners))]
 
 
 def _warm_up(runner: Callable[[Tensor], Any], batch: Tensor, clock: Clock) -> int:

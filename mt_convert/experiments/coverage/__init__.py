@@ -1,6 +1,6 @@
 """How much of timm's registry converts: one bounded trial per architecture, a table, a page.
 
-Floor 10. `registry` lists what there is, `trial` tries one architecture in a process of its own,
+`registry` lists what there is, `trial` tries one architecture in a process of its own,
 `bounded` keeps such processes within memory and time, `sweep` runs many and can be resumed, `rows`
 is the table as plain data, `pages` and `heat_map` show it.
 """

@@ -50,10 +50,10 @@ def summary(table: Table) -> list[str]:
     converted = [row for row in rows if row.converted]
     proven = sum(row.proven for row in rows)
     fed = sum((row.spike_fed_mac_share or 0) >= ENOUGH for row in converted)
-    known = table.known
+    total = table.known
     return [
-        f"{len(families)} of {known.get('families', len(families))} families and {len(rows)} of "
-        f"{known.get('architectures', len(rows)):,} architectures of timm's registry were tried.",
+        f"{len(families)} of {total.get('families', len(families))} families and {len(rows)} of "
+        f"{total.get('architectures', len(rows)):,} architectures of timm's registry were tried.",
         f"{_of(whole, len(families))} convert, exact at T = 1, with every architecture tried.",
         f"{_of(len(converted), len(rows), 'architectures')} convert, {proven} of these are exact "
         "at T = 1.",
@@ -70,9 +70,9 @@ def _of(part: int, whole: int, what: str = "families") -> str:
 
 def show(table: Table, console: Console) -> None:
     """The rows, then the summary, on a terminal."""
-    made = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+    grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("architecture", "size", "neurons", "spike-fed", "exact", "settles", "seconds"):
-        made.add_column(name, justify="left" if name == "architecture" else "right", no_wrap=True)
+        grid.add_column(name, justify="left" if name == "architecture" else "right", no_wrap=True)
     for row in table.rows:
         if row.converted:
             share = f"{_percent(row.spike_fed_mac_share)} %"
@@ -82,8 +82,8 @@ def show(table: Table, console: Console) -> None:
         else:
             cells, style = ["not converted", "", "", ""], "red"
         size, seconds = _number(row.input_size), f"{row.seconds:.0f}"
-        made.add_row(row.architecture, size, *cells, seconds, style=style)
-    console.print(made)
+        grid.add_row(row.architecture, size, *cells, seconds, style=style)
+    console.print(grid)
     for row in table.rows:
         if not row.converted:
             console.print(f"{row.architecture}: {row.error}", markup=False, highlight=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,7 +10,7 @@ from pathlib import Path
 import timm
 import torch
 
-from ...errors import Fault, SpecError
+from ...errors import Fault, SpecError, did_you_mean, near_names
 from ...system.bounded import Note
 from ...system.storage import read_json
 
@@ -66,11 +65,11 @@ def matching(patterns: Sequence[str], known: Mapping[str, Sequence[str]]) -> dic
     ]
     if faults:
         raise SpecError("timm's registry has no such architecture or family", faults)
-    found = {
+    matches = {
         family: [name for name in names if _any((name, family), patterns)]
         for family, names in known.items()
     }
-    return {family: names for family, names in found.items() if names}
+    return {family: names for family, names in matches.items() if names}
 
 
 def _any(names: Iterable[str], patterns: Sequence[str]) -> bool:
@@ -81,32 +80,30 @@ def _any(names: Iterable[str], patterns: Sequence[str]) -> bool:
 def _nearest(pattern: str, known: Mapping[str, Sequence[str]]) -> str:
     """The names that a pattern may have meant."""
     names = [*known, *(name for names in known.values() for name in names)]
-    near = difflib.get_close_matches(pattern.replace("*", ""), names, n=3, cutoff=0.5)
-    if near:
-        return f"did you mean {' or '.join(near)}?"
-    return "timm.list_models() lists architectures, timm.list_modules() families"
+    hint = did_you_mean(near_names(pattern.replace("*", ""), names, cutoff=0.5))
+    return hint or "timm.list_models() lists architectures, timm.list_modules() families"
 
 
 def choose(
-    found: Mapping[str, Sequence[str]],
+    names_of: Mapping[str, Sequence[str]],
     params: Mapping[str, int | None],
-    wanted: Callable[[str], bool],
+    selected: Callable[[str], bool],
 ) -> list[Architecture]:
-    """The smallest architecture of each family, smallest first; then those ``wanted`` besides.
+    """The smallest architecture of each family, smallest first; then those ``selected`` besides.
 
     Example:
-        >>> found = {"a": ["a1", "a2"], "b": ["b1", "b2"]}
+        >>> names_of = {"a": ["a1", "a2"], "b": ["b1", "b2"]}
         >>> params = {"a1": 9, "a2": 5, "b1": 1, "b2": 2}
-        >>> [item.name for item in choose(found, params, wanted=lambda name: name == "a1")]
+        >>> [item.name for item in choose(names_of, params, selected=lambda name: name == "a1")]
         ['b1', 'a2', 'a1']
     """
     first, rest = [], []
-    for family, names in found.items():
+    for family, names in names_of.items():
         items = sorted(
             (Architecture(name, family, params.get(name)) for name in names), key=_by_size
         )
         first.append(items[0])
-        rest += [item for item in items[1:] if wanted(item.name)]
+        rest += [item for item in items[1:] if selected(item.name)]
     return [*sorted(first, key=_by_size), *sorted(rest, key=_by_size)]
 
 
@@ -128,13 +125,13 @@ def parameter_counts() -> dict[str, int]:
 
 def count_parameters(names: Sequence[str], *, note: Note) -> dict[str, int | None]:
     """Parameters of each architecture, built without memory; None where that is not possible."""
-    found: dict[str, int | None] = {}
+    counts: dict[str, int | None] = {}
     for name in names:
         try:
             with torch.device("meta"):
                 model = timm.create_model(name)
-            found[name] = sum(parameter.numel() for parameter in model.parameters())
+            counts[name] = sum(parameter.numel() for parameter in model.parameters())
         except Exception:  # whatever a constructor raises on a device without data
-            found[name] = None
-        note({"params": found})
-    return found
+            counts[name] = None
+        note({"params": counts})
+    return counts

@@ -38,7 +38,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class CoverageRow:
-    """What a trial of one architecture found.
+    """What a trial of one architecture measured.
 
     Units: ``input_size`` pixels a side; ``macs`` per image; ``spike_fed_mac_share`` 0 to 1;
         ``analog`` how often each operator stays analog; ``not_spike_fed`` one line for each layer
@@ -104,15 +104,15 @@ class Table:
     @property
     def families(self) -> dict[str, list[CoverageRow]]:
         """The rows of each family, in alphabetical order."""
-        found: dict[str, list[CoverageRow]] = {}
+        rows_of: dict[str, list[CoverageRow]] = {}
         for row in sorted(self.rows, key=lambda row: (row.family, row.params or 0)):
-            found.setdefault(row.family, []).append(row)
-        return found
+            rows_of.setdefault(row.family, []).append(row)
+        return rows_of
 
     def only(self, names: Iterable[str]) -> Table:
         """The rows of some architectures."""
-        wanted = set(names)
-        rows = tuple(row for row in self.rows if row.architecture in wanted)
+        selected = set(names)
+        rows = tuple(row for row in self.rows if row.architecture in selected)
         return dataclasses.replace(self, rows=rows)
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Trials of many architectures, each in its own bounded process; stopped at any moment, it goes on.
+"""Trials of many architectures, each in its own bounded process; stopped, it continues.
 
 A finished row is its own file under ``rows/``; ``results.json`` holds all of them after each row.
 ``logs/`` keeps what a trial that failed had printed.
@@ -64,34 +64,34 @@ def plan(sweep: Sweep, patterns: Sequence[str], *, every: bool) -> list[Architec
         except ImportError as error:
             hint = "give its dotted name, and run where Python finds it"
             raise SpecError("cannot import", [Fault(name, str(error), hint)]) from error
-    found = matching(patterns, families())
+    matches = matching(patterns, families())
     unclear = {
         family: names
-        for family, names in found.items()
+        for family, names in matches.items()
         if every or any(name not in patterns for name in names)
     }
-    return choose(found, _sizes(sweep, unclear), lambda name: every or name in patterns)
+    return choose(matches, _sizes(sweep, unclear), lambda name: every or name in patterns)
 
 
-def _sizes(sweep: Sweep, found: Mapping[str, Sequence[str]]) -> dict[str, int | None]:
+def _sizes(sweep: Sweep, names_of: Mapping[str, Sequence[str]]) -> dict[str, int | None]:
     """Parameters of each architecture of families with more than one."""
     path, version = sweep.out / "sizes.json", importlib.metadata.version("timm")
     stored = _read_object(path)
     counted = stored["params"] if stored.get("timm") == version else {}
-    known: dict[str, int | None] = {**parameter_counts(), **counted}
+    counts: dict[str, int | None] = {**parameter_counts(), **counted}
     tasks = [
         Task(family, count_parameters, (unknown,), sweep.out / "logs" / f"sizes_{family}.txt")
-        for family, names in found.items()
-        if len(names) > 1 and (unknown := [name for name in names if name not in known])
+        for family, names in names_of.items()
+        if len(names) > 1 and (unknown := [name for name in names if name not in counts])
     ]
     if tasks:
-        write_json(path, {"timm": version, "params": known})  # before minutes of work
+        write_json(path, {"timm": version, "params": counts})  # before minutes of work
     outcomes = run_bounded(tasks, sweep.limits, PRELOAD)
     for outcome in progress(outcomes, "counting parameters by family", len(tasks)):
-        known.update(outcome.value or outcome.noted.get("params", {}))
+        counts.update(outcome.value or outcome.noted.get("params", {}))
         (sweep.out / "logs" / f"sizes_{outcome.key}.txt").unlink(missing_ok=True)
-        write_json(path, {"timm": version, "params": known})
-    return known
+        write_json(path, {"timm": version, "params": counts})
+    return counts
 
 
 def run(sweep: Sweep, architectures: Sequence[Architecture], *, again: bool = False) -> Table:
@@ -110,8 +110,8 @@ def run(sweep: Sweep, architectures: Sequence[Architecture], *, again: bool = Fa
         if item.name not in rows or (again and not rows[item.name].converted)
     ]
     by_name = {item.name: item for item in waiting}
-    known = families()
-    count = {"families": len(known), "architectures": sum(map(len, known.values()))}
+    registry = families()
+    count = {"families": len(registry), "architectures": sum(map(len, registry.values()))}
     table = _write_table(sweep, rows, count)
     outcomes = run_bounded(_tasks(sweep, waiting), sweep.limits, PRELOAD)
     try:
@@ -147,13 +147,13 @@ def _tasks(sweep: Sweep, architectures: Sequence[Architecture]) -> Iterator[Task
 
 
 def _row(item: Architecture, outcome: Outcome) -> CoverageRow:
-    """The row of a trial that ended in any way; one cut short keeps what it had found."""
-    found = {"params": item.params, **outcome.noted, **(outcome.value or {})}
+    """The row of a trial that ended in any way; one cut short keeps what it had measured."""
+    columns = {"params": item.params, **outcome.noted, **(outcome.value or {})}
     if outcome.error is not None:
-        found |= {"converted": False, "error": outcome.error}
+        columns |= {"converted": False, "error": outcome.error}
     return CoverageRow.from_json(
         {
-            **found,
+            **columns,
             "architecture": item.name,
             "family": item.family,
             "seconds": round(outcome.seconds, 1),

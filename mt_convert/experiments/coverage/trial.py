@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import MTConvertError
+from ...errors import MTConvertError, error_line
 from ...evaluation.energy.macs import count_macs, spike_fed_share
 from ...quantization.quantize import quantize
 from ...quantization.spec import QuantSpec
@@ -22,21 +22,21 @@ from ..models.lived_in import TrialError, build
 from .registry import Architecture
 from .rows import Settings, one_line
 
-KINDS_TOLD = 6
+KINDS_SHOWN = 6
 
 
 def trial(architecture: Architecture, settings: Settings, *, note: Note) -> dict[str, Any]:
-    """Try one architecture; ``note`` is told each stage before it starts, and what is known then.
+    """Try one architecture; ``note`` takes each stage before it starts.
 
     Returns:
         The columns of `CoverageRow` that a trial measures; where it fails ``error`` says in one
         line why, and the traceback is on stderr.
     """
-    known: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
 
-    def tell(stage: str, **found: Any) -> None:
-        known.update(found)
-        note({**found, "stage": stage})
+    def tell(stage: str, **measured: Any) -> None:
+        columns.update(measured)
+        note({**measured, "stage": stage})
 
     try:
         torch.set_num_threads(1)
@@ -46,12 +46,12 @@ def trial(architecture: Architecture, settings: Settings, *, note: Note) -> dict
         _try(architecture, settings, tell)
     except Exception as error:  # whatever stands in the way is what the table is to say
         traceback.print_exc()
-        return {**known, "converted": False, "error": _cause(error)}
-    return {**known, "converted": True}
+        return {**columns, "converted": False, "error": _cause(error)}
+    return {**columns, "converted": True}
 
 
 def _try(architecture: Architecture, settings: Settings, tell: Any) -> None:
-    """The stages, each telling what it found."""
+    """The stages, each reporting what it measured."""
     built = build(architecture.name, size=settings.size, images=settings.images, seed=settings.seed)
     params = sum(parameter.numel() for parameter in built.model.parameters())
     tell("quantizing", params=params, input_size=built.images.shape[-1])
@@ -108,11 +108,12 @@ def _cause(error: Exception) -> str:
     """One line: the kind of error, its headline, and where there are faults their kinds and what to
     do."""
     if not isinstance(error, MTConvertError):
-        return one_line([f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"])
+        return one_line([error_line(error)])
     kinds = Counter(fault.what for fault in error.faults)
-    told = ", ".join(
-        f"{what} ({count}x)" if count > 1 else what for what, count in kinds.most_common(KINDS_TOLD)
+    kind_counts = ", ".join(
+        f"{what} ({count}x)" if count > 1 else what
+        for what, count in kinds.most_common(KINDS_SHOWN)
     )
-    more = f", and {len(kinds) - KINDS_TOLD} more kinds" if len(kinds) > KINDS_TOLD else ""
+    more = f", and {len(kinds) - KINDS_SHOWN} more kinds" if len(kinds) > KINDS_SHOWN else ""
     hint = error.faults[0].hint if error.faults else ""
-    return one_line([f"{type(error).__name__}: {error.headline}", told + more, hint])
+    return one_line([f"{type(error).__name__}: {error.headline}", kind_counts + more, hint])

@@ -1,12 +1,11 @@
 """The network to convert: a name of timm's registry, and where its weights come from.
 
-Beside the floors. Importing this module adds the networks of `networks` to timm's registry.
+Importing this module adds the networks of `cifar` to timm's registry.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ...errors import CheckpointError, Fault, SpecError
+from ...errors import CheckpointError, Fault, SpecError, did_you_mean, near_names
 from ...system import storage
 from ...system.storage import load_tensors
 from . import cifar as _registered  # noqa: F401
@@ -98,17 +97,15 @@ def architecture_fault(name: str) -> Fault | None:
         if not tag or name in tags:
             return None
         return Fault(f"architecture {name}", "has no such weights", f"allowed: {', '.join(tags)}")
-    near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.6)
-    hint = "every name of timm.list_models() is allowed"
-    if near:
-        hint = f"did you mean {', '.join(near[:-1])}{' or ' * (len(near) > 1)}{near[-1]}?"
+    hint = did_you_mean(near_names(architecture, timm.list_models()))
+    hint = hint or "every name of timm.list_models() is allowed"
     return Fault(f"architecture {name}", "is not in timm's registry", hint)
 
 
 def _for_size(spec: ModelSpec, image_size: int | None) -> ModelSpec:
     """The spec with ``img_size`` among its arguments, where the architecture is of one size."""
-    known = None if ":" in spec.architecture else timm.get_pretrained_cfg(spec.architecture)
-    if image_size is None or known is None or not known.fixed_input_size:
+    config = None if ":" in spec.architecture else timm.get_pretrained_cfg(spec.architecture)
+    if image_size is None or config is None or not config.fixed_input_size:
         return spec
     return replace(spec, kwargs={"img_size": image_size, **spec.kwargs})
 
@@ -144,14 +141,14 @@ def _create(spec: ModelSpec, *, pretrained: bool, seed: int) -> nn.Module:
 def _load_(model: nn.Module, weights: Mapping[str, Tensor], spec: ModelSpec) -> None:
     """Put weights into the model, or raise one error that lists everything that does not fit."""
     expected = model.state_dict()
-    found = _without_prefixes(weights, expected)
+    tensors = _without_prefixes(weights, expected)
     optional = {name for name in expected if name.endswith("num_batches_tracked")}
     faults = [
         Fault(name, "missing", f"expected {_shape(expected[name])}")
         for name in expected
-        if name not in found and name not in optional
+        if name not in tensors and name not in optional
     ]
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         if name not in expected:
             faults.append(Fault(name, "unexpected", f"{spec.architecture} has no such tensor"))
         elif tensor.shape != expected[name].shape:
@@ -164,7 +161,7 @@ def _load_(model: nn.Module, weights: Mapping[str, Tensor], spec: ModelSpec) -> 
             f"{spec.channels} input channels, {len(faults)} faults:",
             faults,
         )
-    model.load_state_dict({**{name: expected[name] for name in optional}, **found})
+    model.load_state_dict({**{name: expected[name] for name in optional}, **tensors})
 
 
 def _without_prefixes(

@@ -1,6 +1,6 @@
 """The CIFAR networks of the field, added to timm's registry under plain names.
 
-Beside the floors. Importing this module registers the networks of `catalogue.CIFAR_MODELS`, so that
+Importing this module registers the networks of `catalogue.CIFAR_MODELS`, so that
 ``timm.create_model("resnet20_cifar")`` works as for any other name. The parameter names of the
 ResNets are those of the published weights (github.com/akamaster/pytorch_resnet_cifar10).
 """
@@ -125,7 +125,7 @@ _VGG7 = {"plan": ((16, 2), (32, 2), (64, 2)), "stem_stride": 2}
 class CifarVGG(nn.Module):
     """Groups of 3x3 convolutions with batch norm, a max-pool behind each, one linear layer.
 
-    ``plan`` holds channels and convolutions of each group, VGG-16's unless told otherwise;
+    ``plan`` holds channels and convolutions of each group, VGG-16's by default;
     ``stem_stride`` is the stride of the first convolution.
 
     Shapes: images ``[batch, in_chans, H, W]`` with H and W of at least 2 to the number of groups.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from ...errors import MTConvertError
+from ...errors import MTConvertError, error_line
 
 SIZES = (64, 96, 128, 160, 192, 224, 256)
 TINY = 1e-3
@@ -28,14 +28,14 @@ class TrialError(MTConvertError):
 
 
 @dataclass(frozen=True)
-class Built:
+class TrialNetwork:
     """A network in eval mode and the images it is tried on, [batch, channels, size, size]."""
 
     model: nn.Module
     images: Tensor
 
 
-def build(architecture: str, *, size: int | None, images: int, seed: int) -> Built:
+def build(architecture: str, *, size: int | None, images: int, seed: int) -> TrialNetwork:
     """A network of timm with weights drawn from ``seed``, at ``size`` or the smallest that runs.
 
     Raises:
@@ -58,7 +58,7 @@ def build(architecture: str, *, size: int | None, images: int, seed: int) -> Bui
                 reason = _fault(model, batch)
                 if reason is not None:
                     raise TrialError(f"with weights as after training, {reason}")
-                return Built(model, batch)
+                return TrialNetwork(model, batch)
             reasons.append(f"{side}: {reason}")
     tried = str(size) if size else f"{SIZES[0]} to {SIZES[-1]}, or its default"
     raise TrialError(f"runs at no size of {tried}: {reasons[-1] if reasons else 'not built'}")
@@ -77,7 +77,7 @@ def _candidates(
             except TypeError:  # no such argument
                 pass
             except Exception as error:  # a size that the constructor refuses
-                reasons.append(f"{side}: {_first_line(error)}")
+                reasons.append(f"{side}: {error_line(error)}")
         if plain is None:
             plain = timm.create_model(architecture).eval()
         yield plain, side or int(_settings(plain).get("input_size", (3, 224, 224))[-1])
@@ -99,15 +99,10 @@ def _fault(model: nn.Module, batch: Tensor) -> str | None:
         with torch.no_grad():
             output = model(batch[:2])
     except Exception as error:  # anything, where the size does not fit
-        return _first_line(error)
+        return error_line(error)
     if not isinstance(output, Tensor):
         return f"it returns a {type(output).__name__}, not one tensor"
     return None if bool(output.isfinite().all()) else "its output holds NaN or infinity"
-
-
-def _first_line(error: Exception) -> str:
-    """An error in a line."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
 
 
 # ------------------------------------------------------------------------------- weights and norms

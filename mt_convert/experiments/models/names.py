@@ -1,4 +1,4 @@
-"""The networks that this package adds to timm's registry, told without importing torch."""
+"""The networks that this package adds to timm's registry, listed without importing torch."""
 
 from __future__ import annotations
 

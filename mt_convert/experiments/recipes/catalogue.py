@@ -1,14 +1,13 @@
-"""What ships with the package, recipes and CIFAR networks, told without importing torch.
+"""What ships with the package, recipes and CIFAR networks, listed without importing torch.
 
-Floor 1. `CIFAR_MODELS` names the networks that `models` puts into timm's registry.
+`CIFAR_MODELS` names the networks that `models.cifar` adds to timm's registry.
 """
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
-from ...errors import Fault, RecipeError
+from ...errors import Fault, RecipeError, did_you_mean, near_names
 
 
 def recipe_folder() -> Path:
@@ -32,7 +31,7 @@ def find_recipe(path_or_name: str | Path) -> Path:
     """The file of a recipe: a path as it stands, or the name of a shipped recipe.
 
     Raises:
-        RecipeError: neither a file nor a shipped name; the nearest names are told.
+        RecipeError: neither a file nor a shipped name; the nearest names are in the message.
 
     Example:
         >>> find_recipe("digits").name
@@ -45,15 +44,14 @@ def find_recipe(path_or_name: str | Path) -> Path:
     name = path.name.removesuffix(".yaml")
     if path.parent == Path(".") and name in shipped:
         return shipped[name]
-    near = difflib.get_close_matches(name, shipped, n=3, cutoff=0.5)
-    guess = f"did you mean {' or '.join(near)}? " if near else ""
+    guess = did_you_mean(near_names(name, shipped, cutoff=0.5))
     raise RecipeError(
         f"no recipe {path_or_name}",
         [
             Fault(
                 str(path_or_name),
                 "is neither a file nor a shipped recipe",
-                f"{guess}shipped: {', '.join(shipped)}",
+                f"{guess} shipped: {', '.join(shipped)}".lstrip(),
             )
         ],
     )

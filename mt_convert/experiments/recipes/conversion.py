@@ -1,6 +1,6 @@
 """A Recipe, one experiment complete, read from YAML with every fault in one error.
 
-Floor 9. Blocks *are* the frozen dataclasses of the verbs (`ModelSpec`, `DataSpec`, `QuantSpec`,
+Blocks *are* the frozen dataclasses of the verbs (`ModelSpec`, `DataSpec`, `QuantSpec`,
 `TrainSpec`), so a field is declared once, where it is used; nothing below ever sees a Recipe.
 """
 
@@ -129,6 +129,32 @@ class EvaluateBlock(BaseModel):
     calibrated_for: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     data: tuple[DataSpec, ...] = ()
 
+    def settings(self, levels: int) -> list[Setting | PeerSetting]:
+        """The combinations of the block, then iso-level rows, then peers."""
+        plain = [
+            Setting(
+                Uniform(n), self.time_steps, mode, signed, presentation, whole_window=whole_window
+            )
+            for presentation in self.presentations
+            for mode in self.modes
+            for signed in self.signed
+            for whole_window in self.whole_window
+            for n in self.thresholds
+        ]
+        own = [METHODS[name] for name in self.methods if name in METHODS]
+        if self.methods:
+            named = (method.setting(n, self.time_steps) for method in own for n in self.thresholds)
+            plain = list(dict.fromkeys(named))  # a method of one threshold is there once
+        rows: list[Setting | PeerSetting] = [
+            setting
+            for text in dict.fromkeys(self.calibrations)
+            for setting in plain
+            for setting in with_calibration(setting, text, self.calibrated_for)
+        ]
+        rows += iso_level(levels) if self.iso_level else []
+        peers = (name for name in self.methods if name in PEERS)
+        return [*rows, *(PeerSetting(name, self.time_steps) for name in peers)]
+
 
 class Recipe(BaseModel):
     """One experiment: what each stage needs.
@@ -158,7 +184,7 @@ def load_recipe(
     """Read a recipe file or a shipped recipe, with ``dotted.key=value`` overrides.
 
     Args:
-        smoke: put the recipe's ``smoke`` block over the rest: made-up data, seconds instead of
+        smoke: put the recipe's ``smoke`` block over the rest: synthetic data, seconds instead of
             hours. It is validated in any case.
 
     Raises:
@@ -223,33 +249,8 @@ def _fill_seeds(tree: Tree) -> Tree:
 
 
 def _mismatches(recipe: Recipe, tree: Tree) -> list[Fault]:
-    wanted = {"classes": recipe.data.classes, "channels": recipe.data.channels}
-    return disagreements(tree, recipe.model, wanted, "data")
+    expected = {"classes": recipe.data.classes, "channels": recipe.data.channels}
+    return disagreements(tree, recipe.model, expected, "data")
 
 
 CONVERSION = RecipeType(Recipe, _fill_seeds, _mismatches)
-
-
-def settings_of(block: EvaluateBlock, levels: int) -> list[Setting | PeerSetting]:
-    """The combinations of an evaluate block, then iso-level rows, then peers."""
-    plain = [
-        Setting(Uniform(n), block.time_steps, mode, signed, presentation, whole_window=whole_window)
-        for presentation in block.presentations
-        for mode in block.modes
-        for signed in block.signed
-        for whole_window in block.whole_window
-        for n in block.thresholds
-    ]
-    own = [METHODS[name] for name in block.methods if name in METHODS]
-    if block.methods:
-        named = (method.setting(n, block.time_steps) for method in own for n in block.thresholds)
-        plain = list(dict.fromkeys(named))  # a method of one threshold is there once
-    found: list[Setting | PeerSetting] = [
-        setting
-        for text in dict.fromkeys(block.calibrations)
-        for setting in plain
-        for setting in with_calibration(setting, text, block.calibrated_for)
-    ]
-    found += iso_level(levels) if block.iso_level else []
-    peers = (name for name in block.methods if name in PEERS)
-    return [*found, *(PeerSetting(name, block.time_steps) for name in peers)]

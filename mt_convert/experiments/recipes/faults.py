@@ -1,12 +1,11 @@
-"""What pydantic found wrong with a recipe, as faults with line, dotted key and nearest valid key.
+"""What pydantic rejects in a recipe, as faults with line, dotted key and nearest valid key.
 
-Floor 9, below `recipe`, which passes its own type in.
+`conversion` and `from_scratch` pass their own recipe types in.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
 import types
@@ -17,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from ...errors import Fault, MTConvertError
+from ...errors import Fault, MTConvertError, did_you_mean, near_names
 from .yaml_tree import Path, Tree, to_dotted
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
@@ -46,18 +45,18 @@ class Finding:
 def findings(errors: Iterable[ErrorDetails], tree: Tree, root: type) -> list[Finding]:
     """Everything one validation of ``tree`` found.
 
-    A key that is missing because it was misspelt is told once, as misspelt.
+    A key that is missing because it was misspelt is reported once, as misspelt.
     """
     errors = list(errors)
     items = {error["loc"][:-1] for error in errors if error["loc"]}
-    found = [
+    candidates = [
         finding
         for error in errors  # a list whose items are at fault is not at fault for being short
         if not (error["type"] == "too_short" and error["loc"] in items)
         for finding in _findings_of(error, tree, root)
     ]
-    meant = {finding.meant for finding in found}
-    return [item for item in found if not (item.missing and item.path in meant)]
+    meant = {finding.meant for finding in candidates}
+    return [item for item in candidates if not (item.missing and item.path in meant)]
 
 
 def without(value: Any, paths: Iterable[Path]) -> Any:
@@ -126,12 +125,12 @@ def _nearest(path: Path, root: type) -> tuple[Path | None, str]:
     block, key = path[:-1], str(path[-1])
     siblings = list(keys_of(_at(root, block)))
     allowed = f"allowed: {', '.join(siblings)}"
-    near = difflib.get_close_matches(key, siblings, n=1, cutoff=0.6)
+    near = near_names(key, siblings, most=1)
     if near:
-        return (*block, near[0]), f"did you mean {near[0]}? {allowed}"
+        return (*block, near[0]), f"{did_you_mean(near)} {allowed}"
     elsewhere = [to_dotted(other) for other in _all_keys(root) if other[-1] == key]
     if elsewhere:
-        return None, f"did you mean {' or '.join(elsewhere)}? {allowed}"
+        return None, f"{did_you_mean(elsewhere)} {allowed}"
     return None, allowed
 
 

@@ -49,9 +49,9 @@ class FinetuneJob:
             **{f"learns.{k}": (name, PARTS) for k, name in enumerate(self.learns)},
         }
         faults = [
-            Fault(where, repr(value), f"allowed: {', '.join(map(str, known))}")
-            for where, (value, known) in allowed.items()
-            if value not in known
+            Fault(where, repr(value), f"allowed: {', '.join(map(str, choices))}")
+            for where, (value, choices) in allowed.items()
+            if value not in choices
         ]
         if len(self.setting.time_steps) != 1:
             steps = ", ".join(map(str, self.setting.time_steps))

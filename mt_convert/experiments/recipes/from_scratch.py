@@ -1,6 +1,6 @@
 """A recipe that trains a spiking network directly; `load` tells the two kinds of recipes apart.
 
-Floor 9.15. A recipe with a ``spiking`` block is of this kind: nothing is quantized or converted.
+A recipe with a ``spiking`` block is of this kind: nothing is quantized or converted.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ class SpikingRecipe(BaseModel):
     @property
     def images(self) -> DataSpec | EventSpec:
         """What the network looks at."""
-        found = self.data or self.events
-        assert found is not None
-        return found
+        source = self.data or self.events
+        assert source is not None
+        return source
 
     @property
     def has_float_network(self) -> bool:
@@ -130,8 +130,8 @@ def _fill_seeds(tree: Tree) -> Tree:
 def _mismatches(recipe: SpikingRecipe, tree: Tree) -> list[Fault]:
     images = recipe.images
     classes = images.classes if isinstance(images, DataSpec) else images.number_of_classes
-    wanted = {"classes": classes, "channels": images.channels}
-    return disagreements(tree, recipe.model, wanted, _block(recipe))
+    expected = {"classes": classes, "channels": images.channels}
+    return disagreements(tree, recipe.model, expected, _block(recipe))
 
 
 SPIKING = RecipeType(SpikingRecipe, _fill_seeds, _mismatches)

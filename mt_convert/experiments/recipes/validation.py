@@ -1,7 +1,4 @@
-"""Recipes of any kind from YAML: the smoke block, overrides, and every fault in one error.
-
-Floor 9.05.
-"""
+"""Recipes of any kind from YAML: the smoke block, overrides, and every fault in one error."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ class RecipeType(Generic[R]):
     """A kind of recipe: its type, what is filled in before it is read, and what must agree."""
 
     type: type[R]
-    seeded: Callable[[Tree], Tree]
+    fill_seeds: Callable[[Tree], Tree]
     mismatches: Callable[[R, Tree], Iterable[Fault]]
 
 
@@ -55,9 +52,12 @@ def read(
     """
     plain, small = _variants(tree)
     chosen, other = (small, plain) if smoke else (plain, small)
-    recipe, found = _validate(kind.seeded(yaml_tree.override(chosen, overrides)), kind)
+    recipe, own_faults = _validate(kind.fill_seeds(yaml_tree.override(chosen, overrides)), kind)
     faults: dict[tuple[str, str], Fault] = {}
-    for fault in (*found, *_validate(kind.seeded(other), kind)[1]):  # the same key counts once
+    for fault in (
+        *own_faults,
+        *_validate(kind.fill_seeds(other), kind)[1],
+    ):  # the same key counts once
         faults.setdefault((fault.where.split("  ")[-1], fault.what), fault)
     if recipe is None or faults:
         raise RecipeError(f"{len(faults)} fault(s) in {path}", faults.values())
@@ -92,11 +92,11 @@ def _validate(tree: Tree, kind: RecipeType[R]) -> tuple[R | None, list[Fault]]:
         try:
             recipe = kind.type.model_validate_json(json.dumps(value, default=repr))
         except ValidationError as error:
-            found = recipe_faults.findings(error.errors(), tree, kind.type)
+            new_findings = recipe_faults.findings(error.errors(), tree, kind.type)
         else:
             faults |= dict.fromkeys(kind.mismatches(recipe, tree))
             return recipe, list(faults)
-        new = [item for item in found if not (item.missing and item.path in removed)]
+        new = [item for item in new_findings if not (item.missing and item.path in removed)]
         faults |= dict.fromkeys(item.fault for item in new)
         wrong = {item.path for item in new} - removed
         if not wrong:
@@ -105,7 +105,7 @@ def _validate(tree: Tree, kind: RecipeType[R]) -> tuple[R | None, list[Fault]]:
         value = recipe_faults.without(value, wrong)
 
 
-def disagreements(tree: Tree, model: Any, wanted: Mapping[str, int], block: str) -> list[Fault]:
+def disagreements(tree: Tree, model: Any, expected: Mapping[str, int], block: str) -> list[Fault]:
     """What the model and the data of ``block`` must agree on, and do not."""
     return [
         Fault(
@@ -113,7 +113,7 @@ def disagreements(tree: Tree, model: Any, wanted: Mapping[str, int], block: str)
             f"is {getattr(model, name)}, but {block}.{name} is {other}",
             "both must be what the images have",
         )
-        for name, other in wanted.items()
+        for name, other in expected.items()
         if getattr(model, name) != other
     ]
 

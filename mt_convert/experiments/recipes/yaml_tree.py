@@ -1,6 +1,6 @@
 """The text of a recipe: YAML to a tree of plain values that knows the line of each of its keys.
 
-Floor 1. Knows nothing of what a recipe may contain; `recipe` validates. Duplicate keys, anchors and
+Knows nothing of what a recipe may contain; `validation` checks that. Duplicate keys, anchors and
 tags are refused, and ``1e-4`` is a number, which plain YAML 1.1 takes for text.
 """
 

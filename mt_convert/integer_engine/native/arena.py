@@ -24,9 +24,9 @@ class Arena:
         for place, plan in plans.plans.items():
             if plan.kind is None:
                 continue
-            made = outputs(plans.items[place])
+            results = outputs(plans.items[place])
             read = () if plan.kind == LOAD else plan.sources
-            for value in (*made, *read):
+            for value in (*results, *read):
                 if value not in inner:
                     borders.setdefault(value, 0)
             if plan.kind in (DOT, DEPTHWISE):
@@ -40,24 +40,24 @@ class Arena:
         self.targets: dict[int, int] = {}
         fires = [place for place in plans.plans if isinstance(plans.items[place], Fire)]
         for place in fires:
-            grid = plans.grid_held(outputs(plans.items[place])[0])
+            grid = plans.require_grid(outputs(plans.items[place])[0])
             self.targets[place] = end
             end += align(2 * grid.pixels * grid.channels + 64)
         first_mark = end
         for value in borders:
             self.values[self.number[value]].changed = end
-            end += 3 * plans.grid_held(value).height
+            end += 3 * plans.require_grid(value).height
         self.unsettled: dict[int, int] = {}
         for place in fires:
             self.unsettled[place] = end
-            end += 3 * plans.grid_held(outputs(plans.items[place])[0]).height
+            end += 3 * plans.require_grid(outputs(plans.items[place])[0]).height
         end += 3  # whether any neuron may still move
         self.marks = first_mark, end - first_mark
         self.size = align(end + 64)
 
     def _place(self, struct: Any, value: int, border: int, start: int) -> int:
         """Where a value lies, and where it ends."""
-        grid, kind = self.plans.grid_held(value), self.plans.kind(value)
+        grid, kind = self.plans.require_grid(value), self.plans.kind(value)
         low = int(min(self.plans.bounds[value][0], 0))
         size = 1 if kind == BYTES else 4
         pixel = align(grid.channels, 4 if kind == BYTES else 16)

@@ -77,13 +77,13 @@ class NativeBackend:
         with self._lock:
             self._prepare(images, logits, threads)
             if self._whole:
-                found = self._run_whole(len(images), time_steps, totals)
+                layer_totals = self._run_whole(len(images), time_steps, totals)
             else:
-                found = self._run_pieces(images, logits, totals)
-        return logits, found
+                layer_totals = self._run_pieces(images, logits, totals)
+        return logits, layer_totals
 
     def _prepare(self, images: Tensor, logits: Tensor, threads: int) -> None:
-        """The arena, and what holds for all calls of a run."""
+        """Set up the arena and the fields shared by all calls of a run."""
         call, lowered = self._call, self._lowered
         arenas = min(threads, len(images)) if self._whole else len(images)
         if self._arena.numel() < (arenas + 1) * lowered.arena_bytes:
@@ -124,18 +124,18 @@ class NativeBackend:
         """Everything is one segment: one call for all steps."""
         call = self._call
         call.keep_images, call.skip = 0, int(time_steps > 1 and len(self._lowered.programs) == 1)
-        found = self._total_tensors(batch) if totals else {}
+        layer_totals = self._total_tensors(batch) if totals else {}
         self._call_steps(0, 0, time_steps, len(self._lowered.total_ops) if totals else 0)
-        return found
+        return layer_totals
 
     def _total_tensors(self, batch: int) -> dict[str, Tensor]:
         """Where the kernels put totals."""
-        found = {}
+        tensors = {}
         for name, value in self._lowered.totals.items():
             shape = self._lowered.programs[0].values[value].shape
-            found[name] = torch.empty(batch, *shape)
-            self._connect(self._lowered.externals["total", value], found[name])
-        return found
+            tensors[name] = torch.empty(batch, *shape)
+            self._connect(self._lowered.externals["total", value], tensors[name])
+        return tensors
 
     def _empty_totals(self) -> dict[str, Tensor]:
         program = self._lowered.programs[0]
@@ -156,10 +156,10 @@ class NativeBackend:
                     self._run_in_torch(program.instructions[piece], values, state, logits[t])
         if not totals:
             return {}
-        found = self._total_tensors(len(images))
+        tensors = self._total_tensors(len(images))
         self._call_steps(0, 0, 0, len(lowered.total_ops))
         order = [item.name for item in program.instructions if isinstance(item, Fire)]
-        return {name: found[name] if name in found else state[name].float() for name in order}
+        return {name: tensors[name] if name in tensors else state[name].float() for name in order}
 
     def _run_segment(
         self, index: int, segment: Segment, values: dict[int, Any], t: int, batch: int
@@ -210,8 +210,8 @@ class _Seen(dict[int, Any]):
             value = value.reshape(len(value), *shape)
         return value.double() if index in self._lowered.double else value
 
-    def update(self, found: Any) -> None:
-        self._values.update(found)
+    def update(self, values: Any) -> None:
+        self._values.update(values)
 
 
 def _prepare_call(lowered: Lowered, externals: Any) -> Any:

@@ -86,18 +86,18 @@ def library(instruction_set: str) -> ctypes.CDLL:
     Raises: NativeUnavailable: no compiler, or a build that failed.
     """
     try:
-        loaded = ctypes.CDLL(str(_built(choose_instruction_set(instruction_set))))
+        loaded = ctypes.CDLL(str(_library_path(choose_instruction_set(instruction_set))))
     except OSError as fact:
         raise _unavailable(f"the built library could not be loaded: {fact}") from fact
-    found = (c_int64 * len(STRUCTURES))()
-    loaded.mt_sizes(found)
-    assert list(found) == [ctypes.sizeof(kind) for kind in STRUCTURES]
+    sizes = (c_int64 * len(STRUCTURES))()
+    loaded.mt_sizes(sizes)
+    assert list(sizes) == [ctypes.sizeof(kind) for kind in STRUCTURES]
     loaded.mt_run.argtypes, loaded.mt_run.restype = [c_void_p], None
     loaded.mt_prepare.argtypes, loaded.mt_prepare.restype = [c_void_p, c_int32, c_void_p], None
     return loaded
 
 
-def _built(instruction_set: str) -> Path:
+def _library_path(instruction_set: str) -> Path:
     """The library file in the cache."""
     emulated = instruction_set == EMULATED_VNNI
     flags = ("-DMT_EMULATE_VNNI",) if emulated else INSTRUCTION_SETS[instruction_set][0]
@@ -130,10 +130,10 @@ def _compiler_version() -> str:
         raise _unavailable(f"there is no C++ compiler {command[0]!r}")
     try:
         asked = [*command, "--version"]
-        found = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60)
+        process = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as fact:
         raise _unavailable(f"the C++ compiler does not run: {fact}") from fact
-    return found.stdout
+    return process.stdout
 
 
 def _build(target: Path, flags: tuple[str, ...]) -> None:

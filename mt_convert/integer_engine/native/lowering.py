@@ -40,7 +40,7 @@ from .layout import (
 from .operators import Grid, Move, Window, grid_of
 from .packing import Kept, Packing
 from .plans import FARTHEST_TARGET, Plan, Plans, inputs, outputs
-from .segments import Segment, fused, segments
+from .segments import Segment, layers_to_fuse, segments
 
 L1_BYTES = 16384  # of input rows to work on at a time
 
@@ -83,10 +83,12 @@ class _Writer:
     """Writes the ops of all segments."""
 
     def __init__(self, programs: Sequence[Program], plans: Plans, instruction_set: str) -> None:
-        self.programs, self.plans, self._grid = programs, plans, plans.grid_held
+        self.programs, self.plans, self._grid = programs, plans, plans.require_grid
         self.work = segments(plans)
-        self.fused = fused(plans, self.work)
-        self.arena = Arena(plans, {outputs(plans.items[made])[0] for made in self.fused.values()})
+        self.fused_layers = layers_to_fuse(plans, self.work)
+        self.arena = Arena(
+            plans, {outputs(plans.items[layer])[0] for layer in self.fused_layers.values()}
+        )
         self.values, self.number = self.arena.values, self.arena.number
         self.kept = Kept()
         self.packing = Packing(self.kept, short_sums=instruction_set == "avx2")
@@ -99,22 +101,22 @@ class _Writer:
         for place, segment in enumerate(self.work):
             if isinstance(segment, int):
                 continue
-            made = {value for item in segment.items for value in outputs(plans.items[item])}
+            results = {value for item in segment.items for value in outputs(plans.items[item])}
             read = {
                 source
                 for item in segment.items
                 if plans.plans[item].kind not in (None, LOAD)
                 for source in plans.plans[item].sources
             }
-            segment.before = sorted(read - made - at_home)
-            at_home |= {value for value in (*made, *read) if value in self.number}
+            segment.before = sorted(read - results - at_home)
+            at_home |= {value for value in (*results, *read) if value in self.number}
             later = [item for item in self.work[place + 1 :] if isinstance(item, int)]
-            wanted = {plans.roots[v] for item in later for v in inputs(plans.items[item])}
-            segment.after = sorted(wanted & made & set(self.number))
+            needs = {plans.roots[v] for item in later for v in inputs(plans.items[item])}
+            segment.after = sorted(needs & results & set(self.number))
             for index in range(len(self.programs)):
                 segment.ops.append(self._array(self._ops(segment, index)))
         fires = [item for item in plans.items if isinstance(item, Fire) and item.out in self.number]
-        totals = {item.name: item.out for item in fires if item.out in plans.made}
+        totals = {item.name: item.out for item in fires if item.out in plans.producers}
         stores = [self._border(STORE, value, "total") for value in totals.values()]
         return Lowered(
             programs=self.programs,
@@ -137,7 +139,7 @@ class _Writer:
     def _ops(self, segment: Segment, index: int) -> list[Any]:
         """The ops of a segment in one program."""
         ops = [self._border(LOAD, value, "value") for value in segment.before]
-        inside = set(self.fused.values())
+        inside = set(self.fused_layers.values())
         for place in segment.items:
             item, plan = self.programs[index].instructions[place], self.plans.plans[place]
             if plan.kind is None or place in inside:
@@ -236,12 +238,12 @@ class _Writer:
         assert grid is not None
         op = self._op(NONE, grid, finish=FIRE if isinstance(item, Fire) else READ_OUT)
         inner, rows = None, []
-        if place in self.fused:
-            layer = self.programs[index].instructions[self.fused[place]]
+        if place in self.fused_layers:
+            layer = self.programs[index].instructions[self.fused_layers[place]]
             assert isinstance(layer, Accumulate)
-            self._set_layer(op, self.fused[place], layer)
+            self._set_layer(op, self.fused_layers[place], layer)
             inner = layer.out
-            rows.append((op.in_, *self.plans.plans[self.fused[place]].window.rows))
+            rows.append((op.in_, *self.plans.plans[self.fused_layers[place]].window.rows))
         else:
             blocks = [Block(c, min(16, grid.channels - c), 0) for c in range(0, grid.channels, 16)]
             op.blocks, op.n_blocks = self.kept.structs(Block, blocks), len(blocks)
@@ -255,18 +257,18 @@ class _Writer:
         return op
 
     def _set_sum(
-        self, op: Any, wanted: Sum, sources: Sequence[int], inner: int | None, grid: Grid
+        self, op: Any, formula: Sum, sources: Sequence[int], inner: int | None, grid: Grid
     ) -> None:
         """The written sum."""
         terms = [
             Term(-1 if value == inner else self.number[value], self.kept.constant(factor, grid))
             for value, factor in zip(
-                sources, (term.multiplier for term in wanted.terms), strict=True
+                sources, (term.multiplier for term in formula.terms), strict=True
             )
         ]
         op.terms, op.n_terms = self.kept.structs(Term, terms), len(terms)
-        if wanted.bias is not None:
-            op.bias = self.kept.constant(wanted.bias, grid)
+        if formula.bias is not None:
+            op.bias = self.kept.constant(formula.bias, grid)
 
     def _set_neurons(self, op: Any, place: int, item: Fire, grid: Grid) -> None:
         """Bounds and steps of a layer of neurons."""
@@ -292,8 +294,8 @@ class _Writer:
         far = max(-op.low, op.high, op.up) > FARTHEST_TARGET
         if held != {BYTES} or by_pixel or far or op.bits != 0xFFFFFFFF:
             return OTHERWISE
-        known = {(True,): OWN, (True, False): OWN_AND_BYTES, (False, True): BYTES_AND_OWN}
-        return known.get(tuple(term.value < 0 for term in terms), OTHERWISE)
+        kinds = {(True,): OWN, (True, False): OWN_AND_BYTES, (False, True): BYTES_AND_OWN}
+        return kinds.get(tuple(term.value < 0 for term in terms), OTHERWISE)
 
 
 def _title(item: Instruction) -> str:

@@ -109,74 +109,77 @@ def pool(item: Operate, names: Sequence[str]) -> Window:
     return Window(kernel, stride, pair(named.get("padding", 0)), pair(named.get("dilation", 1)))
 
 
-def summed(item: Operate, given: Sequence[int], shape: Sequence[int]) -> Window | None:
+def sum_window(item: Operate, in_shape: Sequence[int], shape: Sequence[int]) -> Window | None:
     """The window of a pool that sums, or of a sum over all pixels; None for the rest."""
     if item.target is aten.avg_pool2d.default and len(shape) == 3:
         names = ("stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
         named = _arguments_by_name(item, ("input", "kernel_size", *names))
         return pool(item, names) if named.get("divisor_override") == 1 else None
-    grid = grid_of(given)
-    if item.target is not Tensor.sum or len(given) < 2 or len(item.args) < 2 or grid is None:
+    grid = grid_of(in_shape)
+    if item.target is not Tensor.sum or len(in_shape) < 2 or len(item.args) < 2 or grid is None:
         return None
     axes = item.args[1] if isinstance(item.args[1], (list, tuple)) else [item.args[1]]
-    found = {axis % (len(given) + 1) for axis in axes}
-    over_pixels = found == ({2, 3} if len(given) == 3 else {1})
+    positive_axes = {axis % (len(in_shape) + 1) for axis in axes}
+    over_pixels = positive_axes == ({2, 3} if len(in_shape) == 3 else {1})
     return Window((grid.height, grid.width)) if over_pixels else None
 
 
 def moves(
-    item: Operate, given: Sequence[Sequence[int]], made: Sequence[Sequence[int]]
+    item: Operate, in_shapes: Sequence[Sequence[int]], out_shapes: Sequence[Sequence[int]]
 ) -> tuple[Move, ...]:
     """One for each input of a concatenation, else one for each output; empty for other operators.
 
-    Shapes: ``given`` and ``made`` are those of inputs and outputs, without the batch axis.
+    Shapes: ``in_shapes`` of the inputs, ``out_shapes`` of the outputs, without the batch axis.
     """
     if item.target in _PAD_NAMES:
-        return _pad(item, given[0], made[0])
+        return _pad(item, in_shapes[0], out_shapes[0])
     names = next((names for targets, names in _MOVES if item.target in targets), None)
     if names is None:
         return ()
     named = _arguments_by_name(item, names)
-    dim, step = named.get("dim", 0) % (len(given[0]) + 1), named.get("step") or 1
+    dim, step = named.get("dim", 0) % (len(in_shapes[0]) + 1), named.get("step") or 1
     if dim == 0:
         return ()
     if item.target in _CATS:
-        whole = len(given) == len(named["tensors"])  # none of them is a constant
-        starts = _one_by_one(given, dim) if whole else []
-        return tuple(Move(_sizes(shape), to=to) for shape, to in zip(given, starts, strict=False))
+        whole = len(in_shapes) == len(named["tensors"])  # none of them is a constant
+        starts = _one_by_one(in_shapes, dim) if whole else []
+        return tuple(
+            Move(_sizes(shape), to=to) for shape, to in zip(in_shapes, starts, strict=False)
+        )
     if item.target in _SPLITS:
-        starts = _one_by_one(made, dim)
-        return tuple(Move(_sizes(shape), at) for shape, at in zip(made, starts, strict=True))
-    full, first = given[0][dim - 1], named.get("start") or 0
+        starts = _one_by_one(out_shapes, dim)
+        return tuple(Move(_sizes(shape), at) for shape, at in zip(out_shapes, starts, strict=True))
+    full, first = in_shapes[0][dim - 1], named.get("start") or 0
     first = min(max(first + full if first < 0 else first, 0), full)
-    rank = len(given[0])
-    return (Move(_sizes(made[0]), _along(dim, rank, first), step=_along(dim, rank, step, 1)),)
+    rank = len(in_shapes[0])
+    return (Move(_sizes(out_shapes[0]), _along(dim, rank, first), step=_along(dim, rank, step, 1)),)
 
 
-def is_whole(item: Operate, given: Sequence[int]) -> bool:
+def is_whole(item: Operate, in_shape: Sequence[int]) -> bool:
     """Whether a slice that keeps the shape of an image keeps all images too."""
     if item.target is not aten.slice.Tensor:
         return False
     named = {"dim": 0, "start": None, "end": None, "step": None} | _arguments_by_name(item, _SLICE)
     all_images = not named["start"] and (named["step"] or 1) == 1
-    return named["dim"] % (len(given) + 1) > 0 or (
+    return named["dim"] % (len(in_shape) + 1) > 0 or (
         all_images and (named["end"] is None or named["end"] >= BATCH)
     )
 
 
-def _pad(item: Operate, given: Sequence[int], made: Sequence[int]) -> tuple[Move, ...]:
+def _pad(item: Operate, in_shape: Sequence[int], out_shape: Sequence[int]) -> tuple[Move, ...]:
     """Zeros around a value; amounts below 0 cut some of it off."""
     named = {"mode": "constant"} | _arguments_by_name(item, _PAD_NAMES[item.target])
     amounts = [int(amount) for amount in named["pad"]]
-    if named["mode"] != "constant" or named.get("value") or len(amounts) > 2 * len(given):
+    if named["mode"] != "constant" or named.get("value") or len(amounts) > 2 * len(in_shape):
         return ()
-    before = [0] * len(given)
-    behind = [0] * len(given)
+    before = [0] * len(in_shape)
+    behind = [0] * len(in_shape)
     for index in range(len(amounts) // 2):  # the last axis comes first
         before[-1 - index], behind[-1 - index] = amounts[2 * index : 2 * index + 2]
     start, to = [max(-cut, 0) for cut in before], [max(added, 0) for added in before]
     size = [
-        total - first - max(last, 0) for total, first, last in zip(made, to, behind, strict=True)
+        total - first - max(last, 0)
+        for total, first, last in zip(out_shape, to, behind, strict=True)
     ]
     return (Move(_sizes(size), _triple(start, 0), _triple(to, 0)),) if min(size) > 0 else ()
 

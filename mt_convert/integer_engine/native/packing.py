@@ -66,8 +66,8 @@ class Packing:
 
         ``value``: where its input lies, whose bytes are at most ``most``.
         """
-        for known, fields in self.packed.setdefault(place, []):
-            if known is item.weight or torch.equal(known, item.weight):
+        for packed_weight, fields in self.packed.setdefault(place, []):
+            if packed_weight is item.weight or torch.equal(packed_weight, item.weight):
                 return fields
         weight = item.weight if item.weight.dim() == 4 else item.weight[:, :, None, None]
         groups = item.geometry[3] if item.geometry else 1

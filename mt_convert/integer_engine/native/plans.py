@@ -15,7 +15,7 @@ from ...neurons.spec import IF, Reset
 from ..program import Accumulate, Encode, Fire, Instruction, Operate, Program, ReadOut, slots
 from ..terms import FLOAT32_WHOLE
 from .layout import BYTES, COPY, DEPTHWISE, DOT, FLATTEN, INTS, LOAD, MAX_POOL, NONE, SUM_POOL, WIDE
-from .operators import Grid, Move, Window, grid_of, is_whole, moves, pair, pool, summed
+from .operators import Grid, Move, Window, grid_of, is_whole, moves, pair, pool, sum_window
 
 aten = torch.ops.aten
 
@@ -65,7 +65,7 @@ class Plans:
             )
             for index in self.shapes
         }
-        self.made: dict[int, int] = {}  # values by the planned instruction that makes them
+        self.producers: dict[int, int] = {}  # value to planned instruction
         self.double: set[int] = set()
         for place, item in enumerate(self.items):
             plan = None if place in self.banned else self._plan(place, item)
@@ -78,7 +78,7 @@ class Plans:
                 if plan.kind is None:
                     self.roots[out] = self.roots[plan.sources[0]]
                     continue
-                self.made[out] = place
+                self.producers[out] = place
                 self.bounds[out] = (min(plan.low, 0), max(plan.high, 0))
 
     def _too_large_for_torch(self) -> Iterable[int]:
@@ -86,13 +86,13 @@ class Plans:
         for place, item in enumerate(self.items):
             for value in () if place in self.plans else inputs(item):
                 root = self.roots[value]
-                if root in self.made and max(map(abs, self.bounds[root])) >= FLOAT32_WHOLE:
-                    yield self.made[root]
+                if root in self.producers and max(map(abs, self.bounds[root])) >= FLOAT32_WHOLE:
+                    yield self.producers[root]
 
     def grid(self, value: int) -> Grid | None:
         return grid_of(self.shapes[value])
 
-    def grid_held(self, value: int) -> Grid:
+    def require_grid(self, value: int) -> Grid:
         """The grid of a value that the kernels hold."""
         grid = self.grid(value)
         assert grid is not None
@@ -101,7 +101,7 @@ class Plans:
     def kind(self, value: int) -> int | None:
         """How the arena holds a value; None: not at all."""
         low, high = self.bounds[value]
-        most = 2**31 if value in self.made else FLOAT32_WHOLE
+        most = 2**31 if value in self.producers else FLOAT32_WHOLE
         if self.grid(value) is None or not max(-low, high) < most:
             return None
         return BYTES if max(high, 0) - min(low, 0) <= 255 else INTS
@@ -109,8 +109,8 @@ class Plans:
     def _plan(self, place: int, item: Instruction) -> Plan | None:
         if isinstance(item, Encode):
             usable = item.scale.numel() == 1 and max(map(abs, item.bounds)) < FARTHEST
-            found = [step.instructions[place].bounds for step in self.programs]  # type: ignore
-            low, high = min(low for low, _ in found), max(high for _, high in found)
+            bounds = [step.instructions[place].bounds for step in self.programs]  # type: ignore
+            low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
             return Plan(LOAD, (0,), low, high) if usable and self.grid(item.out) else None
         sources = tuple(self.roots[value] for value in inputs(item))
         if isinstance(item, Operate):
@@ -172,26 +172,30 @@ class Plans:
         """Moves and pools."""
         if not sources:
             return None
-        given, made = ([self.shapes[v] for v in values] for values in (inputs(item), item.out))
-        held = sources[0] in self.made  # of torch's own the layout can matter, to a view behind it
-        if len(made) == 1 and held and _is_same(item, given[0], made[0]):
+        in_shapes, out_shapes = (
+            [self.shapes[v] for v in values] for values in (inputs(item), item.out)
+        )
+        held = (
+            sources[0] in self.producers
+        )  # of torch's own the layout can matter, to a view behind it
+        if len(out_shapes) == 1 and held and _is_same(item, in_shapes[0], out_shapes[0]):
             return Plan(None, sources)
-        if any(self.kind(source) is None for source in sources) or grid_of(made[0]) is None:
+        if any(self.kind(source) is None for source in sources) or grid_of(out_shapes[0]) is None:
             return None
-        if any(self.shapes[root] != own for root, own in zip(sources, given, strict=True)):
+        if any(self.shapes[root] != own for root, own in zip(sources, in_shapes, strict=True)):
             return None  # a value in another shape: rare
         low = min(self.bounds[source][0] for source in sources)
         high = max(self.bounds[source][1] for source in sources)
-        if found := moves(item, given, made):
-            return Plan(COPY, sources, low, high, moves=found)
-        return self._plan_one(item, sources, low, high) if len(made) == 1 else None
+        if pieces := moves(item, in_shapes, out_shapes):
+            return Plan(COPY, sources, low, high, moves=pieces)
+        return self._plan_one(item, sources, low, high) if len(out_shapes) == 1 else None
 
     def _plan_one(
         self, item: Operate, sources: tuple[int, ...], low: float, high: float
     ) -> Plan | None:
         """Reshapes and pools."""
-        given, shape = self.shapes[sources[0]], self.shapes[item.out[0]]
-        if item.target in _RESHAPES and math.prod(given) == math.prod(shape):
+        in_shape, shape = self.shapes[sources[0]], self.shapes[item.out[0]]
+        if item.target in _RESHAPES and math.prod(in_shape) == math.prod(shape):
             grid = self.grid(sources[0])
             one_pixel = grid is not None and grid.pixels == 1 and all(n == 1 for n in shape[1:])
             if grid is not None and one_pixel and shape[0] == grid.channels:
@@ -200,7 +204,7 @@ class Plans:
         if item.target is aten.max_pool2d.default and self.kind(sources[0]) == BYTES:
             window = pool(item, ("stride", "padding", "dilation", "ceil_mode"))
             return Plan(MAX_POOL, sources, low, high, window) if len(shape) == 3 else None
-        over = summed(item, given, shape)
+        over = sum_window(item, in_shape, shape)
         if over is None:
             return None
         count = math.prod(over.kernel)
@@ -232,14 +236,14 @@ def inputs(item: Instruction) -> tuple[int, ...]:
 
 
 def _known_neuron(item: Fire) -> bool:
-    """Whether `running_step` describes it, with whole thresholds."""
+    """Whether `totals_step` describes it, with whole thresholds."""
     spec = item.spec
     plain = isinstance(spec.charge, IF) and spec.reset is Reset.SOFT and spec.initial == 0.5
     return plain and not isinstance(spec.ladder, Learned)
 
 
-def _is_same(item: Operate, given: Sequence[int], made: Sequence[int]) -> bool:
+def _is_same(item: Operate, in_shape: Sequence[int], out_shape: Sequence[int]) -> bool:
     """Whether an operator leaves everything where it is."""
-    return given == made and (
-        item.target in _SAME or item.target in _RESHAPES or is_whole(item, given)
+    return in_shape == out_shape and (
+        item.target in _SAME or item.target in _RESHAPES or is_whole(item, in_shape)
     )

@@ -34,7 +34,7 @@ def segments(plans: Plans) -> list[Segment | int]:
     return work
 
 
-def fused(plans: Plans, work: Sequence[Segment | int]) -> dict[int, int]:
+def layers_to_fuse(plans: Plans, work: Sequence[Segment | int]) -> dict[int, int]:
     """Layers whose sums one other instruction of the segment reads, by that instruction."""
     idle = {place for place, plan in plans.plans.items() if plan.kind is None}
     uses = Counter(
@@ -43,7 +43,7 @@ def fused(plans: Plans, work: Sequence[Segment | int]) -> dict[int, int]:
         for value in inputs(item)
         if place not in idle
     )
-    found = {}
+    layer_of = {}
     for segment in work:
         if isinstance(segment, int):
             continue
@@ -52,11 +52,11 @@ def fused(plans: Plans, work: Sequence[Segment | int]) -> dict[int, int]:
             if not isinstance(item, (Fire, ReadOut)):
                 continue
             layers = [
-                made
+                layer
                 for value in plans.plans[place].sources
-                if (made := plans.made.get(value)) in segment.items and uses[value] == 1
-                if isinstance(plans.items[made], Accumulate)
+                if (layer := plans.producers.get(value)) in segment.items and uses[value] == 1
+                if isinstance(plans.items[layer], Accumulate)
             ]
             if layers:
-                found[place] = max(layers)
-    return found
+                layer_of[place] = max(layers)
+    return layer_of

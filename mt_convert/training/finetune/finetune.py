@@ -107,4 +107,4 @@ def finetune(
         algorithm=how.algorithm,
         keep_start=True,
     )
-    return Finetuned(learner.trained(), history)
+    return Finetuned(learner.snapshot(), history)

@@ -31,7 +31,7 @@ class TrainableSpikingModel(nn.Module):
     In front of the first optimizer step its read-outs are those of `simulate`, bit for bit, for
     every T, n, mode and presentation. Batch norms that were not folded keep their statistics.
     ``surrogate=None`` takes straight-through where levels are equal, `Rectangular` for learned
-    gaps. ``detach_reset`` False lets gradients through resets too. `trained` gives the network
+    gaps. ``detach_reset`` False lets gradients through resets too. `snapshot` gives the network
     back. Layers named in ``analog`` compute the function that was quantized instead of spiking.
 
     Shapes: images [batch, channels, height, width]; a read-out [batch, classes].
@@ -121,14 +121,14 @@ class TrainableSpikingModel(nn.Module):
             _, states = self._step(images, t, states, (calls, Derivative.SPIKES), seen)
         return seen[name]
 
-    def trained(self) -> SpikingModel:
+    def snapshot(self) -> SpikingModel:
         """The network as it is now, for `simulate`, `save` and everything else."""
-        neurons = {name: self.learner(name).trained() for name, _ in self.snn.neurons()}
-        found = self.snn.with_neurons(neurons).requires_grad_(False)
+        neurons = {name: self.learner(name).snapshot() for name, _ in self.snn.neurons()}
+        network = self.snn.with_neurons(neurons).requires_grad_(False)
         with torch.no_grad():
             for name, grid in self.grids.items():
-                found.layers.get_submodule(name).get_parameter("weight").copy_(grid.weight())
-        return found
+                network.layers.get_submodule(name).get_parameter("weight").copy_(grid.weight())
+        return network
 
     def no_weight_decay(self) -> set[str]:
         """What the optimizer does not pull towards 0: all that neurons learn (timm asks)."""
@@ -165,9 +165,9 @@ class TrainableSpikingModel(nn.Module):
 
     def learner(self, name: str) -> TrainedNeuron:
         """What learns of the layer of neurons of this name."""
-        found = self.neurons[_key(name)]
-        assert isinstance(found, TrainedNeuron)
-        return found
+        neuron = self.neurons[_key(name)]
+        assert isinstance(neuron, TrainedNeuron)
+        return neuron
 
 
 def _natural(neuron: MTNeuron) -> Surrogate:

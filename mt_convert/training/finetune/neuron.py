@@ -165,12 +165,12 @@ class TrainedNeuron(nn.Module):
         return start + (gaps * self.gaps.expm1()).cumsum(0)
 
     @torch.no_grad()
-    def trained(self) -> MTNeuron:
+    def snapshot(self) -> MTNeuron:
         """The layer as it is now, for `simulate`."""
         spec, share = without_leak(self.spec), float(self.share())
         if self.gaps is not None:
-            found = self.thresholds().double()
-            gaps = found.diff(prepend=found.new_zeros(1))
+            thresholds = self.thresholds().double()
+            gaps = thresholds.diff(prepend=thresholds.new_zeros(1))
             spec = replace(spec, ladder=Learned(tuple(gaps.tolist())))
         if share > 0:
             spec = replace(spec, charge=LIF(1 / share, decay_input=False))
@@ -211,7 +211,7 @@ class TrainedNeuron(nn.Module):
         with torch.no_grad():
             silent = totals_step(y, before.total, spec) == before.total
             since = torch.where(silent, before.since + 1, torch.zeros_like(y))
-        return fire(y, before.total, learning, self.surrogate.faded(since)), since
+        return fire(y, before.total, learning, self.surrogate.fade(since)), since
 
 
 def _parameter(start: Tensor, learns: bool) -> nn.Parameter:

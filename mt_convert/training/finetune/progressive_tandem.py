@@ -88,7 +88,7 @@ def tandem(
     if history.best_accuracy < start:
         return Finetuned(copy.deepcopy(snn), History(tuple(rows), 0, start))
     kept = len(rows) - len(history.rows) + history.best_epoch if history.best_epoch else len(rows)
-    return Finetuned(learner.trained(), History(tuple(rows), kept, start))
+    return Finetuned(learner.snapshot(), History(tuple(rows), kept, start))
 
 
 @torch.no_grad()
@@ -97,12 +97,12 @@ def set_range_(learner: TrainableSpikingModel, name: str, shown: Tensor) -> None
 
     Shapes: shown [images, channels, height, width].
     """
-    found = learner.reading(shown, name).flatten()
-    few = found[:: max(1, found.numel() // 2**23)]  # torch.quantile takes up to 16 million
+    reading = learner.reading(shown, name).flatten()
+    few = reading[:: max(1, reading.numel() // 2**23)]  # torch.quantile takes up to 16 million
     top = float(torch.quantile(few, PERCENTILE / 100))
     layer = learner.learner(name)
     if top > 0:
-        layer.start.copy_(found.new_tensor(top / levels(layer.spec)))
+        layer.start.copy_(reading.new_tensor(top / levels(layer.spec)))
 
 
 def freeze_(learner: TrainableSpikingModel, names: list[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ...errors import CheckpointError
-from ...spiking.archive import name_file_in_errors, read_network, rebuilt_layers, write_network
+from ...spiking.archive import name_file_in_errors, read_network, rebuild_layers, write_network
 from ...spiking.serialization import spiking_layer_from_json, spiking_layer_to_json
 from .network import ScratchNetwork
 from .tensor_train import ConvByStep
@@ -23,7 +23,8 @@ def save(network: ScratchNetwork, folder: str | Path) -> None:
 
     Raises:
         OutputError: no permission, no space.
-        SpecError: convolutions that are still trains of tensors: save ``network.merged()``.
+        SpecError: convolutions that are still trains of tensors: save
+            ``network.merge_tensor_trains()``.
 
     Example:
         >>> import tempfile, torch
@@ -41,13 +42,13 @@ def save(network: ScratchNetwork, folder: str | Path) -> None:
         >>> torch.equal(load(folder)(images), network(images))
         True
     """
-    told = {
+    fields = {
         "time_steps": network.time_steps,
         "delayed": network.delayed,
         "read_out_tau": network.read_out_tau,
         "image_shape": list(network.image_shape),
     }
-    write_network(folder, KIND, network.layers, _to_json, told)
+    write_network(folder, KIND, network.layers, _to_json, fields)
 
 
 def load(folder: str | Path) -> ScratchNetwork:
@@ -63,17 +64,17 @@ def load(folder: str | Path) -> ScratchNetwork:
             raise CheckpointError(
                 f"{folder} holds a converted or quantized network: read it with archive.load"
             )
-        layers = rebuilt_layers(content, tensors, _from_json)
-        told = (content[name] for name in ("time_steps", "delayed", "read_out_tau"))
-        return ScratchNetwork(layers, *told).eval()
+        layers = rebuild_layers(content, tensors, _from_json)
+        arguments = (content[name] for name in ("time_steps", "delayed", "read_out_tau"))
+        return ScratchNetwork(layers, *arguments).eval()
 
 
 def _to_json(layer: nn.Module) -> dict[str, Any]:
     """A layer as plain data; one that depends on the step is two."""
     if isinstance(layer, ConvByStep):
         both = {name: layer.get_submodule(name) for name in ("early", "late")}
-        told = {name: spiking_layer_to_json(conv) for name, conv in both.items()}
-        return {"type": "ConvByStep", **told}
+        halves = {name: spiking_layer_to_json(conv) for name, conv in both.items()}
+        return {"type": "ConvByStep", **halves}
     return spiking_layer_to_json(layer)
 
 

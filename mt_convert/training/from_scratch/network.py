@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ...errors import DataError, Fault, SpecError, UnsupportedLayerError
-from ...graph.nodes import fold_batch_norm_, is_constant, layer_nodes, set_image_shape
+from ...graph.nodes import fold_batch_norm_, is_constant, layer_nodes, node_name, set_image_shape
 from ...graph.rules import DEFAULT_RULES, OperatorKind, Rule, unknown_operators
 from ...graph.signals import reaching_output
 from ...graph.trace import trace
@@ -93,15 +93,15 @@ def build_from_scratch(
         raise UnsupportedLayerError(
             f"{len(faults)} operators of {type(model).__name__} have no rule", faults
         )
-    found = [
+    names = [
         str(node.target)
         for node, _ in layer_nodes(layers, (nn.ReLU, nn.Hardtanh))
         if not is_constant(node)
     ]
-    if not found:
+    if not names:
         hint = "a ReLU, ReLU6 or Hardtanh, as module or function"
         raise SpecError("nothing becomes a layer of neurons", [Fault("model", "no ReLU", hint)])
-    for name in dict.fromkeys(found):
+    for name in dict.fromkeys(names):
         layers.set_submodule(name, MTNeuron(neuron, 1 / neuron.ladder.reach))
     put_trains_(layers, model)
     return ScratchNetwork(layers, time_steps, delayed, read_out_tau, learn_read_out, compiled)
@@ -172,7 +172,7 @@ class ScratchNetwork(nn.Module):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a training that goes on must share with the one that began."""
+        """What a resumed training must share with the one that began."""
         trains = sorted(
             {layer.form for layer in self.layers.modules() if isinstance(layer, TTConv2d)}
         )
@@ -222,7 +222,7 @@ class ScratchNetwork(nn.Module):
             )
         return 1 - 1 / charge.tau if isinstance(charge, LIF) else 1.0
 
-    def merged(self) -> ScratchNetwork:
+    def merge_tensor_trains(self) -> ScratchNetwork:
         """A copy with one convolution for each train of tensors, two for form HTT."""
         return self._with(merge(self.layers)).train(self.training)
 
@@ -240,9 +240,9 @@ class ScratchNetwork(nn.Module):
         """The same network of other layers."""
         assert isinstance(layers, fx.GraphModule)
         set_image_shape(layers, self.image_shape)
-        found = ScratchNetwork(layers, self.time_steps, self.delayed, compiled=self.compiled)
-        found.read_out = copy.deepcopy(self.read_out)
-        return found
+        network = ScratchNetwork(layers, self.time_steps, self.delayed, compiled=self.compiled)
+        network.read_out = copy.deepcopy(self.read_out)
+        return network
 
     def no_weight_decay(self) -> set[str]:
         """Leaks and thresholds (timm asks)."""
@@ -270,10 +270,7 @@ def _beside_images(layers: fx.GraphModule, image_shape: tuple[int, ...]) -> list
     plain = copy.deepcopy(without_steps(layers)).float().cpu()  # shapes are those of any other kind
     assert isinstance(plain, fx.GraphModule)
     set_image_shape(plain, image_shape)
-    return [
-        Fault(str(node.meta.get("path") or node.name), str(node.target), "")
-        for node in images_not_first(plain)
-    ]
+    return [Fault(node_name(node), str(node.target), "") for node in images_not_first(plain)]
 
 
 def _check_whole(derivative: Derivative, whole: bool) -> None:

@@ -57,7 +57,7 @@ class ReadOut(nn.Module):
         return 1 / (1 - float(1 - self.w.detach().sigmoid())) if self.learns else self._tau
 
     def forward(self, each: Tensor, before: SoFar | None = None) -> tuple[Tensor, SoFar]:
-        """The read-out behind each step, and what the next steps go on from.
+        """The read-out behind each step, and what the next steps continue from.
 
         Shapes: each [steps, batch, classes], as the read-outs; ``before`` is what the call for the
             steps before gave beside them.

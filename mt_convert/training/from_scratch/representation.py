@@ -13,7 +13,7 @@ Values are those of the spikes, derivatives those of the clip. Layers without ne
 representations: for weights and averages that is exact, a maximum passes its gradient to the
 largest representation. Batch norms normalise with the statistics of the spikes. Their gradient
 passes through mean and variance over the images' representations, of which the variance of the
-spikes is taken as a fixed multiple: what only scales or shifts their input gets none, as behind any
+spikes is taken as a fixed multiple: what only scales or shifts their input has none, as behind any
 batch norm. A dropout has one mask for all steps.
 """
 
@@ -116,8 +116,8 @@ def clip_representation(neuron: MTNeuron, current: Tensor, time_steps: int) -> T
     if isinstance(charge, LIF) and charge.decay_input:
         current = current / charge.tau
     step, (low, high) = neuron.delta.to(current.dtype), _emission_range(spec, time_steps)
-    found = torch.clamp(current, low * step, high * step)
-    return found if neuron.gain is None else found * neuron.gain
+    rate = torch.clamp(current, low * step, high * step)
+    return rate if neuron.gain is None else rate * neuron.gain
 
 
 def _emission_range(spec: NeuronSpec, time_steps: int) -> tuple[float, float]:
@@ -147,33 +147,37 @@ def _normalise(norm: Any, x: Tensor, variance: Tensor, mean: Tensor) -> Tensor:
 
 def _faults(network: Network) -> list[Fault]:
     """All that representations say nothing of, and what to take instead."""
-    found = []
+    faults = []
     for node, layer in layer_nodes(network.layers, (MTNeuron, *BY_STEP)):
         name = str(node.target)
         if isinstance(layer, MTNeuron):
-            found += [Fault(name, what, hint) for what, hint in _unlike(layer.spec, network)]
+            faults += [Fault(name, what, hint) for what, hint in _unlike(layer.spec, network)]
         elif layer.by_step:
             hint = "its weights change: decompose with form stt or ptt, or train by BPTT"
-            found.append(Fault(name, "form htt", hint))
+            faults.append(Fault(name, "form htt", hint))
     if network.delayed:
         hint = "what is read lags behind: delayed=False, or train by BPTT"
-        found.append(Fault("network", "delayed", hint))
-    return found
+        faults.append(Fault("network", "delayed", hint))
+    return faults
 
 
 def _unlike(spec: NeuronSpec, network: Network) -> list[tuple[str, str]]:
     """What keeps one layer of neurons from having a representation, and what to do."""
-    charge, found = spec.charge, []
+    charge, differences = spec.charge, []
     if spec.reset is not Reset.SOFT:
-        found.append(("hard reset", "it throws charge away: reset soft, or train by BPTT"))
+        differences.append(("hard reset", "it throws charge away: reset soft, or train by BPTT"))
     if not isinstance(charge, IF | LIF):
-        found.append((repr(charge), "its leak would get no gradient: take LIF, or train by BPTT"))
-        return found
+        differences.append(
+            (repr(charge), "its leak would get no gradient: take LIF, or train by BPTT")
+        )
+        return differences
     tau = charge.tau if isinstance(charge, LIF) else None
     if tau is not None and spec.bounds is not None:
-        found.append((f"bounds={spec.bounds}", "of a leaky neuron: bounds=None, or train by BPTT"))
+        differences.append(
+            (f"bounds={spec.bounds}", "of a leaky neuron: bounds=None, or train by BPTT")
+        )
     if network.time_steps > 1 and tau != network.read_out_tau:
-        wanted = f"read_out_tau={tau}" if tau != 1 else "tau above 1 and the same read_out_tau"
-        hint = f"read-out and neurons weigh steps alike: take {wanted}, or train by BPTT"
-        found.append((f"read_out_tau={network.read_out_tau}", hint))
-    return found
+        settings = f"read_out_tau={tau}" if tau != 1 else "tau above 1 and the same read_out_tau"
+        hint = f"read-out and neurons weigh steps alike: take {settings}, or train by BPTT"
+        differences.append((f"read_out_tau={network.read_out_tau}", hint))
+    return differences

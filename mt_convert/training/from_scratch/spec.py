@@ -1,7 +1,7 @@
 """Networks trained as spiking networks: what recipes say of one, and its rows of the table.
 
-Floor 8.3. `SpikingSpec` is the ``spiking`` block of a recipe; `build_spiking` makes the network of
-it, `train_from_scratch` trains it, `rows_of` evaluates it.
+`SpikingSpec` is the ``spiking`` block of a recipe; `build_spiking` makes its network,
+`train_from_scratch` trains it, `rows_of` evaluates it.
 """
 
 from __future__ import annotations

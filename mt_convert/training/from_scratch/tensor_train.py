@@ -1,6 +1,6 @@
 """3×3 convolutions as trainable tensor trains, merged back to dense ones before conversion.
 
-Floor 2. With I inputs, O outputs and one rank r a train has r(I + 6r + O) weights instead of 9IO,
+With I inputs, O outputs and one rank r a train has r(I + 6r + O) weights instead of 9IO,
 fewer only where r is small enough. Conversion never sees a train: decompose, train, ``merge``.
 
 Source: TT-SNN (DATE 2024, arXiv 2401.08001), whose forms these are. Ours to place: the stride, and
@@ -185,8 +185,8 @@ def decompose(model: nn.Module, spec: TensorTrain) -> Decomposed:
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3, padding=1))
-        >>> found = decompose(model, TensorTrain(Form.STT, 2))
-        >>> found.ranks, found.skipped
+        >>> result = decompose(model, TensorTrain(Form.STT, 2))
+        >>> result.ranks, result.skipped
         ({'2': 2}, {'0': 'the first convolution of the network'})
     """
     copied = deepcopy(model)
@@ -199,8 +199,8 @@ def decompose(model: nn.Module, spec: TensorTrain) -> Decomposed:
         if type(conv) is nn.Conv2d and name not in skipped
     }
     if not chosen:
-        told = [Fault(name or "the model", "stays", reason) for name, reason in skipped.items()]
-        raise SpecError("decompose: the model holds no 3x3 convolution to decompose", told)
+        faults = [Fault(name or "the model", "stays", reason) for name, reason in skipped.items()]
+        raise SpecError("decompose: the model holds no 3x3 convolution to decompose", faults)
     faults = [fault for name, conv in chosen.items() for fault in _faults(name, conv, spec)]
     if faults:
         raise SpecError(
@@ -240,11 +240,11 @@ def _conv(
     """A convolution with these numbers, on the other's device and in its precision."""
     outputs, inputs, height, width = weight.shape
     at: dict[str, Any] = {"stride": stride, "padding": padding, "bias": bias is not None}
-    made = nn.Conv2d(inputs, outputs, (height, width), **at, device="meta")  # draws no numbers
-    made.weight = nn.Parameter(weight.to(like.weight).clone(memory_format=torch.contiguous_format))
+    conv = nn.Conv2d(inputs, outputs, (height, width), **at, device="meta")  # draws no numbers
+    conv.weight = nn.Parameter(weight.to(like.weight).clone(memory_format=torch.contiguous_format))
     if bias is not None:
-        made.bias = nn.Parameter(bias.detach().clone())
-    return made
+        conv.bias = nn.Parameter(bias.detach().clone())
+    return conv
 
 
 def _why_not(conv: _ConvNd, *, first: bool) -> str:

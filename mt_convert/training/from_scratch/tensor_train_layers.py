@@ -83,11 +83,11 @@ def put_trains_(layers: fx.GraphModule, model: nn.Module) -> None:
         if isinstance(layer, BY_STEP)
     }
     called = {str(node.target) for node, _ in layer_nodes(layers, nn.Conv2d)} & held.keys()
-    found = {id(held[name]) for name in called}
+    called_ids = {id(held[name]) for name in called}
     faults = [
         Fault(name, type(layer).__name__, "rename the layer, or remove it where nothing calls it")
         for name, layer in held.items()
-        if id(layer) not in found
+        if id(layer) not in called_ids
     ]
     if faults:
         raise SpecError(f"{len(faults)} trains are not in the traced network", faults)

@@ -1,7 +1,4 @@
-"""What a tensor train starts from: its rank and its first cores, out of a layer's dense weights.
-
-Floor 1.9, below the layers of ``tensor_train``.
-"""
+"""What a tensor train starts from: its rank and its first cores, out of a layer's dense weights."""
 
 from __future__ import annotations
 
@@ -33,8 +30,8 @@ def full_rank(weight: Tensor, form: Form) -> int:
 
 def layer_rank(weight: Tensor, form: Form) -> int:
     """The rank that "evbmf" stands for, of weights [O, I, 3, 3]."""
-    found = evb_rank(weight.flatten(1)) or evb_rank(weight.transpose(0, 1).flatten(1))
-    return min(max(found, 1), full_rank(weight, form))
+    rank = evb_rank(weight.flatten(1)) or evb_rank(weight.transpose(0, 1).flatten(1))
+    return min(max(rank, 1), full_rank(weight, form))
 
 
 def evb_rank(matrix: Tensor) -> int:

@@ -25,7 +25,7 @@ from mt_convert.experiments.bench import command, limits, memory, pages, picture
 from mt_convert.experiments.bench.contenders import Case, Contender, ContenderKind
 from mt_convert.experiments.bench.measure import Group, check, compare, with_ratios
 from mt_convert.experiments.bench.network import Network, open_network
-from mt_convert.experiments.bench.registry import all_contenders, chosen
+from mt_convert.experiments.bench.registry import all_contenders, choose_contenders
 from mt_convert.experiments.bench.rows import (
     Absent,
     Benchmark,
@@ -270,11 +270,11 @@ def test_binary_thresholds_are_as_many_as_a_level_has_bits_and_compared_with_the
 
 
 def test_contenders_are_chosen_by_name_and_all_unknown_ones_are_told() -> None:
-    assert [item.name for item in chosen(["fp32_eager", "integer_torch"])] == [
+    assert [item.name for item in choose_contenders(["fp32_eager", "integer_torch"])] == [
         *("integer_torch", "fp32_eager")
     ]
     with pytest.raises(SpecError) as told:
-        chosen(["fp32_eagre", "fp32_eager", "nobody"])
+        choose_contenders(["fp32_eagre", "fp32_eager", "nobody"])
     assert [fault.what for fault in told.value.faults] == ["fp32_eagre", "nobody"]
     assert "fp32_eager" in told.value.faults[0].hint
 

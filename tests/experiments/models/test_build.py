@@ -54,7 +54,7 @@ def refused(path: Path) -> str:
 
 
 def test_the_catalogue_and_the_registry_name_the_same_networks() -> None:
-    assert set(timm.list_models(module="networks")) == set(CIFAR_MODELS)
+    assert set(timm.list_models(module="cifar")) == set(CIFAR_MODELS)
     assert set(CIFAR_MODELS) == set(PUBLISHED) | OF_DIGITS | {"vgg7_cifar"}
 
 

@@ -286,7 +286,7 @@ def test_every_way_of_training_runs_from_a_recipe(words: tuple[str, ...], tmp_pa
 
 
 def test_the_two_kinds_of_networks_are_not_read_as_each_other(finished: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"direct\.load"):
+    with pytest.raises(CheckpointError, match=r"from_scratch\.archive\.load"):
         archive.load(finished / "spiking")
 
 

@@ -19,9 +19,8 @@ from mt_convert.neurons.surrogate import ATan, Linear
 from mt_convert.quantization.quantize import QuantizedModel
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
-from mt_convert.training import accuracy
-from mt_convert.training.finetune import finetune
-from mt_convert.training.finetune.finetune import FinetuneSpec
+from mt_convert.training.accuracy import accuracy
+from mt_convert.training.finetune.finetune import FinetuneSpec, finetune
 from mt_convert.training.finetune.learner import TrainableSpikingModel
 from mt_convert.training.finetune.neuron import TrainableParts
 from mt_convert.training.gradients import BPTT, DSR, OTTT
@@ -176,7 +175,7 @@ def test_a_fine_tuned_network_is_stored_and_loaded_whole(
         for name, parameter in learner.named_parameters():
             if name.endswith(("factor", "offset", "leak")):
                 parameter += 0.1 * torch.rand(parameter.shape)
-    found = learner.trained()
+    found = learner.snapshot()
     mt.save(found, tmp_path / "snn")
     loaded = mt.load(tmp_path / "snn")
     shown = images(digits.test, 20)

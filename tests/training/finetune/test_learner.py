@@ -96,7 +96,7 @@ def test_learning_starts_from_exactly_the_converted_network(way: str, name: str)
     assert torch.equal(read_outs, wanted.logits)
     for layer, total in wanted.totals.items():
         assert torch.equal(states[layer].total, total), layer
-    back = simulate(learner.trained(), batch, time_steps=steps)
+    back = simulate(learner.snapshot(), batch, time_steps=steps)
     assert torch.equal(back.logits, wanted.logits)
 
 
@@ -110,7 +110,7 @@ def test_what_was_learned_is_what_simulate_runs_and_spikes_show(way: str, leaks:
     _moved_(learner)
     batch = images(5, seed=22)
     read_outs, _ = learner(batch, range(steps))
-    found = learner.trained()
+    found = learner.snapshot()
     run = simulate(found, batch, time_steps=steps)
     assert torch.equal(run.logits, read_outs)
     assert not torch.equal(run.logits, simulate(snn, batch, time_steps=steps).logits)
@@ -409,7 +409,7 @@ def test_learned_gaps_stay_sorted_and_are_what_simulate_runs() -> None:
         assert isinstance(layer, TrainedNeuron)
         assert bool((layer.thresholds().diff() > 0).all())
         assert float(layer.thresholds().detach()[0]) > 0
-    run = simulate(learner.trained(), batch, time_steps=1)
+    run = simulate(learner.snapshot(), batch, time_steps=1)
     assert torch.equal(run.logits[0], learner(batch))
     with pytest.raises(SpecError, match="pass nothing to learned gaps"):
         DSR().learn(_lesson(learner, batch))
@@ -445,7 +445,7 @@ def test_weights_stay_on_the_grid_of_their_quantizer() -> None:
     learner = TrainableSpikingModel(snn, 1)
     _moved_(learner)
     before = dict(snn.layers.named_modules())
-    for name, layer in learner.trained().layers.named_modules():
+    for name, layer in learner.snapshot().layers.named_modules():
         scale = getattr(layer, "weight_scale", None)
         if scale is None:
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from mt_convert.quantization.quantize import QuantizedModel
 from mt_convert.spiking.levels import analog, levels, quantized_activation
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
-from mt_convert.training import accuracy
+from mt_convert.training.accuracy import accuracy
 from mt_convert.training.algorithm import Derivative
 from mt_convert.training.finetune import progressive_tandem
 from mt_convert.training.finetune.learner import TrainableSpikingModel
 from mt_convert.training.finetune.neuron import TrainableParts
-from mt_convert.training.finetune.progressive_tandem import freeze_, set_range_
+from mt_convert.training.finetune.progressive_tandem import freeze_, set_range_, tandem
 from mt_convert.training.loop import fit
 from mt_convert.training.spec import EpochRow, History, TrainSpec
 
@@ -156,10 +155,10 @@ def test_stages_follow_each_other_and_what_they_leave_behind_stands_still(
         rows = tuple(EpochRow(k + 1, 1.0, 50.0 + k, spec.lr, 1.0) for k in range(epochs))
         return History(rows, epochs - 1, 40.0)
 
-    monkeypatch.setattr(sys.modules[progressive_tandem.__module__], "fit", scripted_fit)
+    monkeypatch.setattr(progressive_tandem, "fit", scripted_fit)
     snn = _even(qann, 2)
     names = [name for name, _ in snn.neurons()]
-    done = progressive_tandem(snn, digits, SPEC, tmp_path, classes=10, time_steps=2)
+    done = tandem(snn, digits, SPEC, tmp_path, classes=10, time_steps=2)
     assert seen == [
         ("stage_0", 0.01, frozenset(names[1:]), 10),
         ("stage_1", 0.01, frozenset(), 10),
@@ -181,7 +180,7 @@ def test_stages_follow_each_other_and_what_they_leave_behind_stands_still(
 
 
 def test_it_learns_layer_by_layer(digits: Splits, qann: QuantizedModel, tmp_path: Path) -> None:
-    done = progressive_tandem(_even(qann, 2), digits, SPEC, tmp_path, classes=10, time_steps=2)
+    done = tandem(_even(qann, 2), digits, SPEC, tmp_path, classes=10, time_steps=2)
     assert done.history.best_accuracy is not None
     converted = TrainableSpikingModel(_even(qann, 2), 2)
     before = accuracy(converted, digits.validation, 40)
@@ -189,6 +188,6 @@ def test_it_learns_layer_by_layer(digits: Splits, qann: QuantizedModel, tmp_path
     shown = images(digits.test, 10)
     assert simulate(done.snn, shown, time_steps=2).logits.shape == (2, 10, 10)
     with pytest.raises(SpecError, match="the original has 6"):
-        progressive_tandem(
+        tandem(
             _even(qann, 2), digits, replace(SPEC, patience=None), tmp_path, classes=10, time_steps=2
         )

@@ -441,7 +441,7 @@ def test_trains_in_the_time_loop_are_the_convolutions_they_are_merged_into(form:
     found, frames = _trains(form)
     kinds = [type(layer) for layer in found.layers.modules() if isinstance(layer, TTConv2d)]
     assert len(kinds) == 2
-    merged, folded = found.merged(), found.fold()
+    merged, folded = found.merge_tensor_trains(), found.fold()
     for other in (merged, folded):
         assert not any(isinstance(layer, TTConv2d) for layer in other.modules())
         by_step = sum(isinstance(layer, ConvByStep) for layer in other.modules())
@@ -456,7 +456,9 @@ def test_trains_in_the_time_loop_are_the_convolutions_they_are_merged_into(form:
         assert (other(frames, range(4))[0] - wanted).abs().max() <= off
     assert float(wanted.detach().std(1).min()) > 1e-3
     single = found.float()(frames.float(), range(4))[0]
-    assert torch.allclose(found.merged()(frames.float(), range(4))[0], single, atol=1e-5)
+    assert torch.allclose(
+        found.merge_tensor_trains()(frames.float(), range(4))[0], single, atol=1e-5
+    )
 
 
 def test_each_step_of_htt_has_the_weights_of_its_half() -> None:
@@ -507,7 +509,7 @@ def test_a_decomposed_model_becomes_the_same_network(form: Form) -> None:
 def test_traces_reach_the_cores_of_a_train(form: Form) -> None:
     """The gradient of the merged convolution, pulled back through the product of the cores."""
     found, frames = _trains(form)
-    merged = found.merged()
+    merged = found.merge_tensor_trains()
     for each in (found, merged):
         OTTT().learn(_lesson(each, frames))
     trains = [item for item in found.layers.named_modules() if isinstance(item[1], TTConv2d)]
