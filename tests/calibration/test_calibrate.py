@@ -123,6 +123,7 @@ def test_a_calibration_that_is_worse_is_applied_where_that_is_asked_for() -> Non
     assert any(now[row.layer] > row.before for row in applied)
 
 
+@pytest.mark.slow
 def test_calibrations_come_one_after_the_other() -> None:
     snn, batch = convert(qann_of("float"), ladder=Uniform(1), presentation="every_step"), images(16)
     steps = [Percentile(95.0), MeanSquaredError(7)]
@@ -208,6 +209,7 @@ def test_a_float_network_of_few_steps_gets_closer_to_its_analog_self(presentatio
     assert after < before
 
 
+@pytest.mark.slow
 def test_layers_with_learned_gaps_are_left_alone() -> None:
     spec = QuantSpec(act_bits=2, spacing=Spacing.LEARNED)
     snn = convert(quantize(dense(), spec, calibration=images(8)))

@@ -370,6 +370,7 @@ def test_a_gaussian_without_a_theta_is_refused(
     assert [fault.where for fault in raised.value.faults] == [where]
 
 
+@pytest.mark.slow
 def test_a_layer_gets_the_gaussian_theta_of_its_inputs() -> None:
     snn, batch = spiking(n=3), images(16)
     found = calibrate(snn, batch, [Gaussian()], time_steps=4, keep_better=False)

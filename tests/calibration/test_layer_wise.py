@@ -175,6 +175,7 @@ def test_the_losses_told_are_those_of_the_network_returned(
         assert told == pytest.approx(loss_of(network_, snn, samples.held_out), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_layer_whose_target_is_0_everywhere_has_a_finite_loss() -> None:
     snn = converted()
     snn.layers.stem.bias.data.fill_(-99.0)

@@ -204,6 +204,7 @@ def test_an_offset_stays_within_half_a_threshold_where_more_would_be_wanted() ->
     assert max(float(offset.max()) for offset in offsets) == MOST
 
 
+@pytest.mark.slow
 def test_windows_on_the_first_axis_share_offsets_by_channel() -> None:
     snn = converted("windows")
     found, rows = transform(MembraneMean(per=Per.NEURON), snn, samples_of(snn), True)
@@ -250,6 +251,7 @@ def test_the_network_handed_in_is_unchanged_and_two_calls_agree(tmp_path: Path) 
     assert not torch.equal(runs[0].logits, runs[2].logits)
 
 
+@pytest.mark.slow
 def test_learned_gaps_are_left_alone_and_said_so() -> None:
     spec = QuantSpec(act_bits=2, spacing=Spacing.LEARNED)
     qann = quantize(network("clamps"), spec, calibration=images(8, IMAGE, seed=2))

@@ -132,6 +132,7 @@ def test_a_budget_for_all_levels_takes_them_all_and_is_exact() -> None:
     assert rows[-1].loss_now == 0.0
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("ladder", [Binary(2), PowerOfTwo(3)])
 def test_ladders_keep_their_kind(ladder: Ladder) -> None:
     snn = converted(ladder)
@@ -151,6 +152,7 @@ def test_learned_gaps_are_left_alone_and_said_so() -> None:
     assert reaches(found) == reaches(snn)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("step", [ThresholdBudget(levels=0.5), ThresholdBudget(spikes=1e-6)])
 def test_a_budget_that_nothing_meets_is_refused_and_the_advice_helps(step: ThresholdBudget) -> None:
     snn = converted()

@@ -174,6 +174,7 @@ def test_the_smoke_variant_of_a_spiking_recipe_runs(name: str, tmp_path: Path) -
 # --------------------------------------------------------------------------------------- the recipe
 
 
+@pytest.mark.slow
 def test_a_misspelt_key_is_named_with_its_neighbour(command: Command, earlier: Path) -> None:
     before = contents(earlier)
     done = command("run", "digits", "--smoke", "--out", "out", "quantize.weight_bit=3")
@@ -222,6 +223,7 @@ def checkpoint(kind: str, folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
@@ -256,6 +258,7 @@ def test_the_bomb_would_have_gone_off(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / MARKER).exists()
 
 
+@pytest.mark.slow
 def test_a_w4a4_network_for_a_w2a2_recipe_is_refused_with_each_difference(
     command: Command, tmp_path: Path, earlier: Path
 ) -> None:
@@ -327,6 +330,7 @@ def pictures(root: Path, side: int) -> None:
                 Image.new("L", (side, side), color=20 * index).save(folder / f"{index}.png")
 
 
+@pytest.mark.slow
 def test_a_wrong_image_size_is_told_with_the_size_of_the_file(
     command: Command, tmp_path: Path, earlier: Path
 ) -> None:
@@ -371,6 +375,7 @@ def small_disk(kilobytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kilobytes", "alone"), [(0, False), (20, False), (160, False), (20, True)]
 )
@@ -391,6 +396,7 @@ def test_a_full_disk_is_one_message_and_leaves_what_was_there(
     assert contents(earlier) == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_log_that_cannot_be_written_is_one_message(
     command: Command, tmp_path: Path, earlier: Path
@@ -415,12 +421,14 @@ def test_show_of_a_folder_that_holds_nothing_is_one_message(
     assert "empty holds no finished run (results.json) and no network (network.json)" in text
 
 
+@pytest.mark.slow
 def test_show_of_a_damaged_network_is_one_message(command: Command, earlier: Path) -> None:
     path = earlier / "convert" / "tensors.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
     assert "tensors.safetensors is not a whole" in message(command("show", "out/convert"))
 
 
+@pytest.mark.slow
 def test_show_prints_a_run_and_a_converted_network(command: Command, earlier: Path) -> None:
     done = command("show", "out")
     assert done.returncode == 0

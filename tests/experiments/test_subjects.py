@@ -75,6 +75,7 @@ def test_a_wrong_value_of_the_block_is_a_fault(key: str, value: tuple[object, ..
         load_recipe("digits", [f"evaluate.{key}={text}"])
 
 
+@pytest.mark.slow
 def test_the_block_is_run_by_a_recipe_on_every_data_set(tmp_path: Path) -> None:
     extra = (
         "{dataset: digits, image_size: 8, channels: 1, classes: 10, name: again, mean: [0.3],"
@@ -89,6 +90,7 @@ def test_the_block_is_run_by_a_recipe_on_every_data_set(tmp_path: Path) -> None:
     assert {row.images for row in rows} == {20}
 
 
+@pytest.mark.slow
 def test_a_run_gives_its_trained_network_and_a_recipe_its_float_one(folder: Path) -> None:
     (run,) = subjects_of(str(folder), [], [], count=10)
     assert run.qann.spec.weight_bits == 4
@@ -104,6 +106,7 @@ def test_a_run_gives_its_trained_network_and_a_recipe_its_float_one(folder: Path
         assert torch.allclose(free.qann(images), free.ann(images), atol=0.3)  # type: ignore[misc]
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_and_images_of_another_size_are_told(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -123,6 +126,7 @@ def test_everything_wrong_with_what_is_wanted_is_told_at_once() -> None:
     assert "mt_signed" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_eval_compares_networks_methods_and_calibrations(
     command: Command, folder: Path, tmp_path: Path
 ) -> None:
@@ -167,6 +171,7 @@ def test_wrong_words_of_eval_are_one_message(
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_errors_by_cause_have_a_page_with_pictures(
     command: Command, folder: Path, tmp_path: Path
 ) -> None:
@@ -194,6 +199,7 @@ def test_two_processes_make_the_same_table_as_one(
     assert one.read_bytes() == two.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_stored_quantized_network_is_evaluated_on_the_images_of_a_recipe(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -210,6 +216,7 @@ def test_a_stored_quantized_network_is_evaluated_on_the_images_of_a_recipe(
     assert "None" not in "".join(accuracy_lines([row]))
 
 
+@pytest.mark.slow
 def test_a_stored_network_without_images_or_of_the_wrong_kind_is_told(folder: Path) -> None:
     with pytest.raises(RecipeError, match="--data"):
         subjects_of(str(folder / "train"), [], [])

@@ -193,12 +193,14 @@ def interrupted(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_only_the_latest_checkpoint_is_kept_and_nothing_is_pickled(interrupted: Path) -> None:
     assert names(interrupted) == ["000000037"]
     files = sorted(p.name for p in (interrupted / "checkpoint" / "000000037").iterdir())
     assert files == ["best.safetensors", "numbers.json", "tensors.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named(interrupted: Path) -> None:
     victim = interrupted / "checkpoint" / "000000037" / "tensors.safetensors"
     victim.write_bytes(victim.read_bytes()[:100])
@@ -206,6 +208,7 @@ def test_a_damaged_checkpoint_is_named(interrupted: Path) -> None:
         run(interrupted)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_network_is_refused(interrupted: Path, digits: Splits) -> None:
     other = network()
     other[5] = nn.Linear(512, 11)

@@ -95,6 +95,7 @@ class Shared(nn.Module):
         return x + (self.left @ self.right).sum(0)
 
 
+@pytest.mark.slow
 def test_a_layer_used_twice_counts_twice_and_what_reads_parameters_alone_never() -> None:
     rows = count_macs(trace(Shared(), torch.zeros(2, 3, SIDE, SIDE)))
     assert [row.macs for row in rows] == [9 * 9 * 3 * 3] * 2

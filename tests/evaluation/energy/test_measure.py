@@ -138,6 +138,7 @@ def test_a_linear_layer_adds_its_outputs_for_each_event() -> None:
     assert counted(behind(nn.Linear(4, 5)), image) == 5 * image.sum(), "over the last axis"
 
 
+@pytest.mark.slow
 def test_a_convolution_of_a_line_or_a_volume_counts_alike() -> None:
     reached = torch.tensor([2.0, 3.0, 3.0, 2.0])
     line, volume = levels(2, 4), levels(1, 4, 4, 4)
@@ -267,6 +268,7 @@ class Masked(nn.Module):
         return self.head(F.relu(x) * self.scale / 2)
 
 
+@pytest.mark.slow
 def test_a_scale_leaves_an_event_one_and_a_zero_leaves_none() -> None:
     image = levels(1, 5, 3)
     assert counted(Masked(), image) == 4 * image[..., [0, 2]].sum()
@@ -307,6 +309,7 @@ class Scores(nn.Module):
         return F.relu(x) @ F.relu(-x).transpose(1, 2)
 
 
+@pytest.mark.slow
 def test_an_event_on_either_side_of_a_product_meets_the_total_of_the_other() -> None:
     image = levels(4, 3, low=-L)  # 4 rows of 3: 4 x 4 products of 3
     assert counted(Scores(), image) == 4 * image.abs().sum()
@@ -396,6 +399,7 @@ def test_more_steps_never_count_less_and_one_pass_shows_all_of_them(name: str) -
         assert energy(snn, batch, time_steps=total.time_steps).totals == (total,)
 
 
+@pytest.mark.slow
 def test_a_network_at_rest_adds_nothing() -> None:
     net, _ = random_network(0)
     report = energy(spiking(net, (1, 7, 6)), levels(2, 1, 7, 6, high=3), time_steps=(1, 5))
@@ -407,6 +411,7 @@ def test_a_network_at_rest_adds_nothing() -> None:
     assert energy(silent, -levels(2, 1, 7, 6), time_steps=3).totals[0].synops == 0
 
 
+@pytest.mark.slow
 def test_where_layers_wait_for_their_window_each_number_of_steps_is_a_run_of_its_own() -> None:
     net = nn.Sequential(
         nn.ReLU(), nn.MaxPool2d(2), conv(1), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3)
@@ -483,6 +488,7 @@ def test_a_neuron_compares_with_each_threshold_in_each_step_and_direction(
         assert total.comparisons == thresholds * total.time_steps * (4 * 2 * 2 + 2)
 
 
+@pytest.mark.slow
 def test_a_layer_on_a_current_multiplies_in_every_step_and_on_the_image_once() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 3))
     for presentation in Presentation:
@@ -571,6 +577,7 @@ def test_what_has_no_number_is_listed_by_name() -> None:
     assert "Conv2d" not in reasons
 
 
+@pytest.mark.slow
 def test_sums_before_weights_say_where_their_events_are_counted() -> None:
     snn = spiking(TwoSides(torch.add, conv(1)), (1, 3, 3))
     reasons = listed(energy(snn, levels(1, 1, 3, 3), time_steps=1))

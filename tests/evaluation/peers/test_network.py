@@ -109,6 +109,7 @@ def test_a_peer_shows_logits_for_every_step_and_the_same_twice(name: str, ann: n
     assert torch.equal(network.run(x, 2).logits, run.logits[:2])
 
 
+@pytest.mark.sampled
 def test_a_peer_names_its_neurons_and_leaves_nothing(name: str, ann: nn.Module) -> None:
     network = peer_network(name, ann, images(BATCH))
     # these two recipes put a max-pool before the neurons that feed it
@@ -152,6 +153,7 @@ def test_the_spikes_of_a_peer_are_counted_per_neuron_and_image(name: str) -> Non
     torch.testing.assert_close(run.spikes_per_neuron, expected / 3)
 
 
+@pytest.mark.sampled
 def test_converting_leaves_the_network_and_the_random_state_alone(
     name: str, ann: nn.Module
 ) -> None:
@@ -164,6 +166,7 @@ def test_converting_leaves_the_network_and_the_random_state_alone(
     assert all(torch.equal(value, before[key]) for key, value in ann.state_dict().items())
 
 
+@pytest.mark.sampled
 def test_a_peer_writes_nothing(
     name: str, ann: nn.Module, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,6 +215,7 @@ def test_scaling_refuses_a_network_with_batch_norms() -> None:
         peer_network("sinabs_scaled", lived_in(Net()), images(4))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:estimate_delay_start")
 def test_the_delayed_read_out_is_the_mean_from_the_step_that_spikingjelly_names(
     ann: nn.Module,

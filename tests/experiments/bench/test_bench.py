@@ -390,6 +390,7 @@ def test_findings_say_the_gain_what_it_is_due_to_and_where_it_ends() -> None:
     assert lines[-1].index("tiny") < lines[-1].index("large")
 
 
+@pytest.mark.slow
 def test_the_page_shows_every_row_and_who_is_absent(tmp_path: Path) -> None:
     text = pages.markdown("# Head\n", STORED)
     assert text.startswith("# Head\n\n## What was found")
@@ -450,6 +451,7 @@ def quick(out: Path, *words: str) -> Any:
     return CliRunner().invoke(cli.app, [*given, "--device", "cpu", *named, *words])
 
 
+@pytest.mark.slow
 def test_the_command_leaves_rows_page_and_picture_and_ctrl_c_leaves_them_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
