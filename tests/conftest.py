@@ -22,7 +22,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of a sampled test all cases but the first are slow."""
     seen: set[tuple[Path, str]] = set()
     for item in items:
-        if item.get_closest_marker("sampled") is None or item.get_closest_marker("long"):
+        marks = {mark.name for mark in item.iter_markers()}
+        if "sampled" not in marks or marks & {"slow", "long"}:
             continue
         test = item.path, item.name.split("[")[0]
         if test in seen:

@@ -136,6 +136,7 @@ def test_all_unsupported_operators_are_listed_at_once_with_path_and_hint() -> No
     assert all("rules={**DEFAULT_RULES" in fault.hint for fault in faults)
 
 
+@pytest.mark.slow
 def test_following_the_hint_works_and_the_users_rule_wins() -> None:
     model = nn.Sequential(
         *(conv(2, 4), nn.ReLU(), conv(4, 4), Cumulative(), conv(4, 4), nn.ReLU(), nn.MaxPool2d(4)),

@@ -108,6 +108,7 @@ def test_one_weight_with_two_strides_becomes_two_layers() -> None:
     assert strides == [(1, 1), (2, 2)]
 
 
+@pytest.mark.slow
 def test_one_convolution_used_three_times_stays_one_layer() -> None:
     graph = traced("shared_conv")
     assert called(graph).count("shared") == 3
@@ -219,6 +220,7 @@ def test_images_that_are_not_finite_are_named(value: float) -> None:
 # --------------------------------------------------------------------------------------- folding
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", NETWORKS)
 def test_folding_changes_nothing_but_rounding(name: str) -> None:
     model, x = network(name), images(5, shape_of(name))
@@ -388,6 +390,7 @@ def test_dropout_is_active_in_training_alone() -> None:
     assert not torch.equal(graph(x), graph(x))
 
 
+@pytest.mark.slow
 def test_gradients_of_the_trace_equal_the_models() -> None:
     model, x = network("residual"), images(3)
     graph = trace(model, x)

@@ -319,6 +319,7 @@ def test_integer_thresholds_equal_the_formula_over_the_whole_range(
     assert torch.equal(reached.float(), formula)
 
 
+@pytest.mark.slow
 def test_a_single_layers_thresholds_give_the_levels_of_the_run() -> None:
     qann = _qann(Plain, batch_norm="keep")
     snn, images = convert(qann), _images(4, 8)
@@ -393,6 +394,7 @@ def test_overflow_bounds_are_a_hand_count_and_are_reached() -> None:
     assert float(acc[0].abs().max()) == overflow_bounds(snn)["1"]
 
 
+@pytest.mark.slow
 def test_overflow_bounds_grow_with_the_steps_of_a_presentation_in_every_step() -> None:
     snn = convert(_qann(Plain), ladder=Uniform(15), presentation="every_step")
     one, four = overflow_bounds(snn), overflow_bounds(snn, time_steps=4)
@@ -427,6 +429,7 @@ def test_a_maximum_over_a_biased_value_is_taken_on_its_real_numbers() -> None:
     torch.testing.assert_close(run.logits[0], qann(images).detach(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_has_no_integer_form_is_refused_by_name() -> None:
     class Bilinear(nn.Module):
         def __init__(self) -> None:

@@ -187,6 +187,7 @@ def test_real_operators_run_between_integer_segments_and_are_listed(name: str) -
     assert mt.integer(snn, backend="torch").real == tuple(arithmetic.real)
 
 
+@pytest.mark.slow
 def test_what_is_integer_is_not_listed_as_real() -> None:
     for name in NETWORKS:
         assert mt.integer(mt.convert(quantized(name)), backend="torch").real == (), name
@@ -292,6 +293,7 @@ def _wide(features: int, weight: float) -> QuantizedModel:
     return mt.quantize(net, mt.QuantSpec(), calibration=torch.rand(4, 1, 1, features))
 
 
+@pytest.mark.slow
 def test_an_accumulator_that_could_overflow_is_named() -> None:
     with pytest.raises(UnsupportedLayerError, match=r"1\b.*past the 2\^31"):
         mt.integer(mt.convert(_wide(140_000, 0.1)), backend="torch")

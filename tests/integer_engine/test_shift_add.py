@@ -277,6 +277,7 @@ OFFLINE = [  # tables and wiring are made before a run; both ends of a network a
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("way", ["uniform", "binary_4", "power_of_two", "every_step"])
 @pytest.mark.parametrize("name", ["residual", "wide"])
 def test_between_the_levels_of_the_image_and_the_scores_are_integers_and_no_product(
@@ -369,6 +370,7 @@ def bits_of(numbers: Tensor) -> int:
     return sum(int(number).bit_count() for number in numbers.abs().flatten().tolist())
 
 
+@pytest.mark.slow
 def test_a_maximum_can_change_by_more_than_one_power_of_two(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -68,6 +68,7 @@ def assert_exact(qann: QuantizedModel, snn: SpikingModel, batch: Tensor, literal
 # ----------------------------------------------------------------------------------- invariant 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "batch_norm"), PAIRS)
 def test_one_step_with_a_full_ladder_is_the_quantized_network(
     name: str, batch_norm: BatchNorm
@@ -148,6 +149,7 @@ def test_one_step_is_exact_a_few_ulp_around_every_threshold(layer: nn.Module, bi
     assert broken > 1, "the check cannot tell a step that is wrong by a millionth"
 
 
+@pytest.mark.slow
 def test_thresholds_above_the_bound_of_relu6_do_not_exist() -> None:
     qann = one_activation(nn.ReLU6(), 5)
     set_step(qann, 0.9)  # round(6 / 0.9) = 7
@@ -354,6 +356,7 @@ def test_a_neuron_spec_comes_back_from_json(spec: NeuronSpec) -> None:
     assert neuron_spec_from_json(json.loads(json.dumps(neuron_spec_to_json(spec)))) == spec
 
 
+@pytest.mark.slow
 def test_power_of_two_steps_stay_powers_of_two() -> None:
     spec = QuantSpec(scale=Scale.POWER_OF_TWO)
     snn = convert(quantize(network("one_relu"), spec, calibration=images(8)))

@@ -127,6 +127,7 @@ MARKS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", [pytest.param(n, marks=MARKS.get(n, ())) for n in VISION])
 def test_a_torchvision_model_converts_exactly(name: str) -> None:
     build, size, neurons, analog = VISION[name]
@@ -229,6 +230,7 @@ def test_control_flow_is_resolved_for_the_given_size_and_each_use_has_its_neuron
     assert "aten.max_pool2d.default" not in [str(node.target) for node in small.graph.nodes]
 
 
+@pytest.mark.slow
 def test_a_plain_transformer_encoder_converts_with_both_products_spike_fed() -> None:
     report = check(converted(seeded(Transformer)))
     products = [row for row in report.weighted if row.layer == "aten.matmul.default"]
@@ -306,6 +308,7 @@ class Strange(nn.Module):
         return self.head(self.function(self.stem(x)).flatten(1)[:, :8])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("function", "names"),
     [

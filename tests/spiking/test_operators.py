@@ -109,6 +109,7 @@ def check_the_report(snn: SpikingModel, name: str) -> None:
     assert all(row.reason for row in report.analog)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=pytest.mark.slow if n in LONGEST else ()) for n in FAMILIES],

@@ -320,6 +320,7 @@ def _saved_bytes(run: Callable[[], Any]) -> int:
     return sum(storage.nbytes() for storage in held.values())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("algorithm", "flat"), [(BPTT(), False), (OTTT(), True), (DSR(), True)])
 def test_memory_is_flat_in_t_where_it_is_said_to_be(algorithm: Any, flat: bool) -> None:
     snn = mt.convert(quantized("residual"), ladder=Uniform(2), signed=True)

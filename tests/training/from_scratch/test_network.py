@@ -138,6 +138,7 @@ def test_traces_run_on_compiled_neurons_too() -> None:
             assert torch.allclose(one.grad, other.grad, rtol=1e-9, atol=1e-12), name
 
 
+@pytest.mark.slow
 def test_a_process_may_have_more_neurons_than_torch_compiles_forms_of_a_function(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -150,6 +151,7 @@ def test_a_process_may_have_more_neurons_than_torch_compiles_forms_of_a_function
         assert torch.equal(found, neuron_steps.step_through(neuron, currents, None)[0])
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> None:
         raise torch._dynamo.exc.TorchDynamoException("no working C++ compiler\nand more")
@@ -161,6 +163,7 @@ def test_without_a_compiler_the_message_says_what_to_do(monkeypatch: pytest.Monk
         found(images(2))
 
 
+@pytest.mark.slow
 def test_at_one_step_without_a_decayed_input_nothing_leaks() -> None:
     """LIF and PLIF are one network there: the studies train it once."""
     batch, seen = 4 * images(5, seed=59), []
@@ -179,6 +182,7 @@ def test_at_one_step_without_a_decayed_input_nothing_leaks() -> None:
         assert all(torch.equal(grads[name], wanted[name]) for name in wanted)
 
 
+@pytest.mark.slow
 def test_frames_are_one_image_for_each_step() -> None:
     found = _spiking("residual", PARALLEL, 3)
     batch = 3 * images(4, seed=32)
@@ -279,6 +283,7 @@ def test_traces_give_bptt_with_the_carry_of_the_layers_above_cut(charge: Any) ->
             assert same == (name in LINEARS[2:]), part
 
 
+@pytest.mark.slow
 def test_at_one_step_ottt_is_bptt() -> None:
     found = _spiking("residual", replace(PARALLEL, charge=LIF(2.0)), 1)
     gradients = []
@@ -333,6 +338,7 @@ def test_a_read_out_weighs_the_steps_so_far(tau: float | None) -> None:
     assert torch.equal(first(batch), ScratchNetwork(plain.layers, 1)(batch))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("tau", [None, 3.0])
 def test_a_read_out_goes_on_from_call_to_call(tau: float | None) -> None:
     plain, _ = _chain(LIF(1.25))
@@ -350,6 +356,7 @@ def test_a_read_out_goes_on_from_call_to_call(tau: float | None) -> None:
     assert torch.allclose(torch.cat(parts), wanted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_leaky_read_out_passes_each_step_its_weight() -> None:
     plain, _ = _chain(IF())
     found = ScratchNetwork(plain.layers, 5, read_out_tau=2.0)
@@ -360,6 +367,7 @@ def test_a_leaky_read_out_passes_each_step_its_weight() -> None:
     assert torch.allclose(each.grad[:, 0, 0], wanted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_read_out_learns_its_leak(tmp_path: Path) -> None:
     plain, batch = _chain(LIF(2.0))
     found = ScratchNetwork(plain.layers, 5, read_out_tau=3.0, learn_read_out=True).double()
@@ -461,6 +469,7 @@ def test_trains_in_the_time_loop_are_the_convolutions_they_are_merged_into(form:
     )
 
 
+@pytest.mark.slow
 def test_each_step_of_htt_has_the_weights_of_its_half() -> None:
     found, frames = _trains(Form.HTT)
     seen: list[tuple[str, int]] = []
@@ -505,6 +514,7 @@ def test_a_decomposed_model_becomes_the_same_network(form: Form) -> None:
     assert all(grad is not None for grad in cores.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [Form.STT, Form.PTT])
 def test_traces_reach_the_cores_of_a_train(form: Form) -> None:
     """The gradient of the merged convolution, pulled back through the product of the cores."""
@@ -560,6 +570,7 @@ def test_it_learns_the_digits(algorithm: Any, tmp_path: Path) -> None:
     assert history.rows[-1].train_loss < history.rows[0].train_loss
 
 
+@pytest.mark.slow
 def test_delayed_a_layer_cannot_spike_before_its_step() -> None:
     torch.manual_seed(8)
     net = nn.Sequential(nn.Flatten(), *(nn.Linear(16, 16), nn.ReLU()) * 4, nn.Linear(16, 3))
