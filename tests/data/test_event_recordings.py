@@ -303,6 +303,7 @@ class Summed(nn.Module):
         return self.linear(frames.sum(1).flatten(1))
 
 
+@pytest.mark.slow
 def test_training_and_accuracy_read_event_recordings(nmnist: EventSpec, tmp_path: Path) -> None:
     for path in (Path(nmnist.root) / "NMNIST").rglob("*.bin"):
         events = made_up(int(hashlib.sha256(path.read_bytes()).hexdigest()[:6], 16) % 999, 34)

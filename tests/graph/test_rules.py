@@ -50,6 +50,7 @@ def by_name(graph: fx.GraphModule) -> dict[str, Signal]:
     return {str(row.node.target): row.signal for row in operations(graph).values()}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("function", "kind"),
     [
@@ -87,6 +88,7 @@ def test_each_operator_has_its_rule_or_none(function: object, kind: OperatorKind
     assert (None if rule is None else rule.kind) == kind
 
 
+@pytest.mark.slow
 def test_what_a_rule_calls_linear_or_move_is_additive() -> None:
     """The claim of the table itself: f(a + b) = f(a) + f(b), in eighths and so exactly."""
     functions = [
@@ -135,6 +137,7 @@ def test_all_unsupported_operators_are_listed_at_once_with_path_and_hint() -> No
     assert all("rules={**DEFAULT_RULES" in fault.hint for fault in faults)
 
 
+@pytest.mark.slow
 def test_following_the_hint_works_and_the_users_rule_wins() -> None:
     model = nn.Sequential(
         *(conv(2, 4), nn.ReLU(), conv(4, 4), Cumulative(), conv(4, 4), nn.ReLU(), nn.MaxPool2d(4)),
@@ -160,6 +163,7 @@ def test_following_the_hint_works_and_the_users_rule_wins() -> None:
     assert torch.equal(simulate(late, x, time_steps=3).logits[-1], qann(x))
 
 
+@pytest.mark.slow
 def test_values_are_currents_behind_weights_and_spikes_behind_neurons() -> None:
     found = by_name(residual())
     assert found["stem"] == found["a"] == found["norms.0"] == Signal.CURRENT
@@ -199,6 +203,7 @@ def test_a_layer_of_a_derived_class_has_the_rule_of_its_base() -> None:
     assert not unknown_operators(operations(graph))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("function", "known"),
     [

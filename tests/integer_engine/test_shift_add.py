@@ -135,6 +135,7 @@ NAMES = [*networks.NETWORKS, *OWN]
 COUNTED = ("residual", "pools", "shared_weight", "kinds_of_convolution")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_every_small_network_runs_without_multiplying_and_gives_the_same_bits(way: str) -> None:
     options, steps = WAYS[way]
@@ -148,6 +149,7 @@ def test_every_small_network_runs_without_multiplying_and_gives_the_same_bits(wa
     assert refused == []
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("ladder", [Uniform(3), Binary(3), PowerOfTwo(4)], ids=str)
 def test_neurons_that_never_take_back_run_too(ladder: Any) -> None:
     for name in ("residual", "pools", "pre_activation"):
@@ -275,6 +277,7 @@ OFFLINE = [  # tables and wiring are made before a run; both ends of a network a
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("way", ["uniform", "binary_4", "power_of_two", "every_step"])
 @pytest.mark.parametrize("name", ["residual", "wide"])
 def test_between_the_levels_of_the_image_and_the_scores_are_integers_and_no_product(
@@ -330,6 +333,7 @@ def synops(
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_additions_of_every_layer_and_step_are_the_synops_of_the_energy_report(
     way: str, monkeypatch: pytest.MonkeyPatch
@@ -366,6 +370,7 @@ def bits_of(numbers: Tensor) -> int:
     return sum(int(number).bit_count() for number in numbers.abs().flatten().tolist())
 
 
+@pytest.mark.slow
 def test_a_maximum_can_change_by_more_than_one_power_of_two(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -22,6 +22,7 @@ def macs_of(layer: nn.Module, channels: int) -> int:
     return row.macs
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("layer", "channels", "expected"),
     [
@@ -67,6 +68,7 @@ def test_products_count_and_a_traced_network_feeds_them_no_spikes() -> None:
     assert spike_fed_share(rows) == 0
 
 
+@pytest.mark.slow
 def test_in_a_converted_network_spikes_feed_products_and_all_but_the_first_layers() -> None:
     net = Attention().eval()
     images = torch.randn(4, 4, 2, 4, generator=torch.Generator().manual_seed(0))
@@ -92,6 +94,7 @@ class Shared(nn.Module):
         return x + (self.left @ self.right).sum(0)
 
 
+@pytest.mark.slow
 def test_a_layer_used_twice_counts_twice_and_what_reads_parameters_alone_never() -> None:
     rows = count_macs(trace(Shared(), torch.zeros(2, 3, SIDE, SIDE))).values()
     assert [row.macs for row in rows] == [9 * 9 * 3 * 3] * 2
