@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules mt_convert tests --ignore=tests/helpers -n 2 -rs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long check mutants durations format smoke golden coverage clean
+.PHONY: help demo test test-long check mutants durations lower-bounds format smoke golden coverage clean
 
 help:  ## list what make can do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 19
@@ -32,6 +32,12 @@ mutants: $(STAMP)  ## one-line faults, each of which a guarding test must find (
 
 durations: $(STAMP)  ## `make test`, with the tests that took longest
 	$(PYTEST) -m "not long" --durations=60 --durations-min=1
+
+lower-bounds: $(STAMP)  ## the fast tests with the oldest dependencies that pyproject.toml allows
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
+	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct -e ".[demo,dev]"
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest tests -n 2 -rs -m "not slow and not long"
 
 format: $(STAMP)  ## rewrite the files as `make check` wants them
 	$(BIN)/ruff check --fix .
