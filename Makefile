@@ -4,25 +4,40 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules mt_convert tests --ignore=tests/helpers -n 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules mt_convert tests --ignore=tests/helpers -n 2 -rs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format smoke golden coverage clean
+.PHONY: help demo test test-long check mutants durations lower-bounds format smoke golden coverage clean
 
 help:  ## list what make can do
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 19
 
 demo: $(STAMP)  ## convert a network for handwritten digits and print the table (2 minutes)
 	$(BIN)/mt-convert run digits --out runs/digits
 
-test: $(STAMP)  ## all tests and the examples in docstrings
-	$(PYTEST)
+test: $(STAMP)  ## the tests of every change, and the examples in docstrings (6 minutes)
+	$(PYTEST) -m "not long"
 
-check: $(STAMP)  ## format, lint, types and the fast tests
+test-long: $(STAMP)  ## what `make test` leaves out: whole networks, every recipe, every family
+	$(PYTEST) -m long
+
+check: $(STAMP)  ## format, lint, types and the fast tests (a minute and a half)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not long"
+
+mutants: $(STAMP)  ## one-line faults, each of which a guarding test must find (5 minutes)
+	$(BIN)/python tests/helpers/mutants.py
+
+durations: $(STAMP)  ## `make test`, with the tests that took longest
+	$(PYTEST) -m "not long" --durations=60 --durations-min=1
+
+lower-bounds: $(STAMP)  ## the fast tests with the oldest dependencies that pyproject.toml allows
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
+	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct -e ".[demo,dev]"
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest tests -n 2 -rs -m "not slow and not long"
 
 format: $(STAMP)  ## rewrite the files as `make check` wants them
 	$(BIN)/ruff check --fix .

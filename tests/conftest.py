@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from paths import EXPECTED, ROOT, SHARED_DATA, Command
+from commands import Command, call_here, call_process
+from paths import EXPECTED, SHARED_DATA
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", action="store_true", help="rewrite eval/expected/*.json")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a sampled test all cases but the first are slow."""
+    seen: set[tuple[Path, str]] = set()
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        if "sampled" not in marks or marks & {"slow", "long"}:
+            continue
+        test = item.path, item.name.split("[")[0]
+        if test in seen:
+            item.add_marker(pytest.mark.slow)
+        seen.add(test)
 
 
 @pytest.fixture
@@ -42,25 +55,11 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, Any], None]:
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
-    """The real command line in a process of its own, or in several on the CPU, in an empty
-    folder."""
+    """The command line in this process, in an empty folder."""
+    return partial(call_here, tmp_path)
 
-    def call(
-        *words: str, timeout: float = 300, processes: int = 1
-    ) -> subprocess.CompletedProcess[str]:
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-        several = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
-        launch = (*several, "-m") if processes > 1 else ()
-        on_cpu = {"ACCELERATE_USE_CPU": "true"} if processes > 1 else {}
-        settings = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **on_cpu}
-        return subprocess.run(
-            [sys.executable, "-m", *launch, "mt_convert.cli", *words],
-            cwd=tmp_path,
-            env={**os.environ, **settings},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
 
-    return call
+@pytest.fixture
+def process(tmp_path: Path) -> Command:
+    """The command line in a process of its own, or in several on the CPU, in an empty folder."""
+    return partial(call_process, tmp_path)

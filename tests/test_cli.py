@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from paths import ROOT, Command
+from commands import Command
+from paths import ROOT
 
 from mt_convert.experiments.models.names import CIFAR_MODELS
 from mt_convert.experiments.recipes.catalogue import shipped_recipes
@@ -24,9 +25,10 @@ def failed(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr
 
 
-def test_help_names_every_command_and_shows_examples(command: Command) -> None:
-    done = command("--help")
+def test_help_names_every_command_and_shows_examples(command: Command, process: Command) -> None:
+    done = process("--help")
     assert done.returncode == 0
+    assert done.stdout.replace("python -m mt_convert.cli", "mt-convert") == command("--help").stdout
     for name in ("ls", "cp", "check", "run", "show", "coverage"):
         assert f"\n  {name} " in done.stdout
         text = command(name, "--help").stdout
@@ -127,3 +129,12 @@ def test_run_refuses_a_faulty_recipe_before_it_writes(
 ) -> None:
     failed(command("run", *words, "--out", "results"))
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("words", [["cp", "digts", "mine.yaml"], ["walk"]])
+def test_a_process_says_and_answers_what_the_entry_point_does(
+    command: Command, process: Command, words: list[str]
+) -> None:
+    here, real = command(*words), process(*words)
+    assert (real.returncode, real.stdout) == (here.returncode, here.stdout)
+    assert real.stderr.replace("python -m mt_convert.cli", "mt-convert") == here.stderr

@@ -59,6 +59,7 @@ def test_the_documented_lines_run_as_written(
     assert not ann.training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ladder", [mt.Binary(2), mt.PowerOfTwo(4), mt.Uniform(3)])
 def test_every_ladder_of_the_documentation_reaches_the_quantized_network(
     ann: nn.Module, images: torch.Tensor, ladder: Any

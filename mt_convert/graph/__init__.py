@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from .operations import Operation
 from .rules import DEFAULT_RULES, OperatorKind, Rule
 
 __all__ = [
     "DEFAULT_RULES",
+    "Operation",
     "OperatorKind",
     "Rule",
 ]

@@ -90,12 +90,6 @@ def node_name(node: fx.Node) -> str:
     return str(node.meta.get("path") or node.name)
 
 
-def describe(graph_module: fx.GraphModule, node: fx.Node) -> str:
-    """What a node is, for messages: a layer's class or an operator's name."""
-    layer = layer_of(graph_module, node)
-    return type(layer).__name__ if layer is not None else str(node.target)
-
-
 def check_images(images: Tensor, image_shape: tuple[int, ...]) -> None:
     """Refuse images of another shape, of whole numbers, and values that are not finite.
 
@@ -162,16 +156,3 @@ def fold_batch_norm_(graph_module: fx.GraphModule) -> None:
         graph_module.graph.erase_node(node)
     graph_module.delete_all_unused_submodules()
     graph_module.recompile()
-
-
-def name_and_operator(layers: fx.GraphModule, node: fx.Node) -> tuple[str, str]:
-    """A node's name and operator, as the rows of a count have them.
-
-    Example:
-        >>> from torch import nn
-        >>> from .trace import trace
-        >>> layers = trace(nn.Sequential(nn.Linear(2, 1)), torch.zeros(2, 1, 1, 2))
-        >>> [name_and_operator(layers, node) for node in layers.graph.nodes][1]
-        ('0', 'Linear')
-    """
-    return node_name(node), describe(layers, node)

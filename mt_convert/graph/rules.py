@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..errors import Fault
-from .nodes import NORMS, WEIGHTED, describe, is_constant, layer_of, node_name
+from .nodes import NORMS, WEIGHTED, is_constant, layer_of
 
 aten = torch.ops.aten
 
@@ -239,21 +238,3 @@ def sign_of_constants(node: fx.Node) -> Sign:
     ]
     tensors = [item for item in node.all_input_nodes if item.op == "get_attr"]
     return Sign.KEPT if not tensors and all(item >= 0 for item in numbers) else Sign.ANY
-
-
-def unknown_operators(
-    graph_module: fx.GraphModule, rules: Mapping[Key, Rule] = DEFAULT_RULES
-) -> list[Fault]:
-    """One fault for each operator or layer that the rules do not know."""
-    faults = []
-    for node in graph_module.graph.nodes:
-        if node.op in ("placeholder", "get_attr", "output"):
-            continue
-        if rule_of(graph_module, node, rules) is None:
-            name = describe(graph_module, node)
-            hint = (
-                f"no rule: pass rules={{**DEFAULT_RULES, {name}: Rule(...)}}, "
-                "or use a supported layer"
-            )
-            faults.append(Fault(node_name(node), name, hint))
-    return faults

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from .nodes import is_constant, layer_of
 from .rules import (
@@ -32,50 +32,26 @@ class Signal(StrEnum):
     CONSTANT = "constant"  # parameters and sizes
 
 
-def signals_of(
-    graph_module: fx.GraphModule, rules: Mapping[Key, Rule] = DEFAULT_RULES
-) -> dict[fx.Node, Signal]:
-    """What every value of the graph is made of; neurons turn currents into spikes.
-
-    Example:
-        >>> from torch import nn
-        >>> from .trace import trace
-        >>> net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(1, 1, 1))
-        >>> graph_module = trace(net, torch.zeros(2, 1, 4, 4))
-        >>> [str(value) for value in signals_of(graph_module).values()]
-        ['image', 'current', 'spikes', 'spikes', 'current']
-    """
-    signals: dict[fx.Node, Signal] = {}
-    for node in graph_module.graph.nodes:
-        if node.op == "output":
-            continue
-        signals[node] = signal_of(graph_module, node, signals, rules)
-    return signals
-
-
 def signal_of(
-    graph_module: fx.GraphModule,
-    node: fx.Node,
-    signals: Mapping[fx.Node, Signal],
-    rules: Mapping[Key, Rule],
+    node: fx.Node, layer: nn.Module | None, rule: Rule | None, given: Sequence[Signal]
 ) -> Signal:
-    """What one node's value is made of, from its inputs'."""
+    """What a node's value is made of, from what it is given of the image; neurons turn currents
+    into spikes, and the read-out is what is read."""
     if node.op == "placeholder":
         return Signal.IMAGE
-    rule = rule_of(graph_module, node, rules)
+    if node.op == "output":
+        return given[0] if given else Signal.CONSTANT
     if is_constant(node) or rule is None or rule.kind is OperatorKind.SIZE:
         return Signal.CONSTANT
-    data = [signals[item] for item in data_inputs(node)]
     if rule.kind is OperatorKind.NEURON:
-        encodes = data == [Signal.IMAGE] and is_encoder(graph_module, node)
-        return Signal.IMAGE if encodes else Signal.SPIKES
+        return Signal.IMAGE if getattr(layer, "encodes_input", False) else Signal.SPIKES
     if rule.kind in (OperatorKind.WEIGHTED, OperatorKind.AFFINE, OperatorKind.PRODUCT):
         return Signal.CURRENT
     if rule.kind is OperatorKind.DIFFERENCE and not rule.selects:
         return Signal.CURRENT
-    if Signal.CURRENT in data or adds_constant(node):
+    if Signal.CURRENT in given or adds_constant(node):
         return Signal.CURRENT
-    return Signal.IMAGE if Signal.IMAGE in data else Signal.SPIKES
+    return Signal.IMAGE if Signal.IMAGE in given else Signal.SPIKES
 
 
 _ADDING = (aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar)
@@ -90,39 +66,6 @@ def adds_constant(node: fx.Node) -> bool:
     if node.target not in _ADDING:
         return False
     return any(not isinstance(item, fx.Node) or is_constant(item) for item in node.args[:2])
-
-
-def is_encoder(graph_module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a quantizer reads the image itself: it encodes the input, it is no neuron."""
-    producer = node.args[0] if node.args else None
-    return (
-        isinstance(producer, fx.Node)
-        and producer.op == "placeholder"
-        and getattr(layer_of(graph_module, node), "encodes_input", False)
-    )
-
-
-def reaching_output(
-    graph_module: fx.GraphModule, rules: Mapping[Key, Rule] = DEFAULT_RULES
-) -> set[fx.Node]:
-    """The values that get to the network's output without passing a neuron.
-
-    Example:
-        >>> from torch import nn
-        >>> from .trace import trace
-        >>> net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
-        >>> graph_module = trace(net, torch.zeros(2, 1, 4, 4))
-        >>> sorted(str(node) for node in reaching_output(graph_module))
-        ['_1', '_3', 'sym_size_int_1', 'view']
-    """
-    reaching: set[fx.Node] = set()
-    for node in reversed(graph_module.graph.nodes):
-        for user in node.users:
-            rule = rule_of(graph_module, user, rules)
-            passes = rule is not None and rule.kind not in (OperatorKind.NEURON, OperatorKind.SIZE)
-            if user.op == "output" or (passes and user in reaching):
-                reaching.add(node)
-    return reaching
 
 
 def nonnegative(

@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ..errors import Fault, UnsupportedLayerError
-from ..graph.nodes import NORMS, WEIGHTED, layer_nodes, node_name
+from ..graph.nodes import NORMS, WEIGHTED, layer_nodes
+from ..graph.operations import Operation
 from ..neurons.layer import MTNeuron
 from ..spiking.model import SpikingModel
 from ..spiking.presentation import Encoder
@@ -95,9 +96,8 @@ class IntegerArithmetic:
         limit = max(map(abs, encoder.level_bounds))
         return Terms((Part(numbers, along_axes(encoder.scale, numbers), limit),))
 
-    def operate(self, node: fx.Node, layer: Any, args: Any, kwargs: Any) -> Any:
-        name = node_name(node)
-        call: Any = node.target if layer is None else layer
+    def operate(self, operation: Operation, args: Any, kwargs: Any) -> Any:
+        name, layer, call = operation.name, operation.layer, operation.call
         try:
             if isinstance(layer, WEIGHTED):
                 return self._run_weighted(name, layer, args[0])
@@ -105,17 +105,17 @@ class IntegerArithmetic:
                 return _norm(layer, as_terms(args[0]))
             if not holds_terms(args):
                 return call(*args, **kwargs)
-            if node.target not in OPERATIONS:
+            if call not in OPERATIONS:
                 raise NoIntegers("no integer form; simulate without IntegerArithmetic")
-            return OPERATIONS[node.target](node.target, *args, **kwargs)
+            return OPERATIONS[call](call, *args, **kwargs)
         except NoIntegers as fact:
             if self.real_segments:
                 self.real[name] = str(fact)
                 value = call(*real_numbers(args), **real_numbers(kwargs))
                 return _as_values(value)
-            what = str(node.target) if layer is None else type(layer).__name__
             raise UnsupportedLayerError(
-                "this network has no exact integer form", [Fault(name, what, str(fact))]
+                "this network has no exact integer form",
+                [Fault(name, operation.operator, str(fact))],
             ) from fact
 
     def drive(self, value: Terms, step: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from ..errors import Fault, UnsupportedLayerError
-from ..graph.nodes import layer_of
+from ..graph.operations import Operation
 from ..graph.rules import DEFAULT_RULES, OperatorKind
 from ..neurons.layer import MTNeuron
 from ..spiking.levels import unit, window_spec, worth
@@ -190,17 +190,17 @@ class _Writer(IntegerArithmetic):
         self.tracing.instructions.append(Encode(numbers.slot, encoder.scale, (low, high)))
         return Terms((Part(numbers, along_axes(encoder.scale, numbers), max(abs(low), abs(high))),))
 
-    def operate(self, node: fx.Node, layer: Any, args: Any, kwargs: Any) -> Any:
+    def operate(self, operation: Operation, args: Any, kwargs: Any) -> Any:
         """As it is; constants with an entry for every image are written down too."""
         arguments = [args, kwargs]
         stand_ins = holds_terms(args) or next(_stand_ins(arguments), None) is not None
-        if layer is not None or stand_ins or not _grows_with_images(arguments):
-            return super().operate(node, layer, args, kwargs)
+        if operation.layer is not None or stand_ins or not _grows_with_images(arguments):
+            return super().operate(operation, args, kwargs)
         placed = {name: "meta" if name == "device" else item for name, item in kwargs.items()}
-        result = node.target(*_on_meta(args), **_on_meta(placed))  # type: ignore[operator]
+        result = operation.call(*_on_meta(args), **_on_meta(placed))
         if not isinstance(result, Tensor):
-            return node.target(*args, **kwargs)  # type: ignore[operator]
-        return _write_down(self.tracing, node.target, args, kwargs, result)
+            return operation.call(*args, **kwargs)
+        return _write_down(self.tracing, operation.call, args, kwargs, result)
 
     def accumulate(self, name: str, layer: Any, part: Part, weight: Tensor, limit: float) -> Tensor:
         source = whole_numbers(part, limit)
@@ -226,6 +226,7 @@ class _Walk(fx.Interpreter):
         super().__init__(snn.layers)
         self.extra_traceback = False
         self.snn, self.t, self.tracing = snn, t, Tracing(device_of(snn))
+        self.operations = snn.operations
         self.writer = _Writer(snn, self.tracing)
 
     def program(self) -> Program:
@@ -239,13 +240,13 @@ class _Walk(fx.Interpreter):
     def run_node(self, node: fx.Node) -> Any:
         if node.op in ("placeholder", "get_attr", "output"):
             return super().run_node(node)
-        layer = layer_of(self.snn.layers, node)
+        row = self.operations[node]
         args, kwargs = self.fetch_args_kwargs_from_env(node)
-        if isinstance(layer, MTNeuron):
-            return self._fire(str(node.target), layer, as_terms(args[0]))
-        if isinstance(layer, Encoder):
-            return self.writer.encode(layer, args[0])
-        return self.writer.operate(node, layer, args, dict(kwargs))
+        if isinstance(row.layer, MTNeuron):
+            return self._fire(row.name, row.layer, as_terms(args[0]))
+        if isinstance(row.layer, Encoder):
+            return self.writer.encode(row.layer, args[0])
+        return self.writer.operate(row, args, dict(kwargs))
 
     def _fire(self, name: str, neuron: MTNeuron, value: Terms) -> Terms:
         """One step of a layer of neurons."""

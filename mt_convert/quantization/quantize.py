@@ -23,12 +23,11 @@ from ..graph.nodes import (
     fold_batch_norm_,
     is_constant,
     layer_nodes,
-    layer_of,
-    source_of,
     unused_name,
 )
-from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule, data_inputs, rule_of, unknown_operators
-from ..graph.signals import Signal, nonnegative, reaching_output, signal_of, signals_of
+from ..graph.operations import Operation, operation, operations, reaching_output, unknown_operators
+from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule
+from ..graph.signals import Signal, nonnegative
 from ..graph.trace import trace
 from ..system.devices import device_of
 from .brevitas_layers import (
@@ -107,7 +106,7 @@ def quantize(
     if not len(calibration):
         raise DataError("no calibration images: pass some tens of the training images")
     layers = trace(ann, calibration)
-    faults = unknown_operators(layers, rules)
+    faults = unknown_operators(operations(layers, rules))
     if faults:
         raise UnsupportedLayerError(
             f"{len(faults)} operators of {type(ann).__name__} cannot be quantized", faults
@@ -169,38 +168,34 @@ def _quantize_inputs_(layers: fx.GraphModule, spec: QuantSpec, rules: Mapping[An
     """A quantizer on the image, and on each current that a weighted layer or a product reads."""
     rules = {**rules, QuantAct: Rule(OperatorKind.NEURON)}
     nodes = list(layers.graph.nodes)
-    signals: dict[fx.Node, Signal] = {}
+    rows: dict[fx.Node, Operation] = {}
     if spec.input_bits is not None:
-        placeholder = next(node for node in nodes if node.op == "placeholder")
+        place = next(place for place, node in enumerate(nodes) if node.op == "placeholder")
         image = _quant_act(layers, spec.input_bits, UNBOUNDED, spec, "input_quant", True)
         name = unused_name(layers, "input_quant")
-        signals[_insert_(layers, placeholder, name, image)] = Signal.IMAGE
+        nodes.insert(place + 1, _insert_(layers, nodes[place], name, image))
     for node in nodes:
-        if node.op == "output":
+        row = rows[node] = operation(layers, node, rows, rules)
+        if row.kind not in (OperatorKind.WEIGHTED, OperatorKind.PRODUCT):
             continue
-        signals[node] = signal_of(layers, node, signals, rules)
-        rule = rule_of(layers, node, rules)
-        if rule is None or rule.kind not in (OperatorKind.WEIGHTED, OperatorKind.PRODUCT):
-            continue
-        for source in data_inputs(node):
-            if signals[source] is Signal.CURRENT:
-                call = _quantize_current_(layers, source, node, spec, rules)
-                signals[call] = Signal.SPIKES
+        for source in row.inputs:
+            if rows[source].signal is Signal.CURRENT:
+                call = _quantize_current_(layers, source, row, spec, rules)
+                rows[call] = operation(layers, call, rows, rules)
 
 
 def _quantize_current_(
     layers: fx.GraphModule,
     source: fx.Node,
-    reader: fx.Node,
+    reader: Operation,
     spec: QuantSpec,
     rules: Mapping[Any, Rule],
 ) -> fx.Node:
     """Put a quantizer on a current, named after the first layer or product that reads it."""
-    if layer_of(layers, reader) is not None:
-        owner = str(reader.target)
-    else:
-        operator = str(reader.target).split(".")[1]
-        owner = f"{reader.meta.get('path') or ''}.{operator}".lstrip(".")
+    owner = reader.name
+    if reader.layer is None:
+        path, operator = reader.node.meta.get("path") or "", reader.operator.split(".")[1]
+        owner = f"{path}.{operator}".lstrip(".")
     name = unused_name(layers, f"{owner}_input")
     positive = nonnegative(layers, source, rules)
     bits = _act_bits(spec, name, spec.act_bits if positive else max(spec.act_bits, 2))
@@ -226,19 +221,17 @@ def _quantize_weights_(layers: fx.GraphModule, spec: QuantSpec, rules: Mapping[A
     Those that get neither keep float weights.
     """
     rules = {**rules, QuantAct: Rule(OperatorKind.NEURON)}
-    signals, last = signals_of(layers, rules), reaching_output(layers, rules)
+    rows = operations(layers, rules)
+    last = reaching_output(rows)
     done: dict[str, tuple[nn.Module, int | None]] = {}
-    for node, layer in list(layer_nodes(layers, WEIGHTED)):
-        if is_constant(node):
+    for node, row in rows.items():
+        if not isinstance(row.layer, WEIGHTED) or row.constant:
             continue
-        bits = None
-        if signals[source_of(node)] is Signal.IMAGE:
-            bits = spec.first_bits
+        bits = spec.first_bits if row.fed_by is Signal.IMAGE else None
         if spec.last_bits is not None and node in last:
             bits = spec.last_bits
-        name = str(node.target)
-        named = _override(spec, name, "weight_bits")
-        done.setdefault(name, (layer, bits if named is None else named))
+        named = _override(spec, row.name, "weight_bits")
+        done.setdefault(row.name, (row.layer, bits if named is None else named))
     coded = 0
     for name, (layer, own_bits) in done.items():
         bits = spec.weight_bits if own_bits is None else own_bits

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CheckpointError, Fault, SpecError, UnsupportedLayerError
-from ..graph.rules import DEFAULT_RULES, Rule, unknown_operators
+from ..graph.operations import unknown_operators
+from ..graph.rules import DEFAULT_RULES, Rule
 from ..graph.serialization import graph_from_json, graph_to_json
 from ..quantization.brevitas_layers import quant_layer_from_json, quant_layer_to_json
 from ..quantization.quantize import QuantizedModel
@@ -181,7 +182,7 @@ def _rebuild(
     if spiking:
         presentation = Presentation(content["presentation"])
         snn = SpikingModel(layers, presentation, bool(content["whole_window"]), rules)
-        faults = unknown_operators(layers, snn.rules)
+        faults = unknown_operators(snn.operations)
         if faults:
             raise UnsupportedLayerError(f"{len(faults)} operators have no rule: pass rules", faults)
         return snn

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import fx
 
-from ..graph.nodes import NORMS, describe, is_constant, layer_of, node_name
-from ..graph.rules import CONSTANT_SIDE, OperatorKind, Rule, data_inputs, rule_of
-from ..graph.signals import Signal, signals_of
+from ..graph.nodes import NORMS
+from ..graph.operations import Operation, Operations
+from ..graph.rules import CONSTANT_SIDE, OperatorKind
+from ..graph.signals import Signal
 from ..neurons.layer import MTNeuron
 from .presentation import Encoder
 
@@ -109,33 +109,27 @@ class ConversionReport:
         return "\n".join([head, *verdict, *lines])
 
 
-def _report(layers: fx.GraphModule, rules: Mapping[Any, Rule]) -> ConversionReport:
+def _report(operations: Operations) -> ConversionReport:
     """Read the report off the graph, so that a loaded network has it too."""
-    signals = signals_of(layers, rules)
     neurons, weighted, analog = [], [], []
-    for node in layers.graph.nodes:
-        layer, rule = layer_of(layers, node), rule_of(layers, node, rules)
-        name = node_name(node)
-        if isinstance(layer, MTNeuron):
-            neurons.append(_neuron_row(name, layer))
-        elif rule is not None and rule.kind in (OperatorKind.WEIGHTED, OperatorKind.PRODUCT):
-            what = describe(layers, node)
-            others = [signals[item] for item in data_inputs(node)]
-            others = [item for item in others if item is not Signal.SPIKES]
-            if is_constant(node):
-                others = [Signal.CONSTANT]
-            feeders = _feeders(layers, node, signals)
-            weighted.append(WeightedRow(name, what, not others, feeders))
-            if others:
-                analog.append(AnalogRow(name, what, _NOT_SPIKES[others[0]]))
-            elif rule.reason == CONSTANT_SIDE:
-                analog.append(AnalogRow(name, what, "fed by spikes, but its constant is a float"))
-        elif rule is not None and rule.kind is OperatorKind.DIFFERENCE:
-            analog.append(AnalogRow(name, describe(layers, node), rule.reason))
-        elif isinstance(layer, NORMS) and not _is_absorbed(layers, node, rules):
-            analog.append(
-                AnalogRow(name, type(layer).__name__, "affine that no single neuron absorbs")
-            )
+    for row in operations.values():
+        reason = None
+        if isinstance(row.layer, MTNeuron):
+            neurons.append(_neuron_row(row.name, row.layer))
+        elif row.kind in (OperatorKind.WEIGHTED, OperatorKind.PRODUCT):
+            spike_fed = row.fed_by is Signal.SPIKES
+            feeders = _feeders(operations, row)
+            weighted.append(WeightedRow(row.name, row.operator, spike_fed, feeders))
+            if not spike_fed:
+                reason = _NOT_SPIKES[row.fed_by]
+            elif row.reason == CONSTANT_SIDE:
+                reason = "fed by spikes, but its constant is a float"
+        elif row.kind is OperatorKind.DIFFERENCE:
+            reason = row.reason
+        elif isinstance(row.layer, NORMS) and not _is_absorbed(operations, row):
+            reason = "affine that no single neuron absorbs"
+        if reason is not None:
+            analog.append(AnalogRow(row.name, row.operator, reason))
     return ConversionReport(tuple(neurons), tuple(weighted), tuple(analog))
 
 
@@ -161,36 +155,28 @@ def _neuron_row(name: str, layer: MTNeuron) -> NeuronRow:
     )
 
 
-def _feeders(
-    layers: fx.GraphModule, node: fx.Node, signals: Mapping[fx.Node, Signal]
-) -> tuple[str, ...]:
-    """Names of the neurons (or encoder) whose output reaches ``node`` without another between."""
+def _feeders(operations: Operations, reader: Operation) -> tuple[str, ...]:
+    """Names of the neurons (or encoder) whose output reaches a layer without another between."""
     names: list[str] = []
-    stack: list[fx.Node] = node.all_input_nodes
+    stack: list[fx.Node] = reader.node.all_input_nodes
     while stack:
-        item = stack.pop()
-        if signals[item] is Signal.CONSTANT:  # sizes and parameters feed nothing
+        row = operations[stack.pop()]
+        if row.signal is Signal.CONSTANT:  # sizes and parameters feed nothing
             continue
-        if isinstance(layer_of(layers, item), (MTNeuron, Encoder)) or item.op == "placeholder":
-            if str(item.target) not in names:
-                names.append(str(item.target))
+        if isinstance(row.layer, (MTNeuron, Encoder)) or row.node.op == "placeholder":
+            if str(row.node.target) not in names:
+                names.append(str(row.node.target))
         else:
-            stack.extend(reversed(item.all_input_nodes))
+            stack.extend(reversed(row.node.all_input_nodes))
     return tuple(names)
 
 
-def _is_absorbed(layers: fx.GraphModule, node: fx.Node, rules: Mapping[Any, Rule]) -> bool:
+def _is_absorbed(operations: Operations, norm: Operation) -> bool:
     """Whether a batch norm's output goes, through sums and moves, only to neurons or the output."""
-    for user in node.users:
-        rule = rule_of(layers, user, rules)
-        if user.op == "output" or (
-            rule is not None and rule.kind in (OperatorKind.NEURON, OperatorKind.SIZE)
-        ):
+    for user in map(operations.__getitem__, norm.node.users):
+        if user.node.op == "output" or user.kind in (OperatorKind.NEURON, OperatorKind.SIZE):
             continue
-        if (
-            rule is None
-            or rule.kind not in (OperatorKind.LINEAR, OperatorKind.MOVE)
-            or not _is_absorbed(layers, user, rules)
-        ):
+        passes = user.kind in (OperatorKind.LINEAR, OperatorKind.MOVE)
+        if not passes or not _is_absorbed(operations, user):
             return False
     return True

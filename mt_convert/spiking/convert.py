@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import Fault, SpecError, UnsupportedLayerError
-from ..graph.nodes import is_constant, layer_nodes, layer_of, set_image_shape
-from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule, unknown_operators
+from ..graph.nodes import layer_of, set_image_shape
+from ..graph.operations import operations, unknown_operators
+from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule
 from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
 from ..neurons.ladder import Firing, Ladder, Learned, Uniform
 from ..neurons.layer import MTNeuron
@@ -127,21 +128,22 @@ def _refuse(
     rules: Mapping[Any, Rule],
 ) -> None:
     """Collect everything that stands in the way of a conversion and raise once."""
-    rules = {**rules, QuantAct: Rule(OperatorKind.NEURON)}
-    faults = unknown_operators(qann.layers, rules)
-    for node, layer in layer_nodes(qann.layers, (nn.ReLU, nn.Hardtanh)):
-        if is_constant(node):  # of sizes or parameters: nothing spikes there
+    rows = operations(qann.layers, {**rules, QuantAct: Rule(OperatorKind.NEURON)})
+    faults = unknown_operators(rows)
+    for row in rows.values():
+        layer = row.layer
+        if isinstance(layer, (nn.ReLU, nn.Hardtanh)) and not row.constant:  # else nothing spikes
+            hint = "quantize the network: its thresholds are a quantizer's levels"
+            faults.append(Fault(row.name, row.operator, hint))
+        if not isinstance(layer, QuantAct):
             continue
-        hint = "quantize the network: its thresholds are a quantizer's levels"
-        faults.append(Fault(str(node.target), type(layer).__name__, hint))
-    for node, layer in layer_nodes(qann.layers, QuantAct):
         step = layer.scale
         if not bool(torch.isfinite(step)) or float(step) <= 0:
             hint = "calibrate or train again: a step must be positive"
-            faults.append(Fault(str(node.target), f"scale {float(step)}", hint))
+            faults.append(Fault(row.name, f"scale {float(step)}", hint))
         if not layer.encodes_input:
-            asked = _ladder_of(str(node.target), ladder)
-            faults += _ladder_faults(str(node.target), layer, asked, presentation)
+            asked = _ladder_of(row.name, ladder)
+            faults += _ladder_faults(row.name, layer, asked, presentation)
     if faults:
         raise UnsupportedLayerError(
             f"{len(faults)} faults: this network cannot be converted", faults

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import Fault, SpecError
 from ..graph.nodes import layer_nodes, set_image_shape
+from ..graph.operations import Operations, operations
 from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule
 from ..neurons.layer import MTNeuron
 from .conversion_report import _report
@@ -36,7 +37,13 @@ class SpikingModel(nn.Module):
         self.image_shape: tuple[int, ...] = tuple(layers.image_shape)  # type: ignore[arg-type]
         self.presentation, self.whole_window = presentation, whole_window
         self.rules = {**rules, **_SPIKING_LAYERS}
-        self.report = _report(layers, self.rules)
+        self.report = _report(self.operations)
+
+    @property
+    def operations(self) -> Operations:
+        """A row for each node of its graph, in order of execution, as its layers are now: they may
+        be changed in place, so a reader takes the rows once and keeps them for its run."""
+        return operations(self.layers, self.rules)
 
     def neurons(self) -> Iterator[tuple[str, MTNeuron]]:
         """Name and layer of all its neurons, in order of execution."""

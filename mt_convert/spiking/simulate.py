@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import Fault, SpecError
-from ..graph.nodes import attribute, check_images, layer_of, node_name
-from ..graph.signals import reaching_output
+from ..graph.nodes import attribute, check_images, node_name
+from ..graph.operations import Operation, reaching_output
 from ..neurons.layer import MTNeuron
 from ..neurons.totals import count_events, leak_of, totals_step, totals_step_literal, without_leak
 from .levels import unit, window_spec, worth
@@ -63,7 +63,7 @@ class Arithmetic(Protocol):
     def encode(self, encoder: Encoder, images: Tensor) -> Any:
         """The value of the encoded image."""
 
-    def operate(self, node: fx.Node, layer: Any, args: Any, kwargs: Any) -> Any:
+    def operate(self, operation: Operation, args: Any, kwargs: Any) -> Any:
         """The value of any other operator or layer."""
 
     def drive(self, value: Any, step: Tensor) -> Tensor:
@@ -82,9 +82,8 @@ class FloatArithmetic:
     def encode(self, encoder: Encoder, images: Tensor) -> Tensor:
         return encoder(images)
 
-    def operate(self, node: fx.Node, layer: Any, args: Any, kwargs: Any) -> Any:
-        call: Any = node.target if layer is None else layer
-        return call(*args, **kwargs)
+    def operate(self, operation: Operation, args: Any, kwargs: Any) -> Any:
+        return operation.call(*args, **kwargs)
 
     def drive(self, value: Tensor, step: Tensor) -> Tensor:
         return value / along_batch(step, value)
@@ -191,7 +190,7 @@ class _Loop:
         self.observers: list[Observer] = []
         self.moved = False
         nodes = snn.layers.graph.nodes
-        self.layers = {node: layer_of(snn.layers, node) for node in nodes}
+        self.operations = snn.operations
         self.last_use = {item: node for node in nodes for item in node.all_input_nodes}
 
     # ---------------------------------------------------------------- three orders, same numbers
@@ -201,9 +200,9 @@ class _Loop:
         logits: list[Tensor] = []
         for t in range(self.time_steps):
             if t > 0 and not self.moved and not self.every_step:
-                for node, layer in self.layers.items():
-                    if isinstance(layer, MTNeuron):
-                        self._record(t, str(node.target), layer, self.totals[str(node.target)])
+                for row in self.operations.values():
+                    if isinstance(row.layer, MTNeuron):
+                        self._record(t, row.name, row.layer, self.totals[row.name])
                 logits.append(logits[-1])
                 continue
             self.moved = False
@@ -247,7 +246,7 @@ class _Loop:
 
         values: dict[fx.Node, Any] = {}
         self._walk(images, neuron, values, keep=True)
-        last = reaching_output(self.snn.layers, self.snn.rules)
+        last = reaching_output(self.operations)
         reading = [node for node in values if node in last]
         for node in reading:
             if node not in series:
@@ -255,7 +254,7 @@ class _Loop:
         logits = []
         for t in range(self.time_steps):
             for node in reading:
-                layer = self.layers[node]
+                layer = self.operations[node].layer
                 if isinstance(layer, MTNeuron):
                     worth_now = self._worth(layer, t)
                     values[node] = self.arithmetic.emit(series[node][t], worth_now, layer)
@@ -292,18 +291,18 @@ class _Loop:
         values: dict[fx.Node, Any],
     ) -> Any:
         """The value of one node."""
-        layer = self.layers[node]
+        row = self.operations[node]
         if node.op == "placeholder":
             return images
         if node.op == "get_attr":
             return attribute(self.snn.layers, str(node.target))
         args: Any
         args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-        if isinstance(layer, MTNeuron):
-            return neuron(node, layer, args[0])
-        if isinstance(layer, Encoder):
-            return self.arithmetic.encode(layer, args[0])
-        return self.arithmetic.operate(node, layer, args, kwargs)
+        if isinstance(row.layer, MTNeuron):
+            return neuron(node, row.layer, args[0])
+        if isinstance(row.layer, Encoder):
+            return self.arithmetic.encode(row.layer, args[0])
+        return self.arithmetic.operate(row, args, kwargs)
 
     # ---------------------------------------------------------------------------- one neuron layer
 

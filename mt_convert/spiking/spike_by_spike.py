@@ -23,9 +23,9 @@ from torch import Tensor, fx
 from torch.func import functional_call
 
 from ..errors import SpecError
-from ..graph.nodes import NORMS, WEIGHTED, attribute, check_images, layer_of
-from ..graph.rules import OperatorKind, rule_of
-from ..graph.signals import Signal, signals_of
+from ..graph.nodes import NORMS, WEIGHTED, attribute, check_images
+from ..graph.rules import OperatorKind
+from ..graph.signals import Signal
 from ..neurons.dynamics import NeuronState, initial_state, mt_step_literal
 from ..neurons.layer import MTNeuron
 from .levels import unit, window_spec
@@ -115,8 +115,7 @@ class _Walk:
         self.layers = snn.layers
         self.presentation = snn.presentation
         self.every_step = snn.presentation is Presentation.EVERY_STEP
-        self.rules = snn.rules
-        self.signals = signals_of(snn.layers, snn.rules)
+        self.operations = snn.operations
         self.states: dict[str, NeuronState] = {}
         self.charges: dict[str, Tensor] = {}
         self.steps: dict[str, Tensor] = {}
@@ -142,20 +141,19 @@ class _Walk:
 
     def _arriving(self, node: fx.Node, t: int, values: dict[fx.Node, Any]) -> Any:
         """What arrives at one node in step t."""
-        layer, rule = layer_of(self.layers, node), rule_of(self.layers, node, self.rules)
+        row = self.operations[node]
+        layer, operate = row.layer, row.call
         if node.op == "get_attr":
             return attribute(self.layers, str(node.target))
         args: Any
         args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
         if isinstance(layer, MTNeuron):
             return self._fire(str(node.target), layer, args[0], t)
-        operate: Any = node.target if layer is None else layer
-        if self.signals[node] is Signal.CONSTANT:
+        if row.signal is Signal.CONSTANT:
             return operate(*args, **kwargs)
-        assert rule is not None
-        if rule.kind is OperatorKind.PRODUCT and not self.every_step and len(node.args) == 2:
+        if row.kind is OperatorKind.PRODUCT and not self.every_step and len(node.args) == 2:
             return self._product(node, operate, values)
-        if rule.kind in (OperatorKind.DIFFERENCE, OperatorKind.PRODUCT):
+        if row.kind in (OperatorKind.DIFFERENCE, OperatorKind.PRODUCT):
             return self._difference(node, operate, t, values)
         if layer is not None and isinstance(layer, (*WEIGHTED, *NORMS)) and not self._injects(t):
             names = ("bias", "running_mean")
@@ -177,7 +175,7 @@ class _Walk:
         """One summand: 0 for a number or a constant."""
         if not isinstance(item, fx.Node):
             return 0.0
-        constant = self.signals[item] is Signal.CONSTANT
+        constant = self.operations[item].signal is Signal.CONSTANT
         return torch.zeros_like(values[item]) if constant else values[item]
 
     def _product(
@@ -187,7 +185,7 @@ class _Walk:
         all b so far, this step's b meet all a before. A constant side is there from the start."""
         sides: list[Any] = list(node.args)
         now = [values[item] for item in sides]
-        moving = [self.signals[item] is not Signal.CONSTANT for item in sides]
+        moving = [self.operations[item].signal is not Signal.CONSTANT for item in sides]
         if not all(moving):
             return operate(*now)
         stored = self.stored.setdefault(node, {})
@@ -201,7 +199,7 @@ class _Walk:
         """f of all input so far, less f of all input before this step."""
         stored = self.stored.setdefault(node, {})
         for item in node.all_input_nodes:
-            if self.signals[item] is not Signal.CONSTANT:
+            if self.operations[item].signal is not Signal.CONSTANT:
                 adds = item in stored and values[item].dtype is not torch.bool
                 stored[item] = stored[item] + values[item] if adds else values[item]
         steps = t + 1 if self.every_step else 1

@@ -72,6 +72,7 @@ def losses(reference: SpikingModel, snn: SpikingModel, batch: Tensor) -> dict[st
     return found
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 @pytest.mark.parametrize(
@@ -122,6 +123,7 @@ def test_a_calibration_that_is_worse_is_applied_where_that_is_asked_for() -> Non
     assert any(now[row.layer] > row.before for row in applied)
 
 
+@pytest.mark.slow
 def test_calibrations_come_one_after_the_other() -> None:
     snn, batch = convert(qann_of("float"), ladder=Uniform(1), presentation="every_step"), images(16)
     steps = [Percentile(95.0), MeanSquaredError(7)]
@@ -159,6 +161,7 @@ def test_no_calibration_is_a_copy() -> None:
     assert torch.equal(simulate(found.snn, batch, time_steps=T).logits, expected)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 def test_a_calibrated_network_is_stored_and_loaded(
@@ -176,6 +179,7 @@ def test_a_calibrated_network_is_stored_and_loaded(
     assert torch.equal(simulate(loaded, batch, time_steps=T).logits, expected)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 @pytest.mark.parametrize("signed", [False, True])
 def test_a_calibrated_network_runs_spike_by_spike(presentation: str, signed: bool) -> None:
@@ -205,14 +209,13 @@ def test_a_float_network_of_few_steps_gets_closer_to_its_analog_self(presentatio
     assert after < before
 
 
+@pytest.mark.slow
 def test_layers_with_learned_gaps_are_left_alone() -> None:
     spec = QuantSpec(act_bits=2, spacing=Spacing.LEARNED)
     snn = convert(quantize(dense(), spec, calibration=images(8)))
     for step in STEPS:
         found = calibrate(snn, images(8), [step], time_steps=2, keep_better=False)
-        assert [(row.loss, row.kept_share) for row in found.report.rows] == [
-            ("learned gaps", False)
-        ] * 2
+        assert [(row.loss, row.kept) for row in found.report.rows] == [("learned gaps", False)] * 2
         batch = images(4)
         expected = simulate(snn, batch, time_steps=2).logits
         assert torch.equal(simulate(found.snn, batch, time_steps=2).logits, expected)

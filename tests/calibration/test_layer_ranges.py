@@ -131,6 +131,7 @@ def test_responses_to_several_thetas_are_those_to_each() -> None:
 # ----------------------------------------------------------------------------- percentile and grid
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("percent", [80.0, 99.0, 100.0])
 def test_a_percentile_is_that_of_all_activations(percent: float) -> None:
     snn, batch = spiking("clamps", 3), images(16)
@@ -145,6 +146,7 @@ def test_a_percentile_is_that_of_all_activations(percent: float) -> None:
         assert float(window.theta(layer)) == pytest.approx(theta, rel=1e-5), name
 
 
+@pytest.mark.slow
 def test_a_percentile_of_0_leaves_the_layer_alone() -> None:
     snn = spiking(n=3)
     found = calibrate(snn, images(16), [Percentile(1.0)], time_steps=4, keep_better=False)
@@ -152,7 +154,7 @@ def test_a_percentile_of_0_leaves_the_layer_alone() -> None:
         snn.neurons(), found.snn.neurons(), found.report.rows, strict=True
     ):
         assert torch.equal(old.delta, new.delta)
-        assert (row.loss, row.kept_share) == ("theta would be 0", False)
+        assert (row.loss, row.kept) == ("theta would be 0", False)
 
 
 @pytest.mark.parametrize("presentation", PRESENTATIONS)
@@ -261,6 +263,7 @@ def test_inputs_that_are_almost_0_are_no_alpha() -> None:
     assert (alpha, beta) == (1.0, 1.0)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("presentation", PRESENTATIONS)
 def test_beta_folds_into_the_next_weights(presentation: Presentation) -> None:
     qann = quantize(dense(), QuantSpec(), calibration=images(8))
@@ -297,6 +300,7 @@ def gaussian_losses(mean: float, std: float, low: int, high: int, thetas: Tensor
     return ((target - emitted).square() * weight).sum(1) / weight.sum()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.5, 2.0), (-1.0, 0.75), (3.0, 1.5)])
 @pytest.mark.parametrize(
     "bounds", [(0, 1), (0, 3), (0, 4), (0, 12), (0, 48), (-1, 1), (-3, 3), (-12, 12), (-5, 10)]
@@ -366,6 +370,7 @@ def test_a_gaussian_without_a_theta_is_refused(
     assert [fault.where for fault in raised.value.faults] == [where]
 
 
+@pytest.mark.slow
 def test_a_layer_gets_the_gaussian_theta_of_its_inputs() -> None:
     snn, batch = spiking(n=3), images(16)
     found = calibrate(snn, batch, [Gaussian()], time_steps=4, keep_better=False)
@@ -378,6 +383,7 @@ def test_a_layer_gets_the_gaussian_theta_of_its_inputs() -> None:
 # ----------------------------------------------------------------------------------------- maximum
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("presentation", PRESENTATIONS)
 @pytest.mark.parametrize(("n", "signed", "scale"), [(1, False, 1.0), (3, True, 0.7)])
 def test_balanced_thresholds_are_the_largest_currents_seen_spike_by_spike(

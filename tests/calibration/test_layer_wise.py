@@ -122,6 +122,7 @@ def test_the_gradient_goes_to_what_decided_the_total() -> None:
 # ------------------------------------------------------------------------------ what it achieves
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", Loss)
 @pytest.mark.parametrize("spec", ["float", "w4a4"])
 def test_losses_fall_where_few_steps_leave_unevenness(loss: Loss, spec: str) -> None:
@@ -136,6 +137,7 @@ def test_losses_fall_where_few_steps_leave_unevenness(loss: Loss, spec: str) -> 
         assert rows[-1].after == pytest.approx(after, rel=1e-4)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 @pytest.mark.parametrize(("n", "signed"), [(1, False), (3, False), (1, True), (3, True)])
@@ -153,6 +155,7 @@ def test_no_held_out_loss_rises(
         assert after <= before * (1 + 1e-6)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["pre_activation", "pools", "one_relu", "kinds_of_convolution"])
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 @pytest.mark.parametrize("whole_window", [False, True])
@@ -172,6 +175,7 @@ def test_the_losses_told_are_those_of_the_network_returned(
         assert told == pytest.approx(loss_of(network_, snn, samples.held_out), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_layer_whose_target_is_0_everywhere_has_a_finite_loss() -> None:
     snn = converted()
     snn.layers.stem.bias.data.fill_(-99.0)
@@ -196,6 +200,7 @@ def test_a_rate_that_is_far_too_high_changes_nothing() -> None:
     assert not torch.equal(spoilt.layers.a.weight, snn.layers.a.weight)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("ladder", [Binary(2), PowerOfTwo(3)])
 def test_other_ladders_train_too(ladder: Ladder) -> None:
     _, rows, _ = calibrated(converted(ladder=ladder))
@@ -205,6 +210,7 @@ def test_other_ladders_train_too(ladder: Ladder) -> None:
 # ------------------------------------------------------------------------------ what may change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["w4a4", "w8a4"])
 def test_quantized_weights_stay_on_their_grid(spec: str) -> None:
     snn = converted(spec=spec)
@@ -220,6 +226,7 @@ def test_quantized_weights_stay_on_their_grid(spec: str) -> None:
     assert moved > 10
 
 
+@pytest.mark.slow
 def test_weights_of_one_level_a_side_stay() -> None:
     spec = QuantSpec(weight_bits=2, first_bits=2, last_bits=2)
     qann = quantize(network("residual"), spec, calibration=images(8, seed=2))
@@ -230,6 +237,7 @@ def test_weights_of_one_level_a_side_stay() -> None:
         assert torch.equal(layer.weight, weighted(snn)[name].weight)
 
 
+@pytest.mark.slow
 def test_a_layer_used_several_times_and_the_last_one_keep_their_weights() -> None:
     qann = quantize(network("shared_without_activation"), FLOAT, calibration=images(8, seed=2))
     snn = convert(qann, ladder=Uniform(1), presentation="every_step")
@@ -259,6 +267,7 @@ def test_weights_are_trained_with_the_first_layer_that_reads_them_and_not_again(
     assert not torch.equal(weighted(found)["stem"].weight, weighted(snn)["stem"].weight)
 
 
+@pytest.mark.slow
 def test_learned_gaps_are_left_alone_with_what_feeds_them() -> None:
     spec = QuantSpec(act_bits=2, spacing=Spacing.LEARNED)
     qann = quantize(network("residual"), spec, calibration=images(8, seed=2))
@@ -272,6 +281,7 @@ def test_learned_gaps_are_left_alone_with_what_feeds_them() -> None:
 # ------------------------------------------------------------------------------------- as a value
 
 
+@pytest.mark.slow
 def test_the_network_handed_in_is_unchanged_and_two_calls_agree(tmp_path: Path) -> None:
     snn = converted(spec="w8a4", ladder=Uniform(3))
     before = deepcopy(snn.state_dict())

@@ -99,6 +99,7 @@ def gaps(snn: SpikingModel, reference: SpikingModel, batch: Tensor) -> Iterator[
 # -------------------------------------------------------------------- two networks side by side
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["residual", "pools", "pre_activation", "clamps", "windows"])
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 @pytest.mark.parametrize(("signed", "whole_window"), [(False, False), (True, False), (True, True)])
@@ -138,6 +139,7 @@ def test_what_no_later_layer_reads_is_forgotten() -> None:
 # ------------------------------------------------------------------------------- what it achieves
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("ladder", [Uniform(1), Uniform(3), Binary(2), PowerOfTwo(3)])
 @pytest.mark.parametrize("spec", SPECS)
 def test_mean_differences_fall_strictly_where_there_is_unevenness(
@@ -153,6 +155,7 @@ def test_mean_differences_fall_strictly_where_there_is_unevenness(
     assert rows[-1].after == pytest.approx(sum(after) / len(after), rel=1e-4)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 @pytest.mark.parametrize(("n", "signed"), [(1, False), (3, False), (1, True), (3, True)])
@@ -201,6 +204,7 @@ def test_an_offset_stays_within_half_a_threshold_where_more_would_be_wanted() ->
     assert max(float(offset.max()) for offset in offsets) == MOST
 
 
+@pytest.mark.slow
 def test_windows_on_the_first_axis_share_offsets_by_channel() -> None:
     snn = converted("windows")
     found, rows = transform(MembraneMean(per=Per.NEURON), snn, samples_of(snn), True)
@@ -247,6 +251,7 @@ def test_the_network_handed_in_is_unchanged_and_two_calls_agree(tmp_path: Path) 
     assert not torch.equal(runs[0].logits, runs[2].logits)
 
 
+@pytest.mark.slow
 def test_learned_gaps_are_left_alone_and_said_so() -> None:
     spec = QuantSpec(act_bits=2, spacing=Spacing.LEARNED)
     qann = quantize(network("clamps"), spec, calibration=images(8, IMAGE, seed=2))

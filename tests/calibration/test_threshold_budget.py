@@ -69,6 +69,7 @@ def loss_of(snn: SpikingModel, reference: SpikingModel, batch: Tensor) -> float:
     return float((found - wanted).square().sum() / wanted.square().sum())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 @pytest.mark.parametrize("signed", [False, True])
@@ -94,6 +95,7 @@ def test_a_budget_of_levels_is_kept_and_the_loss_is_not_above_the_uniform_choice
     assert rows[-1].loss_now == pytest.approx(loss_of(found, snn, samples.held_out), rel=1e-4)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 def test_a_budget_of_spikes_is_kept_on_the_images_to_fit(presentation: str) -> None:
     snn = converted(None, True, presentation)
@@ -130,6 +132,7 @@ def test_a_budget_for_all_levels_takes_them_all_and_is_exact() -> None:
     assert rows[-1].loss_now == 0.0
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("ladder", [Binary(2), PowerOfTwo(3)])
 def test_ladders_keep_their_kind(ladder: Ladder) -> None:
     snn = converted(ladder)
@@ -139,6 +142,7 @@ def test_ladders_keep_their_kind(ladder: Ladder) -> None:
     assert sum(reaches(found)) / 5 <= 4.0
 
 
+@pytest.mark.slow
 def test_learned_gaps_are_left_alone_and_said_so() -> None:
     spec = QuantSpec(act_bits=2, spacing=Spacing.LEARNED)
     snn = convert(quantize(network("residual"), spec, calibration=images(8, seed=2)))
@@ -148,6 +152,7 @@ def test_learned_gaps_are_left_alone_and_said_so() -> None:
     assert reaches(found) == reaches(snn)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("step", [ThresholdBudget(levels=0.5), ThresholdBudget(spikes=1e-6)])
 def test_a_budget_that_nothing_meets_is_refused_and_the_advice_helps(step: ThresholdBudget) -> None:
     snn = converted()
@@ -160,6 +165,7 @@ def test_a_budget_that_nothing_meets_is_refused_and_the_advice_helps(step: Thres
     assert reaches(found) == [1.0] * 5
 
 
+@pytest.mark.slow
 def test_the_network_handed_in_is_unchanged_and_two_calls_agree(tmp_path: Path) -> None:
     snn = converted()
     before = deepcopy(snn.state_dict())

@@ -34,7 +34,7 @@ from mt_convert.data.events import open_events
 from mt_convert.data.image_set import crop_flip
 from mt_convert.data.splits import select_test_images
 from mt_convert.errors import DataError, SpecError
-from mt_convert.training import accuracy
+from mt_convert.training.accuracy import accuracy
 from mt_convert.training.loop import fit
 from mt_convert.training.spec import TrainSpec
 
@@ -310,6 +310,7 @@ class Summed(nn.Module):
         return self.linear(frames.sum(1).flatten(1))
 
 
+@pytest.mark.slow
 def test_training_and_accuracy_read_event_recordings(nmnist: EventSpec, tmp_path: Path) -> None:
     for path in (Path(nmnist.root) / "NMNIST").rglob("*.bin"):
         events = made_up(int(hashlib.sha256(path.read_bytes()).hexdigest()[:6], 16) % 999, 34)

@@ -70,6 +70,7 @@ def test_test_images_are_never_in_training_validation_or_calibration(root: Path)
     assert set(rows(splits.calibration)) < set(train)
 
 
+@pytest.mark.slow
 def test_digits_are_all_there_once_and_in_eighths_of_two() -> None:
     splits = open_data(DIGITS)
     assert (len(splits.test), len(splits.validation), len(splits.train)) == (359, 144, 1294)

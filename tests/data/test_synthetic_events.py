@@ -74,6 +74,7 @@ def test_on_events_lead_three_times_in_four() -> None:
     assert 0.6 < (lead[:, 1] > 0).double().mean() < 0.9
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("side", [32, 64])
 def test_the_number_of_events_is_what_the_rates_sum_to(side: int) -> None:
     # ON: 2 for each unit by which a pixel brightens: a blob's cross-section times how far it goes

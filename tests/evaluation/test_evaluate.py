@@ -297,6 +297,7 @@ class TokensFirst(nn.Module):
         return self.head(torch.relu(self.inside(x.flatten(2).permute(2, 0, 1))).mean(0))
 
 
+@pytest.mark.slow
 def test_exact_images_are_counted_where_tokens_lie_in_front_of_them() -> None:
     net = lived_in(TokensFirst())
     qann = quantize(net, QuantSpec(act_bits=2), calibration=images(8))

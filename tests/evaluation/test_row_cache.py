@@ -276,6 +276,7 @@ def test_a_network_without_its_float_original_has_no_ann_accuracy(
     assert row.qann_accuracy == row.snn_accuracy
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["sinabs", "spikingjelly_rate"])
 def test_peers_stand_in_the_same_table(subject: Subject, tmp_path: Path, name: str) -> None:
     pytest.importorskip(name.split("_")[0])

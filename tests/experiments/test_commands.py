@@ -1,4 +1,4 @@
-"""`mt-convert run` and `show` in a process of their own: every shipped recipe, and every fault.
+"""`mt-convert run` and `show`: every shipped recipe, and every fault.
 
 Each fault ends with exit code 2 and one message that says what is wrong, where, and what to do;
 what stood in the output folder before is there afterwards.
@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import resource
 import shutil
 import subprocess
-import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from paths import ROOT, Command
+from commands import Command, call_here
 from PIL import Image
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
-from mt_convert.cli import app
 from mt_convert.experiments.models.build import ModelSpec, build
 from mt_convert.experiments.recipes.catalogue import shipped_recipes
 from mt_convert.experiments.recipes.from_scratch import SpikingRecipe, load
@@ -61,9 +60,9 @@ def contents(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run by the real command."""
+    """The folder of a run by the command."""
     folder = tmp_path_factory.mktemp("finished")
-    done = real("run", "digits", "--smoke", "--out", str(folder), *FEW)
+    done = call_here(folder, "run", "digits", "--smoke", "--out", str(folder), *FEW)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -72,29 +71,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def earlier(finished: Path, tmp_path: Path) -> Path:
     """A copy of a finished run, as ``out`` in the folder where commands run."""
     return Path(shutil.copytree(finished, tmp_path / "out"))
-
-
-def real(*words: str, before: str = "", **settings: Any) -> subprocess.CompletedProcess[str]:
-    """The real command, in a shell that first does ``before``."""
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    return subprocess.run(
-        [
-            "bash",
-            "-c",
-            f'{before}\nexec "$@"',
-            "bash",
-            sys.executable,
-            "-m",
-            "mt_convert.cli",
-            *words,
-        ],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        **settings,
-    )
 
 
 # ----------------------------------------------------------------------------------------- recipes
@@ -134,30 +110,41 @@ SPIKING = (
     "imagenet_resnet34_plif",
 )
 SPIKING_TWINS = ("cifar100_resnet18_plif", "cifar100_vgg16_plif")  # of CIFAR-10's
+QUICK = (  # run by `make test`: convolutions, transformers, networks from scratch
+    *("digits", "cifar10_resnet20_w4a4", "digits_vit", "imagenet_vit_tiny_w4a4"),
+    *("digits_plif", "cifar10_jpeg_vgg7_plif"),
+)
+
+
+def timed(names: Iterable[str]) -> list[Any]:
+    """Recipes with the mark of the command that runs their smoke variants."""
+    return [
+        pytest.param(name, marks=pytest.mark.slow if name in QUICK else pytest.mark.long)
+        for name in names
+    ]
 
 
 def test_the_lists_of_recipes_are_complete() -> None:
     listed = HEAVY + LIGHT + TWINS + SPIKING + SPIKING_TWINS
     assert sorted(listed) == sorted(shipped_recipes())
     assert len(shipped_recipes()) == 26
+    assert {*QUICK} < {*HEAVY, *LIGHT, *SPIKING}
     assert {name.replace("cifar100", "cifar10") for name in SPIKING_TWINS} <= set(SPIKING)
     assert {name.replace("w8a8", "w4a4") for name in TWINS} <= set(HEAVY)
 
 
-def ran(name: str, folder: Path, patch: pytest.MonkeyPatch) -> tuple[Path, str]:
+def ran(name: str, folder: Path) -> tuple[Path, str]:
     """A recipe's smoke variant by the command, in this process; its folder, and what it printed."""
-    patch.chdir(folder)
-    patch.setenv("COLUMNS", "200")
-    done = CliRunner().invoke(app, ["run", name, "--smoke"], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
+    done = call_here(folder, "run", name, "--smoke")
+    assert done.returncode == 0, done.stderr
     out = folder / "runs" / f"{name}_smoke"
     assert " ".join(done.stdout.split()).endswith(f"artefacts are in runs/{out.name}.")
     return out, done.stdout
 
 
-def converts(name: str, folder: Path, patch: pytest.MonkeyPatch) -> None:
+def converts(name: str, folder: Path) -> None:
     """Run a conversion's smoke variant and look at what it leaves."""
-    out, printed = ran(name, folder, patch)
+    out, printed = ran(name, folder)
     rows = json.loads((out / "results.json").read_text())["rows"]
     bits = int(name[-1]) if name[-1].isdigit() else 4
     one_step = [row for row in rows if (row["n"], row["T"]) == (2**bits - 1, 1)]
@@ -171,27 +158,14 @@ def converts(name: str, folder: Path, patch: pytest.MonkeyPatch) -> None:
     assert "equals its quantized network bit for bit at T = 1" in printed
 
 
-@pytest.mark.parametrize("name", LIGHT)
-def test_the_smoke_variant_of_a_recipe_runs(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    converts(name, tmp_path, monkeypatch)
+@pytest.mark.parametrize("name", timed(LIGHT + HEAVY))
+def test_the_smoke_variant_of_a_recipe_runs(name: str, tmp_path: Path) -> None:
+    converts(name, tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", HEAVY)
-def test_the_smoke_variant_of_a_heavy_recipe_runs(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    converts(name, tmp_path, monkeypatch)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SPIKING)
-def test_the_smoke_variant_of_a_spiking_recipe_runs(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, printed = ran(name, tmp_path, monkeypatch)
+@pytest.mark.parametrize("name", timed(SPIKING))
+def test_the_smoke_variant_of_a_spiking_recipe_runs(name: str, tmp_path: Path) -> None:
+    out, printed = ran(name, tmp_path)
     rows = json.loads((out / "results.json").read_text())["rows"]
     recipe = load(name, smoke=True)
     assert isinstance(recipe, SpikingRecipe)
@@ -203,6 +177,7 @@ def test_the_smoke_variant_of_a_spiking_recipe_runs(
 # --------------------------------------------------------------------------------------- the recipe
 
 
+@pytest.mark.slow
 def test_a_misspelt_key_is_named_with_its_neighbour(command: Command, earlier: Path) -> None:
     before = contents(earlier)
     done = command("run", "digits", "--smoke", "--out", "out", "quantize.weight_bit=3")
@@ -251,6 +226,7 @@ def checkpoint(kind: str, folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
@@ -285,6 +261,7 @@ def test_the_bomb_would_have_gone_off(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / MARKER).exists()
 
 
+@pytest.mark.slow
 def test_a_w4a4_network_for_a_w2a2_recipe_is_refused_with_each_difference(
     command: Command, tmp_path: Path, earlier: Path
 ) -> None:
@@ -327,14 +304,14 @@ def of_running_products(pretrained=False, **kwargs):
 """
 
 
-def test_unsupported_layers_are_all_named(tmp_path: Path, earlier: Path) -> None:
+@pytest.mark.slow
+def test_unsupported_layers_are_all_named(process: Command, tmp_path: Path, earlier: Path) -> None:
     before = contents(earlier)
     (tmp_path / "sitecustomize.py").write_text(UNSUPPORTED)
-    done = real(
+    done = process(
         *("run", "digits", "--smoke", "--out", "out", *UNTRAINED),
         "model.architecture=of_running_products",
         before='export PYTHONPATH="$PWD:$PYTHONPATH"',
-        cwd=tmp_path,
     )
     lines = message(done).splitlines()
     assert lines[0] == "2 operators of Running cannot be quantized"
@@ -356,6 +333,7 @@ def pictures(root: Path, side: int) -> None:
                 Image.new("L", (side, side), color=20 * index).save(folder / f"{index}.png")
 
 
+@pytest.mark.slow
 def test_a_wrong_image_size_is_told_with_the_size_of_the_file(
     command: Command, tmp_path: Path, earlier: Path
 ) -> None:
@@ -389,17 +367,31 @@ def test_an_output_folder_that_cannot_be_written_is_named(
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("kilobytes", [0, 20, 160])
-def test_a_full_disk_is_one_message_and_leaves_what_was_there(
-    tmp_path: Path, earlier: Path, kilobytes: int
-) -> None:
+@contextmanager
+def small_disk(kilobytes: int) -> Iterator[None]:
     """A limit on the size of files stands for the disk: writing beyond it fails in the same way."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kilobytes", "alone"), [(0, False), (20, False), (160, False), (20, True)]
+)
+def test_a_full_disk_is_one_message_and_leaves_what_was_there(
+    command: Command, process: Command, earlier: Path, kilobytes: int, alone: bool
+) -> None:
     before = contents(earlier)
-    done = real(
-        *("run", "digits", "--smoke", "--out", "out", "seed=1"),
-        before=f"ulimit -f {kilobytes}",
-        cwd=tmp_path,
-    )
+    words = ("run", "digits", "--smoke", "--out", "out", "seed=1")
+    if alone:
+        done = process(*words, before=f"ulimit -f {kilobytes}")
+    else:
+        with small_disk(kilobytes):
+            done = command(*words)
     text = message(done)
     assert "cannot write" in text
     assert "out/" in text
@@ -407,6 +399,7 @@ def test_a_full_disk_is_one_message_and_leaves_what_was_there(
     assert contents(earlier) == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_log_that_cannot_be_written_is_one_message(
     command: Command, tmp_path: Path, earlier: Path
@@ -431,12 +424,14 @@ def test_show_of_a_folder_that_holds_nothing_is_one_message(
     assert "empty holds no finished run (results.json) and no network (network.json)" in text
 
 
+@pytest.mark.slow
 def test_show_of_a_damaged_network_is_one_message(command: Command, earlier: Path) -> None:
     path = earlier / "convert" / "tensors.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
     assert "tensors.safetensors is not a whole" in message(command("show", "out/convert"))
 
 
+@pytest.mark.slow
 def test_show_prints_a_run_and_a_converted_network(command: Command, earlier: Path) -> None:
     done = command("show", "out")
     assert done.returncode == 0
@@ -449,10 +444,10 @@ def test_show_prints_a_run_and_a_converted_network(command: Command, earlier: Pa
 
 @pytest.mark.slow
 def test_two_processes_share_the_training_and_one_of_them_writes(
-    command: Command, tmp_path: Path
+    process: Command, tmp_path: Path
 ) -> None:
     words = ("run", "digits", "--smoke", "--out", "out", *FEW)
-    done = command(*words, timeout=600, processes=2)
+    done = process(*words, processes=2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("SNN %") == 1
     log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]

@@ -44,6 +44,8 @@ STAGES = tuple(
 )  # of recipes without one
 SMALL = ["evaluate.thresholds=[1,15]", "evaluate.time_steps=[1,2]"]
 
+pytestmark = pytest.mark.slow  # nearly every test runs a recipe
+
 
 def recipe(*overrides: str) -> Recipe:
     """The digits' network on a few made-up images, in a second or two."""
@@ -546,7 +548,6 @@ def kill_in(stage: str, out: Path) -> None:
     assert not (out / f"{stage}.partial" / "finished.json").exists()
 
 
-@pytest.mark.slow
 def test_the_command_killed_in_both_trainings_and_resumed_gives_the_same_numbers(
     tmp_path: Path,
 ) -> None:

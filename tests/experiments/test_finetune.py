@@ -37,6 +37,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return experiment.run(load_recipe("digits", FEW, smoke=True), out, resume=False)
 
 
+@pytest.mark.slow
 def test_the_command_fine_tunes_a_run_and_tells_before_and_after(
     finished: Path, tmp_path: Path
 ) -> None:
@@ -69,6 +70,7 @@ def test_the_command_fine_tunes_a_run_and_tells_before_and_after(
         finetune.run(str(finished), more, tmp_path / "tuned")
 
 
+@pytest.mark.slow
 def test_a_recipe_with_the_block_gives_the_same_numbers(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(finished, out)
@@ -84,6 +86,7 @@ def test_a_recipe_with_the_block_gives_the_same_numbers(finished: Path, tmp_path
     assert "bptt" in (out / "report" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_without_a_block_the_run_s_files_are_what_they_were(finished: Path) -> None:
     assert not (finished / "finetune").exists()
     assert (finished / "results.json").read_text() == (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from paths import Command
+from commands import Command
 
 from mt_convert.calibration.spec import MeanSquaredError
 from mt_convert.calibration.text import parse
@@ -75,6 +75,7 @@ def test_a_wrong_value_of_the_block_is_a_fault(key: str, value: tuple[object, ..
         load_recipe("digits", [f"evaluate.{key}={text}"])
 
 
+@pytest.mark.slow
 def test_the_block_is_run_by_a_recipe_on_every_data_set(tmp_path: Path) -> None:
     extra = (
         "{dataset: digits, image_size: 8, channels: 1, classes: 10, name: again, mean: [0.3],"
@@ -89,6 +90,7 @@ def test_the_block_is_run_by_a_recipe_on_every_data_set(tmp_path: Path) -> None:
     assert {row.images for row in rows} == {20}
 
 
+@pytest.mark.slow
 def test_a_run_gives_its_trained_network_and_a_recipe_its_float_one(folder: Path) -> None:
     (run,) = subjects_of(str(folder), [], [], count=10)
     assert run.qann.spec.weight_bits == 4
@@ -104,6 +106,7 @@ def test_a_run_gives_its_trained_network_and_a_recipe_its_float_one(folder: Path
         assert torch.allclose(free.qann(images), free.ann(images), atol=0.3)  # type: ignore[misc]
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_and_images_of_another_size_are_told(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -123,6 +126,7 @@ def test_everything_wrong_with_what_is_wanted_is_told_at_once() -> None:
     assert "mt_signed" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_eval_compares_networks_methods_and_calibrations(
     command: Command, folder: Path, tmp_path: Path
 ) -> None:
@@ -167,6 +171,7 @@ def test_wrong_words_of_eval_are_one_message(
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_errors_by_cause_have_a_page_with_pictures(
     command: Command, folder: Path, tmp_path: Path
 ) -> None:
@@ -180,20 +185,21 @@ def test_errors_by_cause_have_a_page_with_pictures(
     assert "Errors on 8 images" in page
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_make_the_same_table_as_one(
-    command: Command, folder: Path, tmp_path: Path
+    command: Command, process: Command, folder: Path, tmp_path: Path
 ) -> None:
     words = ("eval", str(folder), "--levels", "1,3", "--time-steps", "1,4", "--batch-size", "7")
     words = (*words, "--images", "33", "--calibrate", "mse+membrane_mean")
     assert command(*words, "--out", "one").returncode == 0
-    done = command(*words, "--out", "two", timeout=600, processes=2)
+    done = process(*words, "--out", "two", processes=2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("T = 4") == 1
     one, two = (tmp_path / name / "results.json" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_stored_quantized_network_is_evaluated_on_the_images_of_a_recipe(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -210,6 +216,7 @@ def test_a_stored_quantized_network_is_evaluated_on_the_images_of_a_recipe(
     assert "None" not in "".join(accuracy_lines([row]))
 
 
+@pytest.mark.slow
 def test_a_stored_network_without_images_or_of_the_wrong_kind_is_told(folder: Path) -> None:
     with pytest.raises(RecipeError, match="--data"):
         subjects_of(str(folder / "train"), [], [])

@@ -10,8 +10,9 @@ from networks import conv, images, network
 from torch import Tensor, fx, nn
 
 from mt_convert.errors import UnsupportedLayerError
-from mt_convert.graph.rules import DEFAULT_RULES, OperatorKind, Rule, rule_of, unknown_operators
-from mt_convert.graph.signals import Signal, nonnegative, reaching_output, signals_of
+from mt_convert.graph.operations import operations, reaching_output, unknown_operators
+from mt_convert.graph.rules import DEFAULT_RULES, OperatorKind, Rule, rule_of
+from mt_convert.graph.signals import Signal, nonnegative
 from mt_convert.graph.trace import trace
 from mt_convert.quantization.quantize import QuantSpec, quantize
 from mt_convert.spiking.convert import convert
@@ -46,9 +47,10 @@ def last_rule(function: object) -> Rule | None:
 
 def by_name(graph: fx.GraphModule) -> dict[str, Signal]:
     """What each layer's value is made of."""
-    return {str(node.target): value for node, value in signals_of(graph).items()}
+    return {str(row.node.target): row.signal for row in operations(graph).values()}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("function", "kind"),
     [
@@ -86,6 +88,7 @@ def test_each_operator_has_its_rule_or_none(function: object, kind: OperatorKind
     assert (None if rule is None else rule.kind) == kind
 
 
+@pytest.mark.slow
 def test_what_a_rule_calls_linear_or_move_is_additive() -> None:
     """The claim of the table itself: f(a + b) = f(a) + f(b), in eighths and so exactly."""
     functions = [
@@ -134,6 +137,7 @@ def test_all_unsupported_operators_are_listed_at_once_with_path_and_hint() -> No
     assert all("rules={**DEFAULT_RULES" in fault.hint for fault in faults)
 
 
+@pytest.mark.slow
 def test_following_the_hint_works_and_the_users_rule_wins() -> None:
     model = nn.Sequential(
         *(conv(2, 4), nn.ReLU(), conv(4, 4), Cumulative(), conv(4, 4), nn.ReLU(), nn.MaxPool2d(4)),
@@ -159,6 +163,7 @@ def test_following_the_hint_works_and_the_users_rule_wins() -> None:
     assert torch.equal(simulate(late, x, time_steps=3).logits[-1], qann(x))
 
 
+@pytest.mark.slow
 def test_values_are_currents_behind_weights_and_spikes_behind_neurons() -> None:
     found = by_name(residual())
     assert found["stem"] == found["a"] == found["norms.0"] == Signal.CURRENT
@@ -173,12 +178,14 @@ def test_values_are_currents_behind_weights_and_spikes_behind_neurons() -> None:
 
 def test_adding_a_constant_to_spikes_makes_a_current() -> None:
     graph = trace(Applies(lambda x, factor: torch.relu(x) + factor), images(2))
-    assert list(signals_of(graph).values())[-1] is Signal.CURRENT
+    assert list(operations(graph).values())[-1].signal is Signal.CURRENT
 
 
 def test_only_what_no_neuron_follows_reaches_the_output() -> None:
     graph = residual()
-    reaching = {str(node.target) for node in reaching_output(graph)} - {"aten.sym_size.int"}
+    reaching = {str(node.target) for node in reaching_output(operations(graph))} - {
+        "aten.sym_size.int"
+    }
     assert reaching >= {"head", "relu_4", "aten.avg_pool2d.default"}
     assert not reaching & {"stem", "a", "b", "c", "d", "relu", "relu_3"}
 
@@ -193,9 +200,10 @@ def test_a_layer_of_a_derived_class_has_the_rule_of_its_base() -> None:
     rule = rule_of(graph, node)
     assert rule is not None
     assert rule.kind is OperatorKind.WEIGHTED
-    assert not unknown_operators(graph)
+    assert not unknown_operators(operations(graph))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("function", "known"),
     [

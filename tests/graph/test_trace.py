@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from networks import NETWORKS, NORMED, PAIRS, conv, images, lived_in, network, quantized, shape_of
+from timm_networks import TIMM, timm_names
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
@@ -26,7 +26,6 @@ from mt_convert.graph.serialization import (
 from mt_convert.graph.trace import trace
 from mt_convert.quantization.spec import BatchNorm
 
-TIMM = ["resnet18", "vgg11_bn", "mobilenetv2_100", "densenet121", "regnetx_002"]
 Nodes = list[dict[str, Any]]
 
 
@@ -59,6 +58,7 @@ def parts_of(graph_module: fx.GraphModule) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------- trace
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_trace_computes_the_same_and_leaves_the_model_alone(name: str) -> None:
     model = network(name).train()
@@ -73,10 +73,9 @@ def test_the_trace_computes_the_same_and_leaves_the_model_alone(name: str) -> No
         assert torch.equal(graph(x), model(x))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize("name", timm_names())
 def test_timm_models_compute_the_same_when_traced(name: str) -> None:
-    model = lived_in(timm.create_model(name, num_classes=10))
+    model = lived_in(TIMM[name]())
     graph = trace(model, torch.zeros(2, 3, 64, 64))
     for batch in (1, 3):
         x = images(batch, (3, 64, 64))
@@ -109,6 +108,7 @@ def test_one_weight_with_two_strides_becomes_two_layers() -> None:
     assert strides == [(1, 1), (2, 2)]
 
 
+@pytest.mark.slow
 def test_one_convolution_used_three_times_stays_one_layer() -> None:
     graph = traced("shared_conv")
     assert called(graph).count("shared") == 3
@@ -121,6 +121,7 @@ def test_a_batch_norm_keeps_its_momentum() -> None:
     assert plain_layer_to_json(norm)["momentum"] == 0.25
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("name", "batch_norm"), PAIRS)
 def test_every_parameter_of_the_quantized_network_gets_a_gradient(
     name: str, batch_norm: BatchNorm
@@ -219,6 +220,7 @@ def test_images_that_are_not_finite_are_named(value: float) -> None:
 # --------------------------------------------------------------------------------------- folding
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", NETWORKS)
 def test_folding_changes_nothing_but_rounding(name: str) -> None:
     model, x = network(name), images(5, shape_of(name))
@@ -348,6 +350,7 @@ DAMAGES: dict[str, Callable[[Nodes], Any]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_or_hostile_graph_is_refused_and_runs_nothing(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -387,6 +390,7 @@ def test_dropout_is_active_in_training_alone() -> None:
     assert not torch.equal(graph(x), graph(x))
 
 
+@pytest.mark.slow
 def test_gradients_of_the_trace_equal_the_models() -> None:
     model, x = network("residual"), images(3)
     graph = trace(model, x)

@@ -1,9 +1,7 @@
-"""Where things lie, seen from the tests; the type of the `command` fixture."""
+"""Where things lie, seen from the tests."""
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -12,5 +10,3 @@ HELPERS = TESTS / "helpers"
 EVAL = ROOT / "eval"
 EXPECTED = EVAL / "expected"
 SHARED_DATA = ROOT.parent / "shared" / "data"
-
-Command = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from settling import rests_by
 from torch import Tensor, nn
 
 from mt_convert.errors import UnsupportedLayerError
@@ -146,6 +147,7 @@ WAYS: dict[str, tuple[dict[str, Any], int]] = {
 # ------------------------------------------------------------------------------------ bit-stable
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("way", "norm"), [("exact", "folded"), *((way, "kept") for way in WAYS)])
 def test_batch_size_layout_and_threads_change_no_bit(
     way: str, norm: str, request: pytest.FixtureRequest, one_thread: None
@@ -164,6 +166,7 @@ def test_batch_size_layout_and_threads_change_no_bit(
         assert torch.equal(_run(model, other, steps).logits, whole.logits)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "whole_window"])
 def test_step_by_step_equals_layer_by_layer_and_the_literal_rule(
     way: str, kept: QuantizedModel
@@ -235,6 +238,7 @@ def test_levels_agree_with_the_brevitas_network(norm: str, request: pytest.Fixtu
         torch.testing.assert_close(run.logits[0], qann(images), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_every_small_network_has_an_integer_form_that_agrees(name: str) -> None:
     qann = networks.quantized(name)
@@ -248,6 +252,7 @@ def test_every_small_network_has_an_integer_form_that_agrees(name: str) -> None:
     torch.testing.assert_close(run.logits[0], logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("way", WAYS)
 def test_dyadic_weights_make_the_float_simulation_equal(way: str) -> None:
     options, steps = WAYS[way]
@@ -267,20 +272,21 @@ def test_signed_bounded_totals_are_the_quantized_networks_from_the_settling_step
     images, seen = _images(6), []
     exact = _run(convert(kept), images, 1)
     snn = convert(kept, ladder=Uniform(3), signed=True)
+    steps = rests_by(snn, 3)
     history: dict[int, dict[str, Tensor]] = {}
     simulate(
         snn,
         images,
-        time_steps=24,
+        time_steps=steps,
         arithmetic=IntegerArithmetic(snn),
         observe=lambda t, name, total, _: history.setdefault(t, {}).__setitem__(name, total),
     )
     for totals in history.values():
         seen.append(all(torch.equal(totals[name], exact.totals[name]) for name in exact.totals))
     settled = seen.index(True)
-    assert 0 < settled < 20
+    assert 0 < settled < steps
     assert all(seen[settled:])
-    assert torch.equal(_run(snn, images, 24).logits[-1], exact.logits[0])
+    assert torch.equal(_run(snn, images, steps).logits[-1], exact.logits[0])
 
 
 # ------------------------------------------------------------------------- thresholds, adversarial
@@ -313,6 +319,7 @@ def test_integer_thresholds_equal_the_formula_over_the_whole_range(
     assert torch.equal(reached.float(), formula)
 
 
+@pytest.mark.slow
 def test_a_single_layers_thresholds_give_the_levels_of_the_run() -> None:
     qann = _qann(Plain, batch_norm="keep")
     snn, images = convert(qann), _images(4, 8)
@@ -366,6 +373,7 @@ def test_adversarial_inputs_are_rounded_as_written_and_find_a_scale_error_of_1e_
 # ----------------------------------------------------------------------------- bounds and messages
 
 
+@pytest.mark.slow
 def test_overflow_bounds_are_a_hand_count_and_are_reached() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 2))
     snn = convert(quantize(net, QuantSpec(), calibration=torch.randn(64, 1, 2, 2)))
@@ -386,6 +394,7 @@ def test_overflow_bounds_are_a_hand_count_and_are_reached() -> None:
     assert float(acc[0].abs().max()) == overflow_bounds(snn)["1"]
 
 
+@pytest.mark.slow
 def test_overflow_bounds_grow_with_the_steps_of_a_presentation_in_every_step() -> None:
     snn = convert(_qann(Plain), ladder=Uniform(15), presentation="every_step")
     one, four = overflow_bounds(snn), overflow_bounds(snn, time_steps=4)
@@ -393,6 +402,7 @@ def test_overflow_bounds_grow_with_the_steps_of_a_presentation_in_every_step() -
     assert four["left.0"] == 4 * one["left.0"]
 
 
+@pytest.mark.slow
 def test_an_image_that_is_not_quantized_is_refused_by_the_name_of_its_layer() -> None:
     snn = convert(_qann(Plain, input_bits=None))
     with pytest.raises(UnsupportedLayerError, match=r"stem\.0 .*input_bits"):
@@ -419,6 +429,7 @@ def test_a_maximum_over_a_biased_value_is_taken_on_its_real_numbers() -> None:
     torch.testing.assert_close(run.logits[0], qann(images).detach(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_has_no_integer_form_is_refused_by_name() -> None:
     class Bilinear(nn.Module):
         def __init__(self) -> None:

@@ -71,6 +71,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("backend", FAST)
@@ -80,7 +81,14 @@ def test_every_backend_is_the_canonical_arithmetic(backend: str, way: str, name:
     _check(backend, snn, 2 * images(5, shape_of(name), seed=11), steps)
 
 
-@pytest.mark.parametrize("way", ["exact", "uniform", "every_step"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param("exact", marks=pytest.mark.long),
+        pytest.param("uniform", marks=pytest.mark.slow),
+        pytest.param("every_step", marks=pytest.mark.long),
+    ],
+)
 def test_compiled_by_torch_it_is_the_same(way: str) -> None:
     options, steps = WAYS[way]
     _check("compile", mt.convert(quantized("residual"), **options), images(4, seed=12), steps)
@@ -138,6 +146,7 @@ def test_what_is_not_a_product_of_int8_is_exact_all_the_same() -> None:
     assert in_int8(program)(layer, torch.tensor([[300.0, 300.0]])).tolist() == [[600.0] * 4]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("backend", FAST)
 def test_threads_layout_and_settings_change_no_bit(backend: str, threads: None) -> None:
     if (why := BACKENDS[backend].missing()) is not None:
@@ -161,7 +170,13 @@ def test_threads_layout_and_settings_change_no_bit(backend: str, threads: None) 
         torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.parametrize("name", [*FAMILIES])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long if number % 4 else pytest.mark.slow)
+        for number, name in enumerate(FAMILIES)
+    ],
+)
 def test_real_operators_run_between_integer_segments_and_are_listed(name: str) -> None:
     qann = mt.quantize(family(name), mt.QuantSpec(), calibration=images(8))
     snn = mt.convert(qann)
@@ -172,6 +187,7 @@ def test_real_operators_run_between_integer_segments_and_are_listed(name: str) -
     assert mt.integer(snn, backend="torch").real == tuple(arithmetic.real)
 
 
+@pytest.mark.slow
 def test_what_is_integer_is_not_listed_as_real() -> None:
     for name in NETWORKS:
         assert mt.integer(mt.convert(quantized(name)), backend="torch").real == (), name
@@ -235,6 +251,7 @@ def test_a_program_names_layers_with_their_widths() -> None:
     assert weight.dtype == torch.int8
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["residual", "pools", "kinds_of_convolution"])
 def test_no_sum_passes_the_limit_that_the_program_names(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -276,6 +293,7 @@ def _wide(features: int, weight: float) -> QuantizedModel:
     return mt.quantize(net, mt.QuantSpec(), calibration=torch.rand(4, 1, 1, features))
 
 
+@pytest.mark.slow
 def test_an_accumulator_that_could_overflow_is_named() -> None:
     with pytest.raises(UnsupportedLayerError, match=r"1\b.*past the 2\^31"):
         mt.integer(mt.convert(_wide(140_000, 0.1)), backend="torch")
@@ -304,6 +322,7 @@ def test_auto_takes_the_native_backend_where_there_is_one() -> None:
     assert f"backend {model.backend}: 6 weighted layers" in str(model)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("side", [7, 10, 13, 14])
 def test_an_average_over_all_pixels_is_a_plain_sum(side: int) -> None:
     """49 · (1/49) is not 1 in floating point; the sum is to stay whole."""

@@ -24,7 +24,7 @@ from mt_convert.errors import SpecError
 from mt_convert.evaluation.energy.event_sums import connections
 from mt_convert.evaluation.energy.fanout import event_paths
 from mt_convert.evaluation.energy.measure import energy
-from mt_convert.graph.nodes import WEIGHTED, layer_nodes, name_and_operator
+from mt_convert.graph.nodes import WEIGHTED, layer_nodes
 from mt_convert.integer_engine.arithmetic import IntegerArithmetic, integer_thresholds
 from mt_convert.integer_engine.model import IntegerModel
 from mt_convert.integer_engine.program import Fire
@@ -135,6 +135,7 @@ NAMES = [*networks.NETWORKS, *OWN]
 COUNTED = ("residual", "pools", "shared_weight", "kinds_of_convolution")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_every_small_network_runs_without_multiplying_and_gives_the_same_bits(way: str) -> None:
     options, steps = WAYS[way]
@@ -148,6 +149,7 @@ def test_every_small_network_runs_without_multiplying_and_gives_the_same_bits(wa
     assert refused == []
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("ladder", [Uniform(3), Binary(3), PowerOfTwo(4)], ids=str)
 def test_neurons_that_never_take_back_run_too(ladder: Any) -> None:
     for name in ("residual", "pools", "pre_activation"):
@@ -275,6 +277,7 @@ OFFLINE = [  # tables and wiring are made before a run; both ends of a network a
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("way", ["uniform", "binary_4", "power_of_two", "every_step"])
 @pytest.mark.parametrize("name", ["residual", "wide"])
 def test_between_the_levels_of_the_image_and_the_scores_are_integers_and_no_product(
@@ -324,12 +327,13 @@ def synops(
     counts = counting.count_synops(snn, event_paths(snn), [images], steps)
     found: dict[str, list[int]] = {}
     for node, row in counts.synops.items():
-        name = name_and_operator(snn.layers, node)[0]
+        name = snn.operations[node].name
         before = found.get(name, [0] * steps)
         found[name] = [one + int(two) for one, two in zip(before, row.tolist(), strict=True)]
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_additions_of_every_layer_and_step_are_the_synops_of_the_energy_report(
     way: str, monkeypatch: pytest.MonkeyPatch
@@ -366,6 +370,7 @@ def bits_of(numbers: Tensor) -> int:
     return sum(int(number).bit_count() for number in numbers.abs().flatten().tolist())
 
 
+@pytest.mark.slow
 def test_a_maximum_can_change_by_more_than_one_power_of_two(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -160,6 +160,7 @@ def test_one_step_of_the_neuron_is_the_level_ties_and_their_neighbours_included(
     assert torch.equal(total * step, layer(x, step))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 def test_a_converted_network_is_exact_in_one_step(bits: int) -> None:
     spec = QuantSpec(act_bits=bits, spacing=Spacing.LEARNED)
@@ -171,6 +172,7 @@ def test_a_converted_network_is_exact_in_one_step(bits: int) -> None:
     assert torch.equal(simulate(snn, x, time_steps=1).logits[-1], qann(x))
 
 
+@pytest.mark.slow
 def test_levels_end_where_relu6_does() -> None:
     spec = QuantSpec(act_bits=4, spacing=Spacing.LEARNED)
     qann = unevenly_quantized(lived_in(Clamps()), spec)
@@ -191,6 +193,7 @@ def test_levels_end_where_relu6_does() -> None:
 # ----------------------------------------------------------------------------------- the network
 
 
+@pytest.mark.slow
 def test_calibration_starts_from_the_uniform_quantizer() -> None:
     learned = quantize(dense(), LEARNED, calibration=images(32))
     equal = quantize(dense(), QuantSpec(act_bits=2), calibration=images(32))
@@ -224,6 +227,7 @@ def test_signed_layers_the_image_and_many_bits_keep_equal_steps() -> None:
     assert "learned spacing goes up to 4" in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", ActNoise)
 def test_training_moves_every_gap(noise: ActNoise) -> None:
     spec = QuantSpec(act_bits=2, spacing=Spacing.LEARNED, act_noise=noise)

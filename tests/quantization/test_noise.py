@@ -226,6 +226,7 @@ def noisy_network(kind: ActNoise) -> QuantizedModel:
     return quantize(dense(), spec, calibration=images(32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NOISES)
 def test_a_network_trains_with_noise_that_a_seed_repeats(kind: ActNoise) -> None:
     qann, x = noisy_network(kind), images(8)
@@ -245,6 +246,7 @@ def test_a_network_trains_with_noise_that_a_seed_repeats(kind: ActNoise) -> None
         assert step.grad != 0
 
 
+@pytest.mark.slow
 def test_the_noise_of_a_loaded_network_is_the_one_asked_for(tmp_path: Path) -> None:
     qann = noisy_network(ActNoise.DROP)
     save(qann, tmp_path / "net")
@@ -303,7 +305,7 @@ def trained(network: nn.Module, seed: int, lr: float) -> nn.Module:
     return network.eval()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_networks_trained_with_noise_lose_no_more_by_conversion() -> None:
     """The mean over 3 seeds of the squared logit error behind 2 steps, next to that without."""
     gaps = dict.fromkeys(ActNoise, 0.0)

@@ -110,6 +110,7 @@ def test_without_special_bits_all_layers_are_alike() -> None:
     assert found == {"0": 3, "1": 2, "2": 3, "3": 2, "5": 3}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("count", [2, 4, 5, 8])
 def test_weights_have_the_levels_of_their_bits(count: int) -> None:
     spec = QuantSpec(weight_bits=count, first_bits=None, last_bits=None)
@@ -120,6 +121,7 @@ def test_weights_have_the_levels_of_their_bits(count: int) -> None:
         assert count > 4 or most > 2 ** (count - 2) - 1, "the range is not used"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 5, 8])
 def test_activations_have_the_levels_of_their_bits(count: int) -> None:
     qann = quantize(dense(), QuantSpec(act_bits=count), calibration=images(64))
@@ -219,6 +221,7 @@ def test_a_clamp_that_excludes_zero_is_no_neuron_but_has_one_behind_it() -> None
     assert 0.5 <= qann.layers.get_submodule("2_input")(torch.tensor(0.7)) < 1
 
 
+@pytest.mark.slow
 def test_levels_below_zero_are_as_many_as_the_data_ask_for() -> None:
     found = {}
     for shift in (-3.0, 0.0, 3.0):
@@ -257,6 +260,7 @@ def test_a_fitted_range_beats_a_symmetric_one_and_trains(scale: Scale) -> None:
     assert (slopes[0] != 0) == (low != 0), "the lower bound moves with the step"
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", KEPT)
 def test_batch_norms_are_folded_or_kept(name: str) -> None:
     norms = nn.modules.batchnorm._BatchNorm
@@ -266,6 +270,7 @@ def test_batch_norms_are_folded_or_kept(name: str) -> None:
     assert (kept, folded) == (count, 2 if name == "pre_activation" else 0)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("batch_norm", BatchNorm)
 def test_quantizing_to_8_bits_stays_close_to_the_model(batch_norm: BatchNorm) -> None:
     model, x = network("line"), images(32, shape_of("line"))
@@ -292,6 +297,7 @@ def test_the_model_is_untouched_and_the_quantized_one_is_in_eval_mode() -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_steps_follow_the_calibration_images_and_are_trained() -> None:
     small = quantize(dense(), QuantSpec(), calibration=images(8))
     large = quantize(dense(), QuantSpec(), calibration=10 * images(8))
@@ -346,6 +352,7 @@ def test_images_of_another_size_or_with_nan_are_refused() -> None:
 # ------------------------------------------------------------------------------------ stored form
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("scale", Scale)
 def test_quantized_layers_come_back_from_json(scale: Scale) -> None:
     spec = QuantSpec(scale=scale, act_bits=3, batch_norm=BatchNorm.KEEP)

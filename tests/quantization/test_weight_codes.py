@@ -223,6 +223,7 @@ def kinds(model: nn.Module) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", CODES)
 def test_layers_with_bits_of_their_own_keep_them(code: WeightCode) -> None:
     spec = QuantSpec(weights=code, overrides=(Override("a", weight_bits=3),))
@@ -238,6 +239,7 @@ def test_layers_with_bits_of_their_own_keep_them(code: WeightCode) -> None:
     assert f"weights: 1 of 3 bits, 2 of 8 bits, 3 {name}" in repr(qann)
 
 
+@pytest.mark.slow
 def test_subbit_leaves_other_kernels_uniform_and_ternary_takes_them_all() -> None:
     model = network("bottleneck")
     found = {}
@@ -273,6 +275,7 @@ def test_codes_that_no_layer_takes_are_refused() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", CODES)
 @pytest.mark.parametrize("name", ["residual", "bottleneck", "kinds_of_convolution"])
 def test_a_converted_network_is_exact_in_one_step(name: str, code: WeightCode) -> None:
@@ -302,6 +305,7 @@ def test_steps_are_powers_of_two_where_asked_for(code: WeightCode) -> None:
     assert torch.equal(exponents, exponents.round())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", CODES)
 def test_training_lowers_the_loss(code: WeightCode) -> None:
     spec = QuantSpec(weights=code, codeword_bits=4, act_bits=3)
@@ -321,6 +325,7 @@ def test_training_lowers_the_loss(code: WeightCode) -> None:
     assert torch.equal(simulate(convert(qann), x, time_steps=1).logits[-1], qann(x))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("code", CODES)
 def test_coded_layers_come_back_from_json_and_from_a_file(code: WeightCode, tmp_path: Path) -> None:
     spec = QuantSpec(weights=code, codeword_bits=4, scale=Scale.POWER_OF_TWO)

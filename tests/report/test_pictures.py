@@ -73,6 +73,7 @@ DRAWINGS: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_a_picture_is_a_png_of_a_size_that_can_be_read_and_nothing_else_is_left(
     name: str, tmp_path: Path
@@ -86,6 +87,7 @@ def test_a_picture_is_a_png_of_a_size_that_can_be_read_and_nothing_else_is_left(
     assert [item.name for item in path.parent.iterdir()] == ["picture.png"]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_text_does_not_leave_the_picture_nor_titles_cover_each_other(
     name: str, tmp_path: Path, drawn: list[Figure]
@@ -161,6 +163,7 @@ def test_rows_without_an_ann_are_drawn_without_its_line(
     assert len(visible(drawn[0])[0].lines) == 2 + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kinds", [1, 4, 5])
 def test_each_kind_of_rows_has_two_panels_headed_by_what_differs(
     kinds: int, tmp_path: Path, drawn: list[Figure]

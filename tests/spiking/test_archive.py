@@ -82,6 +82,7 @@ def copied(stored: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_a_quantized_network_comes_back_with_the_same_logits(name: str, tmp_path: Path) -> None:
     qann = quantized(name)
@@ -96,6 +97,7 @@ def test_a_quantized_network_comes_back_with_the_same_logits(name: str, tmp_path
             assert torch.equal(loaded(batch), qann(batch))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", KINDS)
 def test_a_spiking_network_comes_back_with_the_same_spikes(name: str, tmp_path: Path) -> None:
     snn = convert(quantized(name))
@@ -131,6 +133,7 @@ def test_ladder_presentation_and_window_come_back(settings: dict[str, Any], tmp_
     assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["residual", "one_relu"])
 def test_a_loaded_network_trains_as_the_one_that_was_saved(name: str, tmp_path: Path) -> None:
     qann = quantized(name)
@@ -296,6 +299,7 @@ CHANGES: dict[str, Callable[[Any], None]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_description_that_makes_no_network_is_refused(copied: Path, what: str) -> None:
     edit(copied, CHANGES[what], sign=True)
@@ -303,6 +307,7 @@ def test_a_description_that_makes_no_network_is_refused(copied: Path, what: str)
         load(copied)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "change",
     [

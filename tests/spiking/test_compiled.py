@@ -23,11 +23,22 @@ WAYS: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-CASES = [*((name, "uniform") for name in NETWORKS), *(("residual", way) for way in WAYS)]
+CASES = dict.fromkeys(
+    [*((name, "uniform") for name in NETWORKS), *(("residual", way) for way in WAYS)]
+)
 
 
-@pytest.mark.parametrize("unrolled", [False, True])
-@pytest.mark.parametrize(("name", "way"), dict.fromkeys(CASES))
+@pytest.mark.parametrize(
+    ("name", "way", "unrolled"),
+    [
+        pytest.param(
+            *(name, way, unrolled),
+            marks=pytest.mark.slow if name in ("residual", "pools") else pytest.mark.long,
+        )
+        for name, way in CASES
+        for unrolled in (False, True)
+    ],
+)
 def test_its_steps_are_those_of_the_simulation(name: str, way: str, unrolled: bool) -> None:
     options, steps = WAYS[way]
     snn, batch = convert(quantized(name), **options), images(4, shape_of(name), seed=21)
@@ -41,7 +52,13 @@ def test_its_steps_are_those_of_the_simulation(name: str, way: str, unrolled: bo
             assert torch.equal(run.spike_counts[layer], wanted.spike_counts[layer])
 
 
-@pytest.mark.parametrize(("way", "unrolled"), [("uniform", False), ("every_step", True)])
+@pytest.mark.parametrize(
+    ("way", "unrolled"),
+    [
+        pytest.param("uniform", False, marks=pytest.mark.slow),
+        pytest.param("every_step", True, marks=pytest.mark.long),
+    ],
+)
 def test_compiled_it_is_the_same_but_for_rounding(way: str, unrolled: bool) -> None:
     options, steps = WAYS[way]
     snn, batch = convert(quantized("residual"), **options), images(16, seed=22)
@@ -57,6 +74,7 @@ def _plain(snn: Any) -> Any:
     return lambda batch, time_steps: simulate(snn, batch, time_steps=time_steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("unrolled", "graphs"), [(False, 1), (True, 2)])
 def test_steps_are_one_graph_compiled_once_or_once_for_each_T(unrolled: bool, graphs: int) -> None:
     snn = convert(quantized("residual"), ladder=Uniform(3), presentation="every_step")
@@ -73,6 +91,7 @@ def test_steps_are_one_graph_compiled_once_or_once_for_each_T(unrolled: bool, gr
     assert not unrolled or sizes[1] > 1.5 * sizes[0]
 
 
+@pytest.mark.slow
 def test_wrong_requests_say_what_is_allowed() -> None:
     waiting = convert(quantized("residual"), ladder=Uniform(3), whole_window=True)
     with pytest.raises(SpecError, match="whole_window=False"):

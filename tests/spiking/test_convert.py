@@ -8,7 +8,6 @@ import json
 import math
 
 import pytest
-import timm
 import torch
 from networks import (
     PAIRS,
@@ -21,6 +20,7 @@ from networks import (
     quantized,
     shape_of,
 )
+from timm_networks import TIMM, timm_names
 from torch import Tensor, nn
 
 from mt_convert.errors import SpecError, UnsupportedLayerError
@@ -52,7 +52,6 @@ MODES = [
     ({"presentation": "every_step"}, False),
     ({"whole_window": True}, False),
 ]
-TIMM = ["resnet18", "vgg11_bn", "mobilenetv2_100", "densenet121", "regnetx_002"]
 
 
 def assert_exact(qann: QuantizedModel, snn: SpikingModel, batch: Tensor, literal: bool) -> None:
@@ -69,6 +68,7 @@ def assert_exact(qann: QuantizedModel, snn: SpikingModel, batch: Tensor, literal
 # ----------------------------------------------------------------------------------- invariant 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "batch_norm"), PAIRS)
 def test_one_step_with_a_full_ladder_is_the_quantized_network(
     name: str, batch_norm: BatchNorm
@@ -81,10 +81,9 @@ def test_one_step_with_a_full_ladder_is_the_quantized_network(
     assert all(torch.equal(value, before[key]) for key, value in qann.state_dict().items())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize("name", timm_names())
 def test_one_step_with_a_full_ladder_is_the_quantized_timm_model(name: str) -> None:
-    model = lived_in(timm.create_model(name, num_classes=10))
+    model = lived_in(TIMM[name]())
     if name == "vgg11_bn":  # its 100 million weights take minutes to fit to 4 bits
         spec, size = QuantSpec(weight_bits=8, batch_norm=BatchNorm.FOLD), 64
     else:
@@ -125,6 +124,7 @@ def around_thresholds(step: Tensor, levels: range) -> Tensor:
     return torch.cat(values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "bits"),
     [(nn.ReLU(), 4), (nn.ReLU(), 1), (nn.ReLU6(), 6), (nn.Hardtanh(-1.5, 2), 4), (nn.ReLU(), 8)],
@@ -149,6 +149,7 @@ def test_one_step_is_exact_a_few_ulp_around_every_threshold(layer: nn.Module, bi
     assert broken > 1, "the check cannot tell a step that is wrong by a millionth"
 
 
+@pytest.mark.slow
 def test_thresholds_above_the_bound_of_relu6_do_not_exist() -> None:
     qann = one_activation(nn.ReLU6(), 5)
     set_step(qann, 0.9)  # round(6 / 0.9) = 7
@@ -219,6 +220,7 @@ def test_a_copied_spiking_network_is_whole() -> None:
 # ---------------------------------------------------------------------------------------- report
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("name", "batch_norm"), PAIRS)
 def test_every_weighted_layer_is_fed_by_spikes_or_listed_with_the_reason(
     name: str, batch_norm: BatchNorm
@@ -354,6 +356,7 @@ def test_a_neuron_spec_comes_back_from_json(spec: NeuronSpec) -> None:
     assert neuron_spec_from_json(json.loads(json.dumps(neuron_spec_to_json(spec)))) == spec
 
 
+@pytest.mark.slow
 def test_power_of_two_steps_stay_powers_of_two() -> None:
     spec = QuantSpec(scale=Scale.POWER_OF_TWO)
     snn = convert(quantize(network("one_relu"), spec, calibration=images(8)))
@@ -373,6 +376,7 @@ class OfSizes(nn.Module):
         return self.head(torch.relu(self.stem(x)).mean((2, 3)) + torch.relu(line))
 
 
+@pytest.mark.slow
 def test_an_activation_on_sizes_alone_stays_what_it_is() -> None:
     snn = convert(quantize(OfSizes(), QuantSpec(), calibration=images(8)), verify=images(4))
     assert [row.name for row in snn.report.neurons] == ["relu", "head_input"]

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision.models as tv
 from networks import conv, images, lived_in
+from settling import check_settling
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.convnext import CNBlockConfig
@@ -23,24 +24,27 @@ from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.conversion_report import ConversionReport
 from mt_convert.spiking.convert import convert
+from mt_convert.spiking.model import SpikingModel
 
 aten = torch.ops.aten
 
 
-def report_of(model: nn.Module, shape: tuple[int, ...] = (2, 8, 8)) -> ConversionReport:
-    """The report of a conversion that was verified on three images."""
+def converted(model: nn.Module, shape: tuple[int, ...] = (2, 8, 8)) -> SpikingModel:
+    """A conversion that was verified on two images."""
     qann = quantize(model.eval(), QuantSpec(), calibration=images(4, shape, seed=2))
-    return convert(qann, verify=images(2, shape, seed=5)).report
+    return convert(qann, verify=images(2, shape, seed=5))
 
 
-def check(report: ConversionReport) -> None:
-    """Exact, at rest in time, and spike-fed but for the first layer."""
+def check(snn: SpikingModel) -> ConversionReport:
+    """Exact, at rest in time, and spike-fed but for the first layer; the report."""
+    report = snn.report
     verdict = report.verdict
     assert verdict is not None
     assert verdict.exact_t1, verdict.differs
     assert verdict.adversarial > 0
-    assert verdict.settling_t is not None
+    check_settling(verdict, snn)
     assert [row.fed_by for row in report.weighted if not row.spike_fed] == [("input_quant",)]
+    return report
 
 
 # ----------------------------------------------------------------------------- torchvision's models
@@ -117,19 +121,20 @@ VISION: dict[str, tuple[Callable[[], nn.Module], int, int, set[str]]] = {
     "mnasnet": (lambda: tv.MNASNet(0.1, 5), 32, 30, set()),
     "googlenet": (googlenet, 32, 50, {"max_pool2d"}),
 }
-SLOW = ("googlenet", "mobilenet_v3_small", "mnasnet", "swin_v2", "resnet18", "squeezenet1_1")
+MARKS = {
+    **dict.fromkeys(("googlenet", "mobilenet_v3_small", "mnasnet"), pytest.mark.long),
+    **dict.fromkeys(("swin_v2", "resnet18", "squeezenet1_1", "convnext"), pytest.mark.slow),
+}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in VISION]
-)
+@pytest.mark.sampled
+@pytest.mark.parametrize("name", [pytest.param(n, marks=MARKS.get(n, ())) for n in VISION])
 def test_a_torchvision_model_converts_exactly(name: str) -> None:
     build, size, neurons, analog = VISION[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = lived_in(build())
-    report = report_of(model, (3, size, size))
-    check(report)
+    report = check(converted(model, (3, size, size)))
     assert len(report.neurons) >= neurons
     found = {row.operator.split(".")[1] for row in report.analog if row.operator.startswith("aten")}
     assert found == analog
@@ -199,22 +204,22 @@ def seeded(build: Callable[[], nn.Module]) -> nn.Module:
         return lived_in(build())
 
 
+@pytest.mark.slow
 def test_reshapes_in_the_style_of_einops_convert_at_any_batch_size() -> None:
     model = seeded(Rearranged)
     graph, x = trace(model, images(2)), images(5)
     assert torch.equal(graph(x), model(x))
-    report = report_of(model)
-    check(report)
+    report = check(converted(model))
     assert [row.layer for row in report.weighted] == ["Conv2d", "Linear", "Linear"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deep", [False, True])
 def test_control_flow_is_resolved_for_the_given_size_and_each_use_has_its_neurons(
     deep: bool,
 ) -> None:
     model = seeded(partial(Decides, deep))
-    report = report_of(model)
-    check(report)
+    report = check(converted(model))
     assert [row.name for row in report.weighted].count("block.0") == 3
     fed_by = [row.fed_by for row in report.weighted if row.name == "block.0"]
     assert len(set(fed_by)) == 3
@@ -225,9 +230,9 @@ def test_control_flow_is_resolved_for_the_given_size_and_each_use_has_its_neuron
     assert "aten.max_pool2d.default" not in [str(node.target) for node in small.graph.nodes]
 
 
+@pytest.mark.slow
 def test_a_plain_transformer_encoder_converts_with_both_products_spike_fed() -> None:
-    report = report_of(seeded(Transformer))
-    check(report)
+    report = check(converted(seeded(Transformer)))
     products = [row for row in report.weighted if row.layer == "aten.matmul.default"]
     assert len(products) == 4
     assert all(row.spike_fed and len(row.fed_by) == 2 for row in products)
@@ -303,6 +308,7 @@ class Strange(nn.Module):
         return self.head(self.function(self.stem(x)).flatten(1)[:, :8])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("function", "names"),
     [
@@ -332,8 +338,7 @@ def test_the_users_rule_for_an_unknown_operator_makes_the_model_convert() -> Non
     qann = quantize(model, QuantSpec(), calibration=x, rules=rules)
     with pytest.raises(UnsupportedLayerError, match=r"aten\.special_i0\.default"):
         convert(qann)
-    report = convert(qann, rules=rules, verify=images(3)).report
-    check(report)
+    report = check(convert(qann, rules=rules, verify=images(3)))
     assert [row.reason for row in report.analog[1:]] == ["Bessel's function"]
 
 
@@ -341,7 +346,7 @@ def test_the_users_rule_wins_over_the_default_one() -> None:
     rules = {**DEFAULT_RULES, aten.silu.default: Rule(OperatorKind.DIFFERENCE, "mine")}
     model = seeded(partial(Strange, F.silu))
     qann = quantize(model, QuantSpec(), calibration=images(8, seed=2), rules=rules)
-    check(convert(qann, rules=rules, verify=images(3)).report)
+    check(convert(qann, rules=rules, verify=images(3)))
     reasons = [
         convert(qann, rules=table).report.analog[1].reason for table in (rules, DEFAULT_RULES)
     ]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from networks import images
 from networks_of_operators import FAMILIES, Do, maps, network, tokens
+from settling import check_settling
 from torch import Tensor, fx, nn
 
 from mt_convert.graph.nodes import WEIGHTED, layer_nodes
@@ -87,13 +88,13 @@ def check_the_traced_network_is_the_model(name: str) -> None:
 
 
 def check_the_verdict(snn: SpikingModel) -> None:
-    """Exact at one step, next to thresholds too, and at rest within the steps tried."""
+    """Exact at one step, next to thresholds too, and at rest in time."""
     verdict = snn.report.verdict
     assert verdict is not None
     assert verdict.exact_t1, verdict.differs
     assert verdict.adversarial > 0
     assert verdict.thresholds == 4  # of 15
-    assert verdict.settling_t is not None
+    check_settling(verdict, snn)
 
 
 def check_the_report(snn: SpikingModel, name: str) -> None:
@@ -108,6 +109,7 @@ def check_the_report(snn: SpikingModel, name: str) -> None:
     assert all(row.reason for row in report.analog)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=pytest.mark.slow if n in LONGEST else ()) for n in FAMILIES],

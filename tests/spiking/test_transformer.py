@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from networks import levels_of
+from settling import check_settling, rests_by
 from torch import Tensor, nn
 
 from mt_convert.data import DataSpec, Draw, images, open_data
@@ -107,8 +108,8 @@ def test_the_verdict_of_the_conversion_says_so_and_when_fewer_thresholds_settle(
     assert verdict.differs == ()
     assert verdict.images == 8
     assert verdict.thresholds < trained.qann.spec.levels
-    assert verdict.settling_t is not None
-    assert verdict.settling_t > 1
+    check_settling(verdict, snn)
+    assert verdict.settling_t != 1
 
 
 def test_both_products_of_attention_are_fed_by_spikes_on_both_sides(trained: Trained) -> None:
@@ -136,7 +137,7 @@ def test_fewer_thresholds_settle_on_the_same_numbers_for_every_test_image(
 ) -> None:
     levels, logits = levels_of(trained.qann, trained.test)
     snn = convert(trained.qann, ladder=Uniform(thresholds), signed=True)
-    run = simulate(snn, trained.test, time_steps=16)
+    run = simulate(snn, trained.test, time_steps=rests_by(snn, thresholds))
     assert not torch.equal(run.logits[0], logits), "a single step is not enough"
     for name, expected in levels.items():
         assert torch.equal(run.totals[name], expected), name

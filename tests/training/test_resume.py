@@ -150,6 +150,7 @@ def stop_at(
     monkeypatch.setattr(owner, name, wrapped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "nth", "after"),
     [
@@ -192,12 +193,14 @@ def interrupted(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_only_the_latest_checkpoint_is_kept_and_nothing_is_pickled(interrupted: Path) -> None:
     assert names(interrupted) == ["000000037"]
     files = sorted(p.name for p in (interrupted / "checkpoint" / "000000037").iterdir())
     assert files == ["best.safetensors", "numbers.json", "tensors.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named(interrupted: Path) -> None:
     victim = interrupted / "checkpoint" / "000000037" / "tensors.safetensors"
     victim.write_bytes(victim.read_bytes()[:100])
@@ -205,6 +208,7 @@ def test_a_damaged_checkpoint_is_named(interrupted: Path) -> None:
         run(interrupted)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_network_is_refused(interrupted: Path, digits: Splits) -> None:
     other = network()
     other[5] = nn.Linear(512, 11)
@@ -303,6 +307,7 @@ def test_parameters_stay_the_ones_the_optimizer_steps(tmp_path: Path, digits: Sp
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_shared_tensors_and_several_workers_survive(tmp_path: Path, digits: Splits) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

@@ -19,7 +19,6 @@ additions per event of every neuron. A zero weight is a connection like any othe
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,9 +27,10 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_map_only
 
-from ...graph.nodes import WEIGHTED, is_constant, layer_of, name_and_operator
-from ...graph.rules import OperatorKind, Rule, data_inputs, rule_of
-from ...graph.signals import Signal, signals_of
+from ...graph.nodes import WEIGHTED
+from ...graph.operations import Operation, Operations
+from ...graph.rules import OperatorKind
+from ...graph.signals import Signal
 from ...neurons.layer import MTNeuron
 from ...spiking.model import SpikingModel
 from .bits import FLOAT_BITS, level_bits, weight_bits
@@ -72,7 +72,7 @@ class Paths:
     shows: Mapping[fx.Node, Tensor]
     feeders: Mapping[fx.Node, tuple[fx.Node, ...]]
     fanouts: Mapping[fx.Node, Fanout]
-    carries: Mapping[fx.Node, Signal]
+    operations: Operations
     lost: frozenset[fx.Node]
 
 
@@ -95,36 +95,36 @@ def event_paths(snn: SpikingModel) -> Paths:
     walk = _Walk(snn)
     with torch.inference_mode(False), torch.no_grad():
         walk.run(torch.zeros(1, *snn.image_shape, dtype=example.dtype, device=example.device))
-    assert not walk.rows, "every row of the count belongs to a node"
     return Paths(
         neurons=tuple(walk.neurons),
         shows=walk.shows,
         feeders=walk.feeders,
         fanouts=walk.fanouts,
-        carries=walk.carries,
+        operations=walk.operations,
         lost=frozenset(walk.lost),
     )
 
 
-def pick_maximum(layers: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Tensor]) -> Any:
+def pick_maximum(operations: Operations, node: fx.Node, values: Mapping[fx.Node, Tensor]) -> Any:
     """What a maximum gives, and the movements in front of it, from values of layers of neurons.
 
     Example:
         >>> from torch import nn
+        >>> from ...graph.operations import operations
         >>> from ...graph.trace import trace
         >>> layers = trace(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), torch.zeros(2, 1, 2, 2))
         >>> _, relu, maximum, _ = layers.graph.nodes
-        >>> pick_maximum(layers, maximum, {relu: torch.arange(4.0).reshape(1, 1, 2, 2)}).item()
+        >>> values = {relu: torch.arange(4.0).reshape(1, 1, 2, 2)}
+        >>> pick_maximum(operations(layers), maximum, values).item()
         3.0
     """
     if node in values:
         return values[node]
     args: Any
     args, kwargs = fx.map_arg(
-        (node.args, node.kwargs), lambda item: pick_maximum(layers, item, values)
+        (node.args, node.kwargs), lambda item: pick_maximum(operations, item, values)
     )
-    call: Any = layer_of(layers, node) or node.target
-    return call(*args, **kwargs)
+    return operations[node].call(*args, **kwargs)
 
 
 class _Walk(fx.Interpreter):
@@ -132,9 +132,7 @@ class _Walk(fx.Interpreter):
 
     def __init__(self, snn: SpikingModel) -> None:
         super().__init__(snn.layers)
-        self.layers, self.rules = snn.layers, snn.rules
-        self.carries = signals_of(snn.layers, snn.rules)
-        self.rows = deque(count_macs(snn))
+        self.operations, self.macs = snn.operations, count_macs(snn)
         self.neurons: list[fx.Node] = []
         self.shows: dict[fx.Node, Tensor] = {}
         self.feeders: dict[fx.Node, tuple[fx.Node, ...]] = {}
@@ -145,43 +143,40 @@ class _Walk(fx.Interpreter):
         self.lost: set[fx.Node] = set()
 
     def run_node(self, node: fx.Node) -> Any:
-        layer = layer_of(self.layers, node)
-        if isinstance(layer, MTNeuron):
+        row = self.operations[node]
+        if isinstance(row.layer, MTNeuron):
             value = self.fetch_args_kwargs_from_env(node)[0][0]
         else:
             value = super().run_node(node)
         if node.op == "placeholder":
             self.bits[node] = FLOAT_BITS
-        elif node.op != "output" and not is_constant(node):
-            rule = rule_of(self.layers, node, self.rules)
-            assert rule is not None, "what has no rule is not converted"
+        elif node.op != "output" and not row.constant:
             with torch.enable_grad():
-                self._follow(node, rule, value)
+                self._follow(row, value)
         return value
 
-    def _follow(self, node: fx.Node, rule: Rule, value: Any) -> None:
+    def _follow(self, row: Operation, value: Any) -> None:
         """Note what becomes of the events that arrive at one node."""
-        layer, inputs = layer_of(self.layers, node), data_inputs(node)
-        if isinstance(layer, MTNeuron) or self.changing.intersection(inputs):
+        node, inputs = row.node, row.inputs
+        assert row.rule is not None, "what has no rule is not converted"
+        if isinstance(row.layer, MTNeuron) or self.changing.intersection(inputs):
             self.changing.add(node)
-        passes = rule.kind in (OperatorKind.MOVE, OperatorKind.LINEAR) or rule.selects
+        passes = row.kind in (OperatorKind.MOVE, OperatorKind.LINEAR) or row.rule.selects
         widest = max(self.bits[item] for item in inputs) if passes else FLOAT_BITS
-        self.bits[node] = level_bits(layer) or widest
-        if self.rows and (self.rows[0].name, self.rows[0].operator) == name_and_operator(
-            self.layers, node
-        ):
-            self.fanouts[node] = self._fanout(node, layer, inputs)
-        if self.carries[node] is not Signal.SPIKES:
+        self.bits[node] = level_bits(row.layer) or widest
+        if node in self.macs:
+            self.fanouts[node] = self._fanout(row)
+        if row.signal is not Signal.SPIKES:
             return
-        if isinstance(layer, MTNeuron):
+        if isinstance(row.layer, MTNeuron):
             self.neurons.append(node)
             shows = torch.full(value.shape, len(self.neurons), device=value.device)
             self._source(node, shows, (node,))
         elif not all(item in self.events for item in inputs):
             self.lost.add(node)
-        elif rule.selects:
+        elif row.rule.selects:
             self._maximum(node)
-        elif (events := self._pass_on(node, rule)) is not None:
+        elif (events := self._pass_on(row)) is not None:
             self.events[node] = events
         else:
             self.lost.add(node)
@@ -198,8 +193,10 @@ class _Walk(fx.Interpreter):
         feeders = self._feeders(node)
         numbers = {item: self.shows[item].double() for item in feeders}
         if feeders:
-            highest = pick_maximum(self.layers, node, numbers)
-            lowest = -pick_maximum(self.layers, node, {item: -numbers[item] for item in feeders})
+            highest = pick_maximum(self.operations, node, numbers)
+            lowest = -pick_maximum(
+                self.operations, node, {item: -numbers[item] for item in feeders}
+            )
             if torch.equal(highest, lowest):
                 self._source(node, highest.long(), feeders)
                 return
@@ -212,25 +209,24 @@ class _Walk(fx.Interpreter):
         stack = node.all_input_nodes
         while stack:
             item = stack.pop()
-            rule = rule_of(self.layers, item, self.rules)
             if item in self.feeders:
                 sources |= dict.fromkeys(self.feeders[item])
-            elif rule is not None and rule.kind is OperatorKind.MOVE:
+            elif self.operations[item].kind is OperatorKind.MOVE:
                 stack += item.all_input_nodes
             else:
                 return ()
         return tuple(sources)
 
-    def _pass_on(self, node: fx.Node, rule: Rule) -> Any:
+    def _pass_on(self, row: Operation) -> Any:
         """The events behind a movement, a sum or an average; None if there is no way to tell."""
-        if rule.kind is OperatorKind.LINEAR and node.target in SCALINGS:
+        node = row.node
+        if row.kind is OperatorKind.LINEAR and node.target in SCALINGS:
             sides = zip(node.args[:2], self._events(node.args[:2]), strict=True)
             return math.prod(
                 value if side in self.events else (torch.as_tensor(value) != 0).double()
                 for side, value in sides
             )
-        operate: Any = layer_of(self.layers, node) or node.target
-        operate = PASSING_ON.get(node.target, operate if rule.kind is OperatorKind.MOVE else None)
+        operate = PASSING_ON.get(node.target, row.call if row.kind is OperatorKind.MOVE else None)
         args: Any = self._events(node.args)
         return None if operate is None else operate(*args, **self._events(node.kwargs))
 
@@ -240,40 +236,40 @@ class _Walk(fx.Interpreter):
             argument, lambda item: self.events[item] if item in self.events else self.env[item]
         )
 
-    def _fanout(self, node: fx.Node, layer: Any, inputs: list[fx.Node]) -> Fanout:
-        """The next row of the count, with the additions of one event of each source."""
-        row = self.rows.popleft()
-        if layer is not None:
-            bits = weight_bits(layer), max(self.bits[item] for item in inputs)
+    def _fanout(self, row: Operation) -> Fanout:
+        """A row of the count, with the additions of one event of each source."""
+        if row.layer is not None:
+            bits = weight_bits(row.layer), max(self.bits[item] for item in row.inputs)
         else:
-            sides: Any = node.args[:2]
+            sides: Any = row.node.args[:2]
             first, second = (self.bits.get(item, FLOAT_BITS) for item in sides)
             bits = max(first, second), min(first, second)
         additions = None
-        if row.spike_fed and all(item in self.events for item in inputs):
-            total = self._additions(node, layer)
+        if row.fed_by is Signal.SPIKES and all(item in self.events for item in row.inputs):
+            total = self._additions(row)
             if total is not None:
                 leaves = [self.events[source] for source in self.shows]
                 counts = torch.autograd.grad(total, leaves, allow_unused=True)
                 pairs = zip(self.shows, counts, strict=True)
                 additions = {item: count.round() for item, count in pairs if count is not None}
-        return Fanout(row, bits, bool(self.changing.intersection(inputs)), additions)
+        changes = bool(self.changing.intersection(row.inputs))
+        return Fanout(self.macs[row.node], bits, changes, additions)
 
-    def _additions(self, node: fx.Node, layer: Any) -> Tensor | None:
+    def _additions(self, row: Operation) -> Tensor | None:
         """The additions that all arriving events cause in a layer or product, linear in them."""
+        node, layer = row.node, row.layer
         sides: Any = node.args[:2]
         if isinstance(layer, WEIGHTED):
             return connections(layer, self.events[sides[0]].double())
-        if layer is not None or not set(data_inputs(node)) <= set(sides):
+        if layer is not None or not set(row.inputs) <= set(sides):
             return None
         total: Any = 0
-        operate: Any = node.target
         rest, kwargs = self._doubles(node.args[2:]), self._doubles(node.kwargs)
         for place, item in enumerate(sides):
             if item in self.events:
                 factors = [torch.ones_like(self.env[side]).double() for side in sides]
                 factors[place] = self.events[item].double()
-                total = total + operate(*factors, *rest, **kwargs).sum()
+                total = total + row.call(*factors, *rest, **kwargs).sum()
         return total
 
     def _doubles(self, argument: Any) -> Any:

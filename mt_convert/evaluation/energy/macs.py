@@ -8,16 +8,15 @@ in every count of this kind.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from ...graph.nodes import describe, node_name
-from ...graph.rules import Rule, data_inputs
-from ...graph.signals import Signal, signals_of
+from ...graph.operations import operations
+from ...graph.signals import Signal
 from ...spiking.model import SPIKING_RULES, SpikingModel
 from ...spiking.shapes import ShapeRun
 
@@ -48,37 +47,32 @@ class MacRow:
         return self.fed_by is Signal.SPIKES
 
 
-def count_macs(
-    network: SpikingModel | fx.GraphModule, rules: Mapping[Any, Rule] = SPIKING_RULES
-) -> tuple[MacRow, ...]:
+def count_macs(network: SpikingModel | fx.GraphModule) -> dict[fx.Node, MacRow]:
     """Every layer and product of a converted network, or of a traced graph, in order of execution.
 
     What reads parameters alone is computed once for all images and is left out. A layer used twice
-    has two rows. A converted network's own rules are taken before ``rules``.
+    has two rows. A converted network has its own rules, a graph the default ones.
 
     Example:
         >>> import torch
         >>> from torch import nn
         >>> from ...graph.trace import trace
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
-        >>> rows = count_macs(trace(net, torch.zeros(2, 1, 4, 4)))
+        >>> rows = count_macs(trace(net, torch.zeros(2, 1, 4, 4))).values()
         >>> [(row.name, row.macs, str(row.fed_by)) for row in rows]
         [('0', 144, 'image'), ('3', 32, 'spikes')]
     """
-    layers = network.layers if isinstance(network, SpikingModel) else network
-    rules = network.rules if isinstance(network, SpikingModel) else rules
-    carries = signals_of(layers, rules)
+    if isinstance(network, SpikingModel):
+        layers, rows = network.layers, network.operations
+    else:
+        layers, rows = network, operations(network, SPIKING_RULES)
     counter = _Counter(layers)
     counter.infer(batch=1)
-    rows = []
-    for node, macs in counter.macs.items():
-        sources = [carries[item] for item in data_inputs(node)]
-        if macs == 0 or not sources:
-            continue
-        others = [item for item in sources if item is not Signal.SPIKES]
-        fed_by = others[0] if others else Signal.SPIKES
-        rows.append(MacRow(node_name(node), describe(layers, node), macs, fed_by))
-    return tuple(rows)
+    return {
+        node: MacRow(rows[node].name, rows[node].operator, macs, rows[node].fed_by)
+        for node, macs in counter.macs.items()
+        if macs and rows[node].inputs
+    }
 
 
 def spike_fed_share(rows: Iterable[MacRow]) -> float:

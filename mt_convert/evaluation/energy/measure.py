@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, fx
+from torch import Tensor
 
 from ...errors import SpecError
-from ...graph.nodes import is_constant, layer_of, name_and_operator
-from ...graph.rules import OperatorKind, rule_of
+from ...graph.operations import Operation
+from ...graph.rules import OperatorKind
 from ...graph.signals import Signal
 from ...neurons.layer import MTNeuron
 from ...spiking.model import SpikingModel
@@ -75,13 +75,13 @@ def energy(
         if counts is None or snn.whole_window:
             batches = progress(images.split(batch_size), f"energy, T = {T}")
             counts = count_synops(snn, paths, batches, T)
-        rows = [*_rows(snn, paths, counts, T, len(images)), *rows]
+        rows = [*_rows(paths, counts, T, len(images)), *rows]
     return EnergyReport(
         images=len(images),
         prices=table,
         rows=tuple(rows),
         totals=tuple(_total([row for row in rows if row.time_steps == T], T, table) for T in steps),
-        not_counted=tuple(_list_uncounted(snn, paths)),
+        not_counted=tuple(_list_uncounted(paths)),
     )
 
 
@@ -95,13 +95,11 @@ def _steps(time_steps: int | Sequence[int], images: int, batch_size: int) -> lis
     return sorted(set(steps))
 
 
-def _rows(
-    snn: SpikingModel, paths: Paths, counts: StepCounts, T: int, images: int
-) -> list[EnergyRow]:
+def _rows(paths: Paths, counts: StepCounts, T: int, images: int) -> list[EnergyRow]:
     """A row for each weighted layer, product and layer of neurons, in order of execution."""
     rows = []
-    for node in snn.layers.graph.nodes:
-        layer = layer_of(snn.layers, node)
+    for node, row in paths.operations.items():
+        layer = row.layer
         if node in paths.fanouts:
             synops = float(counts.synops[node][:T].sum()) / images
             rows.append(_weighted_cost(paths.fanouts[node], T, synops))
@@ -109,8 +107,9 @@ def _rows(
             neurons, directions = paths.shows[node].numel(), 2 if layer.spec.signed else 1
             rows.append(
                 EnergyRow(
-                    *name_and_operator(snn.layers, node),
-                    fed_by=paths.carries[node.all_input_nodes[0]],
+                    name=row.name,
+                    operator=row.operator,
+                    fed_by=row.fed_by,
                     time_steps=T,
                     synops=0,
                     macs=0,
@@ -160,29 +159,28 @@ _EVERYWHERE = (
 )
 
 
-def _list_uncounted(snn: SpikingModel, paths: Paths) -> list[NotCounted]:
+def _list_uncounted(paths: Paths) -> list[NotCounted]:
     """Everything in the graph that works and has no number, then what every network has."""
     rows = []
-    for node in snn.layers.graph.nodes:
-        if node.op in ("call_module", "call_function") and not is_constant(node):
-            reason = _reason(snn, paths, node)
+    for row in paths.operations.values():
+        if row.node.op in ("call_module", "call_function") and not row.constant:
+            reason = _reason(paths, row)
             if reason:
-                rows.append(NotCounted(*name_and_operator(snn.layers, node), reason))
+                rows.append(NotCounted(row.name, row.operator, reason))
     return [*rows, *_EVERYWHERE]
 
 
-def _reason(snn: SpikingModel, paths: Paths, node: fx.Node) -> str:
+def _reason(paths: Paths, row: Operation) -> str:
     """Why a node has no number of its own; empty if it has one, or costs nothing."""
-    rule, layer = rule_of(snn.layers, node, snn.rules), layer_of(snn.layers, node)
+    rule, spiking = row.rule, row.signal is Signal.SPIKES
     assert rule is not None
-    spiking = paths.carries[node] is Signal.SPIKES
-    if isinstance(layer, Encoder):
+    if isinstance(row.layer, Encoder):
         return "quantizes the image, once"
-    if node in paths.fanouts:
-        fanout = paths.fanouts[node]
+    if row.node in paths.fanouts:
+        fanout = paths.fanouts[row.node]
         lost = fanout.row.spike_fed and fanout.additions is None
         return _LOST if lost else ""
-    if node in paths.lost:
+    if row.node in paths.lost:
         return "events cannot be followed through it"
     if rule.selects:
         return "its comparisons" + "; what it passes on is counted as events" * spiking

@@ -56,7 +56,7 @@ class _Tally:
     """Counts of one network, as its layers of neurons report them."""
 
     def __init__(self, snn: SpikingModel, paths: Paths, time_steps: int) -> None:
-        self.layers, self.paths = snn.layers, paths
+        self.paths = paths
         self.axes = image_axes(snn.layers)
         self.nodes = {str(node.target): node for node in paths.neurons}
         ladders = {name: layer.spec.ladder for name, layer in snn.neurons()}
@@ -84,7 +84,9 @@ class _Tally:
                 if node in feeders and all(item in arrived for item in feeders):
                     after, before = (
                         pick_maximum(
-                            self.layers, maximum, {item: arrived[item][k] for item in feeders}
+                            self.paths.operations,
+                            maximum,
+                            {item: arrived[item][k] for item in feeders},
                         )
                         for k in (0, 1)
                     )

@@ -175,7 +175,7 @@ def _own(size: int, device: torch.device) -> Work:
     qann = quantize(net, QuantSpec(weight_bits=4, act_bits=4), calibration=images)
     snn = convert(qann)
     model = integer(snn, backend="native")
-    macs = sum(row.macs for row in count_macs(snn)) * len(images)
+    macs = sum(row.macs for row in count_macs(snn).values()) * len(images)
     return lambda: model(images), macs
 
 

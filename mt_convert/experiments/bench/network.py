@@ -76,7 +76,7 @@ class Network:
     def size(self) -> dict[str, Any]:
         """What it takes at least: multiply-adds of an image, weights, numbers of an image."""
         return {
-            "macs": sum(row.macs for row in count_macs(self.spiking(self.levels))),
+            "macs": sum(row.macs for row in count_macs(self.spiking(self.levels)).values()),
             "weights": sum(value.numel() for value in self.ann.parameters()),
             "image": list(self.qann.image_shape),
             "levels": self.levels,

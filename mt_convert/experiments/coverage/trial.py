@@ -77,7 +77,7 @@ def _try(architecture: Architecture, settings: Settings, tell: Any) -> None:
 
 def _count(snn: SpikingModel) -> dict[str, Any]:
     """What spikes feed, and what stays analog."""
-    rows = count_macs(snn)
+    rows = count_macs(snn).values()
     total = max(1, sum(row.macs for row in rows))
     reasons = {row.name: row.reason for row in snn.report.analog}
     return {

@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ...errors import DataError, Fault, SpecError, UnsupportedLayerError
-from ...graph.nodes import fold_batch_norm_, is_constant, layer_nodes, node_name, set_image_shape
-from ...graph.rules import DEFAULT_RULES, OperatorKind, Rule, unknown_operators
-from ...graph.signals import reaching_output
+from ...graph.nodes import fold_batch_norm_, layer_nodes, node_name, set_image_shape
+from ...graph.operations import operations, reaching_output, unknown_operators
+from ...graph.rules import DEFAULT_RULES, OperatorKind, Rule
 from ...graph.trace import trace
 from ...neurons.dynamics import NeuronState
 from ...neurons.layer import MTNeuron
@@ -89,15 +89,16 @@ def build_from_scratch(
     if tensor_train is not None:
         model = decompose(model, tensor_train).model
     layers = trace(without_steps(model), example)
-    faults = unknown_operators(layers, rules)
+    rows = operations(layers, rules)
+    faults = unknown_operators(rows)
     if faults:
         raise UnsupportedLayerError(
             f"{len(faults)} operators of {type(model).__name__} have no rule", faults
         )
     names = [
-        str(node.target)
-        for node, _ in layer_nodes(layers, (nn.ReLU, nn.Hardtanh))
-        if not is_constant(node)
+        row.name
+        for row in rows.values()
+        if isinstance(row.layer, (nn.ReLU, nn.Hardtanh)) and not row.constant
     ]
     if not names:
         hint = "a ReLU, ReLU6 or Hardtanh, as module or function"
@@ -129,7 +130,8 @@ class ScratchNetwork(nn.Module):
         self.layers, self.time_steps, self.delayed = layers, time_steps, delayed
         self.read_out, self.compiled = ReadOut(read_out_tau, learn_read_out), compiled
         self.image_shape: tuple[int, ...] = tuple(layers.image_shape)  # type: ignore[arg-type]
-        self.reads_out: Collection[str] = {node.name for node in reaching_output(layers, _RULES)}
+        rows = operations(layers, _RULES)
+        self.reads_out: Collection[str] = {node.name for node in reaching_output(rows)}
         faults = _beside_images(layers, self.image_shape)
         if faults:
             raise UnsupportedLayerError(

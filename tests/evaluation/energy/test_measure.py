@@ -107,6 +107,7 @@ REACHED = {  # a convolution of one row and column of weights: outputs reached, 
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", REACHED)
 def test_an_event_counts_the_outputs_it_reaches_at_each_place_of_the_image(name: str) -> None:
     layer, channels, line = REACHED[name]
@@ -120,6 +121,7 @@ def test_an_event_counts_the_outputs_it_reaches_at_each_place_of_the_image(name:
     assert synops_of(energy(snn, image[None], time_steps=1)) == [float((image * reached).sum())]
 
 
+@pytest.mark.slow
 def test_a_group_reaches_its_own_outputs_alone() -> None:
     image = levels(4, 3, 3)
     assert counted(behind(nn.Conv2d(4, 8, 1, groups=2)), image) == 4 * image.sum()
@@ -129,12 +131,14 @@ def test_a_group_reaches_its_own_outputs_alone() -> None:
     assert counted(behind(depthwise), image) == 2 * (image * reached[:, None] * reached).sum()
 
 
+@pytest.mark.slow
 def test_a_linear_layer_adds_its_outputs_for_each_event() -> None:
     image = levels(2, 3, 4)
     assert counted(behind(nn.Flatten(), nn.Linear(24, 7)), image) == 7 * image.sum()
     assert counted(behind(nn.Linear(4, 5)), image) == 5 * image.sum(), "over the last axis"
 
 
+@pytest.mark.slow
 def test_a_convolution_of_a_line_or_a_volume_counts_alike() -> None:
     reached = torch.tensor([2.0, 3.0, 3.0, 2.0])
     line, volume = levels(2, 4), levels(1, 4, 4, 4)
@@ -146,6 +150,7 @@ def test_a_convolution_of_a_line_or_a_volume_counts_alike() -> None:
 # --------------------------------------------------------------------------- events of each ladder
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("ladder", "events"),
     [
@@ -193,6 +198,7 @@ def conv(inputs: int, outputs: int = 2) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
+@pytest.mark.slow
 def test_in_a_residual_sum_the_events_of_both_sides_arrive() -> None:
     image = levels(2, 3, 3, low=-L)
     expected = 2 * (image.abs() * FAN3).sum()
@@ -218,6 +224,7 @@ class Through(nn.Module):
         return self.layer(self.function(F.relu(x)))
 
 
+@pytest.mark.slow
 def test_movement_takes_events_along_drops_and_copies_them() -> None:
     image = levels(2, 4, 4)
     line = nn.Linear(4, 3)
@@ -231,6 +238,7 @@ def test_movement_takes_events_along_drops_and_copies_them() -> None:
     assert counted(padded, image) == (image * reached[:, None] * reached).sum()
 
 
+@pytest.mark.slow
 def test_an_average_carries_every_event_on_to_the_weights() -> None:
     image, flat = levels(2, 4, 4), nn.Flatten()
     whole = Through(lambda x: x.mean((2, 3)), nn.Linear(2, 5))
@@ -260,11 +268,13 @@ class Masked(nn.Module):
         return self.head(F.relu(x) * self.scale / 2)
 
 
+@pytest.mark.slow
 def test_a_scale_leaves_an_event_one_and_a_zero_leaves_none() -> None:
     image = levels(1, 5, 3)
     assert counted(Masked(), image) == 4 * image[..., [0, 2]].sum()
 
 
+@pytest.mark.slow
 def test_a_maximum_passes_on_the_change_of_what_it_shows() -> None:
     image = torch.tensor([[1.0, 3.0], [2.0, 0.0]])[None]
     net = behind(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1, 10))
@@ -299,6 +309,7 @@ class Scores(nn.Module):
         return F.relu(x) @ F.relu(-x).transpose(1, 2)
 
 
+@pytest.mark.slow
 def test_an_event_on_either_side_of_a_product_meets_the_total_of_the_other() -> None:
     image = levels(4, 3, low=-L)  # 4 rows of 3: 4 x 4 products of 3
     assert counted(Scores(), image) == 4 * image.abs().sum()
@@ -347,6 +358,7 @@ def random_network(seed: int) -> tuple[nn.Module, nn.Conv2d]:
     return net, second
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("seed", range(6))
 def test_every_event_of_a_random_network_is_counted_at_every_output_it_touches(seed: int) -> None:
     net, second = random_network(seed)
@@ -374,6 +386,7 @@ def test_every_event_of_a_random_network_is_counted_at_every_output_it_touches(s
 # ------------------------------------------------------------------------------ steps and batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["residual", "pools"])
 def test_more_steps_never_count_less_and_one_pass_shows_all_of_them(name: str) -> None:
     snn, batch = convert(quantized(name), ladder=Uniform(3), signed=True), images(3)
@@ -386,6 +399,7 @@ def test_more_steps_never_count_less_and_one_pass_shows_all_of_them(name: str) -
         assert energy(snn, batch, time_steps=total.time_steps).totals == (total,)
 
 
+@pytest.mark.slow
 def test_a_network_at_rest_adds_nothing() -> None:
     net, _ = random_network(0)
     report = energy(spiking(net, (1, 7, 6)), levels(2, 1, 7, 6, high=3), time_steps=(1, 5))
@@ -397,6 +411,7 @@ def test_a_network_at_rest_adds_nothing() -> None:
     assert energy(silent, -levels(2, 1, 7, 6), time_steps=3).totals[0].synops == 0
 
 
+@pytest.mark.slow
 def test_where_layers_wait_for_their_window_each_number_of_steps_is_a_run_of_its_own() -> None:
     net = nn.Sequential(
         nn.ReLU(), nn.MaxPool2d(2), conv(1), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3)
@@ -431,6 +446,7 @@ def test_a_batch_is_the_mean_of_its_images_also_where_windows_share_their_axis()
 # ----------------------------------------------------- multiply-accumulates, comparisons, prices
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "name", ["residual", "pools", "shared_conv", "shared_weight", "kinds_of_convolution", "line"]
 )
@@ -438,7 +454,7 @@ def test_every_multiply_accumulate_of_the_network_is_in_a_row(name: str) -> None
     qann = quantized(name, BatchNorm.KEEP if name in KEPT else BatchNorm.FOLD)
     snn = convert(qann, ladder=Uniform(3), signed=True)
     report = energy(snn, images(2, shape_of(name)), time_steps=(1, 3))
-    expected = count_macs(snn)
+    expected = count_macs(snn).values()
     for T, total in zip((1, 3), report.totals, strict=True):
         rows = [row for row in report.rows if row.time_steps == T and row.operator != "MTNeuron"]
         assert [(row.name, row.operator, row.ann_macs, row.fed_by) for row in rows] == [
@@ -450,6 +466,7 @@ def test_every_multiply_accumulate_of_the_network_is_in_a_row(name: str) -> None
         assert all((row.synops == 0) == (row.macs > 0) for row in rows)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("ladder", "signed", "thresholds"),
     [
@@ -471,6 +488,7 @@ def test_a_neuron_compares_with_each_threshold_in_each_step_and_direction(
         assert total.comparisons == thresholds * total.time_steps * (4 * 2 * 2 + 2)
 
 
+@pytest.mark.slow
 def test_a_layer_on_a_current_multiplies_in_every_step_and_on_the_image_once() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 3))
     for presentation in Presentation:
@@ -510,6 +528,7 @@ def test_picojoules_are_counts_times_prices_and_ratios_say_of_what() -> None:
     assert (FP32_45NM.mac_pj, FP32_45NM.ac_pj) == (4.6, 0.9)
 
 
+@pytest.mark.slow
 def test_bits_are_those_of_the_quantized_network() -> None:
     spec = QuantSpec(weight_bits=3, act_bits=2, first_bits=5, last_bits=4, input_bits=6)
     net = nn.Sequential(
@@ -558,6 +577,7 @@ def test_what_has_no_number_is_listed_by_name() -> None:
     assert "Conv2d" not in reasons
 
 
+@pytest.mark.slow
 def test_sums_before_weights_say_where_their_events_are_counted() -> None:
     snn = spiking(TwoSides(torch.add, conv(1)), (1, 3, 3))
     reasons = listed(energy(snn, levels(1, 1, 3, 3), time_steps=1))
@@ -575,13 +595,14 @@ LOST = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", LOST)
 def test_where_events_cannot_be_followed_macs_count_in_every_step_and_both_are_listed(
     name: str,
 ) -> None:
     snn = spiking(LOST[name], (1, 3, 3), Uniform(3))
     report = energy(snn, levels(2, 1, 3, 3, low=-L), time_steps=(1, 4))
-    (row,) = count_macs(snn)
+    (row,) = count_macs(snn).values()
     assert row.spike_fed
     assert [total.macs for total in report.totals] == [row.macs, 4 * row.macs]
     assert [total.synops for total in report.totals] == [0, 0]
@@ -590,13 +611,14 @@ def test_where_events_cannot_be_followed_macs_count_in_every_step_and_both_are_l
     assert missing[-1] == "Linear"
 
 
+@pytest.mark.slow
 def test_a_transformer_is_counted_layer_by_layer_products_included() -> None:
     size = {"depth": 1, "class_token": True, "global_pool": "token"}
     ann = build(ModelSpec("digits_vit", classes=10, channels=1, kwargs=size), image_size=8)
     batch = images(4, (1, 8, 8))
     snn = convert(quantize(ann.eval(), QuantSpec(), calibration=batch))
     report = energy(snn, batch, time_steps=(1, 2))
-    expected = {(row.name, row.operator): row for row in count_macs(snn)}
+    expected = {(row.name, row.operator): row for row in count_macs(snn).values()}
     products = [row for row in report.rows if "matmul" in row.operator and row.time_steps == 1]
     assert len(products) == 2
     assert all(row.synops > 0 and row.macs == 0 for row in products)
@@ -628,6 +650,7 @@ def test_a_report_is_plain_numbers_and_a_page() -> None:
     assert "45 nm, fp32" in page
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("steps", [0, (), (1, 0), (1.5,)])
 def test_steps_that_are_no_whole_numbers_from_1_are_refused(steps: object) -> None:
     snn = spiking(behind(nn.Linear(3, 2)), (2, 3))

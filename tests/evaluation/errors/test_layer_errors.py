@@ -261,6 +261,7 @@ def calibrated(snn: SpikingModel) -> SpikingModel:
     return snn.with_neurons(neurons)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["residual", "clamps"])
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 @pytest.mark.parametrize("changed", [False, True])
@@ -287,6 +288,7 @@ def test_every_row_is_what_the_tensors_say_and_its_causes_add_up(
             assert means == pytest.approx(row.whole.mean, rel=1e-6, abs=1e-12)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("changed", [False, True])
 def test_rates_are_what_the_spikes_say(changed: bool) -> None:
     plain = converted("clamps", 3, signed=True)
@@ -358,6 +360,7 @@ def weighted(values: list[float], weights: list[float]) -> float:
 # ------------------------------------------------------------------------------- what must be exact
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["residual", "clamps", "pools", "bottleneck"])
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 def test_one_step_with_all_levels_has_no_unevenness_in_any_view(
@@ -500,6 +503,7 @@ def test_networks_must_be_there_each_n_once() -> None:
             layer_errors(networks, [torch.zeros(1, 2)], time_steps=[1])
 
 
+@pytest.mark.slow
 def test_a_reference_of_another_network_is_refused_and_the_layers_named() -> None:
     other = convert(quantized("one_relu"))
     with pytest.raises(SpecError, match=r"(?s)another network.*n = 3  layers \['0'.*relu"):

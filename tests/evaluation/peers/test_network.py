@@ -53,6 +53,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.mark.slow
 def test_the_plain_form_of_a_net_is_the_same_function() -> None:
     for net in (lived_in(Net()), lived_in(Functional()), lived_in(OneReLU())):
         x = images(7, seed=3)
@@ -67,6 +68,7 @@ def test_the_plain_form_leaves_no_aten_operator_and_gives_each_activation_a_laye
     assert sum(isinstance(layer, nn.ReLU) for layer in network.modules()) == 3
 
 
+@pytest.mark.slow
 def test_the_plain_form_of_resnet20_keeps_its_shortcuts_and_the_model_as_it_was() -> None:
     model = lived_in(timm.create_model("resnet20_cifar")).train()
     network = plain(model, torch.randn(2, 3, 32, 32))
@@ -94,6 +96,7 @@ def test_operators_without_a_plain_form_are_all_listed() -> None:
     assert "cumsum" in caught.value.faults[1].what
 
 
+@pytest.mark.sampled
 def test_a_peer_shows_logits_for_every_step_and_the_same_twice(name: str, ann: nn.Module) -> None:
     network = peer_network(name, ann, images(BATCH + 8))
     x = images(5, seed=2)
@@ -106,6 +109,7 @@ def test_a_peer_shows_logits_for_every_step_and_the_same_twice(name: str, ann: n
     assert torch.equal(network.run(x, 2).logits, run.logits[:2])
 
 
+@pytest.mark.sampled
 def test_a_peer_names_its_neurons_and_leaves_nothing(name: str, ann: nn.Module) -> None:
     network = peer_network(name, ann, images(BATCH))
     # these two recipes put a max-pool before the neurons that feed it
@@ -116,6 +120,7 @@ def test_a_peer_names_its_neurons_and_leaves_nothing(name: str, ann: nn.Module) 
     assert network.version
 
 
+@pytest.mark.slow
 def test_the_running_mean_of_a_peer_approaches_the_logits_of_the_ann(
     name: str,
 ) -> None:
@@ -148,6 +153,7 @@ def test_the_spikes_of_a_peer_are_counted_per_neuron_and_image(name: str) -> Non
     torch.testing.assert_close(run.spikes_per_neuron, expected / 3)
 
 
+@pytest.mark.sampled
 def test_converting_leaves_the_network_and_the_random_state_alone(
     name: str, ann: nn.Module
 ) -> None:
@@ -160,6 +166,7 @@ def test_converting_leaves_the_network_and_the_random_state_alone(
     assert all(torch.equal(value, before[key]) for key, value in ann.state_dict().items())
 
 
+@pytest.mark.sampled
 def test_a_peer_writes_nothing(
     name: str, ann: nn.Module, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,6 +215,7 @@ def test_scaling_refuses_a_network_with_batch_norms() -> None:
         peer_network("sinabs_scaled", lived_in(Net()), images(4))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:estimate_delay_start")
 def test_the_delayed_read_out_is_the_mean_from_the_step_that_spikingjelly_names(
     ann: nn.Module,
@@ -263,6 +271,7 @@ def test_the_calls_of_a_peer_can_be_printed() -> None:
     assert "estimate_delay_start" in calls("spikingjelly_ltb")
 
 
+@pytest.mark.slow
 def test_peers_are_imported_only_where_they_are_used() -> None:
     code = (
         "import sys, mt_convert.evaluation.peers\n"

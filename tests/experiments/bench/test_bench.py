@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from paths import ROOT, Command
+from commands import Command
+from paths import ROOT
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -154,6 +155,7 @@ def failing(network: Network, case: Case) -> Any:
     raise RuntimeError("this cannot be made\nmore")
 
 
+@pytest.mark.slow
 def test_ours_are_bit_equal_and_who_cannot_run_is_named_with_the_reason(tiny: Network) -> None:
     known = all_contenders()
     wrong = Contender(
@@ -388,6 +390,7 @@ def test_findings_say_the_gain_what_it_is_due_to_and_where_it_ends() -> None:
     assert lines[-1].index("tiny") < lines[-1].index("large")
 
 
+@pytest.mark.slow
 def test_the_page_shows_every_row_and_who_is_absent(tmp_path: Path) -> None:
     text = pages.markdown("# Head\n", STORED)
     assert text.startswith("# Head\n\n## What was found")
@@ -448,6 +451,7 @@ def quick(out: Path, *words: str) -> Any:
     return CliRunner().invoke(cli.app, [*given, "--device", "cpu", *named, *words])
 
 
+@pytest.mark.slow
 def test_the_command_leaves_rows_page_and_picture_and_ctrl_c_leaves_them_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

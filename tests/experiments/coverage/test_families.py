@@ -14,8 +14,6 @@ from mt_convert.experiments.coverage.registry import Architecture, families
 from mt_convert.experiments.coverage.rows import CoverageRow, Settings, Table, read_table
 from mt_convert.experiments.coverage.trial import trial
 
-pytestmark = pytest.mark.slow
-
 SAMPLE = (
     *("cs3darknet_focus_s", "cspnext_tiny", "regnetx_002", "test_resnet", "inception_next_atto"),
     *("test_mambaout", "swiftformer_xs", "lcnetv2_small", "iformer_t", "deit_tiny_patch16_224"),
@@ -23,6 +21,10 @@ SAMPLE = (
     *("convit_tiny", "pvt_v2_b0", "fasternet_t0", "efficientformerv2_s0", "test_byobnet"),
     *("test_efficientnet", "rexnet_100", "starnet_s050", "test_coatnet", "test_vit", "resnest14d"),
     *("test_vit_relpos", "test_convnext", "volo_d1_224", "ghostnet_050"),
+)
+QUICK = (  # tried by `make test`; the others by `make test-long`
+    *("test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_byobnet"),
+    *("test_mambaout", "test_nfnet", "fasternet_t0", "regnetx_002", "resnetv2_18"),
 )
 STORED = EVAL / "coverage" / "results.json"
 
@@ -35,6 +37,8 @@ def stored() -> Table:
 def test_the_sample_has_25_families_or_more() -> None:
     found = {family for family, names in families().items() if set(names) & set(SAMPLE)}
     assert len(found) == len(SAMPLE) >= 25
+    assert set(QUICK) < set(SAMPLE)
+    assert len(QUICK) == 10
 
 
 def test_the_stored_table_has_every_family_of_timm(stored: Table) -> None:
@@ -45,7 +49,13 @@ def test_the_stored_table_has_every_family_of_timm(stored: Table) -> None:
     assert all(row.error for row in stored.rows if not row.converted)
 
 
-@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in QUICK else pytest.mark.long)
+        for name in SAMPLE
+    ],
+)
 def test_the_smallest_network_of_a_family_converts_exactly(name: str, stored: Table) -> None:
     family = next(family for family, names in families().items() if name in names)
     found = trial(Architecture(name, family), Settings(images=2), note=lambda _: None)

@@ -161,6 +161,7 @@ def test_names_mean_neurons() -> None:
 # --------------------------------------------------------------------------------------- the run
 
 
+@pytest.mark.slow
 def test_a_run_leaves_the_network_its_rows_and_a_page(finished: Path) -> None:
     rows = results_from_json(read_json(finished / "results.json"))
     assert [row.T for row in rows] == [1, 2, 3]
@@ -175,6 +176,7 @@ def test_a_run_leaves_the_network_its_rows_and_a_page(finished: Path) -> None:
     assert f"{row.snn_accuracy:.2f} % of 16 test images after 3 steps" in page
 
 
+@pytest.mark.slow
 def test_the_float_network_can_be_the_teacher(tmp_path: Path) -> None:
     words = ("train.epochs=1", "spiking.time_steps=1", "train.distillation_weight=0.9")
     taught = experiment.run(small(*words), tmp_path / "taught", resume=False)
@@ -186,6 +188,7 @@ def load_weights(out: Path) -> torch.Tensor:
     return load_tensors(out / "spiking" / "tensors.safetensors")["linear.weight"]
 
 
+@pytest.mark.slow
 def test_rows_are_what_the_stored_network_answers(finished: Path) -> None:
     network = stored.load(finished / "spiking")
     test = open_data(small().data).test  # type: ignore[arg-type]
@@ -211,6 +214,7 @@ def test_spikes_are_counted_by_hand() -> None:
     assert [row.spikes_per_neuron for row in rows] == [1.5, 3.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ladder", LADDERS)
 def test_a_row_calls_its_ladder_as_the_recipe_does(ladder: str) -> None:
     mode = "cascade" if ladder == "binary" else "parallel"
@@ -223,6 +227,7 @@ def test_a_row_calls_its_ladder_as_the_recipe_does(ladder: str) -> None:
     assert row.ladder == ladder
 
 
+@pytest.mark.slow
 def test_a_run_shows_its_table_and_what_was_trained(finished: Path) -> None:
     text = io.StringIO()
     experiment.show(finished, Console(file=text, width=100))
@@ -231,6 +236,7 @@ def test_a_run_shows_its_table_and_what_was_trained(finished: Path) -> None:
     assert str(finished) in said.replace(" ", "") or finished.name in said
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_kept_and_another_seed_is_not(finished: Path) -> None:
     def entered() -> list[str]:
         lines = (finished / "log.jsonl").read_text().splitlines()
@@ -245,6 +251,7 @@ def test_a_finished_run_is_kept_and_another_seed_is_not(finished: Path) -> None:
     assert entered() == ["evaluate", "report"]
 
 
+@pytest.mark.slow
 def test_it_starts_from_new_weights_or_from_those_of_the_float_network(tmp_path: Path) -> None:
     short = ("train.epochs=1", "train.lr=1e-12", "ann.epochs=2", "spiking.time_steps=1")
     fresh = experiment.run(small(*short), tmp_path / "fresh", resume=False)
@@ -260,6 +267,7 @@ def test_it_starts_from_new_weights_or_from_those_of_the_float_network(tmp_path:
     assert not torch.allclose(drawn, load_tensors(taken / "ann" / "model.safetensors")[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -285,11 +293,13 @@ def test_every_way_of_training_runs_from_a_recipe(words: tuple[str, ...], tmp_pa
 # ------------------------------------------------------------------------------------ what is kept
 
 
+@pytest.mark.slow
 def test_the_two_kinds_of_networks_are_not_read_as_each_other(finished: Path) -> None:
     with pytest.raises(CheckpointError, match=r"from_scratch\.archive\.load"):
         archive.load(finished / "spiking")
 
 
+@pytest.mark.slow
 def test_a_stored_network_that_was_changed_is_refused(
     finished: Path, tmp_path: Path, write_changed: Callable[[Path, Path], None]
 ) -> None:

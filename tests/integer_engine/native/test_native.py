@@ -297,11 +297,13 @@ def random_program(seed: int) -> Program:
     return net.program(net.sum(net.layer(flat, 5, None)))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("seed", range(40))
 def test_random_networks_give_the_numbers_of_torch(seed: int) -> None:
     check(random_program(seed), steps=(1, 2 + seed % 4), batches=(1, 2) if seed % 4 else (7,))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("seed", range(40, 46))
 def test_two_threads_give_the_numbers_of_torch(seed: int) -> None:
     check(random_program(seed), steps=(1, 4), batches=(1, 5), threads=(2,), sets=SETS[:1])
@@ -352,6 +354,7 @@ def test_exact_ties_and_every_ladder(
     check(net.program(net.sum(value)), steps=(1, 2, 5))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("bounds", [(0, 15), (-128, 127), (-8, 7), (0, 255)])
 @pytest.mark.parametrize("reach", [1, 4, 255, 40000])
@@ -408,6 +411,7 @@ PARTS: dict[str, tuple[Any, ...]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", PARTS)
 def test_parts_of_bytes_and_of_sums(name: str) -> None:
     """Images with a single row of light: rows at rest are left out, the right ones."""
@@ -440,6 +444,7 @@ def test_values_split_into_parts_and_joined_in_another_order(dim: int) -> None:
     check(net.program(net.sum(net.layer(net.pooled(value), 3, None))), steps=(1, 4))
 
 
+@pytest.mark.slow
 def test_resnet20_is_one_call() -> None:
     """Its shortcuts slice rows and columns and add channels of zeros."""
     images = seeded_images(4, (3, 32, 32))
@@ -567,6 +572,7 @@ def test_a_failing_build_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_processes_that_build_at_once_do_not_meet(tmp_path: Path) -> None:
     code = "from mt_convert.integer_engine.native import build as b\n"
     code += "b.FLAGS += '-O0',; b.library('portable')"

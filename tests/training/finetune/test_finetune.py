@@ -19,7 +19,7 @@ from mt_convert.neurons.surrogate import ATan, Linear
 from mt_convert.quantization.quantize import QuantizedModel
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
-from mt_convert.training import accuracy
+from mt_convert.training.accuracy import accuracy
 from mt_convert.training.finetune.finetune import FinetuneSpec, finetune
 from mt_convert.training.finetune.learner import TrainableSpikingModel
 from mt_convert.training.finetune.neuron import TrainableParts
@@ -68,6 +68,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("algorithm", [BPTT(), BPTT(0.5), OTTT(), OTTT(True), DSR()], ids=repr)
 def test_it_starts_at_the_conversion_and_never_ends_below(
@@ -105,6 +106,7 @@ def test_the_start_is_kept_where_training_makes_it_worse(
     assert torch.equal(simulate(done.snn, shown, time_steps=1).logits, wanted)
 
 
+@pytest.mark.slow
 def test_an_epoch_from_the_conversion_beats_the_same_from_random_weights(
     digits: Splits, qann: QuantizedModel, tmp_path: Path
 ) -> None:
@@ -135,6 +137,7 @@ class _Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_to_the_same_network(
     digits: Splits, qann: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,7 @@ def _gradients(learner: TrainableSpikingModel, algorithm: Any, batch: Tensor) ->
     }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("way", WAYS)
 def test_learning_starts_from_exactly_the_converted_network(way: str, name: str) -> None:
@@ -99,6 +100,7 @@ def test_learning_starts_from_exactly_the_converted_network(way: str, name: str)
     assert torch.equal(back.logits, wanted.logits)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("leaks", [False, True])
 def test_what_was_learned_is_what_simulate_runs_and_spikes_show(way: str, leaks: bool) -> None:
@@ -273,6 +275,7 @@ def test_ottt_is_bptt_with_the_carry_of_the_layers_above_cut() -> None:
             assert same == (name == LINEARS[-2])  # the last spiking layer alone
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("detached", [True, False])
 def test_bptt_on_totals_is_bptt_on_potentials(detached: bool) -> None:
     learner, batch = _chain(detached)
@@ -286,6 +289,7 @@ def test_bptt_on_totals_is_bptt_on_potentials(detached: bool) -> None:
         assert torch.allclose(found, wanted, rtol=0, atol=1e-10), name
 
 
+@pytest.mark.slow
 def test_at_one_step_ottt_is_bptt_and_at_full_reach_dsr_is_the_quantized_network() -> None:
     snn = mt.convert(quantized("residual"))
     learner, batch = TrainableSpikingModel(snn, 1), images(4, seed=23)
@@ -316,6 +320,7 @@ def _saved_bytes(run: Callable[[], Any]) -> int:
     return sum(storage.nbytes() for storage in held.values())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("algorithm", "flat"), [(BPTT(), False), (OTTT(), True), (DSR(), True)])
 def test_memory_is_flat_in_t_where_it_is_said_to_be(algorithm: Any, flat: bool) -> None:
     snn = mt.convert(quantized("residual"), ladder=Uniform(2), signed=True)

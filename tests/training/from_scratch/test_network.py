@@ -54,6 +54,7 @@ def _spiking(name: str, spec: NeuronSpec, time_steps: int) -> ScratchNetwork:
     ).eval()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_of_the_rules_table_can_be_trained(name: str) -> None:
     found = _spiking(name, PARALLEL, 2).train()
@@ -65,6 +66,7 @@ def test_every_network_of_the_rules_table_can_be_trained(name: str) -> None:
     assert any(float(item.abs().max()) > 0 for item in gradients)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_one_by_one_are_all_steps_at_once(kind: str) -> None:
     found = _spiking("residual", KINDS[kind], 4)
@@ -93,7 +95,13 @@ COMPILED = {
 }
 
 
-@pytest.mark.parametrize("kind", COMPILED)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.long if number else pytest.mark.slow)
+        for number, kind in enumerate(COMPILED)
+    ],
+)
 def test_one_kernel_for_all_steps_gives_the_same_spikes_and_gradients(kind: str) -> None:
     found = _spiking("residual", COMPILED[kind], 2).double().train()
     fused = deepcopy(found)
@@ -118,6 +126,7 @@ def test_one_kernel_for_all_steps_gives_the_same_spikes_and_gradients(kind: str)
             assert torch.allclose(grad, fused_grads[name], rtol=1e-9, atol=1e-12), name
 
 
+@pytest.mark.slow
 def test_traces_run_on_compiled_neurons_too() -> None:
     found = _spiking("residual", replace(PARALLEL, charge=LIF(2.0)), 2).double()
     fused = deepcopy(found)
@@ -129,6 +138,7 @@ def test_traces_run_on_compiled_neurons_too() -> None:
             assert torch.allclose(one.grad, other.grad, rtol=1e-9, atol=1e-12), name
 
 
+@pytest.mark.slow
 def test_a_process_may_have_more_neurons_than_torch_compiles_forms_of_a_function(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -141,6 +151,7 @@ def test_a_process_may_have_more_neurons_than_torch_compiles_forms_of_a_function
         assert torch.equal(found, neuron_steps.step_through(neuron, currents, None)[0])
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> None:
         raise torch._dynamo.exc.TorchDynamoException("no working C++ compiler\nand more")
@@ -152,6 +163,7 @@ def test_without_a_compiler_the_message_says_what_to_do(monkeypatch: pytest.Monk
         found(images(2))
 
 
+@pytest.mark.slow
 def test_at_one_step_without_a_decayed_input_nothing_leaks() -> None:
     """LIF and PLIF are one network there: the studies train it once."""
     batch, seen = 4 * images(5, seed=59), []
@@ -170,6 +182,7 @@ def test_at_one_step_without_a_decayed_input_nothing_leaks() -> None:
         assert all(torch.equal(grads[name], wanted[name]) for name in wanted)
 
 
+@pytest.mark.slow
 def test_frames_are_one_image_for_each_step() -> None:
     found = _spiking("residual", PARALLEL, 3)
     batch = 3 * images(4, seed=32)
@@ -188,6 +201,7 @@ def test_frames_are_one_image_for_each_step() -> None:
             found(wrong)
 
 
+@pytest.mark.slow
 def test_batch_norm_folds_into_one_layer_for_all_steps() -> None:
     net = nn.Sequential(
         *(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, bias=False)),
@@ -251,6 +265,7 @@ def _lesson(found: ScratchNetwork, batch: Tensor) -> Lesson:
     )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("charge", [IF(), LIF(2.0, decay_input=False), LIF(1.25)], ids=repr)
 def test_traces_give_bptt_with_the_carry_of_the_layers_above_cut(charge: Any) -> None:
     """METHODS 3 (i), (ii), (iv), float64: weights and biases, first layer included."""
@@ -268,6 +283,7 @@ def test_traces_give_bptt_with_the_carry_of_the_layers_above_cut(charge: Any) ->
             assert same == (name in LINEARS[2:]), part
 
 
+@pytest.mark.slow
 def test_at_one_step_ottt_is_bptt() -> None:
     found = _spiking("residual", replace(PARALLEL, charge=LIF(2.0)), 1)
     gradients = []
@@ -280,6 +296,7 @@ def test_at_one_step_ottt_is_bptt() -> None:
         assert one is None or torch.allclose(one, other, atol=1e-6)  # type: ignore[arg-type]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("charge", [IF(), LIF(2.0), LIF(1.25)], ids=repr)
 def test_several_steps_at_once_learn_what_they_learn_one_by_one(charge: Any) -> None:
     gradients = []
@@ -299,6 +316,7 @@ def test_several_steps_at_once_learn_what_they_learn_one_by_one(charge: Any) -> 
             assert torch.allclose(other, wanted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tau", [None, 1.5, 4.0])
 def test_a_read_out_weighs_the_steps_so_far(tau: float | None) -> None:
     plain, batch = _chain(IF())
@@ -320,6 +338,7 @@ def test_a_read_out_weighs_the_steps_so_far(tau: float | None) -> None:
     assert torch.equal(first(batch), ScratchNetwork(plain.layers, 1)(batch))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("tau", [None, 3.0])
 def test_a_read_out_goes_on_from_call_to_call(tau: float | None) -> None:
     plain, _ = _chain(LIF(1.25))
@@ -337,6 +356,7 @@ def test_a_read_out_goes_on_from_call_to_call(tau: float | None) -> None:
     assert torch.allclose(torch.cat(parts), wanted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_leaky_read_out_passes_each_step_its_weight() -> None:
     plain, _ = _chain(IF())
     found = ScratchNetwork(plain.layers, 5, read_out_tau=2.0)
@@ -347,6 +367,7 @@ def test_a_leaky_read_out_passes_each_step_its_weight() -> None:
     assert torch.allclose(each.grad[:, 0, 0], wanted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_read_out_learns_its_leak(tmp_path: Path) -> None:
     plain, batch = _chain(LIF(2.0))
     found = ScratchNetwork(plain.layers, 5, read_out_tau=3.0, learn_read_out=True).double()
@@ -422,6 +443,7 @@ def _trains(form: Form) -> tuple[ScratchNetwork, Tensor]:
     return deepcopy(_trained_trains(form)), frames
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", list(Form))
 def test_trains_in_the_time_loop_are_the_convolutions_they_are_merged_into(form: Form) -> None:
     found, frames = _trains(form)
@@ -447,6 +469,7 @@ def test_trains_in_the_time_loop_are_the_convolutions_they_are_merged_into(form:
     )
 
 
+@pytest.mark.slow
 def test_each_step_of_htt_has_the_weights_of_its_half() -> None:
     found, frames = _trains(Form.HTT)
     seen: list[tuple[str, int]] = []
@@ -473,6 +496,7 @@ def test_each_step_of_htt_has_the_weights_of_its_half() -> None:
     assert not torch.allclose(late, early, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", list(Form))
 def test_a_decomposed_model_becomes_the_same_network(form: Form) -> None:
     net, spec, how = lived_in(Blocks()), TRACED, TensorTrain(form, 3)
@@ -490,6 +514,7 @@ def test_a_decomposed_model_becomes_the_same_network(form: Form) -> None:
     assert all(grad is not None for grad in cores.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [Form.STT, Form.PTT])
 def test_traces_reach_the_cores_of_a_train(form: Form) -> None:
     """The gradient of the merged convolution, pulled back through the product of the cores."""
@@ -525,6 +550,7 @@ def test_traces_reach_the_cores_of_a_train(form: Form) -> None:
             assert torch.allclose(online, wanted.grad, rtol=0, atol=1e-10), (name, part)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", [BPTT(), OTTT(), OTTT(online=True)], ids=repr)
 def test_it_learns_the_digits(algorithm: Any, tmp_path: Path) -> None:
     data = DataSpec("digits", image_size=8, channels=1, classes=10, validation_share=0.2)
@@ -544,6 +570,7 @@ def test_it_learns_the_digits(algorithm: Any, tmp_path: Path) -> None:
     assert history.rows[-1].train_loss < history.rows[0].train_loss
 
 
+@pytest.mark.slow
 def test_delayed_a_layer_cannot_spike_before_its_step() -> None:
     torch.manual_seed(8)
     net = nn.Sequential(nn.Flatten(), *(nn.Linear(16, 16), nn.ReLU()) * 4, nn.Linear(16, 3))

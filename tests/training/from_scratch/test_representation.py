@@ -216,6 +216,7 @@ def del_(layer: nn.Module, name: str) -> Tensor:
     return value
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("charge", CHARGES, ids=repr)
 def test_a_chain_learns_from_what_its_layers_emitted(charge: Charge) -> None:
     steps = 3
@@ -240,6 +241,7 @@ def test_a_chain_learns_from_what_its_layers_emitted(charge: Charge) -> None:
         assert float(value.grad.abs().max()) > 1e-5
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("charge", LIVELY, ids=repr)
 @pytest.mark.parametrize("name", ["residual", "pools", "clamps"])
 def test_the_read_out_is_that_of_the_spikes_bit_for_bit(charge: Charge, name: str) -> None:
@@ -408,6 +410,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("way", REFUSED)
 def test_what_has_no_representation_is_refused(way: str) -> None:
     options, message = REFUSED[way]
@@ -446,6 +449,7 @@ def test_bounds_of_a_neuron_without_leak_bound_its_representation() -> None:
     assert torch.allclose(batch.grad, wanted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_it_learns_the_digits(tmp_path: Path) -> None:
     data = DataSpec("digits", image_size=8, channels=1, classes=10, validation_share=0.2)
     splits = open_data(replace(data, limit=700, test_images=200))

@@ -1,0 +1,322 @@
+"""One-line faults, each against an invariant, and the tests that must find them.
+
+``make mutants`` runs this file: every fault is put into a copy of the package, one after the
+other, and its guards are run on the copy. A guard that finds nothing is no guard.
+``tests/test_mutants.py`` holds the list to the code: old lines are there once, guards exist.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+from paths import ROOT
+
+PROCESSES = 2
+COPIED = ("mt_convert", "tests", "recipes", "pyproject.toml", "README.md")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A line of the package, what it becomes, and who must notice.
+
+    ``invariant`` is its number in the table of tests/README.md; ``file`` lies in mt_convert, guards
+    in tests. Lines are compared without their indentation.
+    """
+
+    invariant: int
+    file: str
+    old: str
+    new: str
+    guards: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The place and the new line."""
+        return f"{self.invariant:>2}  {self.file}: {self.new}"
+
+
+MUTANTS = (
+    Mutant(
+        1,
+        "neurons/totals.py",
+        "distance = y.round().clamp_(low, high).sub_(total)",
+        "distance = (y + 0.5).floor().clamp_(low, high).sub_(total)",
+        ("spiking/test_convert.py::test_one_step_is_exact_a_few_ulp_around_every_threshold",),
+    ),
+    Mutant(
+        1,
+        "spiking/simulate.py",
+        "return value / along_batch(step, value)",
+        "return value * (1 / along_batch(step, value))",
+        ("spiking/test_convert.py::test_one_step_is_exact_a_few_ulp_around_every_threshold",),
+    ),
+    Mutant(
+        2,
+        "neurons/dynamics.py",
+        "above, below = h >= (count + 1 - shift) * step, h < (count - shift) * step",
+        "above, below = (torch.zeros_like(h, dtype=torch.bool) for _ in range(2))",
+        (
+            "neurons/test_dynamics.py::test_closed_form_equals_the_literal_rule_at_every_float_next"
+            "_to_a_threshold",
+        ),
+    ),
+    Mutant(
+        2,
+        "neurons/totals.py",
+        "return torch.where("
+        "k.remainder(2) == 1, edge.nextafter(torch.full_like(k, math.inf)), edge)",
+        "return edge",
+        (
+            "neurons/test_totals.py::test_closed_form_equals_the_literal_rule_on_ties_and_their"
+            "_neighbours",
+        ),
+    ),
+    Mutant(
+        2,
+        "integer_engine/arithmetic.py",
+        "return Terms(tuple(parts), bias)",
+        "return Terms(tuple(parts))",
+        ("integer_engine/test_arithmetic.py::test_dyadic_weights_make_the_float_simulation_equal",),
+    ),
+    Mutant(
+        3,
+        "spiking/simulate.py",
+        "return torch.stack(amounts).repeat_interleave(batch)",
+        "return torch.stack(amounts).repeat(batch)",
+        ("spiking/test_simulate.py::test_layer_by_layer_equals_step_by_step",),
+    ),
+    Mutant(
+        4,
+        "spiking/simulate.py",
+        "self.totals: dict[str, Tensor] = {}",
+        'self.totals: dict[str, Tensor] = snn.__dict__.setdefault("left", {})',
+        ("spiking/test_simulate.py::test_a_run_leaves_no_state",),
+    ),
+    Mutant(
+        5,
+        "neurons/dynamics.py",
+        "v = h - (spikes.detach() if spec.detach_reset else spikes)",
+        "v = (h - (spikes.detach() if spec.detach_reset else spikes)).clamp(min=0)",
+        (
+            "neurons/test_dynamics.py::test_emitted_plus_residual_is_all_current_plus_the_initial"
+            "_potential",
+        ),
+    ),
+    Mutant(
+        6,
+        "neurons/totals.py",
+        "return distance.clamp_(-reach if spec.signed else 0, reach).add_(total)",
+        "return distance.clamp_(0, reach).add_(total)",
+        ("spiking/test_simulate.py::test_signed_totals_settle_on_the_quantized_levels_and_stay",),
+    ),
+    Mutant(
+        7,
+        "spiking/spike_by_spike.py",
+        "self.before[node] = now",
+        "self.before.setdefault(node, now)",
+        (
+            "spiking/test_spike_by_spike.py::test_a_temporal_difference_sums_to_the_maximum_of_the"
+            "_summed_input",
+        ),
+    ),
+    Mutant(
+        7,
+        "spiking/spike_by_spike.py",
+        "return operate(now[0], second + now[1]) + operate(first, now[1])",
+        "return operate(now[0], second + now[1])",
+        (
+            "spiking/test_operators.py::test_spikes_alone_give_the_same_totals_as_running_totals"
+            "[attention_explicit]",
+        ),
+    ),
+    Mutant(
+        8,
+        "evaluation/errors/sums.py",
+        "errors = (a - c, c - q, q - m, a - m)",
+        "errors = (a - c, c - q, m - q, a - m)",
+        (
+            "evaluation/errors/test_layer_errors.py::test_two_neurons_by_hand",
+            "evaluation/errors/test_layer_errors.py::test_every_row_is_what_the_tensors_say_and_its"
+            "_causes_add_up",
+        ),
+    ),
+    Mutant(
+        9,
+        "spiking/conversion_report.py",
+        "analog.append(AnalogRow(name, what, _NOT_SPIKES[others[0]]))",
+        "pass",
+        (
+            "spiking/test_convert.py::test_every_weighted_layer_is_fed_by_spikes_or_listed_with_the"
+            "_reason",
+        ),
+    ),
+    Mutant(
+        10,
+        "evaluation/energy/synops.py",
+        "self.synops[node][t] += float((places * additions).sum())",
+        "self.synops[node][t] += float(places.sum() * additions.max())",
+        (
+            "evaluation/energy/test_measure.py::test_an_event_counts_the_outputs_it_reaches_at_each"
+            "_place_of_the_image",
+        ),
+    ),
+    Mutant(
+        10,
+        "evaluation/energy/synops.py",
+        "events = count_events(emitted, self.ladders[number - 1])",
+        "events = count_events(emitted.clamp(min=0), self.ladders[number - 1])",
+        ("evaluation/energy/test_measure.py::test_a_spike_downwards_counts_like_one_upwards",),
+    ),
+    Mutant(
+        11,
+        "spiking/serialization.py",
+        'signed=bool(stored["signed"]),',
+        "signed=False,",
+        ("spiking/test_archive.py::test_ladder_presentation_and_window_come_back",),
+    ),
+    Mutant(
+        12,
+        "training/session.py",
+        "reader.load_state_dict(self.reading)",
+        "pass",
+        (
+            "training/test_resume.py::test_a_run_stopped_at_any_place_of_a_save_ends_with_the_same"
+            "_weights",
+        ),
+    ),
+    Mutant(
+        12,
+        "training/session.py",
+        'self.loss_sum = numbers["loss_sums"][self.share[0]]',
+        "self.loss_sum = 0.0",
+        (
+            "training/test_resume.py::test_a_run_stopped_at_any_place_of_a_save_ends_with_the_same"
+            "_weights",
+        ),
+    ),
+    Mutant(
+        13,
+        "integer_engine/arithmetic.py",
+        "with torch.autocast(numbers.device.type, enabled=False):",
+        "with torch.autocast(numbers.device.type, enabled=torch.is_autocast_enabled('cpu')):",
+        (
+            "integer_engine/test_arithmetic.py::test_autocast_and_a_fast_matmul_setting_change_no"
+            "_bit",
+        ),
+    ),
+    Mutant(
+        17,
+        "graph/trace.py",
+        "_keep_dropouts_(exported.graph)",
+        "pass",
+        ("graph/test_trace.py::test_dropout_is_active_in_training_alone",),
+    ),
+    Mutant(
+        17,
+        "graph/lift.py",
+        'use = f"{weight.name} {settings}"',
+        "use = weight.name",
+        ("graph/test_trace.py::test_one_weight_with_two_strides_becomes_two_layers",),
+    ),
+)
+
+
+def mutate(text: str, mutant: Mutant) -> str:
+    """The text with the new line; the old one must be there exactly once."""
+    lines = text.splitlines(keepends=True)
+    places = [number for number, line in enumerate(lines) if line.strip() == mutant.old]
+    if len(places) != 1:
+        raise ValueError(f"{mutant.file} has this line {len(places)} times: {mutant.old}")
+    (place,) = places
+    lines[place] = lines[place].replace(mutant.old, mutant.new)
+    return "".join(lines)
+
+
+def copy_into(folder: Path) -> Path:
+    """A copy of all that the guards need."""
+    folder.mkdir(parents=True)
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, folder / name, ignore=ignored)
+        else:
+            shutil.copy(source, folder / name)
+    return folder
+
+
+def run_guards(folder: Path, guards: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """The guards on a copy, until one fails."""
+    settings = {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    words = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=no", "--no-header")
+    return subprocess.run(
+        [sys.executable, *words, *(f"tests/{guard}" for guard in guards)],
+        cwd=folder,
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def outcome(folder: Path, mutant: Mutant) -> str:
+    """What the guards said of a mutant; the copy is as before."""
+    path = folder / "mt_convert" / mutant.file
+    before = path.read_text()
+    path.write_text(mutate(before, mutant))
+    try:
+        done = run_guards(folder, mutant.guards)
+    finally:
+        path.write_text(before)
+    if done.returncode == 1 and " failed" in done.stdout:
+        return "found"
+    if done.returncode == 0:
+        return "SURVIVED"
+    return f"NOT RUN: {(done.stdout + done.stderr).strip()[-500:]}"
+
+
+def outcomes(folders: list[Path]) -> Iterator[tuple[Mutant, str, float]]:
+    """Every mutant in one of the copies, two at a time."""
+    free: SimpleQueue[Path] = SimpleQueue()
+    for folder in folders:
+        free.put(folder)
+
+    def attempt(mutant: Mutant) -> tuple[Mutant, str, float]:
+        folder, started = free.get(), time.monotonic()
+        try:
+            return mutant, outcome(folder, mutant), time.monotonic() - started
+        finally:
+            free.put(folder)
+
+    with ThreadPoolExecutor(len(folders)) as pool:
+        yield from pool.map(attempt, MUTANTS)
+
+
+def main() -> int:
+    """Print a line for each mutant; 1 if one was not found, or a guard fails without any."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folders = [copy_into(Path(temporary) / str(number)) for number in range(PROCESSES)]
+        clean = run_guards(folders[0], tuple(dict.fromkeys(g for m in MUTANTS for g in m.guards)))
+        if clean.returncode != 0:
+            print(clean.stdout, clean.stderr, "a guard fails on the code as it is", sep="\n")
+            return 1
+        bad = 0
+        for mutant, found, seconds in outcomes(folders):
+            print(f"{found:<9} {seconds:5.1f} s  {mutant.name}", flush=True)
+            bad += found != "found"
+    print(f"{len(MUTANTS) - bad} of {len(MUTANTS)} faults found")
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""The list of faults for `make mutants` fits the code: it cannot go out of date unseen."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+
+import pytest
+from mutants import MUTANTS, Mutant, mutate
+from paths import ROOT, TESTS
+
+INVARIANTS = (*range(1, 13), 13, 17)  # 14 to 16 have guards in the table of tests/README.md
+
+
+@cache
+def functions(file: str) -> frozenset[str]:
+    """The tests of a file."""
+    body = ast.parse((TESTS / file).read_text()).body
+    return frozenset(item.name for item in body if isinstance(item, ast.FunctionDef))
+
+
+def test_every_invariant_has_a_mutant() -> None:
+    assert {mutant.invariant for mutant in MUTANTS} == set(INVARIANTS)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_the_old_line_is_there_once_the_new_one_is_python_and_the_guards_exist(
+    mutant: Mutant,
+) -> None:
+    text = (ROOT / "mt_convert" / mutant.file).read_text()
+    assert ast.dump(ast.parse(mutate(text, mutant))) != ast.dump(ast.parse(text))
+    assert mutant.guards
+    for guard in mutant.guards:
+        file, name = guard.split("::")
+        assert name.split("[")[0] in functions(file), guard
