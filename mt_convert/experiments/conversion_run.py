@@ -28,7 +28,7 @@ from ..training.loop import fit
 from ..training.spec import TrainSpec
 from ..training.state import separate
 from .finetune import run_finetune
-from .models.build import build, load_ann
+from .models.build import build_described, load_ann
 from .recipes.conversion import Recipe, faults_here
 from .stages import StageRun
 from .subjects import subject
@@ -113,10 +113,11 @@ class Conversion(StageRun):
     def _ann(self, folder: Path) -> None:
         """The float network: built, loaded, trained if the recipe says so."""
         size = self.recipe.data.image_size
-        ann = build(self.recipe.model, seed=self.recipe.seed, image_size=size)
+        ann, source = build_described(self.recipe.model, seed=self.recipe.seed, image_size=size)
         if self.recipe.ann is not None:
             self._fit(ann, self.recipe.ann, folder, None)
         if self.first:
+            write_json(folder / "weights.json", source)
             save_tensors(folder / "model.safetensors", separate(ann.state_dict()))
 
     def _load_ann(self) -> nn.Module:

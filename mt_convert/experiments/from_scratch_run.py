@@ -29,7 +29,7 @@ from ..training.from_scratch.network import ScratchNetwork
 from ..training.from_scratch.spec import build_spiking, train_from_scratch
 from ..training.loop import fit
 from ..training.state import separate
-from .models.build import build, load_ann
+from .models.build import build, build_described, load_ann
 from .recipes.from_scratch import SpikingRecipe, faults_here
 from .stages import StageRun
 
@@ -76,10 +76,12 @@ class SpikingRun(StageRun):
     def _ann(self, folder: Path) -> None:
         """The float network: built, loaded, trained if the recipe says so."""
         spec, recipe = self.recipe.model, self.recipe
-        ann = build(spec, seed=recipe.seed, image_size=recipe.images.image_size)
+        size = recipe.images.image_size
+        ann, source = build_described(spec, seed=recipe.seed, image_size=size)
         if recipe.ann is not None:
             fit(ann, self.splits, recipe.ann, folder, classes=spec.classes)
         if self.first:
+            write_json(folder / "weights.json", source)
             save_tensors(folder / "model.safetensors", separate(ann.state_dict()))
 
     def _float(self) -> nn.Module:
