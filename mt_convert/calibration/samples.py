@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SpecError
-from ..graph.nodes import check_images
+from ..graph.nodes import check_images, input_reach
 from ..neurons.layer import MTNeuron
 from ..spiking.interpreter import forward_with
 from ..spiking.levels import quantized_activation
@@ -60,7 +60,7 @@ class Samples:
         """
         if not isinstance(time_steps, int) or time_steps < 1:
             raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
-        check_images(images, snn.image_shape)
+        check_images(images, snn.image_shape, input_reach(snn.layers))
         if not 2 <= len(images) <= MOST_IMAGES:
             raise SpecError(f"{len(images)} images to calibrate on: allowed are 2 to {MOST_IMAGES}")
         held_out = max(1, len(images) // 4)

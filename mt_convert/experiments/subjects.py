@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from ..data import DataSpec, Splits, images, open_data
+from ..data.class_map import head_faults
 from ..data.image_spec import dataset_name
 from ..data.splits import select_test_images
 from ..errors import CheckpointError, Fault, RecipeError
@@ -72,7 +74,7 @@ def subjects_of(
         ann = build(recipe.model, seed=recipe.seed, image_size=recipe.data.image_size).eval()
     subjects = []
     for source in [item.data for item in data] or [recipe.data]:
-        _check_fits(recipe.data, source, name)
+        _check_fits(recipe.data, source, name, recipe.model.classes)
         splits = open_data(source)
         calibration = images(splits.calibration, source.calibration_images)
         if is_run and act_bits is None:
@@ -140,12 +142,13 @@ def subject(
     )
 
 
-def _check_fits(own: DataSpec, other: DataSpec, name: str) -> None:
+def _check_fits(own: DataSpec, other: DataSpec, name: str, head: int) -> None:
     """Raise unless a network takes the images of another data set."""
     faults = [
         Fault(f"data.{key}", f"is {getattr(other, key)}", f"{name} needs {getattr(own, key)}")
-        for key in ("image_size", "channels", "classes")
+        for key in ("image_size", "channels")
         if getattr(own, key) != getattr(other, key)
     ]
+    faults += [replace(item, where=f"data.{item.where}") for item in head_faults(other, head)]
     if faults:
         raise RecipeError(f"{name} does not take the images of {dataset_name(other)}", faults)

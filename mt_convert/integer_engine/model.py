@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SpecError
-from ..graph.nodes import check_images
+from ..graph.nodes import check_images, input_reach
 from ..neurons.totals import leak_of
 from ..spiking.model import SpikingModel
 from ..spiking.presentation import Presentation
@@ -73,7 +73,7 @@ class IntegerModel:
         self._every_step = snn.presentation is Presentation.EVERY_STEP
         self._snn = copy.deepcopy(snn) if self._every_step else None
         self._programs = [trace(snn)]
-        self._image_shape = snn.image_shape
+        self._image_shape, self._reach = snn.image_shape, input_reach(snn.layers)
         self._device = next((value.device for value in snn.state_dict().values()), None)
         self._runners: dict[int, Backend] = {}
         self.backend = choose_backend(backend, self._device or torch.device("cpu"))
@@ -98,7 +98,7 @@ class IntegerModel:
         """
         if not isinstance(time_steps, int) or time_steps < 1:
             raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
-        check_images(images, self._image_shape)
+        check_images(images, self._image_shape, self._reach)
         return IntegerRun(*self._runner(time_steps).run(images, time_steps, totals))
 
     def program(self, t: int = 0) -> Program:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import Fault, SpecError
-from ..graph.nodes import attribute, check_images, layer_of, node_name
+from ..graph.nodes import attribute, check_images, input_reach, layer_of, node_name
 from ..graph.signals import reaching_output
 from ..neurons.layer import MTNeuron
 from ..neurons.totals import count_events, leak_of, totals_step, totals_step_literal, without_leak
@@ -139,7 +139,7 @@ def simulate(
     """
     if not isinstance(time_steps, int) or time_steps < 1:
         raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
-    check_images(images, snn.image_shape)
+    check_images(images, snn.image_shape, input_reach(snn.layers))
     loop = _Loop(snn, time_steps, arithmetic or FloatArithmetic(), literal)
     if observe is not None:
         loop.observers.append(observe)
