@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from ..data import Splits, images, open_data
+from ..data import DataSpec, Splits, images, open_data
 from ..errors import Fault
 from ..evaluation.row_cache import RowCache
 from ..neurons.ladder import Uniform
@@ -28,7 +28,7 @@ from ..training.loop import fit
 from ..training.spec import TrainSpec
 from ..training.state import separate
 from .finetune import run_finetune
-from .models.build import build_described, load_ann
+from .models.build import build_described, load_ann, weights_path
 from .recipes.conversion import Recipe, faults_here
 from .stages import StageRun
 from .subjects import subject
@@ -81,10 +81,14 @@ class Conversion(StageRun):
 
     def checkpoint(self, name: str) -> str | None:
         checkpoints = {
-            "ann": self.recipe.model.checkpoint,
+            "ann": weights_path(self.recipe.model),
             "quantize": self.recipe.quantize.checkpoint,
         }
         return checkpoints.get(name)
+
+    def sources(self, name: str) -> Sequence[DataSpec]:
+        sources = {"ann": (self.recipe.data,), "evaluate": self.recipe.evaluate.data}
+        return sources.get(name, ())
 
     def rows_text(self) -> str:
         """The rows of the evaluation, and of the fine-tuning behind them."""

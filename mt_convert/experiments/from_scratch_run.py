@@ -9,12 +9,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 
-from ..data import DataSpec, ImageSet, Splits, open_data, open_events
+from ..data import DataSpec, EventSpec, ImageSet, Splits
 from ..data.image_spec import dataset_name
 from ..errors import Fault
 from ..evaluation.spiking_rows import accuracy_of, rows_of
@@ -29,9 +29,9 @@ from ..training.from_scratch.network import ScratchNetwork
 from ..training.from_scratch.spec import build_spiking, train_from_scratch
 from ..training.loop import fit
 from ..training.state import separate
-from .models.build import build, build_described, load_ann
+from .models.build import build, build_described, load_ann, weights_path
 from .recipes.from_scratch import SpikingRecipe, faults_here
-from .stages import StageRun
+from .stages import StageRun, open_splits
 
 
 class SpikingRun(StageRun):
@@ -59,7 +59,10 @@ class SpikingRun(StageRun):
         return trains or name == "evaluate"
 
     def checkpoint(self, name: str) -> str | None:
-        return self.recipe.model.checkpoint if name == "ann" else None
+        return weights_path(self.recipe.model) if name == "ann" else None
+
+    def sources(self, name: str) -> Sequence[DataSpec | EventSpec]:
+        return (self.recipe.images,) if name == "ann" else ()
 
     def rows_text(self) -> str:
         return (self.at["evaluate"] / "rows.json").read_text()
@@ -70,7 +73,7 @@ class SpikingRun(StageRun):
     def splits(self) -> Splits:
         """The images or recordings, opened once."""
         if self._splits is None:
-            self._splits = open_splits(self.recipe)
+            self._splits = open_splits(self.recipe.images)
         return self._splits
 
     def _ann(self, folder: Path) -> None:
@@ -148,7 +151,7 @@ class SpikingRun(StageRun):
         count = self.recipe.evaluate.images
         if count is None or count >= len(self.splits.test):
             return self.splits.test
-        return open_splits(self.recipe, test_images=count).test
+        return open_splits(replace(self.recipe.images, test_images=count)).test
 
     def _report(self, folder: Path) -> None:
         """The page, from the stored rows alone."""
@@ -172,12 +175,6 @@ def sentence(rows: Sequence[Row], spiking_folder: Path) -> str:
         f"{stored['best_epoch']}: {row.snn_accuracy:.2f} % of {row.images} test images after "
         f"{steps}{ann}."
     )
-
-
-def open_splits(recipe: SpikingRecipe, **changed: Any) -> Splits:
-    """The recipe's images or recordings; ``changed`` are other values of their spec."""
-    spec = replace(recipe.images, **changed)
-    return open_data(spec) if isinstance(spec, DataSpec) else open_events(spec)
 
 
 def _neurons(network: ScratchNetwork) -> int:

@@ -7,7 +7,6 @@ gives its float network, converted without training. Images of other data sets c
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import nn
 
 from ..data import DataSpec, Splits, images, open_data
 from ..data.class_map import head_faults
+from ..data.fingerprint import identity_of
 from ..data.image_spec import dataset_name
 from ..data.splits import select_test_images
 from ..errors import CheckpointError, Fault, RecipeError
@@ -111,7 +111,7 @@ def _load_subjects(
         describe = {"model": folder.name, "dataset": dataset_name(source), "seed": None}
         shown = select_test_images(source, count, splits)
         calibration = images(splits.calibration, source.calibration_images)
-        plain = dataclasses.asdict(source)
+        plain = identity_of(source)
         subjects.append(
             Subject(qann.to(device()).eval(), None, shown, calibration, describe, plain)
         )
@@ -138,7 +138,7 @@ def subject(
             "dataset": dataset_name(data),
             "seed": recipe.seed,
         },
-        data=dataclasses.asdict(data),
+        data=identity_of(data),
     )
 
 

@@ -142,7 +142,7 @@ def check_images(images: Tensor, image_shape: tuple[int, ...], reach: float | No
 def input_reach(graph_module: fx.GraphModule) -> float | None:
     """The largest magnitude of images that the quantizer right behind them takes; None without."""
     for node in graph_module.graph.nodes:
-        layer = layer_of(graph_module, node)
+        layer: Any = layer_of(graph_module, node)
         if hasattr(layer, "level_bounds") and node.args[0].op == "placeholder":
             return float(layer.scale) * max(map(abs, layer.level_bounds))
     return None

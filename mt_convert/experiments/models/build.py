@@ -115,6 +115,19 @@ def build_described(
     return model, {"weights": spec.checkpoint, **weights.to_json()}
 
 
+def weights_path(spec: ModelSpec) -> str | None:
+    """The file or folder here that the weights come from, if they do.
+
+    Example:
+        >>> weights_path(ModelSpec("local-dir:mine", classes=10))
+        'mine'
+    """
+    local = "local-dir:"
+    if spec.checkpoint is None and spec.architecture.startswith(local):
+        return spec.architecture.removeprefix(local)
+    return spec.checkpoint
+
+
 def architecture_fault(name: str) -> Fault | None:
     """What is wrong with the name of an architecture, with the nearest names; None if it is known.
 
