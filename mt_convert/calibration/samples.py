@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SpecError
-from ..graph.nodes import check_images
+from ..graph.nodes import check_images, input_reach
 from ..neurons.layer import MTNeuron
 from ..spiking.interpreter import forward_with
 from ..spiking.levels import quantized_activation
@@ -59,7 +59,7 @@ class Samples:
             (6, 2, torch.Size([32]))
         """
         check_time_steps(time_steps)
-        check_images(images, snn.image_shape)
+        check_images(images, snn.image_shape, input_reach(snn.layers))
         if not 2 <= len(images) <= MOST_IMAGES:
             raise SpecError(f"{len(images)} images to calibrate on: allowed are 2 to {MOST_IMAGES}")
         held_out = max(1, len(images) // 4)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import re
 import sys
 import tempfile
 from contextlib import redirect_stdout
@@ -72,6 +73,7 @@ class Recordings:
         self._dataset = _tonic_data(files, root, train)
         paths = self._dataset.data
         self._order = sorted(range(len(paths)), key=lambda place: str(paths[place]))
+        self._check_paths()
         self.labels: Tensor = torch.tensor([self._dataset.targets[i] for i in self._order])
         faults = label_faults(self.labels, files.classes, str(self.folder))
         if faults:
@@ -79,6 +81,16 @@ class Recordings:
 
     def __len__(self) -> int:
         return len(self._order)
+
+    def _check_paths(self) -> None:
+        """tonic takes the last digit of any folder for a class: names must be as published."""
+        names = [self.name(index) for index in range(len(self))]
+        wrong = [name for name in names if not re.fullmatch(self._files.path, name)]
+        hint = f"expected: {self._files.layout}; move it away"
+        faults = [Fault(name, "is not named as a published recording", hint) for name in wrong[:10]]
+        if faults:
+            headline = f"{len(wrong)} recordings in {self.folder} are not as published"
+            raise DataError(headline, faults)
 
     @property
     def mirrors(self) -> bool:

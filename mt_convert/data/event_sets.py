@@ -11,8 +11,9 @@ class EventFiles:
     """One published data set: its sensor, and where tonic keeps it below a root folder.
 
     Units: ``side`` pixels of the square sensor. ``parts`` are the sub-folders of training and test
-    recordings, the same where nobody published a split. ``mirrors`` where a mirrored recording
-    keeps its class.
+    recordings, the same where nobody published a split. ``path`` is a regular expression for what a
+    recording's path from there on looks like. ``mirrors`` where a mirrored recording keeps its
+    class.
 
     Example:
         >>> EVENT_FILES["nmnist"].part(Path("data"), train=False).as_posix()
@@ -25,6 +26,7 @@ class EventFiles:
     parts: tuple[str, str]
     suffix: str
     layout: str
+    path: str
     mirrors: bool
 
     @property
@@ -39,9 +41,25 @@ class EventFiles:
 
 EVENT_FILES = {
     "dvs_cifar10": EventFiles(
-        "CIFAR10DVS", 128, 10, ("", ""), ".aedat4", "airplane … truck/*.aedat4", mirrors=True
+        "CIFAR10DVS",
+        128,
+        10,
+        ("", ""),
+        ".aedat4",
+        "airplane … truck/*.aedat4",
+        r"[a-z]+/[^/]+\.aedat4",
+        mirrors=True,
     ),
-    "nmnist": EventFiles("NMNIST", 34, 10, ("Train", "Test"), ".bin", "0 … 9/*.bin", mirrors=False),
+    "nmnist": EventFiles(
+        "NMNIST",
+        34,
+        10,
+        ("Train", "Test"),
+        ".bin",
+        "0 … 9/*.bin",
+        r"[0-9]/[^/]+\.bin",
+        mirrors=False,
+    ),
     "dvs_gesture": EventFiles(
         "DVSGesture",
         128,
@@ -49,6 +67,7 @@ EVENT_FILES = {
         ("ibmGestureTrain", "ibmGestureTest"),
         ".npy",
         "userNN_LIGHT/0 … 10.npy",
+        r"[^/]+/(10|[0-9])\.npy",
         mirrors=False,  # left and right hands, clockwise and back
     ),
 }

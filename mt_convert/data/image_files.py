@@ -1,9 +1,10 @@
-"""Image files through timm's readers: listed, counted, and decoded one by one."""
+"""Image files, and what timm's readers give: listed, counted, and decoded one by one."""
 
 from __future__ import annotations
 
 import os
 import tarfile
+import zlib
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ..errors import DataError, Fault
 from ..system.progress import progress
+from .image_listing import Listing
 from .image_set import Draw, TensorSource, label_faults
 from .image_spec import DataSpec
 from .randomness import borrow_random, derive
@@ -34,34 +36,33 @@ class Files:
     def __init__(self, spec: DataSpec, split: str) -> None:
         self._spec = spec
         self._split = split
-        self._dataset = _open(spec, split)
+        self.listing = None if spec.dataset else list_split(spec, split)
+        self._dataset: Any = _open(spec, split) if spec.dataset else None
         self._reader: Any = getattr(self._dataset, "reader", None)
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self.listing.names) if self.listing else len(self._dataset)
 
     @property
     def classes(self) -> list[str] | None:
         """Names of the classes in the order of their labels, where folders give them."""
-        for name in ("class_to_idx", "class_name_to_idx"):
-            mapping = getattr(self._reader, name, None)
-            if mapping and not self._spec.dataset:
-                return sorted(mapping, key=mapping.get)
-        return None
+        return self.listing.classes if self.listing else None
 
     @property
     def labels(self) -> Tensor | None:
         """All labels, where they are known without decoding."""
+        if self.listing:
+            return torch.tensor(self.listing.labels)
         for owner in (self._reader, self._dataset):
             targets = getattr(owner, "targets", None)
             if targets is not None:
                 return torch.as_tensor(np.asarray(targets), dtype=torch.int64)
-        if not self._spec.dataset:
-            return torch.tensor([label for _, label in self._reader.samples])
         return None
 
     def name(self, index: int) -> str:
         """The file's name inside its split, or its number where there is no file."""
+        if self.listing:
+            return self.listing.name(index)
         if self._reader is not None:
             return str(self._reader.filename(index))
         samples = getattr(self._dataset, "samples", None)
@@ -69,32 +70,68 @@ class Files:
 
     def load(self, index: int) -> tuple[Image.Image, int]:
         """One decoded image and its label."""
-        mode = "L" if self._spec.channels == 1 else "RGB"
         try:
-            if self._reader is None:
+            if self.listing is None and self._reader is None:
                 image, label = self._dataset[index]
-                return image.convert(mode), int(label)
-            stream, label = self._reader[index][:2]
+                return self._in_8_bits(image), int(label)
+            if self.listing:
+                stream, label = (
+                    self.listing.files.open(self.listing.names[index]),
+                    self._label(index),
+                )
+            else:
+                stream, label = self._reader[index][:2]
             with stream, Image.open(stream) as image:
-                return image.convert(mode), int(label)
+                return self._in_8_bits(image), int(label)
         except (*_DECODING, tarfile.TarError) as error:
             hint = "replace or remove the file"
             fault = Fault(self.name(index), f"cannot be decoded ({error})", hint)
             where = self._spec.root or self._spec.dataset
             raise DataError(f"an image of {where} is unreadable or corrupt", [fault]) from error
 
-    def keep_closed(self) -> None:
-        """Open a tar file anew for each image: worker processes must not share a file position."""
-        if hasattr(self._reader, "cache_tarfiles"):
-            self._reader.cache_tarfiles = False
+    def _label(self, index: int) -> int:
+        assert self.listing is not None
+        return self.listing.labels[index]
+
+    def _in_8_bits(self, image: Image.Image) -> Image.Image:
+        """Grey or RGB of 8 bits; of 16 bits the upper 8, as of 16-bit RGB, where Pillow cuts off.
+
+        Raises:
+            ValueError: numbers of 32 bits, of which nobody knows what white is.
+        """
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+            upper = np.asarray(image).astype(np.int32) >> 8  # Pillow gives PPM from 0 to 65535
+            image = Image.fromarray(upper.astype(np.uint8), "L")
+        elif image.mode in ("I", "F"):
+            raise ValueError(f"pixels of 32 bits, mode {image.mode}: store it with 8 or 16 bits")
+        return image.convert("L" if self._spec.channels == 1 else "RGB")
+
+
+def list_split(spec: DataSpec, split: str) -> Listing:
+    """The image files of a split.
+
+    Raises:
+        DataError: nothing is there, or not in class folders.
+    """
+    path = _locate(spec, split)
+    try:
+        return Listing(path, split)
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        reason = str(error) or type(error).__name__
+        hint = "check root, the splits and the files"
+        raise DataError(f"cannot open image files, {path}: {reason}. What to do: {hint}") from error
 
 
 def _open(spec: DataSpec, split: str) -> Any:
     """timm's data set of one split."""
-    root = str(_locate(spec, split)) if not spec.dataset else spec.root
     if spec.dataset.startswith("torch/") and spec.root is None:
         raise DataError(f"dataset {spec.dataset!r} needs a folder: set root")
-    if spec.dataset and not spec.dataset.startswith(("torch/", "hfds/")):
+    if spec.dataset.lower() in ("torch/folder", "torch/image_folder"):
+        raise DataError(
+            f"dataset {spec.dataset!r} reads one folder for both splits: the test images would be "
+            "trained on. Set dataset: '', and root to the folder that holds both splits"
+        )
+    if not spec.dataset.startswith(("torch/", "hfds/")):
         raise DataError(
             f"there is no dataset {spec.dataset!r}. Allowed: digits, synthetic, '' with a root "
             "folder, torch/NAME (torch/cifar10, torch/imagenet), hfds/OWNER/NAME"
@@ -102,7 +139,7 @@ def _open(spec: DataSpec, split: str) -> Any:
     try:
         return create_dataset(
             spec.dataset,
-            root=root,
+            root=spec.root,
             split=split,
             search_split=False,
             download=spec.download,
@@ -111,7 +148,7 @@ def _open(spec: DataSpec, split: str) -> Any:
     except (*_OPENING, tarfile.TarError) as error:
         packages = spec.dataset.startswith("hfds/") and isinstance(error, ImportError)
         advice = "pip install datasets" if packages else "check root, the splits and the files"
-        where = f"{spec.dataset or 'image files'}, split {split!r}, root {root}"
+        where = f"{spec.dataset}, split {split!r}, root {spec.root}"
         reason = str(error) or type(error).__name__
         raise DataError(f"cannot open {where}: {reason}. What to do: {advice}") from error
 
@@ -194,7 +231,6 @@ class StreamedSource:
     in_memory = False
 
     def __init__(self, files: Files, indices: Tensor, spec: DataSpec) -> None:
-        files.keep_closed()
         self._files = files
         self._indices = indices
         self._spec = spec
@@ -242,5 +278,7 @@ def _transform(spec: DataSpec, *, training: bool) -> Callable[[Image.Image], Ten
 def size_error(where: str, size: tuple[int, int], side: int) -> DataError:
     """The error for an image that has not the size the spec asks for."""
     what = f"is {size[0]}x{size[1]}, the spec says {side}x{side}"
-    fault = Fault(where, what, f"set image_size: {size[0]}, or resize: true")
+    square = f"set image_size: {size[0]}, or resize: true"
+    hint = square if size[0] == size[1] else "set resize: true, which cuts out a square"
+    fault = Fault(where, what, hint)
     return DataError("an image has the wrong size", [fault])

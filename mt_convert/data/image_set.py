@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from ..errors import DataError, Fault
+from ..graph.nodes import looks_like_bytes
+from .class_map import head_rows
 from .image_spec import DataSpec
 from .randomness import generator
 
@@ -64,7 +66,7 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
     """One split. Indexed by a `Draw`, it gives a whole batch.
 
     Shapes: images float32 [batch, channels, image_size, image_size], normalised; labels int64
-    [batch].
+    [batch], rows of the network's head (``spec.class_map``).
 
     Example:
         >>> spec = DataSpec("mine", image_size=2, channels=1, classes=2)
@@ -74,7 +76,9 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, source: Source, spec: DataSpec) -> None:
-        self.classes = spec.classes
+        rows = head_rows(spec)
+        self._rows = None if rows is None else torch.tensor(rows)
+        self.classes = spec.classes if rows is None else max(rows) + 1
         self._source, self._spec = source, spec
         self._augmentation = spec.augmentation
         self._pad = spec.image_size // 8
@@ -96,6 +100,7 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
             chosen = torch.as_tensor(draw.indices, dtype=torch.int64)
             pixels = crop_flip(pixels, self._moves_of(draw.key)[chosen], self._pad)
         values = pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels.float()
+        labels = labels if self._rows is None else self._rows[labels]
         return values.sub_(self._mean).div_(self._std), labels
 
     def subset(self, indices: Tensor) -> ImageSet:
@@ -158,10 +163,23 @@ def make_source(pixels: Tensor, labels: Tensor, spec: DataSpec, where: str) -> T
         faults.append(
             Fault(where, f"NaN or infinity in {int((~finite).sum())} images, first {first}", hint)
         )
+    faults.extend(_pixel_faults(pixels, where))
+    if labels.is_floating_point() and not torch.equal(labels, labels.round()):
+        faults.append(Fault(where, "labels with fractions", "pass whole numbers"))
     faults.extend(label_faults(labels, spec.classes, where))
     if faults:
         raise DataError(f"the images of {where!r} cannot be used", faults)
     return TensorSource(pixels, labels.long())
+
+
+def _pixel_faults(pixels: Tensor, where: str) -> list[Fault]:
+    """A fault if pixels from 0 to 255 would be taken for pixels from 0 to 1."""
+    hint = "pass uint8, or floats from 0 to 1: divide by 255"
+    if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
+        return [Fault(where, f"pixels are {str(pixels.dtype).removeprefix('torch.')}", hint)]
+    if pixels.dtype == torch.uint8 or not looks_like_bytes(pixels):
+        return []
+    return [Fault(where, f"pixels are whole numbers up to {float(pixels.max()):g}", hint)]
 
 
 def label_faults(labels: Tensor, classes: int, where: str) -> list[Fault]:

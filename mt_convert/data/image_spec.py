@@ -11,6 +11,7 @@ from ..errors import Fault, SpecError
 
 AUGMENTATIONS = ("none", "crop_flip", "imagenet")
 INTERPOLATIONS = ("bilinear", "bicubic")
+COMPARISONS = ("times", "content")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,11 @@ class DataSpec:
     with ``root`` a folder holding ``train_split`` and ``test_split`` as sub-folders or tar files
     (one folder per class, labels in alphabetical order), "torch/cifar10", "torch/imagenet",
     "hfds/owner/name"; ``name`` is what tables call it. Validation and calibration images are split
-    off the training images by ``seed``; the test images are never among them.
+    off the training images by ``seed``; the test images are never among them. ``class_map`` names,
+    for a head of other classes, the row of each class folder in alphabetical order: a list, or a
+    text file with a row or a WordNet id of ImageNet-1k a line; labels are these rows then.
+    ``compare`` says by what a later run knows that files are the same: "times" (names, sizes and
+    times of change) or "content".
 
     Units:
         ``image_size`` pixels; ``mean`` and ``std`` for images in [0, 1], one per channel;
@@ -62,6 +67,8 @@ class DataSpec:
     seed: int = 0
     limit: int | None = None
     name: str | None = None
+    class_map: tuple[int, ...] | str | None = None
+    compare: str = "times"
 
     def __post_init__(self) -> None:
         faults = tuple(_faults(self))
@@ -90,6 +97,10 @@ def _faults(spec: DataSpec) -> Iterator[Fault]:
         yield Fault("interpolation", repr(spec.interpolation), f"allowed: {allowed}")
     if spec.augmentation == "imagenet" and spec.dataset in ("digits", "synthetic"):
         yield Fault("augmentation", "'imagenet'", "needs image files: take none or crop_flip")
+    if spec.compare not in COMPARISONS:
+        yield Fault("compare", repr(spec.compare), f"allowed: {', '.join(COMPARISONS)}")
+    if isinstance(spec.class_map, tuple):
+        yield from row_faults(spec.class_map, spec.classes)
     for name in ("mean", "std"):
         values = getattr(spec, name)
         if len(values) not in (1, spec.channels):
@@ -97,6 +108,18 @@ def _faults(spec: DataSpec) -> Iterator[Fault]:
             yield Fault(name, f"{len(values)} values", hint)
         if not all(math.isfinite(value) and (name == "mean" or value > 0) for value in values):
             yield Fault(name, str(values), "allowed: finite numbers, std above 0")
+
+
+def row_faults(rows: tuple[int, ...], classes: int) -> Iterator[Fault]:
+    """What is wrong with the rows of a head that so many classes are."""
+    if len(rows) != classes:
+        hint = f"allowed: one row for each of the {classes} class folders, in alphabetical order"
+        yield Fault("class_map", f"holds {len(rows)} rows", hint)
+    for row in dict.fromkeys(rows):
+        if row < 0:
+            yield Fault("class_map", f"holds row {row}", "allowed: 0 or more")
+        elif rows.count(row) > 1:
+            yield Fault("class_map", f"holds row {row} twice", "give every class a row of its own")
 
 
 def dataset_name(spec: DataSpec) -> str:

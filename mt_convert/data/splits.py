@@ -22,12 +22,14 @@ _DIGITS_TEST_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Splits:
-    """The four sets of images. Only ``train`` is augmented; calibration is part of it."""
+    """The four sets of images. Only ``train`` is augmented; calibration is part of it. ``digest``
+    is that of the files of training, where there are files that are known by one."""
 
     train: ImageSet
     validation: ImageSet
     calibration: ImageSet
     test: ImageSet
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class _Pool:
 
     count: int
     take: Callable[[Tensor, str], Source]
+    digest: str | None = None
 
 
 def open_data(spec: DataSpec) -> Splits:
@@ -65,6 +68,7 @@ def open_data(spec: DataSpec) -> Splits:
         validation=ImageSet(train.take(validation_part, "validation images"), plain),
         calibration=ImageSet(train.take(calibration_part, "calibration images"), plain),
         test=ImageSet(test.take(tested, "test images"), plain),
+        digest=train.digest,
     )
 
 
@@ -151,7 +155,8 @@ def _file_pool(files: Files, spec: DataSpec, streamed: bool) -> _Pool:
         plain = spec if random else replace(spec, augmentation="none")
         return StreamedSource(files, indices, plain)
 
-    return _Pool(len(files), take)
+    digest = files.listing.digest(content=spec.compare == "content") if files.listing else None
+    return _Pool(len(files), take, digest)
 
 
 def _check_split_names(spec: DataSpec) -> None:

@@ -29,7 +29,7 @@ from ..training.loop import fit
 from ..training.spec import TrainSpec
 from ..training.state import separate
 from .finetune import run_finetune
-from .models.build import build, load_ann
+from .models.build import build_described, load_ann, weights_path
 from .recipes.conversion import Recipe, faults_here
 from .stages import StageRun
 from .subjects import subject
@@ -82,10 +82,14 @@ class Conversion(StageRun):
 
     def checkpoint(self, name: str) -> str | None:
         checkpoints = {
-            "ann": self.recipe.model.checkpoint,
+            "ann": weights_path(self.recipe.model),
             "quantize": self.recipe.quantize.checkpoint,
         }
         return checkpoints.get(name)
+
+    def sources(self, name: str) -> Sequence[DataSpec]:
+        sources = {"ann": (self.recipe.data,), "evaluate": self.recipe.evaluate.data}
+        return sources.get(name, ())
 
     def rows_text(self) -> str:
         """The rows of the evaluation, and of the fine-tuning behind them."""
@@ -114,10 +118,11 @@ class Conversion(StageRun):
     def _ann(self, folder: Path) -> None:
         """The float network: built, loaded, trained if the recipe says so."""
         size = self.recipe.data.image_size
-        ann = build(self.recipe.model, seed=self.recipe.seed, image_size=size)
+        ann, source = build_described(self.recipe.model, seed=self.recipe.seed, image_size=size)
         if self.recipe.ann is not None:
             self._fit(ann, self.recipe.ann, folder, None)
         if self.first:
+            write_json(folder / "weights.json", source)
             save_tensors(folder / "model.safetensors", separate(ann.state_dict()))
 
     def _load_ann(self) -> nn.Module:

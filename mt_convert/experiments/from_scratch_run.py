@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from ..data import DataSpec, Splits, open_data, open_events
+from ..data import DataSpec, EventSpec, Splits
 from ..data.image_spec import dataset_name
 from ..data.splits import select_test_images
 from ..errors import Fault
@@ -32,9 +32,9 @@ from ..training.from_scratch.network import ScratchNetwork
 from ..training.from_scratch.spec import build_spiking, train_from_scratch
 from ..training.loop import fit
 from ..training.state import separate
-from .models.build import build, load_ann
+from .models.build import build, build_described, load_ann, weights_path
 from .recipes.from_scratch import SpikingRecipe, faults_here
-from .stages import StageRun
+from .stages import StageRun, open_splits
 
 
 class SpikingRun(StageRun):
@@ -62,7 +62,10 @@ class SpikingRun(StageRun):
         return trains or name == "evaluate"
 
     def checkpoint(self, name: str) -> str | None:
-        return self.recipe.model.checkpoint if name == "ann" else None
+        return weights_path(self.recipe.model) if name == "ann" else None
+
+    def sources(self, name: str) -> Sequence[DataSpec | EventSpec]:
+        return (self.recipe.images,) if name == "ann" else ()
 
     def rows_text(self) -> str:
         return (self.at["evaluate"] / "rows.json").read_text()
@@ -73,16 +76,18 @@ class SpikingRun(StageRun):
     def splits(self) -> Splits:
         """The images or recordings, opened once."""
         if self._splits is None:
-            self._splits = open_splits(self.recipe)
+            self._splits = open_splits(self.recipe.images)
         return self._splits
 
     def _ann(self, folder: Path) -> None:
         """The float network: built, loaded, trained if the recipe says so."""
         spec, recipe = self.recipe.model, self.recipe
-        ann = build(spec, seed=recipe.seed, image_size=recipe.images.image_size)
+        size = recipe.images.image_size
+        ann, source = build_described(spec, seed=recipe.seed, image_size=size)
         if recipe.ann is not None:
             fit(ann, self.splits, recipe.ann, folder, classes=spec.classes)
         if self.first:
+            write_json(folder / "weights.json", source)
             save_tensors(folder / "model.safetensors", separate(ann.state_dict()))
 
     def _float(self) -> nn.Module:
@@ -167,12 +172,6 @@ def sentence(rows: Sequence[Row], spiking_folder: Path) -> str:
         f"{stored['best_epoch']}: {row.snn_accuracy:.2f} % of {row.images} test images after "
         f"{steps}{ann}."
     )
-
-
-def open_splits(recipe: SpikingRecipe) -> Splits:
-    """The recipe's images or recordings."""
-    spec = recipe.images
-    return open_data(spec) if isinstance(spec, DataSpec) else open_events(spec)
 
 
 def _neurons(network: ScratchNetwork) -> int:

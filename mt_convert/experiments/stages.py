@@ -1,11 +1,13 @@
 """Work in stages: each leaves one folder and is entered again only if its inputs have changed.
 
-What a stage depends on are its own blocks of the recipe, the stages before it, and the
-content of the checkpoints it reads. A stage works in ``STAGE.partial`` and is renamed when it is
-done: to ``STAGE``, or to ``STAGE.new`` where an earlier run's stands. When all stages are done, the
-new ones take the places of the old ones, and ``results.json``, ``recipe.yaml`` and
-``versions.json`` change with them; until then, and if a stage fails, everything an earlier run left
-is as it was.
+What a stage depends on are its own blocks of the recipe, the stages before it, the content of the
+checkpoints it reads, and the files of its images (names, sizes and times; content where the recipe
+says ``compare: content``). Where images are not here, what was finished on them is kept and said.
+
+A stage works in ``STAGE.partial`` and is renamed when it is done: to ``STAGE``, or to ``STAGE.new``
+where an earlier run's stands. When all stages are done, the new ones take the places of the old
+ones, and ``results.json``, ``recipe.yaml`` and ``versions.json`` change with them; until then, and
+if a stage fails, everything an earlier run left is as it was.
 """
 
 from __future__ import annotations
@@ -25,8 +27,11 @@ from typing import Any, ClassVar
 import torch
 from pydantic import BaseModel
 
-from ..errors import CheckpointError, OutputError, RecipeError
+from ..data import DataSpec, EventSpec, Splits, open_data, open_events
+from ..data.fingerprint import describe_files
+from ..errors import CheckpointError, DataError, OutputError, RecipeError
 from ..system.processes import Processes
+from ..system.progress import notice
 from ..system.storage import atomic, digest, read_json, write_json
 from .recipes.conversion import dump
 
@@ -51,6 +56,7 @@ class StageRun(ABC):
         self.fingerprint = ""
         self.at: dict[str, Path] = {}
         self.changed = False
+        self.files: dict[str, list[dict[str, Any]]] = {}
 
     @property
     def stages(self) -> Sequence[str]:
@@ -68,6 +74,10 @@ class StageRun(ABC):
     @abstractmethod
     def checkpoint(self, name: str) -> str | None:
         """The file or folder, not of this run, that a stage reads."""
+
+    @abstractmethod
+    def sources(self, name: str) -> Sequence[DataSpec | EventSpec]:
+        """The images that a stage is the first to read."""
 
     @abstractmethod
     def rows_text(self) -> str:
@@ -134,7 +144,8 @@ class StageRun(ABC):
             _remove(partial)
         self.wait()
         if self.first and not partial.exists():
-            write_json(partial / "inputs.json", {"fingerprint": self.fingerprint})
+            files = {"files": self.files[name]} if self.files.get(name) else {}
+            write_json(partial / "inputs.json", {"fingerprint": self.fingerprint, **files})
         self.wait()
         if self.first or self.shared(name):
             step: Callable[[Path], None] = getattr(self, f"_{name}")
@@ -149,7 +160,8 @@ class StageRun(ABC):
         """What is run, and on what."""
         with atomic(self.out / "recipe.yaml") as temporary:
             temporary.write_text(dump(self.settings))
-        write_json(self.out / "versions.json", _versions())
+        data = {"data": self.files} if any(self.files.values()) else {}
+        write_json(self.out / "versions.json", {**_versions(), **data})
 
     def _same(self, folder: Path) -> bool:
         """Whether a folder is there and was begun with these inputs."""
@@ -161,7 +173,36 @@ class StageRun(ABC):
     def _inputs(self, name: str) -> list[Any]:
         """The blocks of the recipe, and the files, that a stage depends on."""
         recipe = self.settings.model_dump(mode="json")
-        return [*(recipe[key] for key in self.BLOCKS[name]), _content(self.checkpoint(name))]
+        self.files[name] = [item for item in self._describe_sources(name) if item]
+        inputs = [*(recipe[key] for key in self.BLOCKS[name]), _content(self.checkpoint(name))]
+        return [*inputs, self.files[name]] if self.files[name] else inputs
+
+    def _describe_sources(self, name: str) -> list[dict[str, Any]]:
+        """The files of a stage's images; where they are not here, as a finished stage saw them."""
+        try:
+            described = []
+            for spec in self.sources(name):
+                if spec.download:
+                    open_splits(spec)  # fetches what is not here yet
+                described.append(describe_files(spec))
+        except DataError as error:
+            for folder in (self.out / name, self.out / f"{name}{NEW}"):
+                stored = self._stored_files(folder)
+                if stored:
+                    notice(f"{error.headline}; stage {name!r} is kept as it saw them")
+                    return stored
+            return [{"not_compared": error.headline}]
+        for item in described:
+            if "not_compared" in item:
+                notice(f"whether images have changed is not seen: {item['not_compared']}")
+        return described
+
+    def _stored_files(self, folder: Path) -> list[dict[str, Any]]:
+        """The files that a finished stage was made from."""
+        try:
+            return list(read_json(folder / "inputs.json").get("files", []))
+        except (CheckpointError, AttributeError, TypeError):
+            return []
 
     def _log(self, stage: str, event: str, **more: Any) -> None:
         """A line in log.jsonl."""
@@ -178,6 +219,11 @@ class StageRun(ABC):
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
             raise OutputError(f"cannot write {self.out / 'log.jsonl'}: {error}") from error
+
+
+def open_splits(spec: DataSpec | EventSpec) -> Splits:
+    """Images or recordings."""
+    return open_data(spec) if isinstance(spec, DataSpec) else open_events(spec)
 
 
 def _replace(partial: Path, folder: Path) -> None:

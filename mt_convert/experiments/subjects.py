@@ -7,13 +7,15 @@ gives its float network, converted without training. Images of other data sets c
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from ..data import DataSpec, Splits, images, open_data
+from ..data.class_map import head_faults
+from ..data.fingerprint import identity_of
 from ..data.image_spec import dataset_name
 from ..data.splits import select_test_images
 from ..errors import CheckpointError, Fault, RecipeError
@@ -69,7 +71,7 @@ def subjects_of(
         ann = build(recipe.model, seed=recipe.seed, image_size=recipe.data.image_size).eval()
     subjects = []
     for source in [item.data for item in data] or [recipe.data]:
-        _check_fits(recipe.data, source, name)
+        _check_fits(recipe.data, source, name, recipe.model.classes)
         splits = open_data(source)
         calibration = images(splits.calibration, source.calibration_images)
         if is_run and act_bits is None:
@@ -126,7 +128,7 @@ def _load_subjects(
         describe = {"model": folder.name, "dataset": dataset_name(source), "seed": None}
         shown = select_test_images(source, count, splits)
         calibration = images(splits.calibration, source.calibration_images)
-        plain = dataclasses.asdict(source)
+        plain = identity_of(source)
         subjects.append(
             Subject(qann.to(device()).eval(), None, shown, calibration, describe, plain)
         )
@@ -153,16 +155,17 @@ def subject(
             "dataset": dataset_name(data),
             "seed": recipe.seed,
         },
-        data=dataclasses.asdict(data),
+        data=identity_of(data),
     )
 
 
-def _check_fits(own: DataSpec, other: DataSpec, name: str) -> None:
+def _check_fits(own: DataSpec, other: DataSpec, name: str, head: int) -> None:
     """Raise unless a network takes the images of another data set."""
     faults = [
         Fault(f"data.{key}", f"is {getattr(other, key)}", f"{name} needs {getattr(own, key)}")
-        for key in ("image_size", "channels", "classes")
+        for key in ("image_size", "channels")
         if getattr(own, key) != getattr(other, key)
     ]
+    faults += [replace(item, where=f"data.{item.where}") for item in head_faults(other, head)]
     if faults:
         raise RecipeError(f"{name} does not take the images of {dataset_name(other)}", faults)

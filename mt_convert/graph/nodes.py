@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
+from warnings import warn
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,6 +21,8 @@ CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WEIGHTED = (*CONVS, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 PLAIN = (*WEIGHTED, *NORMS, nn.Dropout, nn.Hardtanh, nn.ReLU)
+FAR = 8.0
+"""Times the largest value of calibration: what is beyond was not normalised, or otherwise."""
 
 
 def attribute(root: nn.Module, path: str) -> Any:
@@ -90,8 +93,11 @@ def node_name(node: fx.Node) -> str:
     return str(node.meta.get("path") or node.name)
 
 
-def check_images(images: Tensor, image_shape: tuple[int, ...]) -> None:
-    """Refuse images of another shape, of whole numbers, and values that are not finite.
+def check_images(images: Tensor, image_shape: tuple[int, ...], reach: float | None = None) -> None:
+    """Refuse images of another shape, of whole numbers, and values that are not finite; warn of
+    images that nobody normalised.
+
+    Units: ``reach`` is the largest magnitude that the network was calibrated on, where it is known.
 
     Raises:
         DataError: what the images are, and what the network takes.
@@ -112,6 +118,40 @@ def check_images(images: Tensor, image_shape: tuple[int, ...]) -> None:
     if not bool(torch.isfinite(images).all()):
         bad = (~torch.isfinite(images.flatten(1))).any(1).nonzero().flatten().tolist()
         raise DataError(f"images {bad[:10]} of the batch hold NaN or infinity: remove or mend them")
+    largest = float(images.abs().max()) if images.numel() else 0.0
+    if reach is not None and largest > FAR * reach:
+        warn(
+            f"images reach {largest:.4g}, the network was calibrated on images within about "
+            f"{reach:.4g}: normalise them as in training",
+            stacklevel=3,
+        )
+    elif reach is None and looks_like_bytes(images):
+        warn(
+            f"images are whole numbers up to {largest:g}: divide them by 255 and normalise them as "
+            "in training, unless the network was trained on such numbers",
+            stacklevel=3,
+        )
+
+
+def input_reach(graph_module: fx.GraphModule) -> float | None:
+    """The largest magnitude of images that the quantizer right behind them takes; None without."""
+    for node in graph_module.graph.nodes:
+        layer: Any = layer_of(graph_module, node)
+        if hasattr(layer, "level_bounds") and node.args[0].op == "placeholder":
+            return float(layer.scale) * max(map(abs, layer.level_bounds))
+    return None
+
+
+def looks_like_bytes(images: Tensor) -> bool:
+    """Whether floats are whole numbers from 0 to 255 that are no small counts: not normalised.
+
+    Example:
+        >>> looks_like_bytes(torch.tensor([0.0, 17.0, 255.0])), looks_like_bytes(torch.ones(3))
+        (True, False)
+    """
+    if not images.numel() or not 16 < float(images.max()) <= 255 or float(images.min()) < 0:
+        return False
+    return bool((images == images.round()).all())
 
 
 def unused_name(graph_module: fx.GraphModule, name: str) -> str:

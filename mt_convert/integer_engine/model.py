@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SpecError
-from ..graph.nodes import check_images
+from ..graph.nodes import check_images, input_reach
 from ..neurons.totals import leak_of
 from ..spiking.model import SpikingModel
 from ..spiking.presentation import Presentation, check_time_steps
@@ -74,7 +74,7 @@ class IntegerModel:
         self._every_step = snn.presentation is Presentation.EVERY_STEP
         self._snn = copy.deepcopy(snn) if self._every_step else None
         self._programs = [trace(snn)]
-        self._image_shape = snn.image_shape
+        self._image_shape, self._reach = snn.image_shape, input_reach(snn.layers)
         self._runners: dict[int, Backend] = {}
         self.backend = choose_backend(backend, device_of(snn))
         self.layers = tuple(
@@ -97,7 +97,7 @@ class IntegerModel:
             DataError: images of another shape, or with NaN.
         """
         check_time_steps(time_steps)
-        check_images(images, self._image_shape)
+        check_images(images, self._image_shape, self._reach)
         return IntegerRun(*self._runner(time_steps).run(images, time_steps, totals))
 
     def program(self, t: int = 0) -> Program:

@@ -21,6 +21,7 @@ from ..graph.nodes import (
     WEIGHTED,
     check_images,
     fold_batch_norm_,
+    input_reach,
     is_constant,
     layer_nodes,
     unused_name,
@@ -66,7 +67,8 @@ class QuantizedModel(nn.Module):
             layer.noise = Noise(spec.act_noise, spec.drop_share)
 
     def forward(self, images: Tensor) -> Tensor:
-        check_images(images, self.image_shape)
+        reach = None if self.training else input_reach(self.layers)
+        check_images(images, self.image_shape, reach)
         return self.layers(images)
 
     def extra_repr(self) -> str:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import Fault, SpecError
-from ..graph.nodes import attribute, check_images, node_name
+from ..graph.nodes import attribute, check_images, input_reach, node_name
 from ..graph.operations import Operation, reaching_output
 from ..neurons.layer import MTNeuron
 from ..neurons.totals import count_events, leak_of, totals_step, totals_step_literal, without_leak
@@ -137,7 +137,7 @@ def simulate(
         True
     """
     check_time_steps(time_steps)
-    check_images(images, snn.image_shape)
+    check_images(images, snn.image_shape, input_reach(snn.layers))
     loop = _Loop(snn, time_steps, arithmetic or FloatArithmetic(), literal)
     if observe is not None:
         loop.observers.append(observe)

@@ -1,10 +1,12 @@
-"""Progress of long work, on stderr: a bar on a terminal, a line every ten seconds elsewhere."""
+"""Progress of long work, and notes, on stderr: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
+from functools import cache
 from typing import TypeVar
 
 from rich.console import Console
@@ -45,6 +47,19 @@ def progress(items: Iterable[Item], label: str, total: int | None = None) -> Ite
         for item in items:
             yield item
             bar.advance(task)
+
+
+@cache
+def notice(text: str) -> None:
+    """A line on stderr, where progress is shown; the same one only once, whoever else computes.
+
+    Example:
+        >>> notice("3 files are not read")
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    sys.stderr.write(f"note: {text}\n")
+    sys.stderr.flush()
 
 
 def _lines(items: Iterable[Item], label: str, total: int | None) -> Iterator[Item]:

@@ -113,14 +113,18 @@ def _identity(
     teacher: nn.Module | None,
 ) -> dict[str, Any]:
     """The settings that a resumed run must share with the one it continues."""
-    return spec.numbers() | {
-        "schema": SCHEMA,
-        "classes": classes,
-        "train_images": len(splits.train),
-        "validation_images": len(splits.validation),
-        "processes": accelerator.num_processes,
-        "teacher": teacher is not None and spec.distillation_weight > 0,
-    }
+    return (
+        spec.numbers()
+        | {
+            "schema": SCHEMA,
+            "classes": classes,
+            "train_images": len(splits.train),
+            "validation_images": len(splits.validation),
+            "processes": accelerator.num_processes,
+            "teacher": teacher is not None and spec.distillation_weight > 0,
+        }
+        | ({} if splits.digest is None else {"files": splits.digest})
+    )
 
 
 @contextmanager

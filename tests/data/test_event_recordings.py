@@ -424,13 +424,20 @@ def test_missing_recordings_are_an_error_that_says_where_and_what(
         ("dvs_cifar10", "CIFAR10DVS/lorry/1.aedat4"),
         ("dvs_gesture", "DVSGesture/ibmGestureTrain/user01_led/wave.npy"),
         ("dvs_gesture", "DVSGesture/ibmGestureTrain/user01_led/11.npy"),
+        ("dvs_gesture", "DVSGesture/ibmGestureTrain/user01_led/01.npy"),
+        ("dvs_gesture", "DVSGesture/ibmGestureTrain/user01_led/-1.npy"),
+        ("nmnist", "NMNIST/Train/11/1.bin"),
+        ("nmnist", "NMNIST/Train/run1/1.bin"),
+        ("nmnist", "NMNIST/Train/1/old/3/1.bin"),
+        ("nmnist", "NMNIST/Train/1/1.robin"),
+        ("dvs_cifar10", "CIFAR10DVS/old/airplane/1.aedat4"),
     ],
 )
 def test_folders_that_are_not_as_published_are_an_error(
     tmp_path: Path, dataset: str, path: str
 ) -> None:
     write(tmp_path, dataset, each=1)
-    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).parent.mkdir(exist_ok=True, parents=True)
     (tmp_path / path).write_bytes(b"")
     with pytest.raises(DataError, match="not as published"):
         open_events(EventSpec(dataset, str(tmp_path)))

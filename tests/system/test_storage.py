@@ -1,12 +1,10 @@
-"""Files are whole or absent, and nothing that could run code is opened."""
+"""Files are whole or absent, tensors come back bit for bit."""
 
 from __future__ import annotations
 
 import errno
 import os
-import pickle
 import stat
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,9 @@ import torch
 from torch import nn
 
 from mt_convert.errors import CheckpointError, OutputError
+from mt_convert.system.foreign_weights import load_foreign
 from mt_convert.system.storage import (
     atomic,
-    load_foreign,
     load_tensors,
     read_json,
     save_tensors,
@@ -130,58 +128,3 @@ def test_truncated_tensors_are_a_checkpoint_error(tmp_path: Path, keep: int) -> 
     for read in (load_tensors, load_foreign):
         with pytest.raises(CheckpointError, match=r"a\.safetensors is not a whole safetensors"):
             read(path)
-
-
-@pytest.mark.parametrize("key", [None, "state_dict", "model"])
-def test_weights_of_others_are_unpacked(tmp_path: Path, key: str | None) -> None:
-    state = OrderedDict(nn.Linear(2, 3).state_dict())
-    torch.save(state if key is None else {key: state, "epoch": 3}, tmp_path / "a.pth")
-    found = load_foreign(tmp_path / "a.pth")
-    assert found.keys() == state.keys()
-    assert all(torch.equal(found[name], state[name]) for name in state)
-
-
-class Harmful:
-    """What a pickle can do: make a file when it is opened."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (os.mkdir, (str(self.path),))
-
-
-def test_a_pickle_that_runs_code_is_refused_before_it_runs(tmp_path: Path) -> None:
-    traces = tmp_path / "traces"
-    torch.save({"a": torch.ones(2), "b": Harmful(traces)}, tmp_path / "a.pt")
-    (tmp_path / "b.pt").write_bytes(pickle.dumps(Harmful(traces)))
-    for name in ("a.pt", "b.pt"):
-        with pytest.raises(CheckpointError, match=r"run code.*not opened.*safetensors"):
-            load_foreign(tmp_path / name)
-    assert not traces.exists()
-    pickle.loads((tmp_path / "b.pt").read_bytes())
-    assert traces.exists(), "the control: the pickle does run code where it is opened carelessly"
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no torch file at all"])
-def test_a_damaged_torch_file_is_a_checkpoint_error(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "a.pt").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"a\.pt is (damaged|not a whole torch file)"):
-        load_foreign(tmp_path / "a.pt")
-
-
-def test_a_truncated_torch_file_is_a_checkpoint_error(tmp_path: Path) -> None:
-    torch.save({"a": torch.ones(1000)}, tmp_path / "a.pt")
-    whole = (tmp_path / "a.pt").read_bytes()
-    (tmp_path / "a.pt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match="not a whole torch file"):
-        load_foreign(tmp_path / "a.pt")
-
-
-def test_a_file_without_tensors_is_a_checkpoint_error(tmp_path: Path) -> None:
-    torch.save({"epoch": 3}, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="holds no tensors: expected a state_dict"):
-        load_foreign(tmp_path / "a.pt")
-    torch.save([torch.ones(2)], tmp_path / "b.pt")
-    with pytest.raises(CheckpointError, match="holds a list, not named tensors"):
-        load_foreign(tmp_path / "b.pt")

@@ -6,7 +6,7 @@ Importing this module adds the networks of `cifar` to timm's registry.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import CheckpointError, Fault, SpecError, did_you_mean, near_names
-from ...system import storage
+from ...system.foreign_weights import ForeignWeights, load_foreign
+from ...system.progress import notice
 from ...system.storage import load_tensors
 from . import cifar as _registered  # noqa: F401
 
-_PREFIXES = ("module.", "_orig_mod.", "model.")  # DistributedDataParallel, torch.compile, wrappers
+_NO_KWARGS = {
+    **dict.fromkeys(("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"), "checkpoint"),
+    **{"pretrained": "pretrained", "num_classes": "classes", "in_chans": "channels"},
+    "cache_dir": "checkpoint",
+}
+"""What timm's constructor would take that is no argument of a network, and what says it here."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,9 @@ class ModelSpec:
     """Which network: a name of timm's registry, its size, and where its weights come from.
 
     ``checkpoint`` is a safetensors file or a torch file of plain tensors; it is used instead of the
-    hub's weights, even if ``pretrained`` is set. ``kwargs`` go to timm's constructor.
+    hub's weights, even if ``pretrained`` is set. Of several sets in it the averaged one is taken
+    (``state_dict_ema`` and the like), as timm does; a wrapper's prefix before all names is removed.
+    ``kwargs`` go to the network's constructor.
 
     Example:
         >>> ModelSpec("resnet20_cifar", classes=10).channels
@@ -46,9 +54,31 @@ class ModelSpec:
         for name in ("classes", "channels"):
             if getattr(self, name) < 1:
                 raise SpecError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+        faults = [
+            Fault(
+                f"kwargs.{name}", "is no argument of a network", f"set {_NO_KWARGS[name]} instead"
+            )
+            for name in self.kwargs
+            if name in _NO_KWARGS
+        ]
+        if faults:
+            raise SpecError(f"{len(faults)} kwargs are not the network's", faults)
 
 
 def build(spec: ModelSpec, *, seed: int = 0, image_size: int | None = None) -> nn.Module:
+    """`build_described` without the description.
+
+    Example:
+        >>> ann = build(ModelSpec("digits_cnn", classes=10, channels=1))
+        >>> ann(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
+    return build_described(spec, seed=seed, image_size=image_size)[0]
+
+
+def build_described(
+    spec: ModelSpec, *, seed: int = 0, image_size: int | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
     """Make the network and load its weights; untrained ones are drawn from ``seed``.
 
     Units: ``image_size`` pixels; None for the architecture's own. Architectures that timm builds
@@ -58,28 +88,44 @@ def build(spec: ModelSpec, *, seed: int = 0, image_size: int | None = None) -> n
 
     Returns:
         A module in training mode: images ``[batch, channels, H, W]`` to logits
-        ``[batch, classes]``.
+        ``[batch, classes]``; and where its weights come from, as plain data.
 
     Raises:
         SpecError: timm knows no such architecture, or it does not take these ``kwargs``.
         CheckpointError: weights missing, damaged, not finite or of another network (all faults
             listed), or the hub out of reach.
-
-    Example:
-        >>> ann = build(ModelSpec("digits_cnn", classes=10, channels=1))
-        >>> ann(torch.zeros(2, 1, 8, 8)).shape
-        torch.Size([2, 10])
     """
     fault = architecture_fault(spec.architecture)
     if fault is not None:
         raise SpecError("cannot build the model", [fault])
     spec = _for_size(spec, image_size)
     if spec.checkpoint is None:
-        return _create(spec, pretrained=spec.pretrained, seed=seed)
-    weights = storage.load_foreign(spec.checkpoint)
+        source = "the hub" if spec.pretrained else f"drawn from seed {seed}"
+        model = _create(spec, pretrained=spec.pretrained, seed=seed)
+        return model, {"weights": source}
+    weights = load_foreign(spec.checkpoint)
     model = _create(spec, pretrained=False, seed=seed)
+    try:
+        weights = weights.named_as(model.state_dict())
+    except CheckpointError as error:
+        raise CheckpointError(f"{spec.checkpoint} {error}") from error
     _load_(model, weights, spec)
-    return model
+    if weights.taken or weights.prefix or weights.left_out:
+        notice(f"{spec.checkpoint}: {weights}")
+    return model, {"weights": spec.checkpoint, **weights.to_json()}
+
+
+def weights_path(spec: ModelSpec) -> str | None:
+    """The file or folder here that the weights come from, if they do.
+
+    Example:
+        >>> weights_path(ModelSpec("local-dir:mine", classes=10))
+        'mine'
+    """
+    local = "local-dir:"
+    if spec.checkpoint is None and spec.architecture.startswith(local):
+        return spec.architecture.removeprefix(local)
+    return spec.checkpoint
 
 
 def architecture_fault(name: str) -> Fault | None:
@@ -138,10 +184,19 @@ def _create(spec: ModelSpec, *, pretrained: bool, seed: int) -> nn.Module:
             ) from error
 
 
-def _load_(model: nn.Module, weights: Mapping[str, Tensor], spec: ModelSpec) -> None:
+def _load_(model: nn.Module, weights: ForeignWeights, spec: ModelSpec) -> None:
     """Put weights into the model, or raise one error that lists everything that does not fit."""
-    expected = model.state_dict()
-    tensors = _without_prefixes(weights, expected)
+    expected, tensors = model.state_dict(), weights.tensors
+    network = f"{spec.architecture} with {spec.classes} classes and {spec.channels} input channels"
+    if not expected.keys() & tensors.keys():
+        faults = [
+            Fault("in the file", _some(tensors), f"{len(tensors)} tensors ({weights})"),
+            Fault("in the network", _some(expected), f"{len(expected)} tensors"),
+        ]
+        hint = "name the architecture it was made for, or rename its tensors"
+        raise CheckpointError(
+            f"{spec.checkpoint} holds no tensor that {network} has: {hint}", faults
+        )
     optional = {name for name in expected if name.endswith("num_batches_tracked")}
     faults = [
         Fault(name, "missing", f"expected {_shape(expected[name])}")
@@ -151,35 +206,37 @@ def _load_(model: nn.Module, weights: Mapping[str, Tensor], spec: ModelSpec) -> 
     for name, tensor in tensors.items():
         if name not in expected:
             faults.append(Fault(name, "unexpected", f"{spec.architecture} has no such tensor"))
-        elif tensor.shape != expected[name].shape:
-            faults.append(Fault(name, f"is {_shape(tensor)}", f"expected {_shape(expected[name])}"))
-        elif tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            faults.append(Fault(name, "holds NaN or infinity", "train again or use another file"))
+        elif wrong := _misfit(tensor, expected[name]):
+            faults.append(Fault(name, *wrong))
     if faults:
         raise CheckpointError(
-            f"{spec.checkpoint} does not fit {spec.architecture} with {spec.classes} classes and "
-            f"{spec.channels} input channels, {len(faults)} faults:",
-            faults,
+            f"{spec.checkpoint} does not fit {network}, {len(faults)} faults ({weights}):", faults
         )
     model.load_state_dict({**{name: expected[name] for name in optional}, **tensors})
 
 
-def _without_prefixes(
-    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The same tensors without what wrappers put before every name."""
-    names = {name: name for name in weights}
-    while prefix := next(
-        (
-            p
-            for p in _PREFIXES
-            if all(name.startswith(p) for name in names.values())
-            and not all(name.startswith(p) for name in expected)
-        ),
-        None,
-    ):
-        names = {name: short.removeprefix(prefix) for name, short in names.items()}
-    return {names[name]: tensor for name, tensor in weights.items()}
+def _misfit(tensor: Tensor, expected: Tensor) -> tuple[str, str] | None:
+    """Why a tensor cannot take another's place, and what to do; None if it can."""
+    if tensor.shape != expected.shape:
+        return f"is {_shape(tensor)}", f"expected {_shape(expected)}"
+    kind = str(tensor.dtype).removeprefix("torch.")
+    wanted = str(expected.dtype).removeprefix("torch.")
+    if expected.is_floating_point() != tensor.is_floating_point() or tensor.is_complex():
+        if tensor.is_complex() or not torch.equal(
+            tensor.to(expected.dtype).to(tensor.dtype), tensor
+        ):
+            return f"is {kind}", f"expected {wanted}: numbers would be cut"
+        if expected.is_floating_point():
+            return f"is {kind}", f"expected {wanted}: multiply it by its scale and store floats"
+    value = tensor.to(expected.dtype)
+    if value.is_floating_point() and not bool(value.isfinite().all()):
+        return "holds NaN or infinity", f"in {wanted}: train again or use another file"
+    return None
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first few of many names."""
+    return ", ".join(list(names)[:4])
 
 
 def _shape(tensor: Tensor) -> str:

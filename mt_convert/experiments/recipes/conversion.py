@@ -26,8 +26,17 @@ from ...spiking.presentation import Presentation
 from ...training.spec import TrainSpec
 from ..models.build import ModelSpec, architecture_fault
 from .finetune_job import FinetuneBlock, fill_training
-from .validation import STRICT, Count, RecipeType, disagreements, fill_seeds, read, tree_of
-from .yaml_tree import Tree, override
+from .validation import (
+    STRICT,
+    Count,
+    RecipeType,
+    disagreements,
+    fill_seeds,
+    head_disagreements,
+    read,
+    tree_of,
+)
+from .yaml_tree import Tree, override, to_dotted
 
 CalibrationText = Annotated[str, AfterValidator(lambda text: name_of(parse(text)))]
 
@@ -172,8 +181,14 @@ def faults_here(recipe: Recipe) -> list[Fault]:
             "model.checkpoint": recipe.model.checkpoint,
             "quantize.checkpoint": recipe.quantize.checkpoint,
             "data.root": None if recipe.data.download else recipe.data.root,
+            "data.class_map": class_map_file(recipe.data),
         },
     )
+
+
+def class_map_file(data: DataSpec) -> str | None:
+    """The file that a ``class_map`` names, if it does."""
+    return data.class_map if isinstance(data.class_map, str) else None
 
 
 def missing_inputs(model: ModelSpec, files: Mapping[str, str | None]) -> list[Fault]:
@@ -199,7 +214,23 @@ def _fill_seeds(tree: Tree) -> Tree:
 
 def _mismatches(recipe: Recipe, tree: Tree) -> list[Fault]:
     expected = {"classes": recipe.data.classes, "channels": recipe.data.channels}
-    return disagreements(tree, recipe.model, expected, "data")
+    faults = []
+    if recipe.data.class_map is not None:
+        del expected["classes"]
+        faults = head_disagreements(tree, recipe.data, recipe.model.classes, ("data",))
+    for index, data in enumerate(recipe.evaluate.data):
+        path = ("evaluate", "data", index)
+        faults += head_disagreements(tree, data, recipe.model.classes, path)
+        faults += [
+            Fault(
+                f"{tree.place((*path, name))}  {to_dotted((*path, name))}",
+                f"is {getattr(data, name)}, but data.{name} is {getattr(recipe.data, name)}",
+                "one network takes one size of images",
+            )
+            for name in ("image_size", "channels")
+            if getattr(data, name) != getattr(recipe.data, name)
+        ]
+    return [*disagreements(tree, recipe.model, expected, "data"), *faults]
 
 
 CONVERSION = RecipeType(Recipe, _fill_seeds, _mismatches)

@@ -17,9 +17,18 @@ from ...errors import Fault, SpecError
 from ...training.from_scratch.spec import SpikingSpec
 from ...training.spec import TrainSpec
 from ..models.build import ModelSpec
-from .conversion import CONVERSION, Recipe, missing_inputs
+from .conversion import CONVERSION, Recipe, class_map_file, missing_inputs
 from .conversion import faults_here as conversion_faults
-from .validation import STRICT, Count, RecipeType, disagreements, fill_seeds, read, tree_of
+from .validation import (
+    STRICT,
+    Count,
+    RecipeType,
+    disagreements,
+    fill_seeds,
+    head_disagreements,
+    read,
+    tree_of,
+)
 from .yaml_tree import Tree, override
 
 
@@ -116,6 +125,8 @@ def faults_here(recipe: AnyRecipe) -> list[Fault]:
     files = {"model.checkpoint": recipe.model.checkpoint}
     if not recipe.images.download:
         files[f"{_block(recipe)}.root"] = recipe.images.root
+    if recipe.data is not None:
+        files["data.class_map"] = class_map_file(recipe.data)
     return missing_inputs(recipe.model, files)
 
 
@@ -131,6 +142,10 @@ def _mismatches(recipe: SpikingRecipe, tree: Tree) -> list[Fault]:
     images = recipe.images
     classes = images.classes if isinstance(images, DataSpec) else images.number_of_classes
     expected = {"classes": classes, "channels": images.channels}
+    if isinstance(images, DataSpec) and images.class_map is not None:
+        del expected["classes"]
+        faults = head_disagreements(tree, images, recipe.model.classes, ("data",))
+        return [*faults, *disagreements(tree, recipe.model, expected, "data")]
     return disagreements(tree, recipe.model, expected, _block(recipe))
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ...errors import Fault, RecipeError
+from ...data.class_map import head_faults
+from ...errors import DataError, Fault, RecipeError
 from . import faults as recipe_faults
 from . import yaml_tree
 from .catalogue import find_recipe
-from .yaml_tree import Path, Tree
+from .yaml_tree import Path, Tree, to_dotted
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -120,6 +121,21 @@ def disagreements(tree: Tree, model: Any, expected: Mapping[str, int], block: st
         )
         for name, other in expected.items()
         if getattr(model, name) != other
+    ]
+
+
+def head_disagreements(tree: Tree, data: Any, head: int, path: Path) -> list[Fault]:
+    """What is wrong with the classes for the network's head; a missing file is no fault here."""
+    if isinstance(data.class_map, str) and not FilePath(data.class_map).expanduser().exists():
+        return []
+    try:
+        faults = head_faults(data, head)
+    except DataError as error:
+        headline = Fault("class_map", error.headline, "")
+        faults = [replace(item, where="class_map") for item in error.faults] or [headline]
+    return [
+        replace(item, where=f"{tree.place((*path, item.where))}  {to_dotted((*path, item.where))}")
+        for item in faults
     ]
 
 

@@ -19,8 +19,14 @@ from torch import Tensor, nn
 
 from mt_convert.errors import CheckpointError, SpecError
 from mt_convert.experiments.models import cifar
-from mt_convert.experiments.models.build import ModelSpec, architecture_fault, build
+from mt_convert.experiments.models.build import (
+    ModelSpec,
+    architecture_fault,
+    build,
+    build_described,
+)
 from mt_convert.experiments.models.names import CIFAR_MODELS
+from mt_convert.system.progress import notice
 
 # He et al. 2016, table 6, in millions; VGG-16 and ResNet-18 as commonly built for CIFAR-10.
 PUBLISHED = {
@@ -281,3 +287,72 @@ def test_resnet20_with_published_weights_recognises_real_images(shared_data: Pat
     accuracy = 100 * (logits.argmax(1) == torch.tensor(labels)).float().mean().item()
     assert len(labels) == 500
     assert accuracy > 80
+
+
+def floats(change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    state = digits_weights()
+    return {n: change(v) if v.is_floating_point() else v for n, v in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.to(torch.int8), "is int8 .*expected float32"),
+        (lambda v: torch.ones_like(v, dtype=torch.int64), "is int64 .*expected float32"),
+        (lambda v: v > 0, "is bool .*expected float32"),
+        (lambda v: v.to(torch.complex64), "is complex64 .*expected float32"),
+        (lambda v: v.double() * 1e300, "holds NaN or infinity .*in float32"),
+        (lambda v: (v * 0 + 1e9).to(torch.float8_e5m2), "holds NaN or infinity"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_weights_of_other_kinds_of_numbers_are_not_cut(
+    tmp_path: Path, change: Callable[[Tensor], Tensor], message: str
+) -> None:
+    torch.save(floats(change), tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=message):
+        build(from_file(tmp_path / "a.pt"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_floats_of_other_sizes_are_taken(tmp_path: Path, dtype: torch.dtype) -> None:
+    torch.save(floats(lambda v: v.to(dtype)), tmp_path / "a.pt")
+    weight = build(from_file(tmp_path / "a.pt")).linear.weight
+    assert torch.equal(weight, digits_weights()["linear.weight"].to(dtype).float())  # type: ignore[arg-type]
+
+
+def test_a_file_of_another_network_is_two_lines_and_not_hundreds(tmp_path: Path) -> None:
+    state = build(ModelSpec("resnet20_cifar", classes=10)).state_dict()
+    torch.save({"wheels": {f"x.{n}.y": v for n, v in state.items()}}, tmp_path / "a.pt")
+    text = refused(tmp_path / "a.pt")
+    assert "holds no tensor that digits_cnn" in text
+    assert "name the architecture" in text
+    assert len(text.splitlines()) == 3
+
+
+def test_what_was_taken_is_said_once_and_described(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notice.cache_clear()
+    path = tmp_path / "a.pt"
+    other = {name: value * 0 for name, value in digits_weights().items()}
+    torch.save({"state_dict": other, "state_dict_ema": digits_weights("net.")}, path)
+    model, source = build_described(from_file(path))
+    assert torch.equal(model.linear.weight, digits_weights()["linear.weight"])  # type: ignore[arg-type]
+    assert source == {
+        "weights": str(path),
+        "set": "state_dict_ema",
+        "passed_over": ["state_dict"],
+        "prefix": "net.",
+        "left_out": [],
+    }
+    assert "took 'state_dict_ema', passed over 'state_dict'" in capsys.readouterr().err
+    build(from_file(path))
+    assert not capsys.readouterr().err
+
+
+def test_what_is_no_argument_of_a_network_is_refused_by_its_key() -> None:
+    wrong = {"checkpoint_path": "a.pt", "pretrained_cfg": {"file": "b.pt"}, "num_classes": 3}
+    with pytest.raises(SpecError, match=r"kwargs\.checkpoint_path .*set checkpoint") as caught:
+        ModelSpec("digits_cnn", classes=10, kwargs={**wrong, "drop_rate": 0.1})
+    assert len(caught.value.faults) == 3

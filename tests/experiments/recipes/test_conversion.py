@@ -328,3 +328,27 @@ def test_here_faults_name_what_this_machine_lacks(write: Write) -> None:
     assert "did you mean resnet" in found["model.architecture resnet19"].hint
     assert found["model.checkpoint"].what == "gone.pt is not here"
     assert found["data.root"].hint == "put it there, or give data.root=PATH"
+
+
+def test_a_class_map_stands_for_the_classes_of_the_head(
+    write: Callable[[str], Path], tmp_path: Path
+) -> None:
+    rows = "[0,217,482,491,497,566,569,571,574,701]"
+    recipe = load_recipe(write(SMALL), [f"data.class_map={rows}", "model.classes=1000"])
+    assert recipe.data.class_map == (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
+    found = faults_of(write(SMALL), f"data.class_map={rows}", "model.classes=700")
+    (fault,) = found.values()
+    assert (fault.what, fault.hint) == ("holds row 701", "allowed: 0 to 699")
+    found = faults_of(write(SMALL), "data.class_map=[1,2]", "model.classes=700")
+    assert any("holds 2 rows" in fault.what for fault in found.values())
+    gone = load_recipe(write(SMALL), ["data.class_map=gone.txt", "model.classes=700"])
+    assert any(fault.where == "data.class_map" for fault in faults_here(gone))
+    (tmp_path / "map.txt").write_text("x\n" * 10)
+    found = faults_of(write(SMALL), f"data.class_map={tmp_path}/map.txt", "model.classes=700")
+    assert all("is 'x'" in fault.what for fault in found.values())
+
+
+def test_data_sets_of_an_evaluation_fit_the_network(write: Callable[[str], Path]) -> None:
+    other = "{dataset: synthetic, image_size: 16, channels: 1, classes: 7}"
+    found = faults_of(write(SMALL), f"evaluate.data=[{other}]")
+    assert sorted(fault.what.split(",")[0] for fault in found.values()) == ["is 16", "is 7"]
