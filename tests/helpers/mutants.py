@@ -153,7 +153,7 @@ MUTANTS = (
     Mutant(
         9,
         "spiking/conversion_report.py",
-        "analog.append(AnalogRow(name, what, _NOT_SPIKES[others[0]]))",
+        "reason = _NOT_SPIKES[row.fed_by]",
         "pass",
         (
             "spiking/test_convert.py::test_every_weighted_layer_is_fed_by_spikes_or_listed_with_the"
