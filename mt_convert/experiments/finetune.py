@@ -27,7 +27,7 @@ from ..system.peak_memory import meter_of
 from ..system.storage import atomic, read_json, write_json
 from ..training.finetune.finetune import finetune
 from ..training.spec import History
-from .recipes.conversion import FinetuneBlock, Recipe, dump, load_recipe
+from .recipes.conversion import FinetuneBlock, Recipe, dump, load_stored
 from .recipes.finetune_job import FinetuneJob
 from .subjects import subjects_of
 
@@ -44,15 +44,15 @@ def run(name: str, overrides: Sequence[str], out: Path | None) -> Path:
     if not (folder / "recipe.yaml").is_file():
         hint = f"make one: mt-convert run RECIPE --out {name}"
         raise RecipeError("finetune takes the folder of a run", [Fault(name, "is none", hint)])
-    recipe = load_recipe(folder / "recipe.yaml", overrides)
+    recipe = load_stored(folder, overrides)
     if recipe.finetune is None:
-        recipe = load_recipe(folder / "recipe.yaml", [*overrides, "finetune={}"])
+        recipe = load_stored(folder, [*overrides, "finetune={}"])
     block = recipe.finetune
     assert block is not None
-    (subject,) = subjects_of(name, [], overrides)
+    (subject,) = subjects_of(name, [], overrides, calibrates=False)
     kept = folder / "finetuned"  # what all trainings of this network are compared with
     out = out or kept / _name(block)
-    splits = open_data(recipe.data)
+    splits = open_data(recipe.data, calibrates=False)
     job, classes = block.job(recipe.quantize.levels), recipe.model.classes
     rows, history = run_finetune(job, subject, splits, out, classes=classes, shared=kept)
     write_json(out / "results.json", results_to_json(rows))

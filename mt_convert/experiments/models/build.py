@@ -128,6 +128,16 @@ def weights_path(spec: ModelSpec) -> str | None:
     return spec.checkpoint
 
 
+def has_random_weights(spec: ModelSpec) -> bool:
+    """Whether nothing is loaded into the network.
+
+    Example:
+        >>> has_random_weights(ModelSpec("digits_cnn", classes=10))
+        True
+    """
+    return weights_path(spec) is None and not spec.pretrained
+
+
 def architecture_fault(name: str) -> Fault | None:
     """What is wrong with the name of an architecture, with the nearest names; None if it is known.
 
