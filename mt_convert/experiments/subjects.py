@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ..data import DataSpec, Splits, images, open_data
@@ -119,6 +120,7 @@ def _load_subjects(
         if shape != qann.image_shape:
             what = f"images are {shape}, the network's {tuple(qann.image_shape)}"
             faults.append(Fault(dataset_name(source), what, "name a recipe of such images"))
+        faults += head_faults(source, _head(qann))
     if faults:
         raise RecipeError(f"{folder} cannot be evaluated", faults)
     subjects = []
@@ -132,6 +134,12 @@ def _load_subjects(
             Subject(qann.to(device()).eval(), None, shown, calibration, describe, plain)
         )
     return subjects
+
+
+def _head(qann: QuantizedModel) -> int:
+    """The number of classes that a network tells apart."""
+    with torch.no_grad():
+        return int(qann(torch.zeros(1, *qann.image_shape)).shape[-1])
 
 
 def subject(

@@ -110,6 +110,9 @@ def test_calibration_images_are_asked_for_where_something_calibrates(
     with pytest.raises(DataError, match="at most 20"):
         subjects_of(str(recipe), data, [], calibrates=False)  # its network is quantized here
     assert len(open_data(data[0].data, calibrates=False).calibration) == 20
+    seven = [load_recipe(few, ["data.classes=7", "model.classes=7"])]
+    with pytest.raises(RecipeError, match="is 7, the head has 10 rows"):
+        subjects_of(str(out / "train"), seven, [], calibrates=False)
     assert evaluated(tmp_path / "table", [out], [few]) == {("digits_cnn", "images")}
 
 
