@@ -40,7 +40,7 @@ def open_events(spec: EventSpec) -> Splits:
     """
     data = _as_images(spec)
     train, test, training, tested = _recordings(spec)
-    chosen, held_back = partition(len(training), data)
+    chosen, held_back = partition(len(training), data, calibrates=False)
     trained = training[chosen]
     calibration = trained[: spec.calibration_images]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,3 +126,38 @@ def row_faults(rows: tuple[int, ...], classes: int) -> Iterator[Fault]:
 def dataset_name(spec: DataSpec) -> str:
     """What the tables call the images: the name given, or the data set's, or its folder's."""
     return spec.name or spec.dataset or Path(spec.root or "images").name
+
+
+def data_labels(specs: Sequence[DataSpec], recipes: Sequence[str | None] = ()) -> list[str]:
+    """What tables call each data set: its name, and where that is another's too its recipe's, or
+    a digest of what it is.
+
+    Example:
+        >>> one, other = (DataSpec("", root=f"{place}/cats") for place in ("here", "there"))
+        >>> data_labels([one, one, other], ["a", "a", "b"])
+        ['cats (a)', 'cats (a)', 'cats (b)']
+    """
+    recipes = recipes or [None] * len(specs)
+    kinds = [_pictures(spec) for spec in specs]
+    labels = []
+    for spec, recipe, kind in zip(specs, recipes, kinds, strict=True):
+        name = dataset_name(spec)
+        alike = [i for i, other in enumerate(specs) if dataset_name(other) == name]
+        if len({kinds[i] for i in alike}) == 1:
+            labels.append(name)
+            continue
+        own = [recipes[i] for i in alike if kinds[i] == kind]
+        others = {recipes[i] for i in alike if kinds[i] != kind}
+        told = recipe is not None and len(set(own)) == 1 and recipe not in others
+        labels.append(
+            f"{name} ({recipe if told else hashlib.sha256(kind.encode()).hexdigest()[:8]})"
+        )
+    return labels
+
+
+def _pictures(spec: DataSpec) -> str:
+    """Which test images these are, whatever is done to them."""
+    root = None if spec.root is None else str(Path(spec.root).expanduser().resolve())
+    drawn = spec.dataset in ("digits", "synthetic") or spec.test_images is not None
+    seed = spec.seed if drawn else None
+    return repr((spec.dataset, root, spec.test_split, spec.test_images, seed))

@@ -41,12 +41,13 @@ class _Pool:
     digest: str | None = None
 
 
-def open_data(spec: DataSpec) -> Splits:
+def open_data(spec: DataSpec, *, calibrates: bool = True) -> Splits:
     """Open the data set and split it; files are decoded when a split is first read.
 
     Returns:
         `Splits`: test images from the test split alone; validation and calibration images from
-        the training split, by ``spec.seed``. ``validation`` is empty if its share is 0.
+        the training split, by ``spec.seed``. ``validation`` is empty if its share is 0. Where
+        nothing ``calibrates``, fewer calibration images than asked for are no fault.
 
     Raises:
         DataError: the root or a split is missing, classes or sizes do not fit the spec, or there
@@ -59,7 +60,7 @@ def open_data(spec: DataSpec) -> Splits:
         (58, 6, 8, 256)
     """
     train, test = _pools(spec)
-    train_part, validation_part = partition(train.count, spec)
+    train_part, validation_part = partition(train.count, spec, calibrates=calibrates)
     tested = chosen_for_test(test.count, spec)
     calibration_part = train_part[: spec.calibration_images]
     plain = replace(spec, augmentation="none")
@@ -72,7 +73,7 @@ def open_data(spec: DataSpec) -> Splits:
     )
 
 
-def partition(count: int, spec: DataSpec) -> tuple[Tensor, Tensor]:
+def partition(count: int, spec: DataSpec, *, calibrates: bool = True) -> tuple[Tensor, Tensor]:
     """Training and validation indices after a seeded shuffle."""
     order = torch.randperm(count, generator=generator(spec.seed, "split"))
     if spec.limit is not None and spec.limit > count:
@@ -86,7 +87,7 @@ def partition(count: int, spec: DataSpec) -> tuple[Tensor, Tensor]:
         hint = "raise validation_share, or set it to 0 to train without validation"
         what = f"{spec.validation_share} of {len(order)} images is none"
         faults.append(Fault("validation_share", what, hint))
-    if spec.calibration_images > train:
+    if calibrates and spec.calibration_images > train:
         hint = f"{train} training images are left: set calibration_images to at most {train}"
         faults.append(Fault("calibration_images", str(spec.calibration_images), hint))
     if faults:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 from torch import nn
 
 from ..data import DataSpec, Splits, images, open_data
+from ..data.image_spec import data_labels
 from ..errors import Fault
 from ..evaluation.row_cache import RowCache
 from ..evaluation.subject import Subject
@@ -24,15 +26,16 @@ from ..report import tables
 from ..report.rows import Row, results_from_json, results_to_json
 from ..spiking import archive
 from ..spiking.convert import convert
+from ..system.progress import notice
 from ..system.storage import atomic, json_text, read_json, save_tensors, write_json
 from ..training.loop import fit
 from ..training.spec import TrainSpec
 from ..training.state import separate
 from .finetune import run_finetune
-from .models.build import build_described, load_ann, weights_path
+from .models.build import build_described, has_random_weights, load_ann, weights_path
 from .recipes.conversion import Recipe, faults_here
 from .stages import StageRun
-from .subjects import subject
+from .subjects import calibrates_on_images, subject
 
 PROBE_IMAGES = 32
 
@@ -105,7 +108,10 @@ class Conversion(StageRun):
     def splits(self) -> Splits:
         """The images, opened once."""
         if self._splits is None:
-            self._splits = open_data(self.recipe.data)
+            settings = self.recipe.evaluate.settings(self.recipe.quantize.levels)
+            quantizes = self.recipe.quantize.checkpoint is None
+            calibrates = quantizes or any(calibrates_on_images(item) for item in settings)
+            self._splits = open_data(self.recipe.data, calibrates=calibrates)
         return self._splits
 
     def _fit(
@@ -121,6 +127,8 @@ class Conversion(StageRun):
         ann, source = build_described(self.recipe.model, seed=self.recipe.seed, image_size=size)
         if self.recipe.ann is not None:
             self._fit(ann, self.recipe.ann, folder, None)
+        elif has_random_weights(self.recipe.model):
+            notice("the float network has random weights: no checkpoint, no pretrained, no ann")
         if self.first:
             write_json(folder / "weights.json", source)
             save_tensors(folder / "model.safetensors", separate(ann.state_dict()))
@@ -172,10 +180,15 @@ class Conversion(StageRun):
         block = self.recipe.evaluate
         cache = RowCache(folder, block.batch_size, self.processes)
         rows: list[Row] = []
-        for data in (self.recipe.data, *block.data):
-            splits = self.splits if data is self.recipe.data else open_data(data)
-            settings = block.settings(self.recipe.quantize.levels)
-            rows += cache.rows(self._subject(data, splits), settings, "evaluate")
+        settings = block.settings(self.recipe.quantize.levels)
+        calibrates = any(calibrates_on_images(item) for item in settings)
+        sources = (self.recipe.data, *block.data)
+        for data, label in zip(sources, data_labels(sources), strict=True):
+            own = data is self.recipe.data
+            splits = self.splits if own else open_data(data, calibrates=calibrates)
+            shown = self._subject(data, splits)
+            shown = replace(shown, describe={**shown.describe, "dataset": label})
+            rows += cache.rows(shown, settings, "evaluate")
         self._write_rows(folder, rows)
 
     def _finetune(self, folder: Path) -> None:

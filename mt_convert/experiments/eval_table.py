@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..calibration.text import parse
+from ..data.image_spec import data_labels
 from ..errors import Fault, MTConvertError, SpecError
 from ..evaluation.analysis import Analysis, analyses
 from ..evaluation.errors.pictures import error_by_layer, histograms
@@ -27,8 +28,8 @@ from ..report import pictures, tables
 from ..report.columns import LEGEND, markdown_table
 from ..report.rows import Row, results_from_json, results_to_json
 from ..system.storage import atomic, read_json, write_json
-from .recipes.conversion import EvaluateBlock, Recipe, load_recipe
-from .subjects import subjects_of
+from .recipes.conversion import EvaluateBlock, Recipe, load_recipe, load_stored
+from .subjects import calibrates_on_images, subjects_of
 
 ANALYSES_SCHEMA = "mt_convert.analyses/1"
 
@@ -102,8 +103,11 @@ def run(options: EvalOptions, out: Path) -> list[Row]:
     cache = RowCache(out, options.batch_size)
     rows: list[Row] = []
     results: list[Analysis] = []
+    labels = _labels(recipes, options)
     for name in options.names:
-        for subject in _subjects(name, recipes, options):
+        for number, plain in enumerate(_subjects(name, recipes, options)):
+            describe = {**plain.describe, "dataset": labels[name][number]}
+            subject = dataclasses.replace(plain, describe=describe)
             settings = options.block().settings(subject.qann.spec.levels)
             label = f"{name}, {subject.describe['dataset']}"
             rows += cache.rows(subject, settings, label)
@@ -141,7 +145,27 @@ def _publish(rows: list[Row], results: list[Analysis], out: Path) -> None:
 def _subjects(name: str, recipes: list[Recipe], options: EvalOptions) -> list[Subject]:
     """The subjects of one name."""
     overrides = () if recipes else options.overrides  # they are for the images that are evaluated
-    return subjects_of(name, recipes, overrides, options.act_bits, options.images)
+    calibrates = any(calibrates_on_images(item) for item in options.block().settings(1))
+    return subjects_of(
+        name, recipes, overrides, options.act_bits, options.images, calibrates=calibrates
+    )
+
+
+def _labels(recipes: list[Recipe], options: EvalOptions) -> dict[str, list[str]]:
+    """What the data sets of each name are called, no two of them the same."""
+    own: dict[str, list[Recipe]] = {}
+    for name in options.names:
+        if recipes or (Path(name) / "network.json").is_file():
+            own[name] = recipes
+        else:
+            is_run = (Path(name) / "recipe.yaml").is_file()
+            load = load_stored if is_run else load_recipe
+            own[name] = [load(name, options.overrides)]
+    everything = [item for name in options.names for item in own[name]]
+    labels = iter(
+        data_labels([item.data for item in everything], [item.name for item in everything])
+    )
+    return {name: [next(labels) for _ in own[name]] for name in options.names}
 
 
 def page(rows: list[Row]) -> str:

@@ -27,7 +27,7 @@ from ..system.peak_memory import store_peak, stored_peak
 from ..system.storage import atomic, read_json, write_json
 from ..training.finetune.finetune import finetune
 from ..training.spec import History
-from .recipes.conversion import Recipe, dump, load_recipe
+from .recipes.conversion import Recipe, dump, load_stored
 from .recipes.finetune_job import FinetuneBlock
 from .subjects import run_subject
 
@@ -44,11 +44,11 @@ def run(name: str, overrides: Sequence[str], out: Path | None) -> Path:
     if not (folder / "recipe.yaml").is_file():
         hint = f"make one: mt-convert run RECIPE --out {name}"
         raise RecipeError("finetune takes the folder of a run", [Fault(name, "is none", hint)])
-    recipe = load_recipe(folder / "recipe.yaml", overrides)
+    recipe = load_stored(folder, overrides)
     if recipe.finetune is None:
-        recipe = load_recipe(folder / "recipe.yaml", [*overrides, "finetune={}"])
+        recipe = load_stored(folder, [*overrides, "finetune={}"])
     assert recipe.finetune is not None
-    splits = open_data(recipe.data)
+    splits = open_data(recipe.data, calibrates=False)
     kept = folder / "finetuned"  # what all trainings of this network are compared with
     out = out or kept / _name(recipe.finetune)
     rows, history = run_finetune(

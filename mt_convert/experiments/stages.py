@@ -223,7 +223,7 @@ class StageRun(ABC):
 
 def open_splits(spec: DataSpec | EventSpec) -> Splits:
     """Images or recordings."""
-    return open_data(spec) if isinstance(spec, DataSpec) else open_events(spec)
+    return open_data(spec, calibrates=False) if isinstance(spec, DataSpec) else open_events(spec)
 
 
 def _replace(partial: Path, folder: Path) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..data import DataSpec, Splits, images, open_data
 from ..data.class_map import head_faults
@@ -19,13 +20,15 @@ from ..data.fingerprint import identity_of
 from ..data.image_spec import dataset_name
 from ..data.splits import select_test_images
 from ..errors import CheckpointError, Fault, RecipeError
+from ..evaluation.settings import PeerSetting, Setting
 from ..evaluation.subject import Subject
 from ..quantization.quantize import QuantizedModel, quantize
 from ..quantization.spec import QuantSpec
 from ..spiking import archive
 from ..system.devices import device
-from .models.build import build, load_ann
-from .recipes.conversion import Recipe, load_recipe
+from ..system.progress import notice
+from .models.build import build, has_random_weights, load_ann
+from .recipes.conversion import Recipe, load_recipe, load_stored
 
 
 def float_spec(act_bits: int) -> QuantSpec:
@@ -46,13 +49,16 @@ def subjects_of(
     overrides: Sequence[str],
     act_bits: int | None = None,
     count: int | None = None,
+    *,
+    calibrates: bool = True,
 ) -> list[Subject]:
     """The network of a run folder, a recipe, or a folder that `archive.save` wrote, with each data
     set: its own, or those of ``data``. What was saved has neither data nor a float original.
 
     ``act_bits``: take the float network, its activations quantized to so many bits, its weights as
     they are. A recipe always is taken so, with 8 bits by default. ``count``: the first
-    so many test images of a seeded order.
+    so many test images of a seeded order. Where nothing ``calibrates``, a run's data may have fewer
+    calibration images than they ask for. A network that nothing was loaded into is called so.
 
     Raises:
         CheckpointError: the run is not finished up to its trained network, or damaged.
@@ -61,9 +67,9 @@ def subjects_of(
     """
     folder = Path(name)
     if (folder / "network.json").is_file():
-        return _load_subjects(folder, [item.data for item in data], act_bits, count)
+        return _load_subjects(folder, [item.data for item in data], act_bits, count, calibrates)
     is_run = (folder / "recipe.yaml").is_file()
-    recipe = load_recipe(folder / "recipe.yaml" if is_run else name, overrides)
+    recipe = load_stored(folder, overrides) if is_run else load_recipe(name, overrides)
     if is_run:
         check_finished(folder)
         ann = load_ann(recipe.model, recipe.data.image_size, folder / "ann")
@@ -72,13 +78,20 @@ def subjects_of(
     subjects = []
     for source in [item.data for item in data] or [recipe.data]:
         _check_fits(recipe.data, source, name, recipe.model.classes)
-        splits = open_data(source)
-        calibration = images(splits.calibration, source.calibration_images)
-        if is_run and act_bits is None:
+        stored = is_run and act_bits is None
+        splits = open_data(source, calibrates=calibrates or not stored)
+        if stored:
             qann = archive.load_quantized(folder / "train", recipe.quantize.spec())
         else:
-            qann = quantize(ann, float_spec(act_bits or 8), calibration=calibration)
-        subjects.append(subject(recipe, source, splits, (ann, qann), count))
+            qann = quantize(
+                ann, float_spec(act_bits or 8), calibration=_calibration(source, splits)
+            )
+        shown = subject(recipe, source, splits, (ann, qann), count)
+        if not is_run and has_random_weights(recipe.model):
+            called = f"{recipe.model.architecture} (random weights)"
+            notice(f"{name} names no checkpoint: {called} is evaluated, which was never trained")
+            shown = replace(shown, describe={**shown.describe, "model": called})
+        subjects.append(shown)
     return subjects
 
 
@@ -103,7 +116,11 @@ def run_subject(folder: Path, recipe: Recipe, splits: Splits) -> Subject:
 
 
 def _load_subjects(
-    folder: Path, data: Sequence[DataSpec], act_bits: int | None, count: int | None
+    folder: Path,
+    data: Sequence[DataSpec],
+    act_bits: int | None,
+    count: int | None,
+    calibrates: bool,
 ) -> list[Subject]:
     """A stored quantized network on the images of other recipes."""
     qann = archive.load(folder)
@@ -120,19 +137,26 @@ def _load_subjects(
         if shape != qann.image_shape:
             what = f"images are {shape}, the network's {tuple(qann.image_shape)}"
             faults.append(Fault(dataset_name(source), what, "name a recipe of such images"))
+        faults += head_faults(source, _head(qann))
     if faults:
         raise RecipeError(f"{folder} cannot be evaluated", faults)
     subjects = []
     for source in data:
-        splits = open_data(source)
+        splits = open_data(source, calibrates=calibrates)
         describe = {"model": folder.name, "dataset": dataset_name(source), "seed": None}
         shown = select_test_images(source, count, splits)
-        calibration = images(splits.calibration, source.calibration_images)
+        calibration = _calibration(source, splits)
         plain = identity_of(source)
         subjects.append(
             Subject(qann.to(device()).eval(), None, shown, calibration, describe, plain)
         )
     return subjects
+
+
+def _head(qann: QuantizedModel) -> int:
+    """The number of classes that a network tells apart."""
+    with torch.no_grad():
+        return int(qann(torch.zeros(1, *qann.image_shape)).shape[-1])
 
 
 def subject(
@@ -149,7 +173,7 @@ def subject(
         qann=qann,
         ann=ann,
         test=select_test_images(data, count, splits),
-        calibration=images(splits.calibration, data.calibration_images),
+        calibration=_calibration(data, splits),
         describe={
             "model": recipe.model.architecture,
             "dataset": dataset_name(data),
@@ -157,6 +181,16 @@ def subject(
         },
         data=identity_of(data),
     )
+
+
+def calibrates_on_images(setting: Setting | PeerSetting) -> bool:
+    """Whether a setting looks at calibration images."""
+    return isinstance(setting, PeerSetting) or bool(setting.calibration)
+
+
+def _calibration(data: DataSpec, splits: Splits) -> Tensor:
+    """The calibration images, or what there is; whoever needs all of them opened the data so."""
+    return images(splits.calibration, min(data.calibration_images, len(splits.calibration)))
 
 
 def _check_fits(own: DataSpec, other: DataSpec, name: str, head: int) -> None:
@@ -167,5 +201,10 @@ def _check_fits(own: DataSpec, other: DataSpec, name: str, head: int) -> None:
         if getattr(own, key) != getattr(other, key)
     ]
     faults += [replace(item, where=f"data.{item.where}") for item in head_faults(other, head)]
+    if (own.mean, own.std) != (other.mean, other.std):
+        notice(
+            f"images of {dataset_name(other)} are normalised by mean {other.mean} and std "
+            f"{other.std}, those of {name} by mean {own.mean} and std {own.std}"
+        )
     if faults:
         raise RecipeError(f"{name} does not take the images of {dataset_name(other)}", faults)

@@ -23,7 +23,7 @@ from ...spiking.model import SpikingModel
 from ...system.storage import digest
 from ..models.build import architecture_fault, load_ann
 from ..models.lived_in import build
-from ..recipes.conversion import load_recipe
+from ..recipes.conversion import load_stored
 
 BITS = 4
 PIXELS = 64 * 64 * 32  # of all calibration images together: 32 of 64 x 64 pixels
@@ -119,7 +119,7 @@ def _from_run(folder: Path, seed: int) -> Network:
         if not (folder / stage / file).is_file():
             hint = f"finish it: mt-convert run RECIPE --out {folder} --resume"
             raise CheckpointError(f"{folder} holds no finished stage {stage!r}; {hint}")
-    recipe = load_recipe(folder / "recipe.yaml", ())
+    recipe = load_stored(folder)
     qann = archive.load_quantized(folder / "train", recipe.quantize.spec())
     images = _random_images(qann.image_shape, seed)
     ann = load_ann(recipe.model, recipe.data.image_size, folder / "ann")

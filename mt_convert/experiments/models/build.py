@@ -128,6 +128,16 @@ def weights_path(spec: ModelSpec) -> str | None:
     return spec.checkpoint
 
 
+def has_random_weights(spec: ModelSpec) -> bool:
+    """Whether nothing is loaded into the network.
+
+    Example:
+        >>> has_random_weights(ModelSpec("digits_cnn", classes=10))
+        True
+    """
+    return weights_path(spec) is None and not spec.pretrained
+
+
 def architecture_fault(name: str) -> Fault | None:
     """What is wrong with the name of an architecture, with the nearest names; None if it is known.
 
@@ -206,6 +216,8 @@ def _load_(model: nn.Module, weights: ForeignWeights, spec: ModelSpec) -> None:
     for name, tensor in tensors.items():
         if name not in expected:
             faults.append(Fault(name, "unexpected", f"{spec.architecture} has no such tensor"))
+        elif name in optional and tensor.shape == expected[name].shape and not tensor.is_complex():
+            continue  # counts that averaging made fractions; nothing depends on them here
         elif wrong := _misfit(tensor, expected[name]):
             faults.append(Fault(name, *wrong))
     if faults:

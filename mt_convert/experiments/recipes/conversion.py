@@ -163,6 +163,32 @@ def load_recipe(
     return read(path, tree, overrides, smoke, CONVERSION)
 
 
+def load_stored(folder: str | FilePath, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in the folder of a run, which has every value written out.
+
+    Raises:
+        RecipeError: as `load_recipe`; or the file ends early, so that defaults would stand for what
+            was there.
+    """
+    path = FilePath(folder) / "recipe.yaml"
+    recipe = load_recipe(path, overrides)
+    stored, whole, last = tree_of(path)[1].value, load_recipe(path).model_dump(mode="json"), []
+    while isinstance(whole, dict) and whole:
+        last.append(list(whole)[-1])
+        whole = whole[last[-1]]
+        if not isinstance(stored, dict) or last[-1] not in stored:
+            stored = None
+            break
+        stored = stored[last[-1]]
+    else:
+        if path.read_text(encoding="utf-8").endswith("\n"):
+            return recipe
+    raise RecipeError(
+        f"{path} ends early: {'.'.join(last)} is missing or cut off, and a run writes out every "
+        "value. Restore the file, or make the run again"
+    )
+
+
 def dump(recipe: BaseModel) -> str:
     """The recipe as YAML with every default written out; reading it gives the same.
 

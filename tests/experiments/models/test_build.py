@@ -356,3 +356,10 @@ def test_what_is_no_argument_of_a_network_is_refused_by_its_key() -> None:
     with pytest.raises(SpecError, match=r"kwargs\.checkpoint_path .*set checkpoint") as caught:
         ModelSpec("digits_cnn", classes=10, kwargs={**wrong, "drop_rate": 0.1})
     assert len(caught.value.faults) == 3
+
+
+def test_counters_that_averaging_made_fractions_are_taken(tmp_path: Path) -> None:
+    state = {n: v.float() * 1.5 for n, v in digits_weights().items()}
+    assert any(name.endswith("num_batches_tracked") for name in state)
+    torch.save(state, tmp_path / "a.pt")
+    build(from_file(tmp_path / "a.pt"))
