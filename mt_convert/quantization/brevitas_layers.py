@@ -255,6 +255,28 @@ def has_quantized_weight(layer: nn.Module) -> bool:
     return hasattr(layer, "weight_bits")
 
 
+def step_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The learned steps of a network's quantizers, of activations and of weights, each once.
+
+    Example:
+        >>> layer = quantize_weighted(nn.Conv2d(1, 3, 1), 4, Scale.LEARNED)
+        >>> [list(step.shape) for step in step_parameters(layer)]
+        [[3, 1, 1, 1]]
+    """
+    steps: dict[int, nn.Parameter] = {}
+    for layer in model.modules():
+        if isinstance(layer, QuantAct):
+            quantizer: nn.Module = layer.quant
+        elif has_quantized_weight(layer) and not isinstance(layer, CODED):
+            quantizer = layer.get_submodule("weight_quant")
+        else:
+            continue
+        weight = getattr(layer, "weight", None)  # which Brevitas' quantizer holds as well
+        own = (step for step in quantizer.parameters() if step is not weight)
+        steps |= {id(step): step for step in own}
+    return list(steps.values())
+
+
 def quant_layer_to_json(layer: nn.Module) -> dict[str, Any]:
     """A layer of a quantized network as plain data; its tensors are stored apart."""
     if isinstance(layer, QuantAct):

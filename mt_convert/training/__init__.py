@@ -11,6 +11,7 @@ from .finetune.neuron import TrainableParts
 from .from_scratch.network import ScratchNetwork, build_from_scratch
 from .gradients import BPTT, DSR, OTTT, Tandem
 from .loop import fit
+from .parts import StepGroup
 from .spec import EpochRow, History, TrainSpec
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "FinetuneSpec",
     "History",
     "ScratchNetwork",
+    "StepGroup",
     "Tandem",
     "TrainSpec",
     "TrainableParts",

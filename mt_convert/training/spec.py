@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from timm.optim import list_optimizers
 
 from ..errors import Fault, SpecError
+from .parts import Checks, StepGroup, outside
 
 SCHEDULES = ("cosine", "tanh", "constant")
 PRECISIONS = ("no", "bf16")
@@ -31,7 +32,8 @@ class TrainSpec:
         none when the images are in memory.
 
     ``optimizer`` is a name of ``timm.optim``; ``scheduler`` one of timm's, stepped per update,
-    falling to 0. ``compile`` runs the training step through torch.compile.
+    falling to 0. ``steps`` is what quantizers' steps get instead of ``lr`` and ``weight_decay``.
+    ``compile`` runs the training step through torch.compile.
 
     Raises:
         SpecError: a value outside what is allowed; all of them at once.
@@ -62,6 +64,7 @@ class TrainSpec:
     freeze_bn_after: int | None = None
     workers: int | None = None
     compile: bool = False
+    steps: StepGroup = field(default_factory=StepGroup)
 
     def __post_init__(self) -> None:
         faults = tuple(_faults(self))
@@ -76,8 +79,7 @@ class TrainSpec:
         return {name: value for name, value in fields.items() if name not in _NOT_NUMERIC}
 
 
-_Check = tuple[Callable[[Any], bool], str]
-_CHECKS: dict[str, _Check] = {
+_CHECKS: Checks = {
     "epochs": (lambda value: value >= 1, "1 or more"),
     "batch_size": (lambda value: value >= 1, "1 or more"),
     "lr": (lambda value: 0 < value < float("inf"), "above 0"),
@@ -101,10 +103,7 @@ _CHECKS: dict[str, _Check] = {
 
 def _faults(spec: TrainSpec) -> Iterator[Fault]:
     """Everything that is wrong with the values themselves."""
-    for name, (holds, allowed) in _CHECKS.items():
-        value = getattr(spec, name)
-        if not holds(value):
-            yield Fault(name, repr(value), f"allowed: {allowed}")
+    yield from outside(spec, _CHECKS)
     if spec.optimizer not in list_optimizers():
         hint = "allowed: a name of timm.optim.list_optimizers(), such as sgd, adamw, lamb"
         yield Fault("optimizer", repr(spec.optimizer), hint)
