@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mt_convert.data import DataSpec, Splits, batches, derive, open_data, tensor_set
 from mt_convert.errors import CheckpointError, MTConvertError, SpecError
-from mt_convert.training import accuracy
+from mt_convert.training.accuracy import accuracy
 from mt_convert.training.loop import fit
 from mt_convert.training.loss import TrainLoss, distillation_loss
 from mt_convert.training.optimizer import epoch_draws, make_optimizer, steps_per_epoch
