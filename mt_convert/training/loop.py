@@ -17,6 +17,7 @@ from ..errors import DataError, Fault, SpecError
 from ..system.keys import key
 from ..system.storage import load_tensors
 from .algorithm import Algorithm, Backpropagation
+from .batch_norm import check_reestimation
 from .checkpoint import SCHEMA, Checkpoints, check_identity, read_finished
 from .session import Session
 from .spec import History, TrainSpec
@@ -55,11 +56,14 @@ def fit(
 
     Raises:
         CheckpointError: the folder holds a run with other settings or of another network.
-        SpecError: distillation without a teacher, or patience without validation images.
+        SpecError: distillation without a teacher, patience without validation images, or batch
+            norms to estimate again where there are none.
         MTConvertError: the loss became NaN or infinite.
     """
     folder = Path(folder)
     _check(splits, spec, keep_start)
+    if spec.reestimate_bn is not None:
+        check_reestimation(model, splits.train, spec.reestimate_bn)
     algorithm = Backpropagation() if algorithm is None else algorithm
     with _accelerator(spec) as accelerator, borrow_random(spec.seed):
         identity = _identity(splits, spec, classes, accelerator, teacher)

@@ -22,6 +22,7 @@ from ..system.progress import progress
 from ..system.storage import save_tensors
 from .accuracy import accuracy
 from .algorithm import Algorithm, Lesson
+from .batch_norm import reestimate_batch_norm_
 from .checkpoint import Best, Checkpoints, Saved, write_finished, write_log
 from .loss import TrainLoss
 from .optimizer import epoch_draws, make_optimizer, reading_workers, steps_per_epoch, train_mode
@@ -168,6 +169,9 @@ class Session:
     def _close_epoch(self, started: float) -> None:
         """Validate, note the row, keep the weights if they are the best, save."""
         judged = self.model if self.ema is None else self.ema.module
+        if self.spec.reestimate_bn is not None:
+            count, size = self.spec.reestimate_bn, self.spec.batch_size
+            reestimate_batch_norm_(judged, self.splits.train, count, size, self.workers)
         if self.share[1] > 1:
             broadcast([buffer for buffer in judged.buffers() if buffer.numel()])
         percent = self._validate(judged)

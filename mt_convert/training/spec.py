@@ -27,6 +27,8 @@ class TrainSpec:
         after each epoch; ``mixup`` alpha of timm's Mixup, 0 for none; ``ema_decay`` per step:
         then the averaged weights are validated and kept; ``clip_grad`` largest gradient norm;
         ``freeze_bn_after`` epochs, after which batch-norm statistics stand still;
+        ``reestimate_bn`` training images, from which batch-norm statistics are estimated again
+        before an epoch is validated and kept, None for the running ones;
         ``distillation_weight`` from 0 (labels alone) to 1 (teacher alone), see `TrainLoss`;
         ``workers`` processes that read images, None for one per core when files are streamed and
         none when the images are in memory.
@@ -64,6 +66,7 @@ class TrainSpec:
     freeze_bn_after: int | None = None
     workers: int | None = None
     compile: bool = False
+    reestimate_bn: int | None = None
     steps: StepGroup = field(default_factory=StepGroup)
 
     def __post_init__(self) -> None:
@@ -97,6 +100,7 @@ _CHECKS: Checks = {
     "mixed_precision": (lambda value: value in PRECISIONS, ", ".join(PRECISIONS)),
     "save_every": (lambda value: value >= 1, "1 or more"),
     "freeze_bn_after": (lambda value: value is None or value >= 0, "0 or more, or none"),
+    "reestimate_bn": (lambda value: value is None or value >= 2, "2 or more, or none"),
     "workers": (lambda value: value is None or value >= 0, "0 or more, or none"),
 }
 
@@ -110,6 +114,9 @@ def _faults(spec: TrainSpec) -> Iterator[Fault]:
     if spec.warmup_epochs > spec.epochs >= 1:
         hint = f"allowed: at most epochs = {spec.epochs}"
         yield Fault("warmup_epochs", str(spec.warmup_epochs), hint)
+    if spec.reestimate_bn is not None and spec.freeze_bn_after is not None:
+        hint = "leave one out: freeze_bn_after keeps the statistics as they are"
+        yield Fault("reestimate_bn", str(spec.reestimate_bn), hint)
     if spec.mixup and spec.batch_size % 2:
         yield Fault("batch_size", str(spec.batch_size), "mixup pairs images: take an even number")
 
