@@ -20,7 +20,7 @@ from mt_convert.experiments.models.build import ModelSpec, build
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import BatchNorm, QuantSpec
 from mt_convert.system.storage import atomic, write_json
-from mt_convert.training import accuracy
+from mt_convert.training.accuracy import accuracy
 
 HERE = Path(__file__).parent
 STEPS = 30

@@ -33,7 +33,7 @@ from mt_convert.data.event_spec import EventSpec
 from mt_convert.data.events import open_events
 from mt_convert.data.image_set import crop_flip
 from mt_convert.errors import DataError, SpecError
-from mt_convert.training import accuracy
+from mt_convert.training.accuracy import accuracy
 from mt_convert.training.loop import fit
 from mt_convert.training.spec import TrainSpec
 

@@ -19,7 +19,7 @@ from mt_convert.neurons.surrogate import ATan, Linear
 from mt_convert.quantization.quantize import QuantizedModel
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
-from mt_convert.training import accuracy
+from mt_convert.training.accuracy import accuracy
 from mt_convert.training.finetune.finetune import FinetuneSpec, finetune
 from mt_convert.training.finetune.learner import TrainableSpikingModel
 from mt_convert.training.finetune.neuron import TrainableParts

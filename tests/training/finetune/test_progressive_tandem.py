@@ -18,7 +18,7 @@ from mt_convert.quantization.quantize import QuantizedModel
 from mt_convert.spiking.levels import analog, levels, quantized_activation
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
-from mt_convert.training import accuracy
+from mt_convert.training.accuracy import accuracy
 from mt_convert.training.algorithm import Derivative
 from mt_convert.training.finetune import progressive_tandem
 from mt_convert.training.finetune.learner import TrainableSpikingModel
