@@ -50,7 +50,8 @@ class QuantizedModel(nn.Module):
     """A quantized network: ``layers`` is its graph, ``spec`` says how it was quantized.
 
     ``image_shape`` is the (channels, height, width) that it was traced for. Its quantizers get the
-    noise that the spec asks for, which acts in training mode alone.
+    noise that the spec asks for, which acts in training mode alone. Under torch.compile the images
+    are not looked at, since a look at their values would cut the graph in two: `check` does it.
 
     Shapes:
         forward takes images [batch, channels, height, width], returns logits [batch, classes].
@@ -66,8 +67,13 @@ class QuantizedModel(nn.Module):
             layer.noise = Noise(spec.act_noise, spec.drop_share)
 
     def forward(self, images: Tensor) -> Tensor:
-        check_images(images, self.image_shape)
+        if not torch.compiler.is_compiling():
+            self.check(images)
         return self.layers(images)
+
+    def check(self, images: Tensor) -> None:
+        """Refuse images of another shape, or with NaN."""
+        check_images(images, self.image_shape)
 
     def extra_repr(self) -> str:
         layers = dict(layer_nodes(self.layers, WEIGHTED)).values()

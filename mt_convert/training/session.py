@@ -18,6 +18,7 @@ from ..data import Splits, derive, loader
 from ..data.loading import unwrap_batch
 from ..data.randomness import seed_all
 from ..errors import Fault, MTConvertError
+from ..quantization.quantize import QuantizedModel
 from ..system.progress import progress
 from ..system.storage import save_tensors
 from .accuracy import accuracy
@@ -127,6 +128,8 @@ class Session:
         seed_all(derive(self.spec.seed, self.epoch, self.step, self.share[0]))
         images = images.to(device, non_blocking=True)
         images, targets = self.loss.mix(images, labels.to(device, non_blocking=True))
+        if self.spec.compile and isinstance(self.model, QuantizedModel):
+            self.model.check(images)  # it does not look at them where it is compiled
 
         def loss_of(logits: Tensor) -> Tensor:
             with self.accelerator.autocast():

@@ -20,6 +20,7 @@ from networks import (
 )
 from torch import nn
 
+from mt_convert.data import borrow_random
 from mt_convert.errors import DataError, SpecError
 from mt_convert.graph.nodes import NORMS, WEIGHTED, layer_nodes
 from mt_convert.quantization.brevitas_layers import (
@@ -30,7 +31,7 @@ from mt_convert.quantization.brevitas_layers import (
     quantized_weight,
 )
 from mt_convert.quantization.quantize import QuantizedModel, quantize
-from mt_convert.quantization.spec import BatchNorm, Override, QuantSpec, Scale
+from mt_convert.quantization.spec import ActNoise, BatchNorm, Override, QuantSpec, Scale, Spacing
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.simulate import simulate
 
@@ -341,6 +342,36 @@ def test_images_of_another_size_or_with_nan_are_refused() -> None:
         qann(torch.zeros(1, 2, 9, 9))
     with pytest.raises(DataError, match="NaN"):
         qann(torch.full((1, 2, 8, 8), float("nan")))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        QuantSpec(weight_bits=2, act_bits=2, batch_norm=BatchNorm.KEEP),
+        QuantSpec(weight_bits=3, spacing=Spacing.LEARNED, act_noise=ActNoise.DROP),
+    ],
+)
+def test_a_training_step_is_one_graph_without_breaks(spec: QuantSpec) -> None:
+    qann = quantize(network("one_relu"), spec, calibration=images(8)).train()
+    plain = copy.deepcopy(qann)
+    compiled = torch.compile(qann, fullgraph=True, backend="eager")
+    for seed in (1, 2):  # also when a graph is there
+        outputs = []
+        for one in (compiled, plain):
+            with borrow_random(seed):
+                outputs.append(one(images(6, seed=seed)))
+        assert torch.equal(*outputs)
+    outputs[0].square().sum().backward()
+    outputs[1].square().sum().backward()
+    for one, other in zip(qann.parameters(), plain.parameters(), strict=True):
+        assert one.grad is not None
+        assert torch.equal(one.grad, other.grad)
+
+
+def test_compiled_networks_leave_the_look_at_the_images_to_check() -> None:
+    qann = quantized("one_relu")
+    with pytest.raises(DataError, match="NaN"):
+        qann.check(torch.full((1, 2, 8, 8), float("nan")))
 
 
 # ------------------------------------------------------------------------------------ stored form
