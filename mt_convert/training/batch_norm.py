@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..data import Draw, ImageSet, loader
 from ..data.loading import unwrap_batch
 from ..errors import DataError, Fault, SpecError
+from ..quantization.batch_norm import estimate_batch_norm_
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -40,7 +41,6 @@ def check_reestimation(model: nn.Module, dataset: ImageSet, count: int) -> None:
         raise DataError("too few training images", [fault])
 
 
-@torch.no_grad()
 def reestimate_batch_norm_(
     model: nn.Module, dataset: ImageSet, count: int, batch_size: int, workers: int = 0
 ) -> None:
@@ -53,20 +53,10 @@ def reestimate_batch_norm_(
     Source:
         Overcoming Oscillations in Quantization-Aware Training (ICML 2022), section 3.2.
     """
-    norms, was_training = batch_norms(model), model.training
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    model.eval()
-    for norm in norms:
-        norm.num_batches_tracked = torch.zeros_like(norm.num_batches_tracked)
-        norm.momentum = None  # of all batches alike
-        norm.train()
     size = min(batch_size, count)
     starts = range(0, count - size + 1, size)
     draws = [Draw(range(start, start + size)) for start in starts]
-    for item in loader(dataset, draws, workers):
-        images, _ = unwrap_batch(item)
-        model(images.to(device, non_blocking=True))
-    for norm, (momentum, seen) in zip(norms, before, strict=True):
-        norm.momentum, norm.num_batches_tracked = momentum, seen
-    model.train(was_training)
+    batches = (unwrap_batch(item)[0] for item in loader(dataset, draws, workers))
+    shown = (images.to(device, non_blocking=True) for images in batches)
+    estimate_batch_norm_(model, batch_norms(model), shown)
