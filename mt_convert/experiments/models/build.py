@@ -28,7 +28,9 @@ class ModelSpec:
     """Which network: a name of timm's registry, its size, and where its weights come from.
 
     ``checkpoint`` is a safetensors file or a torch file of plain tensors; it is used instead of the
-    hub's weights, even if ``pretrained`` is set. ``kwargs`` go to timm's constructor.
+    hub's weights, even if ``pretrained`` is set. ``kwargs`` go to timm's constructor. ``from_run``
+    is the folder of a run whose trained quantized network the quantization starts from, in a chain
+    of widths; the float network is not touched by it.
 
     Example:
         >>> ModelSpec("resnet20_cifar", classes=10).channels
@@ -41,6 +43,7 @@ class ModelSpec:
     pretrained: bool = False
     checkpoint: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
+    from_run: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("classes", "channels"):

@@ -218,6 +218,7 @@ def faults_here(recipe: Recipe) -> list[Fault]:
         recipe.model,
         {
             "model.checkpoint": recipe.model.checkpoint,
+            "model.from_run": recipe.model.from_run,
             "quantize.checkpoint": recipe.quantize.checkpoint,
             "data.root": None if recipe.data.download else recipe.data.root,
         },
@@ -250,7 +251,12 @@ def _fill_seeds(tree: Tree) -> Tree:
 
 def _mismatches(recipe: Recipe, tree: Tree) -> list[Fault]:
     expected = {"classes": recipe.data.classes, "channels": recipe.data.channels}
-    return disagreements(tree, recipe.model, expected, "data")
+    faults = disagreements(tree, recipe.model, expected, "data")
+    if recipe.model.from_run is not None and recipe.quantize.checkpoint is not None:
+        where = f"{tree.place(('model', 'from_run'))}  model.from_run"
+        what, hint = "and quantize.checkpoint both name a start", "leave one of them out"
+        faults.append(Fault(where, what, hint))
+    return faults
 
 
 CONVERSION = RecipeType(Recipe, _fill_seeds, _mismatches)
