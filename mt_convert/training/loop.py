@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from ..data import Splits, borrow_random
 from ..errors import DataError, Fault, SpecError
+from ..quantization.brevitas_layers import watching_levels
 from ..system.keys import key
 from ..system.storage import load_tensors
 from .algorithm import Algorithm, Backpropagation
@@ -56,8 +57,9 @@ def fit(
 
     Raises:
         CheckpointError: the folder holds a run with other settings or of another network.
-        SpecError: distillation without a teacher, patience without validation images, or batch
-            norms to estimate again where there are none.
+        SpecError: distillation without a teacher, patience without validation images, or a part
+            of training that finds nothing in this network: no batch norms to estimate again, no
+            quantized activations whose level could fall, no weights to freeze.
         MTConvertError: the loss became NaN or infinite.
     """
     folder = Path(folder)
@@ -90,7 +92,8 @@ def fit(
             session.store_in(folder, checkpoints, identity)
             if saved is not None:
                 session.restore(saved)
-            return session.run()
+            with watching_levels(model) if spec.spike_weight else nullcontext():
+                return session.run()
 
 
 def _check(splits: Splits, spec: TrainSpec, keep_start: bool) -> None:

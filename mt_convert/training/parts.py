@@ -58,3 +58,39 @@ class StepGroup:
 
     def __post_init__(self) -> None:
         check(self, _OF_STEPS)
+
+
+_OF_FREEZING: Checks = {
+    "momentum": (lambda value: 0 < value < 1, "between 0 and 1"),
+    "bound": (lambda value: 0 < value <= 1, "above 0, up to 1"),
+    "final_bound": (lambda value: 0 < value <= 1, "above 0, up to 1"),
+}
+
+
+@dataclass(frozen=True)
+class FreezeOscillating:
+    """When a weight that jumps to and fro between two levels is frozen, see `Oscillation`.
+
+    Units: ``momentum`` of the frequency, per step; ``bound`` and ``final_bound``, the frequency
+        above which a weight is frozen, as a share of the steps, at the start and at the end.
+
+    Source:
+        Nagel et al., Overcoming Oscillations in Quantization-Aware Training (ICML 2022).
+
+    Raises:
+        SpecError: a value outside what is allowed.
+
+    Example:
+        >>> FreezeOscillating().final_bound
+        0.01
+    """
+
+    momentum: float = 0.01
+    bound: float = 0.1
+    final_bound: float = 0.01
+
+    def __post_init__(self) -> None:
+        check(self, _OF_FREEZING)
+        if self.final_bound > self.bound:
+            fault = Fault("final_bound", repr(self.final_bound), f"at most bound = {self.bound}")
+            raise SpecError("the bound of frozen weights rises", [fault])

@@ -10,7 +10,7 @@ from typing import Any
 from timm.optim import list_optimizers
 
 from ..errors import Fault, SpecError
-from .parts import Checks, StepGroup, outside
+from .parts import Checks, FreezeOscillating, StepGroup, outside
 
 SCHEDULES = ("cosine", "tanh", "constant")
 PRECISIONS = ("no", "bf16")
@@ -30,11 +30,13 @@ class TrainSpec:
         ``reestimate_bn`` training images, from which batch-norm statistics are estimated again
         before an epoch is validated and kept, None for the running ones;
         ``distillation_weight`` from 0 (labels alone) to 1 (teacher alone), see `TrainLoss`;
+        ``spike_weight`` times the mean level of all quantized activations is added to the loss;
         ``workers`` processes that read images, None for one per core when files are streamed and
         none when the images are in memory.
 
     ``optimizer`` is a name of ``timm.optim``; ``scheduler`` one of timm's, stepped per update,
-    falling to 0. ``steps`` is what quantizers' steps get instead of ``lr`` and ``weight_decay``.
+    falling to 0. ``steps`` is what quantizers' steps get instead of ``lr`` and ``weight_decay``;
+    ``freeze_oscillating`` what becomes of weights that jump between two levels, None for nothing.
     ``compile`` runs the training step through torch.compile.
 
     Raises:
@@ -67,6 +69,8 @@ class TrainSpec:
     workers: int | None = None
     compile: bool = False
     reestimate_bn: int | None = None
+    spike_weight: float = 0.0
+    freeze_oscillating: FreezeOscillating | None = None
     steps: StepGroup = field(default_factory=StepGroup)
 
     def __post_init__(self) -> None:
@@ -100,6 +104,7 @@ _CHECKS: Checks = {
     "mixed_precision": (lambda value: value in PRECISIONS, ", ".join(PRECISIONS)),
     "save_every": (lambda value: value >= 1, "1 or more"),
     "freeze_bn_after": (lambda value: value is None or value >= 0, "0 or more, or none"),
+    "spike_weight": (lambda value: 0 <= value < float("inf"), "0 or more"),
     "reestimate_bn": (lambda value: value is None or value >= 2, "2 or more, or none"),
     "workers": (lambda value: value is None or value >= 0, "0 or more, or none"),
 }
@@ -126,7 +131,8 @@ class EpochRow:
     """One finished epoch.
 
     Units: ``epoch`` from 1; ``train_loss`` mean over its steps; ``validation_accuracy`` percent,
-    None without validation images; ``lr`` at its last step; ``seconds`` of this process.
+    None without validation images; ``lr`` at its last step; ``seconds`` of this process;
+        of the weights, how many are ``oscillating`` and ``frozen`` at its end, where watched.
     """
 
     epoch: int
@@ -134,6 +140,8 @@ class EpochRow:
     validation_accuracy: float | None
     lr: float
     seconds: float
+    oscillating: int | None = None
+    frozen: int | None = None
 
 
 @dataclass(frozen=True)
