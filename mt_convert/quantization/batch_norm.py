@@ -27,7 +27,7 @@ def estimate_batch_norm_(
     was_training = {module: module.training for module in model.modules()}
     model.eval()
     for norm in norms:
-        norm.num_batches_tracked = torch.zeros_like(norm.num_batches_tracked)
+        norm.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=_device(norm))
         norm.momentum = None  # of all batches alike
         norm.train()
     for images in batches:
@@ -36,3 +36,9 @@ def estimate_batch_norm_(
         norm.momentum, norm.num_batches_tracked = momentum, seen
     for module, training in was_training.items():
         module.training = training
+
+
+def _device(norm: _BatchNorm) -> torch.device:
+    """Where a batch norm's statistics are."""
+    assert norm.running_mean is not None
+    return norm.running_mean.device

@@ -318,7 +318,8 @@ def weight_range(layer: nn.Module) -> tuple[int, int] | None:
     """
     if getattr(layer, "narrow_range", True):
         return None
-    most = int(2 ** (layer.weight_bits - 1))
+    bits: Any = layer.weight_bits
+    most = int(2 ** (bits - 1))
     return -most, most - 1
 
 

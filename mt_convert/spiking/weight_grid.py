@@ -50,14 +50,13 @@ class OnGrid:
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
-        self.most, self.bounds = math.inf, weight_levels(layer)
+        self.most, uneven = math.inf, weight_levels(layer)
         if (step := weight_step(layer)) is not None:
             levels = layer.get_parameter("weight").detach() / step
             self.most = float(levels.round().abs().max())
-        if self.bounds is None:
-            self.bounds = (-self.most, self.most)
-        else:
-            self.most = max(map(abs, self.bounds))
+        if uneven is not None:
+            self.most = float(max(map(abs, uneven)))
+        self.bounds: tuple[float, float] = uneven or (-self.most, self.most)
 
     @property
     def fixed(self) -> bool:
