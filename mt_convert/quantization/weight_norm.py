@@ -32,6 +32,18 @@ def _mean_and_spread(weight: Tensor) -> tuple[Tensor, Tensor]:
     return exact.mean().to(weight.dtype), spread.to(weight.dtype)
 
 
+def denormalize(value: Tensor, weight: Tensor) -> Tensor:
+    """What `normalize` would make ``value`` of, with mean and deviation of ``weight``.
+
+    Example:
+        >>> weight = torch.tensor([1.0, 2.0, 3.0])
+        >>> denormalize(normalize(weight), weight).tolist()
+        [1.0, 2.0, 3.0]
+    """
+    mean, spread = _mean_and_spread(weight)
+    return value * spread + mean
+
+
 def normalize_first(proxy: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Forward pre-hook of a weight quantizer."""
     return (normalize(inputs[0]), *inputs[1:])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import Fault, SpecError
 from ..quantization.brevitas_layers import LEARNED_BITS, is_normalized, quantized_weight
+from ..quantization.weight_norm import denormalize
 from .parts import FreezeOscillating
 
 OSCILLATES = 0.005
@@ -30,7 +31,7 @@ class Oscillation(nn.Module):
     whose steps are learned (4 bits and fewer).
 
     Raises:
-        SpecError: no such layer, or weights that are normalised, so that none can stand still.
+        SpecError: no such layer.
 
     Source:
         Nagel et al., Overcoming Oscillations in Quantization-Aware Training (ICML 2022),
@@ -41,12 +42,8 @@ class Oscillation(nn.Module):
         super().__init__()
         self.spec = spec
         self._layers = [layer for layer in model.modules() if _is_watched(layer)]
-        normalized = any(is_normalized(layer) for layer in self._layers)
-        if normalized or not self._layers:
-            what = "weights are normalised" if normalized else "no weights of 4 bits or fewer"
-            hint = "leave freeze_oscillating out" + (
-                ", or quantize.normalize_weights" if normalized else ""
-            )
+        if not self._layers:
+            what, hint = "no weights of 4 bits or fewer", "leave freeze_oscillating out"
             fault = Fault("freeze_oscillating", what, hint)
             raise SpecError("no weight of this network could be frozen", [fault])
         for i, layer in enumerate(self._layers):
@@ -78,7 +75,10 @@ class Oscillation(nn.Module):
             held.copy_(torch.where(new, average.round().to(held.dtype), held))
             frozen |= new
             weight = layer.get_parameter("weight")
-            weight.copy_(torch.where(frozen, held * step, weight))
+            value = held * step
+            if is_normalized(layer):
+                value = denormalize(value, weight)
+            weight.copy_(torch.where(frozen, value, weight))
             before.copy_(torch.where(frozen, held, levels))
 
     def counts(self) -> tuple[int, int]:

@@ -39,6 +39,7 @@ from mt_convert.quantization.quantize import QuantizedModel
 from mt_convert.report.rows import results_from_json
 from mt_convert.spiking import archive
 from mt_convert.system.storage import load_tensors, save_tensors
+from mt_convert.training.loss import TrainLoss
 
 STAGES = tuple(
     name for name in conversion_run.Conversion.NAMES if name != "finetune"
@@ -300,6 +301,26 @@ def test_a_run_starts_from_the_trained_network_of_another(finished: Path, tmp_pa
     lines = len(events(out))
     run(recipe(*few), out, resume=False)
     assert entered(out, lines)[0] == "quantize"
+
+
+def test_the_teacher_of_a_distillation_is_the_float_network_of_the_run(
+    finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, torch.Tensor]] = []
+    loss = TrainLoss.__call__
+
+    def look(self: TrainLoss, logits: Any, targets: Any, images: Any) -> Any:
+        assert self._teacher is not None
+        assert not self._teacher.training
+        asked.append({name: value.clone() for name, value in self._teacher.state_dict().items()})
+        return loss(self, logits, targets, images)
+
+    monkeypatch.setattr(TrainLoss, "__call__", look)
+    words = "train.distillation_weight=0.9", "train.distillation_temperature=4"
+    run(recipe(*words), copied, resume=False)
+    ann = load_tensors(finished / "ann" / "model.safetensors")
+    for teacher in (asked[0], asked[-1]):
+        assert all(torch.equal(teacher[name], ann[name]) for name in ann)
 
 
 def test_a_start_of_another_network_is_refused_before_anything_is_written(
