@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from fractions import Fraction
 
 import pytest
@@ -256,6 +257,36 @@ def test_a_fitted_range_beats_a_symmetric_one_and_trains(scale: Scale) -> None:
     assert len(slopes) == 1
     assert slopes[0] is not None
     assert (slopes[0] != 0) == (low != 0), "the lower bound moves with the step"
+
+
+@pytest.mark.parametrize("scale", list(Scale))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("clip", [(0.0, float("inf")), (0.0, 1.3)])
+def test_the_short_way_of_positive_values_is_brevitas_bit_for_bit(
+    clip: tuple[float, float], dtype: torch.dtype, scale: Scale
+) -> None:
+    layer = QuantAct(3, clip, scale, encodes_input=False)
+    with calibrating(layer):
+        layer(images(64))
+    edges = (torch.arange(-3, 12) - 0.5) * layer.scale
+    beside = [edges]
+    for _ in range(2):
+        beside += [torch.nextafter(item, torch.tensor(math.inf)) for item in beside[-1:]]
+    x = torch.cat([*beside, -beside[0], 3 * images(8).flatten(), torch.tensor([0.0, -0.0])])
+    (step,) = layer.parameters()
+    for training in (True, False):
+        layer.train(training)
+        results = []
+        for way in (layer, lambda given: layer.quant(layer.function(given))):
+            given = x.to(dtype).requires_grad_()
+            step.grad = None
+            out = way(given)
+            (out * torch.linspace(-1, 2, len(x)).to(dtype)).sum().backward()
+            assert step.grad is not None
+            assert given.grad is not None
+            results.append((out.detach(), given.grad, step.grad.clone()))
+        assert all(map(torch.equal, *results))
+        assert results[0][0].dtype == dtype
 
 
 @pytest.mark.parametrize("name", KEPT)
