@@ -15,8 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data import Draw, ImageSet
 from ..data.randomness import generator
-from ..errors import DataError, Fault
+from ..errors import DataError, Fault, SpecError
 from ..quantization.brevitas_layers import step_parameters
+from .parts import StepGroup
 from .spec import TrainSpec
 
 
@@ -55,6 +56,9 @@ def _separate_steps_(
     """Move these parameters into a group whose rate timm's schedules multiply by ``lr_scale``."""
     own = {id(parameter) for parameter in steps if parameter.requires_grad}
     if not own:
+        if spec.steps != StepGroup():
+            fault = Fault("steps", str(spec.steps), "leave steps out where nothing is quantized")
+            raise SpecError("this network has no learned steps", [fault])
         return
     for group in optimizer.param_groups:
         group["params"] = [item for item in group["params"] if id(item) not in own]

@@ -79,6 +79,8 @@ def test_a_step_of_the_optimizer_moves_steps_by_their_rate() -> None:
 def test_a_float_network_has_timms_groups_alone() -> None:
     optimizer, _ = make_optimizer(nn.Conv2d(1, 1, 1), SPEC, steps=1)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.5]
+    with pytest.raises(SpecError, match=r"no learned steps[\s\S]*where nothing is quantized"):
+        make_optimizer(nn.Conv2d(1, 1, 1), replace(SPEC, steps=StepGroup(0.1)), steps=1)
 
 
 def test_values_of_the_group_outside_are_listed() -> None:
