@@ -11,6 +11,7 @@ import pytest
 import torch
 from small_training import IMAGES, SPEC, normed, quantized_net, same_weights, splits
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from mt_convert.errors import CheckpointError, DataError, SpecError
 from mt_convert.graph.nodes import layer_nodes
@@ -203,6 +204,18 @@ def test_images_are_looked_at_outside_the_compiled_network(
     qann = quantized_net_unchecked()
     with pytest.raises(DataError, match="looked at 12 images"):  # before anything is compiled
         fit(qann, splits(), replace(SPEC, compile=True), tmp_path, classes=3)
+
+
+@pytest.mark.slow
+def test_a_compiled_training_with_all_parts_is_one_graph(tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    spec = replace(PARTS, compile=True, mixed_precision="bf16")
+    qann, rows = train(tmp_path, spec)
+    assert len(rows) == 2
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not qann.training
 
 
 def quantized_net_unchecked() -> QuantizedModel:
