@@ -14,14 +14,13 @@ import argparse
 import json
 from pathlib import Path
 
-from mt_convert.experiments.study import run_command
+from mt_convert.experiments.study import CHAIN, run_command
 from mt_convert.report.columns import LEGEND, markdown_table
 from mt_convert.report.rows import Row, results_from_json, results_to_json
 from mt_convert.report.tables import title
 from mt_convert.system.storage import atomic, read_json, write_json
 
 HERE = Path(__file__).parent
-RECIPES = ("cifar10_resnet20_w4a4", "cifar10_resnet20_w3a3", "cifar10_resnet20_w2a2")
 MORE = (
     "train=null",
     "evaluate.images=1000",
@@ -41,11 +40,12 @@ def main() -> None:
     arguments = parser.parse_args()
     common = [f"data.root={arguments.data}", f"model.checkpoint={arguments.weights}"]
     tables: dict[str, tuple[list[Row], list[Row]]] = {}
-    for recipe in RECIPES:
+    for wider, recipe in zip((None, *CHAIN), CHAIN, strict=False):
         out, more = arguments.runs / recipe, arguments.runs / f"{recipe}_more"
-        run_command("run", recipe, *common, "--out", str(out), "--resume")
+        start = [] if wider is None else [f"model.from_run={arguments.runs / wider}"]
+        run_command("run", recipe, *common, *start, "--out", str(out), "--resume")
         tables[recipe] = rows(out), []
-        if recipe == RECIPES[0]:
+        if recipe == CHAIN[0]:
             trained = f"quantize.checkpoint={out / 'train'}"
             run_command("run", recipe, *common, trained, *MORE, "--out", str(more), "--resume")
             tables[recipe] = rows(out), rows(more)

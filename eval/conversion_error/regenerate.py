@@ -27,7 +27,7 @@ from mt_convert.evaluation.peers.network import available
 from mt_convert.evaluation.row_cache import RowCache
 from mt_convert.evaluation.settings import METHODS, PeerSetting, Setting, with_calibration
 from mt_convert.evaluation.subject import Subject
-from mt_convert.experiments.study import run_command, study_parser
+from mt_convert.experiments.study import run_chain, run_command, study_parser
 from mt_convert.experiments.subjects import subjects_of
 from mt_convert.report.rows import Row, results_from_json, results_to_json
 from mt_convert.system.storage import read_json, write_json
@@ -213,11 +213,11 @@ class Study:
         for bits in BITS:
             name = f"cifar10_resnet20_{bits}"
             if only is None or {"qann", "noise", "qann_calibrated", "headline"} & set(only):
-                self._run(name, self.runs / name)
+                run_chain(self.runs, name, *self.words)
             for noise in NOISES if only is None or "noise" in only else ():
                 few = ("evaluate.thresholds=[15]", "evaluate.time_steps=[1]")
-                start = f"quantize.checkpoint={self.runs / name / 'train'}"
-                words = (start, f"quantize.act_noise={noise}", "train.epochs=1", "train.lr=0.0005")
+                start = f"quantize.checkpoint={self.runs / name / 'train'}", "model.from_run=null"
+                words = (*start, f"quantize.act_noise={noise}", "train.epochs=1", "train.lr=0.0005")
                 less = (*few, "evaluate.iso_level=false", f"evaluate.images={SUBSET}")
                 self._run(name, self.runs / "qat_noise" / f"{bits}_{noise}", (*words, *less))
 

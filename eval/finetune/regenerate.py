@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from mt_convert.experiments.study import run_command, study_parser
+from mt_convert.experiments.study import run_chain, run_command, study_parser
 from mt_convert.report.columns import LEGEND, markdown_table
 from mt_convert.report.rows import Row, results_from_json, results_to_json
 from mt_convert.report.tables import title
@@ -72,8 +72,7 @@ def main() -> None:
     common = [f"data.root={arguments.data}", f"model.checkpoint={arguments.weights}"]
     trained = arguments.runs / RECIPE
     if not arguments.pages:
-        if not (trained / "results.json").is_file():
-            run_command("run", RECIPE, *common, "--out", str(trained), "--resume")
+        run_chain(arguments.runs, RECIPE, *common)
         for item in trainings():
             if not arguments.only or any(word in item.name for word in arguments.only):
                 out = arguments.runs / "finetune" / item.name

@@ -11,13 +11,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
 from ..data import DataSpec, Splits, images, open_data
 from ..data.image_spec import data_labels
-from ..errors import Fault
+from ..errors import CheckpointError, Fault, RecipeError
 from ..evaluation.row_cache import RowCache
 from ..evaluation.subject import Subject
 from ..neurons.ladder import Uniform
@@ -33,7 +33,7 @@ from ..training.spec import TrainSpec
 from ..training.state import separate
 from .finetune import run_finetune
 from .models.build import build_described, has_random_weights, load_ann, weights_path
-from .recipes.conversion import Recipe, faults_here
+from .recipes.conversion import Recipe, faults_here, load_recipe
 from .stages import StageRun
 from .subjects import calibrates_on_images, subject
 
@@ -44,6 +44,44 @@ def _sentence(out: Path, convert_folder: Path, rows: list[Row]) -> str:
     """The closing sentence of a run, from its artefacts."""
     converted = read_json(convert_folder / "report.json")
     return tables.summary(rows, converted["report"], str(out)) + "."
+
+
+def _load_start(folder: Path) -> QuantizedModel:
+    """The trained quantized network of another run."""
+    network = archive.load(folder / "train")
+    if not isinstance(network, QuantizedModel):
+        raise CheckpointError(f"{folder / 'train'} holds no quantized network")
+    return network
+
+
+def _check_start(recipe: Recipe, folder: Path) -> None:
+    """Refuse to start from a run that is not finished, or of another network, before hours are
+    spent.
+
+    Raises:
+        CheckpointError: no trained quantized network there.
+        RecipeError: each setting of the network that differs.
+    """
+    for file in ("recipe.yaml", "train/network.json"):
+        if not (folder / file).is_file():
+            hint = f"finish it: mt-convert run RECIPE --out {folder} --resume"
+            raise CheckpointError(f"model.from_run: {folder} holds no {file}; {hint}")
+    other = load_recipe(folder / "recipe.yaml")
+    pairs = {
+        "model.architecture": (recipe.model.architecture, other.model.architecture),
+        "model.classes": (recipe.model.classes, other.model.classes),
+        "model.channels": (recipe.model.channels, other.model.channels),
+        "model.kwargs": (recipe.model.kwargs, other.model.kwargs),
+        "data.image_size": (recipe.data.image_size, other.data.image_size),
+        "quantize.batch_norm": (recipe.quantize.batch_norm, other.quantize.batch_norm),
+    }
+    faults = [
+        Fault(key, f"is {own}", f"{folder} has {there}: take a run of the same network")
+        for key, (own, there) in pairs.items()
+        if own != there
+    ]
+    if faults:
+        raise RecipeError(f"model.from_run: {folder} is a run of another network", faults)
 
 
 class Conversion(StageRun):
@@ -77,6 +115,8 @@ class Conversion(StageRun):
     def open(self) -> None:
         if self.recipe.quantize.checkpoint is not None and not self.faults():
             archive.load_quantized(self.recipe.quantize.checkpoint, self.recipe.quantize.spec())
+        if self.recipe.model.from_run is not None and not self.faults():
+            _check_start(self.recipe, Path(self.recipe.model.from_run))
         super().open()
 
     def shared(self, name: str) -> bool:
@@ -84,15 +124,26 @@ class Conversion(StageRun):
         return bool(trains) or name in ("evaluate", "finetune")
 
     def checkpoint(self, name: str) -> str | None:
+        start = self.recipe.model.from_run
+        described = None if start is None else str(Path(start) / "train" / "network.json")
         checkpoints = {
             "ann": weights_path(self.recipe.model),
-            "quantize": self.recipe.quantize.checkpoint,
+            "quantize": self.recipe.quantize.checkpoint
+            or described,  # it names its tensors' digest
         }
         return checkpoints.get(name)
 
     def sources(self, name: str) -> Sequence[DataSpec]:
         sources = {"ann": (self.recipe.data,), "evaluate": self.recipe.evaluate.data}
         return sources.get(name, ())
+
+    def _inputs(self, name: str) -> list[Any]:
+        inputs = super()._inputs(name)
+        if name == "ann":  # does not look at the run that the quantization starts from
+            for block in inputs:
+                if isinstance(block, dict):
+                    block.pop("from_run", None)
+        return inputs
 
     def rows_text(self) -> str:
         """The rows of the evaluation, and of the fine-tuning behind them."""
@@ -144,7 +195,9 @@ class Conversion(StageRun):
             qann = archive.load_quantized(stored, spec)
         else:
             calibration = images(self.splits.calibration, self.recipe.data.calibration_images)
-            qann = quantize(self._load_ann(), spec, calibration=calibration)
+            folder_of_start = self.recipe.model.from_run
+            start = None if folder_of_start is None else _load_start(Path(folder_of_start))
+            qann = quantize(self._load_ann(), spec, calibration=calibration, start=start)
         archive.save(qann, folder)
 
     def _load_qann(self, stage: str) -> QuantizedModel:

@@ -36,3 +36,17 @@ def run_command(*words: str) -> None:
     """``mt-convert`` with these words, on one thread, so that stored numbers can be repeated."""
     command = [sys.executable, "-m", "mt_convert.cli", *words]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+CHAIN = ("cifar10_resnet20_w4a4", "cifar10_resnet20_w3a3", "cifar10_resnet20_w2a2")
+"""The recipes of a chain of widths; each starts from the run of the one before."""
+
+
+def run_chain(runs: Path, last: str, *words: str) -> None:
+    """Run the recipes of `CHAIN` up to ``last`` that are not finished under ``runs``."""
+    start: tuple[str, ...] = ()
+    for name in CHAIN[: CHAIN.index(last) + 1]:
+        out = runs / name
+        if not (out / "results.json").is_file():
+            run_command("run", name, *words, *start, "--out", str(out), "--resume")
+        start = (f"model.from_run={out}",)

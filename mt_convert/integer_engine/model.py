@@ -169,7 +169,9 @@ def integer(snn: SpikingModel, *, backend: str = "auto") -> IntegerModel:
 
 def _layer(item: Accumulate) -> IntegerLayer:
     """What a weighted layer needs."""
-    weights = max(int(item.weight.to(torch.int16).abs().max()), 1)
+    low, high = (int(end) for end in item.weight.aminmax())
+    uneven = low < -1 and low == -high - 1  # -2^(b-1) to 2^(b-1) - 1: b bits hold them
+    weights = max(high if uneven else max(-low, high), 1)
     largest = int(item.limit)
     bits = [math.ceil(math.log2(number + 1)) + 1 for number in (weights, max(largest, 1))]
     return IntegerLayer(item.name, tuple(item.weight.shape), bits[0], largest, bits[1])

@@ -28,6 +28,7 @@ with warnings.catch_warnings():
         Uint8ActPerTensorFloatMSE,
     )
 
+from ..errors import Fault, SpecError
 from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
 from ..neurons.ladder import Learned
 from .learned_gaps import MOST_BITS, LearnedGaps
@@ -35,8 +36,10 @@ from .noise import Noise, add_noise
 from .signed_range import fit_range
 from .spec import ActNoise, Scale, Spacing, WeightCode
 from .weight_codes import CODED, encode_layer, weight_code
+from .weight_norm import normalize_first
 
 FEW_BITS = 3
+LEARNED_BITS = (2, 3, 4)  # of weights whose steps are trained
 SAMPLE = 2**14  # values of each batch that a signed quantizer's range is fitted to
 
 
@@ -68,6 +71,8 @@ class QuantAct(nn.Module):
         self.quant = qnn.QuantIdentity(act_quant=quantizer)
         unequal = spacing is Spacing.LEARNED and not self.signed and bits <= MOST_BITS
         self.gaps = LearnedGaps(2**bits - 1) if unequal and not encodes_input else None
+        self.watched = False
+        self.level_sum: tuple[Tensor, int] | None = None
 
     @property
     def signed(self) -> bool:
@@ -102,9 +107,14 @@ class QuantAct(nn.Module):
         return (-high if self.signed else 0), high
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._is_noisy():
-            return self._quantize(x)
-        return add_noise(x, self._step(), self.noise, self._quantize, self._clip)
+        if self._is_noisy():
+            out = add_noise(x, self._step(), self.noise, self._quantize, self._clip)
+        else:
+            out = self._quantize(x)
+        if self.watched and self.training:
+            levels = out.float() / self._step()
+            self.level_sum = levels.abs().sum(), out.numel()
+        return out
 
     def _is_noisy(self) -> bool:
         """Whether this pass is a noisy one."""
@@ -124,18 +134,34 @@ class QuantAct(nn.Module):
 
     def _quantize(self, x: Tensor) -> Tensor:
         """s * clamp(round(x / s), lo, hi) of the function it replaces."""
-        x = self._function(x)
+        x = self.function(x)
         if self.gaps is not None and self._is_calibrated():
             return self.gaps(x, self._step())
+        if not self.signed and not self.quant.act_quant.export_mode and self._is_calibrated():
+            return self._quantize_positive(x)
         return self.quant(x if self.below is None else self._within_levels(x))
+
+    def _quantize_positive(self, x: Tensor) -> Tensor:
+        """What Brevitas does with numbers that are not negative, bit for bit, gradients too.
+
+        Its zero point of 0 is not added and taken off, and nothing is compared with the level 0:
+        the passes over the activations that this leaves out are a tenth of a training step.
+        """
+        tensor_quant = self.quant.act_quant.fused_activation_quant_proxy.tensor_quant
+        threshold = tensor_quant.int_scaling_impl(tensor_quant.msb_clamp_bit_width_impl())
+        step = tensor_quant.scaling_impl(x, threshold)
+        levels = tensor_quant.int_quant.float_to_int_impl(x / step)
+        high = 2**self.bits - 1
+        value: Tensor = torch.where(levels > high, high, levels) * step
+        return value
 
     def _clip(self, x: Tensor) -> Tensor:
         """The same without rounding."""
         if self.gaps is not None:
-            return self.gaps.without_rounding(self._function(x), self._step())
-        return self._within_levels(self._function(x))
+            return self.gaps.without_rounding(self.function(x), self._step())
+        return self._within_levels(self.function(x))
 
-    def _function(self, x: Tensor) -> Tensor:
+    def function(self, x: Tensor) -> Tensor:
         """The activation that the quantizer replaces."""
         low, high = self.clip
         if low == 0 and high == float("inf"):
@@ -182,6 +208,42 @@ def _act_quantizer(bits: int, signed: bool, scale: Scale, fitted: bool) -> type:
 
 
 @contextmanager
+def watching_levels(model: nn.Module) -> Iterator[None]:
+    """While it lasts, activations in training mode sum up their levels for `take_mean_level`.
+
+    Raises:
+        SpecError: there are no quantized activations.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, QuantAct)]
+    layers = [layer for layer in layers if not layer.encodes_input]
+    if not layers:
+        fault = Fault("spike_weight", "no quantized activations", "set it to 0")
+        raise SpecError("there is no level that could fall", [fault])
+    for layer in layers:
+        layer.watched = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.watched, layer.level_sum = False, None
+
+
+def take_mean_level(model: nn.Module) -> Tensor:
+    """The mean |level| over all activations of the pass before, with its gradient; once.
+
+    With as many thresholds as levels it is the number of spikes of a neuron at T = 1.
+    """
+    total, count = torch.zeros(()), 0
+    for layer in model.modules():
+        if isinstance(layer, QuantAct) and layer.level_sum is not None:
+            levels, neurons = layer.level_sum
+            total, count = total.to(levels.device) + levels, count + neurons
+            layer.level_sum = None
+    assert count, "no pass was watched"
+    return total / count
+
+
+@contextmanager
 def calibrating(model: nn.Module) -> Iterator[None]:
     """While it lasts, quantizers pass values on and watch them; afterwards all steps are set.
 
@@ -223,26 +285,68 @@ def for_inference(model: nn.Module, images: Tensor) -> None:
         model(images)  # its first pass fills the caches
 
 
-def _weight_quantizer(bits: int, scale: Scale) -> type:
-    """Per output channel, symmetric. From 5 bits up the step follows the largest weight; below,
-    that wastes levels, so it starts from the least squared error and is trained."""
+def _weight_quantizer(bits: int, scale: Scale, narrow_range: bool) -> type:
+    """Per output channel, symmetric unless the range is not narrow. From 5 bits up the step follows
+    the largest weight; below, that wastes levels, so it starts from the least squared error and is
+    trained."""
     if scale is Scale.POWER_OF_TWO:
         base: type = Int8WeightPerChannelFixedPointMSE
     else:
-        base = Int8WeightPerChannelFloat if bits > 4 else Int8WeightPerChannelFloatMSE
-    return type("Quantizer", (base,), {"bit_width": bits})
+        base = (
+            Int8WeightPerChannelFloat if bits not in LEARNED_BITS else Int8WeightPerChannelFloatMSE
+        )
+    return type("Quantizer", (base,), {"bit_width": bits, "narrow_range": narrow_range})
 
 
-def quantize_weighted(layer: nn.Module, bits: int, scale: Scale) -> nn.Module:
-    """The Brevitas layer of a convolution or linear, with the same weights."""
+def quantize_weighted(
+    layer: nn.Module,
+    bits: int,
+    scale: Scale,
+    narrow_range: bool = True,
+    normalized: bool = False,
+) -> nn.Module:
+    """The Brevitas layer of a convolution or linear, with the same weights.
+
+    With bits that are not in `LEARNED_BITS` the range is narrow. ``normalized``: weights that are,
+    and stay so while they are trained.
+    """
+    narrow_range = narrow_range or bits not in LEARNED_BITS
     config = plain_layer_to_json(layer)
     kind = getattr(qnn, "Quant" + config.pop("type"))
-    quant_layer = kind(**config, weight_quant=_weight_quantizer(bits, scale), bias_quant=None)
+    quantizer = _weight_quantizer(bits, scale, narrow_range)
+    quant_layer = kind(**config, weight_quant=quantizer, bias_quant=None)
     quant_layer.weight.data.copy_(layer.weight.data)
     if layer.bias is not None:
         quant_layer.bias.data.copy_(layer.bias.data)
+    if normalized:
+        quant_layer.weight_quant.register_forward_pre_hook(normalize_first)
     quant_layer.weight_bits, quant_layer.weight_scale_kind = bits, scale
+    quant_layer.narrow_range, quant_layer.normalized = narrow_range, normalized
     return quant_layer.to(layer.weight.device)
+
+
+def weight_range(layer: nn.Module) -> tuple[int, int] | None:
+    """Smallest and largest level of a weight whose range is not narrow; None where it is.
+
+    Example:
+        >>> weight_range(quantize_weighted(nn.Linear(2, 1), 2, Scale.LEARNED, narrow_range=False))
+        (-2, 1)
+    """
+    if getattr(layer, "narrow_range", True):
+        return None
+    bits: Any = layer.weight_bits
+    most = int(2 ** (bits - 1))
+    return -most, most - 1
+
+
+def is_normalized(layer: nn.Module) -> bool:
+    """Whether a layer's weight is normalised before it is quantized.
+
+    Example:
+        >>> is_normalized(nn.Linear(2, 1))
+        False
+    """
+    return bool(getattr(layer, "normalized", False))
 
 
 def has_quantized_weight(layer: nn.Module) -> bool:
@@ -253,6 +357,28 @@ def has_quantized_weight(layer: nn.Module) -> bool:
         False
     """
     return hasattr(layer, "weight_bits")
+
+
+def step_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The learned steps of a network's quantizers, of activations and of weights, each once.
+
+    Example:
+        >>> layer = quantize_weighted(nn.Conv2d(1, 3, 1), 4, Scale.LEARNED)
+        >>> [list(step.shape) for step in step_parameters(layer)]
+        [[3, 1, 1, 1]]
+    """
+    steps: dict[int, nn.Parameter] = {}
+    for layer in model.modules():
+        if isinstance(layer, QuantAct):
+            quantizer: nn.Module = layer.quant
+        elif has_quantized_weight(layer) and not isinstance(layer, CODED):
+            quantizer = layer.get_submodule("weight_quant")
+        else:
+            continue
+        weight = getattr(layer, "weight", None)  # which Brevitas' quantizer holds as well
+        own = (step for step in quantizer.parameters() if step is not weight)
+        steps |= {id(step): step for step in own}
+    return list(steps.values())
 
 
 def quant_layer_to_json(layer: nn.Module) -> dict[str, Any]:
@@ -274,7 +400,10 @@ def quant_layer_to_json(layer: nn.Module) -> dict[str, Any]:
         return {**plain, **settings, "scale": str(code.scale)}
     if has_quantized_weight(layer):
         plain = plain_layer_to_json(layer)
-        return {**plain, "weight_bits": layer.weight_bits, "scale": str(layer.weight_scale_kind)}
+        settings = {"weight_bits": layer.weight_bits, "scale": str(layer.weight_scale_kind)}
+        settings |= {} if layer.narrow_range else {"narrow_range": False}
+        settings |= {"normalized": True} if layer.normalized else {}
+        return {**plain, **settings}
     return plain_layer_to_json(layer)
 
 
@@ -293,7 +422,8 @@ def quant_layer_from_json(config: Mapping[str, Any]) -> nn.Module:
         return encode_layer(plain_layer_from_json(config), code)
     if "weight_bits" in config:
         bits, scale = config.pop("weight_bits"), Scale(config.pop("scale"))
-        return quantize_weighted(plain_layer_from_json(config), bits, scale)
+        kind_of_range = config.pop("narrow_range", True), config.pop("normalized", False)
+        return quantize_weighted(plain_layer_from_json(config), bits, scale, *kind_of_range)
     return plain_layer_from_json(config)
 
 

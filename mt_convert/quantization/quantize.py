@@ -32,15 +32,19 @@ from ..graph.signals import Signal, nonnegative
 from ..graph.trace import trace
 from ..system.devices import device_of
 from .brevitas_layers import (
+    LEARNED_BITS,
     QuantAct,
     calibrating,
     has_quantized_weight,
+    is_normalized,
     quantize_weighted,
     quantized_weight,
 )
+from .chain import float_tensors, take_
 from .noise import Noise
 from .spec import BatchNorm, QuantSpec, WeightCode
 from .weight_codes import CODED, encode_layer, takes_code, weight_code
+from .weight_norm import follow_, in_front_of_norms, normalize_
 
 CALIBRATION_BATCH = 128
 UNBOUNDED = (float("-inf"), float("inf"))
@@ -51,7 +55,8 @@ class QuantizedModel(nn.Module):
     """A quantized network: ``layers`` is its graph, ``spec`` says how it was quantized.
 
     ``image_shape`` is the (channels, height, width) that it was traced for. Its quantizers get the
-    noise that the spec asks for, which acts in training mode alone.
+    noise that the spec asks for, which acts in training mode alone. Under torch.compile the images
+    are not looked at, since a look at their values would cut the graph in two: `check` does it.
 
     Shapes:
         forward takes images [batch, channels, height, width], returns logits [batch, classes].
@@ -67,9 +72,14 @@ class QuantizedModel(nn.Module):
             layer.noise = Noise(spec.act_noise, spec.drop_share)
 
     def forward(self, images: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            self.check(images)
+        return self.layers(images)
+
+    def check(self, images: Tensor) -> None:
+        """Refuse images of another shape, or with NaN; warn of images that nobody normalised."""
         reach = None if self.training else input_reach(self.layers)
         check_images(images, self.image_shape, reach)
-        return self.layers(images)
 
     def extra_repr(self) -> str:
         layers = dict(layer_nodes(self.layers, WEIGHTED)).values()
@@ -83,13 +93,16 @@ def quantize(
     *,
     calibration: Tensor,
     rules: Mapping[Any, Rule] = DEFAULT_RULES,
+    start: QuantizedModel | None = None,
 ) -> QuantizedModel:
     """A calibrated, trainable quantized copy of ``ann``, in eval mode; ``ann`` is untouched.
 
     Every ReLU, ReLU6 or Hardtanh (module, functional or re-used) gets a quantizer of its own. A
     weighted layer, and each side of a product of two activations, that no activation feeds gets one
     in front: signed, with as many levels below 0 as fit the data, or unsigned where values cannot
-    fall below 0 (softmax, sigmoid).
+    fall below 0 (softmax, sigmoid). With ``start``, a quantized network of the same architecture,
+    weights and batch norms are its own instead of those of ``ann``, and steps are fitted to them:
+    so a chain of widths goes from many bits to few.
 
     Shapes:
         calibration: [images, channels, height, width], normalised as in training.
@@ -97,6 +110,7 @@ def quantize(
         UnsupportedLayerError: every operator that cannot be quantized, with what to do.
         SpecError: an override that matches no layer.
         DataError: calibration images with NaN.
+        CheckpointError: ``start`` has another architecture.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
@@ -115,9 +129,11 @@ def quantize(
         )
     if spec.batch_norm is BatchNorm.FOLD:
         fold_batch_norm_(layers)
+    if start is not None:
+        take_(layers, float_tensors(start.layers))
     _quantize_activations_(layers, spec)
     _quantize_inputs_(layers, spec, rules)
-    _quantize_weights_(layers, spec, rules)
+    _quantize_weights_(layers, spec, rules, calibration[:CALIBRATION_BATCH])
     _check_overrides(layers, spec)
     layers.graph.lint()
     layers.recompile()
@@ -217,10 +233,12 @@ def _insert_(layers: fx.GraphModule, source: fx.Node, name: str, quantizer: Quan
     return call
 
 
-def _quantize_weights_(layers: fx.GraphModule, spec: QuantSpec, rules: Mapping[Any, Rule]) -> None:
+def _quantize_weights_(
+    layers: fx.GraphModule, spec: QuantSpec, rules: Mapping[Any, Rule], images: Tensor
+) -> None:
     """Each convolution and linear becomes a Brevitas layer of its bits, or a coded one.
 
-    Those that get neither keep float weights.
+    Those that get neither keep float weights. ``images`` show what normalised weights leave out.
     """
     rules = {**rules, QuantAct: Rule(OperatorKind.NEURON)}
     rows = operations(layers, rules)
@@ -234,7 +252,13 @@ def _quantize_weights_(layers: fx.GraphModule, spec: QuantSpec, rules: Mapping[A
             bits = spec.last_bits
         named = _override(spec, row.name, "weight_bits")
         done.setdefault(row.name, (row.layer, bits if named is None else named))
-    coded = 0
+    coded, norms = 0, in_front_of_norms(layers) if spec.normalize_weights else {}
+    normed = {
+        name: norms[name]
+        for name, (_, own_bits) in done.items()
+        if name in norms and (spec.weight_bits if own_bits is None else own_bits) in LEARNED_BITS
+    }
+    _normalize_weights_(layers, normed, images)
     for name, (layer, own_bits) in done.items():
         bits = spec.weight_bits if own_bits is None else own_bits
         if own_bits is None and takes_code(layer, spec.weights):
@@ -242,19 +266,53 @@ def _quantize_weights_(layers: fx.GraphModule, spec: QuantSpec, rules: Mapping[A
             code = weight_code(spec.weights, spec.codeword_bits, spec.scale)
             layers.add_submodule(name, encode_layer(layer, code))
         elif bits is not None:
-            layers.add_submodule(name, quantize_weighted(layer, bits, spec.scale))
+            ranges = spec.narrow_range, name in normed
+            layers.add_submodule(name, quantize_weighted(layer, bits, spec.scale, *ranges))
     if spec.weights is not WeightCode.UNIFORM and not coded:
         hint = "no layer without bits of its own" + (
             " is a 3x3 convolution" if spec.weights is WeightCode.SUBBIT else ""
         )
         raise SpecError("no weights to code", [Fault("weights", str(spec.weights), hint)])
+    if spec.normalize_weights and not normed:
+        hint = f"no layer of {LEARNED_BITS[-1]} bits or fewer has a batch norm alone behind it"
+        raise SpecError("no weights to normalise", [Fault("normalize_weights", "True", hint)])
+
+
+def _normalize_weights_(
+    layers: fx.GraphModule, norms: Mapping[str, list[nn.Module]], images: Tensor
+) -> None:
+    """Normalise the weights of these layers, and move the batch norms behind them by as much."""
+    if norms:
+        with torch.no_grad():
+            _WithoutQuantizers(layers, norms).run(images)
+
+
+class _WithoutQuantizers(fx.Interpreter):
+    """The float network, each of whose named layers is normalised when the images reach it."""
+
+    def __init__(self, layers: fx.GraphModule, norms: Mapping[str, list[nn.Module]]) -> None:
+        super().__init__(layers)
+        self.norms = {name: iter(behind) for name, behind in norms.items()}
+        self.removed: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        layer = self.fetch_attr(target)
+        if isinstance(layer, QuantAct):
+            return layer.function(*args)
+        if target in self.norms:
+            if target not in self.removed:
+                self.removed[target] = normalize_(layer)
+            follow_(next(self.norms[target]), layer, args[0], *self.removed[target])
+        return super().call_module(target, args, kwargs)
 
 
 def _weights_of(layer: nn.Module) -> str:
     """How a layer's weights are quantized, in words."""
     if isinstance(layer, CODED):
         return layer.code.extra_repr().split(",")[0]
-    return f"of {layer.weight_bits} bits" if has_quantized_weight(layer) else "float"
+    if not has_quantized_weight(layer):
+        return "float"
+    return f"of {layer.weight_bits} bits" + (" normalised" if is_normalized(layer) else "")
 
 
 def _act_bits(spec: QuantSpec, name: str, default: int) -> int:

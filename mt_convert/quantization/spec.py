@@ -84,9 +84,16 @@ class QuantSpec:
         that is not quantized. ``drop_share``, from 0 to 1, belongs to `ActNoise.DROP`. Learned
         ``spacing`` is for activations that never fall below 0, up to 4 bits: those whose values are
         signed, the image, and layers with more bits by an override keep equal steps.
+        ``narrow_range`` False gives weights of 4 bits and fewer, whose steps are learned, the level
+        -2^(b-1) as well: at 2 bits -2, -1, 0 and 1. ``normalize_weights`` quantizes (w - mean)/std
+        of each such layer that a batch norm alone follows, which takes up the scale.
         ``weights`` other than uniform are for layers without bits of their own (first, last and
         overridden ones have them): ternary for all of these, sub-bit with ``codeword_bits`` (1 to
         9) per kernel for 3×3 convolutions, while others keep uniform ``weight_bits``.
+
+    Source:
+        LSQ (ICLR 2020) for the uneven range; APoT (ICLR 2020), section 2.3, for normalised weights.
+
     Raises:
         SpecError: all faults of the values at once.
 
@@ -107,6 +114,8 @@ class QuantSpec:
     spacing: Spacing = Spacing.EQUAL
     weights: WeightCode = WeightCode.UNIFORM
     codeword_bits: int = 5
+    narrow_range: bool = True
+    normalize_weights: bool = False
     overrides: tuple[Override, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -127,6 +136,12 @@ class QuantSpec:
             faults.append(Fault("act_bits", repr(self.act_bits), hint))
         if not _whole(self.codeword_bits, 1, 9):
             faults.append(Fault("codeword_bits", repr(self.codeword_bits), "allowed: 1 to 9"))
+        for name in ("narrow_range", "normalize_weights"):
+            if not isinstance(getattr(self, name), bool):
+                faults.append(Fault(name, repr(getattr(self, name)), "allowed: True or False"))
+        if self.normalize_weights and self.batch_norm != BatchNorm.KEEP:
+            hint = "a batch norm must stand behind normalised weights: batch_norm keep"
+            faults.append(Fault("normalize_weights", "batch norms are folded", hint))
         if not _share(self.drop_share):
             faults.append(Fault("drop_share", repr(self.drop_share), "allowed: 0 to 1"))
         if faults:

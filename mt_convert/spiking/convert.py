@@ -23,7 +23,12 @@ from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
 from ..neurons.ladder import Firing, Ladder, Learned, Uniform
 from ..neurons.layer import MTNeuron
 from ..neurons.spec import NeuronSpec
-from ..quantization.brevitas_layers import QuantAct, has_quantized_weight, quantized_weight
+from ..quantization.brevitas_layers import (
+    QuantAct,
+    has_quantized_weight,
+    quantized_weight,
+    weight_range,
+)
 from ..quantization.quantize import QuantizedModel
 from ..system.devices import device_of
 from .model import SpikingModel
@@ -210,6 +215,8 @@ def _convert_layer(
     if plain.bias is not None:
         plain.bias.data = layer.get_parameter("bias").detach().clone()
     plain.register_buffer("weight_scale", step)
+    if (bounds := weight_range(layer)) is not None:
+        plain.register_buffer("weight_range", torch.tensor(bounds))
     return plain
 
 

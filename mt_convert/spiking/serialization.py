@@ -16,7 +16,7 @@ from ..neurons.ladder import Firing, ladder_from_json, ladder_to_json
 from ..neurons.layer import MTNeuron
 from ..neurons.spec import IF, LIF, PLIF, NeuronSpec, Reset
 from .presentation import Encoder
-from .weight_grid import weight_step
+from .weight_grid import weight_levels, weight_step
 
 
 def spiking_layer_to_json(layer: nn.Module) -> dict[str, Any]:
@@ -34,6 +34,7 @@ def spiking_layer_to_json(layer: nn.Module) -> dict[str, Any]:
     plain = plain_layer_to_json(layer)
     if isinstance(layer, WEIGHTED) and (step := weight_step(layer)) is not None:
         plain["weight_scale"] = list(step.shape)
+        plain |= {} if weight_levels(layer) is None else {"weight_range": True}
     return plain
 
 
@@ -53,10 +54,12 @@ def spiking_layer_from_json(config: Mapping[str, Any]) -> nn.Module:
     if kind == "Encoder":
         low, high = config["level_bounds"]
         return Encoder(torch.ones(()), (int(low), int(high)))
-    shape = config.pop("weight_scale", None)
+    shape, uneven = config.pop("weight_scale", None), config.pop("weight_range", False)
     layer = plain_layer_from_json(config)
     if shape is not None:
         layer.register_buffer("weight_scale", torch.ones(shape))
+    if uneven:
+        layer.register_buffer("weight_range", torch.zeros(2, dtype=torch.int64))
     return layer
 
 

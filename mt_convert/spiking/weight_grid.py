@@ -19,10 +19,22 @@ def weight_step(layer: nn.Module) -> Tensor | None:
     return getattr(layer, "weight_scale", None)
 
 
+def weight_levels(layer: nn.Module) -> tuple[int, int] | None:
+    """Smallest and largest level of a converted layer's weights, where they differ in size.
+
+    Example:
+        >>> weight_levels(nn.Linear(2, 1)) is None
+        True
+    """
+    bounds = getattr(layer, "weight_range", None)
+    return None if bounds is None else (int(bounds[0]), int(bounds[1]))
+
+
 class OnGrid:
     """A weighted layer whose weights are rounded in the forward pass, straight through back.
 
-    The largest level is the one they reach now. A layer without a grid (``weight_scale``) is taken
+    The largest level is the one they reach now, on either side, unless the layer has a range of its
+    own (``weight_range``). A layer without a grid (``weight_scale``) is taken
     as it is. `fixed`: levels of -1, 0 and 1 leave nothing to learn by rounding.
 
     Example:
@@ -38,10 +50,13 @@ class OnGrid:
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
-        self.most = math.inf
+        self.most, uneven = math.inf, weight_levels(layer)
         if (step := weight_step(layer)) is not None:
             levels = layer.get_parameter("weight").detach() / step
             self.most = float(levels.round().abs().max())
+        if uneven is not None:
+            self.most = float(max(map(abs, uneven)))
+        self.bounds: tuple[float, float] = uneven or (-self.most, self.most)
 
     @property
     def fixed(self) -> bool:
@@ -53,7 +68,7 @@ class OnGrid:
         weight, step = self.layer.get_parameter("weight"), weight_step(self.layer)
         if step is None or self.fixed:
             return weight
-        levels = (weight / step).round().clamp(-self.most, self.most)
+        levels = (weight / step).round().clamp(*self.bounds)
         return (levels * step).detach() + (weight - weight.detach())
 
     def call(self) -> Callable[[Tensor], Tensor]:

@@ -11,6 +11,7 @@ from .finetune.neuron import TrainableParts
 from .from_scratch.network import ScratchNetwork, build_from_scratch
 from .gradients import BPTT, DSR, OTTT, Tandem
 from .loop import fit
+from .parts import FreezeOscillating, StepGroup
 from .spec import EpochRow, History, TrainSpec
 
 __all__ = [
@@ -19,8 +20,10 @@ __all__ = [
     "OTTT",
     "EpochRow",
     "FinetuneSpec",
+    "FreezeOscillating",
     "History",
     "ScratchNetwork",
+    "StepGroup",
     "Tandem",
     "TrainSpec",
     "TrainableParts",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from torch import nn
 
 from ..data import Splits, borrow_random
 from ..errors import DataError, Fault, SpecError
+from ..quantization.brevitas_layers import watching_levels
 from ..system.devices import device_of
 from ..system.keys import key
 from ..system.storage import load_tensors
 from .algorithm import Algorithm, Backpropagation
+from .batch_norm import check_reestimation
 from .checkpoint import SCHEMA, Checkpoints, check_identity, read_finished
 from .session import Session
 from .spec import History, TrainSpec
@@ -56,11 +58,15 @@ def fit(
 
     Raises:
         CheckpointError: the folder holds a run with other settings or of another network.
-        SpecError: distillation without a teacher, or patience without validation images.
+        SpecError: distillation without a teacher, patience without validation images, or a part
+            of training that finds nothing in this network: no batch norms to estimate again, no
+            quantized activations whose level could fall, no weights to freeze.
         MTConvertError: the loss became NaN or infinite.
     """
     folder = Path(folder)
     _check(splits, spec, keep_start)
+    if spec.reestimate_bn is not None:
+        check_reestimation(model, splits.train, spec.reestimate_bn)
     algorithm = Backpropagation() if algorithm is None else algorithm
     with _accelerator(spec) as accelerator, borrow_random(spec.seed):
         identity = _identity(splits, spec, classes, accelerator, teacher)
@@ -87,7 +93,8 @@ def fit(
             session.store_in(folder, checkpoints, identity)
             if saved is not None:
                 session.restore(saved)
-            return session.run()
+            with watching_levels(model) if spec.spike_weight else nullcontext():
+                return session.run()
 
 
 def _check(splits: Splits, spec: TrainSpec, keep_start: bool) -> None:

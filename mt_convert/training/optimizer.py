@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,16 +15,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data import Draw, ImageSet
 from ..data.randomness import generator
-from ..errors import DataError, Fault
+from ..errors import DataError, Fault, SpecError
+from ..quantization.brevitas_layers import step_parameters
+from .parts import StepGroup
 from .spec import TrainSpec
 
 
 def make_optimizer(
     model: nn.Module, spec: TrainSpec, steps: int
 ) -> tuple[torch.optim.Optimizer, Any]:
-    """timm's optimizer (no decay for biases, norms and scales) and its schedule per update.
+    """timm's optimizer (no decay for biases and norms) and its schedule per update.
 
-    Warm-up rises linearly from the rate of one step to ``spec.lr``.
+    Warm-up rises linearly from the rate of one step to ``spec.lr``. Quantizers' steps are a group
+    of their own, the last, by ``spec.steps``: timm would decay those of weights, which have as many
+    dimensions as the weights.
     """
     optimizer = create_optimizer_v2(
         model,
@@ -31,6 +37,7 @@ def make_optimizer(
         weight_decay=spec.weight_decay,
         momentum=spec.momentum,
     )
+    _separate_steps_(optimizer, step_parameters(model), spec)
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=spec.scheduler,
@@ -41,6 +48,25 @@ def make_optimizer(
         updates_per_epoch=steps,
     )
     return optimizer, scheduler
+
+
+def _separate_steps_(
+    optimizer: torch.optim.Optimizer, steps: Sequence[nn.Parameter], spec: TrainSpec
+) -> None:
+    """Move these parameters into a group whose rate timm's schedules multiply by ``lr_scale``."""
+    own = {id(parameter) for parameter in steps if parameter.requires_grad}
+    if not own:
+        if spec.steps != StepGroup():
+            fault = Fault("steps", str(spec.steps), "leave steps out where nothing is quantized")
+            raise SpecError("this network has no learned steps", [fault])
+        return
+    for group in optimizer.param_groups:
+        group["params"] = [item for item in group["params"] if id(item) not in own]
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+    learned = [parameter for parameter in steps if id(parameter) in own]
+    optimizer.add_param_group(
+        {"params": learned, "lr": spec.lr, "initial_lr": spec.lr, **dataclasses.asdict(spec.steps)}
+    )
 
 
 def steps_per_epoch(images: int, batch_size: int, processes: int) -> int:

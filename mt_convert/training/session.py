@@ -18,14 +18,18 @@ from ..data import Splits, derive, loader
 from ..data.loading import unwrap_batch
 from ..data.randomness import seed_all
 from ..errors import Fault, MTConvertError
+from ..quantization.brevitas_layers import take_mean_level
+from ..quantization.quantize import QuantizedModel
 from ..system.processes import Processes
 from ..system.progress import progress
 from ..system.storage import save_tensors
 from .accuracy import accuracy
 from .algorithm import Algorithm, Lesson
+from .batch_norm import reestimate_batch_norm_
 from .checkpoint import Best, Checkpoints, Saved, write_finished, write_log
 from .loss import TrainLoss
 from .optimizer import epoch_draws, make_optimizer, reading_workers, steps_per_epoch, train_mode
+from .oscillation import Oscillation
 from .spec import EpochRow, History, TrainSpec
 from .state import load_weights_, pack, separate, unpack
 
@@ -62,6 +66,8 @@ class Session:
         self.share = (accelerator.process_index, accelerator.num_processes)
         self.steps = steps_per_epoch(len(splits.train), spec.batch_size, self.share[1])
         self.workers = reading_workers(spec, splits.train)
+        freezing = spec.freeze_oscillating
+        self.oscillation = None if freezing is None else Oscillation(model, freezing)
         self.ema = ModelEmaV3(model, decay=spec.ema_decay) if spec.ema_decay else None
         self.optimizer, self.scheduler = make_optimizer(model, spec, self.steps)
         self.network = accelerator.prepare_model(_Shell(model))
@@ -128,10 +134,15 @@ class Session:
         seed_all(derive(self.spec.seed, self.epoch, self.step, self.share[0]))
         images = images.to(device, non_blocking=True)
         images, targets = self.loss.mix(images, labels.to(device, non_blocking=True))
+        if self.spec.compile and isinstance(self.model, QuantizedModel):
+            self.model.check(images)  # it does not look at them where it is compiled
 
         def loss_of(logits: Tensor) -> Tensor:
             with self.accelerator.autocast():
-                return self.loss(logits, targets, images)
+                loss = self.loss(logits, targets, images)
+            if self.spec.spike_weight:
+                loss = loss + self.spec.spike_weight * take_mean_level(self.model)
+            return loss
 
         loss = self.algorithm.learn(
             Lesson(
@@ -145,6 +156,8 @@ class Session:
         )
         self._step_optimizer()
         done = self.epoch * self.steps + self.step + 1
+        if self.oscillation is not None:
+            self.oscillation.update_(done / (self.spec.epochs * self.steps))
         self.last_lr = self.optimizer.param_groups[0]["lr"]
         self.scheduler.step_update(done)
         if self.ema is not None:
@@ -170,13 +183,18 @@ class Session:
     def _close_epoch(self, started: float) -> None:
         """Validate, note the row, keep the weights if they are the best, save."""
         judged = self.model if self.ema is None else self.ema.module
+        if self.spec.reestimate_bn is not None:
+            count, size = self.spec.reestimate_bn, self.spec.batch_size
+            reestimate_batch_norm_(judged, self.splits.train, count, size, self.workers)
         if self.share[1] > 1:
             broadcast([buffer for buffer in judged.buffers() if buffer.numel()])
         percent = self._validate(judged)
         best = self._history().best_accuracy
         seconds = self.seconds + time.monotonic() - started
         mean = sum(self._loss_sums()) / (self.steps * self.share[1])
-        self.rows.append(EpochRow(self.epoch + 1, mean, percent, self.last_lr, round(seconds, 3)))
+        counts = (None, None) if self.oscillation is None else self.oscillation.counts()
+        row = EpochRow(self.epoch + 1, mean, percent, self.last_lr, round(seconds, 3), *counts)
+        self.rows.append(row)
         if percent is None or best is None or percent > best:
             self.best.keep(judged.state_dict())
             self.best_epoch = self.epoch + 1
@@ -261,4 +279,8 @@ class Session:
 
     def _modules(self) -> dict[str, nn.Module]:
         """What a checkpoint stores the weights of."""
-        return {"model": self.model} | ({"ema": self.ema.module} if self.ema else {})
+        others = {
+            "ema": None if self.ema is None else self.ema.module,
+            "oscillation": self.oscillation,
+        }
+        return {"model": self.model, **{name: part for name, part in others.items() if part}}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from timm.optim import list_optimizers
 
 from ..errors import Fault, SpecError
+from .parts import Checks, FreezeOscillating, StepGroup, outside
 
 SCHEDULES = ("cosine", "tanh", "constant")
 PRECISIONS = ("no", "bf16")
@@ -26,12 +27,17 @@ class TrainSpec:
         after each epoch; ``mixup`` alpha of timm's Mixup, 0 for none; ``ema_decay`` per step:
         then the averaged weights are validated and kept; ``clip_grad`` largest gradient norm;
         ``freeze_bn_after`` epochs, after which batch-norm statistics stand still;
+        ``reestimate_bn`` training images, from which batch-norm statistics are estimated again
+        before an epoch is validated and kept, None for the running ones;
         ``distillation_weight`` from 0 (labels alone) to 1 (teacher alone), see `TrainLoss`;
+        ``spike_weight`` times the mean level of all quantized activations is added to the loss;
         ``workers`` processes that read images, None for one per core when files are streamed and
         none when the images are in memory.
 
     ``optimizer`` is a name of ``timm.optim``; ``scheduler`` one of timm's, stepped per update,
-    falling to 0. ``compile`` runs the training step through torch.compile.
+    falling to 0. ``steps`` is what quantizers' steps get instead of ``lr`` and ``weight_decay``;
+    ``freeze_oscillating`` what becomes of weights that jump between two levels, None for nothing.
+    ``compile`` runs the training step through torch.compile.
 
     Raises:
         SpecError: a value outside what is allowed; all of them at once.
@@ -62,6 +68,10 @@ class TrainSpec:
     freeze_bn_after: int | None = None
     workers: int | None = None
     compile: bool = False
+    reestimate_bn: int | None = None
+    spike_weight: float = 0.0
+    freeze_oscillating: FreezeOscillating | None = None
+    steps: StepGroup = field(default_factory=StepGroup)
 
     def __post_init__(self) -> None:
         faults = tuple(_faults(self))
@@ -76,8 +86,7 @@ class TrainSpec:
         return {name: value for name, value in fields.items() if name not in _NOT_NUMERIC}
 
 
-_Check = tuple[Callable[[Any], bool], str]
-_CHECKS: dict[str, _Check] = {
+_CHECKS: Checks = {
     "epochs": (lambda value: value >= 1, "1 or more"),
     "batch_size": (lambda value: value >= 1, "1 or more"),
     "lr": (lambda value: 0 < value < float("inf"), "above 0"),
@@ -95,22 +104,24 @@ _CHECKS: dict[str, _Check] = {
     "mixed_precision": (lambda value: value in PRECISIONS, ", ".join(PRECISIONS)),
     "save_every": (lambda value: value >= 1, "1 or more"),
     "freeze_bn_after": (lambda value: value is None or value >= 0, "0 or more, or none"),
+    "spike_weight": (lambda value: 0 <= value < float("inf"), "0 or more"),
+    "reestimate_bn": (lambda value: value is None or value >= 2, "2 or more, or none"),
     "workers": (lambda value: value is None or value >= 0, "0 or more, or none"),
 }
 
 
 def _faults(spec: TrainSpec) -> Iterator[Fault]:
     """Everything that is wrong with the values themselves."""
-    for name, (holds, allowed) in _CHECKS.items():
-        value = getattr(spec, name)
-        if not holds(value):
-            yield Fault(name, repr(value), f"allowed: {allowed}")
+    yield from outside(spec, _CHECKS)
     if spec.optimizer not in list_optimizers():
         hint = "allowed: a name of timm.optim.list_optimizers(), such as sgd, adamw, lamb"
         yield Fault("optimizer", repr(spec.optimizer), hint)
     if spec.warmup_epochs > spec.epochs >= 1:
         hint = f"allowed: at most epochs = {spec.epochs}"
         yield Fault("warmup_epochs", str(spec.warmup_epochs), hint)
+    if spec.reestimate_bn is not None and spec.freeze_bn_after is not None:
+        hint = "leave one out: freeze_bn_after keeps the statistics as they are"
+        yield Fault("reestimate_bn", str(spec.reestimate_bn), hint)
     if spec.mixup and spec.batch_size % 2:
         yield Fault("batch_size", str(spec.batch_size), "mixup pairs images: take an even number")
 
@@ -120,7 +131,8 @@ class EpochRow:
     """One finished epoch.
 
     Units: ``epoch`` from 1; ``train_loss`` mean over its steps; ``validation_accuracy`` percent,
-    None without validation images; ``lr`` at its last step; ``seconds`` of this process.
+    None without validation images; ``lr`` at its last step; ``seconds`` of this process;
+        of the weights, how many are ``oscillating`` and ``frozen`` at its end, where watched.
     """
 
     epoch: int
@@ -128,6 +140,8 @@ class EpochRow:
     validation_accuracy: float | None
     lr: float
     seconds: float
+    oscillating: int | None = None
+    frozen: int | None = None
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,12 @@ from mt_convert.experiments.recipes.conversion import (
     load_recipe,
 )
 from mt_convert.experiments.run import run, show
+from mt_convert.quantization.chain import float_tensors
 from mt_convert.quantization.quantize import QuantizedModel
 from mt_convert.report.rows import results_from_json
 from mt_convert.spiking import archive
 from mt_convert.system.storage import load_tensors, save_tensors
+from mt_convert.training.loss import TrainLoss
 
 STAGES = tuple(
     name for name in conversion_run.Conversion.NAMES if name != "finetune"
@@ -279,6 +281,70 @@ def test_a_run_goes_on_from_a_stored_quantized_network(finished: Path, tmp_path:
     assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
     # not the whole file: the recipes differ, the networks do not
     assert (out / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+
+
+def test_a_run_starts_from_the_trained_network_of_another(finished: Path, tmp_path: Path) -> None:
+    start = tmp_path / "wide"
+    shutil.copytree(finished, start)
+    few = ["quantize.weight_bits=2", "quantize.act_bits=2", "train=null", f"model.from_run={start}"]
+    out = run(recipe(*few), tmp_path / "few", resume=False)
+    wide, narrow = archive.load(start / "train"), archive.load(out / "quantize")
+    given, taken = float_tensors(wide.layers), float_tensors(narrow.layers)
+    assert all(torch.equal(taken[name], given[name]) for name in given)
+    ann = load_tensors(out / "ann" / "model.safetensors")
+    own = load_tensors(finished / "ann" / "model.safetensors")
+    assert all(torch.equal(ann[name], own[name]) for name in own), "the float network is its own"
+    name = next(name for name in own if name.endswith(".weight"))
+    assert not torch.equal(ann[name], given[name])
+
+    lines = len(events(out))  # the same content elsewhere is the same start
+    shutil.copytree(start, tmp_path / "moved")
+    few[-1] = f"model.from_run={tmp_path / 'moved'}"
+    run(recipe(*few), out, resume=False)
+    assert "ann" not in entered(out, lines)
+    with torch.no_grad():
+        wide.layers.get_parameter(name).mul_(2)
+    archive.save(wide, tmp_path / "moved" / "train")
+    lines = len(events(out))
+    run(recipe(*few), out, resume=False)
+    assert entered(out, lines)[0] == "quantize"
+
+
+def test_the_teacher_of_a_distillation_is_the_float_network_of_the_run(
+    finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, torch.Tensor]] = []
+    loss = TrainLoss.__call__
+
+    def look(self: TrainLoss, logits: Any, targets: Any, images: Any) -> Any:
+        assert self._teacher is not None
+        assert not self._teacher.training
+        asked.append({name: value.clone() for name, value in self._teacher.state_dict().items()})
+        return loss(self, logits, targets, images)
+
+    monkeypatch.setattr(TrainLoss, "__call__", look)
+    words = "train.distillation_weight=0.9", "train.distillation_temperature=4"
+    run(recipe(*words), copied, resume=False)
+    ann = load_tensors(finished / "ann" / "model.safetensors")
+    for teacher in (asked[0], asked[-1]):
+        assert all(torch.equal(teacher[name], ann[name]) for name in ann)
+
+
+def test_a_start_of_another_network_is_refused_before_anything_is_written(
+    finished: Path, tmp_path: Path
+) -> None:
+    words = f"model.from_run={finished}", "data.image_size=16", "quantize.batch_norm=fold"
+    with pytest.raises(RecipeError, match="a run of another network") as caught:
+        run(recipe(*words), tmp_path / "out", resume=False)
+    found = {fault.where: fault.what for fault in caught.value.faults}
+    assert found == {"data.image_size": "is 16", "quantize.batch_norm": "is fold"}
+    with pytest.raises(CheckpointError, match=r"holds no recipe\.yaml; finish it: mt-convert run"):
+        run(recipe(f"model.from_run={tmp_path}"), tmp_path / "out", resume=False)
+    with pytest.raises(RecipeError, match=r"model\.from_run  nowhere is not here"):
+        run(recipe("model.from_run=nowhere"), tmp_path / "out", resume=False)
+    with pytest.raises(RecipeError, match="both name a start"):
+        recipe(f"model.from_run={finished}", f"quantize.checkpoint={finished / 'train'}")
+    assert not (tmp_path / "out").exists()
 
 
 def test_settings_are_every_combination_in_a_fixed_order() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from fractions import Fraction
 
 import pytest
@@ -20,6 +21,7 @@ from networks import (
 )
 from torch import nn
 
+from mt_convert.data import borrow_random
 from mt_convert.errors import DataError, SpecError
 from mt_convert.graph.nodes import NORMS, WEIGHTED, layer_nodes
 from mt_convert.quantization.brevitas_layers import (
@@ -30,7 +32,7 @@ from mt_convert.quantization.brevitas_layers import (
     quantized_weight,
 )
 from mt_convert.quantization.quantize import QuantizedModel, quantize
-from mt_convert.quantization.spec import BatchNorm, Override, QuantSpec, Scale
+from mt_convert.quantization.spec import ActNoise, BatchNorm, Override, QuantSpec, Scale, Spacing
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.simulate import simulate
 
@@ -260,6 +262,36 @@ def test_a_fitted_range_beats_a_symmetric_one_and_trains(scale: Scale) -> None:
     assert (slopes[0] != 0) == (low != 0), "the lower bound moves with the step"
 
 
+@pytest.mark.parametrize("scale", list(Scale))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("clip", [(0.0, float("inf")), (0.0, 1.3)])
+def test_the_short_way_of_positive_values_is_brevitas_bit_for_bit(
+    clip: tuple[float, float], dtype: torch.dtype, scale: Scale
+) -> None:
+    layer = QuantAct(3, clip, scale, encodes_input=False)
+    with calibrating(layer):
+        layer(images(64))
+    edges = (torch.arange(-3, 12) - 0.5) * layer.scale
+    beside = [edges]
+    for _ in range(2):
+        beside += [torch.nextafter(item, torch.tensor(math.inf)) for item in beside[-1:]]
+    x = torch.cat([*beside, -beside[0], 3 * images(8).flatten(), torch.tensor([0.0, -0.0])])
+    (step,) = layer.parameters()
+    for training in (True, False):
+        layer.train(training)
+        results = []
+        for way in (layer, lambda given: layer.quant(layer.function(given))):
+            given = x.to(dtype).requires_grad_()
+            step.grad = None
+            out = way(given)
+            (out * torch.linspace(-1, 2, len(x)).to(dtype)).sum().backward()
+            assert step.grad is not None
+            assert given.grad is not None
+            results.append((out.detach(), given.grad, step.grad.clone()))
+        assert all(map(torch.equal, *results))
+        assert results[0][0].dtype == dtype
+
+
 @pytest.mark.sampled
 @pytest.mark.parametrize("name", KEPT)
 def test_batch_norms_are_folded_or_kept(name: str) -> None:
@@ -347,6 +379,36 @@ def test_images_of_another_size_or_with_nan_are_refused() -> None:
         qann(torch.zeros(1, 2, 9, 9))
     with pytest.raises(DataError, match="NaN"):
         qann(torch.full((1, 2, 8, 8), float("nan")))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        QuantSpec(weight_bits=2, act_bits=2, batch_norm=BatchNorm.KEEP),
+        QuantSpec(weight_bits=3, spacing=Spacing.LEARNED, act_noise=ActNoise.DROP),
+    ],
+)
+def test_a_training_step_is_one_graph_without_breaks(spec: QuantSpec) -> None:
+    qann = quantize(network("one_relu"), spec, calibration=images(8)).train()
+    plain = copy.deepcopy(qann)
+    compiled = torch.compile(qann, fullgraph=True, backend="eager")
+    for seed in (1, 2):  # also when a graph is there
+        outputs = []
+        for one in (compiled, plain):
+            with borrow_random(seed):
+                outputs.append(one(images(6, seed=seed)))
+        assert torch.equal(*outputs)
+    outputs[0].square().sum().backward()
+    outputs[1].square().sum().backward()
+    for one, other in zip(qann.parameters(), plain.parameters(), strict=True):
+        assert one.grad is not None
+        assert torch.equal(one.grad, other.grad)
+
+
+def test_compiled_networks_leave_the_look_at_the_images_to_check() -> None:
+    qann = quantized("one_relu")
+    with pytest.raises(DataError, match="NaN"):
+        qann.check(torch.full((1, 2, 8, 8), float("nan")))
 
 
 # ------------------------------------------------------------------------------------ stored form

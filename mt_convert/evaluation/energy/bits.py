@@ -6,7 +6,7 @@ from torch import nn
 
 from ...neurons.layer import MTNeuron
 from ...spiking.presentation import Encoder
-from ...spiking.weight_grid import weight_step
+from ...spiking.weight_grid import weight_levels, weight_step
 
 FLOAT_BITS = 32
 
@@ -21,6 +21,8 @@ def weight_bits(layer: nn.Module) -> int:
     step = weight_step(layer)
     if step is None:
         return FLOAT_BITS
+    if (bounds := weight_levels(layer)) is not None:
+        return (bounds[1] - bounds[0]).bit_length()
     whole = (layer.get_parameter("weight").detach() / step).abs().max().round()
     return int(whole).bit_length() + 1
 

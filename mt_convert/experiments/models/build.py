@@ -36,7 +36,9 @@ class ModelSpec:
     ``checkpoint`` is a safetensors file or a torch file of plain tensors; it is used instead of the
     hub's weights, even if ``pretrained`` is set. Of several sets in it the averaged one is taken
     (``state_dict_ema`` and the like), as timm does; a wrapper's prefix before all names is removed.
-    ``kwargs`` go to the network's constructor.
+    ``kwargs`` go to the network's constructor. ``from_run`` is the folder of a run whose trained
+    quantized network the quantization starts from, in a chain of widths; the float network is not
+    touched by it.
 
     Example:
         >>> ModelSpec("resnet20_cifar", classes=10).channels
@@ -49,6 +51,7 @@ class ModelSpec:
     pretrained: bool = False
     checkpoint: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
+    from_run: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("classes", "channels"):

@@ -205,6 +205,7 @@ def faults_here(recipe: Recipe) -> list[Fault]:
         recipe.model,
         {
             "model.checkpoint": recipe.model.checkpoint,
+            "model.from_run": recipe.model.from_run,
             "quantize.checkpoint": recipe.quantize.checkpoint,
             "data.root": None if recipe.data.download else recipe.data.root,
             "data.class_map": class_map_file(recipe.data),
@@ -256,6 +257,10 @@ def _mismatches(recipe: Recipe, tree: Tree) -> list[Fault]:
             for name in ("image_size", "channels")
             if getattr(data, name) != getattr(recipe.data, name)
         ]
+    if recipe.model.from_run is not None and recipe.quantize.checkpoint is not None:
+        where = f"{tree.place(('model', 'from_run'))}  model.from_run"
+        what, hint = "and quantize.checkpoint both name a start", "leave one of them out"
+        faults.append(Fault(where, what, hint))
     return [*disagreements(tree, recipe.model, expected, "data"), *faults]
 
 

@@ -77,6 +77,9 @@ class SpikingRecipe(BaseModel):
         if self.train.distillation_weight and not self.has_float_network:
             hint = "give ann, model.checkpoint or model.pretrained; or distillation_weight: 0"
             faults.append(Fault("train", "asks a float network that is not trained", hint))
+        if self.model.from_run is not None:
+            hint = "nothing is quantized here: leave model.from_run out"
+            faults.append(Fault("model", "starts from a quantized network", hint))
         last = max(self.evaluate.time_steps or (1,))
         if last > self.spiking.time_steps:
             hint = f"the network is trained for {self.spiking.time_steps}"
