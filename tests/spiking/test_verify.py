@@ -131,7 +131,7 @@ def test_the_verdict_says_where_a_converted_network_differs(
         assert verdict_of(snn).settling_t is None
 
 
-@pytest.mark.parametrize("name", ["running_step", "running_step_literal"])
+@pytest.mark.parametrize("name", ["totals_step", "totals_step_literal"])
 @pytest.mark.parametrize("home", ["simulate", "verify"])
 def test_the_verdict_looks_at_the_closed_form_and_at_threshold_by_threshold(
     qann: QuantizedModel, monkeypatch: pytest.MonkeyPatch, name: str, home: str
