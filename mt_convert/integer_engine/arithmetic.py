@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..errors import Fault, UnsupportedLayerError
+from ..graph.by_values import call
 from ..graph.nodes import NORMS, WEIGHTED, layer_nodes, node_name
 from ..neurons.layer import MTNeuron
 from ..spiking.model import SpikingModel
@@ -96,21 +97,21 @@ class IntegerArithmetic:
 
     def operate(self, node: fx.Node, layer: Any, args: Any, kwargs: Any) -> Any:
         name = node_name(node)
-        call: Any = node.target if layer is None else layer
+        operator: Any = node.target if layer is None else layer
         try:
             if isinstance(layer, WEIGHTED):
                 return self._run_weighted(name, layer, args[0])
             if isinstance(layer, NORMS):
                 return _norm(layer, as_terms(args[0]))
             if not holds_terms(args):
-                return call(*args, **kwargs)
+                return call(operator, args, kwargs)
             if node.target not in OPERATIONS:
                 raise NoIntegers("no integer form; simulate without IntegerArithmetic")
             return OPERATIONS[node.target](node.target, *args, **kwargs)
         except NoIntegers as fact:
             if self.real_segments:
                 self.real[name] = str(fact)
-                value = call(*real_numbers(args), **real_numbers(kwargs))
+                value = call(operator, real_numbers(args), real_numbers(kwargs))
                 return _as_values(value)
             what = str(node.target) if layer is None else type(layer).__name__
             raise UnsupportedLayerError(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import DataError, Fault, SpecError, UnsupportedLayerError
+from ..graph.by_values import ByValues
 from ..graph.nodes import (
     WEIGHTED,
     check_images,
@@ -67,7 +68,10 @@ class QuantizedModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, self.image_shape)
-        return self.layers(images)
+        if self.training or torch.compiler.is_compiling():
+            return self.layers(images)
+        logits: Tensor = ByValues(self.layers).run(images)
+        return logits
 
     def extra_repr(self) -> str:
         layers = dict(layer_nodes(self.layers, WEIGHTED)).values()

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from ..graph.by_values import ByValues, call
 from ..graph.nodes import check_images
 from ..neurons.layer import MTNeuron
 from .model import SpikingModel
@@ -51,18 +52,17 @@ def forward_with(
     return logits
 
 
-class _Walk(fx.Interpreter):
+class _Walk(ByValues):
     """The graph, with functions instead of neurons and of some layers."""
 
     def __init__(
         self, layers: fx.GraphModule, neuron: Activation, calls: Mapping[str, Call]
     ) -> None:
         super().__init__(layers)
-        self.extra_traceback = False
         self._neuron, self._calls = neuron, calls
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         layer = self.fetch_attr(target)
         if isinstance(layer, MTNeuron):
             return self._neuron(str(target), layer, args[0])
-        return self._calls.get(str(target), layer)(*args, **kwargs)
+        return call(self._calls.get(str(target), layer), args, kwargs)

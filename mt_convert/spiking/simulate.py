@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import Fault, SpecError
+from ..graph.by_values import call
 from ..graph.nodes import attribute, check_images, layer_of, node_name
 from ..graph.signals import reaching_output
 from ..neurons.layer import MTNeuron
@@ -83,8 +84,8 @@ class FloatArithmetic:
         return encoder(images)
 
     def operate(self, node: fx.Node, layer: Any, args: Any, kwargs: Any) -> Any:
-        call: Any = node.target if layer is None else layer
-        return call(*args, **kwargs)
+        operator: Any = node.target if layer is None else layer
+        return call(operator, args, kwargs)
 
     def drive(self, value: Tensor, step: Tensor) -> Tensor:
         return value / along_batch(step, value)

@@ -23,6 +23,7 @@ from torch import Tensor, fx
 from torch.func import functional_call
 
 from ..errors import SpecError
+from ..graph.by_values import call
 from ..graph.nodes import NORMS, WEIGHTED, attribute, check_images, layer_of
 from ..graph.rules import OperatorKind, rule_of
 from ..graph.signals import Signal, signals_of
@@ -150,7 +151,11 @@ class _Walk:
         args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
         if isinstance(layer, MTNeuron):
             return self._fire(str(node.target), layer, args[0], t)
-        operate: Any = node.target if layer is None else layer
+        operator: Any = node.target if layer is None else layer
+
+        def operate(*args: Any, **kwargs: Any) -> Any:
+            return call(operator, args, kwargs)
+
         if self.signals[node] is Signal.CONSTANT:
             return operate(*args, **kwargs)
         assert rule is not None

@@ -8,13 +8,17 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 import pytest
+import timm
+import torch
 from paths import EVAL
 
 from mt_convert.experiments.coverage.registry import Architecture, families
 from mt_convert.experiments.coverage.rows import CoverageRow, Settings, Table, read_table
 from mt_convert.experiments.coverage.trial import trial
-
-pytestmark = pytest.mark.slow
+from mt_convert.quantization.quantize import levels_of, quantize
+from mt_convert.quantization.spec import QuantSpec
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.simulate import simulate
 
 SAMPLE = (
     *("cs3darknet_focus_s", "cspnext_tiny", "regnetx_002", "test_resnet", "inception_next_atto"),
@@ -24,6 +28,7 @@ SAMPLE = (
     *("test_efficientnet", "rexnet_100", "starnet_s050", "test_coatnet", "test_vit", "resnest14d"),
     *("test_vit_relpos", "test_convnext", "volo_d1_224", "ghostnet_050"),
 )
+FAST = ("test_vit", "test_resnet")  # on images of 64 x 64
 STORED = EVAL / "coverage" / "results.json"
 
 
@@ -45,6 +50,31 @@ def test_the_stored_table_has_every_family_of_timm(stored: Table) -> None:
     assert all(row.error for row in stored.rows if not row.converted)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SAMPLE],
+)
+def test_a_family_is_exact_at_every_batch_size_with_gradients_and_without(name: str) -> None:
+    torch.manual_seed(0)
+    size = {"img_size": 64} if name == "test_vit" else {}
+    net = timm.create_model(name, num_classes=10, **size).eval()
+    side = 64 if name in FAST else net.pretrained_cfg["input_size"][-1]
+    images = torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(1))
+    qann = quantize(net, QuantSpec(), calibration=images)
+    snn = convert(qann)
+    for batch in range(1, 5):
+        run = simulate(snn, images[:batch], time_steps=1)
+        for gradients in (False, True):
+            with torch.set_grad_enabled(gradients), levels_of(qann) as levels:
+                logits = qann(images[:batch])
+            assert torch.equal(run.logits[0], logits), (batch, gradients)
+            different = [
+                layer for layer in levels if not torch.equal(run.totals[layer], levels[layer])
+            ]
+            assert not different, (batch, gradients)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLE)
 def test_the_smallest_network_of_a_family_converts_exactly(name: str, stored: Table) -> None:
     family = next(family for family, names in families().items() if name in names)
