@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import Fault, SpecError
+from ..graph.float32 import in_float32
 from ..spiking.model import SpikingModel
 from . import layer_wise, membrane, threshold_budget
 from .layer_ranges import THRESHOLD_TRANSFORMS
@@ -36,6 +37,7 @@ class Calibrated:
     report: CalibrationReport
 
 
+@in_float32()
 def calibrate(
     snn: SpikingModel,
     images: Tensor,

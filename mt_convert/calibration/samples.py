@@ -17,6 +17,7 @@ from ..spiking.interpreter import forward_with
 from ..spiking.levels import quantized_activation
 from ..spiking.model import SpikingModel
 from ..spiking.presentation import Presentation
+from ..spiking.simulate import like_network
 
 MOST_IMAGES = 1024
 _MOST_VALUES = 2**16
@@ -60,7 +61,7 @@ class Samples:
         """
         if not isinstance(time_steps, int) or time_steps < 1:
             raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
-        check_images(images, snn.image_shape)
+        images = check_images(images, snn.image_shape, like_network(snn))
         if not 2 <= len(images) <= MOST_IMAGES:
             raise SpecError(f"{len(images)} images to calibrate on: allowed are 2 to {MOST_IMAGES}")
         held_out = max(1, len(images) // 4)

@@ -30,6 +30,13 @@ def attribute(root: nn.Module, path: str) -> Any:
 def set_image_shape(graph_module: fx.GraphModule, shape: Sequence[int]) -> None:
     """Note on the graph module what images it was traced for."""
     graph_module.image_shape = tuple(shape)  # type: ignore[assignment]
+    graph_module.meta["image_shape"] = tuple(shape)  # a copy keeps this, a pickle the other
+
+
+def image_shape_of(graph_module: fx.GraphModule) -> tuple[int, ...]:
+    """What `set_image_shape` noted, on copies too."""
+    noted = graph_module.meta.get("image_shape") or graph_module.__dict__["image_shape"]
+    return tuple(noted)
 
 
 def layer_of(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
@@ -96,15 +103,23 @@ def describe(graph_module: fx.GraphModule, node: fx.Node) -> str:
     return type(layer).__name__ if layer is not None else str(node.target)
 
 
-def check_images(images: Tensor, image_shape: tuple[int, ...]) -> None:
-    """Refuse images of another shape, of whole numbers, and values that are not finite.
+def check_images(
+    images: Tensor, image_shape: tuple[int, ...], like: Tensor | None = None
+) -> Tensor:
+    """The images in the floating type of ``like``, float32 without it: the one place that decides.
+
+    Images of any floating type are taken. Refused are other shapes, whole numbers, values that are
+    not finite (in the type that they get), and another device than that of ``like``.
 
     Raises:
         DataError: what the images are, and what the network takes.
 
     Example:
-        >>> check_images(torch.zeros(2, 3, 8, 8), (3, 8, 8))
+        >>> check_images(torch.zeros(2, 3, 8, 8, dtype=torch.bfloat16), (3, 8, 8)).dtype
+        torch.float32
     """
+    if not isinstance(images, Tensor):
+        raise DataError(f"images are a {type(images).__name__}: pass one tensor [batch, ...]")
     if images.dim() != len(image_shape) + 1 or tuple(images.shape[1:]) != tuple(image_shape):
         raise DataError(
             f"images of shape {tuple(images.shape)} do not fit: this network was traced for "
@@ -115,9 +130,15 @@ def check_images(images: Tensor, image_shape: tuple[int, ...]) -> None:
         raise DataError(
             f"images hold {images.dtype}: convert them to float and normalise them as in training"
         )
+    if like is not None and images.device != like.device:
+        raise DataError(
+            f"images are on {images.device}, the network on {like.device}: move one to the other"
+        )
+    images = images.to(torch.float32 if like is None else like.dtype)
     if not bool(torch.isfinite(images).all()):
         bad = (~torch.isfinite(images.flatten(1))).any(1).nonzero().flatten().tolist()
         raise DataError(f"images {bad[:10]} of the batch hold NaN or infinity: remove or mend them")
+    return images
 
 
 def unused_name(graph_module: fx.GraphModule, name: str) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SpecError
+from ..graph.float32 import in_float32, network_dtype
 from ..graph.nodes import check_images
 from ..neurons.totals import leak_of
 from ..spiking.model import SpikingModel
@@ -87,6 +88,7 @@ class IntegerModel:
         return self.run(images, time_steps).logits[-1]
 
     @torch.inference_mode()
+    @in_float32()
     def run(self, images: Tensor, time_steps: int = 1, *, totals: bool = False) -> IntegerRun:
         """All T steps, from fresh potentials.
 
@@ -98,7 +100,7 @@ class IntegerModel:
         """
         if not isinstance(time_steps, int) or time_steps < 1:
             raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
-        check_images(images, self._image_shape)
+        images = check_images(images, self._image_shape)
         return IntegerRun(*self._runner(time_steps).run(images, time_steps, totals))
 
     def program(self, t: int = 0) -> Program:
@@ -126,6 +128,7 @@ class IntegerModel:
         return "\n".join(lines)
 
 
+@in_float32()
 def integer(snn: SpikingModel, *, backend: str = "auto") -> IntegerModel:
     """Compile a converted network to whole numbers.
 
@@ -138,7 +141,7 @@ def integer(snn: SpikingModel, *, backend: str = "auto") -> IntegerModel:
 
     Raises:
         SpecError: an unknown backend, or one that this machine cannot run; a network whose layers
-            wait for their whole window, or leak.
+            wait for their whole window, or leak; one in half or bfloat16.
         UnsupportedLayerError: weights off their grid; a sum that could pass 2^31, by layer.
 
     Example:
@@ -154,6 +157,7 @@ def integer(snn: SpikingModel, *, backend: str = "auto") -> IntegerModel:
         >>> torch.equal(integer(snn, backend="torch")(images), run.logits[-1])
         True
     """
+    network_dtype(snn)
     if snn.whole_window:
         raise SpecError(
             "integer: layers of this network wait for their whole window, which has no integer "

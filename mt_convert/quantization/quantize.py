@@ -18,10 +18,12 @@ from torch import Tensor, fx, nn
 
 from ..errors import DataError, Fault, SpecError, UnsupportedLayerError
 from ..graph.by_values import ByValues
+from ..graph.float32 import in_float32, network_dtype
 from ..graph.nodes import (
     WEIGHTED,
     check_images,
     fold_batch_norm_,
+    image_shape_of,
     is_constant,
     layer_nodes,
     layer_of,
@@ -62,15 +64,16 @@ class QuantizedModel(nn.Module):
     def __init__(self, layers: fx.GraphModule, spec: QuantSpec) -> None:
         super().__init__()
         self.layers, self.spec = layers, spec
-        self.image_shape: tuple[int, ...] = tuple(layers.image_shape)  # type: ignore[arg-type]
+        self.image_shape: tuple[int, ...] = image_shape_of(layers)
         for _, layer in layer_nodes(layers, QuantAct):
             layer.noise = Noise(spec.act_noise, spec.drop_share)
 
     def forward(self, images: Tensor) -> Tensor:
-        check_images(images, self.image_shape)
+        images = check_images(images, self.image_shape, next(self.parameters(), None))
         if self.training or torch.compiler.is_compiling():
             return self.layers(images)
-        logits: Tensor = ByValues(self.layers).run(images)
+        with in_float32():
+            logits: Tensor = ByValues(self.layers).run(images)
         return logits
 
     def extra_repr(self) -> str:
@@ -79,6 +82,7 @@ class QuantizedModel(nn.Module):
         return "weights: " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
 
 
+@in_float32()
 def quantize(
     ann: nn.Module,
     spec: QuantSpec,
@@ -97,7 +101,7 @@ def quantize(
         calibration: [images, channels, height, width], normalised as in training.
     Raises:
         UnsupportedLayerError: every operator that cannot be quantized, with what to do.
-        SpecError: an override that matches no layer.
+        SpecError: an override that matches no layer; a network in another type than float32.
         DataError: calibration images with NaN.
 
     Example:
@@ -106,7 +110,8 @@ def quantize(
         >>> [type(layer).__name__ for _, layer in layer_nodes(qann.layers, nn.Module)]
         ['QuantAct', 'QuantConv2d', 'QuantAct', 'QuantLinear']
     """
-    check_images(calibration, tuple(calibration.shape[1:]))
+    network_dtype(ann, (torch.float32,))
+    calibration = check_images(calibration, tuple(calibration.shape[1:]))
     if not len(calibration):
         raise DataError("no calibration images: pass some tens of the training images")
     layers = trace(ann, calibration)

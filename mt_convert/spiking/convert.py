@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import Fault, SpecError, UnsupportedLayerError
+from ..graph.float32 import in_float32, network_dtype
 from ..graph.nodes import is_constant, layer_nodes, layer_of, set_image_shape
 from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule, unknown_operators
 from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
@@ -33,6 +34,7 @@ Choice = TypeVar("Choice", bound=StrEnum)
 Ladders = Ladder | Mapping[str, Ladder] | None
 
 
+@in_float32()
 def convert(
     qann: QuantizedModel,
     *,
@@ -54,7 +56,8 @@ def convert(
 
     Raises:
         UnsupportedLayerError: all layers and operators that cannot be converted, at once.
-        SpecError: a ladder and a firing that do not go together.
+        SpecError: a ladder and a firing that do not go together; a network in another type than
+            float32.
 
     Example:
         >>> from ..quantization.quantize import QuantSpec, quantize
@@ -70,6 +73,7 @@ def convert(
             f"{type(qann).__name__} is not a quantized network",
             [Fault("model", "not quantized", hint)],
         )
+    network_dtype(qann, (torch.float32,))
     presentation = _choice(Presentation, "presentation", presentation)
     firing = None if firing is None else _choice(Firing, "firing", firing)
     _refuse(qann, ladder, presentation, rules)

@@ -13,14 +13,17 @@ from typing import Any
 from torch import Tensor, fx
 
 from ..graph.by_values import ByValues, call
+from ..graph.float32 import in_float32
 from ..graph.nodes import check_images
 from ..neurons.layer import MTNeuron
 from .model import SpikingModel
+from .simulate import like_network
 
 Activation = Callable[[str, MTNeuron, Tensor], Tensor]
 Call = Callable[[Tensor], Tensor]
 
 
+@in_float32()
 def forward_with(
     snn: SpikingModel, images: Tensor, neuron: Activation, calls: Mapping[str, Call] | None = None
 ) -> Tensor:
@@ -47,7 +50,7 @@ def forward_with(
         >>> torch.equal(logits, qann(images))
         True
     """
-    check_images(images, snn.image_shape)
+    images = check_images(images, snn.image_shape, like_network(snn))
     logits: Tensor = _Walk(snn.layers, neuron, calls or {}).run(images)
     return logits
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from torch import Tensor, fx, nn
 
 from ..errors import Fault, SpecError
-from ..graph.nodes import layer_nodes, set_image_shape
+from ..graph.nodes import image_shape_of, layer_nodes, set_image_shape
 from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule
 from ..neurons.layer import MTNeuron
 from .conversion_report import _report
@@ -33,7 +33,7 @@ class SpikingModel(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = layers
-        self.image_shape: tuple[int, ...] = tuple(layers.image_shape)  # type: ignore[arg-type]
+        self.image_shape: tuple[int, ...] = image_shape_of(layers)
         self.presentation, self.whole_window = presentation, whole_window
         self.rules = {**rules, **_SPIKING_LAYERS}
         self.report = _report(layers, self.rules)

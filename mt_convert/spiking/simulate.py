@@ -20,6 +20,7 @@ from torch import Tensor, fx
 
 from ..errors import Fault, SpecError
 from ..graph.by_values import call
+from ..graph.float32 import in_float32, network_dtype
 from ..graph.nodes import attribute, check_images, layer_of, node_name
 from ..graph.signals import reaching_output
 from ..neurons.layer import MTNeuron
@@ -103,6 +104,7 @@ def along_batch(step: Tensor, like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@in_float32()
 def simulate(
     snn: SpikingModel,
     images: Tensor,
@@ -140,7 +142,7 @@ def simulate(
     """
     if not isinstance(time_steps, int) or time_steps < 1:
         raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
-    check_images(images, snn.image_shape)
+    images = check_images(images, snn.image_shape, like_network(snn))
     loop = _Loop(snn, time_steps, arithmetic or FloatArithmetic(), literal)
     if observe is not None:
         loop.observers.append(observe)
@@ -162,6 +164,12 @@ def simulate(
         neurons={name: total.numel() // max(1, len(images)) for name, total in loop.totals.items()},
         spikes={name: torch.stack(steps) for name, steps in recording.items()} if record else None,
     )
+
+
+def like_network(snn: SpikingModel) -> Tensor:
+    """An empty tensor of the floating type and on the device of a network's layers."""
+    device = next((tensor.device for tensor in snn.state_dict().values()), torch.device("cpu"))
+    return torch.empty(0, dtype=network_dtype(snn), device=device)
 
 
 def _check_images_first(snn: SpikingModel) -> None:

@@ -24,6 +24,7 @@ from torch.func import functional_call
 
 from ..errors import SpecError
 from ..graph.by_values import call
+from ..graph.float32 import in_float32
 from ..graph.nodes import NORMS, WEIGHTED, attribute, check_images, layer_of
 from ..graph.rules import OperatorKind, rule_of
 from ..graph.signals import Signal, signals_of
@@ -32,6 +33,7 @@ from ..neurons.layer import MTNeuron
 from .levels import unit, window_spec
 from .model import SpikingModel
 from .presentation import Presentation
+from .simulate import like_network
 
 aten = torch.ops.aten
 
@@ -65,6 +67,7 @@ class SpikeRun:
 
 
 @torch.no_grad()
+@in_float32()
 def spike_by_spike(snn: SpikingModel, images: Tensor, *, time_steps: int) -> SpikeRun:
     """Run a converted network on each step's spikes, from fresh potentials.
 
@@ -90,7 +93,7 @@ def spike_by_spike(snn: SpikingModel, images: Tensor, *, time_steps: int) -> Spi
         raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
     if snn.whole_window:
         raise SpecError("spike_by_spike: whole_window=True; convert with whole_window=False")
-    check_images(images, snn.image_shape)
+    images = check_images(images, snn.image_shape, like_network(snn))
     walk = _Walk(snn)
     arriving: dict[str, list[Tensor]] = {}
     logits = []

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from torch import Tensor, fx
 
 from ...errors import SpecError
+from ...graph.float32 import in_float32
 from ...graph.nodes import is_constant, layer_of, name_and_operator
 from ...graph.rules import OperatorKind, rule_of
 from ...graph.signals import Signal
@@ -34,6 +35,7 @@ from .report import (
 from .synops import StepCounts, count_synops
 
 
+@in_float32()
 def energy(
     snn: SpikingModel,
     images: Tensor,
