@@ -22,6 +22,16 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 PLAIN = (*WEIGHTED, *NORMS, nn.Dropout, nn.Hardtanh, nn.ReLU)
 
 
+def warn(graph_module: fx.GraphModule, text: str) -> None:
+    """Note what the user should know on the graph module; the report prints it."""
+    graph_module.meta["warnings"] = (*warnings_of(graph_module), text)
+
+
+def warnings_of(graph_module: fx.GraphModule) -> tuple[str, ...]:
+    """What `warn` noted, on copies too."""
+    return tuple(graph_module.meta.get("warnings", ()))
+
+
 def attribute(root: nn.Module, path: str) -> Any:
     """The parameter, buffer or constant at a dotted path."""
     return operator.attrgetter(path)(root)
@@ -174,15 +184,31 @@ def fold_batch_norm_(graph_module: fx.GraphModule) -> None:
             continue
         uses = [item for item, _ in layer_nodes(graph_module, WEIGHTED)]
         if sum(item.target == producer.target for item in uses) > 1:
-            producer.target = unused_name(graph_module, str(producer.target))
+            name, producer.target = producer.target, unused_name(graph_module, str(producer.target))
+            text = f"{name} is shared: each use takes a batch norm of its own and trains apart"
+            warn(graph_module, f"{text}; batch_norm='keep' keeps one weight")
+        elif (twin := _twin(graph_module, producer)) is not None:
+            text = f"{producer.target} and {twin} share a weight"
+            text = f"{text}: with a batch norm folded into it, they train apart"
+            warn(graph_module, f"{text}; batch_norm='keep' keeps one weight")
         fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
         fused = fuse(layer, norm)
-        fused.bias.requires_grad_(layer.weight.requires_grad)
+        biases = [part.bias for part in (layer, norm) if part.bias is not None]
+        fused.bias.requires_grad_(any(item.requires_grad for item in biases or [layer.weight]))
         graph_module.add_submodule(str(producer.target), fused)
         node.replace_all_uses_with(producer)
         graph_module.graph.erase_node(node)
     graph_module.delete_all_unused_submodules()
     graph_module.recompile()
+
+
+def _twin(graph_module: fx.GraphModule, node: fx.Node) -> str | None:
+    """Another layer with the same weight to train, if there is one."""
+    weight = graph_module.get_submodule(str(node.target)).get_parameter("weight")
+    for item, layer in layer_nodes(graph_module, WEIGHTED):
+        if item.target != node.target and layer.weight is weight and weight.requires_grad:
+            return str(item.target)
+    return None
 
 
 def name_and_operator(layers: fx.GraphModule, node: fx.Node) -> tuple[str, str]:

@@ -234,13 +234,13 @@ def _weight_quantizer(bits: int, scale: Scale) -> type:
 
 
 def quantize_weighted(layer: nn.Module, bits: int, scale: Scale) -> nn.Module:
-    """The Brevitas layer of a convolution or linear, with the same weights."""
+    """The Brevitas layer of a convolution or linear, with the same parameters, not copies."""
     config = plain_layer_to_json(layer)
     kind = getattr(qnn, "Quant" + config.pop("type"))
     quant_layer = kind(**config, weight_quant=_weight_quantizer(bits, scale), bias_quant=None)
-    quant_layer.weight.data.copy_(layer.weight.data)
+    quant_layer.weight = layer.weight  # the same parameter: shared, frozen and named as it was
     if layer.bias is not None:
-        quant_layer.bias.data.copy_(layer.bias.data)
+        quant_layer.bias = layer.bias
     quant_layer.weight_bits, quant_layer.weight_scale_kind = bits, scale
     return quant_layer.to(layer.weight.device)
 

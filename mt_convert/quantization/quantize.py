@@ -29,6 +29,7 @@ from ..graph.nodes import (
     layer_of,
     source_of,
     unused_name,
+    warnings_of,
 )
 from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule, data_inputs, rule_of, unknown_operators
 from ..graph.signals import Signal, nonnegative, reaching_output, signal_of, signals_of
@@ -53,7 +54,8 @@ class QuantizedModel(nn.Module):
     """A quantized network: ``layers`` is its graph, ``spec`` says how it was quantized.
 
     ``image_shape`` is the (channels, height, width) that it was traced for. Its quantizers get the
-    noise that the spec asks for, which acts in training mode alone.
+    noise that the spec asks for, which acts in training mode alone. ``warnings`` are what the user
+    should know of it; they are stored, and stand in the report of its conversion.
 
     Shapes:
         forward takes images [batch, channels, height, width], returns logits [batch, classes].
@@ -64,6 +66,7 @@ class QuantizedModel(nn.Module):
     def __init__(self, layers: fx.GraphModule, spec: QuantSpec) -> None:
         super().__init__()
         self.layers, self.spec = layers, spec
+        self.warnings: tuple[str, ...] = ()
         self.image_shape: tuple[int, ...] = image_shape_of(layers)
         for _, layer in layer_nodes(layers, QuantAct):
             layer.noise = Noise(spec.act_noise, spec.drop_share)
@@ -129,6 +132,7 @@ def quantize(
     layers.graph.lint()
     layers.recompile()
     qann = QuantizedModel(layers, spec)
+    qann.warnings = warnings_of(layers)
     calibrate_(qann, calibration)
     return qann
 

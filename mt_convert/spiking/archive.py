@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,13 @@ def save(network: QuantizedModel | SpikingModel, folder: str | Path) -> None:
         kind, to_json = "snn", spiking_layer_to_json
     else:
         settings, kind, to_json = {"spec": network.spec.to_json()}, "qann", quant_layer_to_json
+        settings |= _parameters_to_json(network.layers)
+    if (
+        warnings := network.report.warnings
+        if isinstance(network, SpikingModel)
+        else network.warnings
+    ):
+        settings["warnings"] = list(warnings)
     settings |= {"image_shape": list(network.image_shape)}
     write_network(folder, kind, network.layers, to_json, settings)
 
@@ -169,7 +177,9 @@ def load_quantized(folder: str | Path, spec: QuantSpec) -> QuantizedModel:
     ]
     if faults:
         raise CheckpointError(f"{folder} was quantized with another QuantSpec", faults)
-    return QuantizedModel(network.layers, spec).eval()
+    qann = QuantizedModel(network.layers, spec)
+    qann.warnings = network.warnings
+    return qann.eval()
 
 
 def _rebuild(
@@ -180,14 +190,18 @@ def _rebuild(
     layers = rebuild_layers(
         content, tensors, spiking_layer_from_json if spiking else quant_layer_from_json
     )
+    warnings = tuple(map(str, content.get("warnings", ())))
     if spiking:
         presentation = Presentation(content["presentation"])
         snn = SpikingModel(layers, presentation, bool(content["whole_window"]), rules)
+        snn.report = replace(snn.report, warnings=warnings)
         faults = unknown_operators(layers, snn.rules)
         if faults:
             raise UnsupportedLayerError(f"{len(faults)} operators have no rule: pass rules", faults)
         return snn
-    return QuantizedModel(layers, QuantSpec.from_json(content["spec"]))
+    qann = QuantizedModel(layers, QuantSpec.from_json(content["spec"]))
+    qann.warnings = warnings
+    return qann
 
 
 def rebuild_layers(
@@ -197,10 +211,36 @@ def rebuild_layers(
 ) -> fx.GraphModule:
     """The layers of a description, tensors loaded strictly."""
     parts: dict[str, Any] = {name: from_json(item) for name, item in content["layers"].items()}
-    parts |= {name: tensors[name] for name in content["loose"]}
+    trained = content.get("trained", ())
+    parts |= {
+        name: nn.Parameter(tensors[name]) if name in trained else tensors[name]
+        for name in content["loose"]
+    }
     layers = graph_from_json(content["graph"], parts, tuple(content["image_shape"]))
+    for first, *others in content.get("tied", ()):
+        for name in others:
+            owner, _, leaf = name.rpartition(".")
+            setattr(layers.get_submodule(owner), leaf, layers.get_parameter(first))
     _load_strictly(layers, tensors)
+    for name in content.get("frozen", ()):
+        layers.get_parameter(name).requires_grad_(False)
     return layers
+
+
+def _parameters_to_json(layers: fx.GraphModule) -> dict[str, Any]:
+    """Which constants of the graph are trained, which parameters are frozen, which are one: what
+    tensors do not say. Empty lists are left out."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in layers.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    loose = {str(node.target) for node in layers.graph.nodes if node.op == "get_attr"}
+    parameters = dict(layers.named_parameters(remove_duplicate=False))
+    kept = {
+        "trained": sorted(loose & set(parameters)),
+        "frozen": sorted(name for name, item in parameters.items() if not item.requires_grad),
+        "tied": [sorted(group) for group in names.values() if len(group) > 1],
+    }
+    return {key: value for key, value in kept.items() if value}
 
 
 def _load_strictly(layers: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:

@@ -85,12 +85,16 @@ class Verdict:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What `convert` did, layer by layer; printed by ``mt-convert show``."""
+    """What `convert` did, layer by layer; printed by ``mt-convert show``.
+
+    ``warnings``: what may make the network another one than the user thinks.
+    """
 
     neurons: tuple[NeuronRow, ...]
     weighted: tuple[WeightedRow, ...]
     analog: tuple[AnalogRow, ...]
     verdict: Verdict | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -106,7 +110,8 @@ class ConversionReport:
         )
         lines = [f"  {row.name}  {row.operator}  {row.reason}" for row in self.analog]
         verdict = [] if self.verdict is None else [str(self.verdict)]
-        return "\n".join([head, *verdict, *lines])
+        warnings = [f"warning: {text}" for text in self.warnings]
+        return "\n".join([head, *verdict, *warnings, *lines])
 
 
 def _report(layers: fx.GraphModule, rules: Mapping[Any, Rule]) -> ConversionReport:

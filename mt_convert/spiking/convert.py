@@ -79,6 +79,7 @@ def convert(
     _refuse(qann, ladder, presentation, rules)
     layers = _convert_graph(qann, ladder, firing, signed)
     snn = SpikingModel(layers, presentation, whole_window, rules)
+    snn.report = replace(snn.report, warnings=qann.warnings)
     if verify is not False:
         probe = random_images(qann.image_shape) if verify is True else verify
 
@@ -212,9 +213,10 @@ def _convert_layer(
         return plain_with_tensors(layer)
     value, step = quantized_weight(layer)
     plain: Any = plain_layer_from_json(plain_layer_to_json(layer)).to(value.device)
-    plain.weight.data, plain.weight.requires_grad = value, True
+    plain.weight.data = value
     if plain.bias is not None:
         plain.bias.data = layer.get_parameter("bias").detach().clone()
+    copy_flags_(layer, plain)
     plain.register_buffer("weight_scale", step)
     return plain
 
@@ -223,4 +225,11 @@ def plain_with_tensors(layer: nn.Module) -> nn.Module:
     """A fresh copy of a layer without quantizers (batch norm, dropout)."""
     plain = plain_layer_from_json(plain_layer_to_json(layer))
     plain.load_state_dict(layer.state_dict())
+    copy_flags_(layer, plain)
     return plain.to(_device(layer))
+
+
+def copy_flags_(source: nn.Module, layer: nn.Module) -> None:
+    """What is frozen in one layer is frozen in the other."""
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(source.get_parameter(name).requires_grad)
