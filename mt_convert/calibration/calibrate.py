@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -85,5 +85,10 @@ def calibrate(
     for step in steps:
         snn, step_rows = TRANSFORMS[type(step)](step, snn, samples, keep_better)
         rows += step_rows
+    warning = (
+        f"calibrated for T = {time_steps}: with another number of steps it may be worse than "
+        "without calibration; calibrate for that T, or compare both"
+    )
+    snn.report = replace(snn.report, warnings=(*snn.report.warnings, warning))
     report = CalibrationReport(tuple(rows), len(samples.fit), len(samples.held_out), time_steps)
     return Calibrated(snn, report)

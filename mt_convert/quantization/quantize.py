@@ -43,6 +43,13 @@ from .brevitas_layers import (
 )
 from .noise import Noise
 from .spec import BatchNorm, QuantSpec, WeightCode
+from .suspicions import (
+    far_pixels,
+    not_finite,
+    quantized_read_out,
+    quantizers_of,
+    same_class,
+)
 from .weight_codes import CODED, encode_layer, takes_code, weight_code
 
 CALIBRATION_BATCH = 128
@@ -55,7 +62,9 @@ class QuantizedModel(nn.Module):
 
     ``image_shape`` is the (channels, height, width) that it was traced for. Its quantizers get the
     noise that the spec asks for, which acts in training mode alone. ``warnings`` are what the user
-    should know of it; they are stored, and stand in the report of its conversion.
+    should know of it; ``float_agreement`` is the share of ``float_images`` calibration images that
+    got the float network's class when it was quantized, before any training. Both are stored, and
+    stand in the report of its conversion.
 
     Shapes:
         forward takes images [batch, channels, height, width], returns logits [batch, classes].
@@ -67,6 +76,8 @@ class QuantizedModel(nn.Module):
         super().__init__()
         self.layers, self.spec = layers, spec
         self.warnings: tuple[str, ...] = ()
+        self.float_agreement: float | None = None
+        self.float_images = 0
         self.image_shape: tuple[int, ...] = image_shape_of(layers)
         for _, layer in layer_nodes(layers, QuantAct):
             layer.noise = Noise(spec.act_noise, spec.drop_share)
@@ -104,7 +115,8 @@ def quantize(
         calibration: [images, channels, height, width], normalised as in training.
     Raises:
         UnsupportedLayerError: every operator that cannot be quantized, with what to do.
-        SpecError: an override that matches no layer; a network in another type than float32.
+        SpecError: an override that matches no layer; a network in another type than float32,
+            or with numbers that are not finite.
         DataError: calibration images with NaN.
 
     Example:
@@ -123,6 +135,9 @@ def quantize(
         raise UnsupportedLayerError(
             f"{len(faults)} operators of {type(ann).__name__} cannot be quantized", faults
         )
+    if faults := not_finite(layers):
+        raise SpecError(f"{len(faults)} tensors of {type(ann).__name__} are not finite", faults)
+    suspicions = [*quantizers_of(ann, layers), *far_pixels(calibration)]
     if spec.batch_norm is BatchNorm.FOLD:
         fold_batch_norm_(layers)
     _quantize_activations_(layers, spec)
@@ -132,8 +147,14 @@ def quantize(
     layers.graph.lint()
     layers.recompile()
     qann = QuantizedModel(layers, spec)
-    qann.warnings = warnings_of(layers)
     calibrate_(qann, calibration)
+    qann.warnings = (*warnings_of(layers), *suspicions, *quantized_read_out(layers))
+    compared = calibration[:CALIBRATION_BATCH]
+    if (agreement := same_class(ann, qann, compared)) is not None:
+        qann.float_agreement, qann.float_images = agreement[0], len(compared)
+        if not bool(torch.isfinite(agreement[1]).all()):
+            hint = "its sums overflow on the calibration images: normalise them as in training"
+            raise SpecError(f"{type(ann).__name__}: logits are not finite; {hint}")
     return qann
 
 

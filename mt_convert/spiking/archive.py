@@ -25,6 +25,7 @@ from ..graph.serialization import graph_from_json, graph_to_json
 from ..quantization.brevitas_layers import quant_layer_from_json, quant_layer_to_json
 from ..quantization.quantize import QuantizedModel
 from ..quantization.spec import QuantSpec
+from ..quantization.suspicions import not_finite
 from ..system.storage import atomic, load_tensors, read_json, save_tensors
 from .model import SpikingModel
 from .presentation import Presentation
@@ -42,6 +43,7 @@ def save(network: QuantizedModel | SpikingModel, folder: str | Path) -> None:
 
     Raises:
         OutputError: no permission, no space.
+        SpecError: weights that hold NaN or infinity.
 
     Example:
         >>> import tempfile, torch
@@ -66,6 +68,11 @@ def save(network: QuantizedModel | SpikingModel, folder: str | Path) -> None:
         else network.warnings
     ):
         settings["warnings"] = list(warnings)
+    said = network.report if isinstance(network, SpikingModel) else network
+    if said.float_agreement is not None:
+        settings["float_agreement"] = [said.float_agreement, said.float_images]
+    if faults := not_finite(network.layers):
+        raise SpecError(f"{len(faults)} tensors are not finite: nothing was written", faults)
     settings |= {"image_shape": list(network.image_shape)}
     write_network(folder, kind, network.layers, to_json, settings)
 
@@ -179,6 +186,7 @@ def load_quantized(folder: str | Path, spec: QuantSpec) -> QuantizedModel:
         raise CheckpointError(f"{folder} was quantized with another QuantSpec", faults)
     qann = QuantizedModel(network.layers, spec)
     qann.warnings = network.warnings
+    qann.float_agreement, qann.float_images = network.float_agreement, network.float_images
     return qann.eval()
 
 
@@ -191,16 +199,20 @@ def _rebuild(
         content, tensors, spiking_layer_from_json if spiking else quant_layer_from_json
     )
     warnings = tuple(map(str, content.get("warnings", ())))
+    agreement = content.get("float_agreement", (None, 0))
     if spiking:
         presentation = Presentation(content["presentation"])
         snn = SpikingModel(layers, presentation, bool(content["whole_window"]), rules)
-        snn.report = replace(snn.report, warnings=warnings)
+        snn.report = replace(
+            snn.report, warnings=warnings, float_agreement=agreement[0], float_images=agreement[1]
+        )
         faults = unknown_operators(layers, snn.rules)
         if faults:
             raise UnsupportedLayerError(f"{len(faults)} operators have no rule: pass rules", faults)
         return snn
     qann = QuantizedModel(layers, QuantSpec.from_json(content["spec"]))
     qann.warnings = warnings
+    qann.float_agreement, qann.float_images = agreement
     return qann
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import Fault, SpecError, UnsupportedLayerError
+from ..errors import DataError, Fault, SpecError, UnsupportedLayerError
 from ..graph.float32 import in_float32, network_dtype
 from ..graph.nodes import is_constant, layer_nodes, layer_of, set_image_shape
 from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule, unknown_operators
@@ -25,6 +25,7 @@ from ..neurons.layer import MTNeuron
 from ..neurons.spec import NeuronSpec
 from ..quantization.brevitas_layers import QuantAct, has_quantized_weight, quantized_weight
 from ..quantization.quantize import QuantizedModel
+from ..quantization.suspicions import not_finite
 from .model import SpikingModel
 from .presentation import Encoder, Presentation
 from .verify import random_images
@@ -79,9 +80,16 @@ def convert(
     _refuse(qann, ladder, presentation, rules)
     layers = _convert_graph(qann, ladder, firing, signed)
     snn = SpikingModel(layers, presentation, whole_window, rules)
-    snn.report = replace(snn.report, warnings=qann.warnings)
+    snn.report = replace(
+        snn.report,
+        warnings=qann.warnings,
+        float_agreement=qann.float_agreement,
+        float_images=qann.float_images,
+    )
     if verify is not False:
         probe = random_images(qann.image_shape) if verify is True else verify
+        if not len(probe):
+            raise DataError("no images to verify on: pass some, or verify=True for made-up ones")
 
         def build(ladder: Ladders, firing: Firing | None, signed: bool) -> SpikingModel:
             layers = _convert_graph(qann, ladder, firing, signed)
@@ -137,7 +145,7 @@ def _refuse(
 ) -> None:
     """Collect everything that stands in the way of a conversion and raise once."""
     rules = {**rules, QuantAct: Rule(OperatorKind.NEURON)}
-    faults = unknown_operators(qann.layers, rules)
+    faults = unknown_operators(qann.layers, rules) + not_finite(qann.layers)
     for node, layer in layer_nodes(qann.layers, (nn.ReLU, nn.Hardtanh)):
         if is_constant(node):  # of sizes or parameters: nothing spikes there
             continue

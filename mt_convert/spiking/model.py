@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from torch import Tensor, fx, nn
@@ -61,7 +62,14 @@ class SpikingModel(nn.Module):
         set_image_shape(layers, self.image_shape)
         for name, neuron in neurons.items():
             layers.set_submodule(name, neuron)
-        return SpikingModel(layers, self.presentation, self.whole_window, self.rules)
+        snn = SpikingModel(layers, self.presentation, self.whole_window, self.rules)
+        snn.report = replace(
+            snn.report,
+            warnings=self.report.warnings,
+            float_agreement=self.report.float_agreement,
+            float_images=self.report.float_images,
+        )
+        return snn
 
     def forward(self, images: Tensor) -> NoReturn:
         raise TypeError("a SpikingModel has no forward: use simulate(snn, images, time_steps=T)")
