@@ -18,7 +18,9 @@ from torch import Tensor, fx, nn
 
 from ..errors import DataError, Fault, SpecError, UnsupportedLayerError
 from ..graph.by_values import ByValues
+from ..graph.copies import NotPickled
 from ..graph.float32 import in_float32, network_dtype
+from ..graph.leftovers import forget_leftovers
 from ..graph.nodes import (
     WEIGHTED,
     check_images,
@@ -57,7 +59,7 @@ UNBOUNDED = (float("-inf"), float("inf"))
 POSITIVE = (0.0, float("inf"))
 
 
-class QuantizedModel(nn.Module):
+class QuantizedModel(NotPickled):
     """A quantized network: ``layers`` is its graph, ``spec`` says how it was quantized.
 
     ``image_shape`` is the (channels, height, width) that it was traced for. Its quantizers get the
@@ -96,6 +98,7 @@ class QuantizedModel(nn.Module):
         return "weights: " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
 
 
+@forget_leftovers()
 @in_float32()
 def quantize(
     ann: nn.Module,

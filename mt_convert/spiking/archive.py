@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import CheckpointError, Fault, SpecError, UnsupportedLayerError
 from ..graph.float32 import in_float32
+from ..graph.leftovers import forget_leftovers
 from ..graph.rules import DEFAULT_RULES, Rule, unknown_operators
 from ..graph.serialization import graph_from_json, graph_to_json
 from ..quantization.brevitas_layers import quant_layer_from_json, quant_layer_to_json
@@ -110,6 +111,7 @@ def write_network(
         save_tensors(folder / "tensors.safetensors", tensors)
 
 
+@forget_leftovers()
 @in_float32()
 def load(folder: str | Path, *, rules: Mapping[Any, Rule] = DEFAULT_RULES) -> Any:
     """The network that `save` wrote, in eval mode on the CPU: a QuantizedModel or a SpikingModel.

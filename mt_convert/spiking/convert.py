@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import DataError, Fault, SpecError, UnsupportedLayerError
+from ..errors import DataError, Fault, SpecError, UnsupportedLayerError, did_you_mean, near_names
 from ..graph.float32 import in_float32, network_dtype
+from ..graph.leftovers import forget_leftovers
 from ..graph.nodes import is_constant, layer_nodes, layer_of, set_image_shape
 from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule, unknown_operators
 from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
@@ -35,6 +36,7 @@ Choice = TypeVar("Choice", bound=StrEnum)
 Ladders = Ladder | Mapping[str, Ladder] | None
 
 
+@forget_leftovers()
 @in_float32()
 def convert(
     qann: QuantizedModel,
@@ -146,6 +148,8 @@ def _refuse(
     """Collect everything that stands in the way of a conversion and raise once."""
     rules = {**rules, QuantAct: Rule(OperatorKind.NEURON)}
     faults = unknown_operators(qann.layers, rules) + not_finite(qann.layers)
+    if isinstance(ladder, Mapping):
+        faults += _unknown_names(qann, ladder)
     for node, layer in layer_nodes(qann.layers, (nn.ReLU, nn.Hardtanh)):
         if is_constant(node):  # of sizes or parameters: nothing spikes there
             continue
@@ -163,6 +167,15 @@ def _refuse(
         raise UnsupportedLayerError(
             f"{len(faults)} faults: this network cannot be converted", faults
         )
+
+
+def _unknown_names(qann: QuantizedModel, ladder: Mapping[str, Ladder]) -> Iterator[Fault]:
+    """Ladders for layers that are not there."""
+    here = [str(n.target) for n, act in layer_nodes(qann.layers, QuantAct) if not act.encodes_input]
+    for name in ladder:
+        if name not in here:
+            hint = did_you_mean(near_names(str(name), here)) or f"layers: {', '.join(here[:12])}"
+            yield Fault(str(name), "is no layer of neurons", hint)
 
 
 def _ladder_faults(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from ..errors import Fault, SpecError
+from ..graph.copies import NotPickled
+from ..graph.leftovers import forget_leftovers
 from ..graph.nodes import image_shape_of, layer_nodes, set_image_shape
 from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule
 from ..neurons.layer import MTNeuron
@@ -17,7 +19,7 @@ from .conversion_report import _report
 from .presentation import Encoder, Presentation
 
 
-class SpikingModel(nn.Module):
+class SpikingModel(NotPickled):
     """A converted network. It holds no state: `simulate` runs it and owns time and potentials.
 
     ``layers`` is its graph, ``image_shape`` its images' (channels, height, width), ``report`` what
@@ -38,12 +40,18 @@ class SpikingModel(nn.Module):
         self.presentation, self.whole_window = presentation, whole_window
         self.rules = {**rules, **_SPIKING_LAYERS}
         self.report = _report(layers, self.rules)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Nothing: a converted network is as it was converted; `finetune` trains a copy of it."""
+        return super().train(False)
 
     def neurons(self) -> Iterator[tuple[str, MTNeuron]]:
         """Name and layer of all its neurons, in order of execution."""
         for node, layer in layer_nodes(self.layers, MTNeuron):
             yield str(node.target), layer
 
+    @forget_leftovers()
     def with_neurons(self, neurons: Mapping[str, MTNeuron]) -> SpikingModel:
         """A copy with other neurons in the named layers; this network is unchanged.
 
