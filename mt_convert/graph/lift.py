@@ -87,6 +87,7 @@ class _Lift:
         self.weights: set[Any] = set()  # keys of the weights of layers
         self.weight_owner: dict[str, Path] = {}  # by parameter and settings
         self.norm_owner: dict[str, Path] = {}
+        self.matrices: dict[Any, tuple[frozenset[str], Tensor]] = {}  # to be trained, by key
         for node in source.graph.nodes:
             self._copy(node)
         for node in reversed(list(self.graph.nodes)):
@@ -170,18 +171,32 @@ class _Lift:
 
         ``matrix``: turned, as a linear layer holds what multiplies from the right.
         """
-        key = (self.keys[node], matrix)
+        key = self._key(node, matrix)
         for name in self.sources[node]:
             self.forms.setdefault(name, {}).setdefault(key, owner)
         if key not in self.stored:
-            value = self.constants[node].detach()
-            if matrix:
-                value = value.flatten(0, -2).t()
-            value = value.clone(memory_format=torch.contiguous_format)
+            value = self._value(node, matrix).clone(memory_format=torch.contiguous_format)
             trained = node in self.trained and value.is_floating_point()
             learns = trained and bool(self.sources[node])
             self.stored[key] = nn.Parameter(value, requires_grad=learns) if trained else value
         return self.stored[key]
+
+    def _value(self, node: fx.Node, matrix: bool) -> Tensor:
+        """The numbers of a constant, turned where they are to multiply from the right."""
+        value = self.constants[node].detach()
+        return value.flatten(0, -2).t() if matrix else value
+
+    def _key(self, node: fx.Node, matrix: bool) -> Any:
+        """What a constant is stored under: one key for matrices of the same parameters that are
+        equal, however they were reshaped."""
+        if not matrix or not self.sources[node]:
+            return self.keys[node], matrix
+        value = self._value(node, matrix)
+        for known, (sources, other) in self.matrices.items():
+            if sources == self.sources[node] and torch.equal(other, value):
+                return known
+        self.matrices[self.keys[node], matrix] = self.sources[node], value
+        return self.keys[node], matrix
 
     def _copy_output(self, node: fx.Node) -> None:
         """The one tensor that the model returns."""
@@ -277,10 +292,10 @@ class _Lift:
         if matrix and (len(shape) < 2 or shape[:-2] != batch):
             return False
         settings = {key: value for key, value in arguments.items() if key not in operands}
-        use = f"{self.keys[weight]} {matrix} {self._by_key(settings)}"
+        use = f"{self._key(weight, matrix)} {node.target} {self._by_key(settings)}"
         if use not in self.weight_owner:
             owner = self._free_name(self._weight_path(node, weight))
-            self.weights.add((self.keys[weight], matrix))
+            self.weights.add(self._key(weight, matrix))
             tensors = [self._tensor(weight, owner, matrix)]
             if bias is not None:
                 tensors.append(self._tensor(bias, owner))

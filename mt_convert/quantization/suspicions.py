@@ -33,7 +33,8 @@ def not_finite(layers: fx.GraphModule) -> list[Fault]:
         for leaf, tensor in (*layer._parameters.items(), *layer._buffers.items())
         if tensor is not None
     }
-    tensors |= {name: item for name, item in layers.named_parameters() if name not in tensors}
+    loose = {str(node.target) for node in layers.graph.nodes if node.op == "get_attr"}
+    tensors |= {name: item for name, item in layers.named_parameters() if name in loose}
     return [
         Fault(name, "holds NaN or infinity", hint)
         for name, tensor in tensors.items()
