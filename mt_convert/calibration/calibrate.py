@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import Fault, SpecError
+from ..graph.float32 import in_float32
 from ..spiking.model import SpikingModel
 from . import layer_wise, membrane, threshold_budget
 from .layer_ranges import THRESHOLD_TRANSFORMS
@@ -36,6 +37,7 @@ class Calibrated:
     report: CalibrationReport
 
 
+@in_float32()
 def calibrate(
     snn: SpikingModel,
     images: Tensor,
@@ -83,5 +85,10 @@ def calibrate(
     for step in steps:
         snn, step_rows = TRANSFORMS[type(step)](step, snn, samples, keep_better)
         rows += step_rows
+    warning = (
+        f"calibrated for T = {time_steps}: with another number of steps it may be worse than "
+        "without calibration; calibrate for that T, or compare both"
+    )
+    snn.report = replace(snn.report, warnings=(*snn.report.warnings, warning))
     report = CalibrationReport(tuple(rows), len(samples.fit), len(samples.held_out), time_steps)
     return Calibrated(snn, report)

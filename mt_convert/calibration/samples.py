@@ -17,6 +17,7 @@ from ..spiking.interpreter import forward_with
 from ..spiking.levels import quantized_activation
 from ..spiking.model import SpikingModel
 from ..spiking.presentation import Presentation, check_time_steps
+from ..spiking.simulate import like_network
 
 MOST_IMAGES = 1024
 _MOST_VALUES = 2**16
@@ -59,7 +60,7 @@ class Samples:
             (6, 2, torch.Size([32]))
         """
         check_time_steps(time_steps)
-        check_images(images, snn.image_shape, input_reach(snn.layers))
+        images = check_images(images, snn.image_shape, like_network(snn), input_reach(snn.layers))
         if not 2 <= len(images) <= MOST_IMAGES:
             raise SpecError(f"{len(images)} images to calibrate on: allowed are 2 to {MOST_IMAGES}")
         held_out = max(1, len(images) // 4)

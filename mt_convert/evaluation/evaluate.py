@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..calibration.calibrate import calibrate
 from ..calibration.report import CalibrationReport
 from ..errors import Fault, SpecError
+from ..graph.float32 import in_float32
 from ..quantization.quantize import QuantizedModel
 from ..report.rows import Row
 from ..spiking.convert import convert
@@ -22,6 +23,7 @@ from .settings import Setting
 
 
 @torch.no_grad()
+@in_float32()
 def evaluate(
     ann: nn.Module,
     qann: QuantizedModel,

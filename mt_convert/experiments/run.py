@@ -53,8 +53,12 @@ def show(path: Path, console: Console) -> None:
             for table in tables.conversion_table(network.report.to_json()):
                 console.print(table)
             console.print(str(network.report).splitlines()[0])
-            return
-        console.print(f"a quantized network: {network.spec}", soft_wrap=True)
+            warnings = network.report.warnings
+        else:
+            console.print(f"a quantized network: {network.spec}", soft_wrap=True)
+            warnings = network.warnings
+        for text in warnings:
+            console.print(f"warning: {text}", soft_wrap=True, style="yellow")
         return
     partial = sorted(item.name for item in path.glob("*.partial")) if path.is_dir() else []
     hint = f"; unfinished: {', '.join(partial)}, continue with run --resume" if partial else ""

@@ -48,10 +48,17 @@ def weighted_layer(target: Any, arguments: Mapping[str, Any], tensors: list[Tens
                 groups=groups,
                 bias=biased,
             )
-    module.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.is_floating_point())
+    module.weight = as_parameter(weight)
     if biased:
-        module.bias = nn.Parameter(tensors[1].detach().clone())
+        module.bias = as_parameter(tensors[1])
     return module
+
+
+def as_parameter(tensor: Tensor) -> nn.Parameter:
+    """The same parameter, so that what shares it goes on sharing it; a constant as a frozen one."""
+    if isinstance(tensor, nn.Parameter):
+        return tensor
+    return nn.Parameter(tensor, requires_grad=False)
 
 
 def _per_axis(value: Any, weight: Tensor) -> Any:

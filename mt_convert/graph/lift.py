@@ -3,7 +3,8 @@
 What carries parameters or becomes a neuron is lifted into modules under its own name:
 convolutions, linears, batch norms, activations, dropouts. What depends on parameters alone (a
 standardised weight, a table of relative positions) is computed once and stands as a tensor, to be
-trained as it is. Everything else stays an ATen operator.
+trained as it is. Everything else stays an ATen operator. A parameter that several layers share is
+one parameter still, and one that was frozen is frozen.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from .exported_nodes import (
     CONVOLUTIONS,
     MATRICES,
     Path,
+    as_parameter,
     bind,
     clamp_bounds,
     clamp_layer,
@@ -26,7 +28,7 @@ from .exported_nodes import (
     module_path,
     weighted_layer,
 )
-from .nodes import attribute
+from .nodes import attribute, note_warning
 
 aten = torch.ops.aten
 
@@ -58,7 +60,14 @@ def lift(source: fx.GraphModule) -> fx.GraphModule:
         UnsupportedLayerError: the model returns anything but one tensor.
     """
     lifted = _Lift(source)
-    return fx.GraphModule({**lifted.tensors, **lifted.modules}, lifted.graph)
+    graph_module = fx.GraphModule({**lifted.tensors, **lifted.modules}, lifted.graph)
+    for name, forms in lifted.forms.items():
+        if len(forms) > 1:
+            places = ", ".join(list(forms.values())[:4])
+            note_warning(
+                graph_module, f"{name} is used in {len(forms)} forms, which train apart: {places}"
+            )
+    return graph_module
 
 
 class _Lift:
@@ -72,13 +81,39 @@ class _Lift:
         self.new: dict[fx.Node, Any] = {}
         self.constants: dict[fx.Node, Any] = {}  # what does not depend on the image
         self.trained: set[fx.Node] = set()  # those of them that depend on parameters
+        self.sources: dict[fx.Node, frozenset[str]] = {}  # parameters to be trained, by constant
+        self.keys: dict[fx.Node, int] = {}  # equal for constants computed alike from the same
+        self.known_keys: dict[str, int] = {}
+        self.stored: dict[Any, Tensor] = {}  # constants in the new graph, by key
+        self.forms: dict[str, dict[Any, Path]] = {}  # of a parameter to be trained: where, by key
+        self.weights: set[Any] = set()  # keys of the weights of layers
         self.weight_owner: dict[str, Path] = {}  # by parameter and settings
+        self.norm_owner: dict[str, Path] = {}
+        self.matrices: dict[Any, tuple[frozenset[str], Tensor]] = {}  # to be trained, by key
         for node in source.graph.nodes:
             self._copy(node)
         for node in reversed(list(self.graph.nodes)):
             if node.op == "call_function" and not node.users:
                 self.graph.erase_node(node)
         self.graph.lint()
+        self._refuse_parameters_that_come_apart()
+
+    def _refuse_parameters_that_come_apart(self) -> None:
+        """A parameter that enters two layers in two forms would be trained as two weights."""
+        hint = (
+            "its forms would train apart: freeze it, parameter.requires_grad_(False), or use it "
+            "in one form"
+        )
+        faults = [
+            Fault(name, f"in {len(owners)} forms: {', '.join(owners[:4])}", hint)
+            for name, forms in self.forms.items()
+            if len(owners := [path for key, path in forms.items() if key in self.weights]) > 1
+        ]
+        if faults:
+            raise UnsupportedLayerError(
+                f"{len(faults)} parameters are shared by layers that need it in different forms",
+                faults,
+            )
 
     def _copy(self, node: fx.Node) -> None:
         """Compute, lift or copy one node; order is the exported program's own."""
@@ -95,18 +130,29 @@ class _Lift:
         if node.op == "get_attr":
             value = attribute(self.source, str(node.target))
             trained = isinstance(value, nn.Parameter)
+            learns = trained and value.requires_grad
+            self.sources[node] = frozenset([str(node.target)] if learns else [])
+            key = f"tensor {id(value)}" if isinstance(value, Tensor) else f"name {node.target}"
         elif node.op == "call_function" and all(i in self.constants for i in node.all_input_nodes):
             args: Any
             args, kwargs = fx.map_arg((node.args, node.kwargs), self.constants.__getitem__)
             with torch.no_grad():
                 value = node.target(*args, **kwargs)  # type: ignore[operator]
-            trained = any(item in self.trained for item in node.all_input_nodes)
+            inputs = node.all_input_nodes
+            trained = any(item in self.trained for item in inputs)
+            self.sources[node] = frozenset().union(*(self.sources[item] for item in inputs))
+            key = str((node.target, self._by_key(node.args), self._by_key(node.kwargs)))
         else:
             return False
         self.constants[node] = value
+        self.keys[node] = self.known_keys.setdefault(key, len(self.known_keys))
         if trained:
             self.trained.add(node)
         return True
+
+    def _by_key(self, arguments: Any) -> Any:
+        """Arguments with the keys of constants in their places."""
+        return fx.map_arg(arguments, lambda item: f"constant {self.keys[item]}")
 
     def _new(self, node: fx.Node) -> Any:
         """The value of an old node in the new graph; a constant enters it on its first use."""
@@ -117,16 +163,42 @@ class _Lift:
             return value
         path = f"{module_path(node)}.{node.name}".lstrip(".")
         name = self._free_name(str(node.target) if node.op == "get_attr" else path)
-        self.tensors[name] = self._tensor(node)
+        self.tensors[name] = self._tensor(node, name)
         self.new[node] = self.graph.get_attr(name)
         self.new[node].meta = {"path": name, "val": node.meta.get("val")}
         return self.new[node]
 
-    def _tensor(self, node: fx.Node) -> Tensor:
-        """A constant as it is stored: trained on if it comes from parameters."""
-        value = self.constants[node].detach().clone(memory_format=torch.contiguous_format)
-        trained = node in self.trained and value.is_floating_point()
-        return nn.Parameter(value) if trained else value
+    def _tensor(self, node: fx.Node, owner: Path, matrix: bool = False) -> Tensor:
+        """A constant as it is stored, once: trained on if it comes from parameters that are.
+
+        ``matrix``: turned, as a linear layer holds what multiplies from the right.
+        """
+        key = self._key(node, matrix)
+        for name in self.sources[node]:
+            self.forms.setdefault(name, {}).setdefault(key, owner)
+        if key not in self.stored:
+            value = self._value(node, matrix).clone(memory_format=torch.contiguous_format)
+            trained = node in self.trained and value.is_floating_point()
+            learns = trained and bool(self.sources[node])
+            self.stored[key] = nn.Parameter(value, requires_grad=learns) if trained else value
+        return self.stored[key]
+
+    def _value(self, node: fx.Node, matrix: bool) -> Tensor:
+        """The numbers of a constant, turned where they are to multiply from the right."""
+        value = self.constants[node].detach()
+        return value.flatten(0, -2).t() if matrix else value
+
+    def _key(self, node: fx.Node, matrix: bool) -> Any:
+        """What a constant is stored under: one key for matrices of the same parameters that are
+        equal, however they were reshaped."""
+        if not matrix or not self.sources[node]:
+            return self.keys[node], matrix
+        value = self._value(node, matrix)
+        for known, (sources, other) in self.matrices.items():
+            if sources == self.sources[node] and torch.equal(other, value):
+                return known
+        self.matrices[self.keys[node], matrix] = self.sources[node], value
+        return self.keys[node], matrix
 
     def _copy_output(self, node: fx.Node) -> None:
         """The one tensor that the model returns."""
@@ -222,12 +294,13 @@ class _Lift:
         if matrix and (len(shape) < 2 or shape[:-2] != batch):
             return False
         settings = {key: value for key, value in arguments.items() if key not in operands}
-        use = f"{weight.name} {settings}"
+        use = f"{self._key(weight, matrix)} {node.target} {self._by_key(settings)}"
         if use not in self.weight_owner:
-            tensors = [self._tensor(item) for item in (weight, bias) if item is not None]
-            if matrix:
-                tensors[0] = tensors[0].detach().flatten(0, -2).t().contiguous()
             owner = self._free_name(self._weight_path(node, weight))
+            self.weights.add(self._key(weight, matrix))
+            tensors = [self._tensor(weight, owner, matrix)]
+            if bias is not None:
+                tensors.append(self._tensor(bias, owner))
             self.weight_owner[use] = owner
             self.modules[owner] = weighted_layer(node.target, arguments, tensors)
         self._insert(node, self.weight_owner[use], source)
@@ -249,6 +322,11 @@ class _Lift:
         held = [item is None or item in self.constants for item in sources]
         if not all(held) or sources[2] is None or sources[2].op != "get_attr":
             return False
+        settings = {key: item for key, item in arguments.items() if key != "input"}
+        use = str(self._by_key(settings))
+        if use in self.norm_owner:
+            self._insert(node, self.norm_owner[use], arguments["input"])
+            return True
         mean = self.constants[sources[2]]
         dimensions = node.args[0].meta["val"].dim()  # type: ignore[union-attr]
         kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[
@@ -256,15 +334,20 @@ class _Lift:
         ]
         momentum = arguments["momentum"] or None  # 0 stands for a cumulative average
         norm = kind(mean.numel(), arguments["eps"], momentum, affine=sources[0] is not None)
+        path = str(sources[2].target).removesuffix(".running_mean")
         for name, item in zip(names, sources, strict=True):
             if item is not None:
-                getattr(norm, name).data.copy_(self.constants[item].detach())
-        path = str(sources[2].target).removesuffix(".running_mean")
+                tensor = self._tensor(item, path)
+                setattr(norm, name, as_parameter(tensor) if name in names[:2] else tensor.detach())
+        if f"{path}.num_batches_tracked" in self.source.state_dict():
+            seen = attribute(self.source, f"{path}.num_batches_tracked")
+            norm.num_batches_tracked.copy_(seen)  # type: ignore[union-attr]
         plain = "batchnorm.BatchNorm" in module_kind(
             node
         )  # else timm's BatchNormAct2d and its like
         name = self._free_name(path if plain else f"{path}.bn")
         self.modules[name] = norm.to(mean.device)
+        self.norm_owner[use] = name
         self._insert(node, name, arguments["input"])
         return True
 

@@ -25,6 +25,16 @@ FAR = 8.0
 """Times the largest value of calibration: what is beyond was not normalised, or otherwise."""
 
 
+def note_warning(graph_module: fx.GraphModule, text: str) -> None:
+    """Note what the user should know on the graph module; the report prints it."""
+    graph_module.meta["warnings"] = (*warnings_of(graph_module), text)
+
+
+def warnings_of(graph_module: fx.GraphModule) -> tuple[str, ...]:
+    """What `note_warning` noted, on copies too."""
+    return tuple(graph_module.meta.get("warnings", ()))
+
+
 def attribute(root: nn.Module, path: str) -> Any:
     """The parameter, buffer or constant at a dotted path."""
     return operator.attrgetter(path)(root)
@@ -33,6 +43,13 @@ def attribute(root: nn.Module, path: str) -> Any:
 def set_image_shape(graph_module: fx.GraphModule, shape: Sequence[int]) -> None:
     """Note on the graph module what images it was traced for."""
     graph_module.image_shape = tuple(shape)  # type: ignore[assignment]
+    graph_module.meta["image_shape"] = tuple(shape)  # a copy keeps this, a pickle the other
+
+
+def image_shape_of(graph_module: fx.GraphModule) -> tuple[int, ...]:
+    """What `set_image_shape` noted, on copies too."""
+    noted = graph_module.meta.get("image_shape") or graph_module.__dict__["image_shape"]
+    return tuple(noted)
 
 
 def layer_of(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
@@ -93,9 +110,17 @@ def node_name(node: fx.Node) -> str:
     return str(node.meta.get("path") or node.name)
 
 
-def check_images(images: Tensor, image_shape: tuple[int, ...], reach: float | None = None) -> None:
-    """Refuse images of another shape, of whole numbers, and values that are not finite; warn of
-    images that nobody normalised.
+def check_images(
+    images: Tensor,
+    image_shape: tuple[int, ...],
+    like: Tensor | None = None,
+    reach: float | None = None,
+) -> Tensor:
+    """The images in the floating type of ``like``, float32 without it: the one place that decides.
+
+    Images of any floating type are taken. Refused are other shapes, whole numbers, values that are
+    not finite (in the type that they get), and another device than that of ``like``. Images that
+    nobody normalised get a warning.
 
     Units: ``reach`` is the largest magnitude that the network was calibrated on, where it is known.
 
@@ -103,8 +128,11 @@ def check_images(images: Tensor, image_shape: tuple[int, ...], reach: float | No
         DataError: what the images are, and what the network takes.
 
     Example:
-        >>> check_images(torch.zeros(2, 3, 8, 8), (3, 8, 8))
+        >>> check_images(torch.zeros(2, 3, 8, 8, dtype=torch.bfloat16), (3, 8, 8)).dtype
+        torch.float32
     """
+    if not isinstance(images, Tensor):
+        raise DataError(f"images are a {type(images).__name__}: pass one tensor [batch, ...]")
     if images.dim() != len(image_shape) + 1 or tuple(images.shape[1:]) != tuple(image_shape):
         raise DataError(
             f"images of shape {tuple(images.shape)} do not fit: this network was traced for "
@@ -115,6 +143,11 @@ def check_images(images: Tensor, image_shape: tuple[int, ...], reach: float | No
         raise DataError(
             f"images hold {images.dtype}: convert them to float and normalise them as in training"
         )
+    if like is not None and images.device != like.device:
+        raise DataError(
+            f"images are on {images.device}, the network on {like.device}: move one to the other"
+        )
+    images = images.to(torch.float32 if like is None else like.dtype)
     if not bool(torch.isfinite(images).all()):
         bad = (~torch.isfinite(images.flatten(1))).any(1).nonzero().flatten().tolist()
         raise DataError(f"images {bad[:10]} of the batch hold NaN or infinity: remove or mend them")
@@ -131,6 +164,7 @@ def check_images(images: Tensor, image_shape: tuple[int, ...], reach: float | No
             "in training, unless the network was trained on such numbers",
             stacklevel=3,
         )
+    return images
 
 
 def input_reach(graph_module: fx.GraphModule) -> float | None:
@@ -187,12 +221,28 @@ def fold_batch_norm_(graph_module: fx.GraphModule) -> None:
             continue
         uses = [item for item, _ in layer_nodes(graph_module, WEIGHTED)]
         if sum(item.target == producer.target for item in uses) > 1:
-            producer.target = unused_name(graph_module, str(producer.target))
+            name, producer.target = producer.target, unused_name(graph_module, str(producer.target))
+            text = f"{name} is shared: each use takes a batch norm of its own and trains apart"
+            note_warning(graph_module, f"{text}; batch_norm='keep' keeps one weight")
+        elif (twin := _twin(graph_module, producer)) is not None:
+            text = f"{producer.target} and {twin} share a weight"
+            text = f"{text}: with a batch norm folded into it, they train apart"
+            note_warning(graph_module, f"{text}; batch_norm='keep' keeps one weight")
         fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
         fused = fuse(layer, norm)
-        fused.bias.requires_grad_(layer.weight.requires_grad)
+        biases = [part.bias for part in (layer, norm) if part.bias is not None]
+        fused.bias.requires_grad_(any(item.requires_grad for item in biases or [layer.weight]))
         graph_module.add_submodule(str(producer.target), fused)
         node.replace_all_uses_with(producer)
         graph_module.graph.erase_node(node)
     graph_module.delete_all_unused_submodules()
     graph_module.recompile()
+
+
+def _twin(graph_module: fx.GraphModule, node: fx.Node) -> str | None:
+    """Another layer with the same weight to train, if there is one."""
+    weight = graph_module.get_submodule(str(node.target)).get_parameter("weight")
+    for item, layer in layer_nodes(graph_module, WEIGHTED):
+        if item.target != node.target and layer.weight is weight and weight.requires_grad:
+            return str(item.target)
+    return None

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import Fault, UnsupportedLayerError
+from .agreement import check_agreement, draws_and_writes
 from .decompositions import decomposition_table
 from .lift import lift
 from .nodes import set_image_shape
@@ -39,6 +40,7 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
 
     Raises:
         UnsupportedLayerError: `torch.export` cannot follow the model; the message names the line.
+            Or the model draws random numbers in eval form, writes state, or is not its graph.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)).eval()
@@ -52,6 +54,7 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
     set_image_shape(graph_module, example.shape[1:])
     for module in graph_module.modules():
         module.training = False
+    check_agreement(model, graph_module, example)
     return graph_module
 
 
@@ -64,8 +67,16 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     try:
         with torch.no_grad(), _plain_attention():
             exported = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+            if faults := draws_and_writes(exported):
+                raise UnsupportedLayerError(
+                    f"{type(model).__name__} is not a function of its images alone: "
+                    f"{len(faults)} faults",
+                    faults,
+                )
             _keep_dropouts_(exported.graph)
             return exported.run_decompositions(dict(decomposition_table()))
+    except UnsupportedLayerError:
+        raise
     except Exception as error:  # torch.export raises many unrelated types
         raise UnsupportedLayerError(
             f"{type(model).__name__} cannot be traced on an input of shape "

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import Fault, UnsupportedLayerError
+from ..graph.by_values import call
 from ..graph.nodes import NORMS, WEIGHTED, layer_nodes
 from ..graph.operations import Operation
 from ..neurons.layer import MTNeuron
@@ -97,21 +98,21 @@ class IntegerArithmetic:
         return Terms((Part(numbers, along_axes(encoder.scale, numbers), limit),))
 
     def operate(self, operation: Operation, args: Any, kwargs: Any) -> Any:
-        name, layer, call = operation.name, operation.layer, operation.call
+        name, layer, operator = operation.name, operation.layer, operation.call
         try:
             if isinstance(layer, WEIGHTED):
                 return self._run_weighted(name, layer, args[0])
             if isinstance(layer, NORMS):
                 return _norm(layer, as_terms(args[0]))
             if not holds_terms(args):
-                return call(*args, **kwargs)
-            if call not in OPERATIONS:
+                return call(operator, args, kwargs)
+            if operator not in OPERATIONS:
                 raise NoIntegers("no integer form; simulate without IntegerArithmetic")
-            return OPERATIONS[call](call, *args, **kwargs)
+            return OPERATIONS[operator](operator, *args, **kwargs)
         except NoIntegers as fact:
             if self.real_segments:
                 self.real[name] = str(fact)
-                value = call(*real_numbers(args), **real_numbers(kwargs))
+                value = call(operator, real_numbers(args), real_numbers(kwargs))
                 return _as_values(value)
             raise UnsupportedLayerError(
                 "this network has no exact integer form",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SpecError
+from ..graph.float32 import in_float32, network_dtype
 from ..graph.nodes import check_images, input_reach
 from ..neurons.totals import leak_of
 from ..spiking.model import SpikingModel
@@ -87,6 +88,7 @@ class IntegerModel:
         return self.run(images, time_steps).logits[-1]
 
     @torch.inference_mode()
+    @in_float32()
     def run(self, images: Tensor, time_steps: int = 1, *, totals: bool = False) -> IntegerRun:
         """All T steps, from fresh potentials.
 
@@ -97,7 +99,7 @@ class IntegerModel:
             DataError: images of another shape, or with NaN.
         """
         check_time_steps(time_steps)
-        check_images(images, self._image_shape, self._reach)
+        images = check_images(images, self._image_shape, reach=self._reach)
         return IntegerRun(*self._runner(time_steps).run(images, time_steps, totals))
 
     def program(self, t: int = 0) -> Program:
@@ -125,6 +127,7 @@ class IntegerModel:
         return "\n".join(lines)
 
 
+@in_float32()
 def integer(snn: SpikingModel, *, backend: str = "auto") -> IntegerModel:
     """Compile a converted network to whole numbers.
 
@@ -137,7 +140,7 @@ def integer(snn: SpikingModel, *, backend: str = "auto") -> IntegerModel:
 
     Raises:
         SpecError: an unknown backend, or one that this machine cannot run; a network whose layers
-            wait for their whole window, or leak.
+            wait for their whole window, or leak; one in half or bfloat16.
         UnsupportedLayerError: weights off their grid; a sum that could pass 2^31, by layer.
 
     Example:
@@ -153,6 +156,7 @@ def integer(snn: SpikingModel, *, backend: str = "auto") -> IntegerModel:
         >>> torch.equal(integer(snn, backend="torch")(images), run.logits[-1])
         True
     """
+    network_dtype(snn)
     if snn.whole_window:
         raise SpecError(
             "integer: layers of this network wait for their whole window, which has no integer "

@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..graph.float32 import in_float32
 from ..graph.nodes import check_images
 from ..neurons.ladder import Uniform
 from ..spiking.presentation import check_time_steps
@@ -61,6 +62,7 @@ class ShiftAddRun:
 
 
 @torch.no_grad()
+@in_float32()
 def shift_add(model: IntegerModel, images: Tensor, time_steps: int = 1) -> ShiftAddRun:
     """Run an integer network without a multiplication: all T steps, from fresh potentials.
 
@@ -89,7 +91,7 @@ def shift_add(model: IntegerModel, images: Tensor, time_steps: int = 1) -> Shift
     programs = [model.program(t) for t in range(time_steps)]
     threshold_tables.check(programs[0])
     assert len({tuple(map(type, program.instructions)) for program in programs}) == 1
-    check_images(images, programs[0].values[0].shape)
+    images = check_images(images, programs[0].values[0].shape)
     run = _Run(images, time_steps)
     logits = torch.stack([run.step(t, program) for t, program in enumerate(programs)])
     return ShiftAddRun(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..graph.by_values import call
 from ..neurons.totals import totals_step
 from .arithmetic import weighted_sums
 from .program import Accumulate, Encode, Fire, Operate, Program, Slot, Sum
@@ -69,7 +70,7 @@ def real_sum(formula: Sum, values: Mapping[int, Tensor]) -> Tensor:
 def operate(item: Operate, values: dict[int, Any], batch: int) -> None:
     """Any other operator, by its own function."""
     args, kwargs = (fill_arguments(part, values, batch) for part in (item.args, item.kwargs))
-    result = item.target(*args, **kwargs)
+    result = call(item.target, args, kwargs)
     pieces = [result] if isinstance(result, Tensor) else result
     values.update(zip(item.out, pieces, strict=True))
 

@@ -305,7 +305,7 @@ def quantize_weighted(
     narrow_range: bool = True,
     normalized: bool = False,
 ) -> nn.Module:
-    """The Brevitas layer of a convolution or linear, with the same weights.
+    """The Brevitas layer of a convolution or linear, with the same parameters, not copies.
 
     With bits that are not in `LEARNED_BITS` the range is narrow. ``normalized``: weights that are,
     and stay so while they are trained.
@@ -315,9 +315,9 @@ def quantize_weighted(
     kind = getattr(qnn, "Quant" + config.pop("type"))
     quantizer = _weight_quantizer(bits, scale, narrow_range)
     quant_layer = kind(**config, weight_quant=quantizer, bias_quant=None)
-    quant_layer.weight.data.copy_(layer.weight.data)
+    quant_layer.weight = layer.weight  # the same parameter: shared, frozen and named as it was
     if layer.bias is not None:
-        quant_layer.bias.data.copy_(layer.bias.data)
+        quant_layer.bias = layer.bias
     if normalized:
         quant_layer.weight_quant.register_forward_pre_hook(normalize_first)
     quant_layer.weight_bits, quant_layer.weight_scale_kind = bits, scale

@@ -17,14 +17,20 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import DataError, Fault, SpecError, UnsupportedLayerError
+from ..graph.by_values import ByValues
+from ..graph.copies import NotPickled
+from ..graph.float32 import in_float32, network_dtype
+from ..graph.leftovers import forget_leftovers
 from ..graph.nodes import (
     WEIGHTED,
     check_images,
     fold_batch_norm_,
+    image_shape_of,
     input_reach,
     is_constant,
     layer_nodes,
     unused_name,
+    warnings_of,
 )
 from ..graph.operations import Operation, operation, operations, reaching_output, unknown_operators
 from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule
@@ -43,6 +49,13 @@ from .brevitas_layers import (
 from .chain import float_tensors, take_
 from .noise import Noise
 from .spec import BatchNorm, QuantSpec, WeightCode
+from .suspicions import (
+    far_pixels,
+    not_finite,
+    quantized_read_out,
+    quantizers_of,
+    same_class,
+)
 from .weight_codes import CODED, encode_layer, takes_code, weight_code
 from .weight_norm import follow_, in_front_of_norms, normalize_
 
@@ -51,12 +64,15 @@ UNBOUNDED = (float("-inf"), float("inf"))
 POSITIVE = (0.0, float("inf"))
 
 
-class QuantizedModel(nn.Module):
+class QuantizedModel(NotPickled):
     """A quantized network: ``layers`` is its graph, ``spec`` says how it was quantized.
 
     ``image_shape`` is the (channels, height, width) that it was traced for. Its quantizers get the
-    noise that the spec asks for, which acts in training mode alone. Under torch.compile the images
-    are not looked at, since a look at their values would cut the graph in two: `check` does it.
+    noise that the spec asks for, which acts in training mode alone. ``warnings`` are what the user
+    should know of it; ``float_agreement`` is the share of ``float_images`` calibration images that
+    got the float network's class when it was quantized, before any training. Both are stored, and
+    stand in the report of its conversion. Under torch.compile the images are not looked at, since
+    a look at their values would cut the graph in two: `check` does it.
 
     Shapes:
         forward takes images [batch, channels, height, width], returns logits [batch, classes].
@@ -67,19 +83,28 @@ class QuantizedModel(nn.Module):
     def __init__(self, layers: fx.GraphModule, spec: QuantSpec) -> None:
         super().__init__()
         self.layers, self.spec = layers, spec
-        self.image_shape: tuple[int, ...] = tuple(layers.image_shape)  # type: ignore[arg-type]
+        self.warnings: tuple[str, ...] = ()
+        self.float_agreement: float | None = None
+        self.float_images = 0
+        self.image_shape: tuple[int, ...] = image_shape_of(layers)
         for _, layer in layer_nodes(layers, QuantAct):
             layer.noise = Noise(spec.act_noise, spec.drop_share)
 
     def forward(self, images: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():
-            self.check(images)
-        return self.layers(images)
+        if torch.compiler.is_compiling():
+            return self.layers(images)
+        images = self.check(images)
+        if self.training:
+            return self.layers(images)
+        with in_float32():
+            logits: Tensor = ByValues(self.layers).run(images)
+        return logits
 
-    def check(self, images: Tensor) -> None:
-        """Refuse images of another shape, or with NaN; warn of images that nobody normalised."""
+    def check(self, images: Tensor) -> Tensor:
+        """The images in the network's type; images of another shape or with NaN are refused, and
+        images that nobody normalised get a warning."""
         reach = None if self.training else input_reach(self.layers)
-        check_images(images, self.image_shape, reach)
+        return check_images(images, self.image_shape, next(self.parameters(), None), reach)
 
     def extra_repr(self) -> str:
         layers = dict(layer_nodes(self.layers, WEIGHTED)).values()
@@ -87,6 +112,8 @@ class QuantizedModel(nn.Module):
         return "weights: " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
 
 
+@forget_leftovers()
+@in_float32()
 def quantize(
     ann: nn.Module,
     spec: QuantSpec,
@@ -108,7 +135,8 @@ def quantize(
         calibration: [images, channels, height, width], normalised as in training.
     Raises:
         UnsupportedLayerError: every operator that cannot be quantized, with what to do.
-        SpecError: an override that matches no layer.
+        SpecError: an override that matches no layer; a network in another type than float32,
+            or with numbers that are not finite.
         DataError: calibration images with NaN.
         CheckpointError: ``start`` has another architecture.
 
@@ -118,7 +146,8 @@ def quantize(
         >>> [type(layer).__name__ for _, layer in layer_nodes(qann.layers, nn.Module)]
         ['QuantAct', 'QuantConv2d', 'QuantAct', 'QuantLinear']
     """
-    check_images(calibration, tuple(calibration.shape[1:]))
+    network_dtype(ann, (torch.float32,))
+    calibration = check_images(calibration, tuple(calibration.shape[1:]))
     if not len(calibration):
         raise DataError("no calibration images: pass some tens of the training images")
     layers = trace(ann, calibration)
@@ -127,6 +156,9 @@ def quantize(
         raise UnsupportedLayerError(
             f"{len(faults)} operators of {type(ann).__name__} cannot be quantized", faults
         )
+    if faults := not_finite(layers):
+        raise SpecError(f"{len(faults)} tensors of {type(ann).__name__} are not finite", faults)
+    suspicions = [*quantizers_of(ann, layers), *far_pixels(calibration)]
     if spec.batch_norm is BatchNorm.FOLD:
         fold_batch_norm_(layers)
     if start is not None:
@@ -139,6 +171,13 @@ def quantize(
     layers.recompile()
     qann = QuantizedModel(layers, spec)
     calibrate_(qann, calibration)
+    qann.warnings = (*warnings_of(layers), *suspicions, *quantized_read_out(layers))
+    compared = calibration[:CALIBRATION_BATCH]
+    if (agreement := same_class(ann, qann, compared)) is not None:
+        qann.float_agreement, qann.float_images = agreement[0], len(compared)
+        if not bool(torch.isfinite(agreement[1]).all()):
+            hint = "its sums overflow on the calibration images: normalise them as in training"
+            raise SpecError(f"{type(ann).__name__}: logits are not finite; {hint}")
     return qann
 
 

@@ -239,10 +239,12 @@ def takes_code(layer: nn.Module, kind: WeightCode) -> bool:
 
 
 def encode_layer(layer: nn.Module, code: Code) -> nn.Module:
-    """The layer with the same weights, passed through a code that starts from them."""
+    """The layer with the same parameters, weights passed through a code that starts from them."""
     config = plain_layer_to_json(layer)
     coded_layer: Any = _KINDS[config.pop("type")](**config)
-    coded_layer.load_state_dict(layer.state_dict())
+    coded_layer.weight = layer.weight
+    if layer.bias is not None:
+        coded_layer.bias = layer.bias
     code.start_(coded_layer.weight.data)
     coded_layer.code, coded_layer.weight_bits = code, code.weight_bits
     on_device: nn.Module = coded_layer.to(layer.get_parameter("weight").device)

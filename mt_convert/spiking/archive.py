@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CheckpointError, Fault, SpecError, UnsupportedLayerError
+from ..graph.float32 import in_float32
+from ..graph.leftovers import forget_leftovers
 from ..graph.operations import unknown_operators
 from ..graph.rules import DEFAULT_RULES, Rule
 from ..graph.serialization import graph_from_json, graph_to_json
 from ..quantization.brevitas_layers import quant_layer_from_json, quant_layer_to_json
 from ..quantization.quantize import QuantizedModel
 from ..quantization.spec import QuantSpec
+from ..quantization.suspicions import not_finite
 from ..system.storage import atomic, load_tensors, read_json, save_tensors
 from .model import SpikingModel
 from .presentation import Presentation
@@ -41,6 +45,7 @@ def save(network: QuantizedModel | SpikingModel, folder: str | Path) -> None:
 
     Raises:
         OutputError: no permission, no space.
+        SpecError: weights that hold NaN or infinity.
 
     Example:
         >>> import tempfile, torch
@@ -58,6 +63,18 @@ def save(network: QuantizedModel | SpikingModel, folder: str | Path) -> None:
         kind, to_json = "snn", spiking_layer_to_json
     else:
         settings, kind, to_json = {"spec": network.spec.to_json()}, "qann", quant_layer_to_json
+        settings |= _parameters_to_json(network.layers)
+    if (
+        warnings := network.report.warnings
+        if isinstance(network, SpikingModel)
+        else network.warnings
+    ):
+        settings["warnings"] = list(warnings)
+    said = network.report if isinstance(network, SpikingModel) else network
+    if said.float_agreement is not None:
+        settings["float_agreement"] = [said.float_agreement, said.float_images]
+    if faults := not_finite(network.layers):
+        raise SpecError(f"{len(faults)} tensors are not finite: nothing was written", faults)
     settings |= {"image_shape": list(network.image_shape)}
     write_network(folder, kind, network.layers, to_json, settings)
 
@@ -95,6 +112,8 @@ def write_network(
         save_tensors(folder / "tensors.safetensors", tensors)
 
 
+@forget_leftovers()
+@in_float32()
 def load(folder: str | Path, *, rules: Mapping[Any, Rule] = DEFAULT_RULES) -> Any:
     """The network that `save` wrote, in eval mode on the CPU: a QuantizedModel or a SpikingModel.
 
@@ -168,7 +187,10 @@ def load_quantized(folder: str | Path, spec: QuantSpec) -> QuantizedModel:
     ]
     if faults:
         raise CheckpointError(f"{folder} was quantized with another QuantSpec", faults)
-    return QuantizedModel(network.layers, spec).eval()
+    qann = QuantizedModel(network.layers, spec)
+    qann.warnings = network.warnings
+    qann.float_agreement, qann.float_images = network.float_agreement, network.float_images
+    return qann.eval()
 
 
 def _rebuild(
@@ -179,14 +201,22 @@ def _rebuild(
     layers = rebuild_layers(
         content, tensors, spiking_layer_from_json if spiking else quant_layer_from_json
     )
+    warnings = tuple(map(str, content.get("warnings", ())))
+    agreement = content.get("float_agreement", (None, 0))
     if spiking:
         presentation = Presentation(content["presentation"])
         snn = SpikingModel(layers, presentation, bool(content["whole_window"]), rules)
+        snn.report = replace(
+            snn.report, warnings=warnings, float_agreement=agreement[0], float_images=agreement[1]
+        )
         faults = unknown_operators(snn.operations)
         if faults:
             raise UnsupportedLayerError(f"{len(faults)} operators have no rule: pass rules", faults)
         return snn
-    return QuantizedModel(layers, QuantSpec.from_json(content["spec"]))
+    qann = QuantizedModel(layers, QuantSpec.from_json(content["spec"]))
+    qann.warnings = warnings
+    qann.float_agreement, qann.float_images = agreement
+    return qann
 
 
 def rebuild_layers(
@@ -196,10 +226,36 @@ def rebuild_layers(
 ) -> fx.GraphModule:
     """The layers of a description, tensors loaded strictly."""
     parts: dict[str, Any] = {name: from_json(item) for name, item in content["layers"].items()}
-    parts |= {name: tensors[name] for name in content["loose"]}
+    trained = content.get("trained", ())
+    parts |= {
+        name: nn.Parameter(tensors[name]) if name in trained else tensors[name]
+        for name in content["loose"]
+    }
     layers = graph_from_json(content["graph"], parts, tuple(content["image_shape"]))
+    for first, *others in content.get("tied", ()):
+        for name in others:
+            owner, _, leaf = name.rpartition(".")
+            setattr(layers.get_submodule(owner), leaf, layers.get_parameter(first))
     _load_strictly(layers, tensors)
+    for name in content.get("frozen", ()):
+        layers.get_parameter(name).requires_grad_(False)
     return layers
+
+
+def _parameters_to_json(layers: fx.GraphModule) -> dict[str, Any]:
+    """Which constants of the graph are trained, which parameters are frozen, which are one: what
+    tensors do not say. Empty lists are left out."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in layers.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    loose = {str(node.target) for node in layers.graph.nodes if node.op == "get_attr"}
+    parameters = dict(layers.named_parameters(remove_duplicate=False))
+    kept = {
+        "trained": sorted(loose & set(parameters)),
+        "frozen": sorted(name for name, item in parameters.items() if not item.requires_grad),
+        "tied": [sorted(group) for group in names.values() if len(group) > 1],
+    }
+    return {key: value for key, value in kept.items() if value}
 
 
 def _load_strictly(layers: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import SpecError
+from ..graph.float32 import in_float32
 from ..graph.nodes import check_images
 from ..neurons.layer import MTNeuron
 from ..neurons.totals import count_events, totals_step
 from .levels import unit, window_spec, worth
 from .model import SpikingModel
 from .presentation import check_time_steps
-from .simulate import Run, simulate
+from .simulate import Run, like_network, simulate
 
 
 class _Firing(nn.Module):
@@ -112,6 +113,7 @@ class CompiledSimulation:
         self._loops: dict[tuple[Any, ...], tuple[Any, dict[str, _Firing]]] = {}
 
     @torch.no_grad()
+    @in_float32()
     def __call__(self, images: Tensor, *, time_steps: int) -> Run:
         """All T steps from fresh potentials; ``spikes`` of the run are not recorded.
 
@@ -119,7 +121,7 @@ class CompiledSimulation:
             images [batch, channels, height, width], normalised as in training.
         """
         check_time_steps(time_steps)
-        check_images(images, self._snn.image_shape)
+        images = check_images(images, self._snn.image_shape, like_network(self._snn))
         loop, firing = self._loop(images)
         for layer in firing.values():
             layer.total.zero_()

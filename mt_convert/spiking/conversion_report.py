@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -85,16 +86,42 @@ class Verdict:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What `convert` did, layer by layer; printed by ``mt-convert show``."""
+    """What `convert` did, layer by layer; printed by ``mt-convert show``.
+
+    ``warnings``: what may make the network another one than the user thinks. ``float_agreement``:
+    the share of ``float_images`` calibration images to which the quantized network, before it was
+    trained, gave the float network's class; exact is said of the quantized network alone.
+    """
 
     neurons: tuple[NeuronRow, ...]
     weighted: tuple[WeightedRow, ...]
     analog: tuple[AnalogRow, ...]
     verdict: Verdict | None = None
+    warnings: tuple[str, ...] = ()
+    float_agreement: float | None = None
+    float_images: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> ConversionReport:
+        """The inverse of `to_json`, through JSON too; reports of earlier versions are read."""
+        verdict = stored.get("verdict")
+        return cls(
+            tuple(
+                NeuronRow(**{**row, "levels": tuple(row["levels"])}) for row in stored["neurons"]
+            ),
+            tuple(
+                WeightedRow(**{**row, "fed_by": tuple(row["fed_by"])}) for row in stored["weighted"]
+            ),
+            tuple(AnalogRow(**row) for row in stored["analog"]),
+            verdict and Verdict(**{**verdict, "differs": tuple(verdict["differs"])}),
+            tuple(stored.get("warnings", ())),
+            stored.get("float_agreement"),
+            stored.get("float_images", 0),
+        )
 
     def __str__(self) -> str:
         fed = sum(row.spike_fed for row in self.weighted)
@@ -106,7 +133,14 @@ class ConversionReport:
         )
         lines = [f"  {row.name}  {row.operator}  {row.reason}" for row in self.analog]
         verdict = [] if self.verdict is None else [str(self.verdict)]
-        return "\n".join([head, *verdict, *lines])
+        if verdict and self.float_agreement is not None:
+            verdict[0] += (
+                "; equal means to the quantized network, which gave the float network's class to "
+                f"{100 * self.float_agreement:.1f} % of {self.float_images} calibration images "
+                "before any training"
+            )
+        warnings = [f"warning: {text}" for text in self.warnings]
+        return "\n".join([head, *verdict, *warnings, *lines])
 
 
 def _report(operations: Operations) -> ConversionReport:

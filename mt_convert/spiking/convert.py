@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import Fault, SpecError, UnsupportedLayerError
-from ..graph.nodes import layer_of, set_image_shape
+from ..errors import DataError, Fault, SpecError, UnsupportedLayerError, did_you_mean, near_names
+from ..graph.float32 import in_float32, network_dtype
+from ..graph.leftovers import forget_leftovers
+from ..graph.nodes import layer_nodes, layer_of, set_image_shape
 from ..graph.operations import operations, unknown_operators
 from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule
 from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
@@ -30,6 +32,7 @@ from ..quantization.brevitas_layers import (
     weight_range,
 )
 from ..quantization.quantize import QuantizedModel
+from ..quantization.suspicions import not_finite
 from ..system.devices import device_of
 from .model import SpikingModel
 from .presentation import Encoder, Presentation
@@ -40,6 +43,8 @@ Choice = TypeVar("Choice", bound=StrEnum)
 Ladders = Ladder | Mapping[str, Ladder] | None
 
 
+@forget_leftovers()
+@in_float32()
 def convert(
     qann: QuantizedModel,
     *,
@@ -61,7 +66,8 @@ def convert(
 
     Raises:
         UnsupportedLayerError: all layers and operators that cannot be converted, at once.
-        SpecError: a ladder and a firing that do not go together.
+        SpecError: a ladder and a firing that do not go together; a network in another type than
+            float32.
 
     Example:
         >>> from ..quantization.quantize import QuantSpec, quantize
@@ -77,13 +83,22 @@ def convert(
             f"{type(qann).__name__} is not a quantized network",
             [Fault("model", "not quantized", hint)],
         )
+    network_dtype(qann, (torch.float32,))
     presentation = _choice(Presentation, "presentation", presentation)
     firing = None if firing is None else _choice(Firing, "firing", firing)
     _refuse(qann, ladder, presentation, rules)
     layers = _convert_graph(qann, ladder, firing, signed)
     snn = SpikingModel(layers, presentation, whole_window, rules)
+    snn.report = replace(
+        snn.report,
+        warnings=qann.warnings,
+        float_agreement=qann.float_agreement,
+        float_images=qann.float_images,
+    )
     if verify is not False:
         probe = random_images(qann.image_shape) if verify is True else verify
+        if not len(probe):
+            raise DataError("no images to verify on: pass some, or verify=True for made-up ones")
 
         def build(ladder: Ladders, firing: Firing | None, signed: bool) -> SpikingModel:
             layers = _convert_graph(qann, ladder, firing, signed)
@@ -134,7 +149,9 @@ def _refuse(
 ) -> None:
     """Collect everything that stands in the way of a conversion and raise once."""
     rows = operations(qann.layers, {**rules, QuantAct: Rule(OperatorKind.NEURON)})
-    faults = unknown_operators(rows)
+    faults = unknown_operators(rows) + not_finite(qann.layers)
+    if isinstance(ladder, Mapping):
+        faults += _unknown_names(qann, ladder)
     for row in rows.values():
         layer = row.layer
         if isinstance(layer, (nn.ReLU, nn.Hardtanh)) and not row.constant:  # else nothing spikes
@@ -153,6 +170,15 @@ def _refuse(
         raise UnsupportedLayerError(
             f"{len(faults)} faults: this network cannot be converted", faults
         )
+
+
+def _unknown_names(qann: QuantizedModel, ladder: Mapping[str, Ladder]) -> Iterator[Fault]:
+    """Ladders for layers that are not there."""
+    here = [str(n.target) for n, act in layer_nodes(qann.layers, QuantAct) if not act.encodes_input]
+    for name in ladder:
+        if name not in here:
+            hint = did_you_mean(near_names(str(name), here)) or f"layers: {', '.join(here[:12])}"
+            yield Fault(str(name), "is no layer of neurons", hint)
 
 
 def _ladder_faults(
@@ -211,9 +237,10 @@ def _convert_layer(
         return plain_with_tensors(layer)
     value, step = quantized_weight(layer)
     plain: Any = plain_layer_from_json(plain_layer_to_json(layer)).to(value.device)
-    plain.weight.data, plain.weight.requires_grad = value, True
+    plain.weight.data = value
     if plain.bias is not None:
         plain.bias.data = layer.get_parameter("bias").detach().clone()
+    copy_flags_(layer, plain)
     plain.register_buffer("weight_scale", step)
     if (bounds := weight_range(layer)) is not None:
         plain.register_buffer("weight_range", torch.tensor(bounds))
@@ -224,4 +251,11 @@ def plain_with_tensors(layer: nn.Module) -> nn.Module:
     """A fresh copy of a layer without quantizers (batch norm, dropout)."""
     plain = plain_layer_from_json(plain_layer_to_json(layer))
     plain.load_state_dict(layer.state_dict())
+    copy_flags_(layer, plain)
     return plain.to(device_of(layer))
+
+
+def copy_flags_(source: nn.Module, layer: nn.Module) -> None:
+    """What is frozen in one layer is frozen in the other."""
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(source.get_parameter(name).requires_grad)

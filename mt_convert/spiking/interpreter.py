@@ -12,14 +12,18 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from ..graph.by_values import ByValues, call
+from ..graph.float32 import in_float32
 from ..graph.nodes import check_images
 from ..neurons.layer import MTNeuron
 from .model import SpikingModel
+from .simulate import like_network
 
 Activation = Callable[[str, MTNeuron, Tensor], Tensor]
 Call = Callable[[Tensor], Tensor]
 
 
+@in_float32()
 def forward_with(
     snn: SpikingModel, images: Tensor, neuron: Activation, calls: Mapping[str, Call] | None = None
 ) -> Tensor:
@@ -46,23 +50,22 @@ def forward_with(
         >>> torch.equal(logits, qann(images))
         True
     """
-    check_images(images, snn.image_shape)
+    images = check_images(images, snn.image_shape, like_network(snn))
     logits: Tensor = _Walk(snn.layers, neuron, calls or {}).run(images)
     return logits
 
 
-class _Walk(fx.Interpreter):
+class _Walk(ByValues):
     """The graph, with functions instead of neurons and of some layers."""
 
     def __init__(
         self, layers: fx.GraphModule, neuron: Activation, calls: Mapping[str, Call]
     ) -> None:
         super().__init__(layers)
-        self.extra_traceback = False
         self._neuron, self._calls = neuron, calls
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         layer = self.fetch_attr(target)
         if isinstance(layer, MTNeuron):
             return self._neuron(str(target), layer, args[0])
-        return self._calls.get(str(target), layer)(*args, **kwargs)
+        return call(self._calls.get(str(target), layer), args, kwargs)

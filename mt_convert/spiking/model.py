@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from dataclasses import replace
+from typing import Any, NoReturn, Self
 
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from ..errors import Fault, SpecError
-from ..graph.nodes import layer_nodes, set_image_shape
+from ..graph.copies import NotPickled
+from ..graph.leftovers import forget_leftovers
+from ..graph.nodes import image_shape_of, layer_nodes, set_image_shape
 from ..graph.operations import Operations, operations
 from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule
 from ..neurons.layer import MTNeuron
@@ -17,7 +20,7 @@ from .conversion_report import _report
 from .presentation import Encoder, Presentation
 
 
-class SpikingModel(nn.Module):
+class SpikingModel(NotPickled):
     """A converted network. It holds no state: `simulate` runs it and owns time and potentials.
 
     ``layers`` is its graph, ``image_shape`` its images' (channels, height, width), ``report`` what
@@ -34,10 +37,15 @@ class SpikingModel(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = layers
-        self.image_shape: tuple[int, ...] = tuple(layers.image_shape)  # type: ignore[arg-type]
+        self.image_shape: tuple[int, ...] = image_shape_of(layers)
         self.presentation, self.whole_window = presentation, whole_window
         self.rules = {**rules, **_SPIKING_LAYERS}
         self.report = _report(self.operations)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Nothing: a converted network is as it was converted; `finetune` trains a copy of it."""
+        return super().train(False)
 
     @property
     def operations(self) -> Operations:
@@ -50,6 +58,7 @@ class SpikingModel(nn.Module):
         for node, layer in layer_nodes(self.layers, MTNeuron):
             yield str(node.target), layer
 
+    @forget_leftovers()
     def with_neurons(self, neurons: Mapping[str, MTNeuron]) -> SpikingModel:
         """A copy with other neurons in the named layers; this network is unchanged.
 
@@ -68,7 +77,14 @@ class SpikingModel(nn.Module):
         set_image_shape(layers, self.image_shape)
         for name, neuron in neurons.items():
             layers.set_submodule(name, neuron)
-        return SpikingModel(layers, self.presentation, self.whole_window, self.rules)
+        snn = SpikingModel(layers, self.presentation, self.whole_window, self.rules)
+        snn.report = replace(
+            snn.report,
+            warnings=self.report.warnings,
+            float_agreement=self.report.float_agreement,
+            float_images=self.report.float_images,
+        )
+        return snn
 
     def forward(self, images: Tensor) -> NoReturn:
         raise TypeError("a SpikingModel has no forward: use simulate(snn, images, time_steps=T)")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..graph.nodes import layer_of
+from ..graph.float32 import network_dtype
+from ..graph.nodes import image_shape_of, layer_of
 from ..neurons.layer import MTNeuron
 
 
@@ -33,7 +34,8 @@ class ShapeRun(fx.Interpreter):
     def infer(self, batch: int) -> None:
         """Run on ``batch`` images; fills in ``shapes``, of every value that is a tensor."""
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            self.run(torch.empty(batch, *self.layers.image_shape))  # type: ignore[misc]
+            shape = (batch, *image_shape_of(self.layers))
+            self.run(torch.empty(shape, dtype=network_dtype(self.layers)))
 
     def run_node(self, node: fx.Node) -> Any:
         if isinstance(layer_of(self.layers, node), MTNeuron):

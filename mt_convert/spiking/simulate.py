@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import Fault, SpecError
+from ..graph.by_values import call
+from ..graph.float32 import in_float32, network_dtype
 from ..graph.nodes import attribute, check_images, input_reach, node_name
 from ..graph.operations import Operation, reaching_output
 from ..neurons.layer import MTNeuron
@@ -83,7 +85,7 @@ class FloatArithmetic:
         return encoder(images)
 
     def operate(self, operation: Operation, args: Any, kwargs: Any) -> Any:
-        return operation.call(*args, **kwargs)
+        return call(operation.call, args, kwargs)
 
     def drive(self, value: Tensor, step: Tensor) -> Tensor:
         return value / along_batch(step, value)
@@ -101,6 +103,7 @@ def along_batch(step: Tensor, like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@in_float32()
 def simulate(
     snn: SpikingModel,
     images: Tensor,
@@ -137,7 +140,7 @@ def simulate(
         True
     """
     check_time_steps(time_steps)
-    check_images(images, snn.image_shape, input_reach(snn.layers))
+    images = check_images(images, snn.image_shape, like_network(snn), input_reach(snn.layers))
     loop = _Loop(snn, time_steps, arithmetic or FloatArithmetic(), literal)
     if observe is not None:
         loop.observers.append(observe)
@@ -159,6 +162,12 @@ def simulate(
         neurons={name: total.numel() // max(1, len(images)) for name, total in loop.totals.items()},
         spikes={name: torch.stack(steps) for name, steps in recording.items()} if record else None,
     )
+
+
+def like_network(snn: SpikingModel) -> Tensor:
+    """An empty tensor of the floating type and on the device of a network's layers."""
+    device = next((tensor.device for tensor in snn.state_dict().values()), torch.device("cpu"))
+    return torch.empty(0, dtype=network_dtype(snn), device=device)
 
 
 def _check_images_first(snn: SpikingModel) -> None:

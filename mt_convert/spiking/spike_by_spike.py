@@ -23,6 +23,8 @@ from torch import Tensor, fx
 from torch.func import functional_call
 
 from ..errors import SpecError
+from ..graph.by_values import call
+from ..graph.float32 import in_float32
 from ..graph.nodes import NORMS, WEIGHTED, attribute, check_images
 from ..graph.rules import OperatorKind
 from ..graph.signals import Signal
@@ -31,6 +33,7 @@ from ..neurons.layer import MTNeuron
 from .levels import unit, window_spec
 from .model import SpikingModel
 from .presentation import Presentation, check_time_steps
+from .simulate import like_network
 
 aten = torch.ops.aten
 
@@ -64,6 +67,7 @@ class SpikeRun:
 
 
 @torch.no_grad()
+@in_float32()
 def spike_by_spike(snn: SpikingModel, images: Tensor, *, time_steps: int) -> SpikeRun:
     """Run a converted network on each step's spikes, from fresh potentials.
 
@@ -88,7 +92,7 @@ def spike_by_spike(snn: SpikingModel, images: Tensor, *, time_steps: int) -> Spi
     check_time_steps(time_steps)
     if snn.whole_window:
         raise SpecError("spike_by_spike: whole_window=True; convert with whole_window=False")
-    check_images(images, snn.image_shape)
+    images = check_images(images, snn.image_shape, like_network(snn))
     walk = _Walk(snn)
     arriving: dict[str, list[Tensor]] = {}
     logits = []
@@ -142,13 +146,17 @@ class _Walk:
     def _arriving(self, node: fx.Node, t: int, values: dict[fx.Node, Any]) -> Any:
         """What arrives at one node in step t."""
         row = self.operations[node]
-        layer, operate = row.layer, row.call
+        layer = row.layer
         if node.op == "get_attr":
             return attribute(self.layers, str(node.target))
         args: Any
         args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
         if isinstance(layer, MTNeuron):
             return self._fire(str(node.target), layer, args[0], t)
+
+        def operate(*args: Any, **kwargs: Any) -> Any:
+            return call(row.call, args, kwargs)
+
         if row.signal is Signal.CONSTANT:
             return operate(*args, **kwargs)
         if row.kind is OperatorKind.PRODUCT and not self.every_step and len(node.args) == 2:

@@ -135,7 +135,7 @@ class Session:
         images = images.to(device, non_blocking=True)
         images, targets = self.loss.mix(images, labels.to(device, non_blocking=True))
         if self.spec.compile and isinstance(self.model, QuantizedModel):
-            self.model.check(images)  # it does not look at them where it is compiled
+            images = self.model.check(images)  # it does not look at them where it is compiled
 
         def loss_of(logits: Tensor) -> Tensor:
             with self.accelerator.autocast():

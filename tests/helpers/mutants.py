@@ -224,8 +224,8 @@ MUTANTS = (
     Mutant(
         17,
         "graph/lift.py",
-        'use = f"{weight.name} {settings}"',
-        "use = weight.name",
+        'use = f"{self.keys[weight]} {matrix} {self._by_key(settings)}"',
+        'use = f"{self.keys[weight]}"',
         ("graph/test_trace.py::test_one_weight_with_two_strides_becomes_two_layers",),
     ),
 )

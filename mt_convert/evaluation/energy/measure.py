@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ...errors import SpecError
+from ...graph.float32 import in_float32
 from ...graph.operations import Operation
 from ...graph.rules import OperatorKind
 from ...graph.signals import Signal
@@ -34,6 +35,7 @@ from .report import (
 from .synops import StepCounts, count_synops
 
 
+@in_float32()
 def energy(
     snn: SpikingModel,
     images: Tensor,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import Fault, SpecError
+from ...graph.float32 import in_float32
 from ...neurons.ladder import PowerOfTwo
 from ...neurons.layer import MTNeuron
 from ...neurons.totals import count_events
@@ -31,6 +32,7 @@ Batch = Tensor | tuple[Tensor, Tensor] | list[Tensor]
 
 
 @torch.no_grad()
+@in_float32()
 def layer_errors(
     networks: Networks,
     batches: Iterable[Batch],

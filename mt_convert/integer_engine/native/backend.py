@@ -42,7 +42,7 @@ class NativeBackend:
         self.outside = self._lowered.outside
         self._whole = self.segments == len(work) == 1
         self._logits_shape = _logits_shape(programs[0])
-        self._arena = torch.empty(0, dtype=torch.uint8)
+        self._arena = torch.empty(0, dtype=torch.uint8, device="cpu")
         self._lock = threading.Lock()
         self._externals = (External * (len(self._lowered.externals) + 2))()
         self._call = _prepare_call(self._lowered, self._externals)
@@ -71,7 +71,7 @@ class NativeBackend:
                 "programs; allowed are at least one of each, and one program or one for each step"
             )
         images = images.detach().to("cpu", torch.float32).contiguous()
-        logits = torch.empty(time_steps, len(images), *self._logits_shape)
+        logits = _buffer(time_steps, len(images), *self._logits_shape)
         if not len(images):
             return logits, self._empty_totals() if totals else {}
         with self._lock:
@@ -87,17 +87,23 @@ class NativeBackend:
         call, lowered = self._call, self._lowered
         arenas = min(threads, len(images)) if self._whole else len(images)
         if self._arena.numel() < (arenas + 1) * lowered.arena_bytes:
-            self._arena = torch.empty((arenas + 1) * lowered.arena_bytes, dtype=torch.uint8)
+            self._arena = torch.empty(
+                (arenas + 1) * lowered.arena_bytes, dtype=torch.uint8, device="cpu"
+            )
             call.arena = (self._arena.data_ptr() + 63) // 64 * 64
             for index in range(arenas):
                 start = call.arena + index * lowered.arena_bytes
                 self._library.mt_prepare(call.values, call.n_values, start)
         call.batch, call.threads = len(images), threads
-        self._connect(IMAGES, images)
-        self._connect(LOGITS, logits[0], logits.stride(0))
+        self._connect(IMAGES, images, lowered.programs[0].values[0].shape)
+        self._connect(LOGITS, logits[0], self._logits_shape, logits.stride(0))
 
-    def _connect(self, external: int, tensor: Tensor, step: int = 0) -> None:
-        """Tell the kernels where a tensor [batch, ...] lies."""
+    def _connect(self, external: int, tensor: Tensor, shape: Sequence[int], step: int = 0) -> None:
+        """Tell the kernels where a tensor [batch, *shape] lies; they take its type on trust."""
+        assert tensor.dtype == torch.float32, (external, tensor.dtype)
+        assert tensor.device.type == "cpu", (external, tensor.device)
+        assert tensor.is_contiguous(), (external, tensor.stride())
+        assert tuple(tensor.shape) == (self._call.batch, *shape), (external, tensor.shape, shape)
         place = self._externals[external]
         place.data, place.image, place.step = tensor.data_ptr(), tensor.stride(0), step
 
@@ -133,14 +139,14 @@ class NativeBackend:
         tensors = {}
         for name, value in self._lowered.totals.items():
             shape = self._lowered.programs[0].values[value].shape
-            tensors[name] = torch.empty(batch, *shape)
-            self._connect(self._lowered.externals["total", value], tensors[name])
+            tensors[name] = _buffer(batch, *shape)
+            self._connect(self._lowered.externals["total", value], tensors[name], shape)
         return tensors
 
     def _empty_totals(self) -> dict[str, Tensor]:
         program = self._lowered.programs[0]
         fires = [item for item in program.instructions if isinstance(item, Fire)]
-        return {item.name: torch.empty(0, *program.values[item.out].shape) for item in fires}
+        return {item.name: _buffer(0, *program.values[item.out].shape) for item in fires}
 
     def _run_pieces(self, images: Tensor, logits: Tensor, totals: bool) -> dict[str, Tensor]:
         """Step by step, segments and torch in turn; each image keeps its arena."""
@@ -169,10 +175,10 @@ class NativeBackend:
         taken = []
         for value in segment.before:
             taken.append(values[value].float().contiguous())
-            self._connect(places["value", value], taken[-1])
+            self._connect(places["value", value], taken[-1], shapes[value].shape)
         for value in segment.after:
-            values[value] = torch.empty(batch, *shapes[value].shape)
-            self._connect(places["value", value], values[value])
+            values[value] = _buffer(batch, *shapes[value].shape)
+            self._connect(places["value", value], values[value], shapes[value].shape)
         self._call_steps(index, t, t + 1)
 
     def _run_in_torch(
@@ -212,6 +218,11 @@ class _Seen(dict[int, Any]):
 
     def update(self, values: Any) -> None:
         self._values.update(values)
+
+
+def _buffer(*shape: int) -> Tensor:
+    """Room for what the kernels write, in their own type whatever torch's defaults are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _prepare_call(lowered: Lowered, externals: Any) -> Any:

@@ -30,8 +30,10 @@ class Kept:
         self.alive.append(array)
         return ctypes.addressof(array)
 
-    def tensor(self, tensor: Tensor) -> int:
-        """The address of numbers that stay."""
+    def tensor(self, tensor: Tensor, dtype: torch.dtype) -> int:
+        """The address of numbers that stay, of the type that the kernels read."""
+        assert tensor.dtype == dtype, (tensor.dtype, dtype)
+        assert tensor.device.type == "cpu", tensor.device
         kept = tensor.contiguous()
         self.alive.append(kept)
         return kept.data_ptr()
@@ -43,10 +45,10 @@ class Kept:
         by_pixel = shaped.movedim(channel, -1)
         if by_pixel[..., 0].numel() == 1:
             row = by_pixel.reshape(-1).expand(grid.channels)
-            return Constant(self.tensor(F.pad(row, (0, 32))), 0)
+            return Constant(self.tensor(F.pad(row, (0, 32)), torch.float32), 0)
         sizes = (grid.height, grid.width) if shaped.dim() == 3 else (grid.width,)
         rows = by_pixel.expand(*sizes, grid.channels).reshape(grid.pixels, grid.channels)
-        return Constant(self.tensor(F.pad(rows, (0, 32))), grid.channels + 32)
+        return Constant(self.tensor(F.pad(rows, (0, 32)), torch.float32), grid.channels + 32)
 
 
 class Packing:
@@ -73,7 +75,7 @@ class Packing:
         groups = item.geometry[3] if item.geometry else 1
         packed: dict[str, Any] = {}
         sums = weight.flatten(1).long().sum(1) * value.low
-        packed["correction"] = self.kept.tensor(F.pad(sums, (0, 32)).to(torch.int32))
+        packed["correction"] = self.kept.tensor(F.pad(sums.int(), (0, 32)), torch.int32)
         each = len(weight) if plan.kind == DEPTHWISE else len(weight) // groups
         blocks = [
             Block(start + c, min(16, each - c), start // each * weight.shape[1] + c * own)
@@ -98,7 +100,7 @@ class Packing:
             rows = weight.flatten(1).t()  # by tap, or by input channel
             rows = F.pad(rows, (0, -len(weight) % 16))
             by_block = rows.reshape(len(rows), -1, 16).transpose(0, 1)
-            packed["weights"] = self.kept.tensor(by_block)
+            packed["weights"] = self.kept.tensor(by_block, torch.int8)
             pieces = [Piece(offset, 1, 0) for offset in offsets]
             packed["pieces"], packed["n_pieces"] = self.kept.structs(Piece, pieces), len(pieces)
         self.packed[place].append((item.weight, packed))
@@ -123,7 +125,9 @@ class Packing:
                     begin = quad
             position += length
         return {
-            "weights": self.kept.tensor(quads),
+            "weights": self.kept.tensor(
+                quads, torch.int16 if sums == INT16_WEIGHTS else torch.int8
+            ),
             "sums": sums,
             "pieces": self.kept.structs(Piece, pieces),
             "n_pieces": len(pieces),

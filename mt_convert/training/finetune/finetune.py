@@ -10,6 +10,7 @@ from torch import nn
 
 from ...data import Splits
 from ...errors import Fault, SpecError
+from ...graph.float32 import in_float32
 from ...neurons.surrogate import Surrogate
 from ...spiking.model import SpikingModel
 from ..gradients import BPTT, DSR, Algorithm, Tandem
@@ -69,6 +70,7 @@ class Finetuned(NamedTuple):
     history: History
 
 
+@in_float32()
 def finetune(
     snn: SpikingModel,
     splits: Splits,

@@ -8,11 +8,17 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 import pytest
+import timm
+import torch
 from paths import EVAL
 
 from mt_convert.experiments.coverage.registry import Architecture, families
 from mt_convert.experiments.coverage.rows import CoverageRow, Settings, Table, read_table
 from mt_convert.experiments.coverage.trial import trial
+from mt_convert.quantization.quantize import levels_of, quantize
+from mt_convert.quantization.spec import QuantSpec
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.simulate import simulate
 
 SAMPLE = (
     *("cs3darknet_focus_s", "cspnext_tiny", "regnetx_002", "test_resnet", "inception_next_atto"),
@@ -26,6 +32,7 @@ QUICK = (  # tried by `make test`; the others by `make test-long`
     *("test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_byobnet"),
     *("test_mambaout", "test_nfnet", "fasternet_t0", "regnetx_002", "resnetv2_18"),
 )
+SMALL = ("test_vit", "test_resnet")  # on images of 64 x 64
 STORED = EVAL / "coverage" / "results.json"
 
 
@@ -47,6 +54,30 @@ def test_the_stored_table_has_every_family_of_timm(stored: Table) -> None:
     assert set(stored.families) >= of_timm
     assert all(row.spiking_layers > 0 for row in stored.rows if row.converted)
     assert all(row.error for row in stored.rows if not row.converted)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in SMALL else pytest.param(name, marks=pytest.mark.long) for name in SAMPLE],
+)
+def test_a_family_is_exact_at_every_batch_size_with_gradients_and_without(name: str) -> None:
+    torch.manual_seed(0)
+    size = {"img_size": 64} if name == "test_vit" else {}
+    net = timm.create_model(name, num_classes=10, **size).eval()
+    side = 64 if name in SMALL else net.pretrained_cfg["input_size"][-1]
+    images = torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(1))
+    qann = quantize(net, QuantSpec(), calibration=images)
+    snn = convert(qann)
+    for batch in range(1, 5):
+        run = simulate(snn, images[:batch], time_steps=1)
+        for gradients in (False, True):
+            with torch.set_grad_enabled(gradients), levels_of(qann) as levels:
+                logits = qann(images[:batch])
+            assert torch.equal(run.logits[0], logits), (batch, gradients)
+            different = [
+                layer for layer in levels if not torch.equal(run.totals[layer], levels[layer])
+            ]
+            assert not different, (batch, gradients)
 
 
 @pytest.mark.parametrize(
