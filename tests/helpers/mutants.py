@@ -224,8 +224,8 @@ MUTANTS = (
     Mutant(
         17,
         "graph/lift.py",
-        'use = f"{self.keys[weight]} {matrix} {self._by_key(settings)}"',
-        'use = f"{self.keys[weight]}"',
+        'use = f"{self._key(weight, matrix)} {node.target} {self._by_key(settings)}"',
+        'use = f"{self._key(weight, matrix)}"',
         ("graph/test_trace.py::test_one_weight_with_two_strides_becomes_two_layers",),
     ),
 )
