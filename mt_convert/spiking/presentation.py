@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 import torch
@@ -31,6 +32,19 @@ def check_time_steps(time_steps: object) -> None:
     """Raise `SpecError` unless a network can run for so many steps."""
     if not is_step_count(time_steps):
         raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
+
+
+def step_counts(time_steps: int | Sequence[int]) -> list[int]:
+    """One or several numbers of steps, each once, ascending; or `SpecError`.
+
+    Example:
+        >>> step_counts(4), step_counts((8, 1, 8))
+        ([4], [1, 8])
+    """
+    counts = list(time_steps) if isinstance(time_steps, Sequence) else [time_steps]
+    if not counts or not all(map(is_step_count, counts)):
+        raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
+    return sorted(set(counts))
 
 
 class Encoder(nn.Module):

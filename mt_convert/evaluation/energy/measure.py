@@ -20,7 +20,7 @@ from ...graph.rules import OperatorKind
 from ...graph.signals import Signal
 from ...neurons.layer import MTNeuron
 from ...spiking.model import SpikingModel
-from ...spiking.presentation import Encoder
+from ...spiking.presentation import Encoder, step_counts
 from ...system.progress import progress
 from .fanout import Fanout, Paths, event_paths
 from .report import (
@@ -89,12 +89,10 @@ def energy(
 
 def _steps(time_steps: int | Sequence[int], images: int, batch_size: int) -> list[int]:
     """The numbers of steps, ascending; raise if there is nothing to count."""
-    steps = [time_steps] if isinstance(time_steps, int) else list(time_steps)
-    if not steps or any(not isinstance(T, int) or T < 1 for T in steps):
-        raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
+    steps = step_counts(time_steps)
     if images < 1 or batch_size < 1:
         raise SpecError(f"{images} images in batches of {batch_size}: both must be 1 or more")
-    return sorted(set(steps))
+    return steps
 
 
 def _rows(paths: Paths, counts: StepCounts, T: int, images: int) -> list[EnergyRow]:

@@ -22,6 +22,7 @@ from ...neurons.totals import count_events
 from ...spiking.interpreter import Activation, forward_with
 from ...spiking.levels import analog, even_response, quantized_activation, unit, worth
 from ...spiking.model import SpikingModel
+from ...spiking.presentation import step_counts
 from ...spiking.simulate import FloatArithmetic, simulate
 from .rows import VIEWS, WHOLE, ErrorRow, LogitRow, RateRow
 from .sums import AnswerCounts, Answers, CauseSums, LayerBatch, SpikeCounts
@@ -68,7 +69,7 @@ def layer_errors(
         >>> table.error("1", "propagated", 15, 1).unevenness.maximum
         0.0
     """
-    steps = _steps(time_steps)
+    steps = step_counts(time_steps)
     pairs = [*networks.items()] if isinstance(networks, Mapping) else [*networks]
     _check(pairs, reference)
     sums = [_NetworkSums(snn, reference or snn, steps) for _, snn in pairs]
@@ -110,14 +111,6 @@ def clip_to_quantizer(neuron: MTNeuron, x: Tensor) -> Tensor:
     """
     low, high = neuron.spec.limits
     return analog(neuron, x).clamp(low * neuron.delta, high * neuron.delta)
-
-
-def _steps(time_steps: Sequence[int]) -> list[int]:
-    """The numbers of steps, ascending."""
-    steps = sorted(set(time_steps))
-    if not steps or any(not isinstance(T, int) or T < 1 for T in steps):
-        raise SpecError(f"time_steps is {time_steps!r}: allowed are whole numbers from 1")
-    return steps
 
 
 def _check(pairs: Sequence[tuple[int, SpikingModel]], reference: SpikingModel | None) -> None:

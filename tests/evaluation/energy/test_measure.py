@@ -651,7 +651,7 @@ def test_a_report_is_plain_numbers_and_a_page() -> None:
 
 
 @pytest.mark.sampled
-@pytest.mark.parametrize("steps", [0, (), (1, 0), (1.5,)])
+@pytest.mark.parametrize("steps", [0, True, (), (1, 0), (1.5,)])
 def test_steps_that_are_no_whole_numbers_from_1_are_refused(steps: object) -> None:
     snn = spiking(behind(nn.Linear(3, 2)), (2, 3))
     with pytest.raises(SpecError, match="whole numbers from 1"):

@@ -484,7 +484,7 @@ def test_a_layer_that_is_always_silent_has_no_relative_error() -> None:
 # --------------------------------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize("steps", [(), (0,), (1, -2), (1.0,)])
+@pytest.mark.parametrize("steps", [(), (0,), (1, -2), (1.0,), (True,)])
 def test_steps_must_be_whole_numbers_from_one(steps: tuple[int, ...]) -> None:
     with pytest.raises(SpecError, match=r"time_steps is .*: allowed are whole numbers from 1"):
         layer_errors({3: alone(Uniform(3))}, [torch.zeros(1, 2)], time_steps=steps)
