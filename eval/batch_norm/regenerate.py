@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -81,16 +82,21 @@ def main() -> None:
             }
             rows.append(row)
             print(row, flush=True)
-    write_json(
-        HERE / "results.json", {"schema": SCHEMA, "ann": ann_accuracy, "steps": STEPS, "rows": rows}
-    )
+    content = {"schema": SCHEMA, "ann": ann_accuracy, "steps": STEPS, "rows": rows}
+    write_json(HERE / "results.json", content)
+    with atomic(HERE / "README.md") as temporary:
+        temporary.write_text(page(content))
+
+
+def page(content: dict[str, Any]) -> str:
+    """The page, from the stored numbers alone."""
     lines = [
         f"| W{row['bits']}A{row['bits']} | {row['batch_norm']} | {row['calibrated']:.1f} | "
         f"{row['loss']:.2f} | {row['trained']:.1f} |\n"
-        for row in rows
+        for row in content["rows"]
     ]
-    with atomic(HERE / "README.md") as temporary:
-        temporary.write_text(HEAD.format(ann=ann_accuracy, steps=STEPS) + "".join(lines) + TAIL)
+    head = HEAD.format(ann=content["ann"], steps=content["steps"])
+    return head + "".join(lines) + TAIL
 
 
 def train(qann: QuantizedModel, splits: Splits) -> float:

@@ -1,0 +1,39 @@
+"""The pages of the first studies hold what their stored rows say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import import_module
+from itertools import groupby
+
+import pytest
+from paths import EVAL
+
+from mt_convert.report.columns import markdown_table
+from mt_convert.report.rows import results_from_json
+
+
+def test_the_tables_of_resnet20_are_made_from_the_stored_rows() -> None:
+    folder = EVAL / "cifar10_resnet20"
+    rows = results_from_json(json.loads((folder / "results.json").read_text()))
+    page = (folder / "README.md").read_text()
+    tables = [
+        markdown_table(list(group))
+        for _, group in groupby(rows, key=lambda row: (row.weight_bits, row.images))
+    ]
+    assert len(tables) == 4
+    assert all(table in page for table in tables)
+    lines = {line for table in tables for line in table.splitlines()}
+    assert {line for line in page.splitlines() if line.startswith("|")} == lines
+
+
+def test_the_page_of_batch_norms_is_made_from_the_stored_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = EVAL / "batch_norm"
+    monkeypatch.syspath_prepend(str(folder))
+    sys.modules.pop("regenerate", None)
+    script = import_module("regenerate")
+    content = json.loads((folder / "results.json").read_text())
+    assert script.page(content) == (folder / "README.md").read_text()
