@@ -27,5 +27,5 @@ class NotPickled(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise SpecError(
             f"a {type(self).__name__} is not pickled: write it with mt.save(network, folder), read "
-            "it with mt.load(folder); torch.save takes its state_dict()"
+            "it with mt.load(folder); its state_dict() is as any module's"
         )

@@ -29,7 +29,7 @@ SETS = (
 _NO_WEIGHTS = ("optim", "sched", "scaler", "callback", "hyper_param")
 _WITHIN = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 _DEEPEST = 3
-_SHARE = 0.5  # of the network's names, under one prefix: then it is a wrapper's
+_SHARE = 0.5  # of the network's or the file's names, under one prefix: then it is a wrapper's
 _ZIP, _PICKLE = b"PK", (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -71,7 +71,7 @@ class ForeignWeights:
         fits = Counter(prefix for name in tensors for prefix in _prefixes(name, names))
         most = max(fits.values(), default=0)
         best = [prefix for prefix, count in fits.items() if count == most]
-        if "" in best or most < _SHARE * len(names):
+        if "" in best or most < _SHARE * min(len(names), len(tensors)):
             return replace(self, tensors=tensors)
         if len(best) > 1:
             raise CheckpointError(

@@ -89,7 +89,7 @@ def test_held_out_images_are_those_of_the_float_network_and_cells_train_on_its_o
     assert len(digests) == 2 * len(regenerate.arms())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_small_study_runs_and_goes_on_where_it_was(tmp_path: Path) -> None:
     script = [sys.executable, str(FOLDER / "regenerate.py"), "--smoke"]
     script += ["--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]

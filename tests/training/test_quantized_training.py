@@ -206,7 +206,7 @@ def test_images_are_looked_at_outside_the_compiled_network(
         fit(qann, splits(), replace(SPEC, compile=True), tmp_path, classes=3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_training_with_all_parts_is_one_graph(tmp_path: Path) -> None:
     torch._dynamo.reset()
     counters.clear()

@@ -256,6 +256,7 @@ def test_the_table_is_stored_with_its_settings_and_reads_back(
     assert table.known["families"] >= 98
 
 
+@pytest.mark.long
 def test_a_network_beyond_its_bounds_is_a_row_that_names_the_bound(tmp_path: Path) -> None:
     sweep = sweep_in(tmp_path, memory=1.5, seconds=300)
     (row,) = sweeps.run(sweep, odd("odd_hungry")).rows
