@@ -15,13 +15,13 @@ help:  ## list what make can do
 demo: $(STAMP)  ## convert a network for handwritten digits and print the table (2 minutes)
 	$(BIN)/mt-convert run digits --out runs/digits
 
-test: $(STAMP)  ## the tests of every change, and the examples in docstrings (6 minutes)
+test: $(STAMP)  ## the tests of every change, and the examples in docstrings (10 minutes)
 	$(PYTEST) -m "not long"
 
 test-long: $(STAMP)  ## what `make test` leaves out: whole networks, every recipe, every family
 	$(PYTEST) -m long
 
-check: $(STAMP)  ## format, lint, types and the fast tests (a minute and a half)
+check: $(STAMP)  ## format, lint, types and the fast tests (under two minutes)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -31,7 +31,7 @@ mutants: $(STAMP)  ## one-line faults, each of which a guarding test must find (
 	$(BIN)/python tests/helpers/mutants.py
 
 durations: $(STAMP)  ## `make test`, with the tests that took longest
-	$(PYTEST) -m "not long" --durations=60 --durations-min=1
+	$(PYTEST) -m "not long" --durations=100 --durations-min=0.3
 
 lower-bounds: $(STAMP)  ## the fast tests with the oldest dependencies that pyproject.toml allows
 	$(BIN)/python -m pip install --quiet uv

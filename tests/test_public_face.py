@@ -32,6 +32,7 @@ def images() -> torch.Tensor:
     return made_up(8, seed=2)
 
 
+@pytest.mark.slow
 def test_the_documented_lines_run_as_written(
     ann: nn.Module, images: torch.Tensor, tmp_path: Path
 ) -> None:
@@ -69,6 +70,7 @@ def test_every_ladder_of_the_documentation_reaches_the_quantized_network(
     assert torch.equal(run.logits[-1], qann(images))
 
 
+@pytest.mark.slow
 def test_save_and_load_take_a_quantized_network_too(
     ann: nn.Module, images: torch.Tensor, tmp_path: Path
 ) -> None:
@@ -79,6 +81,7 @@ def test_save_and_load_take_a_quantized_network_too(
     assert torch.equal(loaded(images), qann(images))
 
 
+@pytest.mark.slow
 def test_a_quantized_network_is_an_ordinary_module(ann: nn.Module, images: torch.Tensor) -> None:
     qann = mt.quantize(ann, mt.QuantSpec(), calibration=images)
     assert not qann.training
@@ -136,6 +139,7 @@ assert simulate is mt.simulate
 """
 
 
+@pytest.mark.slow
 def test_in_a_fresh_process_the_package_is_light_and_its_verbs_stay_verbs() -> None:
     done = subprocess.run(
         [sys.executable, "-c", FRESH], cwd=ROOT, capture_output=True, text=True, check=False

@@ -116,6 +116,7 @@ def table() -> str:
     return "\n".join([f"{'floor':>5}  {'room':<15}{'files':>5}{'lines':>7}  imports", *rows])
 
 
+@pytest.mark.slow
 def test_the_table_of_rooms(capsys: pytest.CaptureFixture[str]) -> None:
     assert {room(file) for file in FILES} == set(FLOORS)
     assert all(isinstance(floor, int) for floor in FLOORS.values())
@@ -164,6 +165,7 @@ def test_no_room_shares_its_name_with_a_public_verb() -> None:
     assert not {*FLOORS} & {*mt.__all__}
 
 
+@pytest.mark.slow
 def test_only_the_quantized_layers_import_brevitas() -> None:
     importers = {
         str(file)

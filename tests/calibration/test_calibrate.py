@@ -135,6 +135,7 @@ def test_calibrations_come_one_after_the_other() -> None:
         assert row.before == pytest.approx(before.after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: name_of([step]))
 def test_the_network_that_is_calibrated_stays_as_it_is(step: Calibration) -> None:
     snn, batch = convert(qann_of("float"), ladder=Uniform(3), presentation="every_step"), images(16)
@@ -221,6 +222,7 @@ def test_layers_with_learned_gaps_are_left_alone() -> None:
         assert torch.equal(simulate(found.snn, batch, time_steps=2).logits, expected)
 
 
+@pytest.mark.slow
 def test_a_dead_layer_is_left_alone() -> None:
     net = dense()
     net[0].weight.data.zero_()

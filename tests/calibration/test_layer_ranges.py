@@ -440,6 +440,7 @@ def test_an_initial_potential_of_0_rounds_down() -> None:
 # ---------------------------------------------------------------------------------------- samples
 
 
+@pytest.mark.slow
 def test_inputs_are_spread_over_images_neurons_and_columns() -> None:
     net = network("functional")
     snn = convert(quantize(net, QuantSpec(), calibration=images(8)))
@@ -466,6 +467,7 @@ def test_few_inputs_are_all_there_and_means_are_of_quantized_activations() -> No
             torch.testing.assert_close(samples.means(held_out)[name], mean)
 
 
+@pytest.mark.slow
 def test_the_grid_of_mean_squares_is_used_on_every_layer() -> None:
     snn, batch = spiking(n=1), images(16)
     found = calibrate(snn, batch, [MeanSquaredError(10)], time_steps=2, keep_better=False).snn

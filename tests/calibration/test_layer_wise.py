@@ -188,6 +188,7 @@ def test_a_layer_whose_target_is_0_everywhere_has_a_finite_loss() -> None:
     assert all(torch.isfinite(value).all() for value in found.state_dict().values())
 
 
+@pytest.mark.slow
 def test_a_rate_that_is_far_too_high_changes_nothing() -> None:
     snn = converted()
     found, rows, _ = calibrated(snn, LayerWise(epochs=1, lr=1e4, batch_size=64))
@@ -259,6 +260,7 @@ class Forked(nn.Module):
         return self.head(F.relu(x + self.own(F.relu(x))).mean((2, 3)))
 
 
+@pytest.mark.slow
 def test_weights_are_trained_with_the_first_layer_that_reads_them_and_not_again() -> None:
     qann = quantize(lived_in(Forked()), FLOAT, calibration=images(8, seed=2))
     snn = convert(qann, ladder=Uniform(1), presentation="every_step")

@@ -233,6 +233,7 @@ def test_an_earlier_offset_is_where_it_starts() -> None:
 # ------------------------------------------------------------------------------------- as a value
 
 
+@pytest.mark.slow
 def test_the_network_handed_in_is_unchanged_and_two_calls_agree(tmp_path: Path) -> None:
     snn = converted("residual", Uniform(3))
     before = deepcopy(snn.state_dict())

@@ -114,6 +114,7 @@ def test_a_budget_of_spikes_is_kept_on_the_images_to_fit(presentation: str) -> N
     assert len(set(reaches(found))) > 1 or max(reaches(found)) > 1
 
 
+@pytest.mark.slow
 def test_a_layer_without_effect_gives_its_levels_to_the_others() -> None:
     snn = converted()
     snn.layers.d.weight.data.zero_()  # the inner layer of the last block, relu_3, reads c, feeds d
@@ -124,6 +125,7 @@ def test_a_layer_without_effect_gives_its_levels_to_the_others() -> None:
     assert sum(chosen.values()) <= 15
 
 
+@pytest.mark.slow
 def test_a_budget_for_all_levels_takes_them_all_and_is_exact() -> None:
     snn = converted(Uniform(3), True, "once")
     samples = samples_of(snn)

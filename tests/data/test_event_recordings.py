@@ -474,6 +474,7 @@ def archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     server.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("archives")
 def test_a_download_is_tonics_and_comes_once(tmp_path: Path) -> None:
     root = tmp_path / "root"
@@ -488,6 +489,7 @@ def test_a_download_is_tonics_and_comes_once(tmp_path: Path) -> None:
     assert len(open_events(spec).train) == 7, "what is there is read, and nothing is fetched"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("archives")
 def test_a_download_that_fails_leaves_everything_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -50,6 +50,7 @@ def as_we_read(path: Path) -> tuple[list[str], list[tuple[str, int]]]:
     return listing.classes, list(zip(listing.names, listing.labels, strict=True))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     st.sets(

@@ -80,6 +80,7 @@ def test_digits_are_all_there_once_and_in_eighths_of_two() -> None:
     assert (values.max(), values.min()) == (1.0, 0.0)
 
 
+@pytest.mark.slow
 def test_the_seed_alone_decides_the_split() -> None:
     first, again = open_data(DIGITS), open_data(DIGITS)
     other = open_data(replace(DIGITS, seed=1))
@@ -185,6 +186,7 @@ def test_streamed_files_give_the_same_images_as_decoded_ones(
     assert torch.equal(held.train[draw][0], streamed.train[draw][0])
 
 
+@pytest.mark.slow
 def test_workers_share_no_position_in_a_tar_file(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,6 +263,7 @@ def test_made_up_images_can_be_told_apart() -> None:
     assert rows(splits.test) == rows(open_data(spec).test)
 
 
+@pytest.mark.slow
 def test_jpeg_cifar10_is_read_from_its_tar_files() -> None:
     if not (CIFAR / "train.tar").exists():
         pytest.skip("the JPEG CIFAR-10 tar files are not in ../shared/data")

@@ -46,6 +46,7 @@ def subject() -> Subject:
     )
 
 
+@pytest.mark.slow
 def test_settings_that_differ_in_n_alone_are_one_analysis(subject: Subject, tmp_path: Path) -> None:
     found = analyses(subject, [*PLAIN, CALIBRATED, PeerSetting("sinabs", (1,))], 10, tmp_path)
     assert [item.errors.settings for item in found] == [[(1, 1), (1, 3), (3, 1), (3, 3)], [(2, 3)]]

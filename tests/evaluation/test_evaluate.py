@@ -110,6 +110,7 @@ def exact_images(qann: QuantizedModel, snn: SpikingModel, time_steps: int) -> Te
     return hits
 
 
+@pytest.mark.slow
 def test_a_row_for_each_setting_and_number_of_steps_in_order(rows: list[Row]) -> None:
     found = [(row.ladder, row.n, row.T, row.mode, row.signed, row.whole_window) for row in rows]
     assert found == [
@@ -163,6 +164,7 @@ def test_snn_accuracy_and_agreement_are_recounted_from_the_read_out(
     assert min(row.agreement for row in rows) < 1
 
 
+@pytest.mark.slow
 def test_exact_share_is_recounted_from_the_emissions(rows: list[Row], qann: QuantizedModel) -> None:
     for setting, row in with_settings(rows):
         assert row.exact_share == share(exact_images(qann, spiking(qann, setting), row.T)), row
@@ -177,6 +179,7 @@ def test_with_all_thresholds_one_step_is_exact_in_both_modes(rows: list[Row]) ->
         assert row.snn_accuracy == row.qann_accuracy
 
 
+@pytest.mark.slow
 def test_spikes_per_neuron_are_the_events_of_the_simulation(
     rows: list[Row], qann: QuantizedModel
 ) -> None:
@@ -242,6 +245,7 @@ def test_iso_level_rows_present_the_image_in_every_step_and_end_exact(
     assert rows[-1].snn_accuracy == rows[-1].qann_accuracy
 
 
+@pytest.mark.slow
 def test_batches_of_any_size_give_the_same_rows(
     rows: list[Row], ann: nn.Module, qann: QuantizedModel, labels: Tensor
 ) -> None:
@@ -264,6 +268,7 @@ def test_networks_left_in_training_mode_are_evaluated_all_the_same(
     assert all(torch.equal(before[name], tensor) for name, tensor in own.state_dict().items())
 
 
+@pytest.mark.slow
 def test_no_images_are_refused(ann: nn.Module, qann: QuantizedModel) -> None:
     with pytest.raises(SpecError, match="no images to evaluate on"):
         evaluate(ann, qann, [], SETTINGS, DESCRIBE)

@@ -58,6 +58,7 @@ def subject() -> Subject:
     )
 
 
+@pytest.mark.slow
 def test_cells_hold_the_rows_of_one_pass_over_all_settings(
     subject: Subject, tmp_path: Path
 ) -> None:
@@ -77,6 +78,7 @@ def test_cells_hold_the_rows_of_one_pass_over_all_settings(
     assert len({row.snn_accuracy for row in rows}) > 1
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_stopped_makes_only_what_is_left(
     subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +102,7 @@ def test_a_sweep_that_was_stopped_makes_only_what_is_left(
     assert made == SETTINGS[2:]
 
 
+@pytest.mark.slow
 def test_a_pass_that_is_stopped_leaves_the_passes_before_it(
     subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +136,7 @@ def calls(subject: Subject) -> Iterator[list[int]]:
     handle.remove()
 
 
+@pytest.mark.slow
 def test_the_quantized_network_runs_once_for_all_settings(
     subject: Subject, tmp_path: Path, calls: list[int]
 ) -> None:

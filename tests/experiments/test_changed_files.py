@@ -67,6 +67,7 @@ def copied(first: tuple[Path, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(first[1], tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_was_made_from(first: tuple[Path, Path]) -> None:
     (data,) = read_json(first[1] / "versions.json")["data"]["ann"]
     assert data["splits"]["train"]["images"] == 20
@@ -75,6 +76,7 @@ def test_a_run_says_what_it_was_made_from(first: tuple[Path, Path]) -> None:
     assert read_json(first[1] / "ann" / "weights.json") == {"weights": "drawn from seed 0"}
 
 
+@pytest.mark.slow
 def test_images_that_changed_under_their_names_are_seen(
     first: tuple[Path, Path], copied: Path
 ) -> None:
@@ -92,6 +94,7 @@ def test_images_that_changed_under_their_names_are_seen(
     assert again(recipe(root), copied)[0] == "ann"
 
 
+@pytest.mark.slow
 def test_where_images_are_gone_what_is_finished_is_kept_and_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +107,7 @@ def test_where_images_are_gone_what_is_finished_is_kept_and_said(
     assert "stage 'ann' is kept as it saw them" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["times", "content"])
 def test_by_times_a_copy_is_another_and_by_content_the_same(kind: str, tmp_path: Path) -> None:
     root, out = tmp_path / "images", tmp_path / "out"
@@ -125,6 +129,7 @@ def test_by_times_a_copy_is_another_and_by_content_the_same(kind: str, tmp_path:
         assert again(given, out) == []
 
 
+@pytest.mark.slow
 def test_tar_files_and_other_data_sets_of_the_evaluation_are_looked_at(tmp_path: Path) -> None:
     pictures(tmp_path / "images", 3)
     packed = tmp_path / "packed"

@@ -51,6 +51,7 @@ def evaluated(out: Path, names: list[Path], data: list[Path] | None = None) -> s
     return {(row.model, row.dataset) for row in rows}
 
 
+@pytest.mark.slow
 def test_data_sets_of_equal_folder_names_have_labels_of_their_own(tmp_path: Path) -> None:
     one = written(tmp_path / "one", "mine", seed=1)
     other = written(tmp_path / "other", "yours", seed=2)
@@ -79,6 +80,7 @@ def test_labels_tell_apart_what_differs_and_nothing_else() -> None:
     assert len(set(data_labels([here, DataSpec("", root="./a/../a/x")]))) == 1
 
 
+@pytest.mark.slow
 def test_the_data_sets_of_one_run_are_told_apart_too(tmp_path: Path) -> None:
     recipe = written(tmp_path / "one", "mine", seed=1)
     written(tmp_path / "other", "yours", seed=2)
@@ -91,6 +93,7 @@ def test_the_data_sets_of_one_run_are_told_apart_too(tmp_path: Path) -> None:
     assert text.count('"dataset": "images (') == 2
 
 
+@pytest.mark.slow
 def test_calibration_images_are_asked_for_where_something_calibrates(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +119,7 @@ def test_calibration_images_are_asked_for_where_something_calibrates(
     assert evaluated(tmp_path / "table", [out], [few]) == {("digits_cnn", "images")}
 
 
+@pytest.mark.slow
 def test_a_stored_recipe_that_ends_early_is_refused_wherever_it_is_cut(tmp_path: Path) -> None:
     for words in ((), ("finetune={}",), ("train={epochs: 1}",)):
         recipe = load_recipe("digits", words)
@@ -131,6 +135,7 @@ def test_a_stored_recipe_that_ends_early_is_refused_wherever_it_is_cut(tmp_path:
         subjects_of(str(tmp_path), [], [])
 
 
+@pytest.mark.slow
 def test_images_that_are_normalised_otherwise_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,6 +125,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_no_function_of_the_images_is_refused_by_name(name: str) -> None:
     change, words = REFUSED[name]
@@ -159,6 +160,7 @@ TAKEN: dict[str, Change] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", TAKEN)
 def test_caches_sizes_and_idle_dropouts_are_no_state(name: str) -> None:
     net, x = Net(TAKEN[name]).eval(), torch.randn(3, 6)
@@ -167,6 +169,7 @@ def test_caches_sizes_and_idle_dropouts_are_no_state(name: str) -> None:
     assert torch.equal(x, kept)
 
 
+@pytest.mark.slow
 @settings(max_examples=4, deadline=None)
 @given(
     share=st.floats(0.05, 0.95),

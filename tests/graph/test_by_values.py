@@ -86,6 +86,7 @@ def lie(x: Tensor, layout: str) -> Tensor:
 LAYOUTS = ("contiguous", "transposed", "every other", "batch last")
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     name=st.sampled_from(NAMES),

@@ -85,6 +85,7 @@ RUNS: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     name=st.sampled_from(sorted(RUNS)),
@@ -118,6 +119,7 @@ def test_the_native_backend_writes_float32_whatever_the_default(default: torch.d
     assert {total.dtype for total in empty.totals.values()} == {torch.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("default", SMALL)
 def test_networks_are_made_and_stored_in_float32_whatever_the_default(
     default: torch.dtype, tmp_path: Path
@@ -165,6 +167,7 @@ def test_images_that_no_network_takes_are_refused_everywhere_in_the_same_words()
             RUNS[name](x.to("meta"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", SMALL)
 def test_a_network_in_another_type_is_refused_before_it_is_quantized_or_converted(
     dtype: torch.dtype,

@@ -50,6 +50,7 @@ class Small(nn.Module):
         return self.head(x) + self.shift.exp()
 
 
+@pytest.mark.slow
 def test_names_operators_kinds_and_signals_of_a_small_network() -> None:
     rows = [row for row in rows_of(Small()) if not row.constant]
     assert [(row.name, row.operator, row.kind, row.signal, row.fed_by) for row in rows] == [
@@ -76,6 +77,7 @@ def test_a_layer_used_twice_has_two_rows_of_one_name_and_layer() -> None:
     assert first.inputs != second.inputs
 
 
+@pytest.mark.slow
 def test_parameters_and_sizes_are_constant_and_no_inputs_of_what_reads_them() -> None:
     rows = rows_of(Small())
     constant = [row for row in rows if row.constant]
@@ -135,6 +137,7 @@ BUILDS: dict[str, Callable[[], fx.GraphModule]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", BUILDS)
 def test_rows_are_the_answers_to_the_separate_questions(name: str) -> None:
     graph = BUILDS[name]()
@@ -152,6 +155,7 @@ def test_rows_are_the_answers_to_the_separate_questions(name: str) -> None:
     assert any(row.kind is KIND.WEIGHTED for row in operations(graph).values())
 
 
+@pytest.mark.slow
 def test_a_spiking_network_shows_the_layers_that_it_has_now() -> None:
     """A calibration changes layers in place: rows that were kept would be those of before."""
     snn, batch = convert(quantized("one_relu"), ladder=Uniform(3), signed=True), images(2)

@@ -124,6 +124,7 @@ class Cumulative(nn.Module):
         return x.cumprod(1)
 
 
+@pytest.mark.slow
 def test_all_unsupported_operators_are_listed_at_once_with_path_and_hint() -> None:
     with pytest.raises(UnsupportedLayerError, match="3 operators of Products") as caught:
         quantize(Products(), QuantSpec(), calibration=images(4))
@@ -181,6 +182,7 @@ def test_adding_a_constant_to_spikes_makes_a_current() -> None:
     assert list(operations(graph).values())[-1].signal is Signal.CURRENT
 
 
+@pytest.mark.slow
 def test_only_what_no_neuron_follows_reaches_the_output() -> None:
     graph = residual()
     reaching = {str(node.target) for node in reaching_output(operations(graph))} - {

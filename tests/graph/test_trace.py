@@ -84,6 +84,7 @@ def test_timm_models_compute_the_same_when_traced(name: str) -> None:
     assert all("bn" in key or "norm" in key for key in lost), lost
 
 
+@pytest.mark.slow
 def test_layers_keep_their_names_and_each_use_of_an_activation_gets_its_own() -> None:
     assert called(traced("one_relu")) == [
         *("conv1", "bn1", "relu", "conv2", "bn2", "relu_1", "fc1", "relu_2", "fc2")
@@ -93,6 +94,7 @@ def test_layers_keep_their_names_and_each_use_of_an_activation_gets_its_own() ->
     ]
 
 
+@pytest.mark.slow
 def test_clamps_keep_their_bounds() -> None:
     graph = traced("clamps")
     bounds = [
@@ -102,6 +104,7 @@ def test_clamps_keep_their_bounds() -> None:
     assert bounds == [(0, 6), (-1, 2), (0, 1), "relu"]
 
 
+@pytest.mark.slow
 def test_one_weight_with_two_strides_becomes_two_layers() -> None:
     graph = traced("shared_weight")
     strides = [layer.stride for _, layer in layer_nodes(graph, nn.Conv2d)]
@@ -231,6 +234,7 @@ def test_folding_changes_nothing_but_rounding(name: str) -> None:
     assert {name.split(".")[0] for name in held} == {key for key, _ in graph.named_children()}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("name", "left"),
     [(name, 2 if name == "pre_activation" else 0) for name in NORMED],
@@ -279,6 +283,7 @@ def test_an_unused_name_is_new() -> None:
 # ----------------------------------------------------------------------------------- stored form
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_graph_comes_back_from_json(name: str) -> None:
     graph, x = traced(name), images(3, shape_of(name))

@@ -180,6 +180,7 @@ def test_step_by_step_equals_layer_by_layer_and_the_literal_rule(
         assert all(torch.equal(other.totals[name], run.totals[name]) for name in run.totals)
 
 
+@pytest.mark.slow
 def test_autocast_and_a_fast_matmul_setting_change_no_bit(folded: QuantizedModel) -> None:
     snn, images = convert(folded), _images(4)
     wanted = _run(snn, images, 1).logits
@@ -352,6 +353,7 @@ def _near_thresholds() -> tuple[Terms, Tensor]:
     return Terms((Part(numbers, multiplier, 400),)), step
 
 
+@pytest.mark.slow
 def test_adversarial_inputs_are_rounded_as_written_and_find_a_scale_error_of_1e_6() -> None:
     value, step = _near_thresholds()
     spec = NeuronSpec(Uniform(15), bounds=(0, 15))
@@ -410,6 +412,7 @@ def test_an_image_that_is_not_quantized_is_refused_by_the_name_of_its_layer() ->
     _run(convert(_qann(Plain, input_bits=8)), _images(2, 8), 1)  # the advice
 
 
+@pytest.mark.slow
 def test_weights_moved_off_their_grid_are_refused_by_the_name_of_their_layer() -> None:
     snn = convert(_qann(Plain))
     snn.layers.get_submodule("left.0").weight.data.mul_(1.01)
@@ -447,6 +450,7 @@ def test_what_has_no_integer_form_is_refused_by_name() -> None:
     simulate(snn, _images(2, 8), time_steps=1)  # the advice
 
 
+@pytest.mark.slow
 def test_channels_split_and_shuffled_stay_exact() -> None:
     class Shuffle(nn.Module):
         def __init__(self) -> None:

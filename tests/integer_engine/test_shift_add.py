@@ -187,6 +187,7 @@ def fires(name: str, **options: Any) -> list[tuple[Any, Fire]]:
     return [(tables.ThresholdTable(item, program), item) for item in items]
 
 
+@pytest.mark.slow
 def test_of_a_neuron_behind_one_layer_the_table_is_that_of_integer_thresholds() -> None:
     found = [pair for name in ("bn_act", "one_relu") for pair in fires(name)]
     assert len(found) == 6
@@ -349,6 +350,7 @@ def test_additions_of_every_layer_and_step_are_the_synops_of_the_energy_report(
         assert {layer: sum(row) for layer, row in run.comparisons.items()} == compared
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kinds_of_convolution", "shared_weight", "line"])
 def test_the_first_layers_add_a_weight_for_each_set_bit_of_the_image_once(name: str) -> None:
     snn = convert(quantized(name), ladder=Uniform(3), signed=True)
@@ -389,6 +391,7 @@ def test_a_maximum_can_change_by_more_than_one_power_of_two(
     assert sum(additions) > sum(3 * int((change != 0).sum()) for change in changes)
 
 
+@pytest.mark.slow
 def test_windows_of_different_sizes_cost_a_shifted_addition_for_each_bit_of_their_weight(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -413,6 +416,7 @@ def test_pools_and_maxima_are_counted_apart() -> None:
 # ------------------------------------------------------------------------------------ messages
 
 
+@pytest.mark.slow
 def test_what_needs_real_numbers_is_refused_by_name_and_runs_otherwise() -> None:
     model = network_of_operators("silu")
     snn = convert(quantize(model, QuantSpec(), calibration=networks.images(8, seed=2)))

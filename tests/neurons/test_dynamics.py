@@ -216,6 +216,7 @@ def _exact(values: list[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)[:, None] / 64
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     ladder=ladders,
@@ -247,6 +248,7 @@ def test_emitted_plus_residual_is_all_current_plus_the_initial_potential(
         assert bool((totals <= hi).all())
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     ladder=ladders,

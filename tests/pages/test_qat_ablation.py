@@ -63,6 +63,7 @@ def test_arms_are_all_parts_none_each_left_out_and_each_alone(regenerate: Module
         assert f"| {name} |" in (FOLDER / "head.md").read_text()
 
 
+@pytest.mark.slow
 def test_held_out_images_are_those_of_the_float_network_and_cells_train_on_its_others(
     regenerate: ModuleType, tmp_path: Path
 ) -> None:

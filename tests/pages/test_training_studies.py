@@ -96,6 +96,7 @@ def test_the_page_of_training_costs_is_made_from_the_stored_rows(
         assert held["bptt", steps] <= steps * held["qann", 1]
 
 
+@pytest.mark.slow
 def test_training_from_scratch_is_compared_at_as_many_steps(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

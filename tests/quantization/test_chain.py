@@ -25,6 +25,7 @@ def moved(spec: QuantSpec = WIDE) -> QuantizedModel:
     return qann
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_norm", BatchNorm)
 def test_weights_and_batch_norms_are_those_of_the_start(batch_norm: BatchNorm) -> None:
     wide = QuantSpec(weight_bits=4, act_bits=4, batch_norm=batch_norm)
@@ -38,6 +39,7 @@ def test_weights_and_batch_norms_are_those_of_the_start(batch_norm: BatchNorm) -
     assert not qann.training
 
 
+@pytest.mark.slow
 def test_steps_are_fitted_to_the_weights_of_the_start() -> None:
     """As if the float network had been trained to these weights."""
     start = moved()
@@ -50,6 +52,7 @@ def test_steps_are_fitted_to_the_weights_of_the_start() -> None:
     assert torch.equal(qann(IMAGES), expected(IMAGES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wide", "few"),
     [
@@ -68,6 +71,7 @@ def test_any_kind_of_weights_follows_any_other(wide: QuantSpec, few: QuantSpec) 
     assert error < other / 2
 
 
+@pytest.mark.slow
 def test_another_architecture_is_refused_with_all_that_differs() -> None:
     wrong = normed()
     wrong[11] = torch.nn.Linear(24, 4)  # type: ignore[index, operator]

@@ -209,6 +209,7 @@ def test_calibration_starts_from_the_uniform_quantizer() -> None:
     assert moved.layers.get_submodule("1").learned_ladder.thresholds == (0.5, 1.5, 2.5)
 
 
+@pytest.mark.slow
 def test_signed_layers_the_image_and_many_bits_keep_equal_steps() -> None:
     spec = QuantSpec(act_bits=3, spacing=Spacing.LEARNED, overrides=(Override("act", act_bits=5),))
     qann = quantize(network("bottleneck"), spec, calibration=images(8))
@@ -244,6 +245,7 @@ def test_training_moves_every_gap(noise: ActNoise) -> None:
         assert (slope != 0).all()
 
 
+@pytest.mark.slow
 def test_learned_gaps_come_back_from_json_and_from_a_file(tmp_path: Path) -> None:
     qann, x = unevenly_quantized(dense()), images(8, seed=1)
     save(qann, tmp_path / "qann")
@@ -263,6 +265,7 @@ def test_learned_gaps_come_back_from_json_and_from_a_file(tmp_path: Path) -> Non
     assert old.learned_ladder is None
 
 
+@pytest.mark.slow
 def test_a_spiking_network_with_learned_gaps_comes_back_from_a_file(tmp_path: Path) -> None:
     qann, x = unevenly_quantized(dense()), images(8, seed=1)
     save(convert(qann), tmp_path / "snn")

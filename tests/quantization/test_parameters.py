@@ -75,6 +75,7 @@ def names(qann: QuantizedModel, learns: bool) -> set[str]:
     return {name for name, item in found if item.requires_grad is learns and "quant" not in name}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("weights", [WeightCode.UNIFORM, WeightCode.TERNARY])
 def test_a_tied_weight_is_one_parameter_trained_stored_and_read(
@@ -101,6 +102,7 @@ def test_a_tied_weight_is_one_parameter_trained_stored_and_read(
             assert torch.equal(qann(x), logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_norm", list(BatchNorm))
 def test_what_is_frozen_does_not_move(batch_norm: BatchNorm, tmp_path: Path) -> None:
     layers = (nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
@@ -121,6 +123,7 @@ def test_what_is_frozen_does_not_move(batch_norm: BatchNorm, tmp_path: Path) -> 
     assert snn.layers.get_submodule("6").weight.requires_grad
 
 
+@pytest.mark.slow
 @settings(max_examples=3, deadline=None)
 @given(name=st.sampled_from(["one_relu", "bn_act", "residual", "line"]), seed=st.integers(0, 99))
 def test_flags_of_any_choice_of_parameters_are_kept(name: str, seed: int) -> None:
@@ -141,6 +144,7 @@ def test_flags_of_any_choice_of_parameters_are_kept(name: str, seed: int) -> Non
     assert len(kept) == len(flags)
 
 
+@pytest.mark.slow
 def test_shared_norms_gates_and_kernels_stay_shared_and_constants_constant(tmp_path: Path) -> None:
     net, x = lived_in(Scaled()), images(16)
     net.norm.num_batches_tracked.fill_(7)
@@ -161,6 +165,7 @@ def test_shared_norms_gates_and_kernels_stay_shared_and_constants_constant(tmp_p
     assert int(norms[0].num_batches_tracked) == 7
 
 
+@pytest.mark.slow
 def test_a_weight_in_two_forms_is_refused_by_name_unless_it_is_frozen() -> None:
     net, x = lived_in(Decoder()), images(16, (8,))
     with pytest.raises(UnsupportedLayerError, match=r"a\.weight +in 2 forms: a, .*freeze it"):
@@ -169,6 +174,7 @@ def test_a_weight_in_two_forms_is_refused_by_name_unless_it_is_frozen() -> None:
     assert quantize(net, QuantSpec(), calibration=x)(x).shape == (16, 3)
 
 
+@pytest.mark.slow
 def test_a_batch_norm_folded_into_a_shared_weight_stands_in_the_report(tmp_path: Path) -> None:
     qann = quantize(network("shared_conv"), QuantSpec(batch_norm="fold"), calibration=images(8))
     assert "shared is shared: each use takes a batch norm of its own" in qann.warnings[0]
@@ -182,6 +188,7 @@ def test_a_batch_norm_folded_into_a_shared_weight_stands_in_the_report(tmp_path:
     assert kept.warnings == ()
 
 
+@pytest.mark.slow
 def test_every_kind_of_parameter_is_trained_in_what_was_stored(tmp_path: Path) -> None:
     for number, net in enumerate([Scaled(), Tied(), Decoder()]):
         if number == 2:

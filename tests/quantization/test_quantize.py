@@ -93,6 +93,7 @@ def test_a_spec_comes_back_from_json() -> None:
 # ------------------------------------------------------------------------------------------ bits
 
 
+@pytest.mark.slow
 def test_first_last_input_and_overrides_get_their_bits() -> None:
     spec = QuantSpec(
         weight_bits=3,
@@ -106,6 +107,7 @@ def test_first_last_input_and_overrides_get_their_bits() -> None:
     assert found == {"input_quant": 5, "0": 7, "1": 3, "2": 4, "3": 4, "5": 6}
 
 
+@pytest.mark.slow
 def test_without_special_bits_all_layers_are_alike() -> None:
     spec = QuantSpec(weight_bits=3, act_bits=2, first_bits=None, last_bits=None, input_bits=None)
     found = bits(quantize(dense(), spec, calibration=images(8)))
@@ -141,6 +143,7 @@ def test_an_override_that_matches_nothing_is_refused_with_the_names_there_are() 
     assert caught.value.faults[0].hint == "layers: input_quant, 0, 1, 2, 3, 5"
 
 
+@pytest.mark.slow
 def test_power_of_two_steps_are_powers_of_two() -> None:
     spec = QuantSpec(scale=Scale.POWER_OF_TWO)
     qann = quantize(dense(), spec, calibration=images(8))
@@ -161,6 +164,7 @@ def test_power_of_two_steps_are_powers_of_two() -> None:
 # --------------------------------------------------------------------------------- what is where
 
 
+@pytest.mark.slow
 def test_a_linear_bottleneck_gets_a_signed_quantizer() -> None:
     qann = quantized("bottleneck")
     layer = qann.layers.get_submodule("expand2_input")
@@ -173,6 +177,7 @@ def test_a_linear_bottleneck_gets_a_signed_quantizer() -> None:
     assert (found["expand2_input"].min(), found["expand2_input"].max()) == (low, high)
 
 
+@pytest.mark.slow
 def test_each_input_without_activation_gets_a_quantizer_of_its_own() -> None:
     qann = quantized("shared_without_activation")
     names = [str(node.target) for node, _ in layer_nodes(qann.layers, QuantAct)]
@@ -203,6 +208,7 @@ def test_relu6_and_hardtanh_reach_no_level_above_their_bounds() -> None:
         assert (found.min(), found.max()) == layer.level_bounds == expected
 
 
+@pytest.mark.slow
 def test_one_bit_and_levels_below_zero_do_not_go_together() -> None:
     model = nn.Sequential(conv(2, 2), nn.Hardtanh(-1, 1), conv(2, 2), conv(2, 2), nn.Flatten())
     spec = QuantSpec(act_bits=1)
@@ -214,6 +220,7 @@ def test_one_bit_and_levels_below_zero_do_not_go_together() -> None:
     assert (found["1"], found["3_input"]) == (2, 2), "what we put in ourselves takes 2 bits"
 
 
+@pytest.mark.slow
 def test_a_clamp_that_excludes_zero_is_no_neuron_but_has_one_behind_it() -> None:
     """A neuron at rest emits 0, which such a clamp never gives."""
     model = lived_in(nn.Sequential(conv(2, 2), nn.Hardtanh(0.5, 2), conv(2, 2)))
@@ -315,6 +322,7 @@ def test_quantizing_to_8_bits_stays_close_to_the_model(batch_norm: BatchNorm) ->
 # ------------------------------------------------------------------------------------ calibration
 
 
+@pytest.mark.slow
 def test_the_model_is_untouched_and_the_quantized_one_is_in_eval_mode() -> None:
     model = network("one_relu").train()
     before = copy.deepcopy(model.state_dict())
@@ -350,6 +358,7 @@ def test_steps_follow_the_calibration_images_and_are_trained() -> None:
         assert small.layers.get_submodule(name).scale != step, name
 
 
+@pytest.mark.slow
 def test_calibration_in_batches_takes_all_images() -> None:
     quiet = torch.cat([images(8), 0.01 * images(300)])
     loud = torch.cat([quiet, 10 * images(150)])
@@ -373,6 +382,7 @@ def test_bad_calibration_images_are_refused(calibration: torch.Tensor, message: 
         quantize(dense(), QuantSpec(), calibration=calibration)
 
 
+@pytest.mark.slow
 def test_images_of_another_size_or_with_nan_are_refused() -> None:
     qann = quantized("one_relu")
     with pytest.raises(DataError, match=r"\(1, 2, 9, 9\) do not fit.*\[batch, 2, 8, 8\]"):
@@ -381,6 +391,7 @@ def test_images_of_another_size_or_with_nan_are_refused() -> None:
         qann(torch.full((1, 2, 8, 8), float("nan")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [
@@ -448,6 +459,7 @@ def test_a_clone_is_whole_and_independent() -> None:
 # --------------------------------------------------------------------------------- float weights
 
 
+@pytest.mark.slow
 def test_without_weight_bits_weights_stay_floats_in_plain_layers() -> None:
     model = dense()
     spec = QuantSpec(weight_bits=None, first_bits=None, last_bits=None)
@@ -460,6 +472,7 @@ def test_without_weight_bits_weights_stay_floats_in_plain_layers() -> None:
     assert torch.equal(simulate(convert(qann), x, time_steps=1).logits[-1], qann(x))
 
 
+@pytest.mark.slow
 def test_single_layers_have_weight_bits_where_others_are_floats() -> None:
     spec = QuantSpec(weight_bits=None, last_bits=None, overrides=(Override("2", weight_bits=3),))
     qann = quantize(dense(), spec, calibration=images(8))

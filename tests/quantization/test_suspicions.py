@@ -50,12 +50,14 @@ ROUNDING = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ROUNDING)
 def test_a_network_that_rounds_already_says_so(name: str) -> None:
     qann = quantize(net(Levels(ROUNDING[name])), QuantSpec(), calibration=images(16))
     assert f"the network quantizes already: 1 ({name})" in qann.warnings[0]
 
 
+@pytest.mark.slow
 def test_layers_of_brevitas_are_named() -> None:
     own = net(qnn.QuantReLU(bit_width=4), qnn.QuantIdentity(bit_width=4))
     x = images(16)
@@ -67,6 +69,7 @@ def test_layers_of_brevitas_are_named() -> None:
     assert "exact means equal to that, not to its own levels" in text
 
 
+@pytest.mark.slow
 def test_the_report_says_exact_to_what_and_how_far_that_is(tmp_path: Path) -> None:
     ann, x = network("residual"), images(40, seed=2)
     qann = quantize(ann, QuantSpec(), calibration=x)
@@ -92,6 +95,7 @@ def test_verify_on_no_images_is_refused() -> None:
         convert(qann, verify=images(2)[:0])
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(
     value=st.sampled_from([float("nan"), float("inf"), float("-inf")]),
@@ -116,6 +120,7 @@ def test_numbers_that_are_not_finite_are_refused_by_name(
     assert not Path("never").exists()
 
 
+@pytest.mark.slow
 def test_statistics_that_are_not_finite_and_logits_that_overflow_are_refused() -> None:
     ann = network("one_relu")
     ann.bn1.running_mean[0] = float("nan")
@@ -127,6 +132,7 @@ def test_statistics_that_are_not_finite_and_logits_that_overflow_are_refused() -
         quantize(huge, QuantSpec(weight_bits=None, last_bits=None), calibration=images(8) * 1e3)
 
 
+@pytest.mark.slow
 def test_a_mask_of_minus_infinity_is_taken() -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:
@@ -151,6 +157,7 @@ def test_a_few_pixels_that_set_the_step_of_all_images_are_told(hot: float, warne
     assert not list(far_pixels((images(64) > 2).float()))  # sparse, as events are
 
 
+@pytest.mark.slow
 def test_a_read_out_of_few_values_is_told() -> None:
     for last, told in ((nn.ReLU6(), True), (nn.Hardtanh(-3, 3), True), (nn.Identity(), False)):
         ann = nn.Sequential(*net(nn.ReLU()), last).eval()

@@ -260,6 +260,7 @@ def test_subbit_leaves_other_kernels_uniform_and_ternary_takes_them_all() -> Non
     assert kinds(line)["0"] == "CodedConv1d"
 
 
+@pytest.mark.slow
 def test_codes_that_no_layer_takes_are_refused() -> None:
     with pytest.raises(SpecError, match="no weights to code") as caught:
         quantize(

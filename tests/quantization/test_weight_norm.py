@@ -31,6 +31,7 @@ def normalized(qann: QuantizedModel) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_layers_of_few_bits_with_a_batch_norm_alone_behind_are_normalised() -> None:
     assert normalized(quantized_net(SPEC)) == ["3", "6"]  # 0 and 11 have 8 bits
     qann = quantize(network("residual"), SPEC, calibration=images(8))
@@ -42,6 +43,7 @@ def test_layers_of_few_bits_with_a_batch_norm_alone_behind_are_normalised() -> N
         QuantSpec(normalize_weights=True, batch_norm="fold")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_size_and_offset_of_the_weights_no_longer_matter() -> None:
     qann = quantized_net(SPEC)
     layer = qann.layers.get_submodule("3")
@@ -58,6 +60,7 @@ def test_size_and_offset_of_the_weights_no_longer_matter() -> None:
     assert inside.float().mean() > 0.5, "straight through, divided by the deviation"
 
 
+@pytest.mark.slow
 def test_the_batch_norms_take_the_scale_up_from_the_start() -> None:
     logits = quantized_net(QuantSpec(weight_bits=8, act_bits=8))(IMAGES).detach()
     errors = []
@@ -70,6 +73,7 @@ def test_the_batch_norms_take_the_scale_up_from_the_start() -> None:
     assert errors[0] < 2 * errors[1] < 1
 
 
+@pytest.mark.slow
 def test_the_converted_network_is_exact_and_comes_back_from_a_file(tmp_path: Path) -> None:
     qann = quantize(network("residual"), SPEC, calibration=images(8))
     x = images(8, seed=4)
@@ -85,6 +89,7 @@ def test_the_converted_network_is_exact_and_comes_back_from_a_file(tmp_path: Pat
     torch.testing.assert_close(integer(snn, backend="torch")(x), run.logits[-1])
 
 
+@pytest.mark.slow
 def test_it_learns_as_one_graph_and_a_copy_learns_the_same() -> None:
     qann = quantized_net(SPEC).train()
     twin = copy.deepcopy(qann)

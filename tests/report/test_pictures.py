@@ -201,6 +201,7 @@ def test_the_subject_is_what_all_rows_share() -> None:
     assert "float weights" in subject(rows(weight_bits=None))
 
 
+@pytest.mark.slow
 def test_histograms_show_shares_of_the_network_and_of_each_layer(
     tmp_path: Path, drawn: list[Figure]
 ) -> None:
@@ -232,6 +233,7 @@ def test_what_was_not_measured_is_not_drawn(
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_a_picture_of_a_stored_table_is_the_same(tmp_path: Path) -> None:
     stored = json.loads(json.dumps(made().to_json()))
     error_by_layer(made(), 15, 2, tmp_path / "a.png")

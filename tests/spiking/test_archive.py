@@ -185,6 +185,7 @@ def test_no_line_of_the_package_unpickles() -> None:
         assert text.count("torch.load(") == text.count("weights_only=True)"), path
 
 
+@pytest.mark.slow
 def test_a_save_that_fails_leaves_the_network_before_it(
     stored: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,6 +165,7 @@ def test_thresholds_above_the_bound_of_relu6_do_not_exist() -> None:
 # ------------------------------------------------------------------------------------------ form
 
 
+@pytest.mark.slow
 def test_layers_with_levels_below_zero_are_always_signed() -> None:
     snn = convert(quantized("bottleneck"))
     rows = {row.name: row for row in snn.report.neurons}
@@ -183,6 +184,7 @@ def test_every_layer_gets_the_ladder_asked_for(ladder: Uniform | Binary | PowerO
     assert all((spec.ladder, spec.bounds, spec.signed) == (ladder, (0, 15), True) for spec in specs)
 
 
+@pytest.mark.slow
 def test_dropouts_are_gone_and_weights_are_the_quantized_ones() -> None:
     qann = quantized("pools")
     assert list(layer_nodes(qann.layers, nn.Dropout))
@@ -194,6 +196,7 @@ def test_dropouts_are_gone_and_weights_are_the_quantized_ones() -> None:
     assert levels.abs().max() <= 7
 
 
+@pytest.mark.slow
 def test_a_quantized_network_in_training_mode_converts_to_the_same() -> None:
     qann, x = quantized("shared_conv", BatchNorm.KEEP), images(3)
     expected = qann(x)
@@ -268,6 +271,7 @@ def test_pools_that_take_a_maximum_are_listed() -> None:
     assert len(text.splitlines()) == 4
 
 
+@pytest.mark.slow
 def test_without_an_encoder_the_first_layer_is_analog_too() -> None:
     qann = quantize(dense(), QuantSpec(input_bits=None), calibration=images(8))
     snn = convert(qann)
@@ -292,6 +296,7 @@ class Running(nn.Module):
         return x.cumprod(1)
 
 
+@pytest.mark.slow
 def test_all_faults_of_a_network_come_in_one_error() -> None:
     model = nn.Sequential(
         *(conv(2, 3), Running(), conv(3, 3), nn.ReLU(), conv(3, 3), nn.ReLU(), nn.Flatten())
@@ -330,6 +335,7 @@ def test_unknown_words_and_pairs_that_do_not_fit_are_spec_errors() -> None:
 # ------------------------------------------------------------------------------------ stored form
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pre_activation", "line"])
 def test_spiking_layers_come_back_from_json(name: str) -> None:
     snn = convert(quantized(name, BatchNorm.KEEP), ladder=Uniform(3), signed=True)

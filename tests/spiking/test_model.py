@@ -21,6 +21,7 @@ from mt_convert.spiking.convert import convert
 from mt_convert.spiking.simulate import simulate
 
 
+@pytest.mark.slow
 def test_train_changes_neither_results_nor_statistics() -> None:
     snn, x = convert(quantized("bn_act", BatchNorm.KEEP)), images(6)
     assert not any(module.training for module in snn.modules())
@@ -62,6 +63,7 @@ def test_copies_are_whole_and_pickles_name_what_to_do_instead() -> None:
         )
 
 
+@pytest.mark.slow
 def test_nothing_of_a_conversion_stays_behind() -> None:
     def work() -> list[weakref.ref[object]]:
         qann = quantize(network("one_relu"), QuantSpec(), calibration=images(4))

@@ -329,6 +329,7 @@ def test_an_unknown_operator_is_refused_by_name_with_the_rule_to_pass(
         assert f"rules={{**DEFAULT_RULES, {name}: Rule(...)}}" in fault.hint
 
 
+@pytest.mark.slow
 def test_the_users_rule_for_an_unknown_operator_makes_the_model_convert() -> None:
     rules = {
         **DEFAULT_RULES,
@@ -342,6 +343,7 @@ def test_the_users_rule_for_an_unknown_operator_makes_the_model_convert() -> Non
     assert [row.reason for row in report.analog[1:]] == ["Bessel's function"]
 
 
+@pytest.mark.slow
 def test_the_users_rule_wins_over_the_default_one() -> None:
     rules = {**DEFAULT_RULES, aten.silu.default: Rule(OperatorKind.DIFFERENCE, "mine")}
     model = seeded(partial(Strange, F.silu))

@@ -121,6 +121,7 @@ def test_a_family_is_traced_as_it_computes_converted_exactly_and_fully_reported(
     check_the_report(snn, name)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", SPIKE_BY_SPIKE)
 def test_spikes_alone_give_the_same_totals_as_running_totals(name: str) -> None:
     """Three thresholds, so that corrections of either sign travel. Charges are summed in another
@@ -139,6 +140,7 @@ def test_spikes_alone_give_the_same_totals_as_running_totals(name: str) -> None:
     assert not torch.equal(wanted.logits[0], wanted.logits[2]), "nothing arrived after step 1"
 
 
+@pytest.mark.slow
 def test_a_non_linear_operator_taken_for_a_linear_one_is_found_out_spike_by_spike() -> None:
     """The control of the test above: f(a + b) is not f(a) + f(b)."""
     snn = convert(made("mixer").qann, ladder=Uniform(3), signed=True)
@@ -166,6 +168,7 @@ def levels(name: str, neuron: str) -> tuple[int, int]:
     return rows[neuron].levels
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("name", "neuron"),
     [
@@ -191,6 +194,7 @@ def test_neurons_behind_silu_and_gelu_have_more_levels_above_0(name: str, neuron
     assert high - low == 15
 
 
+@pytest.mark.slow
 def test_a_sign_that_only_data_would_show_is_not_assumed() -> None:
     """x² + 1 cannot fall below 0, x² - 1 can, x² + w cannot be known; each rule of sign is used."""
     functions = {
@@ -209,6 +213,7 @@ def test_a_sign_that_only_data_would_show_is_not_assumed() -> None:
     assert not nonnegative(graph, list(graph.graph.nodes)[-2])
 
 
+@pytest.mark.slow
 def test_a_wrong_rule_of_sign_is_found_out_by_the_data() -> None:
     """The control: with SiLU declared never negative, its neurons lose what lies below 0."""
     wrong = Rule(OperatorKind.DIFFERENCE, "wrong", Sign.NONNEGATIVE)
@@ -225,6 +230,7 @@ def test_a_wrong_rule_of_sign_is_found_out_by_the_data() -> None:
 # ----------------------------------------------------------------------- weights and what is folded
 
 
+@pytest.mark.slow
 def test_a_standardised_weight_is_folded_into_one_that_is_trained() -> None:
     qann = copy.deepcopy(made("standardised").qann)
     names = [str(node.target) for node, _ in layer_nodes(qann.layers, WEIGHTED)]
@@ -241,6 +247,7 @@ def test_a_standardised_weight_is_folded_into_one_that_is_trained() -> None:
     check_the_verdict(convert(qann, verify=images(4, seed=5)))
 
 
+@pytest.mark.slow
 def test_a_table_of_relative_positions_is_folded_into_one_bias_that_is_trained() -> None:
     loose = dict(made("relative_position").qann.layers.named_parameters())
     tables = [item for item in loose.values() if item.shape[-3:] == (2, 16, 16)]
@@ -248,6 +255,7 @@ def test_a_table_of_relative_positions_is_folded_into_one_bias_that_is_trained()
     assert tables[0].requires_grad
 
 
+@pytest.mark.slow
 def test_a_product_with_a_matrix_is_a_linear_layer_with_quantized_weights() -> None:
     class Multiplies(nn.Module):
         def __init__(self) -> None:
@@ -279,6 +287,7 @@ def test_a_parameter_that_is_a_weight_and_a_summand_keeps_both_names() -> None:
     assert [str(node.target) for node, _ in layer_nodes(graph, nn.Linear)] == ["0"]
 
 
+@pytest.mark.slow
 def test_an_operator_that_only_looks_at_a_shape_is_a_constant() -> None:
     functions = (
         lambda x: torch.cat([torch.ones_like(x), x], 1),
@@ -297,6 +306,7 @@ def test_an_operator_that_only_looks_at_a_shape_is_a_constant() -> None:
 # --------------------------------------------------------------------------------------- storage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STORED)
 def test_a_stored_network_runs_to_the_same_bits(name: str, tmp_path: Path) -> None:
     qann, x = made(name).qann, images(3, seed=7)

@@ -75,6 +75,7 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 # ------------------------------------------------------------------------------ invariants 3 and 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["residual", "dense"])
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 @pytest.mark.parametrize("signed", [False, True])
@@ -175,6 +176,7 @@ def late_correction(signed: bool) -> SpikingModel:
     return snn
 
 
+@pytest.mark.slow
 def test_an_unsigned_neuron_cannot_take_back_what_a_signed_one_can() -> None:
     x = torch.tensor([[1.0, 3.0]])  # 2 * 1 - 3 < 0: the answer is 0
     wrong = simulate(late_correction(False), x, time_steps=8).logits[:, 0, 0]
@@ -332,6 +334,7 @@ def test_neurons_are_those_of_one_image() -> None:
 # --------------------------------------------------------------------------------------- refusals
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("steps", [0, -1, 1.0, "3", None, True])
 def test_time_steps_must_be_a_whole_number_from_one(steps: int) -> None:
     with pytest.raises(SpecError, match=rf"time_steps is {steps!r}: allowed are whole numbers"):
@@ -367,6 +370,7 @@ class Windows(nn.Module):
         return self.head(x if self.tokens_first else x.mean((1, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens_first", [False, True])
 def test_neurons_are_counted_per_image_wherever_images_lie(tokens_first: bool) -> None:
     net = lived_in(Windows(tokens_first))
@@ -378,6 +382,7 @@ def test_neurons_are_counted_per_image_wherever_images_lie(tokens_first: bool) -
     assert axes["head"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens_first", [False, True])
 def test_all_steps_at_once_is_refused_where_images_are_not_alone_in_front(
     tokens_first: bool,

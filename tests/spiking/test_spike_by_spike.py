@@ -80,6 +80,7 @@ def qann() -> Any:
         return quantize(Net().eval(), spec, calibration=_images(16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 @pytest.mark.parametrize("ladder", LADDERS)

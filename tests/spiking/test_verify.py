@@ -41,6 +41,7 @@ def verdict_of(snn: SpikingModel) -> Verdict:
     return snn.report.verdict
 
 
+@pytest.mark.slow
 def test_the_verdict_says_exact_and_what_it_looked_at(qann: QuantizedModel) -> None:
     verdict = verdict_of(convert(qann, verify=BATCH))
     assert verdict.exact_t1
@@ -69,6 +70,7 @@ def test_the_verdict_is_about_the_network_not_about_how_it_is_run(qann: Quantize
     assert [layer.spec.ladder for _, layer in few.neurons()] == [Uniform(1)] * 3
 
 
+@pytest.mark.slow
 def test_without_images_made_up_ones_are_probed() -> None:
     verdict = verdict_of(convert(quantized("residual"), verify=True))
     assert verdict.exact_t1

@@ -193,6 +193,7 @@ def test_a_class_without_a_kind_of_its_own_is_refused() -> None:
             to_json((value,))
 
 
+@pytest.mark.slow
 def test_what_a_training_must_share_is_plain() -> None:
     net = lived_in(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)))
     shown = images(8, (1, 4, 4))

@@ -47,6 +47,7 @@ def test_all_else_stays_as_it_was() -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_a_quantized_network_is_estimated_with_its_quantizers_at_rest() -> None:
     qann = quantized_net()
     steps = {name: value.clone() for name, value in qann.named_parameters()}

@@ -104,6 +104,7 @@ def test_it_learns_the_digits(digits: Splits, tmp_path: Path) -> None:
     assert scores(tmp_path) == [vars(row) for row in history.rows]
 
 
+@pytest.mark.slow
 def test_two_runs_are_equal_and_another_seed_is_not(digits: Splits, tmp_path: Path) -> None:
     models = [network(), network(), network()]
     histories = []

@@ -24,6 +24,7 @@ def names_of(model: nn.Module, parameters: list[nn.Parameter]) -> set[str]:
     return {name for name, parameter in model.named_parameters() if id(parameter) in own}
 
 
+@pytest.mark.slow
 def test_steps_are_those_of_activations_the_image_and_trained_weights() -> None:
     qann = quantized("residual", BatchNorm.KEEP)
     found = names_of(qann, step_parameters(qann))

@@ -87,6 +87,7 @@ def test_the_bound_falls_along_a_cosine() -> None:
         assert tracker.counts()[1] == frozen, progress
 
 
+@pytest.mark.slow
 def test_training_reports_how_many_oscillate_and_how_many_froze(tmp_path: Path) -> None:
     how = FreezeOscillating(momentum=0.3, bound=0.2, final_bound=0.1)
     spec = replace(SPEC, epochs=4, lr=0.1, freeze_oscillating=how)
@@ -102,6 +103,7 @@ def test_training_reports_how_many_oscillate_and_how_many_froze(tmp_path: Path) 
     assert plain.rows[0].oscillating is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalize_weights", [False, True])
 def test_frozen_weights_keep_their_level_to_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, normalize_weights: bool

@@ -68,6 +68,7 @@ def train(folder: Path, spec: TrainSpec = PARTS) -> tuple[QuantizedModel, list[A
     return qann, rows
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_with_all_parts_it_ends_with_the_same_weights(tmp_path: Path) -> None:
     whole, rows = train(tmp_path / "whole")
     for nth in (3, 3):  # steps 2 and, resumed behind an epoch, 6 of 8
@@ -81,6 +82,7 @@ def test_killed_and_resumed_with_all_parts_it_ends_with_the_same_weights(tmp_pat
     assert rows[-1]["frozen"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -101,6 +103,7 @@ def test_a_run_is_not_resumed_with_other_parts(tmp_path: Path, change: dict[str,
         train(tmp_path, replace(PARTS, **change))
 
 
+@pytest.mark.slow
 def test_averages_are_of_weights_steps_and_batch_norms_and_are_what_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +153,7 @@ def mean_level(qann: QuantizedModel) -> float:
     return float(sum(sums)) / sum(counts)
 
 
+@pytest.mark.slow
 def test_the_mean_level_is_that_of_all_activations_and_has_their_gradient() -> None:
     qann = quantized_net()
     expected = mean_level(qann)
@@ -176,6 +180,7 @@ def test_the_mean_level_is_that_of_all_activations_and_has_their_gradient() -> N
     assert step_parameters(compiled)[1].grad is not None
 
 
+@pytest.mark.slow
 def test_spikes_fall_with_their_weight(tmp_path: Path) -> None:
     found = []
     for weight in (0.0, 2.0):
@@ -194,6 +199,7 @@ def test_a_network_without_quantized_activations_has_no_spikes_to_lower(tmp_path
 # -------------------------------------------------------------------------------------- compiled
 
 
+@pytest.mark.slow
 def test_images_are_looked_at_outside_the_compiled_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

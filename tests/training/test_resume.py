@@ -285,6 +285,7 @@ class Remade(nn.Linear):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
+@pytest.mark.slow
 def test_parameters_stay_the_ones_the_optimizer_steps(tmp_path: Path, digits: Splits) -> None:
     models = []
     for _ in range(3):

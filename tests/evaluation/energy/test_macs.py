@@ -59,6 +59,7 @@ ATTENTION = {"q": 4 * 8 * 6, "k": 4 * 8 * 6, "v": 4 * 8 * 5, "head": 5 * 2}
 PRODUCTS = [4 * 4 * 6, 4 * 4 * 5]
 
 
+@pytest.mark.slow
 def test_products_count_and_a_traced_network_feeds_them_no_spikes() -> None:
     rows = count_macs(trace(Attention(), torch.zeros(2, 4, 2, 4))).values()
     assert {row.name: row.macs for row in rows if row.name in ATTENTION} == ATTENTION

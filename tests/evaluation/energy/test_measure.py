@@ -553,6 +553,7 @@ def listed(report: EnergyReport) -> dict[str, str]:
     return {item.operator: item.reason for item in report.not_counted}
 
 
+@pytest.mark.slow
 def test_what_has_no_number_is_listed_by_name() -> None:
     net = nn.Sequential(
         *(

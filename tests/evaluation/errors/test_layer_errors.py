@@ -150,6 +150,7 @@ def test_a_potential_left_on_an_edge_belongs_to_the_bin_above_it(value: float, l
     assert filled(table.rate("0", 15, 1).residual_counts) == {place: 2}
 
 
+@pytest.mark.slow
 def test_a_spike_too_early_that_is_taken_back_is_occasional_and_a_late_one_missing() -> None:
     """(1, 3) behind one threshold is (1, 1), (1, 2), (1, 3). 3 a − b fires at T = 1 and takes back
     at T = 3; b − a, which should give 2, says nothing at T = 1."""

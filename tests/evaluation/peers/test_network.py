@@ -61,6 +61,7 @@ def test_the_plain_form_of_a_net_is_the_same_function() -> None:
             torch.testing.assert_close(plain(net, images(2))(x), net(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_plain_form_leaves_no_aten_operator_and_gives_each_activation_a_layer() -> None:
     network = plain(lived_in(OneReLU()), images(2))
     targets = {node.target for node in network.graph.nodes if node.op == "call_function"}

@@ -199,6 +199,7 @@ def test_ours_are_bit_equal_and_who_cannot_run_is_named_with_the_reason(tiny: Ne
     assert reasons["broken"] == "RuntimeError: this cannot be made"
 
 
+@pytest.mark.slow
 def test_one_wrong_bit_of_ours_is_seen(tiny: Network) -> None:
     good, case = all_contenders()["integer_torch"], Case(4, 1, 15)
     run = good.prepare(tiny, case)
@@ -298,6 +299,7 @@ def test_the_form_for_onnx_is_the_quantized_network_with_its_batch_norms_folded(
     assert compare(tiny.qann(images), form(images), None, None).difference < 0.02
 
 
+@pytest.mark.slow
 def test_learned_thresholds_have_no_form_for_onnx(tiny: Network) -> None:
     spec = QuantSpec(act_bits=2, spacing="learned")
     qann = quantize(tiny.ann, spec, calibration=tiny.calibration)
@@ -484,6 +486,7 @@ def test_the_command_leaves_rows_page_and_picture_and_ctrl_c_leaves_them_be(
     assert (tmp_path / "results.json").read_text() == stored
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_a_child_and_one_that_fails_gives_the_reason(tmp_path: Path) -> None:
     place = memory.Place("digits_cnn", tmp_path, "cpu", 1)
     entries = [("fp32_eager", Case(256)), ("fp16_eager", Case(2, 1)), ("nobody", Case(1))]

@@ -98,6 +98,7 @@ def _server(tmp_path_factory: pytest.TempPathFactory) -> None:
     assert outcomes(folder, {"one": (answer, 1)}, Limits())["one"].value == 2
 
 
+@pytest.mark.slow
 def test_values_errors_and_crashes_are_outcomes_and_none_stops_the_rest(tmp_path: Path) -> None:
     calls = {"leave": (leave,), "refuse": (refuse,), "one": (answer, 1), "two": (answer, 2)}
     found = outcomes(tmp_path, calls, Limits(workers=2))
@@ -110,6 +111,7 @@ def test_values_errors_and_crashes_are_outcomes_and_none_stops_the_rest(tmp_path
     assert "and more" in (tmp_path / "refuse.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_process_that_takes_too_long_or_too_much_is_stopped_and_the_limit_named(
     tmp_path: Path,
 ) -> None:
@@ -122,6 +124,7 @@ def test_a_process_that_takes_too_long_or_too_much_is_stopped_and_the_limit_name
     assert 1.5 * 1024 < grown.memory < 4 * 1024
 
 
+@pytest.mark.slow
 def test_closing_the_iterator_ends_the_processes(tmp_path: Path) -> None:
     tasks = [
         Task("one", answer, (1,), tmp_path / "a.txt"),
@@ -222,6 +225,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[sweeps.Sweep, Table
     return sweep, sweeps.run(sweep, odd(*BAD, "odd_fine"))
 
 
+@pytest.mark.slow
 def test_failures_and_crashes_are_rows_that_name_their_cause(
     swept: tuple[sweeps.Sweep, Table],
 ) -> None:
@@ -330,6 +334,7 @@ def test_rows_found_before_a_stop_are_kept(tmp_path: Path, monkeypatch: pytest.M
     assert [row.architecture for row in read_table(tmp_path / "results.json").rows] == ["odd_fine"]
 
 
+@pytest.mark.slow
 def test_of_each_family_the_smallest_comes_first_then_the_names_given_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -480,6 +485,7 @@ def test_another_file_is_refused_as_a_table(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------ the command
 
 
+@pytest.mark.slow
 def test_the_command_sweeps_tells_and_exits_with_0_where_networks_fail(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

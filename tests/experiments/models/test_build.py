@@ -268,6 +268,7 @@ def test_published_weights_fit_unchanged(shared_data: Path) -> None:
         build(ModelSpec("resnet56_cifar", classes=7, checkpoint=path))
 
 
+@pytest.mark.slow
 def test_resnet20_with_published_weights_recognises_real_images(shared_data: Path) -> None:
     checkpoint = str(shared_data / "pretrained" / "resnet20_cifar10_jpeg.safetensors")
     model = build(ModelSpec("resnet20_cifar", classes=10, checkpoint=checkpoint)).eval()

@@ -306,6 +306,7 @@ def test_a_key_set_twice_is_a_fault_and_not_a_choice(write: Write) -> None:
     assert "line 12  sede" in found
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -252,6 +252,7 @@ def _spike_by_spike(learner: TrainableSpikingModel, batch: Tensor, cut: int) -> 
     return {f"{name}.{part}": value.grad for (name, part), value in held.items()}  # type: ignore[misc]
 
 
+@pytest.mark.slow
 def test_ottt_is_bptt_with_the_carry_of_the_layers_above_cut() -> None:
     """METHODS 3 (i), (ii) and the biases of (iv), in float64."""
     learner, batch = _chain()
@@ -373,6 +374,7 @@ def test_what_cannot_learn_so_is_refused() -> None:
         FinetuneSpec(2, OTTT(), detach_reset=False)
 
 
+@pytest.mark.slow
 def test_only_what_is_chosen_learns() -> None:
     snn = mt.convert(quantized("residual"), ladder=Uniform(2), signed=True)
     endings = {
@@ -391,6 +393,7 @@ def test_only_what_is_chosen_learns() -> None:
         assert any(float(gradient.abs().max()) > 0 for gradient in found.values())
 
 
+@pytest.mark.slow
 def test_learned_gaps_stay_sorted_and_are_what_simulate_runs() -> None:
     qann = mt.quantize(
         _small(), mt.QuantSpec(act_bits=2, spacing="learned"), calibration=images(16, (1, 4, 4))

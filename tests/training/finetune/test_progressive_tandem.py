@@ -53,6 +53,7 @@ def _even(qann: QuantizedModel, n: int) -> SpikingModel:
     return mt.convert(qann, ladder=Uniform(n), presentation="every_step")
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_analog_path_fed_with_counts(
     digits: Splits, qann: QuantizedModel
 ) -> None:

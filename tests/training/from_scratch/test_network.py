@@ -609,6 +609,7 @@ def test_poisson_spikes_are_signed_and_have_the_image_for_their_mean() -> None:
     assert torch.equal(again, frames)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_trained_so_is_refused() -> None:
     example, net = images(2), network("residual")
     with pytest.raises(SpecError, match="give it a surrogate"):

@@ -285,6 +285,7 @@ def test_what_the_gradient_holds_does_not_grow_with_t(charge: Charge) -> None:
     assert held["through time"][1] > 4 * held["through time"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("charge", LIVELY[:2], ids=repr)
 def test_batch_norms_count_a_batch_once_and_use_the_statistics_of_its_spikes(
     charge: Charge,
@@ -302,6 +303,7 @@ def test_batch_norms_count_a_batch_once_and_use_the_statistics_of_its_spikes(
         assert not torch.equal(value, fresh.get_buffer(name))
 
 
+@pytest.mark.slow
 def test_behind_a_batch_norm_weights_are_not_pushed_along_themselves() -> None:
     """Neither scale nor shift of what it reads has an effect, so neither has a gradient."""
     for charge in CHARGES:
@@ -318,6 +320,7 @@ def test_behind_a_batch_norm_weights_are_not_pushed_along_themselves() -> None:
         assert float(layer.bias.grad.abs().max()) < 1e-9
 
 
+@pytest.mark.slow
 def test_at_one_step_a_batch_norm_s_gradient_is_autograd_s() -> None:
     """One step's representation is its spikes, and its statistics are theirs."""
     found = built("norm", IF(), 1).train()
