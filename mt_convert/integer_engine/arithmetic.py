@@ -155,8 +155,7 @@ class IntegerArithmetic:
     def accumulate(self, name: str, layer: Any, part: Part, weight: Tensor, limit: float) -> Tensor:
         """The whole-number sums of one layer on one part; they never pass ``limit``."""
         numbers = whole_numbers(part, limit)
-        with torch.autocast(numbers.device.type, enabled=False):
-            return weighted_sums(numbers, weight, geometry_of(layer))
+        return weighted_sums(numbers, weight, geometry_of(layer))
 
 
 def overflow_bounds(snn: SpikingModel, time_steps: int = 1) -> dict[str, float]:

@@ -206,9 +206,9 @@ MUTANTS = (
     ),
     Mutant(
         13,
-        "integer_engine/arithmetic.py",
-        "with torch.autocast(numbers.device.type, enabled=False):",
-        "with torch.autocast(numbers.device.type, enabled=torch.is_autocast_enabled('cpu')):",
+        "graph/float32.py",
+        "stack.enter_context(torch.autocast(kind, enabled=False))",
+        "pass",
         (
             "integer_engine/test_arithmetic.py::test_autocast_and_a_fast_matmul_setting_change_no"
             "_bit",
