@@ -136,6 +136,8 @@ class _Lift:
         elif node.op == "call_function" and all(i in self.constants for i in node.all_input_nodes):
             args: Any
             args, kwargs = fx.map_arg((node.args, node.kwargs), self.constants.__getitem__)
+            if node.target is aten.native_dropout.default:
+                args = (*args[:2], False)  # of a constant it is idle, as in eval form
             with torch.no_grad():
                 value = node.target(*args, **kwargs)  # type: ignore[operator]
             inputs = node.all_input_nodes

@@ -203,3 +203,22 @@ def test_random_numbers_of_the_caller_go_on_as_if_nothing_had_been_traced() -> N
     torch.manual_seed(3)
     trace(net, torch.zeros(2, 6))
     assert torch.equal(torch.rand(4), expected)
+
+
+class _DropsAConstant(nn.Module):
+    """A table that goes through a small network with a dropout, as relative positions do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(1, 64, generator=torch.Generator().manual_seed(0)))
+        self.drop, self.fc = nn.Dropout(0.5), nn.Linear(64, 64)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1) + self.fc(self.drop(self.table))
+
+
+def test_an_idle_dropout_of_a_constant_draws_nothing() -> None:
+    net = _DropsAConstant().eval()
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.allclose(trace(net, x)(x), net(x), atol=1e-6)
