@@ -43,7 +43,7 @@ format: $(STAMP)  ## rewrite the files as `make check` wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-smoke: $(STAMP)  ## the smoke variant of every recipe, on made-up images
+smoke: $(STAMP)  ## the smoke variant of every recipe, on synthetic images
 	rm -rf runs/smoke
 	@set -e; for recipe in recipes/*.yaml; do \
 		name=$$(basename $$recipe .yaml); \
@@ -54,7 +54,7 @@ smoke: $(STAMP)  ## the smoke variant of every recipe, on made-up images
 golden: $(STAMP)  ## rewrite the expected numbers in eval/expected
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m golden --golden
 
-coverage: $(STAMP)  ## try every architecture of timm (a day on one core; goes on where it was stopped)
+coverage: $(STAMP)  ## try every architecture of timm (a day on one core; continues where it was stopped)
 	OMP_NUM_THREADS=1 $(BIN)/python eval/coverage/regenerate.py --sweep
 
 clean:  ## remove what tools leave behind; .venv, runs and data stay
