@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from .errors import MTConvertError, OutputError, RecipeError, SpecError
+from .errors import MTConvertError, OutputError, RecipeError, SpecError, many
 from .experiments.models.names import CIFAR_MODELS
 from .experiments.recipes import catalogue
 
@@ -113,7 +113,7 @@ def check(recipe: RecipeName, overrides: Overrides = None, smoke: Smoke = False)
     loaded = recipes.load(recipe, overrides or (), smoke)
     faults = recipes.faults_here(loaded)
     if faults:
-        raise RecipeError(f"{len(faults)} fault(s): {recipe} cannot run here", faults)
+        raise RecipeError(f"{many(faults, 'fault', 'faults')}: {recipe} cannot run here", faults)
     typer.echo(f"ok: {loaded.name}")
     for stage, values in loaded.model_dump(mode="json").items():
         if stage != "name":

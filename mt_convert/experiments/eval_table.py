@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ..calibration.text import parse
 from ..data.image_spec import data_labels
-from ..errors import Fault, MTConvertError, SpecError
+from ..errors import Fault, MTConvertError, SpecError, many
 from ..evaluation.analysis import Analysis, analyses
 from ..evaluation.errors.pictures import error_by_layer, histograms
 from ..evaluation.peers.converters import PEERS
@@ -77,7 +77,7 @@ class EvalOptions:
             except MTConvertError as error:
                 faults.append(Fault("--calibrate", text, str(error)))
         if faults:
-            raise SpecError(f"{len(faults)} fault(s) in what is to be compared", faults)
+            raise SpecError(f"{many(faults, 'fault', 'faults')} in what is to be compared", faults)
 
     def block(self) -> EvaluateBlock:
         """The same as the block of a recipe."""

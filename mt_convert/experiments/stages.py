@@ -29,7 +29,7 @@ from pydantic import BaseModel
 
 from ..data import DataSpec, EventSpec, Splits, open_data, open_events
 from ..data.fingerprint import describe_files
-from ..errors import CheckpointError, DataError, OutputError, RecipeError
+from ..errors import CheckpointError, DataError, OutputError, RecipeError, many
 from ..system.processes import Processes
 from ..system.progress import notice
 from ..system.storage import atomic, digest, read_json, write_json
@@ -101,7 +101,9 @@ class StageRun(ABC):
         """Look for what is missing or in the way, before hours are spent; create the folder."""
         faults = self.faults()
         if faults:
-            raise RecipeError(f"{len(faults)} fault(s): this recipe cannot run here", faults)
+            raise RecipeError(
+                f"{many(faults, 'fault', 'faults')}: this recipe cannot run here", faults
+            )
         names = [name + end for name in self.NAMES for end in ("", NEW, ".partial")]
         for path in (self.out, *(self.out / name for name in names)):
             if path.exists() and not path.is_dir():

@@ -15,14 +15,23 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import DataError, Fault, SpecError, UnsupportedLayerError, did_you_mean, near_names
+from ..errors import (
+    DataError,
+    Fault,
+    SpecError,
+    UnsupportedLayerError,
+    did_you_mean,
+    many,
+    near_names,
+)
 from ..graph.float32 import in_float32, network_dtype
+from ..graph.image_batches import collect
 from ..graph.leftovers import forget_leftovers
 from ..graph.nodes import layer_nodes, layer_of, set_image_shape
 from ..graph.operations import operations, unknown_operators
 from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule
 from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
-from ..neurons.ladder import Firing, Ladder, Learned, Uniform
+from ..neurons.ladder import Firing, Ladder, Learned, Uniform, ladder_of
 from ..neurons.layer import MTNeuron
 from ..neurons.spec import NeuronSpec
 from ..quantization.brevitas_layers import (
@@ -41,6 +50,7 @@ from .verify import verify as verify_conversion
 
 Choice = TypeVar("Choice", bound=StrEnum)
 Ladders = Ladder | Mapping[str, Ladder] | None
+GivenLadders = Ladder | int | Mapping[str, Ladder | int] | None
 
 
 @forget_leftovers()
@@ -48,21 +58,22 @@ Ladders = Ladder | Mapping[str, Ladder] | None
 def convert(
     qann: QuantizedModel,
     *,
-    ladder: Ladders = None,
+    ladder: GivenLadders = None,
     firing: Firing | str | None = None,
     signed: bool = False,
     presentation: Presentation | str = Presentation.ONCE,
     whole_window: bool = False,
-    verify: bool | Tensor = False,
+    verify: Any = False,
     rules: Mapping[Any, Rule] = DEFAULT_RULES,
 ) -> SpikingModel:
     """The multi-threshold spiking network of a quantized network; ``qann`` is untouched.
 
     Without ``ladder`` each layer gets as many thresholds as its quantizer has levels: then T = 1 is
     exact. A shorter ladder needs several steps, and ``signed`` neurons to take back what was
-    emitted too early; a mapping gives the ladders of single layers by name. Layers whose levels go
-    below 0 are always signed. ``verify`` runs both networks on a probe batch (its images, or
-    random ones) and puts the `Verdict` into the report.
+    emitted too early; a mapping gives the ladders of single layers by name; a number n stands for
+    `Uniform` of n. Layers whose levels go below 0 are always signed. ``verify`` runs both networks
+    on a probe batch (its images, in any form that `quantize` takes, or random ones for True) and
+    puts the `Verdict` into the report.
 
     Raises:
         UnsupportedLayerError: all layers and operators that cannot be converted, at once.
@@ -79,11 +90,14 @@ def convert(
     """
     if not isinstance(qann, QuantizedModel):
         hint = "convert takes what quantize(model, QuantSpec(...), calibration=images) returned"
+        if isinstance(qann, SpikingModel):
+            hint = "it is converted already: convert the quantized network that it came from"
         raise UnsupportedLayerError(
             f"{type(qann).__name__} is not a quantized network",
             [Fault("model", "not quantized", hint)],
         )
     network_dtype(qann, (torch.float32,))
+    ladder = _ladders(ladder)
     presentation = _choice(Presentation, "presentation", presentation)
     firing = None if firing is None else _choice(Firing, "firing", firing)
     _refuse(qann, ladder, presentation, rules)
@@ -96,7 +110,11 @@ def convert(
         float_images=qann.float_images,
     )
     if verify is not False:
-        probe = random_images(qann.image_shape) if verify is True else verify
+        probe = (
+            random_images(qann.image_shape)
+            if verify is True
+            else collect(verify, name="images to verify on", image_shape=qann.image_shape)
+        )
         if not len(probe):
             raise DataError("no images to verify on: pass some, or verify=True for made-up ones")
 
@@ -136,6 +154,15 @@ def _choice(kind: type[Choice], name: str, value: str) -> Choice:
     return kind(value)
 
 
+def _ladders(given: GivenLadders) -> Ladders:
+    """Ladders, numbers of thresholds among them made so."""
+    if given is None:
+        return None
+    if isinstance(given, Mapping):
+        return {name: ladder_of(item) for name, item in given.items()}
+    return ladder_of(given)
+
+
 def _ladder_of(name: str, ladder: Ladders) -> Ladder | None:
     """The ladder asked for in one layer."""
     return ladder.get(name) if isinstance(ladder, Mapping) else ladder
@@ -168,7 +195,7 @@ def _refuse(
             faults += _ladder_faults(row.name, layer, asked, presentation)
     if faults:
         raise UnsupportedLayerError(
-            f"{len(faults)} faults: this network cannot be converted", faults
+            f"{many(faults, 'fault', 'faults')}: this network cannot be converted", faults
         )
 
 

@@ -15,7 +15,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ...errors import CheckpointError, Fault, SpecError, did_you_mean, near_names
+from ...errors import CheckpointError, Fault, SpecError, did_you_mean, many, near_names
 from ...system.foreign_weights import ForeignWeights, load_foreign
 from ...system.progress import notice
 from ...system.storage import load_tensors
@@ -65,7 +65,7 @@ class ModelSpec:
             if name in _NO_KWARGS
         ]
         if faults:
-            raise SpecError(f"{len(faults)} kwargs are not the network's", faults)
+            raise SpecError(f"{many(faults, 'kwarg is', 'kwargs are')} not the network's", faults)
 
 
 def build(spec: ModelSpec, *, seed: int = 0, image_size: int | None = None) -> nn.Module:
@@ -225,7 +225,9 @@ def _load_(model: nn.Module, weights: ForeignWeights, spec: ModelSpec) -> None:
             faults.append(Fault(name, *wrong))
     if faults:
         raise CheckpointError(
-            f"{spec.checkpoint} does not fit {network}, {len(faults)} faults ({weights}):", faults
+            f"{spec.checkpoint} does not fit {network}, "
+            f"{many(faults, 'fault', 'faults')} ({weights}):",
+            faults,
         )
     model.load_state_dict({**{name: expected[name] for name in optional}, **tensors})
 

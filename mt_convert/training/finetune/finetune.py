@@ -9,11 +9,12 @@ from typing import NamedTuple
 from torch import nn
 
 from ...data import Splits
-from ...errors import Fault, SpecError
+from ...errors import Fault, SpecError, many
 from ...graph.float32 import in_float32
 from ...neurons.surrogate import Surrogate
-from ...spiking.model import SpikingModel
-from ..gradients import BPTT, DSR, Algorithm, Tandem
+from ...spiking.model import SpikingModel, spiking_network
+from ...spiking.presentation import check_time_steps
+from ..gradients import ALGORITHMS, BPTT, DSR, Algorithm, Tandem
 from ..loop import fit
 from ..spec import History, TrainSpec
 from .learner import TrainableSpikingModel
@@ -38,13 +39,26 @@ class FinetuneSpec:
     """
 
     time_steps: int
-    algorithm: Algorithm = field(default_factory=BPTT)
+    algorithm: Algorithm | str = field(default_factory=BPTT)
     learns: TrainableParts = field(default_factory=TrainableParts)
     surrogate: Surrogate | None = None
     detach_reset: bool = True
 
     def __post_init__(self) -> None:
+        check_time_steps(self.time_steps)
+        if isinstance(self.algorithm, str) and self.algorithm in ALGORITHMS:
+            object.__setattr__(self, "algorithm", ALGORITHMS[self.algorithm])
         algorithm, faults = self.algorithm, []
+        faults += [
+            Fault(name, repr(value), f"allowed: {allowed}")
+            for name, value, kind, allowed in (
+                ("algorithm", algorithm, Algorithm, ", ".join(ALGORITHMS)),
+                ("learns", self.learns, TrainableParts, "a TrainableParts"),
+            )
+            if not isinstance(value, kind)
+        ]
+        if faults:
+            raise SpecError("FinetuneSpec: " + many(faults, "wrong value", "wrong values"), faults)
         if self.surrogate is not None and isinstance(algorithm, DSR | Tandem):
             hint = "it looks at totals, not spikes: give none"
             faults.append(Fault("surrogate", repr(self.surrogate), hint))
@@ -92,6 +106,7 @@ def finetune(
         SpecError: no validation images; a network or an algorithm that cannot learn so.
         CheckpointError: the folder holds another run.
     """
+    snn = spiking_network(snn, "finetune")
     learner = TrainableSpikingModel(
         snn,
         how.time_steps,
