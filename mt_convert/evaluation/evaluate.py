@@ -21,6 +21,7 @@ from ..system.devices import device_of
 from .counter import Counter, percent
 from .loop import Answers, Batch, count_batches, join
 from .settings import Setting
+from .stored import StoredNetwork
 
 
 @torch.no_grad()
@@ -63,7 +64,7 @@ def evaluate(
     return [row for counter in counters for row in counter.rows(columns)]
 
 
-def reference_columns(qann: QuantizedModel, answers: Answers) -> dict[str, Any]:
+def reference_columns(qann: QuantizedModel | StoredNetwork, answers: Answers) -> dict[str, Any]:
     """The columns that all settings of one network on one set of images share."""
     labels, images = answers.labels, len(answers.labels)
 
@@ -81,21 +82,25 @@ def reference_columns(qann: QuantizedModel, answers: Answers) -> dict[str, Any]:
 
 
 def convert_for(
-    qann: QuantizedModel, setting: Setting, calibration: Tensor | None
+    qann: QuantizedModel | StoredNetwork, setting: Setting, calibration: Tensor | None
 ) -> tuple[SpikingModel, CalibrationReport | None]:
-    """The network of a setting, converted and calibrated, with the report of its calibration.
+    """The network of a setting, converted and calibrated, with the report of its calibration; a
+    stored spiking network is as it is, and may be calibrated.
 
     Raises:
         SpecError: the setting calibrates and there are no images for it.
     """
-    snn = convert(
-        qann,
-        ladder=setting.ladder,
-        firing=setting.firing,
-        signed=setting.signed,
-        presentation=setting.presentation,
-        whole_window=setting.whole_window,
-    )
+    if isinstance(qann, StoredNetwork):
+        snn = qann.snn
+    else:
+        snn = convert(
+            qann,
+            ladder=setting.ladder,
+            firing=setting.firing,
+            signed=setting.signed,
+            presentation=setting.presentation,
+            whole_window=setting.whole_window,
+        )
     if not setting.calibration:
         return snn, None
     if calibration is None or setting.calibrated_T is None:
