@@ -80,6 +80,7 @@ def calibrate(
     images = collect(images, image_shape=snn.image_shape)
     samples, rows = Samples.split(snn, images, time_steps), list[CalibrationRow]()
     snn = snn.with_neurons({})
+    snn.report = replace(snn.report, calibrated_T=None)
     for step in steps:
         snn, step_rows = TRANSFORMS[type(step)](step, snn, samples, keep_better)
         rows += step_rows
@@ -87,7 +88,8 @@ def calibrate(
         f"calibrated for T = {time_steps}: with another number of steps it may be worse than "
         "without calibration; calibrate for that T, or compare both"
     )
-    snn.report = replace(snn.report, warnings=(*snn.report.warnings, warning))
+    said = tuple(item for item in snn.report.warnings if not item.startswith("calibrated for"))
+    snn.report = replace(snn.report, warnings=(*said, warning), calibrated_T=time_steps)
     report = CalibrationReport(tuple(rows), len(samples.fit), len(samples.held_out), time_steps)
     return Calibrated(snn, report)
 

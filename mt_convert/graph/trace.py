@@ -19,6 +19,7 @@ from ..errors import Fault, UnsupportedLayerError, many
 from .agreement import check_agreement, draws_and_writes
 from .decompositions import decomposition_table
 from .given_network import check_network, user_line, without_torch_log
+from .leftovers import forget_shapes
 from .lift import lift
 from .nodes import set_image_shape
 
@@ -52,6 +53,7 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
     with without_torch_log():
         exported = _export(model, example)
     graph_module = lift(exported.module(check_guards=False))
+    forget_shapes(graph_module)
     set_image_shape(graph_module, example.shape[1:])
     for module in graph_module.modules():
         module.training = False

@@ -73,6 +73,8 @@ def save(network: QuantizedModel | SpikingModel, folder: str | Path) -> None:
         else network.warnings
     ):
         settings["warnings"] = list(warnings)
+    if isinstance(network, SpikingModel) and network.report.calibrated_T is not None:
+        settings["calibrated_T"] = network.report.calibrated_T
     said = network.report if isinstance(network, SpikingModel) else network
     if said.float_agreement is not None:
         settings["float_agreement"] = [said.float_agreement, said.float_images]
@@ -80,6 +82,8 @@ def save(network: QuantizedModel | SpikingModel, folder: str | Path) -> None:
         raise SpecError(
             f"{many(faults, 'tensor is', 'tensors are')} not finite: nothing was written", faults
         )
+    if tied := _parameters_to_json(network.layers).get("tied"):
+        settings["tied"] = tied
     settings |= {"image_shape": list(network.image_shape)}
     write_network(folder, kind, network.layers, to_json, settings)
 
@@ -212,7 +216,11 @@ def _rebuild(
         presentation = Presentation(content["presentation"])
         snn = SpikingModel(layers, presentation, bool(content["whole_window"]), rules)
         snn.report = replace(
-            snn.report, warnings=warnings, float_agreement=agreement[0], float_images=agreement[1]
+            snn.report,
+            warnings=warnings,
+            float_agreement=agreement[0],
+            float_images=agreement[1],
+            calibrated_T=content.get("calibrated_T"),
         )
         faults = unknown_operators(snn.operations)
         if faults:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import fx
@@ -91,6 +91,7 @@ class ConversionReport:
     ``warnings``: what may make the network another one than the user thinks. ``float_agreement``:
     the share of ``float_images`` calibration images to which the quantized network, before it was
     trained, gave the float network's class; exact is said of the quantized network alone.
+    ``calibrated_T``: the steps it was calibrated for; `simulate` warns where it runs for others.
     """
 
     neurons: tuple[NeuronRow, ...]
@@ -100,6 +101,12 @@ class ConversionReport:
     warnings: tuple[str, ...] = ()
     float_agreement: float | None = None
     float_images: int = 0
+    calibrated_T: int | None = None
+
+    def of_origin(self, origin: ConversionReport) -> ConversionReport:
+        """With what holds of a network whatever its neurons are: what its origin's report says."""
+        names = ("warnings", "float_agreement", "float_images", "calibrated_T")
+        return replace(self, **{name: getattr(origin, name) for name in names})
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -121,6 +128,7 @@ class ConversionReport:
             tuple(stored.get("warnings", ())),
             stored.get("float_agreement"),
             stored.get("float_images", 0),
+            stored.get("calibrated_T"),
         )
 
     def __str__(self) -> str:

@@ -27,7 +27,7 @@ from ..errors import (
 from ..graph.float32 import in_float32, network_dtype
 from ..graph.image_batches import collect
 from ..graph.leftovers import forget_leftovers
-from ..graph.nodes import layer_nodes, layer_of, set_image_shape
+from ..graph.nodes import layer_nodes, layer_of, note_warning, set_image_shape, warnings_of
 from ..graph.operations import operations, unknown_operators
 from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule
 from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
@@ -105,7 +105,7 @@ def convert(
     snn = SpikingModel(layers, presentation, whole_window, rules)
     snn.report = replace(
         snn.report,
-        warnings=qann.warnings,
+        warnings=(*qann.warnings, *warnings_of(layers)),
         float_agreement=qann.float_agreement,
         float_images=qann.float_images,
     )
@@ -144,7 +144,27 @@ def _convert_graph(
         _copy_graph(qann.layers),
     )
     set_image_shape(layers, qann.image_shape)
+    _tie_(layers, qann.layers)
     return layers.eval()
+
+
+def _tie_(layers: fx.GraphModule, source: fx.GraphModule) -> None:
+    """What layers share in the quantized network they share in the spiking one, where each one's
+    own quantizer left the same numbers; else it is noted."""
+    places: dict[int, list[str]] = {}
+    for name, parameter in source.named_parameters(remove_duplicate=False):
+        places.setdefault(id(parameter), []).append(name)
+    here = dict(layers.named_parameters())
+    for group in places.values():
+        first, *others = [name for name in group if name in here] or [""]
+        for name in others:
+            owner, _, leaf = name.rpartition(".")
+            layer, own = layers.get_submodule(owner), layers.get_parameter(first)
+            if torch.equal(layer.get_parameter(leaf), own):
+                setattr(layer, leaf, own)
+            else:
+                text = f"{first} and {name} are one parameter with a step of its own for each layer"
+                note_warning(layers, f"{text}: fine-tuning trains them apart")
 
 
 def _choice(kind: type[Choice], name: str, value: str) -> Choice:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any, NoReturn, Self
 
 from torch import Tensor, fx
@@ -79,12 +78,7 @@ class SpikingModel(NotPickled):
         for name, neuron in neurons.items():
             layers.set_submodule(name, neuron)
         snn = SpikingModel(layers, self.presentation, self.whole_window, self.rules)
-        snn.report = replace(
-            snn.report,
-            warnings=self.report.warnings,
-            float_agreement=self.report.float_agreement,
-            float_images=self.report.float_images,
-        )
+        snn.report = snn.report.of_origin(self.report)
         return snn
 
     def forward(self, images: Tensor) -> NoReturn:

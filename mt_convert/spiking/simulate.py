@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
+from warnings import warn
 
 import torch
 from torch import Tensor, fx
@@ -142,6 +143,12 @@ def simulate(
     snn = spiking_network(snn, "simulate")
     check_time_steps(time_steps)
     images = check_images(images, snn.image_shape, like_network(snn), input_reach(snn.layers))
+    if snn.report.calibrated_T not in (None, time_steps):
+        warn(
+            f"this network was calibrated for T = {snn.report.calibrated_T} and runs for T = "
+            f"{time_steps}: it may be worse than without calibration",
+            stacklevel=4,
+        )
     loop = _Loop(snn, time_steps, arithmetic or FloatArithmetic(), literal)
     if observe is not None:
         loop.observers.append(observe)
