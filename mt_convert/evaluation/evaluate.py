@@ -77,6 +77,7 @@ def reference_columns(qann: QuantizedModel | StoredNetwork, answers: Answers) ->
         "images": images,
         "levels": qann.spec.levels,
         "weight_bits": qann.spec.weight_bits,
+        "act_bits": qann.spec.act_bits,
         "qat_noise": str(qann.spec.act_noise),
     }
 
