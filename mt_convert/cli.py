@@ -115,7 +115,7 @@ def check(recipe: RecipeName, overrides: Overrides = None, smoke: Smoke = False)
     if faults:
         raise RecipeError(f"{many(faults, 'fault', 'faults')}: {recipe} cannot run here", faults)
     typer.echo(f"ok: {loaded.name}")
-    for stage, values in loaded.model_dump(mode="json").items():
+    for stage, values in loaded.model_dump(mode="json", by_alias=True).items():
         if stage != "name":
             typer.echo(f"  {stage:<9} {_one_line(values)}")
 

@@ -35,6 +35,7 @@ from ..training.loop import fit
 from ..training.spec import TrainSpec, without_quantizers
 from ..training.state import load_weights_, separate
 from .finetune import run_finetune
+from .models import code
 from .models.build import build_described, has_random_weights, load_ann, weights_path
 from .recipes.conversion import Recipe, faults_here, load_recipe
 from .stages import StageRun
@@ -209,6 +210,7 @@ class Conversion(StageRun):
             notice("the float network has random weights: no checkpoint, no pretrained, no ann")
         if self.first:
             write_json(folder / "weights.json", source)
+            code.store(self.recipe.model.code_files, folder)
             save_tensors(folder / "model.safetensors", separate(ann.state_dict()))
 
     def _load_ann(self) -> nn.Module:

@@ -32,6 +32,7 @@ from ..training.from_scratch.network import ScratchNetwork
 from ..training.from_scratch.spec import build_spiking, train_from_scratch
 from ..training.loop import fit
 from ..training.state import separate
+from .models import code
 from .models.build import build, build_described, load_ann, weights_path
 from .recipes.from_scratch import SpikingRecipe, faults_here
 from .stages import StageRun, open_splits
@@ -88,6 +89,7 @@ class SpikingRun(StageRun):
             fit(ann, self.splits, recipe.ann, folder, classes=spec.classes)
         if self.first:
             write_json(folder / "weights.json", source)
+            code.store(self.recipe.model.code_files, folder)
             save_tensors(folder / "model.safetensors", separate(ann.state_dict()))
 
     def _float(self) -> nn.Module:
@@ -130,7 +132,7 @@ class SpikingRun(StageRun):
             right = count_correct(whole, test, block.batch_size, processes=self.processes)
             ann = percent(right, len(test))
         shared_columns = {
-            "model": recipe.model.architecture,
+            "model": recipe.model.called,
             "dataset": _name(recipe),
             "seed": recipe.seed,
             "ann_accuracy": ann,

@@ -174,9 +174,14 @@ class StageRun(ABC):
 
     def _inputs(self, name: str) -> list[Any]:
         """The blocks of the recipe, and the files, that a stage depends on."""
-        recipe = self.settings.model_dump(mode="json")
+        recipe = self.settings.model_dump(mode="json", by_alias=True)
         self.files[name] = [item for item in self._describe_sources(name) if item]
         inputs = [*(recipe[key] for key in self.BLOCKS[name]), _content(self.checkpoint(name))]
+        for block in inputs:  # a key that came later is no other input where it is not used
+            if isinstance(block, dict) and block.get("import", "") is None:
+                del block["import"]
+        if name == "ann":
+            inputs += [_content(path) for path in self.settings.model.code_files.values()]
         return [*inputs, self.files[name]] if self.files[name] else inputs
 
     def _describe_sources(self, name: str) -> list[dict[str, Any]]:

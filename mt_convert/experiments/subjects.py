@@ -90,7 +90,7 @@ def subjects_of(
             )
         shown = subject(recipe, source, splits, (ann, qann), count)
         if not is_run and has_random_weights(recipe.model):
-            called = f"{recipe.model.architecture} (random weights)"
+            called = f"{recipe.model.called} (random weights)"
             notice(f"{name} names no checkpoint: {called} is evaluated, which was never trained")
             shown = replace(shown, describe={**shown.describe, "model": called})
         subjects.append(shown)
@@ -175,7 +175,7 @@ def subject(
         test=select_test_images(data, count, splits),
         calibration=_calibration(data, splits),
         describe={
-            "model": recipe.model.architecture,
+            "model": recipe.model.called,
             "dataset": dataset_name(data),
             "seed": recipe.seed,
         },
