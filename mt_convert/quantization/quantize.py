@@ -73,8 +73,9 @@ class QuantizedModel(NotPickled):
     noise that the spec asks for, which acts in training mode alone. ``warnings`` are what the user
     should know of it; ``float_agreement`` is the share of ``float_images`` calibration images that
     got the float network's class when it was quantized, before any training. Both are stored, and
-    stand in the report of its conversion. Under torch.compile the images are not looked at, since
-    a look at their values would cut the graph in two: `check` does it.
+    stand in the report of its conversion. Under torch.compile, torch.export and the exporters of
+    ONNX the images are not looked at, since a look at their values would cut the graph in two:
+    `check` does it.
 
     Shapes:
         forward takes images [batch, channels, height, width], returns logits [batch, classes].
@@ -93,7 +94,7 @@ class QuantizedModel(NotPickled):
             layer.noise = Noise(spec.act_noise, spec.drop_share)
 
     def forward(self, images: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self.layers(images)
         images = self.check(images)
         if self.training:
