@@ -63,7 +63,7 @@ def collect(
 
 
 def labelled(
-    given: Any, *, image_shape: tuple[int, ...], required: bool = True
+    given: Any, *, image_shape: tuple[int, ...] | None, required: bool = True
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Batches of images and their labels; of a data set of single samples, 128 at a time.
 
@@ -81,7 +81,7 @@ def labelled(
         if label is None and required:
             hint = "pass pairs (images, labels), such as a DataLoader yields"
             raise DataError(f"images without labels: {hint}")
-        labels = None if label is None else _whole_labels(label, len(images))
+        labels = None if label is None else whole_labels(label, len(images))
         if len(images) == 1:
             singles.append((images, labels))
         else:
@@ -111,13 +111,13 @@ def _batches(
         yield _tensor(given), None
         return
     if isinstance(given, Mapping) or (isinstance(given, (list, tuple)) and _is_pair(given)):
-        images, label = _parts(given, name)
+        images, label = parts_of(given, name)
         if not isinstance(images, Tensor):
             images = collect(images, name=name, image_shape=image_shape)
         yield _batch(images, image_shape), label
         return
     for item in _items(given, name):
-        images, label = _parts(item, name)
+        images, label = parts_of(item, name)
         if not isinstance(images, Tensor):
             raise DataError(
                 f"{name} cannot be read from {_kind(given)} of {_kind(images)}: pass {_ALLOWED}; "
@@ -147,7 +147,7 @@ def _is_pair(given: list[Any] | tuple[Any, ...]) -> bool:
     return isinstance(second, (list, tuple, range)) and len(second) == len(first)
 
 
-def _parts(item: Any, name: str) -> tuple[Any, Any]:
+def parts_of(item: Any, name: str) -> tuple[Any, Any]:
     """Images and labels of one item of a container; the images a tensor wherever they are one."""
     if isinstance(item, Mapping):
         images = next((item[key] for key in _IMAGES if key in item), None)
@@ -177,7 +177,7 @@ def _batch(images: Tensor, image_shape: tuple[int, ...] | None) -> Tensor:
     return images[None] if one else images
 
 
-def _whole_labels(label: Any, count: int) -> Tensor:
+def whole_labels(label: Any, count: int) -> Tensor:
     """Labels int64 [batch]."""
     labels = torch.as_tensor(label)
     labels = labels[None] if labels.dim() == 0 else labels

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from ...data import Splits
+from ...data import Splits, own_splits
 from ...errors import Fault, SpecError, many
 from ...graph.float32 import in_float32
 from ...neurons.surrogate import Surrogate
@@ -87,7 +87,7 @@ class Finetuned(NamedTuple):
 @in_float32()
 def finetune(
     snn: SpikingModel,
-    splits: Splits,
+    splits: Splits | Any,
     how: FinetuneSpec,
     spec: TrainSpec,
     folder: str | Path,
@@ -96,6 +96,9 @@ def finetune(
     teacher: nn.Module | None = None,
 ) -> Finetuned:
     """Fine-tune a converted network; ``snn`` is untouched.
+
+    ``splits`` are those of `open_data`, or a pair (training, validation) of data sets, DataLoaders,
+    tensors with labels, or lists of batches, images normalised as for the float network.
 
     It starts from exactly the converted network and ends with the weights that are best on the
     validation images, those of the start among them: never below it. Killed at any moment it goes
@@ -106,7 +109,7 @@ def finetune(
         SpecError: no validation images; a network or an algorithm that cannot learn so.
         CheckpointError: the folder holds another run.
     """
-    snn = spiking_network(snn, "finetune")
+    snn, splits = spiking_network(snn, "finetune"), own_splits(splits, classes)
     learner = TrainableSpikingModel(
         snn,
         how.time_steps,
