@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from .errors import MTConvertError, OutputError, RecipeError, SpecError, many
+from .errors import MTConvertError, OutputError, SpecError
 from .experiments.models.names import CIFAR_MODELS
 from .experiments.recipes import catalogue
 
@@ -111,9 +111,9 @@ def check(recipe: RecipeName, overrides: Overrides = None, smoke: Smoke = False)
     from .experiments.recipes import from_scratch as recipes
 
     loaded = recipes.load(recipe, overrides or (), smoke)
-    faults = recipes.faults_here(loaded)
-    if faults:
-        raise RecipeError(f"{many(faults, 'fault', 'faults')}: {recipe} cannot run here", faults)
+    from .experiments.run import check as check_run
+
+    check_run(loaded)
     typer.echo(f"ok: {loaded.name}")
     for stage, values in loaded.model_dump(mode="json", by_alias=True).items():
         if stage != "name":

@@ -78,7 +78,10 @@ class EvalOptions:
             try:
                 parse(text)
             except MTConvertError as error:
-                faults.append(Fault("--calibrate", text, str(error)))
+                faults += [
+                    Fault("--calibrate", f"{item.where} {item.what}", item.hint)
+                    for item in error.faults
+                ]
         if faults:
             raise SpecError(f"{many(faults, 'fault', 'faults')} in what is to be compared", faults)
 

@@ -67,6 +67,18 @@ class StageRun(ABC):
     def faults(self) -> Sequence[Any]:
         """What this machine lacks to run the recipe."""
 
+    def check_inputs(self) -> None:
+        """Raise if something is missing here."""
+        faults = self.faults()
+        if faults:
+            raise RecipeError(
+                f"{many(faults, 'fault', 'faults')}: this recipe cannot run here", faults
+            )
+
+    @abstractmethod
+    def check_starts(self) -> None:
+        """Raise if what the run is to start from, and which is here, is of another network."""
+
     @abstractmethod
     def shared(self, name: str) -> bool:
         """Whether all processes take part in a stage; in the others only the first does."""
@@ -99,11 +111,8 @@ class StageRun(ABC):
 
     def open(self) -> None:
         """Look for what is missing or in the way, before hours are spent; create the folder."""
-        faults = self.faults()
-        if faults:
-            raise RecipeError(
-                f"{many(faults, 'fault', 'faults')}: this recipe cannot run here", faults
-            )
+        self.check_inputs()
+        self.check_starts()
         names = [name + end for name in self.NAMES for end in ("", NEW, ".partial")]
         for path in (self.out, *(self.out / name for name in names)):
             if path.exists() and not path.is_dir():

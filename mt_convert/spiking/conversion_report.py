@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx
 
+from ..errors import many
 from ..graph.nodes import NORMS
 from ..graph.operations import Operation, Operations
 from ..graph.rules import CONSTANT_SIDE, OperatorKind
@@ -136,8 +137,8 @@ class ConversionReport:
         products = any(row.layer.startswith("aten.") for row in self.weighted)
         what = "weighted layers and products" if products else "weighted layers"
         head = (
-            f"{len(self.neurons)} layers of multi-threshold neurons; {fed} of {len(self.weighted)} "
-            f"{what} fed by spikes; {len(self.analog)} analog"
+            f"{many(self.neurons, 'layer', 'layers')} of multi-threshold neurons; {fed} of "
+            f"{len(self.weighted)} {what} fed by spikes; {len(self.analog)} analog"
         )
         lines = [f"  {row.name}  {row.operator}  {row.reason}" for row in self.analog]
         verdict = [] if self.verdict is None else [str(self.verdict)]

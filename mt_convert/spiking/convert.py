@@ -85,7 +85,7 @@ def convert(
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> snn = convert(quantize(net, QuantSpec(), calibration=torch.randn(8, 1, 4, 4)))
         >>> print(snn.report)
-        1 layers of multi-threshold neurons; 1 of 2 weighted layers fed by spikes; 1 analog
+        1 layer of multi-threshold neurons; 1 of 2 weighted layers fed by spikes; 1 analog
           0  Conv2d  fed by the encoded image (direct coding), not by spikes
     """
     if not isinstance(qann, QuantizedModel):
