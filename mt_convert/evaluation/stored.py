@@ -34,6 +34,11 @@ class StoredSpec:
     neurons: tuple[Any, ...]
     act_noise: str = "none"
 
+    @property
+    def act_bits(self) -> int | None:
+        """The bits of so many levels, where they are those of a number of bits."""
+        return self.levels.bit_length() if self.levels & (self.levels + 1) == 0 else None
+
     def to_json(self) -> dict[str, Any]:
         """All of it, as plain data."""
         return {"stored": [self.levels, self.weight_bits, *self.neurons]}

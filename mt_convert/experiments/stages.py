@@ -190,7 +190,8 @@ class StageRun(ABC):
             if isinstance(block, dict) and block.get("import", "") is None:
                 del block["import"]
         if name == "ann":
-            inputs += [_content(path) for path in self.settings.model.code_files.values()]
+            settings: Any = self.settings
+            inputs += [_content(path) for path in settings.model.code_files.values()]
         return [*inputs, self.files[name]] if self.files[name] else inputs
 
     def _describe_sources(self, name: str) -> list[dict[str, Any]]:

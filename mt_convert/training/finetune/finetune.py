@@ -110,6 +110,7 @@ def finetune(
         CheckpointError: the folder holds another run.
     """
     snn, splits = spiking_network(snn, "finetune"), own_splits(splits, classes)
+    assert not isinstance(how.algorithm, str)  # its name has become a value
     learner = TrainableSpikingModel(
         snn,
         how.time_steps,
