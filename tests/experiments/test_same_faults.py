@@ -36,6 +36,8 @@ def test_check_and_run_say_the_same(name: str, tmp_path: Path) -> None:
     loaded = load(recipe, overrides)
     checked = said(lambda: experiment.check(loaded))
     assert checked == said(lambda: experiment.run(loaded, tmp_path / "out", resume=False))
+    missing = [word.partition("=")[0] for word in overrides if "=/no" in word]
+    assert all(key in checked[1] for key in missing)
     lines = checked[1].splitlines()
     assert len(lines) == len(set(lines))
     assert not (tmp_path / "out").exists()
