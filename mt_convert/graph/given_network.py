@@ -126,7 +126,7 @@ def _result_faults(model: nn.Module, example: Tensor) -> Iterator[Fault]:
         try:
             result = network(torch.cat([example[:1], example[:1]]))
         except Exception as error:  # the network's own, of any type
-            hint = "the network itself does not run on such images: check the image size"
+            hint = "the model itself must run on such images: check the image size"
             if example.dim() == 3:
                 hint += "; if this is one image, pass images[None]"
             yield Fault(user_line(error), error_line(error), hint)

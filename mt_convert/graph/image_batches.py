@@ -144,7 +144,10 @@ def _is_pair(given: list[Any] | tuple[Any, ...]) -> bool:
     first, second = given[0], given[1]
     if isinstance(second, (Tensor, np.ndarray)):
         return second.ndim < min(first.ndim, 3) and len(second) == len(first)
-    return isinstance(second, (list, tuple, range)) and len(second) == len(first)
+    plain = isinstance(second, (list, tuple, range)) and len(second) == len(first)
+    return plain and not any(
+        isinstance(item, (Tensor, np.ndarray)) and item.ndim for item in second
+    )
 
 
 def parts_of(item: Any, name: str) -> tuple[Any, Any]:

@@ -135,6 +135,13 @@ def test_what_holds_no_images_is_one_error_that_lists_what_does(wrong: Any, mess
         collect(wrong)
 
 
+def test_a_batch_beside_a_pair_is_no_pair() -> None:
+    shown = [X[:2], (X[:2], Y[:2])]
+    assert len(collect(shown)) == 4
+    labels = [label for _, label in labelled(shown, image_shape=SHAPE, required=False)]
+    assert labels[0] is None
+
+
 @pytest.mark.parametrize(
     "labels", [torch.rand(6) + 0.1, torch.zeros(5).long(), torch.zeros(6, 3), torch.zeros(6) * 1j]
 )
