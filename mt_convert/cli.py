@@ -39,6 +39,9 @@ Smoke = Annotated[
     bool, typer.Option("--smoke", help="The recipe's tiny variant: synthetic images, seconds.")
 ]
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print the rows as JSON, nothing else.")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="Print the rows as CSV, nothing else.")]
+
 
 @app.callback()
 def _describe() -> None:
@@ -153,7 +156,7 @@ def run(
 
         loaded = load(recipe, overrides or (), smoke)
         from .experiments.run import run as run_recipe
-        from .experiments.run import show as show_run
+        from .experiments.show import show as show_run
         from .system.processes import speaks
 
         folder = out or Path("runs") / (f"{loaded.name}_smoke" if smoke else loaded.name)
@@ -401,17 +404,42 @@ def show(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="The folder of a run, or of a converted model.")
     ],
+    open_: Annotated[
+        bool, typer.Option("--open", help="Make the page of the run again, and open it.")
+    ] = False,
+    json_: AsJson = False,
+    csv_: AsCsv = False,
 ) -> None:
     """Print the table of a finished run, or the conversion report of a converted model.
 
     \b
     Examples:
       mt-convert show runs/digits
+      mt-convert show runs/digits --open
+      mt-convert show runs/digits --csv > digits.csv
       mt-convert show runs/digits/convert
     """
-    from .experiments.run import show as show_run
+    from .experiments.show import plain
+    from .experiments.show import show as show_run
 
-    show_run(path, Console())
+    form = _form(json_, csv_)
+    if open_:
+        from .experiments.run_page import write_page
+
+        page = write_page(path).resolve()
+        typer.echo(f"the page is {page}", err=form is not None)
+        typer.launch(page.as_uri())
+    if form is not None:
+        typer.echo(plain(path, form), nl=False)
+    elif not open_:
+        show_run(path, Console())
+
+
+def _form(json_: bool, csv_: bool) -> str | None:
+    """How rows are to be printed; None as a table for people."""
+    if json_ and csv_:
+        raise SpecError("--json and --csv: one of them, not both")
+    return "json" if json_ else "csv" if csv_ else None
 
 
 @app.command()

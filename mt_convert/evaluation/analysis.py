@@ -115,13 +115,13 @@ def analyses(
         )[:24]
         path = folder / "analyses" / f"{name}.json"
         if not path.is_file():
-            write_json(path, _analysis(subject, group, count).to_json())
+            write_json(path, analyse(subject, group, count).to_json())
         results.append(Analysis.from_json(read_json(path)))
     return results
 
 
-def _analysis(subject: Subject, group: Sequence[Setting], count: int) -> Analysis:
-    """Measure one group."""
+def analyse(subject: Subject, group: Sequence[Setting], count: int) -> Analysis:
+    """One group of settings, which differ in n alone, on the first ``count`` test images."""
     first = group[0]
     plain = dataclasses.replace(first, calibration=(), calibrated_T=None)
     reference, _ = convert_for(subject.qann, plain, None)

@@ -19,6 +19,7 @@ from ..data import DataSpec, Splits, images, open_data
 from ..data.image_spec import data_labels
 from ..data.splits import select_test_images
 from ..errors import CheckpointError, Fault, RecipeError
+from ..evaluation.inspection import inspect
 from ..evaluation.row_cache import RowCache
 from ..evaluation.subject import Subject
 from ..neurons.ladder import Uniform
@@ -27,6 +28,7 @@ from ..report import tables
 from ..report.rows import Row, results_from_json, results_to_json
 from ..spiking import archive
 from ..spiking.convert import convert
+from ..spiking.model import SpikingModel
 from ..system.devices import device
 from ..system.progress import notice
 from ..system.storage import atomic, json_text, load_tensors, read_json, save_tensors, write_json
@@ -38,17 +40,12 @@ from .finetune import run_finetune
 from .models import code
 from .models.build import build_described, has_random_weights, load_ann, weights_path
 from .recipes.conversion import Recipe, faults_here, load_recipe
+from .show import conversion_sentence
 from .stages import StageRun
 from .subjects import calibrates_on_images, subject
 
 PROBE_IMAGES = 32
 CONTROL = "model.safetensors"
-
-
-def _sentence(out: Path, convert_folder: Path, rows: list[Row]) -> str:
-    """The closing sentence of a run, from its artefacts."""
-    converted = read_json(convert_folder / "report.json")
-    return tables.summary(rows, converted["report"], str(out)) + "."
 
 
 def _load_start(folder: Path) -> QuantizedModel:
@@ -105,7 +102,8 @@ class Conversion(StageRun):
     """One run of a recipe that converts."""
 
     NAMES: ClassVar[Sequence[str]] = (
-        *("ann", "quantize", "train", "convert", "evaluate", "control", "finetune", "report"),
+        *("ann", "quantize", "train", "convert", "evaluate", "control", "finetune"),
+        *("inspect", "report"),
     )
     BLOCKS: ClassVar[dict[str, Sequence[str]]] = {
         "ann": ("seed", "model", "data", "ann"),
@@ -115,6 +113,7 @@ class Conversion(StageRun):
         "evaluate": ("evaluate",),
         "control": ("control", "train"),
         "finetune": ("finetune",),
+        "inspect": ("evaluate",),
         "report": ("name",),
     }
 
@@ -302,6 +301,14 @@ class Conversion(StageRun):
         rows, _ = run_finetune(self.recipe, shown, self.splits, folder)
         self._write_rows(folder, rows)
 
+    def _inspect(self, folder: Path) -> None:
+        """What the page of the run shows beside its rows, from a few test images."""
+        built = archive.load(self.at["convert"])
+        assert isinstance(built, SpikingModel)
+        settings = self.recipe.evaluate.settings(self.recipe.quantize.levels)
+        shown = self._subject(self.recipe.data, self.splits)
+        write_json(folder / "inspection.json", inspect(shown, settings, built))
+
     def _subject(self, data: DataSpec, splits: Splits) -> Subject:
         """The trained networks on the test images of a data set."""
         networks = self._load_ann(), self._load_qann("train")
@@ -317,7 +324,7 @@ class Conversion(StageRun):
         rows = results_from_json(json.loads(self.rows_text()))
         converted = read_json(self.at["convert"] / "report.json")
         page = tables.markdown_page(
-            rows, _sentence(self.out, self.at["convert"], rows)[:-1], converted["report"]
+            rows, conversion_sentence(self.out, self.at["convert"], rows)[:-1], converted["report"]
         )
         with atomic(folder / "report.md") as temporary:
             temporary.write_text(page)

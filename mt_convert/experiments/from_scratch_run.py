@@ -22,19 +22,19 @@ from ..evaluation.counter import percent
 from ..evaluation.spiking_rows import rows_of
 from ..report import tables
 from ..report.columns import legend, markdown_table
-from ..report.rows import Row, results_from_json, results_to_json
+from ..report.rows import results_from_json, results_to_json
 from ..spiking.presentation import Presentation
 from ..system.devices import device
 from ..system.storage import atomic, read_json, save_tensors, write_json
 from ..training.accuracy import count_correct
 from ..training.from_scratch import archive
-from ..training.from_scratch.network import ScratchNetwork
 from ..training.from_scratch.spec import build_spiking, train_from_scratch
 from ..training.loop import fit
 from ..training.state import separate
 from .models import code
 from .models.build import build, build_described, load_ann, weights_path
 from .recipes.from_scratch import SpikingRecipe, faults_here
+from .show import from_scratch_sentence
 from .stages import StageRun, open_splits
 
 
@@ -159,29 +159,10 @@ class SpikingRun(StageRun):
     def _report(self, folder: Path) -> None:
         """The page, from the stored rows alone."""
         rows = results_from_json(json.loads(self.rows_text()))
-        page = [f"# {tables.title(rows)}", "", sentence(rows, self.at["spiking"]), ""]
+        page = [f"# {tables.title(rows)}", "", from_scratch_sentence(rows, self.at["spiking"]), ""]
         page += [markdown_table(rows), f"{legend(rows)}.", ""]
         with atomic(folder / "report.md") as temporary:
             temporary.write_text("\n".join(page))
-
-
-def sentence(rows: Sequence[Row], spiking_folder: Path) -> str:
-    """What was trained, how, and how good it is behind its last step."""
-    row = rows[-1]
-    stored = read_json(spiking_folder / "training.json")
-    network = archive.load(spiking_folder)
-    ann = "" if row.ann_accuracy is None else f" (float network {row.ann_accuracy:.2f} %)"
-    steps = "1 step" if row.T == 1 else f"{row.T} steps"
-    return (
-        f"{row.model} with {_neurons(network)} layers of {row.method} neurons ({row.mode}, "
-        f"n = {row.n}), trained by {row.algorithm} for {row.epochs} epochs, weights of epoch "
-        f"{stored['best_epoch']}: {row.snn_accuracy:.2f} % of {row.images} test images after "
-        f"{steps}{ann}."
-    )
-
-
-def _neurons(network: ScratchNetwork) -> int:
-    return len(network.neurons())
 
 
 def _name(recipe: SpikingRecipe) -> str:

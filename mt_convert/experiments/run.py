@@ -1,21 +1,12 @@
-"""`run`: everything of one recipe, whichever kind it is; `show`: what a finished run says."""
+"""`run`: everything of one recipe, whichever kind it is."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from rich.console import Console
-
-from ..errors import CheckpointError
-from ..report import tables
-from ..report.columns import legend
-from ..report.rows import Row, results_from_json
-from ..spiking import archive
-from ..spiking.model import SpikingModel
-from ..system.storage import read_json
 from . import from_scratch_run
-from .conversion_run import Conversion, _sentence
+from .conversion_run import Conversion
 from .recipes.from_scratch import AnyRecipe, SpikingRecipe
 
 
@@ -43,45 +34,3 @@ def check(recipe: AnyRecipe) -> None:
     planned = kind(recipe, Path(os.devnull), False)  # type: ignore[arg-type]
     planned.check_inputs()
     planned.check_starts()
-
-
-def show(path: Path, console: Console) -> None:
-    """Print the table of a run, or the conversion report of a converted network.
-
-    Raises:
-        CheckpointError: ``path`` holds neither.
-    """
-    path = Path(path)
-    if (path / "results.json").is_file():
-        rows = results_from_json(read_json(path / "results.json"))
-        if not rows:
-            raise CheckpointError(f"{path / 'results.json'} has no rows: run the recipe again")
-        console.print(tables.rich_table(rows))
-        console.print(legend(rows) + ".\n", style="dim")
-        console.print(_closing_sentence(path, rows), highlight=False, soft_wrap=True)
-        return
-    if (path / "network.json").is_file():
-        network = archive.load(path)
-        if isinstance(network, SpikingModel):
-            for table in tables.conversion_table(network.report.to_json()):
-                console.print(table)
-            console.print(str(network.report).splitlines()[0])
-            warnings = network.report.warnings
-        else:
-            console.print(f"a quantized network: {network.spec}", soft_wrap=True)
-            warnings = network.warnings
-        for text in warnings:
-            console.print(f"warning: {text}", soft_wrap=True, style="yellow")
-        return
-    partial = sorted(item.name for item in path.glob("*.partial")) if path.is_dir() else []
-    hint = f"; unfinished: {', '.join(partial)}, continue with run --resume" if partial else ""
-    raise CheckpointError(
-        f"{path} holds no finished run (results.json) and no network (network.json){hint}"
-    )
-
-
-def _closing_sentence(out: Path, rows: list[Row]) -> str:
-    """The closing sentence of a run of either kind."""
-    if (out / "spiking").is_dir():
-        return f"{from_scratch_run.sentence(rows, out / 'spiking')} All artefacts are in {out}."
-    return _sentence(out, out / "convert", rows)

@@ -6,8 +6,8 @@ says ``compare: content``). Where images are not here, what was finished on them
 
 A stage works in ``STAGE.partial`` and is renamed when it is done: to ``STAGE``, or to ``STAGE.new``
 where an earlier run's stands. When all stages are done, the new ones take the places of the old
-ones, and ``results.json``, ``recipe.yaml`` and ``versions.json`` change with them; until then, and
-if a stage fails, everything an earlier run left is as it was.
+ones, and ``results.json``, ``recipe.yaml``, ``versions.json`` and the page ``report.html`` change
+with them; until then, and if a stage fails, everything an earlier run left is as it was.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from ..system.processes import Processes
 from ..system.progress import notice
 from ..system.storage import atomic, digest, read_json, write_json
 from .recipes.conversion import dump
+from .run_page import PAGE, write_page
 
 NEW = ".new"
 
@@ -130,6 +131,8 @@ class StageRun(ABC):
             for path, text in ((published, rows), (self.out / "recipe.yaml", dump(self.settings)))
         )
         if not (self.changed or moved or stale):
+            if not (self.out / PAGE).is_file():  # of a run before there were pages
+                write_page(self.out)
             return
         for name in moved:
             _replace(self.at[name], self.out / name)
@@ -138,6 +141,7 @@ class StageRun(ABC):
             temporary.write_text(rows)
         for name in self.NAMES:  # of a recipe that was tried in between
             _remove(self.out / f"{name}{NEW}")
+        write_page(self.out)
 
     def run_stage(self, name: str) -> None:
         """Run one stage, unless it stands finished with the same inputs."""

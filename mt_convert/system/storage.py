@@ -9,13 +9,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ..errors import CheckpointError, OutputError
+
+if TYPE_CHECKING:  # who only reads JSON does not wait for torch
+    from torch import Tensor
 
 
 @contextmanager
@@ -116,6 +117,8 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         OutputError: see `atomic`.
     """
+    from safetensors.torch import save_file
+
     # clones, because the format refuses tensors that share memory
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic(path) as temporary:
@@ -128,6 +131,8 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing, truncated or no safetensors file.
     """
+    from safetensors.torch import load_file
+
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}: check the path, it must name a file")

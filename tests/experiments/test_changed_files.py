@@ -145,4 +145,4 @@ def test_tar_files_and_other_data_sets_of_the_evaluation_are_looked_at(tmp_path:
     run(given, out, resume=False)
     assert again(given, out) == []
     os.utime(packed / "test.tar", ns=(1, 1))
-    assert again(given, out) == ["evaluate", "report"]
+    assert again(given, out) == ["evaluate", "inspect", "report"]

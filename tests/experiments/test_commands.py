@@ -451,7 +451,7 @@ def test_two_processes_share_the_training_and_one_of_them_writes(
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("SNN %") == 1
     log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
-    stages = ("ann", "quantize", "train", "convert", "evaluate", "report")
+    stages = ("ann", "quantize", "train", "convert", "evaluate", "inspect", "report")
     expected = [(stage, event) for stage in stages for event in ("started", "finished")]
     assert [(line["stage"], line["event"]) for line in log] == expected
     identity = json.loads((tmp_path / "out" / "train" / "finished.json").read_text())["identity"]

@@ -35,7 +35,8 @@ from mt_convert.experiments.recipes.conversion import (
     Recipe,
     load_recipe,
 )
-from mt_convert.experiments.run import run, show
+from mt_convert.experiments.run import run
+from mt_convert.experiments.show import show
 from mt_convert.quantization.chain import float_tensors
 from mt_convert.quantization.quantize import QuantizedModel
 from mt_convert.report.rows import results_from_json
@@ -126,15 +127,17 @@ def assert_equal_runs(one: Path, other: Path) -> None:
 # ------------------------------------------------------------------------------- what a run leaves
 
 
-def test_a_run_leaves_a_folder_per_stage_and_four_files(finished: Path) -> None:
+def test_a_run_leaves_a_folder_per_stage_and_six_files(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
-    assert names == {*STAGES, "recipe.yaml", "versions.json", "log.jsonl", "results.json"}
+    files = {"recipe.yaml", "versions.json", "log.jsonl", "results.json"}
+    assert names == {*STAGES, *files, "results.csv", "report.html"}
     for stage, artefact in {
         "ann": "model.safetensors",
         "quantize": "network.json",
         "train": "network.json",
         "convert": "network.json",
         "evaluate": "rows.json",
+        "inspect": "inspection.json",
         "report": "report.md",
     }.items():
         assert (finished / stage / artefact).stat().st_size > 0
@@ -224,7 +227,7 @@ def test_a_second_run_keeps_every_stage_and_touches_no_file(copied: Path) -> Non
 def test_another_evaluation_runs_only_evaluate_and_report(finished: Path, copied: Path) -> None:
     before, lines = files(copied), len(events(copied))
     run(recipe("evaluate.thresholds=[3]", "evaluate.iso_level=false"), copied, resume=False)
-    assert entered(copied, lines) == ["evaluate", "report"]
+    assert entered(copied, lines) == ["evaluate", "inspect", "report"]
     after = files(copied)
     kept = [
         name for name in before if name.split("/")[0] in ("ann", "quantize", "train", "convert")
@@ -347,7 +350,7 @@ def test_the_control_arm_is_the_float_network_trained_by_the_same_schedule(
     monkeypatch.setattr(conversion_run, "fit", look)
     lines = len(events(copied))
     run(recipe("control=true"), copied, resume=False)
-    assert entered(copied, lines) == ["control", "report"], "the rest is kept"
+    assert entered(copied, lines) == ["control", "inspect", "report"], "the rest is kept"
     ((start, spec),) = trained
     ann = load_tensors(finished / "ann" / "model.safetensors")
     assert all(torch.equal(start[name], ann[name]) for name in ann)
@@ -456,8 +459,8 @@ def test_killed_while_new_stages_take_the_places_of_old_ones_it_goes_on(
     with pytest.raises(Killed):
         run(other, copied, resume=False)
     assert moves == [
-        *("evaluate.partial -> evaluate.new", "report.partial -> report.new"),
-        "evaluate.new -> evaluate",
+        *("evaluate.partial -> evaluate.new", "inspect.partial -> inspect.new"),
+        *("report.partial -> report.new", "evaluate.new -> evaluate", "inspect.new -> inspect"),
     ]
     assert (copied / "results.json").read_bytes() == (finished / "results.json").read_bytes()
     monkeypatch.setattr(stages, "_replace", replace)
@@ -479,7 +482,7 @@ def test_a_recipe_tried_in_between_leaves_nothing_behind(
     assert "every step" in printed(copied)  # the earlier run's table, whole
     lines = len(events(copied))
     run(recipe("evaluate.thresholds=[3]"), copied, resume=False)
-    assert entered(copied, lines) == ["evaluate", "report"]
+    assert entered(copied, lines) == ["evaluate", "inspect", "report"]
     assert {path.name for path in copied.iterdir()} == {path.name for path in finished.iterdir()}
 
 

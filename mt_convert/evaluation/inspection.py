@@ -1,0 +1,328 @@
+"""A look into a converted network on a few images, as plain numbers: what a page draws.
+
+Its graph and what feeds each layer, how each layer of neurons is used, the spikes and potentials of
+one image, the images on which it is farthest from the quantized network, errors by cause, energy.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, fx
+
+from ..data import batches
+from ..errors import MTConvertError
+from ..graph.operations import Operation, Operations
+from ..graph.rules import OperatorKind
+from ..graph.signals import Signal
+from ..neurons.layer import MTNeuron
+from ..quantization.quantize import QuantizedModel, levels_of
+from ..spiking.model import SpikingModel
+from ..spiking.presentation import Encoder
+from ..spiking.simulate import FloatArithmetic, simulate
+from ..system.devices import device_of
+from .analysis import analyse
+from .energy.macs import count_macs
+from .evaluate import convert_for
+from .settings import Setting
+from .subject import Subject
+
+INSPECTION_SCHEMA = "mt_convert.inspection/1"
+IMAGES, FEWEST, MACS = 64, 4, 4e10
+"""Images that are looked at: as many as are 40 G multiply-accumulates, never fewer than 4."""
+STEPS = 16
+NEURONS = 36
+WORST = 6
+
+
+def inspect(subject: Subject, settings: Sequence[Any], built: SpikingModel) -> dict[str, Any]:
+    """What a page shows of a network beside its rows, on the first test images.
+
+    ``settings`` are those of its table: the one with the most thresholds below the levels, which
+    needs several steps, is looked into. ``built`` is the network of the run's convert stage.
+    """
+    qann = subject.qann
+    assert isinstance(qann, QuantizedModel)
+    setting = pick_setting(settings, qann.spec.levels)
+    T = min(STEPS, setting.time_steps[-1])
+    snn, _ = convert_for(qann, setting, subject.calibration)
+    macs = {node: row.macs for node, row in count_macs(snn).items()}
+    count = int(max(FEWEST, min(IMAGES, MACS / max(1, sum(macs.values())) / T)))
+    images, labels = _first_images(subject, count)
+    run = simulate(snn, images, time_steps=T)
+    with levels_of(qann) as levels, torch.no_grad():
+        logits = qann(images)
+    analysis = _analysis(subject, setting, T, len(images))
+    return {
+        "schema": INSPECTION_SCHEMA,
+        "images": len(images),
+        "setting": {
+            "n": setting.ladder.n,
+            "T": T,
+            "ladder": setting.ladder_name,
+            "method": setting.method,
+            "mode": str(setting.firing),
+            "signed": setting.signed,
+            "presentation": str(setting.presentation),
+        },
+        "nodes": graph_nodes(snn.operations, macs, built),
+        "layers": [
+            _layer(name, neuron, levels[name], run, len(images)) for name, neuron in snn.neurons()
+        ],
+        "example": _example(snn, images[:1], int(labels[0]), T),
+        "worst": _worst(images, labels, logits, run.logits[-1]),
+        **analysis,
+    }
+
+
+def pick_setting(settings: Sequence[Any], L: int) -> Setting:
+    """The setting that is looked into: uncalibrated where there is one, with the most thresholds
+    below L, in several steps.
+
+    Example:
+        >>> from ..neurons.ladder import Uniform
+        >>> pick_setting([Setting(Uniform(n), (1, 4)) for n in (1, 3, 15)], 15).ladder
+        Uniform(n=3)
+    """
+    own = [item for item in settings if isinstance(item, Setting)]
+    if not own:
+        return Setting(max(1, -(-L // 4)), (8,))  # type: ignore[arg-type]
+
+    def order(item: Setting) -> tuple[bool, ...]:
+        return (item.time_steps[-1] > 1, item.ladder.reach < L, not item.calibration, item.signed)
+
+    best = max(map(order, own))
+    return max((item for item in own if order(item) == best), key=lambda item: item.ladder.reach)
+
+
+def _first_images(subject: Subject, count: int) -> tuple[Tensor, Tensor]:
+    """The first test images and their labels, on the network's device."""
+    read = list(islice(batches(subject.test, count), 1))
+    device = device_of(subject.qann)
+    return read[0][0][:count].to(device), read[0][1][:count].to(device)
+
+
+def _analysis(subject: Subject, setting: Setting, T: int, count: int) -> dict[str, Any]:
+    """Errors by cause and energy; where they cannot be measured, why not."""
+    try:
+        done = analyse(subject, [_until(setting, T)], count)
+    except MTConvertError as error:
+        return {"not_analysed": str(error)}
+    (energy,) = done.energy.values()
+    return {"errors": done.errors.to_json(), "energy": energy}
+
+
+def _until(setting: Setting, T: int) -> Setting:
+    """The setting, reported for no more than T steps."""
+    return replace(setting, time_steps=tuple(min(item, T) for item in setting.time_steps))
+
+
+# ------------------------------------------------------------------------------------- the graph
+
+
+def graph_nodes(
+    operations: Operations, macs: dict[fx.Node, int], built: SpikingModel
+) -> list[dict[str, Any]]:
+    """The nodes that a picture of a network shows, in order of execution, each with the places of
+    those that feed it: the image, layers of neurons, what multiplies, what stays analog."""
+    reasons = {(row.name, row.operator): row.reason for row in built.report.analog}
+    places: dict[fx.Node, int] = {}
+    nodes: list[dict[str, Any]] = []
+    for node, row in operations.items():
+        kind = _kind(row, reasons)
+        if kind is None or (row.constant and node.op != "placeholder"):
+            continue
+        places[node] = len(nodes)
+        nodes.append(
+            {
+                "name": row.name if node.op != "output" else "read-out",
+                "operator": row.operator,
+                "kind": kind,
+                "feeders": _feeders(row, operations, places),
+                "spike_fed": row.fed_by is Signal.SPIKES,
+                "reason": reasons.get((row.name, row.operator), ""),
+                "macs": macs.get(node, 0),
+            }
+        )
+    return nodes
+
+
+def _kind(row: Operation, reasons: dict[tuple[str, str], str]) -> str | None:
+    """What a node is in the picture; None of what it leaves out."""
+    if row.node.op == "placeholder":
+        return "image"
+    if row.node.op == "output":
+        return "output"
+    if isinstance(row.layer, MTNeuron):
+        return "neurons"
+    if isinstance(row.layer, Encoder):
+        return "encoder"
+    if row.kind in (OperatorKind.WEIGHTED, OperatorKind.PRODUCT):
+        return "weighted"
+    return "analog" if (row.name, row.operator) in reasons else None
+
+
+def _feeders(row: Operation, operations: Operations, places: dict[fx.Node, int]) -> list[int]:
+    """Places of the nodes of the picture that reach this one without another between."""
+    reached: dict[int, None] = {}
+    stack, seen = list(row.node.all_input_nodes), set()
+    while stack:
+        node = stack.pop()
+        if node in seen or (operations[node].constant and node not in places):
+            continue
+        seen.add(node)
+        if node in places:
+            reached[places[node]] = None
+        else:
+            stack.extend(node.all_input_nodes)
+    return sorted(reached)
+
+
+# ------------------------------------------------------------------------------------ the layers
+
+
+def _layer(name: str, neuron: MTNeuron, levels: Tensor, run: Any, images: int) -> dict[str, Any]:
+    """How a layer of neurons is used: its quantizer's ends, its channels, its spikes."""
+    low, high = (int(item) for item in neuron.spec.limits)
+    ends = (levels == high) | ((levels == low) if low < 0 else torch.zeros_like(levels).bool())
+    axis = 1 if levels.dim() == 4 else levels.dim() - 1
+    silent = (levels == 0).movedim(axis, 0).flatten(1).all(1) if levels.dim() > 1 else levels == 0
+    events = float(run.spike_counts[name].sum())
+    steps = len(run.spike_counts[name])
+    return {
+        "name": name,
+        "ladder": str(neuron.spec.ladder),
+        "thresholds": neuron.spec.ladder.n,
+        "signed": neuron.spec.signed,
+        "levels": [low, high],
+        "step": float(neuron.delta.detach()),
+        "neurons": run.neurons[name],
+        "rate": events / (max(1, run.neurons[name]) * steps * images),
+        "saturated": float(ends.double().mean()),
+        "channels": int(silent.numel()),
+        "dead": int(silent.sum()),
+    }
+
+
+# ----------------------------------------------------------------------------- spikes of one image
+
+
+class _Watch(FloatArithmetic):
+    """Remembers the input that a layer of neurons was last given, in levels."""
+
+    given: Tensor | None = None
+
+    def drive(self, value: Tensor, step: Tensor) -> Tensor:
+        self.given = super().drive(value, step)
+        return self.given
+
+
+def _example(snn: SpikingModel, image: Tensor, label: int, T: int) -> dict[str, Any]:
+    """Spikes and potentials of one image in the first, the middle and the last layer of neurons.
+
+    Units: spikes in levels of a step, with their sign; potentials in thresholds Δ behind the step.
+    """
+    layers = dict(snn.neurons())
+    names = list(layers)
+    shown = list(dict.fromkeys([names[0], names[len(names) // 2], names[-1]])) if names else []
+    watch = _Watch()
+    spikes: dict[str, list[Tensor]] = {name: [] for name in shown}
+    potentials: dict[str, list[Tensor]] = {name: [] for name in shown}
+
+    def observe(t: int, name: str, total: Tensor, emitted: Tensor) -> None:
+        given, watch.given = watch.given, None
+        if name not in spikes:
+            return
+        spikes[name].append(emitted.flatten())
+        if given is None:  # at rest
+            potentials[name].append(potentials[name][-1])
+            return
+        neuron = layers[name]
+        offset = 0 if neuron.offset is None else neuron.offset
+        potentials[name].append((given + offset - total + neuron.spec.initial).flatten())
+
+    run = simulate(snn, image, time_steps=T, observe=observe, arithmetic=watch)
+    return {
+        "label": label,
+        "classes": run.logits[:, 0].argmax(1).tolist(),
+        "picture": picture(image[0]),
+        "layers": [_traces(name, spikes[name], potentials[name], layers[name]) for name in shown],
+    }
+
+
+def _traces(
+    name: str, spikes: list[Tensor], potentials: list[Tensor], neuron: MTNeuron
+) -> dict[str, Any]:
+    """Some neurons of a layer: those that fire, evenly over the layer, then silent ones."""
+    emitted = torch.stack(spikes, 1)
+    fires = emitted.abs().sum(1) > 0
+    active, silent = torch.where(fires)[0], torch.where(~fires)[0]
+    chosen = _evenly(active, NEURONS)
+    chosen = torch.cat([chosen, _evenly(silent, NEURONS - len(chosen))]).sort().values
+    left = torch.stack(potentials, 1)[chosen]
+    return {
+        "name": name,
+        "neurons": len(emitted),
+        "active": int(fires.sum()),
+        "events": float(emitted.abs().sum()),
+        "thresholds": neuron.spec.ladder.n,
+        "chosen": chosen.tolist(),
+        "spikes": emitted[chosen].tolist(),
+        "potentials": [[round(value, 3) for value in row] for row in left.tolist()],
+    }
+
+
+def _evenly(places: Tensor, count: int) -> Tensor:
+    """So many of them, evenly spaced; all if there are fewer."""
+    if len(places) <= count:
+        return places
+    return places[torch.arange(count, device=places.device) * len(places) // max(1, count)]
+
+
+def _worst(images: Tensor, labels: Tensor, quantized: Tensor, spiking: Tensor) -> dict[str, Any]:
+    """The images on which two read-outs are farthest apart, relative to the quantized one's size;
+    none where they are equal."""
+    distance = (quantized - spiking).flatten(1).norm(dim=1)
+    size = quantized.flatten(1).norm(dim=1).clamp(min=1e-12)
+    order = (distance / size).argsort(descending=True, stable=True)[:WORST].tolist()
+    rows = [
+        {
+            "image": k,
+            "label": int(labels[k]),
+            "quantized": int(quantized[k].argmax()),
+            "spiking": int(spiking[k].argmax()),
+            "distance": float(distance[k] / size[k]),
+            "picture": picture(images[k]),
+        }
+        for k in order
+        if distance[k] > 0
+    ]
+    return {"differ": int((distance > 0).sum()), "rows": rows}
+
+
+def picture(image: Tensor, side: int = 64) -> str:
+    """An image as a small PNG in base64, its values stretched from 0 to 255.
+
+    Shapes: [channels, height, width]; the first three channels, or the first alone, are shown.
+
+    Example:
+        >>> picture(torch.rand(3, 8, 8)).startswith("iVBOR")
+        True
+    """
+    shown = image.detach().cpu().float()[: 3 if image.shape[0] >= 3 else 1]
+    low, high = shown.min(), shown.max()
+    scaled = ((shown - low) / (high - low).clamp(min=1e-12) * 255).round().byte()
+    plain = scaled.permute(1, 2, 0).squeeze(-1).numpy()
+    drawn = Image.fromarray(plain)
+    if max(drawn.size) > side:
+        drawn.thumbnail((side, side))
+    buffer = io.BytesIO()
+    drawn.save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,161 @@
+"""``report.html`` of a run of either kind, made from its stored files alone. No torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from ..report.html.page import Download, PageContent, render
+from ..report.rows import Row, results_from_json
+from ..report.tables import title
+from ..system.storage import atomic, digest, read_json
+
+PAGE = "report.html"
+TRAINED = {"ann": "float network", "train": "quantized network", "control": "control"}
+LOGS = {"spiking/learn": "spiking network", "finetune": "fine-tuning"}
+FILES = {
+    "results.json": "the table, every number",
+    "results.csv": "the table for a spreadsheet",
+    "recipe.yaml": "the experiment, complete",
+    "versions.json": "software, machine, images",
+    "report/report.md": "the table as Markdown",
+    "convert/network.json": "the converted network: its graph",
+    "convert/tensors.safetensors": "the converted network: its numbers",
+    "convert/report.json": "what was converted, and the verdict",
+    "train/tensors.safetensors": "the quantized network: its numbers",
+    "spiking/network.json": "the spiking network: its graph",
+    "spiking/tensors.safetensors": "the spiking network: its numbers",
+    "inspect/inspection.json": "spikes, errors by cause and energy behind this page",
+}
+
+
+def write_page(run: Path) -> Path:
+    """Make the page of a finished run again; return its file.
+
+    Raises:
+        CheckpointError: the run is not finished, or a file of it is damaged.
+        OutputError: it cannot be written.
+    """
+    run = Path(run)
+    if not (run / "results.json").is_file():
+        raise CheckpointError(f"{run} holds no finished run (results.json): finish it first")
+    rows = results_from_json(read_json(run / "results.json"))
+    write_csv(rows, run / "results.csv")
+    page = render(content_of(run, rows))
+    with atomic(run / PAGE) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return run / PAGE
+
+
+def content_of(run: Path, rows: Sequence[Row]) -> PageContent:
+    """All that a run stored, for its page."""
+    converted = _json(run / "convert" / "report.json") or {}
+    recipe = _text(run / "recipe.yaml")
+    name = _name(recipe) or run.name
+    return PageContent(
+        rows=rows,
+        name=name,
+        heading=title(rows),
+        report=converted.get("report"),
+        inspection=_json(run / "inspect" / "inspection.json"),
+        training=_training(run),
+        command=f"mt-convert run recipe.yaml --out runs/{name}",
+        recipe=recipe,
+        facts=_facts(run, rows),
+        downloads=[
+            Download(file, about, path.stat().st_size)
+            for file, about in FILES.items()
+            if (path := run / file).is_file()
+        ],
+        sentence=_trained(rows),
+    )
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """The rows, a line each, with all columns."""
+    with atomic(path) as temporary:
+        temporary.write_text(csv_text(rows), encoding="utf-8")
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """The rows as comma-separated values.
+
+    Example:
+        >>> csv_text([]).splitlines()[0][:20]
+        'model,dataset,images'
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Row.fields())
+    writer.writerows([getattr(row, name) for name in Row.fields()] for row in rows)
+    return text.getvalue()
+
+
+def _trained(rows: Sequence[Row]) -> str:
+    """What a network trained from scratch is, in a sentence; empty for others."""
+    if not rows or rows[0].qann_accuracy is not None:
+        return ""
+    row = rows[-1]
+    return (
+        f"Trained as a spiking network by {row.algorithm} for {row.epochs} epochs: "
+        f"{row.snn_accuracy:.2f} % of {row.images} test images after T = {row.T} "
+        f"({row.method}, {row.mode}, n = {row.n}). There is no quantized network to equal."
+    )
+
+
+def _training(run: Path) -> dict[str, list[dict[str, Any]]]:
+    """The log of each training."""
+    logs = {words: run / stage / "log.jsonl" for stage, words in (TRAINED | LOGS).items()}
+    logs |= {f"fine-tuning, {path.parent.name}": path for path in run.glob("finetune/*/log.jsonl")}
+    return {words: _lines(path) for words, path in logs.items() if path.is_file()}
+
+
+def _facts(run: Path, rows: Sequence[Row]) -> dict[str, str]:
+    """What the numbers depend on."""
+    versions = _json(run / "versions.json") or {}
+    packages: Mapping[str, str] = versions.get("packages", {})
+    machine: Mapping[str, Any] = versions.get("machine", {})
+    facts = {}
+    if rows:
+        facts["seed"] = "unknown" if rows[0].seed is None else str(rows[0].seed)
+        facts["images"] = f"{rows[0].dataset}, {rows[0].images} test images"
+    if "data" in versions:
+        facts["digest of the images"] = digest(versions["data"])[:16]
+    if packages:
+        facts["packages"] = ", ".join(f"{name} {version}" for name, version in packages.items())
+    if machine:
+        facts["machine"] = ", ".join(
+            f"{name} {value}" for name, value in machine.items() if value is not None
+        )
+    return facts
+
+
+def _name(recipe: str) -> str:
+    """The recipe's own name, from its text."""
+    for line in recipe.splitlines():
+        if line.startswith("name:"):
+            return line.removeprefix("name:").strip().strip("'\"")
+    return ""
+
+
+def _json(path: Path) -> Any:
+    """A stored file; None where there is none."""
+    return read_json(path) if path.is_file() else None
+
+
+def _text(path: Path) -> str:
+    """A stored text; empty where there is none."""
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """A log, a line each."""
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is damaged ({error}): train again") from error

@@ -1,0 +1,307 @@
+"""The page of a run, of a table or of a benchmark: what was stored, as one file for a browser.
+
+The file needs nothing beside it: style, script and drawings are inside, and it asks no other
+machine for anything. Sections for which nothing was stored are left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from ..columns import COLUMNS, cells, columns, legend
+from ..intervals import wilson
+from ..rows import Row
+from ..tables import title
+from . import charts
+from .svg import number
+
+SATURATED = 0.05
+"""The share of activations at the ends of a quantizer above which a layer is marked."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file beside the page."""
+
+    name: str
+    about: str
+    size: int
+
+
+@dataclass(frozen=True)
+class PageContent:
+    """All that a page is made from, as plain data.
+
+    ``report`` is the conversion report, ``inspection`` what a look into the network stored,
+    ``training`` the log of each stage that trained, ``facts`` what a reader needs to make it again,
+    ``speed`` and ``analyses`` tables of a benchmark and of ``eval --errors``.
+    """
+
+    rows: Sequence[Row]
+    name: str
+    heading: str = ""
+    report: Mapping[str, Any] | None = None
+    inspection: Mapping[str, Any] | None = None
+    training: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    command: str = ""
+    recipe: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    downloads: Sequence[Download] = ()
+    analyses: Sequence[Mapping[str, Any]] = ()
+    speed: Mapping[str, Any] | None = None
+    sentence: str = ""
+
+
+def render(content: PageContent) -> str:
+    """The page.
+
+    Example:
+        >>> page = render(PageContent((), "digits", command="mt-convert run digits"))
+        >>> page.splitlines()[0], "mt-convert run digits" in page
+        ('<!DOCTYPE html>', True)
+    """
+    folder = resources.files(__package__) / "templates"
+    texts = {
+        name: (folder / name).read_text("utf-8") for name in ("page.html", "page.css", "page.js")
+    }
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent, "number": number, "count": _count}
+    template = environment.from_string(texts["page.html"])
+    return template.render(
+        style=Markup(texts["page.css"]),
+        script=Markup(texts["page.js"]),
+        content=content,
+        heading=content.heading or title(content.rows),
+        **_view(content),
+    )
+
+
+def _view(content: PageContent) -> dict[str, Any]:
+    """What the template shows, section by section; None or empty where there is nothing."""
+    rows, inspection = content.rows, content.inspection or {}
+    example = inspection.get("example")
+    return {
+        "verdict": _verdict(content.report),
+        "accuracies": _accuracies(rows),
+        "panels": charts.accuracy_panels(rows) if rows else [],
+        "table": _table(rows),
+        "legend": legend(rows) if rows else "",
+        "nodes": _nodes(inspection.get("nodes", ())),
+        "lanes": charts.network_lanes(inspection["nodes"]) if inspection.get("nodes") else None,
+        "spike_share": _spike_share(inspection.get("nodes", ())),
+        "analog": (content.report or {}).get("analog", ()),
+        "example": example,
+        "rasters": [charts.raster(item, k) for k, item in enumerate(example["layers"])]
+        if example
+        else [],
+        "potentials": [charts.potentials(item, k) for k, item in enumerate(example["layers"])]
+        if example
+        else [],
+        "busiest": [charts.busiest_neuron(item) for item in example["layers"]] if example else [],
+        "setting": inspection.get("setting"),
+        "looked_at": inspection.get("images"),
+        "worst": inspection.get("worst"),
+        "not_analysed": inspection.get("not_analysed"),
+        "heats": _heats(content, inspection),
+        "account": inspection.get("account"),
+        "account_bars": _account_bars(inspection.get("account")),
+        "layers": _layers(inspection.get("layers", ())),
+        "training": [
+            (stage, charts.training_panels(log)) for stage, log in content.training.items() if log
+        ],
+        "settles": _settles(rows),
+        "rate": _rate(inspection.get("layers", ())),
+        "warnings": (content.report or {}).get("warnings", ()),
+    }
+
+
+# ------------------------------------------------------------------------------------- numbers
+
+
+def percent(share: float | None, places: int = 2) -> str:
+    """A share in percent; what is not 0 or 1 is never printed as if it were.
+
+    Example:
+        >>> percent(0.5), percent(1), percent(0.99999), percent(1e-6), percent(None)
+        ('50.00 %', '100 %', '99.99 %', '0.01 %', '–')
+    """
+    if share is None:
+        return "–"
+    if share in (0, 1):
+        return f"{int(share) * 100} %"
+    smallest = 10.0**-places
+    value = min(max(100 * share, smallest), 100 - smallest) if 0 < share < 1 else 100 * share
+    return f"{value:.{places}f} %"
+
+
+def _count(value: float) -> str:
+    """A number of things, with thin commas."""
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def _verdict(report: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The verdict of a conversion, if it was asked for."""
+    return None if report is None else report.get("verdict")
+
+
+def _accuracies(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Float, control, quantized and spiking accuracy with their 95 % intervals; the spiking one
+    after the step that is best, which is said."""
+    if not rows:
+        return []
+    first = rows[0]
+    alike = [row for row in rows if (row.model, row.dataset) == (first.model, first.dataset)]
+    exact = [row for row in alike if row.exact_share == 1]
+    best = min(exact, key=lambda row: (row.T, row.n)) if exact else _best(alike)
+    where = f"n = {best.n}, T = {best.T}" + ("" if exact else ", the best of the table")
+    values = [
+        ("float", "float network (ANN)", first.ann_accuracy, ""),
+        (
+            "control",
+            "float network trained on as long (control)",
+            first.control_accuracy,
+            "same schedule, no quantizers",
+        ),
+        ("quantized", "quantized network (QANN)", first.qann_accuracy, ""),
+        ("spiking", "spiking network (SNN)", best.snn_accuracy, where),
+    ]
+    return [
+        {
+            "id": key,
+            "words": words,
+            "value": value,
+            "low": 100 * wilson(value / 100, first.images)[0],
+            "high": 100 * wilson(value / 100, first.images)[1],
+            "where": where,
+        }
+        for key, words, value, where in values
+        if value is not None
+    ]
+
+
+def _best(rows: Sequence[Row]) -> Row:
+    """The row of the highest accuracy, of equal ones that of fewest steps."""
+    return max(rows, key=lambda row: (row.snn_accuracy, -row.T, -row.n))
+
+
+def _settles(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """For each n of the first kind of rows the step from which on it equals the quantized one."""
+    settled = {row.n: row.settling_T for row in rows if row.settling_T is not None}
+    return [{"n": n, "T": settled[n]} for n in sorted(settled)]
+
+
+def _table(rows: Sequence[Row]) -> dict[str, Any]:
+    """The rows as a table."""
+    names = columns(rows)
+    return {
+        "heads": [COLUMNS[name] for name in names],
+        "rows": [{"cells": cells(row, names), "exact": row.exact_share == 1} for row in rows],
+    }
+
+
+def _nodes(nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The nodes of the network with what a reader is told of each."""
+    whole = sum(node["macs"] for node in nodes) or 1
+    most = max((node["macs"] for node in nodes), default=1) or 1
+    shown = []
+    for node in nodes:
+        kind = charts.node_class(node)
+        told = {
+            "neurons": "multi-threshold neurons: they emit the spikes",
+            "image": "the image, real numbers",
+            "encoder": "the image quantized, once; it does not spike",
+            "output": "the logits",
+            "spike-fed": "fed by spikes alone: additions, no products",
+        }
+        reason = node["reason"] or told.get(kind, "")
+        shown.append(
+            {
+                **node,
+                "class": kind,
+                "said": reason,
+                "share": node["macs"] / whole,
+                "bar": node["macs"] / most,
+                "feeding": ", ".join(nodes[k]["name"] for k in node["feeders"]),
+            }
+        )
+    return shown
+
+
+def _spike_share(nodes: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """The share of multiply-accumulates that spikes feed."""
+    whole = sum(node["macs"] for node in nodes)
+    fed = sum(node["macs"] for node in nodes if node["spike_fed"])
+    weighted = [node for node in nodes if node["kind"] == "weighted"]
+    if not whole:
+        return None
+    return {
+        "share": fed / whole,
+        "macs": whole,
+        "layers": len(weighted),
+        "fed": sum(node["spike_fed"] for node in weighted),
+    }
+
+
+def _rate(layers: Sequence[Mapping[str, Any]]) -> float | None:
+    """Events per neuron and step over all layers."""
+    neurons = sum(item["neurons"] for item in layers)
+    return sum(item["rate"] * item["neurons"] for item in layers) / neurons if neurons else None
+
+
+def _layers(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The layers of neurons with what a reader should look at."""
+    shown = []
+    for item in layers:
+        alerts = []
+        if item["saturated"] > SATURATED:
+            alerts.append(f"{percent(item['saturated'], 1)} of activations at the quantizer's end")
+        if item["dead"]:
+            alerts.append(f"{item['dead']} of {item['channels']} channels never fire")
+        low, high = item["levels"]
+        shown.append({**item, "alerts": alerts, "bits": (high - low).bit_length()})
+    return shown
+
+
+def _heats(content: PageContent, inspection: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Errors by cause of each layer, of the inspection and of each analysis at their last T."""
+    tables = [("", inspection["errors"])] if inspection.get("errors") else []
+    tables += [(item["title"], item["errors"]) for item in content.analyses]
+    heats = []
+    for words, table in tables:
+        last = {row["n"]: row["T"] for row in table["logits"]}
+        for n, T in last.items():
+            rows = charts.error_heat(table, "propagated", n, T)
+            heats.append({"title": words, "n": n, "T": T, "images": table["images"], "rows": rows})
+    return heats
+
+
+def _account_bars(account: Mapping[str, Any] | None) -> Markup | None:
+    """Compute, memory and neurons of each network, as bars."""
+    if account is None:
+        return None
+    parts = ("compute", "neurons", "memory")
+    rows = [
+        (item["name"], [(part, item[part] / 1000) for part in parts])
+        for item in account["networks"]
+    ]
+    said = ", ".join(f"{name} {sum(size for _, size in sizes):.4g} nJ" for name, sizes in rows)
+    return charts.bars(rows, "nJ", f"Energy per image: {said}")
+
+
+def to_script(value: Any) -> Markup:
+    """Plain data inside a script element.
+
+    Example:
+        >>> str(to_script("</script>"))
+        '"<\\\\/script>"'
+    """
+    return Markup(json.dumps(value).replace("</", "<\\/"))
