@@ -83,8 +83,8 @@ def inspect(subject: Subject, settings: Sequence[Any], built: SpikingModel) -> d
 
 
 def pick_setting(settings: Sequence[Any], L: int) -> Setting:
-    """The setting that is looked into: uncalibrated where there is one, with the most thresholds
-    below L, in several steps.
+    """The setting that is looked into: uncalibrated and signed where there is one, that takes
+    several steps, its thresholds nearest to a quarter of the levels.
 
     Example:
         >>> from ..neurons.ladder import Uniform
@@ -99,7 +99,8 @@ def pick_setting(settings: Sequence[Any], L: int) -> Setting:
         return (item.time_steps[-1] > 1, item.ladder.reach < L, not item.calibration, item.signed)
 
     best = max(map(order, own))
-    return max((item for item in own if order(item) == best), key=lambda item: item.ladder.reach)
+    alike = [item for item in own if order(item) == best]
+    return min(alike, key=lambda item: abs(item.ladder.reach - L / 4))
 
 
 def _first_images(subject: Subject, count: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from ..rows import Row
 from .svg import BOTTOM, HEIGHT, LEFT, TOP, WIDTH, Axes, drawing, element, spread, ticks
 
 LINES = 6
-CELL, GUTTER = 8, 38
+CELL, GUTTER, ABOVE = 8, 38, 12
 
 
 def accuracy_panels(rows: Sequence[Row]) -> list[tuple[str, Markup]]:
@@ -177,12 +177,12 @@ def raster(layer: Mapping[str, Any], place: int) -> Markup:
         True
     """
     neurons, steps = len(layer["chosen"]), len(layer["spikes"][0]) if layer["spikes"] else 1
-    height = TOP + max(1, neurons) * CELL + BOTTOM
+    height = ABOVE + max(1, neurons) * CELL + BOTTOM
     width = (WIDTH - GUTTER - 8) / steps
     most = max((abs(item) for row in layer["spikes"] for item in row), default=1) or 1
     content = []
     for k, row in enumerate(layer["spikes"]):
-        y = TOP + k * CELL
+        y = ABOVE + k * CELL
         for t, size in enumerate(row):
             if size:
                 said = element("title", f"neuron {layer['chosen'][k]}, step {t + 1}: {size:+g}")
@@ -222,7 +222,7 @@ def raster(layer: Mapping[str, Any], place: int) -> Markup:
         )
     )
     for k in (0, neurons - 1) if neurons > 1 else range(neurons):
-        y = TOP + (k + 1) * CELL
+        y = ABOVE + (k + 1) * CELL
         content.append(element("text", layer["chosen"][k], x=GUTTER - 4, y=y, class_="axis end"))
     up = sum(size > 0 for row in layer["spikes"] for size in row)
     down = sum(size < 0 for row in layer["spikes"] for size in row)

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 340, 230
-LEFT, RIGHT, TOP, BOTTOM = 46, 62, 14, 36
+LEFT, RIGHT, TOP, BOTTOM = 46, 70, 26, 36
 
 
 def element(tag: str, *content: Any, **attributes: Any) -> Markup:
@@ -119,7 +119,7 @@ class Axes:
             )
         middle = (LEFT + end) / 2
         yield element("text", x_label, x=middle, y=self.height - 4, class_="axis middle label")
-        yield element("text", y_label, x=4, y=10, class_="axis label")
+        yield element("text", y_label, x=6, y=14, class_="axis label")
 
     def line(self, points: Sequence[tuple[float, float]], class_: str) -> Markup:
         """Points joined by straight lines."""
