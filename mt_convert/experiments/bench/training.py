@@ -188,7 +188,7 @@ def step_of(network: Network, way: Way) -> Callable[[Tensor], None]:
                     network=called,
                     images=images,
                     loss=lambda logits: F.cross_entropy(logits.float(), labels),
-                    backward=lambda loss: loss.backward(),  # type: ignore[no-untyped-call]
+                    backward=lambda loss: loss.backward(),
                     update=lambda: None,
                     time_steps=way.T or 1,
                 )
