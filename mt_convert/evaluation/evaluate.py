@@ -19,7 +19,7 @@ from ..spiking.model import SpikingModel
 from ..system.devices import device_of
 from .counter import Counter, percent
 from .loop import Answers, Batch, count_batches, join
-from .settings import Setting
+from .settings import OwnThresholds, Setting
 
 
 @torch.no_grad()
@@ -79,7 +79,7 @@ def convert_for(
     """
     snn = convert(
         qann,
-        ladder=setting.ladder,
+        ladder=None if isinstance(setting.ladder, OwnThresholds) else setting.ladder,
         firing=setting.firing,
         signed=setting.signed,
         presentation=setting.presentation,

@@ -159,7 +159,7 @@ class Conversion(StageRun):
     def splits(self) -> Splits:
         """The images, opened once."""
         if self._splits is None:
-            settings = self.recipe.evaluate.settings(self.recipe.quantize.levels)
+            settings = self.recipe.settings()
             quantizes = self.recipe.quantize.checkpoint is None
             calibrates = quantizes or any(calibrates_on_images(item) for item in settings)
             self._splits = open_data(self.recipe.data, calibrates=calibrates)
@@ -233,7 +233,7 @@ class Conversion(StageRun):
         block = self.recipe.evaluate
         cache = RowCache(folder, block.batch_size, self.processes)
         rows: list[Row] = []
-        settings = block.settings(self.recipe.quantize.levels)
+        settings = self.recipe.settings()
         calibrates = any(calibrates_on_images(item) for item in settings)
         sources = (self.recipe.data, *block.data)
         for data, label in zip(sources, data_labels(sources), strict=True):

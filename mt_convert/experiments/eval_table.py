@@ -108,7 +108,11 @@ def run(options: EvalOptions, out: Path) -> list[Row]:
         for number, plain in enumerate(_subjects(name, recipes, options)):
             describe = {**plain.describe, "dataset": labels[name][number]}
             subject = dataclasses.replace(plain, describe=describe)
-            settings = options.block().settings(subject.qann.spec.levels)
+            spec = subject.qann.spec
+            settings = options.block().settings(spec.levels, spec.spacing)
+            if not settings:
+                fault = Fault(name, "has learned thresholds", "take --method mt_signed")
+                raise SpecError("nothing that was asked for goes with learned thresholds", [fault])
             label = f"{name}, {subject.describe['dataset']}"
             rows += cache.rows(subject, settings, label)
             if options.errors and cache.processes.first:

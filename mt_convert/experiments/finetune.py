@@ -117,7 +117,8 @@ def run_finetune(
         CheckpointError: the folder holds another training.
     """
     assert recipe.finetune is not None
-    job, classes = recipe.finetune.job(recipe.quantize.levels), recipe.model.classes
+    spec, classes = recipe.quantize, recipe.model.classes
+    job = recipe.finetune.job(spec.levels, spec.spacing)
     cache = RowCache(shared or folder, job.train.batch_size)
     before = cache.rows(subject, [job.setting], "converted")
     snn, _ = convert_for(subject.qann, job.setting, subject.calibration)

@@ -7,7 +7,7 @@ Blocks *are* the frozen dataclasses of the verbs (`ModelSpec`, `DataSpec`, `Quan
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Annotated, Literal
@@ -19,9 +19,16 @@ from ...calibration.text import name_of, parse
 from ...data import DataSpec
 from ...errors import Fault, RecipeError
 from ...evaluation.peers.converters import PEERS
-from ...evaluation.settings import METHODS, PeerSetting, Setting, iso_level, with_calibration
+from ...evaluation.settings import (
+    METHODS,
+    PeerSetting,
+    Setting,
+    iso_level,
+    with_calibration,
+    with_own_thresholds,
+)
 from ...neurons.ladder import Firing, Uniform
-from ...quantization.spec import QuantSpec
+from ...quantization.spec import QuantSpec, Spacing
 from ...spiking.presentation import Presentation
 from ...training.spec import TrainSpec
 from ..models.build import ModelSpec, architecture_fault
@@ -36,7 +43,7 @@ from .validation import (
     read,
     tree_of,
 )
-from .yaml_tree import Tree, override, to_dotted
+from .yaml_tree import Path, Tree, override, to_dotted
 
 CalibrationText = Annotated[str, AfterValidator(lambda text: name_of(parse(text)))]
 
@@ -90,8 +97,16 @@ class EvaluateBlock(BaseModel):
     calibrated_for: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     data: tuple[DataSpec, ...] = ()
 
-    def settings(self, levels: int) -> list[Setting | PeerSetting]:
-        """The combinations of the block, then iso-level rows, then peers."""
+    def settings(
+        self, levels: int, spacing: Spacing = Spacing.EQUAL
+    ) -> list[Setting | PeerSetting]:
+        """The combinations of the block, then iso-level rows, then peers; of a network with learned
+        thresholds those that it allows, with its own."""
+        every = self._combinations(levels)
+        return every if spacing is Spacing.EQUAL else with_own_thresholds(every, levels)
+
+    def _combinations(self, levels: int) -> list[Setting | PeerSetting]:
+        """What the block says, whatever network it is for."""
         plain = [
             Setting(
                 Uniform(n), self.time_steps, mode, signed, presentation, whole_window=whole_window
@@ -137,6 +152,10 @@ class Recipe(BaseModel):
     convert: ConvertBlock = ConvertBlock()
     evaluate: EvaluateBlock = EvaluateBlock()
     finetune: FinetuneBlock | None = None
+
+    def settings(self) -> list[Setting | PeerSetting]:
+        """The rows that its evaluation asks for and its network allows."""
+        return self.evaluate.settings(self.quantize.levels, self.quantize.spacing)
 
 
 def load_recipe(
@@ -261,7 +280,42 @@ def _mismatches(recipe: Recipe, tree: Tree) -> list[Fault]:
         where = f"{tree.place(('model', 'from_run'))}  model.from_run"
         what, hint = "and quantize.checkpoint both name a start", "leave one of them out"
         faults.append(Fault(where, what, hint))
+    faults += _spacing_faults(recipe, tree)
     return [*disagreements(tree, recipe.model, expected, "data"), *faults]
+
+
+def _spacing_faults(recipe: Recipe, tree: Tree) -> Iterator[Fault]:
+    """What does not go with learned thresholds, all of which fire in parallel, in one window."""
+    if recipe.quantize.spacing is Spacing.EQUAL:
+        return
+    asked: dict[Path, tuple[object, object, str]] = {}
+    for block in ("convert", "finetune"):
+        part = getattr(recipe, block)
+        if part is not None:
+            asked |= {
+                (block, "thresholds"): (part.thresholds, None, "its own are learned: write null"),
+                (block, "firing"): (part.firing, Firing.PARALLEL, "write parallel, or null"),
+                (block, "presentation"): (part.presentation, Presentation.ONCE, "write once"),
+            }
+    if recipe.finetune is not None:
+        hint = "it moves no threshold: write null, or quantize.spacing=equal"
+        surrogate = recipe.finetune.surrogate
+        bad = surrogate in ("straight_through", "stdb")
+        asked["finetune", "surrogate"] = (surrogate, surrogate if not bad else None, hint)
+        asked["finetune", "detach_reset"] = (recipe.finetune.detach_reset, True, "write true")
+        if recipe.finetune.algorithm in ("dsr", "tandem"):
+            passing = "thresholds" in recipe.finetune.learns
+            hint = f"{recipe.finetune.algorithm} passes nothing to them: write [weights]"
+            learns = "thresholds" if passing else None
+            asked["finetune", "learns"] = (learns, None, hint)
+    for path, (value, allowed, hint) in asked.items():
+        if value not in (None, allowed):
+            where = f"{tree.place(path)}  {to_dotted(path)}"
+            yield Fault(where, f"is {str(value).lower()}, and quantize.spacing is learned", hint)
+    if not recipe.settings():
+        where = f"{tree.place(('evaluate',))}  evaluate"
+        what = "asks for nothing that goes with quantize.spacing learned"
+        yield Fault(where, what, "let modes have parallel, presentations once; methods mt_signed")
 
 
 CONVERSION = RecipeType(Recipe, _fill_seeds, _mismatches)

@@ -8,8 +8,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, model_validator
 
 from ...errors import Fault, SpecError
-from ...evaluation.settings import Setting
+from ...evaluation.settings import OwnThresholds, Setting
 from ...neurons.ladder import Firing, Uniform
+from ...quantization.spec import Spacing
 from ...spiking.presentation import Presentation
 from ...training.finetune.finetune import FinetuneSpec
 from ...training.finetune.neuron import TrainableParts
@@ -106,10 +107,11 @@ class FinetuneBlock(BaseModel):
         self.job(1)
         return self
 
-    def job(self, levels: int) -> FinetuneJob:
+    def job(self, levels: int, spacing: Spacing = Spacing.EQUAL) -> FinetuneJob:
         """The job of a network with so many levels."""
+        equal = Uniform(levels if self.thresholds is None else self.thresholds)
         setting = Setting(
-            Uniform(levels if self.thresholds is None else self.thresholds),
+            equal if spacing is Spacing.EQUAL else OwnThresholds(levels),
             (self.time_steps,),
             firing=self.firing,
             signed=self.signed,

@@ -10,6 +10,7 @@ import timm
 import yaml
 
 from mt_convert.errors import Fault, RecipeError
+from mt_convert.evaluation.settings import OwnThresholds
 from mt_convert.experiments.recipes import yaml_tree
 from mt_convert.experiments.recipes.catalogue import (
     find_recipe,
@@ -369,3 +370,20 @@ def test_data_sets_of_an_evaluation_fit_the_network(write: Callable[[str], Path]
     other = "{dataset: synthetic, image_size: 16, channels: 1, classes: 7}"
     found = faults_of(write(SMALL), f"evaluate.data=[{other}]")
     assert sorted(fault.what.split(",")[0] for fault in found.values()) == ["is 16", "is 7"]
+
+
+def test_what_does_not_go_with_learned_thresholds_is_refused_by_key() -> None:
+    wrong = (
+        *("quantize.spacing=learned", "convert.firing=cascade", "convert.thresholds=15"),
+        *("convert.presentation=every_step", "finetune={surrogate: stdb}"),
+        *("evaluate.modes=[cascade]", "evaluate.iso_level=false"),
+    )
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("digits", wrong)
+    keys = [row.where.split("  ")[-1] for row in caught.value.faults]
+    assert keys == [
+        *("convert.thresholds", "convert.firing", "convert.presentation"),
+        *("finetune.thresholds", "finetune.surrogate", "evaluate"),
+    ]
+    good = load_recipe("digits", ["quantize.spacing=learned"])
+    assert {item.ladder for item in good.settings()} == {OwnThresholds(15)}
