@@ -20,6 +20,7 @@ from ..system.devices import device_of
 from .counter import Counter, percent
 from .loop import Answers, Batch, count_batches, join
 from .settings import OwnThresholds, Setting
+from .subject import bits_per_weight, network_digest
 
 
 @torch.no_grad()
@@ -64,8 +65,11 @@ def reference_columns(qann: QuantizedModel, answers: Answers) -> dict[str, Any]:
         "qann_accuracy": accuracy(answers.qann),
         "images": images,
         "levels": qann.spec.levels,
-        "weight_bits": qann.spec.weight_bits,
+        "weight_bits": bits_per_weight(qann.spec),
+        "weights": str(qann.spec.weights),
+        "spacing": str(qann.spec.spacing),
         "qat_noise": str(qann.spec.act_noise),
+        "digest": network_digest(qann),
     }
 
 

@@ -34,7 +34,7 @@ from .peers.plain_form import plain
 from .settings import PeerSetting, Setting
 from .subject import Subject
 
-CELL_SCHEMA = "mt_convert.cell/2"
+CELL_SCHEMA = "mt_convert.cell/3"
 AnySetting = Setting | PeerSetting
 
 

@@ -21,6 +21,7 @@ from ..system.progress import progress
 from ..training.from_scratch.network import ScratchNetwork
 from ..training.from_scratch.spec import SpikingSpec
 from .counter import percent
+from .subject import network_digest
 
 
 def rows_of(
@@ -66,6 +67,7 @@ def rows_of(
         whole_window=False,
         settling_T=None,
         method=f"mt_{spec.neuron}",
+        digest=network_digest(network),
         **columns,
     )
     correct, events = counts.tolist()

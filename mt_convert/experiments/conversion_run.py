@@ -240,7 +240,8 @@ class Conversion(StageRun):
             own = data is self.recipe.data
             splits = self.splits if own else open_data(data, calibrates=calibrates)
             shown = self._subject(data, splits)
-            shown = replace(shown, describe={**shown.describe, "dataset": label})
+            named = {"dataset": label, "run": self.recipe.name}
+            shown = replace(shown, describe={**shown.describe, **named})
             rows += cache.rows(shown, settings, "evaluate")
         self._write_rows(folder, rows)
 

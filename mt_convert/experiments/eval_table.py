@@ -9,6 +9,8 @@ should be, energy.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,10 +105,10 @@ def run(options: EvalOptions, out: Path) -> list[Row]:
     cache = RowCache(out, options.batch_size)
     rows: list[Row] = []
     results: list[Analysis] = []
-    labels = _labels(recipes, options)
+    labels, runs = _labels(recipes, options), _run_names(options.names)
     for name in options.names:
         for number, plain in enumerate(_subjects(name, recipes, options)):
-            describe = {**plain.describe, "dataset": labels[name][number]}
+            describe = {**plain.describe, "dataset": labels[name][number], "run": runs[name]}
             subject = dataclasses.replace(plain, describe=describe)
             spec = subject.qann.spec
             settings = options.block().settings(spec.levels, spec.spacing)
@@ -170,6 +172,13 @@ def _labels(recipes: list[Recipe], options: EvalOptions) -> dict[str, list[str]]
         data_labels([item.data for item in everything], [item.name for item in everything])
     )
     return {name: [next(labels) for _ in own[name]] for name in options.names}
+
+
+def _run_names(names: Sequence[str]) -> dict[str, str]:
+    """What tables call each network: the last part of its name where that is no other's."""
+    short = {name: Path(name).name.removesuffix(".yaml") for name in names}
+    count = Counter(short[name] for name in dict.fromkeys(names))
+    return {name: short[name] if count[short[name]] == 1 else name for name in names}
 
 
 def page(rows: list[Row]) -> str:

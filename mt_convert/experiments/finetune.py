@@ -18,7 +18,7 @@ from ..data import Splits, open_data
 from ..errors import Fault, RecipeError
 from ..evaluation.evaluate import convert_for
 from ..evaluation.row_cache import RowCache
-from ..evaluation.subject import Subject
+from ..evaluation.subject import Subject, network_digest
 from ..report import tables
 from ..report.columns import LEGEND, markdown_table
 from ..report.rows import Row, results_from_json, results_to_json
@@ -137,6 +137,7 @@ def run_finetune(
             row,
             seed=job.train.seed,
             algorithm=job.algorithm,
+            digest=network_digest(done.snn),
             epochs=len(epochs),
             seconds_per_epoch=statistics.median(row.seconds for row in epochs),
             peak_mib=stored_peak(learn / "peak.json"),

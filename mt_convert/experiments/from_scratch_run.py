@@ -132,6 +132,7 @@ class SpikingRun(StageRun):
         shared_columns = {
             "model": recipe.model.architecture,
             "dataset": _name(recipe),
+            "run": recipe.name,
             "seed": recipe.seed,
             "ann_accuracy": ann,
             "presentation": "frames" if recipe.data is None else str(Presentation.EVERY_STEP),
