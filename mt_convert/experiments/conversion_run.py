@@ -18,6 +18,7 @@ from torch import nn
 from ..data import DataSpec, Splits, images, open_data
 from ..data.image_spec import data_labels
 from ..errors import CheckpointError, Fault, RecipeError
+from ..evaluation.evaluate import convert_for
 from ..evaluation.row_cache import RowCache
 from ..evaluation.subject import Subject
 from ..neurons.ladder import Uniform
@@ -88,7 +89,7 @@ class Conversion(StageRun):
     """One run of a recipe that converts."""
 
     NAMES: ClassVar[Sequence[str]] = (
-        *("ann", "quantize", "train", "convert", "evaluate", "finetune", "report"),
+        *("ann", "quantize", "train", "convert", "evaluate", "calibrate", "finetune", "report"),
     )
     BLOCKS: ClassVar[dict[str, Sequence[str]]] = {
         "ann": ("seed", "model", "data", "ann"),
@@ -96,7 +97,8 @@ class Conversion(StageRun):
         "train": ("train",),
         "convert": ("convert",),
         "evaluate": ("evaluate",),
-        "finetune": ("finetune",),
+        "calibrate": ("calibrate",),
+        "finetune": ("calibrate", "finetune"),
         "report": ("name",),
     }
 
@@ -107,7 +109,8 @@ class Conversion(StageRun):
 
     @property
     def stages(self) -> Sequence[str]:
-        return tuple(name for name in self.NAMES if name != "finetune" or self.recipe.finetune)
+        asked = {"calibrate": self.recipe.calibrate, "finetune": self.recipe.finetune}
+        return tuple(name for name in self.NAMES if asked.get(name, True) is not None)
 
     def faults(self) -> Sequence[Fault]:
         return [item for item in faults_here(self.recipe) if item.where != "data.root"]
@@ -121,7 +124,7 @@ class Conversion(StageRun):
 
     def shared(self, name: str) -> bool:
         trains = (name == "ann" and self.recipe.ann) or (name == "train" and self.recipe.train)
-        return bool(trains) or name in ("evaluate", "finetune")
+        return bool(trains) or name in ("evaluate", "calibrate", "finetune")
 
     def checkpoint(self, name: str) -> str | None:
         start = self.recipe.model.from_run
@@ -146,11 +149,12 @@ class Conversion(StageRun):
         return inputs
 
     def rows_text(self) -> str:
-        """The rows of the evaluation, and of the fine-tuning behind them."""
-        if self.recipe.finetune is None:
+        """The rows of the evaluation, and of calibration and fine-tuning behind them."""
+        last = [name for name in ("calibrate", "finetune") if name in self.stages]
+        if not last:
             return (self.at["evaluate"] / "rows.json").read_text()
-        stored = [read_json(self.at[name] / "rows.json") for name in ("evaluate", "finetune")]
-        rows = [row for item in stored for row in results_from_json(item)]
+        stored = [read_json(self.at[name] / "rows.json") for name in ("evaluate", *last)]
+        rows = dict.fromkeys(row for item in stored for row in results_from_json(item))
         return json_text(results_to_json(rows))
 
     # ----------------------------------------------------------------------------------- stages
@@ -160,7 +164,7 @@ class Conversion(StageRun):
         """The images, opened once."""
         if self._splits is None:
             settings = self.recipe.settings()
-            quantizes = self.recipe.quantize.checkpoint is None
+            quantizes = self.recipe.quantize.checkpoint is None or self.recipe.calibrate is not None
             calibrates = quantizes or any(calibrates_on_images(item) for item in settings)
             self._splits = open_data(self.recipe.data, calibrates=calibrates)
         return self._splits
@@ -245,11 +249,31 @@ class Conversion(StageRun):
             rows += cache.rows(shown, settings, "evaluate")
         self._write_rows(folder, rows)
 
+    def _calibrate(self, folder: Path) -> None:
+        """The converted network calibrated and stored; its rows before and after."""
+        setting = self.recipe.calibrated_setting()
+        plain = replace(setting, calibration=(), calibrated_T=None)
+        shown = self._named(self._subject(self.recipe.data, self.splits))
+        cache = RowCache(folder, self.recipe.evaluate.batch_size, self.processes)
+        before = cache.rows(shown, [plain], "converted")
+        snn, report = convert_for(shown.qann, setting, shown.calibration)
+        after = cache.rows_of(shown, snn, setting)
+        if self.first:
+            assert report is not None
+            archive.save(snn, folder / "network")
+            write_json(folder / "calibration.json", report.to_json())
+        self._write_rows(folder, [*before, *after])
+
     def _finetune(self, folder: Path) -> None:
-        """The converted network fine-tuned, and its rows before and after."""
-        shown = self._subject(self.recipe.data, self.splits)
-        rows, _ = run_finetune(self.recipe, shown, self.splits, folder)
+        """The converted or calibrated network fine-tuned, and its rows before and after."""
+        shown = self._named(self._subject(self.recipe.data, self.splits))
+        start = self.at["calibrate"] / "network" if self.recipe.calibrate is not None else None
+        rows, _ = run_finetune(self.recipe, shown, self.splits, folder, start=start)
         self._write_rows(folder, rows)
+
+    def _named(self, shown: Subject) -> Subject:
+        """With the run's name in its rows."""
+        return replace(shown, describe={**shown.describe, "run": self.recipe.name})
 
     def _subject(self, data: DataSpec, splits: Splits) -> Subject:
         """The trained networks on the test images of a data set."""

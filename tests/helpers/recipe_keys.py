@@ -16,6 +16,7 @@ from mt_convert.neurons.ladder import LADDERS
 from mt_convert.training import spec as train_spec
 from mt_convert.training.from_scratch import spec as spiking_spec
 from mt_convert.training.from_scratch import tensor_train
+from mt_convert.training.from_scratch.poisson import Coding
 from mt_convert.training.gradients import ALGORITHMS
 
 Value = bool | str | None
@@ -31,6 +32,7 @@ NAMED: dict[str, tuple[Value, ...]] = {
     "SpikingSpec.surrogate": spiking_spec.THROUGH,
     "SpikingSpec.algorithm": tuple(ALGORITHMS),
     "SpikingSpec.start": spiking_spec.STARTS,
+    "SpikingSpec.coding": tuple(map(str, Coding)),
     "TensorTrain.form": tuple(map(str, tensor_train.Form)),
     "TensorTrain.rank": ("evbmf", 2),
 }

@@ -13,9 +13,8 @@ from pathlib import Path as FilePath
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import BaseModel, Field
 
-from ...calibration.text import name_of, parse
 from ...data import DataSpec
 from ...errors import Fault, RecipeError
 from ...evaluation.peers.converters import PEERS
@@ -32,7 +31,14 @@ from ...quantization.spec import QuantSpec, Spacing
 from ...spiking.presentation import Presentation
 from ...training.spec import TrainSpec
 from ..models.build import ModelSpec, architecture_fault
-from .finetune_job import FinetuneBlock, fill_training
+from .finetune_job import (
+    CONVERSION_KEYS,
+    CalibrateBlock,
+    CalibrationText,
+    FinetuneBlock,
+    FinetuneJob,
+    fill_training,
+)
 from .validation import (
     STRICT,
     Count,
@@ -44,8 +50,6 @@ from .validation import (
     tree_of,
 )
 from .yaml_tree import Path, Tree, override, to_dotted
-
-CalibrationText = Annotated[str, AfterValidator(lambda text: name_of(parse(text)))]
 
 
 @dataclass(frozen=True)
@@ -137,8 +141,9 @@ class Recipe(BaseModel):
 
     ``seed`` draws untrained weights and is the seed of all trainings that name none;
     the split of the images has its own, ``data.seed``. ``ann`` null: no training before
-    quantization; ``train`` null: calibration alone. ``finetune`` null: the converted network as
-    it is.
+    quantization; ``train`` null: calibration alone. ``calibrate`` and ``finetune``
+    null: the converted network as it is; with both, the calibrated network is fine-tuned, and what
+    ``finetune`` does not say of its conversion is that of ``calibrate``.
     """
 
     model_config = STRICT
@@ -151,11 +156,23 @@ class Recipe(BaseModel):
     train: TrainSpec | None = None
     convert: ConvertBlock = ConvertBlock()
     evaluate: EvaluateBlock = EvaluateBlock()
+    calibrate: CalibrateBlock | None = None
     finetune: FinetuneBlock | None = None
 
     def settings(self) -> list[Setting | PeerSetting]:
         """The rows that its evaluation asks for and its network allows."""
         return self.evaluate.settings(self.quantize.levels, self.quantize.spacing)
+
+    def calibrated_setting(self) -> Setting:
+        """The network of its ``calibrate`` block."""
+        assert self.calibrate is not None
+        return self.calibrate.setting(self.quantize.levels, self.quantize.spacing)
+
+    def finetune_job(self) -> FinetuneJob:
+        """Its fine-tuning, which starts from the calibrated network where there is one."""
+        assert self.finetune is not None
+        job = self.finetune.job(self.quantize.levels, self.quantize.spacing)
+        return job if self.calibrate is None else replace(job, setting=self.calibrated_setting())
 
 
 def load_recipe(
@@ -255,6 +272,10 @@ def _fill_seeds(tree: Tree) -> Tree:
     blocks = fill_seeds(tree, ("ann", "train"))
     if "finetune" in tree.value:
         blocks["finetune"] = fill_training(tree.value["finetune"], tree.value.get("seed", 0))
+        calibrate = tree.value.get("calibrate")
+        if isinstance(calibrate, dict) and isinstance(blocks["finetune"], dict):
+            shared = {key: calibrate[key] for key in CONVERSION_KEYS if key in calibrate}
+            blocks["finetune"] = {**shared, **blocks["finetune"]}
     return replace(tree, value={**tree.value, **blocks})
 
 
@@ -281,7 +302,20 @@ def _mismatches(recipe: Recipe, tree: Tree) -> list[Fault]:
         what, hint = "and quantize.checkpoint both name a start", "leave one of them out"
         faults.append(Fault(where, what, hint))
     faults += _spacing_faults(recipe, tree)
+    faults += _chain_faults(recipe, tree)
     return [*disagreements(tree, recipe.model, expected, "data"), *faults]
+
+
+def _chain_faults(recipe: Recipe, tree: Tree) -> Iterator[Fault]:
+    """Where fine-tuning asks for another network than the calibrated one that it starts from."""
+    if recipe.calibrate is None or recipe.finetune is None:
+        return
+    for key in CONVERSION_KEYS:
+        own, other = getattr(recipe.finetune, key), getattr(recipe.calibrate, key)
+        if own != other:
+            where = f"{tree.place(('finetune', key))}  finetune.{key}"
+            what = f"is {own}, but calibrate.{key} is {other}"
+            yield Fault(where, what, "fine-tuning starts from the calibrated network: leave it out")
 
 
 def _spacing_faults(recipe: Recipe, tree: Tree) -> Iterator[Fault]:
@@ -289,7 +323,7 @@ def _spacing_faults(recipe: Recipe, tree: Tree) -> Iterator[Fault]:
     if recipe.quantize.spacing is Spacing.EQUAL:
         return
     asked: dict[Path, tuple[object, object, str]] = {}
-    for block in ("convert", "finetune"):
+    for block in ("convert", "calibrate", "finetune"):
         part = getattr(recipe, block)
         if part is not None:
             asked |= {

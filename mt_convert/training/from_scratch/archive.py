@@ -11,6 +11,7 @@ from ...errors import CheckpointError
 from ...spiking.archive import name_file_in_errors, read_network, rebuild_layers, write_network
 from ...spiking.serialization import spiking_layer_from_json, spiking_layer_to_json
 from .network import ScratchNetwork
+from .poisson import Coding
 from .tensor_train import ConvByStep
 
 KIND = "spiking"
@@ -46,6 +47,7 @@ def save(network: ScratchNetwork, folder: str | Path) -> None:
         "time_steps": network.time_steps,
         "delayed": network.delayed,
         "read_out_tau": network.read_out_tau,
+        "coding": str(network.coding),
         "image_shape": list(network.image_shape),
     }
     write_network(folder, KIND, network.layers, _to_json, fields)
@@ -66,7 +68,8 @@ def load(folder: str | Path) -> ScratchNetwork:
             )
         layers = rebuild_layers(content, tensors, _from_json)
         arguments = (content[name] for name in ("time_steps", "delayed", "read_out_tau"))
-        return ScratchNetwork(layers, *arguments).eval()
+        coding = Coding(content.get("coding", Coding.DIRECT))  # which older files do not name
+        return ScratchNetwork(layers, *arguments, coding=coding).eval()
 
 
 def _to_json(layer: nn.Module) -> dict[str, Any]:
