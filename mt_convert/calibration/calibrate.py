@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import Fault, SpecError
 from ..graph.float32 import in_float32
-from ..spiking.model import SpikingModel
+from ..spiking.model import SpikingModel, check_converted
 from . import layer_wise, membrane, threshold_budget
 from .layer_ranges import THRESHOLD_TRANSFORMS
 from .report import CalibrationReport, CalibrationRow
@@ -80,6 +80,7 @@ def calibrate(
     ]
     if faults:
         raise SpecError(f"{len(faults)} steps are no calibration", faults)
+    check_converted(snn, "calibrate")
     samples, rows = Samples.split(snn, images, time_steps), list[CalibrationRow]()
     snn = snn.with_neurons({})
     for step in steps:

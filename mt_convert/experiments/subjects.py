@@ -125,7 +125,7 @@ def _load_subjects(
     """A stored quantized network on the images of other recipes."""
     qann = archive.load(folder)
     if not isinstance(qann, QuantizedModel):
-        hint = "name the folder of the quantized network that it was converted from"
+        hint = "it is evaluated as it is, and not converted again"
         raise CheckpointError(f"{folder} holds a spiking network: {hint}")
     faults = []
     if not data:

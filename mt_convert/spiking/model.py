@@ -90,6 +90,25 @@ class SpikingModel(NotPickled):
         raise TypeError("a SpikingModel has no forward: use simulate(snn, images, time_steps=T)")
 
 
+def check_converted(network: Any, verb: str) -> None:
+    """Raise unless a network is a converted one, as what `verb` does needs.
+
+    Raises:
+        SpecError: the network is of another kind; what to do instead.
+    """
+    if isinstance(network, SpikingModel):
+        return
+    name = type(network).__name__
+    hints = {
+        "QuantizedModel": "convert it first: convert(qann)",
+        "ScratchNetwork": "trained from scratch it keeps potentials, no totals: call it on images, "
+        "or mt-convert eval its folder for accuracy and spikes",
+        "TrainableSpikingModel": "take what it has learned: network.snapshot()",
+    }
+    hint = hints.get(name, "convert takes what quantize returned")
+    raise SpecError(f"{verb} takes a converted network", [Fault(name, "is no SpikingModel", hint)])
+
+
 _SPIKING_LAYERS: dict[Any, Rule] = {
     MTNeuron: Rule(OperatorKind.NEURON),
     Encoder: Rule(OperatorKind.MOVE, "the image, quantized"),

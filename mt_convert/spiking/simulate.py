@@ -26,7 +26,7 @@ from ..graph.operations import Operation, reaching_output
 from ..neurons.layer import MTNeuron
 from ..neurons.totals import count_events, leak_of, totals_step, totals_step_literal, without_leak
 from .levels import unit, window_spec, worth
-from .model import SpikingModel
+from .model import SpikingModel, check_converted
 from .presentation import Encoder, Presentation, check_time_steps
 from .shapes import images_not_first
 
@@ -139,6 +139,7 @@ def simulate(
         >>> torch.equal(simulate(convert(qann), images, time_steps=1).logits[0], qann(images))
         True
     """
+    check_converted(snn, "simulate")
     check_time_steps(time_steps)
     images = check_images(images, snn.image_shape, like_network(snn), input_reach(snn.layers))
     loop = _Loop(snn, time_steps, arithmetic or FloatArithmetic(), literal)

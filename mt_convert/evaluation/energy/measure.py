@@ -19,7 +19,7 @@ from ...graph.operations import Operation
 from ...graph.rules import OperatorKind
 from ...graph.signals import Signal
 from ...neurons.layer import MTNeuron
-from ...spiking.model import SpikingModel
+from ...spiking.model import SpikingModel, check_converted
 from ...spiking.presentation import Encoder, step_counts
 from ...system.progress import progress
 from .fanout import Fanout, Paths, event_paths
@@ -69,6 +69,7 @@ def energy(
         >>> report.rows[2].synops == 2 * report.rows[1].events
         True
     """
+    check_converted(snn, "energy")
     steps = _steps(time_steps, len(images), batch_size)
     paths = event_paths(snn)
     rows: list[EnergyRow] = []

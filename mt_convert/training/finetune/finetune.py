@@ -12,7 +12,7 @@ from ...data import Splits
 from ...errors import Fault, SpecError
 from ...graph.float32 import in_float32
 from ...neurons.surrogate import Surrogate
-from ...spiking.model import SpikingModel
+from ...spiking.model import SpikingModel, check_converted
 from ..gradients import BPTT, DSR, Algorithm, Tandem
 from ..loop import fit
 from ..spec import History, TrainSpec
@@ -92,6 +92,7 @@ def finetune(
         SpecError: no validation images; a network or an algorithm that cannot learn so.
         CheckpointError: the folder holds another run.
     """
+    check_converted(snn, "finetune")
     learner = TrainableSpikingModel(
         snn,
         how.time_steps,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from ...graph.nodes import layer_nodes, node_name
+from ...graph.nodes import layer_nodes
 
 FLOOR = 1e-4
 _STANDARD = (nn.Conv1d, nn.Conv2d, nn.Linear)
@@ -42,7 +42,7 @@ def standardize_(layers: fx.GraphModule, apart: Collection[str]) -> None:
     """Let every convolution and linear layer learn standardised, in place; those ``apart`` stay."""
     for node, layer in layer_nodes(layers, _STANDARD):
         weight = layer.get_parameter("weight") if not parametrize.is_parametrized(layer) else None
-        if weight is not None and node_name(node) not in apart and weight[0].numel() > 1:
+        if weight is not None and node.name not in apart and weight[0].numel() > 1:
             parametrize.register_parametrization(layer, "weight", Standardized(weight.detach()))
 
 
