@@ -33,7 +33,7 @@ from .neuron_steps import step_through, step_through_compiled
 from .poisson import Coding, poisson, poisson_of_each
 from .read_out import ReadOut
 from .representation import by_representation
-from .standardized import is_standardized, standardize_, with_plain_weights
+from .standardized import is_standardized, learn_thresholds_, standardize_, with_plain_weights
 from .steps import States, Steps
 from .tensor_train import TensorTrain, TTConv2d, decompose, merge
 from .tensor_train_layers import BY_STEP, fold_by_step_, put_trains_, without_steps
@@ -56,6 +56,7 @@ def build_from_scratch(
     compiled: bool = False,
     coding: Coding = Coding.DIRECT,
     standardized: bool = False,
+    learns_thresholds: bool = False,
 ) -> ScratchNetwork:
     """A spiking network with the layers of ``model`` and ``neuron`` for each of its activations.
 
@@ -68,7 +69,8 @@ def build_from_scratch(
     one kernel of the steps of a layer of neurons, by torch.compile: the same spikes, gradients up
     to rounding, after some seconds in the first batch. ``coding`` POISSON shows images as `poisson`
     draws them. ``standardized``: convolutions and linear layers, the read-out apart, learn as
-    `standardize_` has it. The network is in the mode, training or evaluation, that ``model`` is in.
+    `standardize_` has it; ``learns_thresholds``: so does the step of each layer. The network is in
+    the mode, training or evaluation, that ``model`` is in.
 
     Shapes: example [batch, channels, height, width], one step's input.
     Raises:
@@ -120,6 +122,8 @@ def build_from_scratch(
     )
     if standardized:
         standardize_(network.layers, network.reads_out)
+    if learns_thresholds:
+        learn_thresholds_(network.layers)
     return network.train(training)
 
 
@@ -205,6 +209,7 @@ class ScratchNetwork(nn.Module):
             "compiled": self.compiled,
             "coding": str(self.coding),
             "standardized": is_standardized(self.layers),
+            "learns_thresholds": any(layer.delta.requires_grad for _, layer in self.neurons()),
         }
 
     @property

@@ -50,7 +50,8 @@ class SpikingSpec:
     that takes about half the time; the same spikes, gradients up to rounding. ``coding`` "poisson"
     shows an image as spikes of its rate; ``delayed`` lets each layer answer a step later, so that T
     has to exceed the number of layers; ``standardize_weights`` learns weights that are normalised
-    in every pass. With ``start`` "ann" each threshold is balanced: it begins at the 99.9th
+    in every pass; ``learn_thresholds`` the step of each layer too. With ``start`` "ann" each
+    threshold is balanced: it begins at the 99.9th
     percentile of what the float layer gives.
 
     Units: ``initial`` potential in thresholds (of the lowest); ``fires_at`` the share of its
@@ -86,6 +87,7 @@ class SpikingSpec:
     delayed: bool = False
     fires_at: float = 1.0
     standardize_weights: bool = False
+    learn_thresholds: bool = False
 
     def __post_init__(self) -> None:
         names = {
@@ -124,6 +126,9 @@ class SpikingSpec:
             yield Fault("fires_at", str(self.fires_at), "it is for equal steps: ladder uniform")
         if self.fires_at != 1 and Firing(self.mode) is not Firing.PARALLEL:
             yield Fault("fires_at", str(self.fires_at), "it is for parallel thresholds")
+        if self.learn_thresholds and self.algorithm in ("ottt_a", "ottt_o", "dsr"):
+            hint = "it passes nothing to them: leave it false, or train by bptt"
+            yield Fault("learn_thresholds", "true", hint)
         if self.delayed and self.algorithm in ("ottt_a", "ottt_o", "dsr"):
             hint = "no gradient of a step reaches what caused it: leave it false, or train by bptt"
             yield Fault("delayed", "true", hint)
@@ -192,6 +197,7 @@ def build_spiking(ann: nn.Module, spec: SpikingSpec, example: Tensor) -> Scratch
         delayed=spec.delayed,
         coding=Coding(spec.coding),
         standardized=spec.standardize_weights,
+        learns_thresholds=spec.learn_thresholds,
     )
 
 

@@ -19,7 +19,7 @@ from mt_convert.training.from_scratch.balance import balance_thresholds_
 from mt_convert.training.from_scratch.network import ScratchNetwork, build_from_scratch
 from mt_convert.training.from_scratch.poisson import Coding
 from mt_convert.training.from_scratch.spec import SpikingSpec, build_spiking
-from mt_convert.training.from_scratch.standardized import FLOOR, Standardized
+from mt_convert.training.from_scratch.standardized import FLOOR, GAIN, Standardized
 
 
 def small() -> nn.Module:
@@ -99,7 +99,7 @@ def test_the_mean_of_many_spikes_is_the_image() -> None:
 
 def test_standardised_weights_are_those_of_the_formula_and_learn_so() -> None:
     weight = torch.randn(3, 2, 3, 3, dtype=torch.float64)
-    layer = Standardized(weight)
+    layer = Standardized(weight, 1.0)
     centred = weight - weight.mean((1, 2, 3), keepdim=True)
     variance = centred.square().sum((1, 2, 3), keepdim=True) / 17
     assert torch.allclose(layer(weight), centred / torch.sqrt(variance * 18 + FLOOR))
@@ -118,15 +118,33 @@ def test_a_standardised_network_trains_standardised_and_is_stored_with_what_coun
         optimizer.step()
     for layer in layers:
         assert layer.weight.mean((1, 2, 3)).abs().max() < 1e-6
-        assert (layer.parametrizations.weight[0].gain != 1).any()
+        assert (layer.parametrizations.weight[0].gain != GAIN).any()
     network.eval()
     merged = network.merge_tensor_trains()
     assert not any(parametrize.is_parametrized(layer) for layer in merged.modules())
     assert torch.equal(merged(IMAGES), network(IMAGES))
     archive.save(merged, tmp_path)
     assert torch.equal(archive.load(tmp_path)(IMAGES), network(IMAGES))
-    assert network.settings()["standardized"]
-    assert not merged.settings()["standardized"]
+    assert network.settings["standardized"]
+    assert not merged.settings["standardized"]
+
+
+def test_thresholds_learn_stay_positive_and_are_stored(tmp_path: Path) -> None:
+    network = built(learns_thresholds=True)
+    steps = [layer.delta.detach().clone() for _, layer in network.neurons()]
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        network(IMAGES).square().sum().backward()
+        optimizer.step()
+    for start, (_, layer) in zip(steps, network.neurons(), strict=True):
+        assert float(layer.delta) > 0
+        assert float(layer.delta) != float(start)
+    network.eval()
+    archive.save(network.merge_tensor_trains(), tmp_path)
+    assert torch.equal(archive.load(tmp_path)(IMAGES), network(IMAGES))
+    with pytest.raises(SpecError, match="passes nothing to them"):
+        SpikingSpec("lif", learn_thresholds=True, algorithm="ottt_a")
 
 
 # ------------------------------------------------------------------------------------- fires early
