@@ -119,8 +119,9 @@ def rows_of_stored(
             counts, neurons = _count_converted(network, test, last, batch_size, processes)
             shown = [last] if network.whole_window else steps
             at |= {T: (counts[0, T - 1], counts[1, :T].sum(), neurons) for T in shown}
-    scratch = isinstance(network, ScratchNetwork)
-    presentation = Presentation.EVERY_STEP if scratch else network.presentation
+    presentation, waits = Presentation.EVERY_STEP, False
+    if isinstance(network, SpikingModel):
+        presentation, waits = network.presentation, network.whole_window
     first = Row(
         presentation=str(presentation),
         mode=str(specs[0].rule),
@@ -137,7 +138,7 @@ def rows_of_stored(
         ladder=widest.kind,
         levels=int(max((spec.bounds or (0, None))[1] or spec.ladder.reach for spec in specs)),
         weight_bits=_usual_bits(network),
-        whole_window=not scratch and network.whole_window,
+        whole_window=waits,
         settling_T=None,
         method=f"mt_{charge}",
         digest=network_digest(network),

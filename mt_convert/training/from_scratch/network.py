@@ -30,6 +30,7 @@ from ...spiking.shapes import images_not_first
 from ...system.keys import key
 from ..algorithm import Derivative
 from .neuron_steps import step_through, step_through_compiled
+from .norm_by_step import NormByStep, norm_by_step_, refuse_to_fold, with_shared_norms
 from .poisson import Coding, poisson, poisson_of_each
 from .read_out import ReadOut
 from .representation import by_representation
@@ -38,7 +39,11 @@ from .steps import States, Steps
 from .tensor_train import TensorTrain, TTConv2d, decompose, merge
 from .tensor_train_layers import BY_STEP, fold_by_step_, put_trains_, without_steps
 
-_RULES = {**SPIKING_RULES, **dict.fromkeys(BY_STEP, Rule(OperatorKind.WEIGHTED))}
+_RULES = {
+    **SPIKING_RULES,
+    **dict.fromkeys(BY_STEP, Rule(OperatorKind.WEIGHTED)),
+    NormByStep: DEFAULT_RULES[nn.BatchNorm2d],
+}
 
 
 @in_float32()
@@ -57,6 +62,7 @@ def build_from_scratch(
     coding: Coding = Coding.DIRECT,
     standardized: bool = False,
     learns_thresholds: bool = False,
+    norm_by_step: bool = False,
 ) -> ScratchNetwork:
     """A spiking network with the layers of ``model`` and ``neuron`` for each of its activations.
 
@@ -69,7 +75,8 @@ def build_from_scratch(
     one kernel of the steps of a layer of neurons, by torch.compile: the same spikes, gradients up
     to rounding, after some seconds in the first batch. ``coding`` POISSON shows images as `poisson`
     draws them. ``standardized``: convolutions and linear layers, the read-out apart, learn as
-    `standardize_` has it; ``learns_thresholds``: so does the step of each layer. The network is in
+    `standardize_` has it; ``learns_thresholds``: so does the step of each layer;
+    ``norm_by_step``: batch norms are `NormByStep`. The network is in
     the mode, training or evaluation, that ``model`` is in.
 
     Shapes: example [batch, channels, height, width], one step's input.
@@ -117,6 +124,8 @@ def build_from_scratch(
     for name in dict.fromkeys(names):
         layers.set_submodule(name, MTNeuron(neuron, 1 / neuron.ladder.reach))
     put_trains_(layers, model)
+    if norm_by_step:
+        norm_by_step_(layers, time_steps)
     network = ScratchNetwork(
         layers, time_steps, delayed, read_out_tau, learn_read_out, compiled, coding
     )
@@ -208,6 +217,7 @@ class ScratchNetwork(nn.Module):
             "trains": [str(form) for form in trains],
             "compiled": self.compiled,
             "coding": str(self.coding),
+            "norm_by_step": any(isinstance(layer, NormByStep) for layer in self.layers.modules()),
             "standardized": is_standardized(self.layers),
             "learns_thresholds": any(layer.delta.requires_grad for _, layer in self.neurons()),
         }
@@ -257,6 +267,7 @@ class ScratchNetwork(nn.Module):
         """A copy with each batch norm in the convolution or linear layer in front of it, in eval
         mode, trains of tensors merged; its statistics are shared by all steps, so one layer does
         for all of them."""
+        refuse_to_fold(self.layers)
         layers = with_plain_weights(merge(self.layers)).eval()
         assert isinstance(layers, fx.GraphModule)
         fold_by_step_(layers)
@@ -302,7 +313,9 @@ class ScratchNetwork(nn.Module):
 
 def _beside_images(layers: fx.GraphModule, image_shape: tuple[int, ...]) -> list[Fault]:
     """Where something else lies on the first axis than images."""
-    plain = copy.deepcopy(without_steps(layers)).float().cpu()  # shapes are those of any other kind
+    plain = (
+        copy.deepcopy(with_shared_norms(without_steps(layers))).float().cpu()
+    )  # shapes are those of any other kind
     assert isinstance(plain, fx.GraphModule)
     set_image_shape(plain, image_shape)
     return [Fault(node_name(node), str(node.target), "") for node in images_not_first(plain)]

@@ -53,6 +53,7 @@ class SpikingSpec:
     in every pass; ``learn_thresholds`` the step of each layer too. With ``start`` "ann" each
     threshold is balanced: it begins at the 99.9th
     percentile of what the float layer gives.
+    ``norm_by_step`` gives each step a batch norm of its own, which does not fold.
 
     Units: ``initial`` potential in thresholds (of the lowest); ``fires_at`` the share of its
         threshold at which a neuron fires, while it still emits, and loses, the whole of it.
@@ -88,6 +89,7 @@ class SpikingSpec:
     fires_at: float = 1.0
     standardize_weights: bool = False
     learn_thresholds: bool = False
+    norm_by_step: bool = False
 
     def __post_init__(self) -> None:
         names = {
@@ -129,6 +131,9 @@ class SpikingSpec:
         if self.learn_thresholds and self.algorithm in ("ottt_a", "ottt_o", "dsr"):
             hint = "it passes nothing to them: leave it false, or train by bptt"
             yield Fault("learn_thresholds", "true", hint)
+        if self.norm_by_step and self.algorithm == "dsr":
+            hint = "representations weigh steps alike: leave it false, or train by bptt"
+            yield Fault("norm_by_step", "true", hint)
         if self.delayed and self.algorithm in ("ottt_a", "ottt_o", "dsr"):
             hint = "no gradient of a step reaches what caused it: leave it false, or train by bptt"
             yield Fault("delayed", "true", hint)
@@ -198,6 +203,7 @@ def build_spiking(ann: nn.Module, spec: SpikingSpec, example: Tensor) -> Scratch
         coding=Coding(spec.coding),
         standardized=spec.standardize_weights,
         learns_thresholds=spec.learn_thresholds,
+        norm_by_step=spec.norm_by_step,
     )
 
 

@@ -17,6 +17,7 @@ from mt_convert.neurons.surrogate import ATan
 from mt_convert.training.from_scratch import archive
 from mt_convert.training.from_scratch.balance import balance_thresholds_
 from mt_convert.training.from_scratch.network import ScratchNetwork, build_from_scratch
+from mt_convert.training.from_scratch.norm_by_step import NormByStep
 from mt_convert.training.from_scratch.poisson import Coding
 from mt_convert.training.from_scratch.spec import SpikingSpec, build_spiking
 from mt_convert.training.from_scratch.standardized import FLOOR, GAIN, Standardized
@@ -145,6 +146,33 @@ def test_thresholds_learn_stay_positive_and_are_stored(tmp_path: Path) -> None:
     assert torch.equal(archive.load(tmp_path)(IMAGES), network(IMAGES))
     with pytest.raises(SpecError, match="passes nothing to them"):
         SpikingSpec("lif", learn_thresholds=True, algorithm="ottt_a")
+
+
+# ---------------------------------------------------------------------------- batch norm per step
+
+
+def test_each_step_has_its_own_batch_norm_which_does_not_fold(tmp_path: Path) -> None:
+    network = built(norm_by_step=True)
+    layer = next(item for item in network.modules() if isinstance(item, NormByStep))
+    frames = torch.stack([IMAGES, 3 * IMAGES + 1, IMAGES - 2], 1)
+    network(frames)
+    means = torch.stack([norm.running_mean for norm in layer.norms])
+    assert (means.std(0) > 0).all(), "statistics of three steps are three"
+    with torch.no_grad():
+        conv = network.layers.get_submodule("0")
+        for t, norm in enumerate(layer.norms):
+            due = conv(frames[:, t]).mean((0, 2, 3)) * norm.momentum
+            assert torch.allclose(norm.running_mean, due, atol=1e-5)
+    network.eval()
+    archive.save(network, tmp_path)
+    assert torch.equal(archive.load(tmp_path)(frames), network(frames))
+    with pytest.raises(SpecError, match="cannot take up the batch norms of several steps"):
+        network.fold()
+    with pytest.raises(SpecError, match="weigh steps alike"):
+        SpikingSpec("if", algorithm="dsr", norm_by_step=True)
+    plain = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    with pytest.raises(SpecError, match="nothing is normalised"):
+        built(plain, norm_by_step=True)
 
 
 # ------------------------------------------------------------------------------------- fires early
