@@ -67,6 +67,7 @@ def reference_columns(qann: QuantizedModel, answers: Answers) -> dict[str, Any]:
         "levels": qann.spec.levels,
         "weight_bits": bits_per_weight(qann.spec),
         "weights": str(qann.spec.weights),
+        "act_bits": qann.spec.act_bits,
         "spacing": str(qann.spec.spacing),
         "qat_noise": str(qann.spec.act_noise),
         "digest": network_digest(qann),

@@ -4,14 +4,17 @@ cannot meet is refused by `load`, with the reason, and by nothing that comes lat
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recipe_keys import enumerated
 
+from mt_convert.calibration.spec import NAMES
+from mt_convert.calibration.text import parse
 from mt_convert.errors import Fault, RecipeError
 from mt_convert.experiments.recipes.conversion import Recipe
 from mt_convert.experiments.recipes.from_scratch import SpikingRecipe, load
@@ -32,9 +35,15 @@ FILES = {Recipe: COMMON + CONVERSION, SpikingRecipe: COMMON + SPIKING}
 
 COMPANIONS: dict[str, tuple[str, ...]] = {
     "ann.": ("ann.epochs=1", "ann.batch_size=8"),
+    "calibrate.": ("calibrate.calibration=mse",),
+    "control=true": ("ann.epochs=1", "ann.batch_size=8"),
+    "finetune.progressive=true": (
+        *("finetune.algorithm=tandem", "finetune.learns=[weights]", "finetune.train.patience=1"),
+    ),
     "finetune.": ("finetune.train.epochs=1", "finetune.train.batch_size=8"),
     "finetune.algorithm=tandem": ("finetune.learns=[weights]",),
     "spiking.algorithm=dsr": ("spiking.read_out_tau=2.0",),
+    "spiking.delayed": ("spiking.time_steps=6",),
     "spiking.ladder=binary": ("spiking.mode=cascade",),
     "spiking.learn_read_out=true": ("spiking.read_out_tau=2.0",),
     "spiking.tensor_train.form": ("spiking.tensor_train.rank=2",),
@@ -112,6 +121,17 @@ def test_every_value_of_every_key_runs_or_is_refused_with_the_reason(
             load(folder / f"{kind.__name__}.yaml", [*overrides, override])
         return
     run_here(folder, kind, [*overrides, override])
+
+
+def test_calibrations_are_tried_in_each_of_their_kinds_and_words() -> None:
+    tried = dict(enumerated(Recipe))["calibrate.calibration"]
+    kinds = [parse(text)[0] for text in tried]
+    assert {type(item) for item in kinds} == set(NAMES.values())
+    for kind in NAMES.values():
+        for name, hint in get_type_hints(kind).items():
+            if isinstance(hint, type) and issubclass(hint, StrEnum):
+                own = [getattr(item, name) for item in kinds if type(item) is kind]
+                assert set(own) == set(hint), (kind, name)
 
 
 def _choice(key: str, *words: str) -> st.SearchStrategy[str]:

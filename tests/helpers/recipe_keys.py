@@ -13,17 +13,24 @@ from pydantic import BaseModel
 
 from mt_convert.data import image_spec
 from mt_convert.neurons.ladder import LADDERS
+from mt_convert.quantization import spec as quant_spec
 from mt_convert.training import spec as train_spec
 from mt_convert.training.from_scratch import spec as spiking_spec
 from mt_convert.training.from_scratch import tensor_train
 from mt_convert.training.from_scratch.poisson import Coding
 from mt_convert.training.gradients import ALGORITHMS
 
-Value = bool | str | None
+Value = bool | str | int | list[str] | None
 
 NAMED: dict[str, tuple[Value, ...]] = {
     "TrainSpec.scheduler": train_spec.SCHEDULES,
     "TrainSpec.mixed_precision": train_spec.PRECISIONS,
+    "QuantizeBlock.after": tuple([name] for name in quant_spec.AFTER),
+    "CalibrateBlock.calibration": (
+        *("initial_potential", "percentile", "maximum", "mse", "alpha_beta", "gaussian"),
+        *("alpha_beta(signed)", "membrane_mean", "membrane_mean(per=neuron)"),
+        *("layer_wise(epochs=1)", "layer_wise(epochs=1,loss=kl)", "thresholds(levels=1)"),
+    ),
     "DataSpec.augmentation": image_spec.AUGMENTATIONS,
     "DataSpec.interpolation": image_spec.INTERPOLATIONS,
     "DataSpec.compare": image_spec.COMPARISONS,

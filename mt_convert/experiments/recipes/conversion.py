@@ -141,7 +141,8 @@ class Recipe(BaseModel):
 
     ``seed`` draws untrained weights and is the seed of all trainings that name none;
     the split of the images has its own, ``data.seed``. ``ann`` null: no training before
-    quantization; ``train`` null: calibration alone. ``calibrate`` and ``finetune``
+    quantization; ``train`` null: calibration alone. ``control``: the float network is trained by
+    the same ``train`` block, and its accuracy stands in every row. ``calibrate`` and ``finetune``
     null: the converted network as it is; with both, the calibrated network is fine-tuned, and what
     ``finetune`` does not say of its conversion is that of ``calibrate``.
     """
@@ -154,6 +155,7 @@ class Recipe(BaseModel):
     ann: TrainSpec | None = None
     quantize: QuantizeBlock = QuantizeBlock()
     train: TrainSpec | None = None
+    control: bool = False
     convert: ConvertBlock = ConvertBlock()
     evaluate: EvaluateBlock = EvaluateBlock()
     calibrate: CalibrateBlock | None = None
@@ -303,6 +305,10 @@ def _mismatches(recipe: Recipe, tree: Tree) -> list[Fault]:
         faults.append(Fault(where, what, hint))
     faults += _spacing_faults(recipe, tree)
     faults += _chain_faults(recipe, tree)
+    if recipe.control and recipe.train is None:
+        where = f"{tree.place(('control',))}  control"
+        hint = "the control arm is trained by the train block: give one, or set control: false"
+        faults.append(Fault(where, "is true, but nothing is trained", hint))
     return [*disagreements(tree, recipe.model, expected, "data"), *faults]
 
 
