@@ -46,7 +46,9 @@ from mt_convert.training.loss import TrainLoss
 from mt_convert.training.spec import TrainSpec, without_quantizers
 
 STAGES = tuple(
-    name for name in conversion_run.Conversion.NAMES if name not in ("control", "finetune")
+    name
+    for name in conversion_run.Conversion.NAMES
+    if name not in ("control", "calibrate", "finetune")
 )  # of recipes without one
 SMALL = ["evaluate.thresholds=[1,15]", "evaluate.time_steps=[1,2]"]
 
