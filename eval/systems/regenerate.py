@@ -281,6 +281,7 @@ def main() -> None:
         kept = [c for c in stored if (c.system, c.arm, c.seed) != key]
         store([*kept, cell])
         write_page()
+    store(stored_cells())
     write_page()
 
 
