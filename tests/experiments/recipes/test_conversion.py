@@ -270,6 +270,7 @@ def test_wrong_types_say_what_is_there_and_what_is_allowed(write: Write) -> None
         "quantize.normalize_weights=yes_": ('is "yes_"', "allowed: true or false"),
         "model.from_run=3": ("is 3", "allowed: text"),
         "train.spike_weight=-0.1": ("is -0.1", "allowed: 0 or more"),
+        "train.mse_weight=1.5": ("is 1.5", "allowed: 0 to 1"),
         "train.freeze_oscillating.momentum=0": ("is 0.0", "allowed: between 0 and 1"),
         "train.freeze_oscillating.momentum=1": ("is 1.0", "allowed: between 0 and 1"),
         "train.freeze_oscillating={bound: 0}": ("is 0.0", "allowed: above 0, up to 1"),
