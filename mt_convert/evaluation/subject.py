@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..data import ImageSet
 from ..quantization.quantize import QuantizedModel
 from ..quantization.spec import QuantSpec, WeightCode
+from .stored import StoredNetwork, StoredSpec
 
 
 def network_digest(network: nn.Module) -> str:
@@ -29,13 +30,15 @@ def network_digest(network: nn.Module) -> str:
     return sha.hexdigest()[:8]
 
 
-def bits_per_weight(spec: QuantSpec) -> float | None:
+def bits_per_weight(spec: QuantSpec | StoredSpec) -> float | None:
     """Bits of a weight of an ordinary layer; None of a float.
 
     Example:
         >>> bits_per_weight(QuantSpec(weights="subbit", codeword_bits=5))
         0.56
     """
+    if isinstance(spec, StoredSpec):
+        return spec.weight_bits
     if spec.weights is WeightCode.SUBBIT:
         return round(spec.codeword_bits / 9, 2)
     return 2 if spec.weights is WeightCode.TERNARY else spec.weight_bits
@@ -55,7 +58,7 @@ class Subject:
     ``describe`` holds model, dataset, seed; ``data`` what tells these images from others.
     """
 
-    qann: QuantizedModel
+    qann: QuantizedModel | StoredNetwork
     ann: nn.Module | None
     test: ImageSet
     calibration: Tensor

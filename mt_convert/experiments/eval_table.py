@@ -18,18 +18,20 @@ from rich.console import Console
 
 from ..calibration.text import parse
 from ..data.image_spec import data_labels
-from ..errors import Fault, MTConvertError, SpecError
+from ..errors import Fault, MTConvertError, SpecError, many
 from ..evaluation.analysis import Analysis, analyses
 from ..evaluation.energy.report import EnergyReport
 from ..evaluation.errors.pictures import error_by_layer, histograms
 from ..evaluation.peers.converters import PEERS
 from ..evaluation.peers.network import available
-from ..evaluation.row_cache import RowCache
+from ..evaluation.row_cache import AnySetting, RowCache
 from ..evaluation.settings import METHODS
+from ..evaluation.stored import StoredNetwork
 from ..evaluation.subject import Subject
 from ..report import pictures, tables
 from ..report.columns import LEGEND, markdown_table
 from ..report.rows import Row, results_from_json, results_to_json
+from ..system.progress import notice
 from ..system.storage import atomic, read_json, write_json
 from .recipes.conversion import EvaluateBlock, Recipe, load_recipe, load_stored
 from .stored_networks import stored_energy, stored_network, stored_rows
@@ -79,9 +81,12 @@ class EvalOptions:
             try:
                 parse(text)
             except MTConvertError as error:
-                faults.append(Fault("--calibrate", text, str(error)))
+                faults += [
+                    Fault("--calibrate", f"{item.where} {item.what}", item.hint)
+                    for item in error.faults
+                ]
         if faults:
-            raise SpecError(f"{len(faults)} fault(s) in what is to be compared", faults)
+            raise SpecError(f"{many(faults, 'fault', 'faults')} in what is to be compared", faults)
 
     def block(self) -> EvaluateBlock:
         """The same as the block of a recipe."""
@@ -133,11 +138,7 @@ def run(options: EvalOptions, out: Path) -> list[Row]:
         for number, plain in enumerate(_subjects(name, recipes, options)):
             describe = {**plain.describe, "dataset": labels[name][number], "run": runs[name]}
             subject = dataclasses.replace(plain, describe=describe)
-            spec = subject.qann.spec
-            settings = options.block().settings(spec.levels, spec.spacing)
-            if not settings:
-                fault = Fault(name, "has learned thresholds", "take --method mt_signed")
-                raise SpecError("nothing that was asked for goes with learned thresholds", [fault])
+            settings = _settings(name, subject, options)
             label = f"{name}, {subject.describe['dataset']}"
             rows += cache.rows(subject, settings, label)
             if options.errors and cache.processes.first:
@@ -148,6 +149,26 @@ def run(options: EvalOptions, out: Path) -> list[Row]:
         _publish(rows, results, energies, out)
     cache.processes.wait()
     return rows
+
+
+def _settings(name: str, subject: Subject, options: EvalOptions) -> Sequence[AnySetting]:
+    """All that is asked for; a spiking network that was stored is as it was converted.
+
+    Raises:
+        SpecError: nothing of it goes with learned thresholds.
+    """
+    if not isinstance(subject.qann, StoredNetwork):
+        spec = subject.qann.spec
+        settings = options.block().settings(spec.levels, spec.spacing)
+        if not settings:
+            fault = Fault(name, "has learned thresholds", "take --method mt_signed")
+            raise SpecError("nothing that was asked for goes with learned thresholds", [fault])
+        return settings
+    notice(
+        f"{subject.describe['model']} is converted already: it is evaluated as it is, without "
+        "--levels and --method"
+    )
+    return subject.qann.settings(options.time_steps, options.calibrations, options.calibrated_for)
 
 
 def _publish(

@@ -32,8 +32,9 @@ from .stages import open_splits
 
 
 def stored_network(name: str) -> Path | None:
-    """The folder of the spiking network that a word of ``mt-convert eval`` names, if it does: one
-    that was saved, one of a calibration or a fine-tuning, the run of a network from scratch.
+    """The folder of the spiking network that a word of ``mt-convert eval`` names, if it does: that
+    of a calibration or a fine-tuning, or one from scratch, saved or in its run. A converted network
+    that was saved is `evaluation.stored`'s.
 
     Example:
         >>> stored_network("digits") is None
@@ -41,9 +42,9 @@ def stored_network(name: str) -> Path | None:
     """
     folder = Path(name)
     for place in (folder, folder / "network", folder / "spiking"):
-        if (place / "network.json").is_file() and kind_of(place) in ("snn", "spiking"):
-            whole = place == folder / "spiking" or not (folder / "train").is_dir()
-            return place if whole or place == folder else None
+        kinds = ("spiking",) if place == folder else ("snn", "spiking")
+        if (place / "network.json").is_file() and kind_of(place) in kinds:
+            return place
     return None
 
 

@@ -169,7 +169,7 @@ def test_stored_networks_go_through_every_verb_or_are_refused_by_name(
         ),
     }.items():
         with pytest.raises(
-            SpecError, match=f"{verb} takes a converted network.*\n.*ScratchNetwork"
+            SpecError, match=f"{verb} takes a converted network, not a ScratchNetwork"
         ):
             call()
 
