@@ -64,7 +64,8 @@ class Setting:
     keep_better: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ladder", ladder_of(self.ladder))
+        if not isinstance(self.ladder, OwnThresholds):
+            object.__setattr__(self, "ladder", ladder_of(self.ladder))
         object.__setattr__(self, "time_steps", _sorted_steps(self.time_steps))
         if isinstance(self.calibration, str):
             object.__setattr__(self, "calibration", parse(self.calibration))
