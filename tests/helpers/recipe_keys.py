@@ -47,7 +47,13 @@ NAMED: dict[str, tuple[Value, ...]] = {
 
 FREE = (
     *("Recipe.name", "SpikingRecipe.name", "TrainSpec.optimizer", "QuantizeBlock.checkpoint"),
-    *("ModelSpec.architecture", "ModelSpec.checkpoint", "ModelSpec.from_run", "DataSpec.dataset"),
+    *(
+        "ModelSpec.architecture",
+        "ModelSpec.checkpoint",
+        "ModelSpec.from_run",
+        "DataSpec.dataset",
+        "ModelSpec.import_",
+    ),
     *("DataSpec.root", "DataSpec.train_split", "DataSpec.test_split", "DataSpec.name"),
     *("DataSpec.class_map", "Override.pattern"),
     *("EventSpec.dataset", "EventSpec.root", "EventSpec.bins", "EvaluateBlock.calibrations"),
