@@ -10,8 +10,9 @@ import torch
 
 import mt_convert as mt
 from mt_convert.data import images, open_data
-from mt_convert.errors import RecipeError, SpecError
+from mt_convert.errors import CheckpointError, RecipeError, SpecError
 from mt_convert.evaluation.evaluate import convert_for
+from mt_convert.experiments.bench.network import open_network
 from mt_convert.experiments.eval_table import EvalOptions
 from mt_convert.experiments.eval_table import run as run_eval
 from mt_convert.experiments.finetune import _name
@@ -157,6 +158,9 @@ def test_stored_networks_go_through_every_verb_or_are_refused_by_name(
     assert mt.energy(tuned, shown, time_steps=4).totals
     whole = simulate(tuned, shown, time_steps=4, arithmetic=IntegerArithmetic(tuned)).logits[-1]
     assert torch.equal(mt.integer(tuned, backend="torch")(shown, 4), whole)
+    for folder, what in ((scratch, "trained from scratch"), (chain / "finetune", "fine-tuned")):
+        with pytest.raises(CheckpointError, match=f"was {what}: bench times a quantized network"):
+            open_network(str(folder), tmp_path)
     assert isinstance(network, ScratchNetwork)
     mt.save(network, tmp_path / "scratch")
     assert torch.equal(mt.load(tmp_path / "scratch")(shown), network(shown))
