@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from .neurons.ladder import Binary, Learned, PowerOfTwo, Uniform
     from .quantization.quantize import quantize
     from .quantization.spec import QuantSpec
-    from .spiking.archive import load, save
     from .spiking.convert import convert
     from .spiking.simulate import simulate
+    from .training.archive import load, save
     from .training.finetune.finetune import FinetuneSpec, finetune
 
 _HOMES = {
@@ -54,12 +54,12 @@ _HOMES = {
     ),
     "quantization.quantize": ("quantize",),
     "quantization.spec": ("QuantSpec",),
-    "spiking.archive": (
+    "spiking.convert": ("convert",),
+    "spiking.simulate": ("simulate",),
+    "training.archive": (
         "load",
         "save",
     ),
-    "spiking.convert": ("convert",),
-    "spiking.simulate": ("simulate",),
     "training.finetune.finetune": (
         "FinetuneSpec",
         "finetune",

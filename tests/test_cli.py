@@ -88,7 +88,7 @@ def test_check_shows_all_stages_of_a_good_recipe(command: Command) -> None:
     stages = dict(line.split(maxsplit=1) for line in lines[1:])
     assert list(stages) == [
         *("seed", "model", "data", "ann", "quantize", "train", "control", "convert", "evaluate"),
-        "finetune",
+        *("calibrate", "finetune"),
     ]
     assert "weight_bits=3" in stages["quantize"]
     assert "seed=4" in stages["train"]

@@ -35,7 +35,7 @@ from .settings import PeerSetting, Setting
 from .stored import StoredNetwork
 from .subject import Subject
 
-CELL_SCHEMA = "mt_convert.cell/2"
+CELL_SCHEMA = "mt_convert.cell/3"
 AnySetting = Setting | PeerSetting
 
 

@@ -18,6 +18,26 @@ SETTING_SCHEMA = "setting/1"
 
 
 @dataclass(frozen=True)
+class OwnThresholds:
+    """The ``n`` thresholds that training has placed, in each layer where they are; layers with
+    equal steps have one for each level.
+
+    Example:
+        >>> OwnThresholds(3).natural_firing
+        <Firing.PARALLEL: 'parallel'>
+    """
+
+    kind: ClassVar[str] = "learned"
+
+    n: int
+
+    @property
+    def natural_firing(self) -> Firing:
+        """What learned thresholds of equal levels allow."""
+        return Firing.PARALLEL
+
+
+@dataclass(frozen=True)
 class Setting:
     """One way to convert and run a network, and the numbers of steps to report.
 
@@ -32,7 +52,7 @@ class Setting:
 
     kind: ClassVar[str] = "setting"
 
-    ladder: Ladder
+    ladder: Ladder | OwnThresholds
     time_steps: tuple[int, ...]
     firing: Firing | None = None
     signed: bool = True
@@ -44,7 +64,8 @@ class Setting:
     keep_better: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ladder", ladder_of(self.ladder))
+        if not isinstance(self.ladder, OwnThresholds):
+            object.__setattr__(self, "ladder", ladder_of(self.ladder))
         object.__setattr__(self, "time_steps", _sorted_steps(self.time_steps))
         if isinstance(self.calibration, str):
             object.__setattr__(self, "calibration", parse(self.calibration))
@@ -90,6 +111,32 @@ def _sorted_steps(time_steps: tuple[int, ...]) -> tuple[int, ...]:
         hint = "allowed: whole numbers from 1"
         raise SpecError("no steps to report", [Fault("time_steps", str(time_steps), hint)])
     return tuple(sorted(set(time_steps)))
+
+
+def with_own_thresholds(
+    settings: Sequence[Setting | PeerSetting], levels: int
+) -> list[Setting | PeerSetting]:
+    """The settings that a network of learned thresholds allows, each with its own thresholds: equal
+    thresholds in parallel, the image presented once; peers convert the float network. The others
+    are left out.
+
+    Example:
+        >>> both = [Setting(Uniform(n), (2,), firing=f) for n in (1, 3) for f in Firing]
+        >>> [item.ladder for item in with_own_thresholds(both, 3)]
+        [OwnThresholds(n=3)]
+    """
+    own: dict[Setting | PeerSetting, None] = {}
+    for item in settings:
+        if isinstance(item, PeerSetting):
+            own[item] = None
+        elif (
+            isinstance(item.ladder, Uniform)
+            and item.firing is Firing.PARALLEL
+            and item.presentation is Presentation.ONCE
+        ):
+            method = "" if item.method == f"mt_{item.ladder_name}" else item.method
+            own[dataclasses.replace(item, ladder=OwnThresholds(levels), method=method)] = None
+    return list(own)
 
 
 def iso_level(L: int) -> list[Setting]:

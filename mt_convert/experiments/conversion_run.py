@@ -19,6 +19,7 @@ from ..data import DataSpec, Splits, images, open_data
 from ..data.image_spec import data_labels
 from ..data.splits import select_test_images
 from ..errors import CheckpointError, Fault, RecipeError
+from ..evaluation.evaluate import convert_for
 from ..evaluation.row_cache import RowCache
 from ..evaluation.subject import Subject
 from ..neurons.ladder import Uniform
@@ -105,7 +106,8 @@ class Conversion(StageRun):
     """One run of a recipe that converts."""
 
     NAMES: ClassVar[Sequence[str]] = (
-        *("ann", "quantize", "train", "convert", "evaluate", "control", "finetune", "report"),
+        *("ann", "quantize", "train", "convert", "evaluate", "control"),
+        *("calibrate", "finetune", "report"),
     )
     BLOCKS: ClassVar[dict[str, Sequence[str]]] = {
         "ann": ("seed", "model", "data", "ann"),
@@ -114,7 +116,8 @@ class Conversion(StageRun):
         "convert": ("convert",),
         "evaluate": ("evaluate",),
         "control": ("control", "train"),
-        "finetune": ("finetune",),
+        "calibrate": ("calibrate",),
+        "finetune": ("calibrate", "finetune"),
         "report": ("name",),
     }
 
@@ -127,6 +130,7 @@ class Conversion(StageRun):
     def stages(self) -> Sequence[str]:
         left_out = {
             "control": not self.recipe.control,
+            "calibrate": self.recipe.calibrate is None,
             "finetune": self.recipe.finetune is None,
         }
         return tuple(name for name in self.NAMES if not left_out.get(name))
@@ -145,7 +149,7 @@ class Conversion(StageRun):
 
     def shared(self, name: str) -> bool:
         trains = (name == "ann" and self.recipe.ann) or (name == "train" and self.recipe.train)
-        return bool(trains) or name in ("evaluate", "control", "finetune")
+        return bool(trains) or name in ("evaluate", "control", "calibrate", "finetune")
 
     def checkpoint(self, name: str) -> str | None:
         start = self.recipe.model.from_run
@@ -171,10 +175,10 @@ class Conversion(StageRun):
         return inputs
 
     def rows_text(self) -> str:
-        """The rows of the evaluation, and of the fine-tuning behind them."""
-        names = [name for name in ("evaluate", "finetune") if name in self.stages]
+        """The rows of the evaluation, and of calibration and fine-tuning behind them."""
+        names = [name for name in ("evaluate", "calibrate", "finetune") if name in self.stages]
         stored = [read_json(self.at[name] / "rows.json") for name in names]
-        rows = [row for item in stored for row in results_from_json(item)]
+        rows = list(dict.fromkeys(row for item in stored for row in results_from_json(item)))
         if self.recipe.control:
             control = read_json(self.at["control"] / "accuracy.json")["accuracy"]
             own = control[data_labels((self.recipe.data,))[0]]
@@ -187,8 +191,8 @@ class Conversion(StageRun):
     def splits(self) -> Splits:
         """The images, opened once."""
         if self._splits is None:
-            settings = self.recipe.evaluate.settings(self.recipe.quantize.levels)
-            quantizes = self.recipe.quantize.checkpoint is None
+            settings = self.recipe.settings()
+            quantizes = self.recipe.quantize.checkpoint is None or self.recipe.calibrate is not None
             calibrates = quantizes or any(calibrates_on_images(item) for item in settings)
             self._splits = open_data(self.recipe.data, calibrates=calibrates)
         return self._splits
@@ -262,16 +266,32 @@ class Conversion(StageRun):
         block = self.recipe.evaluate
         cache = RowCache(folder, block.batch_size, self.processes)
         rows: list[Row] = []
-        settings = block.settings(self.recipe.quantize.levels)
+        settings = self.recipe.settings()
         calibrates = any(calibrates_on_images(item) for item in settings)
         sources = (self.recipe.data, *block.data)
         for data, label in zip(sources, data_labels(sources), strict=True):
             own = data is self.recipe.data
             splits = self.splits if own else open_data(data, calibrates=calibrates)
             shown = self._subject(data, splits)
-            shown = replace(shown, describe={**shown.describe, "dataset": label})
+            named = {"dataset": label, "run": self.recipe.name}
+            shown = replace(shown, describe={**shown.describe, **named})
             rows += cache.rows(shown, settings, "evaluate")
         self._write_rows(folder, rows)
+
+    def _calibrate(self, folder: Path) -> None:
+        """The converted network calibrated and stored; its rows before and after."""
+        setting = self.recipe.calibrated_setting()
+        plain = replace(setting, calibration=(), calibrated_T=None)
+        shown = self._named(self._subject(self.recipe.data, self.splits))
+        cache = RowCache(folder, self.recipe.evaluate.batch_size, self.processes)
+        before = cache.rows(shown, [plain], "converted")
+        snn, report = convert_for(shown.qann, setting, shown.calibration)
+        after = cache.rows_of(shown, snn, setting)
+        if self.first:
+            assert report is not None
+            archive.save(snn, folder / "network")
+            write_json(folder / "calibration.json", report.to_json())
+        self._write_rows(folder, [*before, *after])
 
     def _control(self, folder: Path) -> None:
         """The float network trained by the same schedule without quantizers, and its accuracies.
@@ -297,10 +317,15 @@ class Conversion(StageRun):
             write_json(folder / "accuracy.json", {"accuracy": accuracies})
 
     def _finetune(self, folder: Path) -> None:
-        """The converted network fine-tuned, and its rows before and after."""
-        shown = self._subject(self.recipe.data, self.splits)
-        rows, _ = run_finetune(self.recipe, shown, self.splits, folder)
+        """The converted or calibrated network fine-tuned, and its rows before and after."""
+        shown = self._named(self._subject(self.recipe.data, self.splits))
+        start = self.at["calibrate"] / "network" if self.recipe.calibrate is not None else None
+        rows, _ = run_finetune(self.recipe, shown, self.splits, folder, start=start)
         self._write_rows(folder, rows)
+
+    def _named(self, shown: Subject) -> Subject:
+        """With the run's name in its rows."""
+        return replace(shown, describe={**shown.describe, "run": self.recipe.name})
 
     def _subject(self, data: DataSpec, splits: Splits) -> Subject:
         """The trained networks on the test images of a data set."""

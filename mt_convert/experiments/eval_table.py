@@ -9,6 +9,7 @@ should be, energy.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..calibration.text import parse
 from ..data.image_spec import data_labels
 from ..errors import Fault, MTConvertError, SpecError, many
 from ..evaluation.analysis import Analysis, analyses
+from ..evaluation.energy.report import EnergyReport
 from ..evaluation.errors.pictures import error_by_layer, histograms
 from ..evaluation.peers.converters import PEERS
 from ..evaluation.peers.network import available
@@ -32,6 +34,7 @@ from ..report.rows import Row, results_from_json, results_to_json
 from ..system.progress import notice
 from ..system.storage import atomic, read_json, write_json
 from .recipes.conversion import EvaluateBlock, Recipe, load_recipe, load_stored
+from .stored_networks import stored_energy, stored_network, stored_rows
 from .subjects import calibrates_on_images, subjects_of
 
 ANALYSES_SCHEMA = "mt_convert.analyses/1"
@@ -109,12 +112,33 @@ def run(options: EvalOptions, out: Path) -> list[Row]:
     cache = RowCache(out, options.batch_size)
     rows: list[Row] = []
     results: list[Analysis] = []
-    labels = _labels(recipes, options)
+    energies: list[tuple[str, EnergyReport]] = []
+    labels, runs = _labels(recipes, options), _run_names(options.names)
     for name in options.names:
+        if stored_network(name) is not None:
+            rows += stored_rows(
+                name,
+                recipes,
+                () if recipes else options.overrides,
+                options.time_steps,
+                run=runs[name],
+                count=options.images,
+                batch_size=options.batch_size,
+            )
+            if options.errors and cache.processes.first:
+                found = stored_energy(
+                    name,
+                    recipes,
+                    () if recipes else options.overrides,
+                    options.time_steps,
+                    options.errors,
+                )
+                energies += [] if found is None else [(runs[name], found)]
+            continue
         for number, plain in enumerate(_subjects(name, recipes, options)):
-            describe = {**plain.describe, "dataset": labels[name][number]}
+            describe = {**plain.describe, "dataset": labels[name][number], "run": runs[name]}
             subject = dataclasses.replace(plain, describe=describe)
-            settings = _settings(subject, options)
+            settings = _settings(name, subject, options)
             label = f"{name}, {subject.describe['dataset']}"
             rows += cache.rows(subject, settings, label)
             if options.errors and cache.processes.first:
@@ -122,15 +146,24 @@ def run(options: EvalOptions, out: Path) -> list[Row]:
     if cache.processes.first:
         write_json(out / "eval.json", dataclasses.asdict(options))
         write_json(out / "results.json", results_to_json(rows))
-        _publish(rows, results, out)
+        _publish(rows, results, energies, out)
     cache.processes.wait()
     return rows
 
 
-def _settings(subject: Subject, options: EvalOptions) -> Sequence[AnySetting]:
-    """All that is asked for; a spiking network that was stored is as it was converted."""
+def _settings(name: str, subject: Subject, options: EvalOptions) -> Sequence[AnySetting]:
+    """All that is asked for; a spiking network that was stored is as it was converted.
+
+    Raises:
+        SpecError: nothing of it goes with learned thresholds.
+    """
     if not isinstance(subject.qann, StoredNetwork):
-        return options.block().settings(subject.qann.spec.levels)
+        spec = subject.qann.spec
+        settings = options.block().settings(spec.levels, spec.spacing)
+        if not settings:
+            fault = Fault(name, "has learned thresholds", "take --method mt_signed")
+            raise SpecError("nothing that was asked for goes with learned thresholds", [fault])
+        return settings
     notice(
         f"{subject.describe['model']} is converted already: it is evaluated as it is, without "
         "--levels and --method"
@@ -138,12 +171,17 @@ def _settings(subject: Subject, options: EvalOptions) -> Sequence[AnySetting]:
     return subject.qann.settings(options.time_steps, options.calibrations, options.calibrated_for)
 
 
-def _publish(rows: list[Row], results: list[Analysis], out: Path) -> None:
+def _publish(
+    rows: list[Row],
+    results: list[Analysis],
+    energies: list[tuple[str, EnergyReport]],
+    out: Path,
+) -> None:
     """The pages and their pictures."""
     pictures.accuracy_over_time(rows, out / "accuracy.png")
     with atomic(out / "README.md") as temporary:
         temporary.write_text(page(rows))
-    if not results:
+    if not results and not energies:
         return
     stored = {"schema": ANALYSES_SCHEMA, "analyses": [item.to_json() for item in results]}
     write_json(out / "errors.json", stored)
@@ -155,6 +193,7 @@ def _publish(rows: list[Row], results: list[Analysis], out: Path) -> None:
                 name = f"{kind}_{number}_n{n}_T{T}.png"
                 draw(item.errors, n, T, out / name)
                 lines.append(f"![{kind} of {item.title}, n = {n}, T = {T}]({name})\n")
+    lines += [f"## {name}, as it is stored\n\n{report.markdown()}\n" for name, report in energies]
     with atomic(out / "errors.md") as temporary:
         temporary.write_text("\n".join(lines))
 
@@ -172,7 +211,9 @@ def _labels(recipes: list[Recipe], options: EvalOptions) -> dict[str, list[str]]
     """What the data sets of each name are called, no two of them the same."""
     own: dict[str, list[Recipe]] = {}
     for name in options.names:
-        if recipes or (Path(name) / "network.json").is_file():
+        if stored_network(name) is not None:
+            own[name] = []
+        elif recipes or (Path(name) / "network.json").is_file():
             own[name] = recipes
         else:
             is_run = (Path(name) / "recipe.yaml").is_file()
@@ -183,6 +224,13 @@ def _labels(recipes: list[Recipe], options: EvalOptions) -> dict[str, list[str]]
         data_labels([item.data for item in everything], [item.name for item in everything])
     )
     return {name: [next(labels) for _ in own[name]] for name in options.names}
+
+
+def _run_names(names: Sequence[str]) -> dict[str, str]:
+    """What tables call each network: the last part of its name where that is no other's."""
+    short = {name: Path(name).name.removesuffix(".yaml") for name in names}
+    count = Counter(short[name] for name in dict.fromkeys(names))
+    return {name: short[name] if count[short[name]] == 1 else name for name in names}
 
 
 def page(rows: list[Row]) -> str:
@@ -204,7 +252,7 @@ def show(out: Path, console: Console) -> None:
     """Print the table of a finished comparison."""
     rows = results_from_json(read_json(out / "results.json"))
     console.print(tables.accuracy_table(rows))
-    if read_json(out / "eval.json")["errors"]:
+    if read_json(out / "eval.json")["errors"] and (out / "errors.json").is_file():
         for stored in read_json(out / "errors.json")["analyses"]:
             item = Analysis.from_json(stored)
             console.print(item.title, style="bold", highlight=False)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..data import DataSpec, EventSpec, Splits
+from ..data import images as calibration_of
 from ..data.image_spec import dataset_name
 from ..data.splits import select_test_images
 from ..errors import Fault
@@ -28,6 +29,7 @@ from ..system.devices import device
 from ..system.storage import atomic, read_json, save_tensors, write_json
 from ..training.accuracy import count_correct
 from ..training.from_scratch import archive
+from ..training.from_scratch.balance import balance_thresholds_
 from ..training.from_scratch.network import ScratchNetwork
 from ..training.from_scratch.spec import build_spiking, train_from_scratch
 from ..training.loop import fit
@@ -110,6 +112,9 @@ class SpikingRun(StageRun):
             start = build(fresh, seed=recipe.seed, image_size=images.image_size)
         example = torch.zeros(2, images.channels, images.image_size, images.image_size)
         network = build_spiking(start, recipe.spiking, example)
+        if recipe.spiking.start == "ann":
+            shown = self.splits.calibration
+            balance_thresholds_(network, calibration_of(shown, min(512, len(shown))))
         history, columns = train_from_scratch(
             network,
             recipe.spiking,
@@ -138,6 +143,7 @@ class SpikingRun(StageRun):
         shared_columns = {
             "model": recipe.model.called,
             "dataset": _name(recipe),
+            "run": recipe.name,
             "seed": recipe.seed,
             "ann_accuracy": ann,
             "presentation": "frames" if recipe.data is None else str(Presentation.EVERY_STEP),

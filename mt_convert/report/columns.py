@@ -6,13 +6,18 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .row_groups import NAMES, needed_names
 from .rows import Row
 
 COLUMNS: dict[str, str] = {
+    "run": "run",
+    "digest": "network",
     "model": "model",
     "dataset": "images",
     "weight_bits": "W",
+    "weights": "weights",
     "levels": "L",
+    "spacing": "spacing",
     "qat_noise": "noise",
     "method": "method",
     "calibration": "calibrated",
@@ -39,8 +44,9 @@ COLUMNS: dict[str, str] = {
 
 
 IF_SEVERAL = (
-    *("model", "dataset", "weight_bits", "levels", "qat_noise", "method", "calibration"),
-    *("algorithm", "epochs", "seconds_per_epoch", "peak_mib", "control_accuracy"),
+    *("run", "digest", "model", "dataset", "weight_bits", "weights", "levels", "spacing"),
+    *("qat_noise", "method", "calibration", "algorithm", "epochs", "seconds_per_epoch", "peak_mib"),
+    "control_accuracy",
 )
 
 
@@ -49,13 +55,19 @@ OF_A_QANN = ("qann_accuracy", "agreement", "exact_share", "settling_T")
 
 def columns(rows: Sequence[Row]) -> list[str]:
     """The columns that a table of these rows shows: those that only tell networks, images and
-    methods apart are left out where all rows are alike, and comparisons where there are none.
+    methods apart are left out where all rows are alike, and comparisons where there are none. Runs
+    and digests stand there where networks would be alike without.
 
     Example:
         >>> columns([])[0]
         'presentation'
     """
-    shown = [name for name in COLUMNS if name not in IF_SEVERAL or _tells_apart(name, rows)]
+    named = needed_names(rows)
+    shown = [
+        name
+        for name in COLUMNS
+        if (name in named if name in NAMES else name not in IF_SEVERAL or _tells_apart(name, rows))
+    ]
     if rows and all(row.qann_accuracy is None for row in rows):
         shown = [name for name in shown if name not in OF_A_QANN]
     return shown

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..errors import CheckpointError
 
-RESULTS_SCHEMA = "mt_convert.results/1"
+RESULTS_SCHEMA = "mt_convert.results/2"
+_READABLE = (RESULTS_SCHEMA, "mt_convert.results/1")  # the first had fewer columns
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class Row:
         ``calibration`` what was set after conversion, for ``calibrated_T`` steps; ``algorithm`` how
         the spiking network was trained, for so many ``epochs``, the median of
         ``seconds_per_epoch``; ``peak_mib`` of memory taken beyond what was held before, on the
-        accelerator where there is one.
+        accelerator where there is one; ``weights`` the code of the weights and ``spacing`` of the
+        thresholds, of which a sub-bit code has a part of a bit; ``run`` the name of the run, and
+        ``digest`` the first characters of a digest of the network that the spiking one is made of.
 
     Example:
         >>> Row.fields()[:3]
@@ -52,7 +55,7 @@ class Row:
     spikes_per_neuron: float
     ladder: str
     levels: int
-    weight_bits: int | None
+    weight_bits: float | None
     whole_window: bool
     settling_T: int | None
     seed: int | None
@@ -64,6 +67,10 @@ class Row:
     epochs: int | None = None
     seconds_per_epoch: float | None = None
     peak_mib: float | None = None
+    weights: str = "uniform"
+    spacing: str = "equal"
+    run: str | None = None
+    digest: str | None = None
     act_bits: int | None = None
     control_accuracy: float | None = None
 
@@ -84,7 +91,7 @@ def results_from_json(stored: Any) -> list[Row]:
     Raises:
         CheckpointError: another schema, or a row without a column.
     """
-    if not isinstance(stored, Mapping) or stored.get("schema") != RESULTS_SCHEMA:
+    if not isinstance(stored, Mapping) or stored.get("schema") not in _READABLE:
         raise CheckpointError(f"not a results file: its schema must be {RESULTS_SCHEMA}")
     try:
         return [Row(**_columns(row)) for row in stored["rows"]]

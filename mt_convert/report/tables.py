@@ -108,6 +108,11 @@ def title(rows: Sequence[Row]) -> str:
     bits = (row.levels + 1).bit_length() - 1
     levels = f"{joined}A{bits} (L = {row.levels})"
     shows_levels = "levels" not in several and row.qann_accuracy is not None
+    if row.weights != "uniform" and "weights" not in several:
+        weights += f" {row.weights}"
+        joined = ", "
+    if row.spacing != "equal" and "spacing" not in several:
+        levels += f", {row.spacing} thresholds"
     parts = {
         "model": row.model,
         "dataset": row.dataset,

@@ -135,7 +135,7 @@ def load(folder: str | Path, *, rules: Mapping[Any, Rule] = DEFAULT_RULES) -> An
     content, tensors = read_network(folder)
     with name_file_in_errors(folder):
         if content["kind"] == "spiking":
-            remedy = "read it with mt_convert.training.from_scratch.archive.load"
+            remedy = "read it with mt_convert.load"
             raise CheckpointError(f"{folder} holds a network trained from scratch: {remedy}")
         return _rebuild(content, tensors, rules).eval()
 

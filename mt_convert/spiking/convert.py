@@ -100,7 +100,7 @@ def convert(
     ladder = _ladders(ladder)
     presentation = _choice(Presentation, "presentation", presentation)
     firing = None if firing is None else _choice(Firing, "firing", firing)
-    _refuse(qann, ladder, presentation, rules)
+    _refuse(qann, ladder, firing, presentation, rules)
     layers = _convert_graph(qann, ladder, firing, signed)
     snn = SpikingModel(layers, presentation, whole_window, rules)
     snn.report = replace(
@@ -118,7 +118,9 @@ def convert(
         if not len(probe):
             raise DataError("no images to verify on: pass some, or verify=True for made-up ones")
 
-        def build(ladder: Ladders, firing: Firing | None, signed: bool) -> SpikingModel:
+        def build(
+            ladder: Mapping[str, Ladder] | None, firing: Firing | None, signed: bool
+        ) -> SpikingModel:
             layers = _convert_graph(qann, ladder, firing, signed)
             return SpikingModel(layers, Presentation.ONCE, False, rules)
 
@@ -191,6 +193,7 @@ def _ladder_of(name: str, ladder: Ladders) -> Ladder | None:
 def _refuse(
     qann: QuantizedModel,
     ladder: Ladders,
+    firing: Firing | None,
     presentation: Presentation,
     rules: Mapping[Any, Rule],
 ) -> None:
@@ -212,7 +215,7 @@ def _refuse(
             faults.append(Fault(row.name, f"scale {float(step)}", hint))
         if not layer.encodes_input:
             asked = _ladder_of(row.name, ladder)
-            faults += _ladder_faults(row.name, layer, asked, presentation)
+            faults += _ladder_faults(row.name, layer, asked, firing, presentation)
     if faults:
         raise UnsupportedLayerError(
             f"{many(faults, 'fault', 'faults')}: this network cannot be converted", faults
@@ -229,7 +232,11 @@ def _unknown_names(qann: QuantizedModel, ladder: Mapping[str, Ladder]) -> Iterat
 
 
 def _ladder_faults(
-    name: str, layer: QuantAct, ladder: Ladder | None, presentation: Presentation
+    name: str,
+    layer: QuantAct,
+    ladder: Ladder | None,
+    firing: Firing | None,
+    presentation: Presentation,
 ) -> Iterator[Fault]:
     """What speaks against a ladder for one quantizer: gaps must be equal on both sides, or none."""
     if layer.learned_ladder is None:
@@ -238,6 +245,9 @@ def _ladder_faults(
             yield Fault(name, "learned gaps", hint)
     elif ladder is not None and ladder != layer.learned_ladder:
         yield Fault(name, str(ladder), "its gaps were learned: convert without ladder")
+    elif firing is Firing.CASCADE:
+        hint = "each threshold emits one level, in parallel: leave firing out"
+        yield Fault(name, "learned gaps, in a cascade", hint)
     elif presentation is Presentation.EVERY_STEP:
         hint = "a window of T steps has equal levels: use presentation='once'"
         yield Fault(name, "learned gaps, presented in every step", hint)

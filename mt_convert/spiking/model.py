@@ -113,6 +113,8 @@ def spiking_network(network: object, verb: str) -> SpikingModel:
         hint = "convert(qann) makes one of it"
     elif isinstance(getattr(network, "snn", None), SpikingModel):
         hint = f"pass its network, .snn of the {kind}"
+    elif kind == "ScratchNetwork":
+        hint = "trained from scratch it is called on images; mt-convert eval counts its spikes"
     raise SpecError(f"{verb} takes a converted network, not a {kind}: {hint}")
 
 

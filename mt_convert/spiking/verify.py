@@ -4,18 +4,20 @@ At T = 1 with as many thresholds as levels every neuron and the logits must be b
 (invariant 1), in both kinds of firing, threshold by threshold and in closed form; so must every
 layer of neurons on inputs within 4 ulp of its thresholds, where roundings show; and with a quarter
 of the thresholds (a signed layer's range needs two steps of it, an unsigned one's four) signed
-neurons must come to rest on the same numbers (invariants 6 and 7).
+neurons must come to rest on the same numbers (invariants 6 and 7). Learned thresholds fire in
+parallel alone, and all of them are kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..graph.nodes import layer_nodes
-from ..neurons.ladder import Firing, Ladder, Uniform
+from ..neurons.ladder import Firing, Ladder, Learned, Uniform
 from ..neurons.layer import MTNeuron
 from ..neurons.totals import totals_step, totals_step_literal
 from ..quantization.brevitas_layers import QuantAct
@@ -33,7 +35,7 @@ class Build(Protocol):
     """Converts the network under test."""
 
     def __call__(
-        self, ladder: Ladder | None, firing: Firing | None, signed: bool
+        self, ladder: Mapping[str, Ladder] | None, firing: Firing | None, signed: bool
     ) -> SpikingModel: ...
 
 
@@ -63,7 +65,9 @@ def verify(
         logits = qann(images)
     differs: set[str] = set()
     tried = 0
-    for firing in Firing:  # one at a time: each holds all weights
+    equal = _equal_steps(qann)
+    learned = any(layer.learned_ladder for _, layer in layer_nodes(qann.layers, QuantAct))
+    for firing in [Firing.PARALLEL] if learned else Firing:  # one at a time: each holds all weights
         snn = build(None, firing, False)
         for literal in (False, True):
             run = simulate(snn, images, time_steps=1, literal=literal)
@@ -74,8 +78,8 @@ def verify(
         differs |= wrong
         del snn
     exact = not differs
-    thresholds = -(-qann.spec.levels // 4)
-    few = build(Uniform(thresholds), None, True)
+    thresholds = -(-qann.spec.levels // 4) if equal else qann.spec.levels
+    few = build(dict.fromkeys(equal, Uniform(thresholds)), None, True)
     return Verdict(
         exact_t1=exact,
         settling_t=_settling(few, images, expected, logits, time_steps),
@@ -86,6 +90,15 @@ def verify(
         adversarial=tried,
         differs=tuple(sorted(differs)),
     )
+
+
+def _equal_steps(qann: QuantizedModel) -> list[str]:
+    """The layers whose number of thresholds is free, for their steps are equal."""
+    return [
+        str(node.target)
+        for node, layer in layer_nodes(qann.layers, QuantAct)
+        if layer.learned_ladder is None and not layer.encodes_input
+    ]
 
 
 def _differ(first: Tensor, second: Tensor) -> bool:
@@ -141,8 +154,12 @@ def next_to_thresholds(neuron: MTNeuron) -> Tensor:
         >>> next_to_thresholds(neuron).unique().numel(), float(next_to_thresholds(neuron).min())
         (27, 0.24999994039535522)
     """
-    low, high = neuron.spec.bounds or (0, neuron.spec.ladder.reach)
-    edges = torch.arange((low or 0) + 1, (high or 0) + 1, device=neuron.delta.device) - 0.5
+    ladder = neuron.spec.ladder
+    low, high = neuron.spec.bounds or (0, ladder.reach)
+    if isinstance(ladder, Learned):
+        edges = torch.tensor(ladder.thresholds, device=neuron.delta.device)
+    else:
+        edges = torch.arange((low or 0) + 1, (high or 0) + 1, device=neuron.delta.device) - 0.5
     below = above = edges * neuron.delta.detach()
     around = [below]
     for _ in range(ULPS):

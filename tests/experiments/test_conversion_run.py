@@ -46,7 +46,9 @@ from mt_convert.training.loss import TrainLoss
 from mt_convert.training.spec import TrainSpec, without_quantizers
 
 STAGES = tuple(
-    name for name in conversion_run.Conversion.NAMES if name not in ("control", "finetune")
+    name
+    for name in conversion_run.Conversion.NAMES
+    if name not in ("control", "calibrate", "finetune")
 )  # of recipes without one
 SMALL = ["evaluate.thresholds=[1,15]", "evaluate.time_steps=[1,2]"]
 
@@ -144,7 +146,7 @@ def test_results_hold_a_row_for_each_setting_and_end_with_the_iso_level_rows(
     finished: Path,
 ) -> None:
     stored = json.loads((finished / "results.json").read_text())
-    assert stored["schema"] == "mt_convert.results/1"
+    assert stored["schema"] == "mt_convert.results/2"
     found = [
         (row["presentation"], row["mode"], row["signed"], row["n"], row["T"])
         for row in stored["rows"]
@@ -618,7 +620,7 @@ def test_show_of_nothing_and_of_an_unfinished_run_say_so(tmp_path: Path) -> None
 
 
 def test_show_of_results_without_rows_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text('{"schema": "mt_convert.results/1", "rows": []}')
+    (tmp_path / "results.json").write_text('{"schema": "mt_convert.results/2", "rows": []}')
     with pytest.raises(CheckpointError, match="has no rows"):
         printed(tmp_path)
 

@@ -59,7 +59,7 @@ PINNED: list[tuple[Any, Any]] = [
     (PowerOfTwo(2), {"kind": "power_of_two", "n": 2}),
     (Learned((0.5,)), {"kind": "learned", "gaps": [0.5], "weights": [1.0]}),
     (LIF(2.0), {"kind": "LIF", "tau": 2.0, "decay_input": True}),
-    (SpikeTime(), {"kind": "stdb", "alpha": 0.3, "beta": 0.01}),
+    (SpikeTime(), {"kind": "stdb", "alpha": 0.3, "beta": 0.01, "first": 1000.0}),
     (Rectangular(), {"kind": "rectangular", "width": 1.0}),
     (Percentile(99.0), {"kind": "percentile", "percent": 99.0}),
     (

@@ -113,6 +113,12 @@ def open_network(word: str, store: Path, *, seed: int = 0) -> Network:
 
 def _from_run(folder: Path, seed: int) -> Network:
     """What a run trained."""
+    for place, what in (("spiking", "trained from scratch"), ("network", "fine-tuned")):
+        if (folder / place / "network.json").is_file():
+            raise CheckpointError(
+                f"{folder} holds a network that was {what}: bench times a quantized network and "
+                "its conversions, name the folder of a run that converts"
+            )
     if not (folder / "recipe.yaml").is_file():
         raise CheckpointError(f"{folder} is not the folder of a run: it holds no recipe.yaml")
     for stage, file in (("ann", "model.safetensors"), ("train", "network.json")):

@@ -7,25 +7,38 @@ Blocks *are* the frozen dataclasses of the verbs (`ModelSpec`, `DataSpec`, `Quan
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import BaseModel, Field
 
-from ...calibration.text import name_of, parse
 from ...data import DataSpec
 from ...errors import Fault, RecipeError
 from ...evaluation.peers.converters import PEERS
-from ...evaluation.settings import METHODS, PeerSetting, Setting, iso_level, with_calibration
+from ...evaluation.settings import (
+    METHODS,
+    PeerSetting,
+    Setting,
+    iso_level,
+    with_calibration,
+    with_own_thresholds,
+)
 from ...neurons.ladder import Firing, Uniform
-from ...quantization.spec import QuantSpec
+from ...quantization.spec import QuantSpec, Spacing
 from ...spiking.presentation import Presentation
 from ...training.spec import TrainSpec
 from ..models.build import ModelSpec, model_faults
-from .finetune_job import FinetuneBlock, fill_training
+from .finetune_job import (
+    CONVERSION_KEYS,
+    CalibrateBlock,
+    CalibrationText,
+    FinetuneBlock,
+    FinetuneJob,
+    fill_training,
+)
 from .validation import (
     STRICT,
     Count,
@@ -36,9 +49,7 @@ from .validation import (
     read,
     tree_of,
 )
-from .yaml_tree import Tree, override, to_dotted
-
-CalibrationText = Annotated[str, AfterValidator(lambda text: name_of(parse(text)))]
+from .yaml_tree import Path, Tree, override, to_dotted
 
 
 @dataclass(frozen=True)
@@ -90,8 +101,16 @@ class EvaluateBlock(BaseModel):
     calibrated_for: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     data: tuple[DataSpec, ...] = ()
 
-    def settings(self, levels: int) -> list[Setting | PeerSetting]:
-        """The combinations of the block, then iso-level rows, then peers."""
+    def settings(
+        self, levels: int, spacing: Spacing = Spacing.EQUAL
+    ) -> list[Setting | PeerSetting]:
+        """The combinations of the block, then iso-level rows, then peers; of a network with learned
+        thresholds those that it allows, with its own."""
+        every = self._combinations(levels)
+        return every if spacing is Spacing.EQUAL else with_own_thresholds(every, levels)
+
+    def _combinations(self, levels: int) -> list[Setting | PeerSetting]:
+        """What the block says, whatever network it is for."""
         plain = [
             Setting(
                 Uniform(n), self.time_steps, mode, signed, presentation, whole_window=whole_window
@@ -123,8 +142,9 @@ class Recipe(BaseModel):
     ``seed`` draws untrained weights and is the seed of all trainings that name none;
     the split of the images has its own, ``data.seed``. ``ann`` null: no training before
     quantization; ``train`` null: calibration alone. ``control``: the float network is trained by
-    the same ``train`` block, and its accuracy stands in every row. ``finetune`` null: the converted
-    network as it is.
+    the same ``train`` block, and its accuracy stands in every row. ``calibrate`` and ``finetune``
+    null: the converted network as it is; with both, the calibrated network is fine-tuned, and what
+    ``finetune`` does not say of its conversion is that of ``calibrate``.
     """
 
     model_config = STRICT
@@ -138,7 +158,23 @@ class Recipe(BaseModel):
     control: bool = False
     convert: ConvertBlock = ConvertBlock()
     evaluate: EvaluateBlock = EvaluateBlock()
+    calibrate: CalibrateBlock | None = None
     finetune: FinetuneBlock | None = None
+
+    def settings(self) -> list[Setting | PeerSetting]:
+        """The rows that its evaluation asks for and its network allows."""
+        return self.evaluate.settings(self.quantize.levels, self.quantize.spacing)
+
+    def calibrated_setting(self) -> Setting:
+        """The network of its ``calibrate`` block."""
+        assert self.calibrate is not None
+        return self.calibrate.setting(self.quantize.levels, self.quantize.spacing)
+
+    def finetune_job(self) -> FinetuneJob:
+        """Its fine-tuning, which starts from the calibrated network where there is one."""
+        assert self.finetune is not None
+        job = self.finetune.job(self.quantize.levels, self.quantize.spacing)
+        return job if self.calibrate is None else replace(job, setting=self.calibrated_setting())
 
 
 def load_recipe(
@@ -241,6 +277,10 @@ def _fill_seeds(tree: Tree) -> Tree:
     blocks = fill_seeds(tree, ("ann", "train"))
     if "finetune" in tree.value:
         blocks["finetune"] = fill_training(tree.value["finetune"], tree.value.get("seed", 0))
+        calibrate = tree.value.get("calibrate")
+        if isinstance(calibrate, dict) and isinstance(blocks["finetune"], dict):
+            shared = {key: calibrate[key] for key in CONVERSION_KEYS if key in calibrate}
+            blocks["finetune"] = {**shared, **blocks["finetune"]}
     return replace(tree, value={**tree.value, **blocks})
 
 
@@ -266,11 +306,59 @@ def _mismatches(recipe: Recipe, tree: Tree) -> list[Fault]:
         where = f"{tree.place(('model', 'from_run'))}  model.from_run"
         what, hint = "and quantize.checkpoint both name a start", "leave one of them out"
         faults.append(Fault(where, what, hint))
+    faults += _spacing_faults(recipe, tree)
+    faults += _chain_faults(recipe, tree)
     if recipe.control and recipe.train is None:
         where = f"{tree.place(('control',))}  control"
         hint = "the control arm is trained by the train block: give one, or set control: false"
         faults.append(Fault(where, "is true, but nothing is trained", hint))
     return [*disagreements(tree, recipe.model, expected, "data"), *faults]
+
+
+def _chain_faults(recipe: Recipe, tree: Tree) -> Iterator[Fault]:
+    """Where fine-tuning asks for another network than the calibrated one that it starts from."""
+    if recipe.calibrate is None or recipe.finetune is None:
+        return
+    for key in CONVERSION_KEYS:
+        own, other = getattr(recipe.finetune, key), getattr(recipe.calibrate, key)
+        if own != other:
+            where = f"{tree.place(('finetune', key))}  finetune.{key}"
+            what = f"is {own}, but calibrate.{key} is {other}"
+            yield Fault(where, what, "fine-tuning starts from the calibrated network: leave it out")
+
+
+def _spacing_faults(recipe: Recipe, tree: Tree) -> Iterator[Fault]:
+    """What does not go with learned thresholds, all of which fire in parallel, in one window."""
+    if recipe.quantize.spacing is Spacing.EQUAL:
+        return
+    asked: dict[Path, tuple[object, object, str]] = {}
+    for block in ("convert", "calibrate", "finetune"):
+        part = getattr(recipe, block)
+        if part is not None:
+            asked |= {
+                (block, "thresholds"): (part.thresholds, None, "its own are learned: write null"),
+                (block, "firing"): (part.firing, Firing.PARALLEL, "write parallel, or null"),
+                (block, "presentation"): (part.presentation, Presentation.ONCE, "write once"),
+            }
+    if recipe.finetune is not None:
+        hint = "it moves no threshold: write null, or quantize.spacing=equal"
+        surrogate = recipe.finetune.surrogate
+        bad = surrogate in ("straight_through", "stdb")
+        asked["finetune", "surrogate"] = (surrogate, surrogate if not bad else None, hint)
+        asked["finetune", "detach_reset"] = (recipe.finetune.detach_reset, True, "write true")
+        if recipe.finetune.algorithm in ("dsr", "tandem"):
+            passing = "thresholds" in recipe.finetune.learns
+            hint = f"{recipe.finetune.algorithm} passes nothing to them: write [weights]"
+            learns = "thresholds" if passing else None
+            asked["finetune", "learns"] = (learns, None, hint)
+    for path, (value, allowed, hint) in asked.items():
+        if value not in (None, allowed):
+            where = f"{tree.place(path)}  {to_dotted(path)}"
+            yield Fault(where, f"is {str(value).lower()}, and quantize.spacing is learned", hint)
+    if not recipe.settings():
+        where = f"{tree.place(('evaluate',))}  evaluate"
+        what = "asks for nothing that goes with quantize.spacing learned"
+        yield Fault(where, what, "let modes have parallel, presentations once; methods mt_signed")
 
 
 CONVERSION = RecipeType(Recipe, _fill_seeds, _mismatches)

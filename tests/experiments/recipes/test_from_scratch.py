@@ -295,7 +295,7 @@ def test_every_way_of_training_runs_from_a_recipe(words: tuple[str, ...], tmp_pa
 
 @pytest.mark.slow
 def test_the_two_kinds_of_networks_are_not_read_as_each_other(finished: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"from_scratch\.archive\.load"):
+    with pytest.raises(CheckpointError, match=r"mt_convert\.load"):
         archive.load(finished / "spiking")
 
 
