@@ -130,6 +130,10 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue where an interrupted run stopped.")
     ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace a finished run with other settings in --out."),
+    ] = False,
     smoke: Smoke = False,
 ) -> None:
     """Run a recipe: quantize, train, convert, evaluate, report.
@@ -137,7 +141,8 @@ def run(
     One with a spiking block is trained as a spiking network instead, and evaluated.
 
     A stage whose inputs did not change is not run again. An interrupted run continues with
-    --resume and ends with the same numbers.
+    --resume and ends with the same numbers. A finished run with other settings stays: without
+    --out the next goes to runs/NAME-2.
 
     \b
     Examples:
@@ -152,16 +157,20 @@ def run(
         from .experiments.recipes.from_scratch import load
 
         loaded = load(recipe, overrides or (), smoke)
+        from .experiments.run import free_folder
         from .experiments.run import run as run_recipe
         from .experiments.run import show as show_run
         from .system.processes import speaks
 
         folder = out or Path("runs") / (f"{loaded.name}_smoke" if smoke else loaded.name)
-        finished = run_recipe(loaded, folder, resume=resume)
+        if out is None and not overwrite:
+            folder = free_folder(folder, loaded)
+        finished = run_recipe(loaded, folder, resume=resume, overwrite=overwrite)
         if speaks():
             show_run(finished, Console())
     except KeyboardInterrupt:
         words = [recipe, *(overrides or []), *(["--smoke"] if smoke else [])]
+        words += ["--overwrite"] if overwrite else []
         again = shlex.join([*words, *(["--out", str(folder)] if folder else []), "--resume"])
         typer.echo(f"\nstopped; continue with: mt-convert run {again}", err=True)
         raise typer.Exit(130) from None

@@ -100,8 +100,8 @@ class Conversion(StageRun):
         "report": ("name",),
     }
 
-    def __init__(self, recipe: Recipe, out: Path, resume: bool) -> None:
-        super().__init__(recipe, out, resume)
+    def __init__(self, recipe: Recipe, out: Path, resume: bool, overwrite: bool = False) -> None:
+        super().__init__(recipe, out, resume, overwrite)
         self.recipe = recipe
         self._splits: Splits | None = None
 
@@ -112,12 +112,12 @@ class Conversion(StageRun):
     def faults(self) -> Sequence[Fault]:
         return [item for item in faults_here(self.recipe) if item.where != "data.root"]
 
-    def open(self) -> None:
+    def check(self) -> None:
         if self.recipe.quantize.checkpoint is not None and not self.faults():
             archive.load_quantized(self.recipe.quantize.checkpoint, self.recipe.quantize.spec())
         if self.recipe.model.from_run is not None and not self.faults():
             _check_start(self.recipe, Path(self.recipe.model.from_run))
-        super().open()
+        super().check()
 
     def shared(self, name: str) -> bool:
         trains = (name == "ann" and self.recipe.ann) or (name == "train" and self.recipe.train)

@@ -48,8 +48,10 @@ class SpikingRun(StageRun):
         "report": ("name",),
     }
 
-    def __init__(self, recipe: SpikingRecipe, out: Path, resume: bool) -> None:
-        super().__init__(recipe, out, resume)
+    def __init__(
+        self, recipe: SpikingRecipe, out: Path, resume: bool, overwrite: bool = False
+    ) -> None:
+        super().__init__(recipe, out, resume, overwrite)
         self.recipe = recipe
         self._splits: Splits | None = None
 
