@@ -6,11 +6,14 @@ imported by the command that needs it.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shlex
 import sys
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -18,6 +21,9 @@ from rich.console import Console
 from .errors import MTConvertError, OutputError, RecipeError, SpecError
 from .experiments.models.names import CIFAR_MODELS
 from .experiments.recipes import catalogue
+from .system import stopping
+
+LAUNCHER_S = 10.0  # a launcher looks every few seconds whether a process has failed
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -160,7 +166,7 @@ def run(
         from .experiments.run import free_folder
         from .experiments.run import run as run_recipe
         from .experiments.run import show as show_run
-        from .system.processes import speaks
+        from .system.progress import speaks
 
         folder = out or Path("runs") / (f"{loaded.name}_smoke" if smoke else loaded.name)
         if out is None and not overwrite:
@@ -172,8 +178,8 @@ def run(
         words = [recipe, *(overrides or []), *(["--smoke"] if smoke else [])]
         words += ["--overwrite"] if overwrite else []
         again = shlex.join([*words, *(["--out", str(folder)] if folder else []), "--resume"])
-        typer.echo(f"\nstopped; continue with: mt-convert run {again}", err=True)
-        raise typer.Exit(130) from None
+        _say(f"\nstopped; continue with: mt-convert run {again}")
+        raise typer.Exit(stopping.exit_code()) from None
 
 
 @app.command()
@@ -206,13 +212,13 @@ def finetune(
       bptt, bptt_every_step, ottt_a, ottt_o, dsr, tandem (with finetune.learns=[weights])
     """
     from .experiments import finetune
-    from .system.processes import speaks
+    from .system.progress import speaks
 
     try:
         finished = finetune.run(run, overrides or (), out)
     except KeyboardInterrupt:
-        typer.echo("\nstopped; the same command continues where it stopped", err=True)
-        raise typer.Exit(130) from None
+        _say("\nstopped; the same command continues where it stopped")
+        raise typer.Exit(stopping.exit_code()) from None
     if speaks():
         finetune.show(finished, Console())
 
@@ -288,7 +294,7 @@ def evaluate(
       mt-convert eval runs/a runs/b --data other.yaml data.root=/data --images 2000 --errors 200
     """
     from .experiments import eval_table
-    from .system.processes import speaks
+    from .system.progress import speaks
 
     options = eval_table.EvalOptions(
         names=tuple(word for word in words if "=" not in word),
@@ -309,8 +315,8 @@ def evaluate(
     try:
         eval_table.run(options, out)
     except KeyboardInterrupt:
-        typer.echo("\nstopped; the same command continues with what is left", err=True)
-        raise typer.Exit(130) from None
+        _say("\nstopped; the same command continues with what is left")
+        raise typer.Exit(stopping.exit_code()) from None
     if speaks():
         eval_table.show(out, Console())
 
@@ -382,8 +388,8 @@ def bench(
     try:
         command.run(options, out)
     except KeyboardInterrupt:
-        typer.echo(f"\nstopped; earlier results in {out} are unchanged", err=True)
-        raise typer.Exit(130) from None
+        _say(f"\nstopped; earlier results in {out} are unchanged")
+        raise typer.Exit(stopping.exit_code()) from None
     command.show(out, Console())
 
 
@@ -457,15 +463,17 @@ def coverage(
     from .experiments.coverage import pages, sweep
     from .experiments.coverage.rows import Settings
     from .system.bounded import Limits
+    from .system.folder_lock import folder_lock
 
     settings = Settings(size=size, modules=tuple(modules or ()))
     plans = sweep.Sweep(out, settings, Limits(memory, minutes * 60, workers))
     try:
-        chosen = sweep.plan(plans, patterns or (), every=every)
-        table = sweep.run(plans, chosen, again=again)
+        with folder_lock(out):
+            chosen = sweep.plan(plans, patterns or (), every=every)
+            table = sweep.run(plans, chosen, again=again)
     except KeyboardInterrupt:
-        typer.echo("\nstopped; the same command continues with what is left", err=True)
-        raise typer.Exit(130) from None
+        _say("\nstopped; the same command continues with what is left")
+        raise typer.Exit(stopping.exit_code()) from None
     pages.write_pages(table, out)
     pages.show(table.only(item.name for item in chosen), Console())
     typer.echo(f"all {len(table.rows)} rows and the pages are in {out}")
@@ -492,12 +500,38 @@ def main() -> None:
     """Run the command line; an error the user can mend is one message and exit code 2."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime"
     try:
-        app()
+        with stopping.as_interrupts():
+            app()
     except MTConvertError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE:
+            raise
+        name = "" if error.filename is None else f"{str(error.filename)[:200]}: "
+        _fail(f"{name}{error.strerror}")
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(stopping.exit_code())
+
+
+_OF_THE_MACHINE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.ENOTDIR, errno.EISDIR),
+)
+
+
+def _say(text: str) -> None:
+    """A line on stderr, by one of several processes."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(text, err=True)
+
+
+def _fail(text: str) -> NoReturn:
+    """Say what is wrong, once. Of several processes the first speaks; another one waits, because
+    whoever launched them stops it as soon as the first has ended by the same fault."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(LAUNCHER_S)
+    typer.echo(f"error: {text}", err=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

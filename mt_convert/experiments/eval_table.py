@@ -27,7 +27,8 @@ from ..evaluation.subject import Subject
 from ..report import pictures, tables
 from ..report.columns import LEGEND, markdown_table
 from ..report.rows import Row, results_from_json, results_to_json
-from ..system.storage import atomic, read_json, write_json
+from ..system.processes import Processes, alone_in
+from ..system.storage import atomic, read_json, sweep, write_json
 from .recipes.conversion import EvaluateBlock, Recipe, load_recipe, load_stored
 from .subjects import calibrates_on_images, subjects_of
 
@@ -99,7 +100,14 @@ def run(options: EvalOptions, out: Path) -> list[Row]:
     Raises:
         MTConvertError: whatever the user can mend; finished results stay.
     """
+    with alone_in(out, Processes()):
+        return _run(options, out)
+
+
+def _run(options: EvalOptions, out: Path) -> list[Row]:
     recipes = [load_recipe(name, options.overrides) for name in options.data]
+    for folder in ("", "cells", "references", "analyses"):
+        sweep(out / folder, deep=False)
     cache = RowCache(out, options.batch_size)
     rows: list[Row] = []
     results: list[Analysis] = []

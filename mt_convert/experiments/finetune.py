@@ -24,7 +24,8 @@ from ..report.columns import LEGEND, markdown_table
 from ..report.rows import Row, results_from_json, results_to_json
 from ..spiking import archive
 from ..system.peak_memory import store_peak, stored_peak
-from ..system.storage import atomic, read_json, write_json
+from ..system.processes import Processes, alone_in
+from ..system.storage import atomic, read_json, sweep, write_json
 from ..training.finetune.finetune import finetune
 from ..training.spec import History
 from .recipes.conversion import Recipe, dump, load_stored
@@ -51,13 +52,14 @@ def run(name: str, overrides: Sequence[str], out: Path | None) -> Path:
     splits = open_data(recipe.data, calibrates=False)
     kept = folder / "finetuned"  # what all trainings of this network are compared with
     out = out or kept / _name(recipe.finetune)
-    rows, history = run_finetune(
-        recipe, run_subject(folder, recipe, splits), splits, out, shared=kept
-    )
-    write_json(out / "results.json", results_to_json(rows))
-    _describe(out, recipe)
-    with atomic(out / "README.md") as temporary:
-        temporary.write_text(_page(rows, history.best_epoch))
+    with alone_in(out, Processes()):
+        sweep(out, deep=False)
+        subject = run_subject(folder, recipe, splits)
+        rows, history = run_finetune(recipe, subject, splits, out, shared=kept)
+        write_json(out / "results.json", results_to_json(rows))
+        _describe(out, recipe)
+        with atomic(out / "README.md") as temporary:
+            temporary.write_text(_page(rows, history.best_epoch))
     return out
 
 

@@ -21,7 +21,7 @@ import platform
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,8 +31,7 @@ from pydantic import BaseModel
 from ..data import DataSpec, EventSpec, Splits, open_data, open_events
 from ..data.fingerprint import describe_files
 from ..errors import CheckpointError, DataError, OutputError, RecipeError
-from ..system.folder_lock import folder_lock
-from ..system.processes import Processes
+from ..system.processes import Processes, alone_in
 from ..system.progress import notice
 from ..system.storage import append_line, atomic, check_folder, digest, read_json, sweep, write_json
 from .publication import NEW, PARTIAL, publish, recover, remove, replace_stage
@@ -106,33 +105,15 @@ class StageRun(ABC):
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """The folder, for the processes of this run alone; what earlier ones left is cleared up.
-
-        Whatever keeps the first of the processes out keeps out all of them.
-        """
-        if not self.first:
-            self._agree(None)
+        """The folder, for the processes of this run alone; what earlier ones left is cleared up."""
+        with alone_in(self.out, self.processes):
+            if self.first:
+                recover(self.out, self.NAMES)
+                sweep(self.out, deep=False)
+                for name in self.NAMES:
+                    for end in _ENDS:
+                        sweep(self.out / f"{name}{end}")
             yield
-            return
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(folder_lock(self.out))
-            except OutputError as error:
-                self._agree(error)
-                raise
-            self._agree(None)
-            recover(self.out, self.NAMES)
-            sweep(self.out, deep=False)
-            for name in self.NAMES:
-                for end in _ENDS:
-                    sweep(self.out / f"{name}{end}")
-            yield
-
-    def _agree(self, fault: OutputError | None) -> None:
-        """Let all processes fail that the first one cannot start with."""
-        said = self.processes.all_of(None if fault is None else fault.headline)[0]
-        if said is not None and fault is None:
-            raise OutputError(said)
 
     def check(self) -> None:
         """Look for what is missing or in the way, before hours are spent and a folder is made."""

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import OutputError
+from .storage import check_folder
 
 NAME = ".lock"
 _held: set[tuple[int, int]] = set()
@@ -39,11 +40,11 @@ def folder_lock(folder: Path) -> Iterator[None]:
         []
     """
     path = folder / NAME
+    check_folder(folder)
+    made = [item for item in (folder, *folder.parents) if not item.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = _acquire(path)
-    except FileExistsError as error:
-        raise OutputError(f"{folder} is a file: name a folder with --out") from error
     except OSError as error:
         raise OutputError(
             f"cannot write {folder}: {error.strerror or error}. Choose another --out folder"
@@ -58,6 +59,9 @@ def folder_lock(folder: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)  # before the lock is given back: nobody else holds it
         _held.discard(known)
         os.close(handle)
+        with suppress(OSError):  # those that nothing was written to
+            for item in made:
+                item.rmdir()
 
 
 def _acquire(path: Path) -> int:

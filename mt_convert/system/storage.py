@@ -24,7 +24,8 @@ from ..errors import CheckpointError, MTConvertError, OutputError
 
 LONGEST_JSON = 1 << 27  # bytes; the longest of ours, a network of 1,000 layers, has a few MB
 DEEPEST_JSON = 100
-_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")  # as `atomic` names them
+_TEMPORARY = ".mt-convert-tmp"
+_ONCE = re.compile(r"\..+\.[a-z0-9_]{8}")  # as earlier versions named them
 _DAMAGED = (
     *(KeyError, IndexError, TypeError, ValueError, AttributeError, AssertionError),
     *(RuntimeError, OverflowError, MemoryError),
@@ -50,7 +51,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.name[:100]}.", suffix=_TEMPORARY, dir=path.parent
+        )
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -144,7 +147,7 @@ def sweep(folder: Path, *, deep: bool = True) -> None:
     """Remove the temporary files that processes which were killed have left in a folder, and in
     those below it where it is ``deep``.
 
-    Only for whoever holds the folder's lock.
+    Only for whoever holds the folder's lock; where it is ``deep``, of a folder that is ours alone.
 
     Example:
         >>> folder = Path(tempfile.mkdtemp())
@@ -155,9 +158,10 @@ def sweep(folder: Path, *, deep: bool = True) -> None:
     """
     for above, below, names in os.walk(folder):
         below[:] = below if deep else []
-        for name in filter(_TEMPORARY.fullmatch, names):
-            with suppress(OSError):
-                os.unlink(os.path.join(above, name))
+        for name in names:
+            if name.endswith(_TEMPORARY) or (deep and _ONCE.fullmatch(name)):
+                with suppress(OSError):
+                    os.unlink(os.path.join(above, name))
 
 
 def read_json(path: str | Path, convert: Callable[[Any], Any] | None = None) -> Any:

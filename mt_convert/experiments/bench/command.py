@@ -17,8 +17,9 @@ from rich.console import Console
 
 from ...errors import Fault, SpecError
 from ...system.devices import device as accelerator_or_cpu
+from ...system.folder_lock import folder_lock
 from ...system.progress import progress
-from ...system.storage import atomic, read_json, write_json
+from ...system.storage import atomic, read_json, sweep, write_json
 from . import pages, picture
 from .contenders import Case, Contender
 from .limits import measure_machine, product
@@ -90,9 +91,11 @@ def run(options: BenchOptions, out: Path) -> Benchmark:
     Raises:
         MTConvertError: whatever the user can mend; what stood in ``out`` stays.
     """
-    benchmark = time_networks(options, out / "networks")
-    write_json(out / "results.json", benchmark.to_json())
-    publish(HEAD, benchmark, out)
+    with folder_lock(out):
+        sweep(out, deep=False)
+        benchmark = time_networks(options, out / "networks")
+        write_json(out / "results.json", benchmark.to_json())
+        publish(HEAD, benchmark, out)
     return benchmark
 
 
