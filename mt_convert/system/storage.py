@@ -129,6 +129,18 @@ def check_folder(path: Path) -> None:
         raise OutputError(f"{path} is a file: name a folder with --out")
 
 
+def check_regular(path: Path) -> None:
+    """Raise OSError for what is no plain file: of a pipe or a device nobody knows the end.
+
+    Example:
+        >>> check_regular(Path("/dev/zero"))
+        Traceback (most recent call last):
+        OSError: it is no file
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("it is no file")
+
+
 def append_line(path: Path, line: str) -> None:
     """Write a line behind the end of a text file.
 
@@ -208,11 +220,10 @@ def reading(path: str | Path) -> Iterator[None]:
 def _read_text(path: Path) -> str:
     """The text of a regular file, if it is not too long."""
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise CheckpointError(f"cannot read {path}: it is no file")
-        if found.st_size > LONGEST_JSON:
-            size = f"{found.st_size / 2**20:.0f} MiB"
+        check_regular(path)
+        length = path.stat().st_size
+        if length > LONGEST_JSON:
+            size = f"{length / 2**20:.0f} MiB"
             raise CheckpointError(f"cannot read {path}: it has {size}, which no file of ours has")
         return path.read_bytes().decode("utf-8")
     except OSError as error:
