@@ -173,7 +173,7 @@ def run(
             folder = free_folder(folder, loaded)
         finished = run_recipe(loaded, folder, resume=resume, overwrite=overwrite)
         if speaks():
-            show_run(finished, Console())
+            show_run(finished, _console())
     except KeyboardInterrupt:
         words = [recipe, *(overrides or []), *(["--smoke"] if smoke else [])]
         words += ["--overwrite"] if overwrite else []
@@ -220,7 +220,7 @@ def finetune(
         _say("\nstopped; the same command continues where it stopped")
         raise typer.Exit(stopping.exit_code()) from None
     if speaks():
-        finetune.show(finished, Console())
+        finetune.show(finished, _console())
 
 
 @app.command("eval")
@@ -318,7 +318,7 @@ def evaluate(
         _say("\nstopped; the same command continues with what is left")
         raise typer.Exit(stopping.exit_code()) from None
     if speaks():
-        eval_table.show(out, Console())
+        eval_table.show(out, _console())
 
 
 @app.command()
@@ -390,7 +390,7 @@ def bench(
     except KeyboardInterrupt:
         _say(f"\nstopped; earlier results in {out} are unchanged")
         raise typer.Exit(stopping.exit_code()) from None
-    command.show(out, Console())
+    command.show(out, _console())
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
@@ -416,7 +416,7 @@ def show(
     """
     from .experiments.run import show as show_run
 
-    show_run(path, Console())
+    show_run(path, _console())
 
 
 @app.command()
@@ -475,7 +475,7 @@ def coverage(
         _say("\nstopped; the same command continues with what is left")
         raise typer.Exit(stopping.exit_code()) from None
     pages.write_pages(table, out)
-    pages.show(table.only(item.name for item in chosen), Console())
+    pages.show(table.only(item.name for item in chosen), _console())
     typer.echo(f"all {len(table.rows)} rows and the pages are in {out}")
 
 
@@ -517,6 +517,11 @@ _OF_THE_MACHINE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.ENOTDIR, errno.EISDIR),
 )
+
+
+def _console() -> Console:
+    """A console that prints names as they are, whatever brackets they have."""
+    return Console(markup=False)
 
 
 def _say(text: str) -> None:

@@ -25,6 +25,7 @@ from ..quantization.quantize import QuantizedModel, quantize
 from ..report import tables
 from ..report.rows import Row, results_from_json, results_to_json
 from ..spiking import archive
+from ..spiking.conversion_report import ConversionReport
 from ..spiking.convert import convert
 from ..system.progress import notice
 from ..system.storage import atomic, json_text, read_json, save_tensors, write_json
@@ -34,7 +35,7 @@ from ..training.state import separate
 from .finetune import run_finetune
 from .models.build import build_described, has_random_weights, load_ann, weights_path
 from .recipes.conversion import Recipe, faults_here, load_recipe
-from .stages import StageRun
+from .stages import StageRun, rows_file_text
 from .subjects import calibrates_on_images, subject
 
 PROBE_IMAGES = 32
@@ -42,8 +43,17 @@ PROBE_IMAGES = 32
 
 def _sentence(out: Path, convert_folder: Path, rows: list[Row]) -> str:
     """The closing sentence of a run, from its artefacts."""
-    converted = read_json(convert_folder / "report.json")
-    return tables.summary(rows, converted["report"], str(out)) + "."
+    return tables.summary(rows, _read_report(convert_folder), str(out)) + "."
+
+
+def _read_report(folder: Path) -> dict[str, Any]:
+    """The report of the conversion in a folder, as plain data."""
+    report: ConversionReport = read_json(
+        folder / "report.json", lambda content: ConversionReport.from_json(content["report"])
+    )
+    if report.verdict is None:
+        raise CheckpointError(f"{folder / 'report.json'} has no verdict: convert again")
+    return report.to_json()
 
 
 def _load_start(folder: Path) -> QuantizedModel:
@@ -148,9 +158,9 @@ class Conversion(StageRun):
     def rows_text(self) -> str:
         """The rows of the evaluation, and of the fine-tuning behind them."""
         if self.recipe.finetune is None:
-            return (self.at["evaluate"] / "rows.json").read_text()
-        stored = [read_json(self.at[name] / "rows.json") for name in ("evaluate", "finetune")]
-        rows = [row for item in stored for row in results_from_json(item)]
+            return rows_file_text(self.at["evaluate"])
+        paths = [self.at[name] / "rows.json" for name in ("evaluate", "finetune")]
+        rows = [row for path in paths for row in read_json(path, results_from_json)]
         return json_text(results_to_json(rows))
 
     # ----------------------------------------------------------------------------------- stages
@@ -263,9 +273,9 @@ class Conversion(StageRun):
     def _report(self, folder: Path) -> None:
         """The page, from the stored rows alone."""
         rows = results_from_json(json.loads(self.rows_text()))
-        converted = read_json(self.at["convert"] / "report.json")
+        report = _read_report(self.at["convert"])
         page = tables.markdown_page(
-            rows, _sentence(self.out, self.at["convert"], rows)[:-1], converted["report"]
+            rows, _sentence(self.out, self.at["convert"], rows)[:-1], report
         )
         with atomic(folder / "report.md") as temporary:
             temporary.write_text(page)

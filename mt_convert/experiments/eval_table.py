@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -193,14 +194,17 @@ def page(rows: list[Row]) -> str:
 
 def show(out: Path, console: Console) -> None:
     """Print the table of a finished comparison."""
-    rows = results_from_json(read_json(out / "results.json"))
+    rows = read_json(out / "results.json", results_from_json)
     console.print(tables.accuracy_table(rows))
-    if read_json(out / "eval.json")["errors"]:
-        for stored in read_json(out / "errors.json")["analyses"]:
-            item = Analysis.from_json(stored)
+    if read_json(out / "eval.json", lambda content: content["errors"]):
+        for item in read_json(out / "errors.json", _analyses):
             console.print(item.title, style="bold", highlight=False)
             console.print(item.errors.rich()[0])
         console.print(f"layers, causes, energy: {out}/errors.md", highlight=False, soft_wrap=True)
     console.print(
         f"every column, page and picture: {out}/README.md", highlight=False, soft_wrap=True
     )
+
+
+def _analyses(stored: Any) -> list[Analysis]:
+    return [Analysis.from_json(item) for item in stored["analyses"]]

@@ -65,7 +65,7 @@ def run(name: str, overrides: Sequence[str], out: Path | None) -> Path:
 
 def show(out: Path, console: Console) -> None:
     """Print the table and what came of it."""
-    rows = results_from_json(read_json(out / "results.json"))
+    rows = read_json(out / "results.json", results_from_json)
     console.print(tables.rich_table(rows))
     console.print(_sentence(rows), highlight=False, soft_wrap=True)
     console.print(f"the fine-tuned network is in {out / 'network'}", highlight=False)

@@ -64,7 +64,7 @@ def show(path: Path, console: Console) -> None:
     """
     path = Path(path)
     if (path / "results.json").is_file():
-        rows = results_from_json(read_json(path / "results.json"))
+        rows = read_json(path / "results.json", results_from_json)
         if not rows:
             raise CheckpointError(f"{path / 'results.json'} has no rows: run the recipe again")
         console.print(tables.rich_table(rows))

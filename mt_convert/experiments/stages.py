@@ -31,6 +31,7 @@ from pydantic import BaseModel
 from ..data import DataSpec, EventSpec, Splits, open_data, open_events
 from ..data.fingerprint import describe_files
 from ..errors import CheckpointError, DataError, OutputError, RecipeError
+from ..report.rows import results_from_json
 from ..system.processes import Processes, alone_in
 from ..system.progress import notice
 from ..system.storage import append_line, atomic, check_folder, digest, read_json, sweep, write_json
@@ -133,7 +134,7 @@ class StageRun(ABC):
         rows, published = self.rows_text(), self.out / "results.json"
         moved = {self.at[name]: name for name in self.stages if self.at[name] != self.out / name}
         stale = any(
-            not path.is_file() or path.read_text() != text
+            not path.is_file() or path.read_bytes() != text.encode()
             for path, text in ((published, rows), (self.out / "recipe.yaml", dump(self.settings)))
         )
         if not (self.changed or moved or stale):
@@ -238,6 +239,18 @@ class StageRun(ABC):
             **more,
         }
         append_line(self.out / "log.jsonl", json.dumps(line))
+
+
+def rows_file_text(folder: Path) -> str:
+    """The rows of a stage as they are stored, if they are rows.
+
+    Raises:
+        CheckpointError: they are damaged.
+    """
+    path = folder / "rows.json"
+    if not read_json(path, results_from_json):
+        raise CheckpointError(f"{path} has no rows: remove {folder} to make it again")
+    return path.read_text(encoding="utf-8")
 
 
 def open_splits(spec: DataSpec | EventSpec) -> Splits:

@@ -209,7 +209,8 @@ def reading(path: str | Path) -> Iterator[None]:
     except MTConvertError as error:
         if str(path) in error.headline:
             raise
-        raise CheckpointError(f"{path}: {error.headline}", error.faults) from error
+        what = f"{path} is damaged or of another kind: {error.headline}"
+        raise CheckpointError(what, error.faults) from error
     except _DAMAGED as error:
         line = (str(error).splitlines() or [""])[0]
         raise CheckpointError(

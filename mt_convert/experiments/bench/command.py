@@ -146,7 +146,7 @@ def _rows(group: Group, place: Place, *, memory: bool) -> list[BenchRow]:
 
 def show(out: Path, console: Console) -> None:
     """Print the tables of a finished benchmark."""
-    benchmark = benchmark_from_json(read_json(out / "results.json"))
+    benchmark = read_json(out / "results.json", benchmark_from_json)
     for table in pages.rich_tables(benchmark):
         console.print(table)
     for line in pages.findings(benchmark):
