@@ -76,7 +76,8 @@ def _acquire(path: Path) -> int:
             if not _lock(handle, path):
                 raise OutputError(_taken(path, _holder(path)))
             if _is_still(handle, path):
-                _sign(handle)
+                with suppress(OSError):  # a full disk is said by whoever has something to write
+                    _sign(handle)
                 return handle
         except BaseException:
             os.close(handle)
