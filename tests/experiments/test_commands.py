@@ -246,7 +246,16 @@ def test_a_faulty_checkpoint_is_one_message(
     before = contents(earlier)
     path = Path("nowhere.th") if kind == "missing" else checkpoint(kind, tmp_path)
     done = command(
-        *("run", "digits", "--smoke", "--overwrite", "--out", "out", *UNTRAINED, f"model.checkpoint={path.name}")
+        *(
+            "run",
+            "digits",
+            "--smoke",
+            "--overwrite",
+            "--out",
+            "out",
+            *UNTRAINED,
+            f"model.checkpoint={path.name}",
+        )
     )
     text = message(done)
     for part in words:
