@@ -124,6 +124,7 @@ def check(recipe: RecipeName, overrides: Overrides = None, smoke: Smoke = False)
     for stage, values in loaded.model_dump(mode="json").items():
         if stage != "name":
             typer.echo(f"  {stage:<9} {_one_line(values)}")
+    typer.echo(recipes.looked_at(loaded))
 
 
 @app.command()

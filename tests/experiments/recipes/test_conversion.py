@@ -239,7 +239,7 @@ def test_all_faults_are_told_at_once_also_those_that_hide_behind_others(write: W
 
 def test_wrong_types_say_what_is_there_and_what_is_allowed(write: Write) -> None:
     words = {
-        "seed=-1": ("is -1", "greater than or equal to 0"),
+        "seed=-1": ("is -1", "allowed: 0 to 4294967295"),
         "name=3": ("is 3", "allowed: text"),
         "train.epochs=true": ("is true", "allowed: a whole number"),
         "train.lr=.nan": ("is NaN", "allowed: a finite number"),
