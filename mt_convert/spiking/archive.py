@@ -210,6 +210,8 @@ def _rebuild(
 ) -> nn.Module:
     """The network from its description, tensors loaded strictly."""
     spiking = content["kind"] == "snn"
+    if content["kind"] not in ("snn", "qann"):
+        raise CheckpointError(f"kind: {content['kind']!r} is neither snn nor qann")
     layers = rebuild_layers(
         content, tensors, spiking_layer_from_json if spiking else quant_layer_from_json
     )
@@ -282,6 +284,11 @@ def _load_strictly(layers: fx.GraphModule, tensors: Mapping[str, Tensor]) -> Non
         Fault(name, f"shape {list(tensors[name].shape)}", f"expected {list(here[name].shape)}")
         for name in here
         if name in tensors and tensors[name].shape != here[name].shape
+    ]
+    faults += [
+        Fault(name, f"is {tensors[name].dtype}", f"expected {here[name].dtype}")
+        for name in here
+        if name in tensors and tensors[name].dtype != here[name].dtype
     ]
     if not faults:  # a step not yet calibrated is no entry of `here`, but has its place
         misfits = layers.load_state_dict(dict(tensors), strict=False)

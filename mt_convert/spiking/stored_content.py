@@ -22,6 +22,7 @@ LARGEST_IMAGE = 2**26  # numbers in an image
 LARGEST_VALUE = 2**30  # numbers that one image may become within the network
 LARGEST_NUMBER = 2**53
 _SPARE = 4096  # numbers that a layer may have beside its stored tensors: codewords, bounds
+_MOST_BITS = {"bits": 8, "weight_bits": 8, "codeword_bits": 9}
 _SHAPES = ("offset", "gain", "weight_scale")
 
 
@@ -132,6 +133,11 @@ def _layer_faults(
     for key, value in _numbers(config):
         if not abs(value) <= LARGEST_NUMBER:
             yield Fault(f"{name}.{key}", str(value)[:40], "is beyond all numbers of ours")
+            return
+    for key, most in _MOST_BITS.items():
+        bits = config.get(key, 0)
+        if not isinstance(bits, int) or not 0 <= bits <= most:
+            yield Fault(f"{name}.{key}", repr(bits)[:40], f"allowed: up to {most}")
             return
     if config.get("type") == "ConvByStep":
         for half in ("early", "late"):
