@@ -156,7 +156,7 @@ class _Walk:
             return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
         try:
             value = self.loader.construct_object(node)
-            if isinstance(value, float | int) and not abs(value) <= _LARGEST:
+            if isinstance(value, int) and abs(value) > _LARGEST:
                 raise ValueError("beyond all numbers of recipes")
             if isinstance(value, str):
                 value.encode()
