@@ -357,6 +357,14 @@ def bench(
     memory: Annotated[
         bool, typer.Option(help="Measure peak memory too, each in a process of its own.")
     ] = True,
+    training: Annotated[
+        bool,
+        typer.Option(
+            "--training",
+            help="Time training steps instead: float, quantized and spiking, eager and compiled, "
+            "in float32 and bfloat16.",
+        ),
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for table, page and picture.")] = Path(
         "runs/bench"
     ),
@@ -372,6 +380,7 @@ def bench(
       mt-convert bench resnet20_cifar --batch 1,128 --threads 2
       mt-convert bench runs/r20 --time-steps 1,2,4,8,16 --batch 32
       mt-convert bench resnet18 --contender integer_native --contender fp32_compile
+      mt-convert bench runs/r20 --training --batch 128 --time-steps 2
     """
     from .experiments.bench import command
 
@@ -385,13 +394,14 @@ def bench(
         threads=threads,
         device=device,
         memory=memory,
+        training=training,
     )
     try:
-        command.run(options, out)
+        (command.run_training if training else command.run)(options, out)
     except KeyboardInterrupt:
         _say(f"\nstopped; earlier results in {out} are unchanged")
         raise typer.Exit(stopping.exit_code()) from None
-    command.show(out, _console())
+    (command.show_training if training else command.show)(out, _console())
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

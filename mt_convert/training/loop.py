@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import TorchDynamoPlugin
 from torch import nn
 
 from ..data import Splits, borrow_random
 from ..errors import DataError, Fault, SpecError
 from ..quantization.brevitas_layers import watching_levels
-from ..system.devices import device_of
+from ..system.devices import compile_options, device_of
 from ..system.keys import key
 from ..system.storage import load_tensors, reading
 from .algorithm import Algorithm, Backpropagation
@@ -142,13 +143,15 @@ def _accelerator(spec: TrainSpec) -> Iterator[Accelerator]:
     others = dict(AcceleratorState._shared_state)
     AcceleratorState._reset_state()
     try:
-        yield Accelerator(
-            mixed_precision=spec.mixed_precision,
-            dynamo_backend="inductor" if spec.compile else "no",
-        )
+        yield Accelerator(mixed_precision=spec.mixed_precision, dynamo_plugin=_compiler(spec))
     finally:
         AcceleratorState._reset_state()
         AcceleratorState._shared_state.update(others)
+
+
+def _compiler(spec: TrainSpec) -> TorchDynamoPlugin:
+    """How the step is compiled, if it is."""
+    return TorchDynamoPlugin(**compile_options()) if spec.compile else TorchDynamoPlugin("no")
 
 
 @contextmanager
