@@ -119,6 +119,7 @@ class _Bounded(ShapeRun):
 
     def compute(self, node: fx.Node) -> Any:
         layer = layer_of(self.layers, node)
+        kind: Any
         for kind in WEIGHTED:
             if isinstance(layer, kind):
                 args, kwargs = self.fetch_args_kwargs_from_env(node)

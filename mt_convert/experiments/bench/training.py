@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from ...errors import CheckpointError
 from ...system.devices import compile_options
-from ...system.progress import progress
 from ...system.plain_data import as_type
+from ...system.progress import progress
 from ...system.storage import atomic, read_json, write_json
 from ...training.algorithm import Backpropagation, Lesson
 from ...training.finetune.learner import TrainableSpikingModel

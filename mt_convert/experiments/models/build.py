@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...errors import CheckpointError, Fault, SpecError, did_you_mean, near_names
 from ...system.foreign_weights import ForeignWeights, load_foreign
 from ...system.progress import notice
-from ...system.storage import load_tensors
+from ...system.storage import load_tensors, reading
 from . import cifar as _registered  # noqa: F401
 
 _NO_KWARGS = {
@@ -263,5 +263,7 @@ def load_ann(spec: ModelSpec, image_size: int, folder: Path) -> nn.Module:
     """The float network that the first stage of a run left in ``folder``."""
     fresh = dataclasses.replace(spec, checkpoint=None, pretrained=False)
     ann = build(fresh, image_size=image_size)
-    ann.load_state_dict(load_tensors(folder / "model.safetensors"))
+    path = folder / "model.safetensors"
+    with reading(path):
+        ann.load_state_dict(load_tensors(path))
     return ann.eval()

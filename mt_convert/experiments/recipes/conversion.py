@@ -208,7 +208,7 @@ def faults_here(recipe: Recipe) -> list[Fault]:
     trainings = {
         "ann": recipe.ann,
         "train": recipe.train,
-        "finetune.train": recipe.finetune and recipe.finetune.train,
+        "finetune.train": None if recipe.finetune is None else recipe.finetune.train,
     }
     return missing_inputs(
         recipe.model,

@@ -157,7 +157,7 @@ def _compiler_version() -> str:
 def _build(cache: LibraryCache, name: str, flags: tuple[str, ...]) -> Path:
     """Compile beside the target, then move: several processes may do so at once."""
     with cache.building() as folder:
-        source = shutil.copy(SOURCE, folder)
+        source = str(shutil.copy(SOURCE, folder))
         sizes = ",".join(map(str, _sizes()))
         command = [sys.executable, "-P", str(COMPILE), source, str(folder), sizes, *flags]
         code, said = _run(command, BUILDING_S)
