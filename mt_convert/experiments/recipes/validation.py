@@ -22,7 +22,7 @@ R = TypeVar("R", bound=BaseModel)
 
 STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 """How every block of a recipe is read."""
-LONGEST = 2**20  # bytes of a recipe
+LONGEST = 2**17  # bytes of a recipe: seconds of reading
 Count = Annotated[int, Field(ge=1)]
 """A whole number from 1."""
 
