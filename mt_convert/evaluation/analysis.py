@@ -16,6 +16,7 @@ import torch
 
 from ..data import batches
 from ..errors import CheckpointError
+from ..neurons.ladder import Learned
 from ..system.devices import device_of
 from ..system.plain_data import as_type
 from ..system.storage import digest, read_json, write_json
@@ -125,7 +126,9 @@ def analyses(
     groups: dict[Any, list[Setting]] = {}
     for setting in settings:
         if isinstance(setting, Setting):
-            alike = dataclasses.replace(setting, ladder=type(setting.ladder)(1))  # type: ignore[arg-type]
+            alike = setting
+            if not isinstance(setting.ladder, Learned):  # it has no number of thresholds alone
+                alike = dataclasses.replace(setting, ladder=type(setting.ladder)(1))
             groups.setdefault(alike, []).append(setting)
     results = []
     for group in groups.values():

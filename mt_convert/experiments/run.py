@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -54,6 +55,18 @@ def free_folder(folder: Path, recipe: AnyRecipe) -> Path:
             "(--overwrite would replace it)"
         )
     return free
+
+
+def check(recipe: AnyRecipe) -> None:
+    """Raise what `run` into a new folder would refuse before it starts, in its words.
+
+    Raises:
+        MTConvertError: all that this machine lacks, or a start of another network.
+    """
+    kind = from_scratch_run.SpikingRun if isinstance(recipe, SpikingRecipe) else Conversion
+    planned = kind(recipe, Path(os.devnull), False)  # type: ignore[arg-type]
+    planned.check_inputs()
+    planned.check_starts()
 
 
 def show(path: Path, console: Console) -> None:

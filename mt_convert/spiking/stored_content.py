@@ -48,6 +48,7 @@ class _Content:
     tied: list[list[str]] | None = None
     warnings: list[str] | None = None
     float_agreement: list[float | int | None] | None = None
+    calibrated_T: int | None = None
 
 
 def check_content(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -27,7 +27,7 @@ def network_faults(model: ModelSpec, channels: int, image_size: int) -> list[Fau
         >>> str(network_faults(ModelSpec("vit_tiny_patch16_224", classes=10), 3, 8)[0])[:51]
         'model.architecture  vit_tiny_patch16_224 takes no i'
     """
-    if ":" in model.architecture:  # the hub's, or a file's: nothing is fetched or run to look
+    if model.code_files or ":" in model.architecture:  # nothing is run or fetched to look
         return []
     key = repr((model, channels, image_size))
     if key not in _known:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...data.class_map import head_faults
-from ...errors import DataError, Fault, RecipeError
+from ...errors import DataError, Fault, RecipeError, many
 from ...system.storage import check_regular
 from . import bounds, yaml_tree
 from . import faults as recipe_faults
@@ -68,7 +68,7 @@ def read(
     ):  # the same key counts once
         faults.setdefault((fault.where.split("  ")[-1], fault.what), fault)
     if recipe is None or faults:
-        raise RecipeError(f"{len(faults)} fault(s) in {path}", faults.values())
+        raise RecipeError(f"{many(faults, 'fault', 'faults')} in {path}", faults.values())
     return recipe
 
 
