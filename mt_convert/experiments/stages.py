@@ -130,9 +130,9 @@ class StageRun(ABC):
 
     def check(self) -> None:
         """Look for what is missing or in the way, before hours are spent and a folder is made."""
+        check_folder(self.out)
         self.check_inputs()
         self.check_starts()
-        check_folder(self.out)
         for path in (self.out / f"{name}{end}" for name in self.NAMES for end in _ENDS):
             if path.exists() and not path.is_dir():
                 raise OutputError(f"{path} is a file: move it away")

@@ -246,7 +246,7 @@ def test_wrong_types_say_what_is_there_and_what_is_allowed(write: Write) -> None
         "train.lr='0.1'": ('is "0.1"', "allowed: a number"),
         "train.steps.lr_scale=-0.1": ("is -0.1", "allowed: 0 to 1"),
         "train.steps.lr_scale=1.1": ("is 1.1", "allowed: 0 to 1"),
-        "train.steps={weight_decay: -1}": ("is -1", "allowed: 0 or more"),
+        "train.steps={weight_decay: -1}": ("is -1", "allowed: 0 to 1000"),
         "train.steps=0.02": ("is 0.02", "allowed: a block of keys"),
         "train.reestimate_bn=1": ("is 1", "allowed: 2 or more, or none"),
         "train.reestimate_bn=2.5": ("is 2.5", "allowed: a whole number"),
