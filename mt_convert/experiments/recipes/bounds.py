@@ -7,6 +7,7 @@ that no machine has, a decay that is no float32. What a block itself allows may 
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -97,8 +98,10 @@ def findings(tree: Tree, root: type) -> list[Finding]:
         ['line 1  seed  is -1  allowed: 0 to 4294967295']
     """
     return [
-        Finding(path, fault_at(path, value, f"allowed: {_plain(low)} to {_plain(high)}", tree))
-        for path, value in _numbers(tree.value, root, ())
+        Finding(
+            path, fault_at(path, value, f"allowed: {_plain(low)} to {_plain(high)}{none}", tree)
+        )
+        for path, value, none in _numbers(tree.value, root, ())
         for low, high in [BOUNDS.get(_name(path), (float("-inf"), float("inf")))]
         if value < low or value > high  # what is no number is told elsewhere
     ]
@@ -147,8 +150,8 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
     return value is None or isinstance(value, bool) or abs(value) <= _LARGEST
 
 
-def _numbers(value: Any, kind: Any, path: Path) -> Iterator[tuple[Path, float]]:
-    """All numbers under keys that are known, with their paths."""
+def _numbers(value: Any, kind: Any, path: Path) -> Iterator[tuple[Path, float, str]]:
+    """All numbers under keys that are known, with their paths, and whether none is allowed too."""
     if isinstance(value, dict):
         for key, inner in keys_of(kind).items():
             if key in value:
@@ -157,7 +160,7 @@ def _numbers(value: Any, kind: Any, path: Path) -> Iterator[tuple[Path, float]]:
         for index, item in enumerate(value):
             yield from _numbers(item, item_of(kind), (*path, index))
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield path, value
+        yield path, value, ", or none" if type(None) in typing.get_args(kind) else ""
 
 
 def _name(path: Path) -> str:
