@@ -37,6 +37,13 @@ class _Node:
 
 
 @dataclass(frozen=True)
+class _Quantizer:
+    clip: tuple[float | None, float | None]
+    encodes_input: bool
+    below: int | None = None
+
+
+@dataclass(frozen=True)
 class _Content:
     kind: str
     layers: dict[str, dict[str, Any]]
@@ -141,6 +148,8 @@ def _layer_faults(
         if not isinstance(bits, int) or not 0 <= bits <= most:
             yield Fault(f"{name}.{key}", repr(bits)[:40], f"allowed: up to {most}")
             return
+    if config.get("type") == "QuantAct":
+        as_type(_Quantizer, config)
     if config.get("type") == "ConvByStep":
         for half in ("early", "late"):
             inner = as_type(dict[str, Any], config.get(half))

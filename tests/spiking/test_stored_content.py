@@ -119,6 +119,7 @@ SPIKING: dict[str, Callable[[Content, Content], Any]] = {
     "a window that is a text": lambda c, t: c.update(whole_window="no"),
 }
 QUANTIZED: dict[str, Callable[[Content, Content], Any]] = {
+    "a clip that is a list": lambda c, t: layer(c, "QuantAct").update(clip=[None, []]),
     "99 bits": lambda c, t: layer(c, "QuantAct").update(bits=99),
     "weights of 99 bits": lambda c, t: layer(c, "Linear").update(weight_bits=99),
     "bits that are a text": lambda c, t: layer(c, "Conv2d").update(weight_bits="4"),
