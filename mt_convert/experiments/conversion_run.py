@@ -27,10 +27,20 @@ from ..quantization.quantize import QuantizedModel, quantize
 from ..report import tables
 from ..report.rows import Row, results_from_json, results_to_json
 from ..spiking import archive
+from ..spiking.conversion_report import ConversionReport
 from ..spiking.convert import convert
 from ..system.devices import device
+from ..system.plain_data import as_type
 from ..system.progress import notice
-from ..system.storage import atomic, json_text, load_tensors, read_json, save_tensors, write_json
+from ..system.storage import (
+    atomic,
+    json_text,
+    load_tensors,
+    read_json,
+    reading,
+    save_tensors,
+    write_json,
+)
 from ..training.accuracy import accuracy
 from ..training.loop import fit
 from ..training.spec import TrainSpec, without_quantizers
@@ -39,7 +49,7 @@ from .finetune import run_finetune
 from .models import code
 from .models.build import build_described, has_random_weights, load_ann, weights_path
 from .recipes.conversion import Recipe, faults_here, load_recipe
-from .stages import StageRun
+from .stages import StageRun, rows_file_text
 from .subjects import calibrates_on_images, subject
 
 PROBE_IMAGES = 32
@@ -48,8 +58,17 @@ CONTROL = "model.safetensors"
 
 def _sentence(out: Path, convert_folder: Path, rows: list[Row]) -> str:
     """The closing sentence of a run, from its artefacts."""
-    converted = read_json(convert_folder / "report.json")
-    return tables.summary(rows, converted["report"], str(out)) + "."
+    return tables.summary(rows, _read_report(convert_folder), str(out)) + "."
+
+
+def _read_report(folder: Path) -> dict[str, Any]:
+    """The report of the conversion in a folder, as plain data."""
+    report: ConversionReport = read_json(
+        folder / "report.json", lambda content: ConversionReport.from_json(content["report"])
+    )
+    if report.verdict is None:
+        raise CheckpointError(f"{folder / 'report.json'} has no verdict: convert again")
+    return report.to_json()
 
 
 def _load_start(folder: Path) -> QuantizedModel:
@@ -102,6 +121,12 @@ def _check_control(folder: Path) -> None:
         raise RecipeError("the control arm of this run cannot start", [fault])
 
 
+def _accuracies(stored: Any) -> dict[str, float]:
+    """The control arm's accuracy on each data set."""
+    accuracies: dict[str, float] = as_type(dict[str, float], stored["accuracy"])
+    return accuracies
+
+
 class Conversion(StageRun):
     """One run of a recipe that converts."""
 
@@ -121,8 +146,8 @@ class Conversion(StageRun):
         "report": ("name",),
     }
 
-    def __init__(self, recipe: Recipe, out: Path, resume: bool) -> None:
-        super().__init__(recipe, out, resume)
+    def __init__(self, recipe: Recipe, out: Path, resume: bool, overwrite: bool = False) -> None:
+        super().__init__(recipe, out, resume, overwrite)
         self.recipe = recipe
         self._splits: Splits | None = None
 
@@ -177,11 +202,14 @@ class Conversion(StageRun):
     def rows_text(self) -> str:
         """The rows of the evaluation, and of calibration and fine-tuning behind them."""
         names = [name for name in ("evaluate", "calibrate", "finetune") if name in self.stages]
-        stored = [read_json(self.at[name] / "rows.json") for name in names]
-        rows = list(dict.fromkeys(row for item in stored for row in results_from_json(item)))
+        for name in names:
+            rows_file_text(self.at[name])
+        stored = [read_json(self.at[name] / "rows.json", results_from_json) for name in names]
+        rows = list(dict.fromkeys(row for item in stored for row in item))
         if self.recipe.control:
-            control = read_json(self.at["control"] / "accuracy.json")["accuracy"]
-            own = control[data_labels((self.recipe.data,))[0]]
+            control = read_json(self.at["control"] / "accuracy.json", _accuracies)
+            with reading(self.at["control"] / "accuracy.json"):
+                own = control[data_labels((self.recipe.data,))[0]]
             rows = [replace(row, control_accuracy=control.get(row.dataset, own)) for row in rows]
         return json_text(results_to_json(rows))
 
@@ -340,9 +368,9 @@ class Conversion(StageRun):
     def _report(self, folder: Path) -> None:
         """The page, from the stored rows alone."""
         rows = results_from_json(json.loads(self.rows_text()))
-        converted = read_json(self.at["convert"] / "report.json")
+        report = _read_report(self.at["convert"])
         page = tables.markdown_page(
-            rows, _sentence(self.out, self.at["convert"], rows)[:-1], converted["report"]
+            rows, _sentence(self.out, self.at["convert"], rows)[:-1], report
         )
         with atomic(folder / "report.md") as temporary:
             temporary.write_text(page)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -31,8 +32,9 @@ from ..evaluation.subject import Subject
 from ..report import pictures, tables
 from ..report.columns import LEGEND, markdown_table
 from ..report.rows import Row, results_from_json, results_to_json
+from ..system.processes import Processes, alone_in
 from ..system.progress import notice
-from ..system.storage import atomic, read_json, write_json
+from ..system.storage import atomic, read_json, sweep, write_json
 from .recipes.conversion import EvaluateBlock, Recipe, load_recipe, load_stored
 from .stored_networks import stored_energy, stored_network, stored_rows
 from .subjects import calibrates_on_images, subjects_of
@@ -108,7 +110,14 @@ def run(options: EvalOptions, out: Path) -> list[Row]:
     Raises:
         MTConvertError: whatever the user can mend; finished results stay.
     """
+    with alone_in(out, Processes()):
+        return _run(options, out)
+
+
+def _run(options: EvalOptions, out: Path) -> list[Row]:
     recipes = [load_recipe(name, options.overrides) for name in options.data]
+    for folder in ("", "cells", "references", "analyses"):
+        sweep(out / folder, deep=False)
     cache = RowCache(out, options.batch_size)
     rows: list[Row] = []
     results: list[Analysis] = []
@@ -250,14 +259,18 @@ def page(rows: list[Row]) -> str:
 
 def show(out: Path, console: Console) -> None:
     """Print the table of a finished comparison."""
-    rows = results_from_json(read_json(out / "results.json"))
+    rows = read_json(out / "results.json", results_from_json)
     console.print(tables.accuracy_table(rows))
-    if read_json(out / "eval.json")["errors"] and (out / "errors.json").is_file():
-        for stored in read_json(out / "errors.json")["analyses"]:
-            item = Analysis.from_json(stored)
+    shows_errors = read_json(out / "eval.json", lambda content: content["errors"])
+    if shows_errors and (out / "errors.json").is_file():
+        for item in read_json(out / "errors.json", _analyses):
             console.print(item.title, style="bold", highlight=False)
             console.print(item.errors.rich()[0])
         console.print(f"layers, causes, energy: {out}/errors.md", highlight=False, soft_wrap=True)
     console.print(
         f"every column, page and picture: {out}/README.md", highlight=False, soft_wrap=True
     )
+
+
+def _analyses(stored: Any) -> list[Analysis]:
+    return [Analysis.from_json(item) for item in stored["analyses"]]

@@ -25,7 +25,8 @@ from ..report.rows import Row, results_from_json, results_to_json
 from ..spiking import archive
 from ..system.devices import device_of
 from ..system.peak_memory import store_peak, stored_peak
-from ..system.storage import atomic, digest, read_json, write_json
+from ..system.processes import Processes, alone_in
+from ..system.storage import atomic, digest, read_json, sweep, write_json
 from ..training.finetune.finetune import finetune
 from ..training.finetune.progressive_tandem import tandem
 from ..training.spec import History
@@ -55,19 +56,21 @@ def run(name: str, overrides: Sequence[str], out: Path | None) -> Path:
     out = out or kept / _name(recipe.finetune)
     calibrated = folder / "calibrate" / "network"
     start = calibrated if recipe.calibrate == stored.calibrate and calibrated.is_dir() else None
-    subject = run_subject(folder, recipe, splits)
-    subject = replace(subject, describe={**subject.describe, "run": recipe.name})
-    rows, history = run_finetune(recipe, subject, splits, out, shared=kept, start=start)
-    write_json(out / "results.json", results_to_json(rows))
-    _describe(out, recipe)
-    with atomic(out / "README.md") as temporary:
-        temporary.write_text(_page(rows, history.best_epoch))
+    with alone_in(out, Processes()):
+        sweep(out, deep=False)
+        subject = run_subject(folder, recipe, splits)
+        subject = replace(subject, describe={**subject.describe, "run": recipe.name})
+        rows, history = run_finetune(recipe, subject, splits, out, shared=kept, start=start)
+        write_json(out / "results.json", results_to_json(rows))
+        _describe(out, recipe)
+        with atomic(out / "README.md") as temporary:
+            temporary.write_text(_page(rows, history.best_epoch))
     return out
 
 
 def show(out: Path, console: Console) -> None:
     """Print the table and what came of it."""
-    rows = results_from_json(read_json(out / "results.json"))
+    rows = read_json(out / "results.json", results_from_json)
     console.print(tables.rich_table(rows))
     console.print(_sentence(rows), highlight=False, soft_wrap=True)
     console.print(f"the fine-tuned network is in {out / 'network'}", highlight=False)

@@ -136,7 +136,10 @@ def integer(snn: SpikingModel, *, backend: str = "auto") -> IntegerModel:
 
     ``backend``: "native", C++ built on first use (CPU); "torch", the reference, any device;
     "compile", the same through torch.compile; "auto", native where there is a compiler and AVX2 or
-    AVX-512 VNNI, else torch.
+    AVX-512 VNNI, else torch, which is said once.
+
+    Threads do not survive a fork: a process that has run a network, with any backend, starts others
+    by ``multiprocessing.get_context("spawn")``; one made by fork may hang in its first run.
 
     Raises:
         SpecError: an unknown backend, or one that this machine cannot run; a network whose layers

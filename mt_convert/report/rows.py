@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CheckpointError
+from ..system.plain_data import as_type
 
 RESULTS_SCHEMA = "mt_convert.results/2"
 _READABLE = (RESULTS_SCHEMA, "mt_convert.results/1")  # the first had fewer columns
@@ -94,8 +95,8 @@ def results_from_json(stored: Any) -> list[Row]:
     if not isinstance(stored, Mapping) or stored.get("schema") not in _READABLE:
         raise CheckpointError(f"not a results file: its schema must be {RESULTS_SCHEMA}")
     try:
-        return [Row(**_columns(row)) for row in stored["rows"]]
-    except (KeyError, TypeError) as error:
+        return [as_type(Row, _columns(row)) for row in stored["rows"]]
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"a row of the results lacks {error}: make the file again") from error
 
 

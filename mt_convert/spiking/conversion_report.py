@@ -14,6 +14,7 @@ from ..graph.operations import Operation, Operations
 from ..graph.rules import CONSTANT_SIDE, OperatorKind
 from ..graph.signals import Signal
 from ..neurons.layer import MTNeuron
+from ..system.plain_data import as_type
 from .presentation import Encoder
 
 
@@ -115,22 +116,13 @@ class ConversionReport:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> ConversionReport:
-        """The inverse of `to_json`, through JSON too; reports of earlier versions are read."""
-        verdict = stored.get("verdict")
-        return cls(
-            tuple(
-                NeuronRow(**{**row, "levels": tuple(row["levels"])}) for row in stored["neurons"]
-            ),
-            tuple(
-                WeightedRow(**{**row, "fed_by": tuple(row["fed_by"])}) for row in stored["weighted"]
-            ),
-            tuple(AnalogRow(**row) for row in stored["analog"]),
-            verdict and Verdict(**{**verdict, "differs": tuple(verdict["differs"])}),
-            tuple(stored.get("warnings", ())),
-            stored.get("float_agreement"),
-            stored.get("float_images", 0),
-            stored.get("calibrated_T"),
-        )
+        """The inverse of `to_json`, through JSON too; reports of earlier versions are read.
+
+        Raises:
+            CheckpointError: a part is missing, or of another type.
+        """
+        report: ConversionReport = as_type(cls, stored)
+        return report
 
     def __str__(self) -> str:
         fed = sum(row.spike_fed for row in self.weighted)

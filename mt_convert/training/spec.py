@@ -9,7 +9,8 @@ from typing import Any
 
 from timm.optim import list_optimizers
 
-from ..errors import Fault, SpecError, many
+from ..errors import CheckpointError, Fault, SpecError, many
+from ..system.plain_data import as_type
 from .parts import Checks, FreezeOscillating, StepGroup, outside
 
 SCHEDULES = ("cosine", "tanh", "constant")
@@ -186,6 +187,12 @@ class History:
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> History:
-        """The history that `to_json` wrote."""
-        rows = tuple(EpochRow(**row) for row in value["rows"])
-        return History(rows, value["best_epoch"], value.get("start_accuracy"))
+        """The history that `to_json` wrote.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        history: History = as_type(History, value)
+        if not 0 <= history.best_epoch <= len(history.rows):
+            raise CheckpointError(f"best_epoch: {history.best_epoch} of {len(history.rows)} epochs")
+        return history

@@ -287,7 +287,16 @@ def test_a_faulty_checkpoint_is_one_message(
     before = contents(earlier)
     path = Path("nowhere.th") if kind == "missing" else checkpoint(kind, tmp_path)
     done = command(
-        *("run", "digits", "--smoke", "--out", "out", *UNTRAINED, f"model.checkpoint={path.name}")
+        *(
+            "run",
+            "digits",
+            "--smoke",
+            "--overwrite",
+            "--out",
+            "out",
+            *UNTRAINED,
+            f"model.checkpoint={path.name}",
+        )
     )
     text = message(done)
     for part in words:
@@ -350,7 +359,7 @@ def test_unsupported_layers_are_all_named(process: Command, tmp_path: Path, earl
     before = contents(earlier)
     (tmp_path / "sitecustomize.py").write_text(UNSUPPORTED)
     done = process(
-        *("run", "digits", "--smoke", "--out", "out", *UNTRAINED),
+        *("run", "digits", "--smoke", "--overwrite", "--out", "out", *UNTRAINED),
         "model.architecture=of_running_products",
         before='export PYTHONPATH="$PWD:$PYTHONPATH"',
     )
@@ -385,7 +394,7 @@ def test_a_wrong_image_size_is_told_with_the_size_of_the_file(
         *("data.limit=null", "data.test_images=null", "data.calibration_images=4"),
         *("data.classes=2", "model.classes=2", "evaluate.batch_size=4"),
     )
-    text = message(command(*words, "--out", "out"))
+    text = message(command(*words, "--overwrite", "--out", "out"))
     assert "0.png" in text
     assert "is 12x12, the spec says 8x8" in text
     assert "set image_size: 12, or resize: true" in text
@@ -427,7 +436,7 @@ def test_a_full_disk_is_one_message_and_leaves_what_was_there(
     command: Command, process: Command, earlier: Path, kilobytes: int, alone: bool
 ) -> None:
     before = contents(earlier)
-    words = ("run", "digits", "--smoke", "--out", "out", "seed=1")
+    words = ("run", "digits", "--smoke", "--overwrite", "--out", "out", "seed=1")
     if alone:
         done = process(*words, before=f"ulimit -f {kilobytes}")
     else:

@@ -28,14 +28,15 @@ from mt_convert.data import batches, open_data
 from mt_convert.data.splits import select_test_images
 from mt_convert.errors import CheckpointError, DataError, OutputError, RecipeError
 from mt_convert.evaluation.settings import Setting
-from mt_convert.experiments import conversion_run, stages
+from mt_convert.experiments import conversion_run, publication, stages
 from mt_convert.experiments.models.build import load_ann
 from mt_convert.experiments.recipes.conversion import (
     EvaluateBlock,
     Recipe,
     load_recipe,
 )
-from mt_convert.experiments.run import run, show
+from mt_convert.experiments.run import free_folder, show
+from mt_convert.experiments.run import run as run_recipe
 from mt_convert.quantization.chain import float_tensors
 from mt_convert.quantization.quantize import QuantizedModel
 from mt_convert.report.rows import results_from_json
@@ -58,6 +59,11 @@ pytestmark = pytest.mark.slow  # nearly every test runs a recipe
 def recipe(*overrides: str) -> Recipe:
     """The digits' network on a few made-up images, in a second or two."""
     return load_recipe("digits", [*SMALL, *overrides], smoke=True)
+
+
+def run(given: Recipe, out: Path, *, resume: bool) -> Path:
+    """A run that may take the place of an earlier one."""
+    return run_recipe(given, out, resume=resume, overwrite=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -422,7 +428,7 @@ def test_killed_at_the_end_of_each_stage_and_resumed_it_comes_to_the_same(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "killed"
-    replace = stages._replace
+    replace = stages.replace_stage
 
     def die_before(stage: str) -> Callable[[Path, Path], None]:
         def stop(partial: Path, folder: Path) -> None:
@@ -433,41 +439,49 @@ def test_killed_at_the_end_of_each_stage_and_resumed_it_comes_to_the_same(
         return stop
 
     for stage in STAGES:
-        monkeypatch.setattr(stages, "_replace", die_before(stage))
+        monkeypatch.setattr(stages, "replace_stage", die_before(stage))
         with pytest.raises(Killed):
             run(recipe(), out, resume=True)
         assert (out / f"{stage}.partial").is_dir()
         assert not (out / "results.json").exists()
-    monkeypatch.setattr(stages, "_replace", replace)
+    monkeypatch.setattr(stages, "replace_stage", replace)
     assert_equal_runs(finished, run(recipe(), out, resume=True))
 
 
-def test_killed_while_new_stages_take_the_places_of_old_ones_it_goes_on(
+def test_killed_before_the_new_stages_take_the_places_of_the_old_ones_it_goes_on(
     finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = recipe("evaluate.iso_level=false")
-    replace, moves = stages._replace, []
 
-    def die(partial: Path, folder: Path) -> None:
-        if partial.name == "report.new":
-            raise Killed
-        moves.append(f"{partial.name} -> {folder.name}")
-        replace(partial, folder)
+    def die(first: Path, second: Path) -> None:
+        raise Killed
 
-    monkeypatch.setattr(stages, "_replace", die)
-    with pytest.raises(Killed):
-        run(other, copied, resume=False)
-    assert moves == [
-        *("evaluate.partial -> evaluate.new", "report.partial -> report.new"),
-        "evaluate.new -> evaluate",
-    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(publication, "exchange", die)
+        with pytest.raises(Killed):
+            run(other, copied, resume=False)
+    for stage in STAGES:
+        for file in (finished / stage).iterdir():
+            assert (copied / stage / file.name).exists()
     assert (copied / "results.json").read_bytes() == (finished / "results.json").read_bytes()
-    monkeypatch.setattr(stages, "_replace", replace)
     lines = len(events(copied))
     run(other, copied, resume=False)
     assert entered(copied, lines) == []
     assert len(json.loads((copied / "results.json").read_text())["rows"]) == 8
     assert {path.name for path in copied.iterdir()} == {path.name for path in finished.iterdir()}
+
+
+def test_a_finished_run_with_other_settings_stays_unless_it_is_to_be_overwritten(
+    finished: Path, copied: Path
+) -> None:
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    other = recipe("evaluate.iso_level=false")
+    with pytest.raises(OutputError, match="other settings; --overwrite") as raised:
+        run_recipe(other, copied, resume=True)
+    assert [item.where for item in raised.value.faults] == ["evaluate.iso_level"]
+    assert before == {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    assert free_folder(copied, other).name == f"{copied.name}-2"
+    assert free_folder(copied, recipe()) == copied
 
 
 def test_a_recipe_tried_in_between_leaves_nothing_behind(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...errors import CheckpointError, Fault, SpecError, did_you_mean, many, near_names
 from ...system.foreign_weights import ForeignWeights, load_foreign
 from ...system.progress import notice
-from ...system.storage import load_tensors
+from ...system.storage import load_tensors, reading
 from . import cifar as _registered  # noqa: F401
 from . import code
 
@@ -397,5 +397,7 @@ def load_ann(spec: ModelSpec, image_size: int, folder: Path) -> nn.Module:
         architecture=f"{kept['architecture.py']}:{own[1]}" if own else spec.architecture,
     )
     ann = build(fresh, image_size=image_size, given=False)
-    ann.load_state_dict(load_tensors(folder / "model.safetensors"))
+    path = folder / "model.safetensors"
+    with reading(path):
+        ann.load_state_dict(load_tensors(path))
     return ann.eval()

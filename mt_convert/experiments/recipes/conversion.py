@@ -31,6 +31,8 @@ from ...quantization.spec import QuantSpec, Spacing
 from ...spiking.presentation import Presentation
 from ...training.spec import TrainSpec
 from ..models.build import ModelSpec, model_faults
+from .bounds import argument_faults
+from .feasibility import network_faults, training_faults
 from .finetune_job import (
     CONVERSION_KEYS,
     CalibrateBlock,
@@ -245,8 +247,15 @@ def dump(recipe: BaseModel) -> str:
 
 def faults_here(recipe: Recipe) -> list[Fault]:
     """What this machine lacks to run the recipe: files, folders, architectures unknown to timm."""
+    trainings = {
+        "ann": recipe.ann,
+        "train": recipe.train,
+        "finetune.train": None if recipe.finetune is None else recipe.finetune.train,
+    }
     return missing_inputs(
         recipe.model,
+        (recipe.data.channels, recipe.data.image_size),
+        trainings,
         {
             "model.checkpoint": recipe.model.checkpoint,
             "model.from_run": recipe.model.from_run,
@@ -262,14 +271,25 @@ def class_map_file(data: DataSpec) -> str | None:
     return data.class_map if isinstance(data.class_map, str) else None
 
 
-def missing_inputs(model: ModelSpec, files: Mapping[str, str | None]) -> list[Fault]:
-    """Which of these files and folders are not here, and whether timm knows the architecture."""
+def missing_inputs(
+    model: ModelSpec,
+    image: tuple[int, int],
+    trainings: Mapping[str, TrainSpec | None],
+    files: Mapping[str, str | None],
+) -> list[Fault]:
+    """Which of these files and folders are not here, and whether timm knows the architecture; then
+    whether the network takes images of so many channels and pixels, and optimizers their values."""
     faults = [
         Fault(key, f"{value} is not here", f"put it there, or give {key}=PATH")
         for key, value in files.items()
         if value is not None and not FilePath(value).exists()
     ]
-    return [*model_faults(model), *faults]
+    faults = [*model_faults(model), *faults]
+    if not model.code_files:  # whose networks name their arguments themselves
+        faults += argument_faults(model.architecture, model.kwargs)
+    for block, spec in trainings.items():
+        faults += training_faults(block, spec)
+    return faults or network_faults(model, *image)
 
 
 def _fill_seeds(tree: Tree) -> Tree:

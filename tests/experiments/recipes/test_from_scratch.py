@@ -247,7 +247,8 @@ def test_a_finished_run_is_kept_and_another_seed_is_not(finished: Path) -> None:
     experiment.run(small(), finished, resume=False)
     assert entered() == []
     before = len((finished / "log.jsonl").read_text().splitlines())
-    experiment.run(small("evaluate.batch_size=3"), finished, resume=False)
+    other = small("evaluate.batch_size=3")
+    experiment.run(other, finished, resume=False, overwrite=True)
     assert entered() == ["evaluate", "report"]
 
 
