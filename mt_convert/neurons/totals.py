@@ -135,7 +135,7 @@ def _thresholds(ladder: Ladder, y: Tensor) -> Tensor:
 
 
 def _level(y: Tensor, ladder: Digit) -> Tensor:
-    """The level of an input, not yet clamped: rounded, or looked up where thresholds are learned."""
+    """The level of an input, not yet clamped: rounded, or of learned thresholds how many it has."""
     if not ladder.gaps:
         return y.round()
     return torch.bucketize(y, _thresholds(ladder, y), right=True).to(y.dtype)

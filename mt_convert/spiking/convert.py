@@ -62,8 +62,9 @@ def convert(
     exact. A shorter ladder needs several steps, and ``signed`` neurons to take back what was
     emitted too early; a mapping gives the ladders of single layers by name. Layers whose levels go
     below 0 are always signed. ``Radix(n)`` needs ``whole_window``: each layer waits for all T steps
-    of those before it, and T = ceil(log_{n+1}(L + 1)) steps are exact. ``verify`` runs both networks on a probe batch (its images, or
-    random ones) and puts the `Verdict` into the report.
+    of those before it, and T = ceil(log_{n+1}(L + 1)) steps are exact. ``verify`` runs
+    both networks on a probe batch (its images, or random ones) and puts the `Verdict` into the
+    report.
 
     Raises:
         UnsupportedLayerError: all layers and operators that cannot be converted, at once.

@@ -34,6 +34,7 @@ from .presentation import Presentation, check_time_steps
 from .simulate import like_network
 from .window_spikes import INJECTING, SpikeRun, call_without_bias, run_windows
 
+
 @torch.no_grad()
 @in_float32()
 def spike_by_spike(snn: SpikingModel, images: Tensor, *, time_steps: int) -> SpikeRun:

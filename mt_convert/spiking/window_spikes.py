@@ -271,7 +271,11 @@ class _Windows:
 
         def operate(*args: Any, **kwargs: Any) -> Any:
             first = silence(node.args[0], args[0])
-            rest = args[1:] if joins else [silence(*p) for p in zip(node.args[1:], args[1:])]
+            rest = (
+                args[1:]
+                if joins
+                else [silence(*p) for p in zip(node.args[1:], args[1:], strict=True)]
+            )
             return call(operator, (first, *rest), kwargs)
 
         return operate
@@ -424,7 +428,7 @@ class _Windows:
         return said
 
     def _looked_up(self, neuron: MTNeuron, ladder: Radix, y: Tensor) -> list[Tensor]:
-        """Digits by bisection of a table of learned thresholds: of level said + k units, k = 1 … n."""
+        """Digits by a table of learned thresholds: those of level said + k units, k = 1 … n."""
         assert not neuron.spec.signed, "learned gaps are those of levels from 0"
         high = neuron.spec.limits[1]
         edges = [-torch.inf, *accumulate(ladder.gaps), torch.inf]
