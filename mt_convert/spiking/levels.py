@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..neurons.ladder import Ladder, Learned, Radix
+from ..neurons.ladder import Binary, Ladder, Learned, PowerOfTwo, Radix, Uniform
 from ..neurons.layer import MTNeuron
 from ..neurons.spec import NeuronSpec
 from ..neurons.totals import totals_step
@@ -84,6 +84,31 @@ def window_spec(spec: NeuronSpec, presentation: Presentation, t: int) -> NeuronS
     reach = spec.ladder.reach * (t + 1)
     low, high = (int((bound or 0) * reach / levels(spec)) for bound in spec.bounds)
     return replace(spec, bounds=(low, high))
+
+
+def in_one_step(spec: NeuronSpec, time_steps: int) -> NeuronSpec | None:
+    """A neuron that in one step emits what ``spec`` emits in a window, where all of its input is
+    there at the start; None where one ladder does not say it (powers of two).
+
+    Example:
+        >>> from ..neurons.ladder import Uniform
+        >>> in_one_step(NeuronSpec(Uniform(3), bounds=(0, 15)), 4).ladder
+        Uniform(n=12)
+        >>> in_one_step(NeuronSpec(Radix(1, steps=4), bounds=(0, 15)), 4).ladder
+        Uniform(n=15)
+    """
+    ladder: Ladder = spec.ladder
+    if isinstance(ladder, Radix):
+        ladder = ladder.until(time_steps - 1)
+        if ladder.unit == 1 and ladder.gaps:
+            ladder = Learned(ladder.gaps)
+        elif ladder.unit == 1:
+            ladder = Uniform(min(ladder.n, levels(spec)))
+    elif isinstance(ladder, (Uniform, Binary)):
+        ladder = Uniform(min(int(ladder.reach) * time_steps, levels(spec)))
+    elif isinstance(ladder, PowerOfTwo) and time_steps > 1:
+        return None
+    return replace(spec, ladder=ladder)
 
 
 def quantized_activation(neuron: MTNeuron, x: Tensor) -> Tensor:
