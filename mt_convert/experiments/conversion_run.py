@@ -15,17 +15,19 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ..data import DataSpec, Splits, images, open_data
+from ..data import DataSpec, Splits, batches, images, open_data
 from ..data.image_spec import data_labels
 from ..errors import CheckpointError, Fault, RecipeError
 from ..evaluation.row_cache import RowCache
 from ..evaluation.subject import Subject
-from ..neurons.ladder import Uniform
+from ..evaluation.truncation import Truncation, markdown, truncations
+from ..neurons.ladder import Radix
 from ..quantization.quantize import QuantizedModel, quantize
 from ..report import tables
 from ..report.rows import Row, results_from_json, results_to_json
 from ..spiking import archive
 from ..spiking.convert import convert
+from ..system.devices import device_of
 from ..system.progress import notice
 from ..system.storage import atomic, json_text, read_json, save_tensors, write_json
 from ..training.loop import fit
@@ -218,11 +220,11 @@ class Conversion(StageRun):
         calibration = self.splits.calibration
         snn = convert(
             qann,
-            ladder=None if block.thresholds is None else Uniform(block.thresholds),
+            ladder=block.ladder_for(self.recipe.quantize.levels),
             firing=block.firing,
             signed=block.signed,
             presentation=block.presentation,
-            whole_window=block.whole_window,
+            whole_window=block.waits,
             verify=images(calibration, min(PROBE_IMAGES, len(calibration))),
         )
         archive.save(snn, folder)
@@ -233,6 +235,7 @@ class Conversion(StageRun):
         block = self.recipe.evaluate
         cache = RowCache(folder, block.batch_size, self.processes)
         rows: list[Row] = []
+        self._truncate(folder)
         settings = block.settings(self.recipe.quantize.levels)
         calibrates = any(calibrates_on_images(item) for item in settings)
         sources = (self.recipe.data, *block.data)
@@ -243,6 +246,16 @@ class Conversion(StageRun):
             shown = replace(shown, describe={**shown.describe, "dataset": label})
             rows += cache.rows(shown, settings, "evaluate")
         self._write_rows(folder, rows)
+
+    def _truncate(self, folder: Path) -> None:
+        """What a network of digits says before all digits are there, on the test images."""
+        block = self.recipe.evaluate
+        if self.recipe.convert.ladder != Radix.kind or not self.first:
+            return
+        shown = self._subject(self.recipe.data, self.splits)
+        snn = archive.load(self.at["convert"]).to(device_of(shown.qann))
+        points = truncations(snn, batches(shown.test, block.batch_size))
+        write_json(folder / "truncation.json", [point.to_json() for point in points])
 
     def _finetune(self, folder: Path) -> None:
         """The converted network fine-tuned, and its rows before and after."""
@@ -267,5 +280,9 @@ class Conversion(StageRun):
         page = tables.markdown_page(
             rows, _sentence(self.out, self.at["convert"], rows)[:-1], converted["report"]
         )
+        stored = self.at["evaluate"] / "truncation.json"
+        if stored.is_file():
+            points = [Truncation(**point) for point in read_json(stored)]
+            page += f"\nDigits that are not there yet:\n\n{markdown(points)}"
         with atomic(folder / "report.md") as temporary:
             temporary.write_text(page)

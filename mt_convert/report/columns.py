@@ -32,6 +32,7 @@ COLUMNS: dict[str, str] = {
     "agreement": "agree",
     "exact_share": "exact",
     "spikes_per_neuron": "spikes",
+    "packets_per_neuron": "packets",
     "settling_T": "settles",
 }
 """The columns people read, in order, and what they are headed; `LEGEND` says what they mean."""
@@ -39,7 +40,7 @@ COLUMNS: dict[str, str] = {
 
 IF_SEVERAL = (
     *("model", "dataset", "weight_bits", "levels", "qat_noise", "method", "calibration"),
-    *("algorithm", "epochs", "seconds_per_epoch", "peak_mib"),
+    *("algorithm", "epochs", "seconds_per_epoch", "peak_mib", "packets_per_neuron"),
 )
 
 
@@ -72,6 +73,7 @@ _LEGENDS = {
     "agreement": "agree: share of images where SNN and QANN predict the same class",
     "exact_share": "exact: share of images where every activation equals the QANN's",
     "spikes_per_neuron": "spikes: per neuron and image over all T steps",
+    "packets_per_neuron": "packets: steps in which a neuron emits anything, per neuron and image",
     "settling_T": "settles: the step from which on every activation of every image is the QANN's",
 }
 

@@ -13,6 +13,7 @@ from ..graph.operations import Operation, Operations
 from ..graph.rules import CONSTANT_SIDE, OperatorKind
 from ..graph.signals import Signal
 from ..neurons.layer import MTNeuron
+from .latency import Latency, latency_of
 from .presentation import Encoder
 
 
@@ -91,6 +92,7 @@ class ConversionReport:
     ``warnings``: what may make the network another one than the user thinks. ``float_agreement``:
     the share of ``float_images`` calibration images to which the quantized network, before it was
     trained, gave the float network's class; exact is said of the quantized network alone.
+    ``latency``: how long an image takes, where layers wait for their whole window.
     """
 
     neurons: tuple[NeuronRow, ...]
@@ -100,6 +102,7 @@ class ConversionReport:
     warnings: tuple[str, ...] = ()
     float_agreement: float | None = None
     float_images: int = 0
+    latency: Latency | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -121,6 +124,7 @@ class ConversionReport:
             tuple(stored.get("warnings", ())),
             stored.get("float_agreement"),
             stored.get("float_images", 0),
+            stored.get("latency") and Latency.from_json(stored["latency"]),
         )
 
     def __str__(self) -> str:
@@ -139,11 +143,13 @@ class ConversionReport:
                 f"{100 * self.float_agreement:.1f} % of {self.float_images} calibration images "
                 "before any training"
             )
+        if self.latency is not None:
+            verdict.append(str(self.latency))
         warnings = [f"warning: {text}" for text in self.warnings]
         return "\n".join([head, *verdict, *warnings, *lines])
 
 
-def _report(operations: Operations) -> ConversionReport:
+def _report(operations: Operations, whole_window: bool) -> ConversionReport:
     """Read the report off the graph, so that a loaded network has it too."""
     neurons, weighted, analog = [], [], []
     for row in operations.values():
@@ -164,7 +170,8 @@ def _report(operations: Operations) -> ConversionReport:
             reason = "affine that no single neuron absorbs"
         if reason is not None:
             analog.append(AnalogRow(row.name, row.operator, reason))
-    return ConversionReport(tuple(neurons), tuple(weighted), tuple(analog))
+    latency = latency_of(operations) if whole_window else None
+    return ConversionReport(tuple(neurons), tuple(weighted), tuple(analog), latency=latency)
 
 
 _NOT_SPIKES = {

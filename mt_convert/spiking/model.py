@@ -42,7 +42,7 @@ class SpikingModel(NotPickled):
         self.presentation, self.whole_window = presentation, whole_window
         self.rules = {**rules, **_SPIKING_LAYERS}
         self._refuse_early_digits()
-        self.report = _report(self.operations)
+        self.report = _report(self.operations, whole_window)
         self.eval()
 
     def _refuse_early_digits(self) -> None:
