@@ -20,12 +20,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import SpecError
 from .dynamics import largest_emission
-from .ladder import Binary, Digit, Firing, Ladder, Learned, PowerOfTwo, Radix
+from .ladder import Binary, Digit, Firing, Ladder, Learned, PowerOfTwo, Radix, Uniform
 from .spec import IF, LIF, NeuronSpec, Reset
 
 
@@ -95,6 +96,70 @@ def totals_step_literal(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
         return total + up
     down = _emission(spec, lambda k: (y < place(total - k + 1)) & (total - k >= lo), total)
     return total + up - down
+
+
+_BLOCK = 1 << 14  # inputs that stay in the cache while all thresholds pass
+
+
+def literal_from_rest(y: Tensor, spec: NeuronSpec) -> Tensor:
+    """`totals_step_literal` from a total of 0, each threshold compared with each input: the same,
+    block by block, where one level is one threshold and they all look at once.
+
+    Example:
+        >>> from mt_convert.neurons.ladder import Uniform
+        >>> y = torch.tensor([0.5, 1.5, -2.0, 99.0])
+        >>> literal_from_rest(y, NeuronSpec(Uniform(3), bounds=(0, 3))).tolist()
+        [0.0, 2.0, 0.0, 3.0]
+    """
+    _check_running(spec)
+    ladder, (low, high) = spec.ladder, spec.limits
+    learned, cascade = isinstance(ladder, Learned), spec.rule is Firing.CASCADE
+    if not (isinstance(ladder, Uniform) or (learned and not cascade)):
+        return totals_step_literal(y, torch.zeros_like(y), spec)
+    up = int(min(high, ladder.n))
+    down = int(min(-low, ladder.n)) if spec.signed and not learned else 0
+    if learned:
+        places = _thresholds(ladder, y).cpu()[:up]
+    else:
+        places = _position(torch.arange(1 - down, up + 1, dtype=y.dtype))
+    inputs = y.detach().cpu().contiguous().numpy()
+    level = np.zeros(inputs.shape, inputs.dtype)
+    for block, out in zip(*(_blocks(array) for array in (inputs, level)), strict=True):
+        if cascade:
+            _fire_in_turn(block, places.numpy(), down, out)
+        else:
+            _fire_at_once(block, places, down, out)
+    return torch.from_numpy(level).to(y.device)
+
+
+def _fire_at_once(block: Any, places: Tensor, down: int, out: Any) -> None:
+    """Every input against every threshold; those of levels from 0 down fire where it is below."""
+    reached, count = np.empty(block.shape, bool), np.empty(block.shape, np.uint8)
+    out -= down
+    for some in places.split(255):  # as many as a byte counts
+        count.fill(0)
+        for place in some.numpy():
+            np.greater_equal(block, place, out=reached)
+            np.add(count, reached.view(np.uint8), out=count)
+        out += count
+
+
+def _fire_in_turn(block: Any, places: Any, down: int, out: Any) -> None:
+    """Equal thresholds one after the other, each looking at what those before it left."""
+    above = np.append(places[down:], np.inf)
+    below = np.append(places[:down][::-1], -np.inf)
+    up, taken = np.zeros(block.shape, int), np.zeros(block.shape, int)
+    for _ in range(len(above) - 1):
+        up += block >= above[up]
+    for _ in range(len(below) - 1):
+        taken += block < below[taken]
+    out += up - taken
+
+
+def _blocks(array: Any) -> list[Any]:
+    """An array in pieces of one axis that share its memory."""
+    flat = array.reshape(-1)
+    return [flat[start : start + _BLOCK] for start in range(0, len(flat), _BLOCK)]
 
 
 def leak_of(spec: NeuronSpec) -> float | None:

@@ -52,6 +52,33 @@ class AnalogRow:
 
 
 @dataclass(frozen=True)
+class WindowVerdict:
+    """Whole windows of digits: are they the quantized network after ``steps`` steps?
+
+    ``membrane_share``: the share of one image's neurons that differ where membranes multiply by
+    their base and add digits, which rounds floats otherwise than one sum does; None, and
+    ``reason``, where no one membrane adds them.
+    """
+
+    steps: int
+    exact: bool
+    membrane_share: float | None = None
+    reason: str = ""
+    differs: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.exact:
+            return f"NOT exact in windows of T = {self.steps}: {', '.join(self.differs[:5])}"
+        head = f"exact in windows of T = {self.steps}"
+        if self.membrane_share is None:
+            return f"{head}; no membrane adds its digits: {self.reason}"
+        return (
+            f"{head}; membranes that add digits differ in {100 * self.membrane_share:.4f} % of "
+            "neurons"
+        )
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The result of `convert` with ``verify``: is the conversion exact? On ``images`` probe images.
 
@@ -59,7 +86,7 @@ class Verdict:
     network, and every layer is on ``adversarial`` inputs within 4 ulp of its thresholds.
     ``settling_t``: with ``thresholds`` per step and signed neurons, the first step from which on
     all totals and logits are bit-equal; None if they were not within ``time_steps``. ``differs``:
-    the layers that are not exact.
+    the layers that are not exact. ``window``: of a network of digits, its windows.
     """
 
     exact_t1: bool
@@ -70,6 +97,7 @@ class Verdict:
     neurons: int
     adversarial: int
     differs: tuple[str, ...] = ()
+    window: WindowVerdict | None = None
 
     def __str__(self) -> str:
         if not self.exact_t1:
@@ -82,6 +110,7 @@ class Verdict:
         return (
             f"exact at T = 1 ({self.neurons} neurons on {self.images} images, {self.adversarial} "
             f"inputs next to thresholds); with n = {self.thresholds} it {settled}"
+            + ("" if self.window is None else f"; {self.window}")
         )
 
 
@@ -120,7 +149,7 @@ class ConversionReport:
                 WeightedRow(**{**row, "fed_by": tuple(row["fed_by"])}) for row in stored["weighted"]
             ),
             tuple(AnalogRow(**row) for row in stored["analog"]),
-            verdict and Verdict(**{**verdict, "differs": tuple(verdict["differs"])}),
+            verdict and _verdict_from_json(verdict),
             tuple(stored.get("warnings", ())),
             stored.get("float_agreement"),
             stored.get("float_images", 0),
@@ -147,6 +176,13 @@ class ConversionReport:
             verdict.append(str(self.latency))
         warnings = [f"warning: {text}" for text in self.warnings]
         return "\n".join([head, *verdict, *warnings, *lines])
+
+
+def _verdict_from_json(stored: Mapping[str, Any]) -> Verdict:
+    """A stored verdict; those of earlier versions know no windows."""
+    window = stored.get("window")
+    read = window and WindowVerdict(**{**window, "differs": tuple(window["differs"])})
+    return Verdict(**{**stored, "differs": tuple(stored["differs"]), "window": read})
 
 
 def _report(operations: Operations, whole_window: bool) -> ConversionReport:

@@ -54,6 +54,7 @@ def convert(
     presentation: Presentation | str = Presentation.ONCE,
     whole_window: bool = False,
     verify: bool | Tensor = False,
+    literal: str = "sample",
     rules: Mapping[Any, Rule] = DEFAULT_RULES,
 ) -> SpikingModel:
     """The multi-threshold spiking network of a quantized network; ``qann`` is untouched.
@@ -64,7 +65,7 @@ def convert(
     below 0 are always signed. ``Radix(n)`` needs ``whole_window``: each layer waits for all T steps
     of those before it, and T = ceil(log_{n+1}(L + 1)) steps are exact. ``verify`` runs
     both networks on a probe batch (its images, or random ones) and puts the `Verdict` into the
-    report.
+    report; ``literal="all"`` fires every neuron threshold by threshold, not a sample of each layer.
 
     Raises:
         UnsupportedLayerError: all layers and operators that cannot be converted, at once.
@@ -103,18 +104,25 @@ def convert(
             raise DataError("no images to verify on: pass some, or verify=True for made-up ones")
 
         def build(ladder: Ladders, firing: Firing | None, signed: bool) -> SpikingModel:
-            layers = _convert_graph(qann, ladder, firing, signed)
+            layers = _convert_graph(qann, ladder, firing, signed, snn.layers)
             return SpikingModel(layers, Presentation.ONCE, False, rules)
 
-        verdict = verify_conversion(qann, build, probe.to(device_of(qann)))
+        verdict = verify_conversion(
+            qann, build, probe.to(device_of(qann)), snn=snn, literal=literal
+        )
         snn.report = replace(snn.report, verdict=verdict)
     return snn
 
 
 def _convert_graph(
-    qann: QuantizedModel, ladder: Ladders, firing: Firing | None, signed: bool
+    qann: QuantizedModel,
+    ladder: Ladders,
+    firing: Firing | None,
+    signed: bool,
+    other: fx.GraphModule | None = None,
 ) -> fx.GraphModule:
-    """The graph of the spiking network."""
+    """The graph of the spiking network; layers without neurons are those of an ``other``
+    conversion, where there is one."""
     ladders = _fill_windows(qann, ladder)
     called = {str(node.target) for node in qann.layers.graph.nodes if node.op == "call_module"}
     layers = fx.GraphModule(
@@ -122,6 +130,8 @@ def _convert_graph(
             **{name: value.detach().clone() for name, value in _loose_tensors(qann.layers)},
             **{
                 name: _convert_layer(layer, ladders.get(name), firing, signed)
+                if other is None or isinstance(layer, QuantAct)
+                else other.get_submodule(name)
                 for name, layer in qann.layers.named_modules()
                 if name in called
             },
