@@ -383,6 +383,16 @@ LADDERS: dict[str, type[Uniform] | type[Binary] | type[PowerOfTwo] | type[Radix]
 """Ladders that a number of thresholds describes, by their name in recipes and tables."""
 
 
+def has_learned_gaps(ladder: Ladder) -> bool:
+    """Whether the thresholds of its levels were learned, so that no one step describes them.
+
+    Example:
+        >>> has_learned_gaps(Learned((1.0,))), has_learned_gaps(Radix(1, 1, (1.0,)))
+        (True, True)
+    """
+    return isinstance(ladder, Learned) or bool(isinstance(ladder, (Radix, Digit)) and ladder.gaps)
+
+
 def ladder_to_json(ladder: Ladder) -> dict[str, Any]:
     """The ladder as plain numbers under a ``kind``.
 
