@@ -103,7 +103,7 @@ def analyses(
     groups: dict[Any, list[Setting]] = {}
     for setting in settings:
         if isinstance(setting, Setting):
-            alike = dataclasses.replace(setting, ladder=type(setting.ladder)(1))  # type: ignore[arg-type]
+            alike = dataclasses.replace(setting, ladder=type(setting.ladder)(1))  # type: ignore[arg-type, call-arg]
             groups.setdefault(alike, []).append(setting)
     results = []
     for group in groups.values():

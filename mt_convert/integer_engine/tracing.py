@@ -248,8 +248,8 @@ class _Walk(fx.Interpreter):
         that lies before them has been complete."""
         reading = reaching_output(self.operations)
         fired = [node for node in reading if isinstance(self.operations[node].layer, MTNeuron)]
-        inputs = {node: self.env[node.args[0]] for node in fired}  # complete ones, of both kinds
-        for node in self.module.graph.nodes:
+        inputs = {node: self.env[node.all_input_nodes[0]] for node in fired}  # complete ones
+        for node in self.operations:
             if node.op == "output":
                 return self.env[node.args[0]]
             if node in inputs:

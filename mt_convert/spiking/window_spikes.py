@@ -202,7 +202,7 @@ class _Windows:
             return attribute(self.layers, str(node.target))
         if isinstance(row.layer, MTNeuron):
             self.trains.add(node)
-            return self._neuron(str(node.target), row.layer, self.values[node.args[0]])
+            return self._neuron(str(node.target), row.layer, self.values[node.all_input_nodes[0]])
         if row.signal is Signal.CONSTANT:
             return self._operate(node, self.length - 1, row.call)
         try:
@@ -303,7 +303,8 @@ class _Windows:
     def _product(self, node: fx.Node, row: Operation) -> Train:
         """a * b of two trains: this step's a meet all b so far, this step's b all a before, which
         the membrane of a has multiplied by its base since."""
-        one, two = (self.values[item] for item in node.args)
+        sides: list[Any] = list(node.args)
+        one, two = (self.values[item] for item in sides)
         if None in (one.base, two.base):
             return self._wait(node, row)
         self._check_bases(row, one.base[0], two.base[0])

@@ -226,8 +226,8 @@ ROW_COLUMNS = (
 def total_cells(total: EnergyTotal) -> list[str]:
     """A total as text, one entry for each of `TOTAL_COLUMNS`."""
     ratios = total.ratios
-    counts = (total.synops, total.macs, total.comparisons, total.shifts)
-    counts += (total.events, total.packets)
+    counts = [total.synops, total.macs, total.comparisons, total.shifts]
+    counts += [total.events, total.packets]
     compared = total.picojoules + total.comparison_picojoules
     return [
         str(total.time_steps),
@@ -244,8 +244,8 @@ def total_cells(total: EnergyTotal) -> list[str]:
 
 def _row_cells(row: EnergyRow) -> list[str]:
     """A layer as text, one entry for each of `ROW_COLUMNS`."""
-    counts = (row.synops, row.macs, row.ann_macs, row.comparisons, row.shifts)
-    counts += (row.events, row.packets)
+    counts = [row.synops, row.macs, row.ann_macs, row.comparisons, row.shifts]
+    counts += [row.events, row.packets]
     return [row.name, row.operator, str(row.fed_by), *map(_count, counts)]
 
 
