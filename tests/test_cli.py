@@ -87,7 +87,7 @@ def test_check_shows_all_stages_of_a_good_recipe(command: Command) -> None:
     assert lines[0] == "ok: digits"
     stages = dict(line.split(maxsplit=1) for line in lines[1:])
     assert list(stages) == [
-        *("seed", "model", "data", "ann", "quantize", "train", "convert", "evaluate"),
+        *("seed", "model", "data", "ann", "quantize", "train", "control", "convert", "evaluate"),
         "finetune",
     ]
     assert "weight_bits=3" in stages["quantize"]

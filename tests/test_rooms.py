@@ -172,7 +172,7 @@ def test_only_the_quantized_layers_import_brevitas() -> None:
         for file in FILES
         if any(name.split(".")[0] == "brevitas" for name, _ in imports(file))
     }
-    assert importers == {"quantization/brevitas_layers.py"}
+    assert importers == {"quantization/brevitas_layers.py", "quantization/corrections.py"}
 
 
 def test_plain_files_do_not_import_torch() -> None:

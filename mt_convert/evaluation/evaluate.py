@@ -65,6 +65,7 @@ def reference_columns(qann: QuantizedModel, answers: Answers) -> dict[str, Any]:
         "images": images,
         "levels": qann.spec.levels,
         "weight_bits": qann.spec.weight_bits,
+        "act_bits": qann.spec.act_bits,
         "qat_noise": str(qann.spec.act_noise),
     }
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..data import DataSpec, Splits, batches, images, open_data
 from ..data.image_spec import data_labels
+from ..data.splits import select_test_images
 from ..errors import CheckpointError, Fault, RecipeError
 from ..evaluation.row_cache import RowCache
 from ..evaluation.subject import Subject
@@ -27,12 +28,13 @@ from ..report import tables
 from ..report.rows import Row, results_from_json, results_to_json
 from ..spiking import archive
 from ..spiking.convert import convert
-from ..system.devices import device_of
+from ..system.devices import device, device_of
 from ..system.progress import notice
-from ..system.storage import atomic, json_text, read_json, save_tensors, write_json
+from ..system.storage import atomic, json_text, load_tensors, read_json, save_tensors, write_json
+from ..training.accuracy import accuracy
 from ..training.loop import fit
-from ..training.spec import TrainSpec
-from ..training.state import separate
+from ..training.spec import TrainSpec, without_quantizers
+from ..training.state import load_weights_, separate
 from .finetune import run_finetune
 from .models.build import build_described, has_random_weights, load_ann, weights_path
 from .recipes.conversion import Recipe, faults_here, load_recipe
@@ -40,6 +42,7 @@ from .stages import StageRun
 from .subjects import calibrates_on_images, subject
 
 PROBE_IMAGES = 32
+CONTROL = "model.safetensors"
 
 
 def _sentence(out: Path, convert_folder: Path, rows: list[Row]) -> str:
@@ -86,11 +89,23 @@ def _check_start(recipe: Recipe, folder: Path) -> None:
         raise RecipeError(f"model.from_run: {folder} is a run of another network", faults)
 
 
+def _check_control(folder: Path) -> None:
+    """Refuse a run without a control arm to go on from.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if not (folder / "control" / CONTROL).is_file():
+        hint = f"run it with control=true first (--out {folder} --resume), or set control: false"
+        fault = Fault("control", f"{folder} has no control arm to go on from", hint)
+        raise RecipeError("the control arm of this run cannot start", [fault])
+
+
 class Conversion(StageRun):
     """One run of a recipe that converts."""
 
     NAMES: ClassVar[Sequence[str]] = (
-        *("ann", "quantize", "train", "convert", "evaluate", "finetune", "report"),
+        *("ann", "quantize", "train", "convert", "evaluate", "control", "finetune", "report"),
     )
     BLOCKS: ClassVar[dict[str, Sequence[str]]] = {
         "ann": ("seed", "model", "data", "ann"),
@@ -98,6 +113,7 @@ class Conversion(StageRun):
         "train": ("train",),
         "convert": ("convert",),
         "evaluate": ("evaluate",),
+        "control": ("control", "train"),
         "finetune": ("finetune",),
         "report": ("name",),
     }
@@ -109,7 +125,11 @@ class Conversion(StageRun):
 
     @property
     def stages(self) -> Sequence[str]:
-        return tuple(name for name in self.NAMES if name != "finetune" or self.recipe.finetune)
+        left_out = {
+            "control": not self.recipe.control,
+            "finetune": self.recipe.finetune is None,
+        }
+        return tuple(name for name in self.NAMES if not left_out.get(name))
 
     def faults(self) -> Sequence[Fault]:
         return [item for item in faults_here(self.recipe) if item.where != "data.root"]
@@ -119,11 +139,13 @@ class Conversion(StageRun):
             archive.load_quantized(self.recipe.quantize.checkpoint, self.recipe.quantize.spec())
         if self.recipe.model.from_run is not None and not self.faults():
             _check_start(self.recipe, Path(self.recipe.model.from_run))
+            if self.recipe.control:
+                _check_control(Path(self.recipe.model.from_run))
         super().open()
 
     def shared(self, name: str) -> bool:
         trains = (name == "ann" and self.recipe.ann) or (name == "train" and self.recipe.train)
-        return bool(trains) or name in ("evaluate", "finetune")
+        return bool(trains) or name in ("evaluate", "control", "finetune")
 
     def checkpoint(self, name: str) -> str | None:
         start = self.recipe.model.from_run
@@ -132,6 +154,7 @@ class Conversion(StageRun):
             "ann": weights_path(self.recipe.model),
             "quantize": self.recipe.quantize.checkpoint
             or described,  # it names its tensors' digest
+            "control": None if start is None else str(Path(start) / "control" / CONTROL),
         }
         return checkpoints.get(name)
 
@@ -149,10 +172,13 @@ class Conversion(StageRun):
 
     def rows_text(self) -> str:
         """The rows of the evaluation, and of the fine-tuning behind them."""
-        if self.recipe.finetune is None:
-            return (self.at["evaluate"] / "rows.json").read_text()
-        stored = [read_json(self.at[name] / "rows.json") for name in ("evaluate", "finetune")]
+        names = [name for name in ("evaluate", "finetune") if name in self.stages]
+        stored = [read_json(self.at[name] / "rows.json") for name in names]
         rows = [row for item in stored for row in results_from_json(item)]
+        if self.recipe.control:
+            control = read_json(self.at["control"] / "accuracy.json")["accuracy"]
+            own = control[data_labels((self.recipe.data,))[0]]
+            rows = [replace(row, control_accuracy=control.get(row.dataset, own)) for row in rows]
         return json_text(results_to_json(rows))
 
     # ----------------------------------------------------------------------------------- stages
@@ -256,6 +282,29 @@ class Conversion(StageRun):
         snn = archive.load(self.at["convert"]).to(device_of(shown.qann))
         points = truncations(snn, batches(shown.test, block.batch_size))
         write_json(folder / "truncation.json", [point.to_json() for point in points])
+
+    def _control(self, folder: Path) -> None:
+        """The float network trained by the same schedule without quantizers, and its accuracies.
+
+        Where the quantized network started from another run's, it starts from that run's control.
+        """
+        assert self.recipe.train is not None
+        network, teacher = self._load_ann(), self._load_ann()
+        if self.recipe.model.from_run is not None:
+            file = Path(self.recipe.model.from_run) / "control" / CONTROL
+            load_weights_(network, load_tensors(file), str(file))
+        self._fit(network, without_quantizers(self.recipe.train), folder, teacher)
+        block, accuracies = self.recipe.evaluate, {}
+        sources = (self.recipe.data, *block.data)
+        for data, label in zip(sources, data_labels(sources), strict=True):
+            own = data is self.recipe.data
+            splits = self.splits if own else open_data(data, calibrates=False)
+            test = select_test_images(data, block.images, splits)
+            size = block.batch_size
+            accuracies[label] = accuracy(network.to(device()), test, size, processes=self.processes)
+        if self.first:
+            save_tensors(folder / CONTROL, separate(network.state_dict()))
+            write_json(folder / "accuracy.json", {"accuracy": accuracies})
 
     def _finetune(self, folder: Path) -> None:
         """The converted network fine-tuned, and its rows before and after."""

@@ -1,4 +1,4 @@
-"""Quantized layers on Brevitas: the only file that imports it. QuantTensors never leave a layer."""
+"""Quantized layers on Brevitas, which `corrections` alone uses too. No QuantTensor leaves them."""
 
 from __future__ import annotations
 

@@ -47,8 +47,9 @@ from .brevitas_layers import (
     quantized_weight,
 )
 from .chain import float_tensors, take_
+from .corrections import correct_, equalize_
 from .noise import Noise
-from .spec import BatchNorm, QuantSpec, WeightCode
+from .spec import EQUALIZE, BatchNorm, QuantSpec, WeightCode
 from .suspicions import (
     far_pixels,
     not_finite,
@@ -163,6 +164,8 @@ def quantize(
         fold_batch_norm_(layers)
     if start is not None:
         take_(layers, float_tensors(start.layers))
+    if EQUALIZE in spec.after:
+        equalize_(layers, calibration[:CALIBRATION_BATCH])
     _quantize_activations_(layers, spec)
     _quantize_inputs_(layers, spec, rules)
     _quantize_weights_(layers, spec, rules, calibration[:CALIBRATION_BATCH])
@@ -171,6 +174,7 @@ def quantize(
     layers.recompile()
     qann = QuantizedModel(layers, spec)
     calibrate_(qann, calibration)
+    correct_(layers, spec.after, calibration)
     qann.warnings = (*warnings_of(layers), *suspicions, *quantized_read_out(layers))
     compared = calibration[:CALIBRATION_BATCH]
     if (agreement := same_class(ann, qann, compared)) is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -55,6 +55,9 @@ _CHOICES = {
     "spacing": Spacing,
     "weights": WeightCode,
 }
+EQUALIZE = "equalize"
+AFTER = (EQUALIZE, "gptq", "reestimate_bn", "correct_bias")
+"""Corrections without training, by name."""
 _MOST_LEARNED = 4  # bits of activations with learned thresholds
 
 
@@ -87,6 +90,8 @@ class QuantSpec:
         ``narrow_range`` False gives weights of 4 bits and fewer, whose steps are learned, the level
         -2^(b-1) as well: at 2 bits -2, -1, 0 and 1. ``normalize_weights`` quantizes (w - mean)/std
         of each such layer that a batch norm alone follows, which takes up the scale.
+        ``after``: what is done without training, in this order: ``equalize`` (first, since it comes
+        before the quantizers), ``gptq``, ``reestimate_bn``, ``correct_bias``, see `corrections`.
         ``weights`` other than uniform are for layers without bits of their own (first, last and
         overridden ones have them): ternary for all of these, sub-bit with ``codeword_bits`` (1 to
         9) per kernel for 3×3 convolutions, while others keep uniform ``weight_bits``.
@@ -116,6 +121,7 @@ class QuantSpec:
     codeword_bits: int = 5
     narrow_range: bool = True
     normalize_weights: bool = False
+    after: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -142,10 +148,25 @@ class QuantSpec:
         if self.normalize_weights and self.batch_norm != BatchNorm.KEEP:
             hint = "a batch norm must stand behind normalised weights: batch_norm keep"
             faults.append(Fault("normalize_weights", "batch norms are folded", hint))
+        faults += self._after_faults()
         if not _share(self.drop_share):
             faults.append(Fault("drop_share", repr(self.drop_share), "allowed: 0 to 1"))
         if faults:
             raise SpecError(f"QuantSpec: {len(faults)} values out of range", faults)
+
+    def _after_faults(self) -> Iterator[Fault]:
+        """What is wrong with the corrections: their names, one twice, their order."""
+        if isinstance(self.after, str) or not isinstance(self.after, Sequence):
+            yield Fault("after", repr(self.after), "allowed: a list of " + ", ".join(AFTER))
+            return
+        object.__setattr__(self, "after", tuple(self.after))
+        for name in self.after:
+            if name not in AFTER:
+                yield Fault("after", repr(name), "allowed: " + ", ".join(AFTER))
+        if len(set(self.after)) < len(self.after):
+            yield Fault("after", repr(list(self.after)), "name each once")
+        if EQUALIZE in self.after[1:]:
+            yield Fault("after", repr(list(self.after)), f"{EQUALIZE} comes first")
 
     def _bit_fields(self) -> list[tuple[str, Any, int, bool]]:
         """Name, value, least allowed, whether None is allowed, of everything counted in bits."""
@@ -174,7 +195,8 @@ class QuantSpec:
     def from_json(cls, data: Mapping[str, Any]) -> QuantSpec:
         """The spec that `to_json` described."""
         overrides = tuple(Override(**item) for item in data.get("overrides", ()))
-        return cls(**{**data, "overrides": overrides})
+        after = tuple(data.get("after", ()))
+        return cls(**{**data, "overrides": overrides, "after": after})
 
 
 def _whole(value: Any, low: int, high: int) -> bool:

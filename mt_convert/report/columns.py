@@ -27,6 +27,7 @@ COLUMNS: dict[str, str] = {
     "n": "n",
     "T": "T",
     "ann_accuracy": "ANN %",
+    "control_accuracy": "control %",
     "qann_accuracy": "QANN %",
     "snn_accuracy": "SNN %",
     "agreement": "agree",
@@ -41,6 +42,7 @@ COLUMNS: dict[str, str] = {
 IF_SEVERAL = (
     *("model", "dataset", "weight_bits", "levels", "qat_noise", "method", "calibration"),
     *("algorithm", "epochs", "seconds_per_epoch", "peak_mib", "packets_per_neuron"),
+    "control_accuracy",
 )
 
 
@@ -70,6 +72,7 @@ def _tells_apart(name: str, rows: Sequence[Row]) -> bool:
 
 
 _LEGENDS = {
+    "control_accuracy": "control: the float network trained on as long by the same schedule",
     "agreement": "agree: share of images where SNN and QANN predict the same class",
     "exact_share": "exact: share of images where every activation equals the QANN's",
     "spikes_per_neuron": "spikes: per neuron and image over all T steps",
@@ -78,7 +81,7 @@ _LEGENDS = {
 }
 
 
-LEGEND = "; ".join(_LEGENDS.values())
+LEGEND = "; ".join(text for name, text in _LEGENDS.items() if name not in IF_SEVERAL)
 
 
 def legend(rows: Sequence[Row]) -> str:

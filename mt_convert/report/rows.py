@@ -17,9 +17,11 @@ class Row:
     """One line of the table: a converted network, run in one way for T steps.
 
     Units: accuracies in percent of ``images`` test images, all three networks on the same ones
-        (``ann_accuracy`` None where the float network is not at hand; ``weight_bits`` None where
-        weights are floats; ``qann_accuracy``, ``agreement`` and ``exact_share`` None for networks
-        trained from scratch, which have no quantized network to compare with);
+        (``ann_accuracy`` None where the float network is not at hand; ``control_accuracy`` of the
+        float network trained on as long by the same schedule, None where none was;
+        ``weight_bits`` and ``act_bits`` None where weights or activations are floats;
+        ``qann_accuracy``, ``agreement`` and ``exact_share`` None for networks trained from scratch,
+        which have no quantized network to compare with);
         ``agreement`` share of images where SNN and QANN predict the same class; ``exact_share``
         share of images on which every neuron's emission equals the QANN's activation;
         ``spikes_per_neuron`` events (thresholds crossed, set bits, the sizes of digits) per neuron
@@ -65,6 +67,8 @@ class Row:
     seconds_per_epoch: float | None = None
     peak_mib: float | None = None
     packets_per_neuron: float | None = None
+    act_bits: int | None = None
+    control_accuracy: float | None = None
 
     @classmethod
     def fields(cls) -> list[str]:

@@ -57,16 +57,24 @@ def accuracy_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """
     kinds, times = kinds_of(rows), sorted({row.T for row in rows})
     several = len(kinds) > 1
+    trained_on = any(row.control_accuracy is not None for row in rows)
+    control = ("control_accuracy",) * trained_on
+    references = ("ann_accuracy", *control, "qann_accuracy")
     lines = []
     for words, alike in kinds.items():
         for n in dict.fromkeys(row.n for row in alike):
             shown = [row for row in alike if row.n == n]
             at = {row.T: f"{row.snn_accuracy:.2f}{'=' * (row.exact_share == 1)}" for row in shown}
             head = [words.replace("\n", ", ")] if several else []
-            same = cells(shown[0], ("n", "ann_accuracy", "qann_accuracy"))
+            same = cells(shown[0], ("n", *references))
             lines.append([*head, *same, *(at.get(T, "") for T in times)])
     head = ["network and method"] if several else []
-    return [*head, "n", "ANN %", "QANN %", *(f"T = {T}" for T in times)], lines
+    return [
+        *head,
+        "n",
+        *(COLUMNS[name] for name in references),
+        *(f"T = {T}" for T in times),
+    ], lines
 
 
 def accuracy_lines(rows: Sequence[Row]) -> list[str]:

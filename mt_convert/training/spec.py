@@ -86,6 +86,16 @@ class TrainSpec:
         return {name: value for name, value in fields.items() if name not in _NOT_NUMERIC}
 
 
+def without_quantizers(spec: TrainSpec) -> TrainSpec:
+    """The same schedule for a float network: what concerns quantizers is left out.
+
+    Example:
+        >>> without_quantizers(TrainSpec(epochs=2, spike_weight=0.1)) == TrainSpec(epochs=2)
+        True
+    """
+    return dataclasses.replace(spec, steps=StepGroup(), freeze_oscillating=None, spike_weight=0.0)
+
+
 _CHECKS: Checks = {
     "epochs": (lambda value: value >= 1, "1 or more"),
     "batch_size": (lambda value: value >= 1, "1 or more"),

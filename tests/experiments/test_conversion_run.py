@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import io
@@ -28,6 +29,7 @@ from mt_convert.data.splits import select_test_images
 from mt_convert.errors import CheckpointError, DataError, OutputError, RecipeError
 from mt_convert.evaluation.settings import Setting
 from mt_convert.experiments import conversion_run, stages
+from mt_convert.experiments.models.build import load_ann
 from mt_convert.experiments.recipes.conversion import (
     EvaluateBlock,
     Recipe,
@@ -40,10 +42,12 @@ from mt_convert.quantization.quantize import QuantizedModel
 from mt_convert.report.rows import results_from_json
 from mt_convert.spiking import archive
 from mt_convert.system.storage import load_tensors, save_tensors
+from mt_convert.training.accuracy import accuracy
 from mt_convert.training.loss import TrainLoss
+from mt_convert.training.spec import TrainSpec, without_quantizers
 
 STAGES = tuple(
-    name for name in conversion_run.Conversion.NAMES if name != "finetune"
+    name for name in conversion_run.Conversion.NAMES if name not in ("control", "finetune")
 )  # of recipes without one
 SMALL = ["evaluate.thresholds=[1,15]", "evaluate.time_steps=[1,2]"]
 
@@ -351,6 +355,50 @@ def test_the_teacher_of_a_distillation_is_the_float_network_of_the_run(
     ann = load_tensors(finished / "ann" / "model.safetensors")
     for teacher in (asked[0], asked[-1]):
         assert all(torch.equal(teacher[name], ann[name]) for name in ann)
+
+
+def test_the_control_arm_is_the_float_network_trained_by_the_same_schedule(
+    finished: Path, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[dict[str, torch.Tensor], TrainSpec]] = []
+    fit = conversion_run.fit
+
+    def look(model: Any, splits: Any, spec: TrainSpec, *args: Any, **more: Any) -> Any:
+        trained.append(({name: value.clone() for name, value in model.state_dict().items()}, spec))
+        return fit(model, splits, spec, *args, **more)
+
+    monkeypatch.setattr(conversion_run, "fit", look)
+    lines = len(events(copied))
+    run(recipe("control=true"), copied, resume=False)
+    assert entered(copied, lines) == ["control", "report"], "the rest is kept"
+    ((start, spec),) = trained
+    ann = load_tensors(finished / "ann" / "model.safetensors")
+    assert all(torch.equal(start[name], ann[name]) for name in ann)
+    assert spec == without_quantizers(recipe().train or spec)
+
+    network = load_ann(recipe().model, recipe().data.image_size, copied / "control")
+    test = select_test_images(recipe().data, None, open_data(recipe().data))
+    rows = results_from_json(json.loads((copied / "results.json").read_text()))
+    assert {row.control_accuracy for row in rows} == {accuracy(network, test, 16)}
+    plain = results_from_json(json.loads((finished / "results.json").read_text()))
+    assert [dataclasses.replace(row, control_accuracy=None) for row in rows] == plain
+    assert "control %" in (copied / "report" / "report.md").read_text()
+
+    chain = ["quantize.weight_bits=2", f"model.from_run={copied}", "control=true"]
+    out = run(recipe(*chain), tmp_path / "few", resume=False)
+    end = load_tensors(copied / "control" / "model.safetensors")
+    assert all(torch.equal(trained[-1][0][name], end[name]) for name in end), "it goes on"
+    teacher = load_tensors(out / "ann" / "model.safetensors")
+    assert any(not torch.equal(teacher[name], end[name]) for name in end)
+
+
+def test_a_control_arm_that_cannot_be_is_refused(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="nothing is trained"):
+        recipe("control=true", "train=null")
+    words = "quantize.weight_bits=2", f"model.from_run={finished}", "control=true"
+    with pytest.raises(RecipeError, match="has no control arm to go on from"):
+        run(recipe(*words), tmp_path / "out", resume=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_start_of_another_network_is_refused_before_anything_is_written(

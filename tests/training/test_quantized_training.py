@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from networks import conv, images, lived_in
 from small_training import IMAGES, SPEC, normed, quantized_net, same_weights, splits
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
+from mt_convert.data import DataSpec, Splits, tensor_set
 from mt_convert.errors import CheckpointError, DataError, SpecError
 from mt_convert.graph.nodes import layer_nodes
 from mt_convert.quantization.brevitas_layers import (
@@ -21,7 +24,7 @@ from mt_convert.quantization.brevitas_layers import (
     take_mean_level,
     watching_levels,
 )
-from mt_convert.quantization.quantize import QuantizedModel
+from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.training.loop import fit
 from mt_convert.training.parts import FreezeOscillating, StepGroup
@@ -222,6 +225,41 @@ def test_a_compiled_training_with_all_parts_is_one_graph(tmp_path: Path) -> None
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == 1
     assert not qann.training
+
+
+class Residual(nn.Module):
+    """A residual sum of 64 channels, and its mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv0, self.conv1 = conv(3, 64, bias=False), conv(64, 64, bias=False)
+        self.norm0, self.norm1 = nn.BatchNorm2d(64), nn.BatchNorm2d(64)
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm0(self.conv0(x)))
+        logits: Tensor = self.head(torch.relu(self.norm1(self.conv1(x)) + x).mean((2, 3)))
+        return logits
+
+
+@pytest.mark.long
+def test_compiled_bfloat16_learns_what_eager_learns(tmp_path: Path) -> None:
+    """64 channels of 8x8 pixels: the layout in which torch's compiled gradients were NaN."""
+    data = DataSpec("mine", image_size=8, channels=3, classes=3)
+    pixels = images(128, (3, 8, 8)).sigmoid()
+    train = tensor_set(pixels, (pixels.mean((1, 2, 3)).argsort().argsort() * 3) // 128, data)
+    net = Residual()
+    torch._dynamo.reset()
+    moved = []
+    for compiled in (False, True):
+        spec = QuantSpec(weight_bits=4, act_bits=4)
+        qann = quantize(lived_in(copy.deepcopy(net)), spec, calibration=pixels[:16])
+        start = torch.cat([value.detach().flatten() for value in qann.parameters()])
+        training = TrainSpec(epochs=1, batch_size=128, mixed_precision="bf16", compile=compiled)
+        fit(qann, Splits(train, train, train, train), training, tmp_path / str(compiled), classes=3)
+        moved.append(torch.cat([value.detach().flatten() for value in qann.parameters()]) - start)
+    assert moved[0].norm() > 0
+    assert (moved[1] - moved[0]).norm() < 0.1 * moved[0].norm()
 
 
 def quantized_net_unchecked() -> QuantizedModel:

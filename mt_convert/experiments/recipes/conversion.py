@@ -145,8 +145,9 @@ class Recipe(BaseModel):
 
     ``seed`` draws untrained weights and is the seed of all trainings that name none;
     the split of the images has its own, ``data.seed``. ``ann`` null: no training before
-    quantization; ``train`` null: calibration alone. ``finetune`` null: the converted network as
-    it is.
+    quantization; ``train`` null: calibration alone. ``control``: the float network is trained by
+    the same ``train`` block, and its accuracy stands in every row. ``finetune`` null: the converted
+    network as it is.
     """
 
     model_config = STRICT
@@ -157,6 +158,7 @@ class Recipe(BaseModel):
     ann: TrainSpec | None = None
     quantize: QuantizeBlock = QuantizeBlock()
     train: TrainSpec | None = None
+    control: bool = False
     convert: ConvertBlock = ConvertBlock()
     evaluate: EvaluateBlock = EvaluateBlock()
     finetune: FinetuneBlock | None = None
@@ -285,6 +287,10 @@ def _mismatches(recipe: Recipe, tree: Tree) -> list[Fault]:
         where = f"{tree.place(('model', 'from_run'))}  model.from_run"
         what, hint = "and quantize.checkpoint both name a start", "leave one of them out"
         faults.append(Fault(where, what, hint))
+    if recipe.control and recipe.train is None:
+        where = f"{tree.place(('control',))}  control"
+        hint = "the control arm is trained by the train block: give one, or set control: false"
+        faults.append(Fault(where, "is true, but nothing is trained", hint))
     return [*disagreements(tree, recipe.model, expected, "data"), *faults]
 
 
