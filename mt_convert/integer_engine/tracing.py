@@ -251,7 +251,7 @@ class _Walk(fx.Interpreter):
         inputs = {node: self.env[node.all_input_nodes[0]] for node in fired}  # complete ones
         for node in self.operations:
             if node.op == "output":
-                return self.env[node.args[0]]
+                return self.env[node.all_input_nodes[0]]
             if node in inputs:
                 row = self.operations[node]
                 assert isinstance(row.layer, MTNeuron)
