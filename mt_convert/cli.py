@@ -341,6 +341,14 @@ def bench(
     memory: Annotated[
         bool, typer.Option(help="Measure peak memory too, each in a process of its own.")
     ] = True,
+    training: Annotated[
+        bool,
+        typer.Option(
+            "--training",
+            help="Time training steps instead: float, quantized and spiking, eager and compiled, "
+            "in float32 and bfloat16.",
+        ),
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for table, page and picture.")] = Path(
         "runs/bench"
     ),
@@ -356,6 +364,7 @@ def bench(
       mt-convert bench resnet20_cifar --batch 1,128 --threads 2
       mt-convert bench runs/r20 --time-steps 1,2,4,8,16 --batch 32
       mt-convert bench resnet18 --contender integer_native --contender fp32_compile
+      mt-convert bench runs/r20 --training --batch 128 --time-steps 2
     """
     from .experiments.bench import command
 
@@ -369,13 +378,14 @@ def bench(
         threads=threads,
         device=device,
         memory=memory,
+        training=training,
     )
     try:
-        command.run(options, out)
+        (command.run_training if training else command.run)(options, out)
     except KeyboardInterrupt:
         typer.echo(f"\nstopped; earlier results in {out} are unchanged", err=True)
         raise typer.Exit(130) from None
-    command.show(out, Console())
+    (command.show_training if training else command.show)(out, Console())
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from torch import nn
 from ..data import Splits, borrow_random
 from ..errors import DataError, Fault, SpecError
 from ..quantization.brevitas_layers import watching_levels
-from ..system.devices import device_of
+from ..system.devices import compile_options, device_of
 from ..system.keys import key
 from ..system.storage import load_tensors
 from .algorithm import Algorithm, Backpropagation
@@ -148,15 +148,8 @@ def _accelerator(spec: TrainSpec) -> Iterator[Accelerator]:
 
 
 def _compiler(spec: TrainSpec) -> TorchDynamoPlugin:
-    """How the step is compiled, if it is.
-
-    On a CPU tensors keep their layout: where torch 2.15 puts bfloat16 activations of 64 channels
-    and 8x8 pixels channels-last, its vectorised code gives NaN gradients.
-    """
-    if not spec.compile:
-        return TorchDynamoPlugin(backend="no")
-    options = None if torch.accelerator.is_available() else {"layout_optimization": False}
-    return TorchDynamoPlugin(backend="inductor", options=options)
+    """How the step is compiled, if it is."""
+    return TorchDynamoPlugin(**compile_options()) if spec.compile else TorchDynamoPlugin("no")
 
 
 @contextmanager

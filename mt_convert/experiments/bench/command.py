@@ -19,7 +19,7 @@ from ...errors import Fault, SpecError
 from ...system.devices import device as accelerator_or_cpu
 from ...system.progress import progress
 from ...system.storage import atomic, read_json, write_json
-from . import pages, picture
+from . import pages, picture, training
 from .contenders import Case, Contender
 from .limits import measure_machine, product
 from .measure import Group
@@ -28,6 +28,7 @@ from .network import Network, open_network, thresholds_for
 from .registry import choose_contenders
 from .rows import Absent, Benchmark, BenchRow, benchmark_from_json, merge
 from .timing import LEAST_ROUNDS
+from .training import TrainingSpeed
 
 HEAD = "# Benchmark\n\nWritten by `mt-convert bench`.\n"
 
@@ -52,6 +53,7 @@ class BenchOptions:
     threads: int | None = None
     device: str | None = None
     memory: bool = True
+    training: bool = False
 
     def __post_init__(self) -> None:
         faults = []
@@ -82,6 +84,36 @@ class BenchOptions:
             for contender in choose_contenders(self.contenders)
             for case in contender.cases(batch, self.steps(network), network.levels)
         ]
+
+
+def run_training(options: BenchOptions, out: Path) -> TrainingSpeed:
+    """Time training steps, of batches of the largest size; write table and page to ``out``.
+
+    Raises:
+        MTConvertError: whatever the user can mend; what stood in ``out`` stays.
+    """
+    device = accelerator_or_cpu() if options.device is None else torch.device(options.device)
+    with _threads(options.threads):
+        speeds = [
+            training.time_training(
+                open_network(word, out / "networks").on(device),
+                options.time_steps,
+                max(options.batches),
+                options.rounds,
+            )
+            for word in options.networks
+        ]
+    return training.publish(speeds, out)
+
+
+def show_training(out: Path, console: Console) -> None:
+    """Print what `run_training` wrote."""
+    speed = training.read(out)
+    for table in training.rich_tables(speed):
+        console.print(table)
+    for line in (*training.findings(speed), *training.missing(speed)):
+        console.print(f"- {line}", highlight=False, markup=False)
+    console.print(f"page: {out}/training.md", highlight=False, soft_wrap=True)
 
 
 def run(options: BenchOptions, out: Path) -> Benchmark:
