@@ -124,14 +124,15 @@ def _convert_graph(
     """The graph of the spiking network; layers without neurons are those of an ``other``
     conversion, where there is one."""
     ladders = _fill_windows(qann, ladder)
+    shared = {} if other is None else dict(other.named_modules())  # dropouts are not among them
     called = {str(node.target) for node in qann.layers.graph.nodes if node.op == "call_module"}
     layers = fx.GraphModule(
         {
             **{name: value.detach().clone() for name, value in _loose_tensors(qann.layers)},
             **{
                 name: _convert_layer(layer, ladders.get(name), firing, signed)
-                if other is None or isinstance(layer, QuantAct)
-                else other.get_submodule(name)
+                if isinstance(layer, QuantAct) or name not in shared
+                else shared[name]
                 for name, layer in qann.layers.named_modules()
                 if name in called
             },
