@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from .errors import MTConvertError, OutputError, RecipeError, SpecError
+from .errors import MTConvertError, OutputError, SpecError
 from .experiments.models.names import CIFAR_MODELS
 from .experiments.recipes import catalogue
 
@@ -111,11 +111,11 @@ def check(recipe: RecipeName, overrides: Overrides = None, smoke: Smoke = False)
     from .experiments.recipes import from_scratch as recipes
 
     loaded = recipes.load(recipe, overrides or (), smoke)
-    faults = recipes.faults_here(loaded)
-    if faults:
-        raise RecipeError(f"{len(faults)} fault(s): {recipe} cannot run here", faults)
+    from .experiments.run import check as check_run
+
+    check_run(loaded)
     typer.echo(f"ok: {loaded.name}")
-    for stage, values in loaded.model_dump(mode="json").items():
+    for stage, values in loaded.model_dump(mode="json", by_alias=True).items():
         if stage != "name":
             typer.echo(f"  {stage:<9} {_one_line(values)}")
 

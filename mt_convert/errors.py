@@ -7,7 +7,7 @@ the message and exits with code 2. An ``assert`` or a bare ``RuntimeError`` is a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 
 
@@ -77,6 +77,17 @@ class SpecError(MTConvertError, ValueError):
 
 class OutputError(MTConvertError):
     """An artefact could not be written: no permission, no space, or a file in the way."""
+
+
+def many(items: int | Sized, one: str, several: str) -> str:
+    """How many there are, in words that agree with the number.
+
+    Example:
+        >>> many(1, "layer is", "layers are"), many(["a", "b"], "fault", "faults")
+        ('1 layer is', '2 faults')
+    """
+    count = items if isinstance(items, int) else len(items)
+    return f"{count} {one if count == 1 else several}"
 
 
 def near_names(

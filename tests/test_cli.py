@@ -101,7 +101,7 @@ def test_check_lists_all_faults_with_lines_and_nearest_keys(
     line = text.splitlines().index("  weight_bits: 4") + 1
     (tmp_path / "mine.yaml").write_text(text.replace("weight_bits: 4", "weight_bit: 4"))
     message = failed(command("check", "mine.yaml", "train.epochs=many", "epochs=3"))
-    assert "3 fault(s) in mine.yaml" in message
+    assert "3 faults in mine.yaml" in message
     assert f"line {line}  quantize.weight_bit" in message
     assert "did you mean weight_bits?" in message
     assert re.search(r'override  train.epochs +is "many" +allowed: a whole number', message)
@@ -110,7 +110,7 @@ def test_check_lists_all_faults_with_lines_and_nearest_keys(
 
 def test_check_names_files_and_networks_that_are_not_here(command: Command) -> None:
     message = failed(command("check", "cifar10_resnet20_w4a4", "model.architecture=resnet20_cifra"))
-    assert "3 fault(s)" in message
+    assert "3 faults" in message
     assert "model.checkpoint=PATH" in message
     assert "data.root=PATH" in message
     assert "did you mean resnet20_cifar" in message

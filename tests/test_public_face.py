@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pydoc
 import subprocess
 import sys
 from copy import deepcopy
@@ -153,3 +154,10 @@ def test_errors_of_all_kinds_have_one_base() -> None:
     ours = [item for item in kinds if issubclass(item, Exception)]
     assert len(ours) == 7
     assert all(issubclass(item, mt.MTConvertError) for item in ours)
+
+
+@pytest.mark.parametrize("name", mt.__all__)
+def test_help_of_every_public_name_is_short(name: str) -> None:
+    text = pydoc.render_doc(getattr(mt, name))
+    assert len(text) < 8000
+    assert max(map(len, text.splitlines())) < 800

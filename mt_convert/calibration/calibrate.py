@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
-
-from ..errors import Fault, SpecError
+from ..errors import Fault, SpecError, many
 from ..graph.float32 import in_float32
-from ..spiking.model import SpikingModel
+from ..graph.image_batches import collect
+from ..spiking.model import SpikingModel, spiking_network
 from . import layer_wise, membrane, threshold_budget
 from .layer_ranges import THRESHOLD_TRANSFORMS
 from .report import CalibrationReport, CalibrationRow
 from .samples import Samples
 from .spec import NAMES, Calibration, LayerWise, MembraneMean, ThresholdBudget
+from .text import parse
 
+Calibrations = Sequence[Calibration | str] | Calibration | str
 Changed = tuple[SpikingModel, list[CalibrationRow]]
 Transform = Callable[[Any, SpikingModel, Samples, bool], Changed]
 
@@ -40,17 +41,19 @@ class Calibrated:
 @in_float32()
 def calibrate(
     snn: SpikingModel,
-    images: Tensor,
-    steps: Sequence[Calibration],
+    images: Any,
+    steps: Calibrations,
     *,
     time_steps: int,
     keep_better: bool = True,
 ) -> Calibrated:
     """A copy of a converted network, calibrated for T steps; ``snn`` is unchanged.
 
-    The last quarter of the images is held out. With ``keep_better`` a calibration keeps what it
-    found only where that lowers its own loss on them; without, it is applied as its source says,
-    whatever it does. Layers with learned thresholds are left alone, which the report says.
+    ``steps`` are calibrations, their names (`text.parse`) or one of either. ``images`` may be in
+    any form that `quantize` takes. The last quarter of them is held out. With ``keep_better`` a
+    calibration keeps what it found only where that lowers its own loss on them; without, it is
+    applied as its source says, whatever it does. Layers with learned thresholds are left alone,
+    which the report says.
 
     Shapes:
         images [2 to 1,024, channels, height, width], normalised as in training, in random order.
@@ -73,15 +76,11 @@ def calibrate(
         >>> all(row.loss_now <= row.before for row in result.report.rows)
         True
     """
-    faults = [
-        Fault(repr(step), type(step).__name__, "allowed: " + ", ".join(NAMES))
-        for step in steps
-        if type(step) not in TRANSFORMS
-    ]
-    if faults:
-        raise SpecError(f"{len(faults)} steps are no calibration", faults)
+    snn, steps = spiking_network(snn, "calibrate"), _calibrations(steps)
+    images = collect(images, image_shape=snn.image_shape)
     samples, rows = Samples.split(snn, images, time_steps), list[CalibrationRow]()
     snn = snn.with_neurons({})
+    snn.report = replace(snn.report, calibrated_T=None)
     for step in steps:
         snn, step_rows = TRANSFORMS[type(step)](step, snn, samples, keep_better)
         rows += step_rows
@@ -89,6 +88,30 @@ def calibrate(
         f"calibrated for T = {time_steps}: with another number of steps it may be worse than "
         "without calibration; calibrate for that T, or compare both"
     )
-    snn.report = replace(snn.report, warnings=(*snn.report.warnings, warning))
+    said = tuple(item for item in snn.report.warnings if not item.startswith("calibrated for"))
+    snn.report = replace(snn.report, warnings=(*said, warning), calibrated_T=time_steps)
     report = CalibrationReport(tuple(rows), len(samples.fit), len(samples.held_out), time_steps)
     return Calibrated(snn, report)
+
+
+def _calibrations(given: Any) -> list[Calibration]:
+    """Calibrations in order, from values, names, types, or one of these."""
+    several = isinstance(given, Iterable) and not isinstance(given, (str, type))
+    faults: list[Fault] = []
+    steps: list[Calibration] = []
+    for item in given if several else [given]:
+        if isinstance(item, str):
+            try:
+                steps += parse(item)
+            except SpecError as error:
+                faults += error.faults
+        elif isinstance(item, type) and item in TRANSFORMS:
+            steps.append(item())
+        elif type(item) in TRANSFORMS:
+            steps.append(item)
+        else:
+            faults.append(Fault(repr(item), type(item).__name__, "allowed: " + ", ".join(NAMES)))
+    if faults:
+        what = many(faults, "step is no calibration", "steps are no calibrations")
+        raise SpecError(what, faults)
+    return steps

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..errors import Fault, SpecError
+from ..errors import Fault, SpecError, many
 
 _STARTS = 400
 _HALVINGS = 40
@@ -76,4 +76,4 @@ def _check(mean: float, std: float, low: int, high: int) -> None:
         fault = Fault("mean, std", f"{mean!r}, {std!r}", f"no input reaches levels {low} … {high}")
         faults.append(fault)
     if faults:
-        raise SpecError(f"gaussian_theta: {len(faults)} values out of range", faults)
+        raise SpecError(f"gaussian_theta: {many(faults, 'value', 'values')} out of range", faults)

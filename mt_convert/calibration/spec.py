@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar, get_args
 
-from ..errors import Fault, SpecError
+from ..errors import Fault, SpecError, many
 
 
 class Objective(StrEnum):
@@ -220,7 +220,9 @@ def _check(step: Any, **checks: _Check) -> None:
     """Raise with all fields that are outside what is allowed; words become enumeration members."""
     faults = list(_faults(step, checks))
     if faults:
-        raise SpecError(f"{type(step).__name__}: {len(faults)} values out of range", faults)
+        raise SpecError(
+            f"{type(step).__name__}: {many(faults, 'value', 'values')} out of range", faults
+        )
     for item in dataclasses.fields(step):
         if isinstance(item.default, StrEnum):
             kind = type(item.default)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any
 
-from ..errors import Fault, SpecError, did_you_mean, near_names
+from ..errors import Fault, SpecError, did_you_mean, many, near_names
 from .spec import NAMES, Calibration
 
 
@@ -31,7 +31,7 @@ def parse(text: str) -> tuple[Calibration, ...]:
     faults: list[Fault] = []
     steps = [_parse_one(part.strip(), faults) for part in re.split(r"\+(?![^(]*\))", text)]
     if faults:
-        raise SpecError(f"calibration {text!r}: {len(faults)} faults", faults)
+        raise SpecError(f"calibration {text!r}: {many(faults, 'fault', 'faults')}", faults)
     return tuple(step for step in steps if step is not None)
 
 

@@ -12,6 +12,7 @@ from .events import open_events
 from .image_set import Draw, ImageSet, tensor_set
 from .image_spec import DataSpec
 from .loading import batches, images, loader
+from .own_sets import own_splits
 from .randomness import borrow_random, derive
 from .splits import Splits, open_data
 
@@ -28,5 +29,6 @@ __all__ = [
     "loader",
     "open_data",
     "open_events",
+    "own_splits",
     "tensor_set",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import Fault, SpecError
+from ..errors import Fault, SpecError, many
 from .event_sets import EVENT_FILES, SYNTHETIC_CLASSES, SYNTHETIC_SIDE, SYNTHETIC_SIDES, EventFiles
 
 BINS = ("time", "count")
@@ -73,7 +73,7 @@ class EventSpec:
     def __post_init__(self) -> None:
         faults = tuple(_faults(self))
         if faults:
-            count = f"{len(faults)} values of EventSpec are"
+            count = f"{many(faults, 'value', 'values')} of EventSpec"
             raise SpecError(f"{count} outside what is allowed", faults)
 
     @property

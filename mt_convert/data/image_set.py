@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -15,6 +15,8 @@ from ..graph.nodes import looks_like_bytes
 from .class_map import head_rows
 from .image_spec import DataSpec
 from .randomness import generator
+
+_BATCH = 128
 
 
 class Draw(NamedTuple):
@@ -102,6 +104,11 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
         values = pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels.float()
         labels = labels if self._rows is None else self._rows[labels]
         return values.sub_(self._mean).div_(self._std), labels
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches in order, without augmentation: wherever a loader is taken, this is too."""
+        for start in range(0, len(self), _BATCH):
+            yield self[Draw(range(start, min(start + _BATCH, len(self))))]
 
     def subset(self, indices: Tensor) -> ImageSet:
         """Some of the samples, in this order; what is open stays open."""

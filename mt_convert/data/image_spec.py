@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import Fault, SpecError
+from ..errors import Fault, SpecError, many
 
 AUGMENTATIONS = ("none", "crop_flip", "imagenet")
 INTERPOLATIONS = ("bilinear", "bicubic")
@@ -74,7 +74,10 @@ class DataSpec:
     def __post_init__(self) -> None:
         faults = tuple(_faults(self))
         if faults:
-            raise SpecError(f"{len(faults)} values of DataSpec are outside what is allowed", faults)
+            raise SpecError(
+                f"{many(faults, 'value', 'values')} of DataSpec outside what is allowed",
+                faults,
+            )
 
 
 def _faults(spec: DataSpec) -> Iterator[Fault]:

@@ -16,6 +16,7 @@ import torch
 
 from ..data import batches
 from ..errors import CheckpointError
+from ..neurons.ladder import Learned
 from ..system.devices import device_of
 from ..system.storage import digest, read_json, write_json
 from .energy.measure import energy
@@ -103,7 +104,9 @@ def analyses(
     groups: dict[Any, list[Setting]] = {}
     for setting in settings:
         if isinstance(setting, Setting):
-            alike = dataclasses.replace(setting, ladder=type(setting.ladder)(1))  # type: ignore[arg-type, call-arg]
+            alike = setting
+            if not isinstance(setting.ladder, Learned):  # it has no number of thresholds alone
+                alike = dataclasses.replace(setting, ladder=type(setting.ladder)(1))  # type: ignore[call-arg]
             groups.setdefault(alike, []).append(setting)
     results = []
     for group in groups.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
 import torch
 from torch import Tensor
@@ -67,7 +68,9 @@ class Counter:
             exact[t] &= equal.reshape(len(labels), -1).all(1)
 
         observe = compare if self.comparable else None
-        run = simulate(self.snn, images, time_steps=time_steps, observe=observe)
+        with catch_warnings():  # rows say what was calibrated for how many steps
+            filterwarnings("ignore", "this network was calibrated for T")
+            run = simulate(self.snn, images, time_steps=time_steps, observe=observe)
         self.neuron_count = sum(run.neurons.values())
         answers = run.logits.argmax(2)
         sums = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,47 +12,59 @@ from ..calibration.calibrate import calibrate
 from ..calibration.report import CalibrationReport
 from ..errors import Fault, SpecError
 from ..graph.float32 import in_float32
+from ..graph.image_batches import collect, labelled
 from ..quantization.quantize import QuantizedModel
 from ..report.rows import Row
 from ..spiking.convert import convert
-from ..spiking.model import SpikingModel
+from ..spiking.model import SpikingModel, quantized_network
 from ..system.devices import device_of
 from .counter import Counter, percent
 from .loop import Answers, Batch, count_batches, join
 from .settings import Setting
+from .stored import StoredNetwork
 
 
 @torch.no_grad()
 @in_float32()
 def evaluate(
-    ann: nn.Module,
+    ann: nn.Module | None,
     qann: QuantizedModel,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    settings: Sequence[Setting],
-    describe: dict[str, Any],
+    batches: Any,
+    settings: Sequence[Setting] | Setting,
+    describe: Mapping[str, Any] | None = None,
     *,
-    calibration: Tensor | None = None,
+    calibration: Any = None,
 ) -> list[Row]:
     """A row for each setting and number of steps, all networks on the same images.
 
-    ``describe`` gives the columns that are not measured: model, dataset, seed.
+    ``describe`` gives the columns that are not measured: model, dataset, seed. Without the float
+    network ``ann`` its column is empty.
 
     Shapes:
-        batches of images [batch, channels, height, width] and labels [batch]; ``calibration``
-        images, for settings that calibrate.
+        batches of images [batch, channels, height, width] and labels [batch]: a DataLoader, a data
+        set, a list or generator of pairs, or one pair; ``calibration`` images, for settings that
+        calibrate, in any form that `quantize` takes.
     Raises:
         DataError: images of another shape or with NaN.
         SpecError: no images; a setting that calibrates without ``calibration``.
     """
+    qann = quantized_network(qann, "evaluate")
+    settings = [settings] if isinstance(settings, Setting) else settings
+    if calibration is not None:
+        calibration = collect(calibration, name="calibration images", image_shape=qann.image_shape)
     counters = [Counter(convert_for(qann, item, calibration)[0], item) for item in settings]
-    answers = count_batches(qann, ann, (Batch(*batch) for batch in batches), counters)
+    pairs = labelled(batches, image_shape=qann.image_shape)
+    shown = (Batch(images, labels) for images, labels in pairs if labels is not None)
+    answers = count_batches(qann, ann, shown, counters)
+    named = {"model": type(ann or qann).__name__, "dataset": "images", "seed": None}
+    describe = {**named, **(describe or {})}
     if not sum(len(batch.labels) for batch in answers):
         raise SpecError("no images to evaluate on: raise evaluate.images or data.test_images")
     columns = describe | reference_columns(qann, join(answers))
     return [row for counter in counters for row in counter.rows(columns)]
 
 
-def reference_columns(qann: QuantizedModel, answers: Answers) -> dict[str, Any]:
+def reference_columns(qann: QuantizedModel | StoredNetwork, answers: Answers) -> dict[str, Any]:
     """The columns that all settings of one network on one set of images share."""
     labels, images = answers.labels, len(answers.labels)
 
@@ -71,21 +83,25 @@ def reference_columns(qann: QuantizedModel, answers: Answers) -> dict[str, Any]:
 
 
 def convert_for(
-    qann: QuantizedModel, setting: Setting, calibration: Tensor | None
+    qann: QuantizedModel | StoredNetwork, setting: Setting, calibration: Tensor | None
 ) -> tuple[SpikingModel, CalibrationReport | None]:
-    """The network of a setting, converted and calibrated, with the report of its calibration.
+    """The network of a setting, converted and calibrated, with the report of its calibration; a
+    stored spiking network is as it is, and may be calibrated.
 
     Raises:
         SpecError: the setting calibrates and there are no images for it.
     """
-    snn = convert(
-        qann,
-        ladder=setting.ladder,
-        firing=setting.firing,
-        signed=setting.signed,
-        presentation=setting.presentation,
-        whole_window=setting.whole_window,
-    )
+    if isinstance(qann, StoredNetwork):
+        snn = qann.snn
+    else:
+        snn = convert(
+            qann,
+            ladder=setting.ladder,
+            firing=setting.firing,
+            signed=setting.signed,
+            presentation=setting.presentation,
+            whole_window=setting.whole_window,
+        )
     if not setting.calibration:
         return snn, None
     if calibration is None or setting.calibrated_T is None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..quantization.quantize import QuantizedModel, levels_of
 from ..report.rows import Row
 from ..system.devices import device_of
+from .stored import StoredNetwork
 
 
 class Answers(NamedTuple):
@@ -66,7 +67,7 @@ class Counts(Protocol):
 
 @torch.no_grad()
 def count_batches(
-    qann: QuantizedModel,
+    qann: QuantizedModel | StoredNetwork,
     ann: nn.Module | None,
     batches: Iterable[Batch],
     counters: Sequence[Counts],
@@ -91,15 +92,22 @@ def count_batches(
 
 
 def _count_batch(
-    qann: QuantizedModel, ann: nn.Module | None, batch: Batch, counters: Sequence[Counts]
+    qann: QuantizedModel | StoredNetwork,
+    ann: nn.Module | None,
+    batch: Batch,
+    counters: Sequence[Counts],
 ) -> Answers:
     """Show one batch to all."""
     images, labels, answers = batch
     expected: dict[str, Tensor] = {}
     predicted: Tensor | None = None
     if any(counter.comparable for counter in counters):
-        with levels_of(qann) as expected:
-            predicted = qann(images).argmax(1)
+        if isinstance(qann, StoredNetwork):
+            logits, expected = qann.levels(images)
+        else:
+            with levels_of(qann) as expected:
+                logits = qann(images)
+        predicted = logits.argmax(1)
     if answers is None:
         said = None if ann is None else ann(images).argmax(1).cpu()
         predicted = qann(images).argmax(1) if predicted is None else predicted

@@ -32,6 +32,7 @@ from .peers.counter import PeerCounter
 from .peers.network import peer_network
 from .peers.plain_form import plain
 from .settings import PeerSetting, Setting
+from .stored import StoredNetwork
 from .subject import Subject
 
 CELL_SCHEMA = "mt_convert.cell/2"
@@ -175,7 +176,8 @@ def _counter(subject: Subject, setting: AnySetting) -> tuple[Counts, Calibration
     """What counts in a setting, and the report of its calibration."""
     if isinstance(setting, Setting):
         snn, report = convert_for(subject.qann, setting, subject.calibration)
-        return Counter(snn, setting), report
+        as_is = not isinstance(subject.qann, StoredNetwork) or subject.qann.is_as_converted
+        return Counter(snn, setting, comparable=as_is), report
     if subject.ann is None:
         hint = "name a run or a recipe"
         fault = Fault(setting.method, "converts float networks, and there is none here", hint)

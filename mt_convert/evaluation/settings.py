@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from ..calibration.spec import Calibration, InitialPotential, Maximum
 from ..calibration.text import name_of, parse
 from ..errors import Fault, SpecError
-from ..neurons.ladder import LADDERS, Firing, Ladder, Radix, Uniform
+from ..neurons.ladder import LADDERS, Firing, Ladder, Radix, Uniform, ladder_of
 from ..spiking.presentation import Presentation, is_step_count
 from ..system.keys import key
 
@@ -21,6 +21,7 @@ SETTING_SCHEMA = "setting/1"
 class Setting:
     """One way to convert and run a network, and the numbers of steps to report.
 
+    A number stands for a ladder of so many equal thresholds, another for one number of steps.
     ``method`` is what tables call it. ``calibration`` is applied in order, for ``calibrated_T``
     steps (the largest reported, if None); ``keep_better`` keeps of each only what lowers its loss.
 
@@ -43,7 +44,10 @@ class Setting:
     keep_better: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "ladder", ladder_of(self.ladder))
         object.__setattr__(self, "time_steps", _sorted_steps(self.time_steps))
+        if isinstance(self.calibration, str):
+            object.__setattr__(self, "calibration", parse(self.calibration))
         object.__setattr__(self, "firing", self.firing or self.ladder.natural_firing)
         object.__setattr__(self, "method", self.method or f"mt_{self.ladder_name}")
         if self.calibration and self.calibrated_T is None:
@@ -77,7 +81,12 @@ class Setting:
 
 def _sorted_steps(time_steps: tuple[int, ...]) -> tuple[int, ...]:
     """Numbers of steps, each once."""
-    if not time_steps or not all(map(is_step_count, time_steps)):
+    time_steps = (time_steps,) if is_step_count(time_steps) else time_steps  # type: ignore[assignment]
+    if (
+        not isinstance(time_steps, Sequence)
+        or not time_steps
+        or not all(map(is_step_count, time_steps))
+    ):
         hint = "allowed: whole numbers from 1"
         raise SpecError("no steps to report", [Fault("time_steps", str(time_steps), hint)])
     return tuple(sorted(set(time_steps)))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..data import ImageSet
 from ..quantization.quantize import QuantizedModel
+from .stored import StoredNetwork
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Subject:
     ``describe`` holds model, dataset, seed; ``data`` what tells these images from others.
     """
 
-    qann: QuantizedModel
+    qann: QuantizedModel | StoredNetwork
     ann: nn.Module | None
     test: ImageSet
     calibration: Tensor

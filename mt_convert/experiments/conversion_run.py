@@ -36,6 +36,7 @@ from ..training.loop import fit
 from ..training.spec import TrainSpec, without_quantizers
 from ..training.state import load_weights_, separate
 from .finetune import run_finetune
+from .models import code
 from .models.build import build_described, has_random_weights, load_ann, weights_path
 from .recipes.conversion import Recipe, faults_here, load_recipe
 from .stages import StageRun
@@ -132,16 +133,16 @@ class Conversion(StageRun):
         return tuple(name for name in self.NAMES if not left_out.get(name))
 
     def faults(self) -> Sequence[Fault]:
-        return [item for item in faults_here(self.recipe) if item.where != "data.root"]
+        kept = (self.out / "ann").is_dir()  # its images may be gone
+        return [item for item in faults_here(self.recipe) if not kept or item.where != "data.root"]
 
-    def open(self) -> None:
-        if self.recipe.quantize.checkpoint is not None and not self.faults():
+    def check_starts(self) -> None:
+        if self.recipe.quantize.checkpoint is not None:
             archive.load_quantized(self.recipe.quantize.checkpoint, self.recipe.quantize.spec())
-        if self.recipe.model.from_run is not None and not self.faults():
+        if self.recipe.model.from_run is not None:
             _check_start(self.recipe, Path(self.recipe.model.from_run))
             if self.recipe.control:
                 _check_control(Path(self.recipe.model.from_run))
-        super().open()
 
     def shared(self, name: str) -> bool:
         trains = (name == "ann" and self.recipe.ann) or (name == "train" and self.recipe.train)
@@ -210,6 +211,7 @@ class Conversion(StageRun):
             notice("the float network has random weights: no checkpoint, no pretrained, no ann")
         if self.first:
             write_json(folder / "weights.json", source)
+            code.store(self.recipe.model.code_files, folder)
             save_tensors(folder / "model.safetensors", separate(ann.state_dict()))
 
     def _load_ann(self) -> nn.Module:

@@ -9,6 +9,7 @@ should be, energy.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,17 +17,19 @@ from rich.console import Console
 
 from ..calibration.text import parse
 from ..data.image_spec import data_labels
-from ..errors import Fault, MTConvertError, SpecError
+from ..errors import Fault, MTConvertError, SpecError, many
 from ..evaluation.analysis import Analysis, analyses
 from ..evaluation.errors.pictures import error_by_layer, histograms
 from ..evaluation.peers.converters import PEERS
 from ..evaluation.peers.network import available
-from ..evaluation.row_cache import RowCache
+from ..evaluation.row_cache import AnySetting, RowCache
 from ..evaluation.settings import METHODS
+from ..evaluation.stored import StoredNetwork
 from ..evaluation.subject import Subject
 from ..report import pictures, tables
 from ..report.columns import LEGEND, markdown_table
 from ..report.rows import Row, results_from_json, results_to_json
+from ..system.progress import notice
 from ..system.storage import atomic, read_json, write_json
 from .recipes.conversion import EvaluateBlock, Recipe, load_recipe, load_stored
 from .subjects import calibrates_on_images, subjects_of
@@ -75,9 +78,12 @@ class EvalOptions:
             try:
                 parse(text)
             except MTConvertError as error:
-                faults.append(Fault("--calibrate", text, str(error)))
+                faults += [
+                    Fault("--calibrate", f"{item.where} {item.what}", item.hint)
+                    for item in error.faults
+                ]
         if faults:
-            raise SpecError(f"{len(faults)} fault(s) in what is to be compared", faults)
+            raise SpecError(f"{many(faults, 'fault', 'faults')} in what is to be compared", faults)
 
     def block(self) -> EvaluateBlock:
         """The same as the block of a recipe."""
@@ -108,7 +114,7 @@ def run(options: EvalOptions, out: Path) -> list[Row]:
         for number, plain in enumerate(_subjects(name, recipes, options)):
             describe = {**plain.describe, "dataset": labels[name][number]}
             subject = dataclasses.replace(plain, describe=describe)
-            settings = options.block().settings(subject.qann.spec.levels)
+            settings = _settings(subject, options)
             label = f"{name}, {subject.describe['dataset']}"
             rows += cache.rows(subject, settings, label)
             if options.errors and cache.processes.first:
@@ -119,6 +125,17 @@ def run(options: EvalOptions, out: Path) -> list[Row]:
         _publish(rows, results, out)
     cache.processes.wait()
     return rows
+
+
+def _settings(subject: Subject, options: EvalOptions) -> Sequence[AnySetting]:
+    """All that is asked for; a spiking network that was stored is as it was converted."""
+    if not isinstance(subject.qann, StoredNetwork):
+        return options.block().settings(subject.qann.spec.levels)
+    notice(
+        f"{subject.describe['model']} is converted already: it is evaluated as it is, without "
+        "--levels and --method"
+    )
+    return subject.qann.settings(options.time_steps, options.calibrations, options.calibrated_for)
 
 
 def _publish(rows: list[Row], results: list[Analysis], out: Path) -> None:

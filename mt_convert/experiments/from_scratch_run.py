@@ -32,6 +32,7 @@ from ..training.from_scratch.network import ScratchNetwork
 from ..training.from_scratch.spec import build_spiking, train_from_scratch
 from ..training.loop import fit
 from ..training.state import separate
+from .models import code
 from .models.build import build, build_described, load_ann, weights_path
 from .recipes.from_scratch import SpikingRecipe, faults_here
 from .stages import StageRun, open_splits
@@ -54,8 +55,12 @@ class SpikingRun(StageRun):
         self._splits: Splits | None = None
 
     def faults(self) -> Sequence[Fault]:
+        kept = (self.out / "ann").is_dir()  # its images may be gone
         faults = faults_here(self.recipe)
-        return [item for item in faults if not item.where.endswith(".root")]
+        return [item for item in faults if not kept or not item.where.endswith(".root")]
+
+    def check_starts(self) -> None:
+        """Nothing: it starts from no other run."""
 
     def shared(self, name: str) -> bool:
         trains = (name == "ann" and self.recipe.ann is not None) or name == "spiking"
@@ -88,6 +93,7 @@ class SpikingRun(StageRun):
             fit(ann, self.splits, recipe.ann, folder, classes=spec.classes)
         if self.first:
             write_json(folder / "weights.json", source)
+            code.store(self.recipe.model.code_files, folder)
             save_tensors(folder / "model.safetensors", separate(ann.state_dict()))
 
     def _float(self) -> nn.Module:
@@ -130,7 +136,7 @@ class SpikingRun(StageRun):
             right = count_correct(whole, test, block.batch_size, processes=self.processes)
             ann = percent(right, len(test))
         shared_columns = {
-            "model": recipe.model.architecture,
+            "model": recipe.model.called,
             "dataset": _name(recipe),
             "seed": recipe.seed,
             "ann_accuracy": ann,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -30,6 +31,18 @@ def run(recipe: AnyRecipe, out: Path, *, resume: bool) -> Path:
     if isinstance(recipe, SpikingRecipe):
         return from_scratch_run.SpikingRun(recipe, Path(out), resume).run_stages()
     return Conversion(recipe, Path(out), resume).run_stages()
+
+
+def check(recipe: AnyRecipe) -> None:
+    """Raise what `run` into a new folder would refuse before it starts, in its words.
+
+    Raises:
+        MTConvertError: all that this machine lacks, or a start of another network.
+    """
+    kind = from_scratch_run.SpikingRun if isinstance(recipe, SpikingRecipe) else Conversion
+    planned = kind(recipe, Path(os.devnull), False)  # type: ignore[arg-type]
+    planned.check_inputs()
+    planned.check_starts()
 
 
 def show(path: Path, console: Console) -> None:

@@ -29,7 +29,7 @@ from pydantic import BaseModel
 
 from ..data import DataSpec, EventSpec, Splits, open_data, open_events
 from ..data.fingerprint import describe_files
-from ..errors import CheckpointError, DataError, OutputError, RecipeError
+from ..errors import CheckpointError, DataError, OutputError, RecipeError, many
 from ..system.processes import Processes
 from ..system.progress import notice
 from ..system.storage import atomic, digest, read_json, write_json
@@ -67,6 +67,18 @@ class StageRun(ABC):
     def faults(self) -> Sequence[Any]:
         """What this machine lacks to run the recipe."""
 
+    def check_inputs(self) -> None:
+        """Raise if something is missing here."""
+        faults = self.faults()
+        if faults:
+            raise RecipeError(
+                f"{many(faults, 'fault', 'faults')}: this recipe cannot run here", faults
+            )
+
+    @abstractmethod
+    def check_starts(self) -> None:
+        """Raise if what the run is to start from, and which is here, is of another network."""
+
     @abstractmethod
     def shared(self, name: str) -> bool:
         """Whether all processes take part in a stage; in the others only the first does."""
@@ -99,9 +111,8 @@ class StageRun(ABC):
 
     def open(self) -> None:
         """Look for what is missing or in the way, before hours are spent; create the folder."""
-        faults = self.faults()
-        if faults:
-            raise RecipeError(f"{len(faults)} fault(s): this recipe cannot run here", faults)
+        self.check_inputs()
+        self.check_starts()
         names = [name + end for name in self.NAMES for end in ("", NEW, ".partial")]
         for path in (self.out, *(self.out / name for name in names)):
             if path.exists() and not path.is_dir():
@@ -172,9 +183,15 @@ class StageRun(ABC):
 
     def _inputs(self, name: str) -> list[Any]:
         """The blocks of the recipe, and the files, that a stage depends on."""
-        recipe = self.settings.model_dump(mode="json")
+        recipe = self.settings.model_dump(mode="json", by_alias=True)
         self.files[name] = [item for item in self._describe_sources(name) if item]
         inputs = [*(recipe[key] for key in self.BLOCKS[name]), _content(self.checkpoint(name))]
+        for block in inputs:  # a key that came later is no other input where it is not used
+            if isinstance(block, dict) and block.get("import", "") is None:
+                del block["import"]
+        if name == "ann":
+            settings: Any = self.settings
+            inputs += [_content(path) for path in settings.model.code_files.values()]
         return [*inputs, self.files[name]] if self.files[name] else inputs
 
     def _describe_sources(self, name: str) -> list[dict[str, Any]]:

@@ -21,10 +21,12 @@ from ..data.image_spec import dataset_name
 from ..data.splits import select_test_images
 from ..errors import CheckpointError, Fault, RecipeError
 from ..evaluation.settings import PeerSetting, Setting
+from ..evaluation.stored import StoredNetwork
 from ..evaluation.subject import Subject
 from ..quantization.quantize import QuantizedModel, quantize
 from ..quantization.spec import QuantSpec
 from ..spiking import archive
+from ..spiking.model import SpikingModel
 from ..system.devices import device
 from ..system.progress import notice
 from .models.build import build, has_random_weights, load_ann
@@ -88,7 +90,7 @@ def subjects_of(
             )
         shown = subject(recipe, source, splits, (ann, qann), count)
         if not is_run and has_random_weights(recipe.model):
-            called = f"{recipe.model.architecture} (random weights)"
+            called = f"{recipe.model.called} (random weights)"
             notice(f"{name} names no checkpoint: {called} is evaluated, which was never trained")
             shown = replace(shown, describe={**shown.describe, "model": called})
         subjects.append(shown)
@@ -122,11 +124,9 @@ def _load_subjects(
     count: int | None,
     calibrates: bool,
 ) -> list[Subject]:
-    """A stored quantized network on the images of other recipes."""
-    qann = archive.load(folder)
-    if not isinstance(qann, QuantizedModel):
-        hint = "name the folder of the quantized network that it was converted from"
-        raise CheckpointError(f"{folder} holds a spiking network: {hint}")
+    """A stored network, quantized or spiking, on the images of other recipes."""
+    network = archive.load(folder)
+    qann = StoredNetwork(network) if isinstance(network, SpikingModel) else network
     faults = []
     if not data:
         faults.append(Fault("--data", "missing", "name a recipe whose images are to be evaluated"))
@@ -153,7 +153,7 @@ def _load_subjects(
     return subjects
 
 
-def _head(qann: QuantizedModel) -> int:
+def _head(qann: QuantizedModel | StoredNetwork) -> int:
     """The number of classes that a network tells apart."""
     with torch.no_grad():
         return int(qann(torch.zeros(1, *qann.image_shape)).shape[-1])
@@ -175,7 +175,7 @@ def subject(
         test=select_test_images(data, count, splits),
         calibration=_calibration(data, splits),
         describe={
-            "model": recipe.model.architecture,
+            "model": recipe.model.called,
             "dataset": dataset_name(data),
             "seed": recipe.seed,
         },

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import Fault, UnsupportedLayerError
+from ..errors import Fault, UnsupportedLayerError, many
 from .exported_nodes import bind, module_path
 
 FROM_CALL_TO_CALL = 1e-4  # of the largest output; gradients choose other kernels
@@ -93,7 +93,8 @@ def _refuse(model: nn.Module, faults: list[Fault]) -> None:
     """One error with all faults, if there are any."""
     if faults:
         raise UnsupportedLayerError(
-            f"{type(model).__name__} is not a function of its images alone: {len(faults)} faults",
+            f"{type(model).__name__} is not a function of its images alone: "
+            f"{many(faults, 'fault', 'faults')}",
             faults,
         )
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import Fault, UnsupportedLayerError
+from ..errors import Fault, UnsupportedLayerError, many
 from .exported_nodes import (
     CONVOLUTIONS,
     MATRICES,
@@ -111,7 +111,8 @@ class _Lift:
         ]
         if faults:
             raise UnsupportedLayerError(
-                f"{len(faults)} parameters are shared by layers that need it in different forms",
+                f"{many(faults, 'parameter is', 'parameters are')} shared by layers that need it "
+                "in different forms",
                 faults,
             )
 

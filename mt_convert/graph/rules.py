@@ -10,7 +10,7 @@ the other. Whatever is not in the table is refused.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -135,7 +135,26 @@ def _table() -> dict[Key, Rule]:
     return rules
 
 
-DEFAULT_RULES: Mapping[Key, Rule] = MappingProxyType(_table())
+class _Rules(Mapping[Key, Rule]):
+    """A table that cannot be changed, and whose text is short: it stands in signatures."""
+
+    def __init__(self, rules: Mapping[Key, Rule]) -> None:
+        self._rules = MappingProxyType(dict(rules))
+
+    def __getitem__(self, key: Key) -> Rule:
+        return self._rules[key]
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._rules)
+
+    def __len__(self) -> int:
+        return len(self._rules)
+
+    def __repr__(self) -> str:
+        return f"<DEFAULT_RULES: {len(self)} operators and layers>"
+
+
+DEFAULT_RULES: Mapping[Key, Rule] = _Rules(_table())
 
 
 def rule_of(

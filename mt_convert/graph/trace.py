@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import copy
 import operator
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path as FilePath
 
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import Fault, UnsupportedLayerError
+from ..errors import Fault, UnsupportedLayerError, many
 from .agreement import check_agreement, draws_and_writes
 from .decompositions import decomposition_table
+from .given_network import check_network, user_line, without_torch_log
+from .leftovers import forget_shapes
 from .lift import lift
 from .nodes import set_image_shape
 
@@ -49,8 +49,11 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
         >>> torch.equal(graph(images), net(images)), [name for name, _ in graph.named_children()]
         (True, ['0', '1', '3'])
     """
-    exported = _export(model, example)
+    check_network(model, example)
+    with without_torch_log():
+        exported = _export(model, example)
     graph_module = lift(exported.module(check_guards=False))
+    forget_shapes(graph_module)
     set_image_shape(graph_module, example.shape[1:])
     for module in graph_module.modules():
         module.training = False
@@ -70,7 +73,7 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
             if faults := draws_and_writes(exported):
                 raise UnsupportedLayerError(
                     f"{type(model).__name__} is not a function of its images alone: "
-                    f"{len(faults)} faults",
+                    f"{many(faults, 'fault', 'faults')}",
                     faults,
                 )
             _keep_dropouts_(exported.graph)
@@ -81,7 +84,7 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
         raise UnsupportedLayerError(
             f"{type(model).__name__} cannot be traced on an input of shape "
             f"{tuple(example.shape[1:])}",
-            [Fault(_user_line(error), type(error).__name__, _useful_lines(error))],
+            [Fault(user_line(error), type(error).__name__, _useful_lines(error))],
         ) from error
 
 
@@ -108,21 +111,6 @@ def _keep_dropouts_(graph: fx.Graph) -> None:
         node.replace_all_uses_with(kept)
         graph.erase_node(node)
         kept._rename(name)
-
-
-def _user_line(error: Exception) -> str:
-    """File, line and code of the innermost frame outside torch: where the model failed."""
-    inside = (str(FilePath(torch.__file__).parent), __file__)
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(inside)
-        and "_dispatch" not in frame.filename
-        and FilePath(frame.filename).is_file()
-    ]
-    if not frames:
-        return "torch.export"
-    return f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}"
 
 
 def _useful_lines(error: Exception) -> str:

@@ -20,7 +20,7 @@ from ..errors import SpecError
 from ..graph.float32 import in_float32, network_dtype
 from ..graph.nodes import check_images, input_reach
 from ..neurons.totals import leak_of
-from ..spiking.model import SpikingModel
+from ..spiking.model import SpikingModel, spiking_network
 from ..spiking.presentation import Presentation, check_time_steps
 from ..system.devices import device_of
 from .backends import BACKENDS, choose_backend
@@ -184,6 +184,7 @@ def integer(snn: SpikingModel, *, backend: str = "auto") -> IntegerModel:
         >>> torch.equal(integer(snn, backend="torch")(images), run.logits[-1])
         True
     """
+    snn = spiking_network(snn, "integer")
     network_dtype(snn)
     leaking = [name for name, neuron in snn.neurons() if leak_of(neuron.spec) is not None]
     if leaking:

@@ -393,6 +393,27 @@ def has_learned_gaps(ladder: Ladder) -> bool:
     return isinstance(ladder, Learned) or bool(isinstance(ladder, (Radix, Digit)) and ladder.gaps)
 
 
+def ladder_of(given: object) -> Ladder:
+    """A ladder as it is, or a whole number as that many equal thresholds.
+
+    Raises:
+        SpecError: anything else, with what is allowed.
+
+    Example:
+        >>> ladder_of(3)
+        Uniform(n=3)
+    """
+    if isinstance(given, Ladder):
+        return given
+    if isinstance(given, int) and not isinstance(given, bool):
+        return Uniform(given)
+    shown = given.__name__ if isinstance(given, type) else repr(given)
+    raise SpecError(
+        f"ladder is {shown}: allowed are a number of equal thresholds such as 3, Uniform(3), "
+        "Binary(2), PowerOfTwo(3), Radix(1), or Learned of gaps"
+    )
+
+
 def ladder_to_json(ladder: Ladder) -> dict[str, Any]:
     """The ladder as plain numbers under a ``kind``.
 

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-with warnings.catch_warnings():
+from ..graph.given_network import without_torch_log
+
+with warnings.catch_warnings(), without_torch_log():  # that there is no CUDA
     warnings.simplefilter("ignore")  # Brevitas warns about torch's own renamings on import
     from brevitas import nn as qnn
     from brevitas.graph.calibrate import calibration_mode

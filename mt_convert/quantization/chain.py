@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import CheckpointError, Fault
+from ..errors import CheckpointError, Fault, many
 from ..graph.nodes import attribute
 from .brevitas_layers import QuantAct, is_normalized
 from .weight_norm import normalize
@@ -62,7 +62,9 @@ def take_(layers: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:
     ]
     if faults:
         hint = "the network to start from has another architecture, or its batch norms are folded"
-        raise CheckpointError(f"{len(faults)} tensors do not fit: {hint} otherwise", faults)
+        raise CheckpointError(
+            f"{many(faults, 'tensor does', 'tensors do')} not fit: {hint} otherwise", faults
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])

@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import DataError, Fault, SpecError, UnsupportedLayerError
+from ..errors import DataError, Fault, SpecError, UnsupportedLayerError, many
 from ..graph.by_values import ByValues
 from ..graph.copies import NotPickled
 from ..graph.float32 import in_float32, network_dtype
+from ..graph.given_network import idle_parts, plain_network
+from ..graph.image_batches import collect
 from ..graph.leftovers import forget_leftovers
 from ..graph.nodes import (
     WEIGHTED,
@@ -49,7 +51,7 @@ from .brevitas_layers import (
 from .chain import float_tensors, take_
 from .corrections import correct_, equalize_
 from .noise import Noise
-from .spec import EQUALIZE, BatchNorm, QuantSpec, WeightCode
+from .spec import EQUALIZE, BatchNorm, QuantSpec, WeightCode, spec_of
 from .suspicions import (
     far_pixels,
     not_finite,
@@ -72,8 +74,9 @@ class QuantizedModel(NotPickled):
     noise that the spec asks for, which acts in training mode alone. ``warnings`` are what the user
     should know of it; ``float_agreement`` is the share of ``float_images`` calibration images that
     got the float network's class when it was quantized, before any training. Both are stored, and
-    stand in the report of its conversion. Under torch.compile the images are not looked at, since
-    a look at their values would cut the graph in two: `check` does it.
+    stand in the report of its conversion. Under torch.compile, torch.export and the exporters of
+    ONNX the images are not looked at, since a look at their values would cut the graph in two:
+    `check` does it.
 
     Shapes:
         forward takes images [batch, channels, height, width], returns logits [batch, classes].
@@ -92,7 +95,7 @@ class QuantizedModel(NotPickled):
             layer.noise = Noise(spec.act_noise, spec.drop_share)
 
     def forward(self, images: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self.layers(images)
         images = self.check(images)
         if self.training:
@@ -117,9 +120,9 @@ class QuantizedModel(NotPickled):
 @in_float32()
 def quantize(
     ann: nn.Module,
-    spec: QuantSpec,
+    spec: QuantSpec | int | str | Mapping[str, Any],
     *,
-    calibration: Tensor,
+    calibration: Any,
     rules: Mapping[Any, Rule] = DEFAULT_RULES,
     start: QuantizedModel | None = None,
 ) -> QuantizedModel:
@@ -132,12 +135,18 @@ def quantize(
     weights and batch norms are its own instead of those of ``ann``, and steps are fitted to them:
     so a chain of widths goes from many bits to few.
 
+    ``spec`` may be a number of bits for weights and activations, a name such as "w4a8", or a
+    mapping of fields. ``ann`` may be wrapped in DataParallel, torch.compile or weight averaging.
+    ``calibration`` may be a tensor, an array, a list of images or batches, a pair (images, labels),
+    or a DataLoader, data set or generator, of which the first 1,024 images are taken.
+
     Shapes:
         calibration: [images, channels, height, width], normalised as in training.
     Raises:
-        UnsupportedLayerError: every operator that cannot be quantized, with what to do.
-        SpecError: an override that matches no layer; a network in another type than float32,
-            or with numbers that are not finite.
+        UnsupportedLayerError: every operator that cannot be quantized, with what to do; a network
+            with several inputs or results, or with layers named as parts of a graph are.
+        SpecError: no network, or no spec; an override that matches no layer; a network in another
+            type than float32, or with numbers that are not finite.
         DataError: calibration images with NaN.
         CheckpointError: ``start`` has another architecture.
 
@@ -147,7 +156,12 @@ def quantize(
         >>> [type(layer).__name__ for _, layer in layer_nodes(qann.layers, nn.Module)]
         ['QuantAct', 'QuantConv2d', 'QuantAct', 'QuantLinear']
     """
+    ann, spec = plain_network(ann), spec_of(spec)
+    if hasattr(ann, "presentation"):
+        hint = "pass the one that this was converted from"
+        raise SpecError(f"quantize takes a float network, not a {type(ann).__name__}: {hint}")
     network_dtype(ann, (torch.float32,))
+    calibration = collect(calibration, name="calibration images")
     calibration = check_images(calibration, tuple(calibration.shape[1:]))
     if not len(calibration):
         raise DataError("no calibration images: pass some tens of the training images")
@@ -155,11 +169,18 @@ def quantize(
     faults = unknown_operators(operations(layers, rules))
     if faults:
         raise UnsupportedLayerError(
-            f"{len(faults)} operators of {type(ann).__name__} cannot be quantized", faults
+            f"{many(faults, 'operator', 'operators')} of {type(ann).__name__} cannot be quantized",
+            faults,
         )
     if faults := not_finite(layers):
-        raise SpecError(f"{len(faults)} tensors of {type(ann).__name__} are not finite", faults)
-    suspicions = [*quantizers_of(ann, layers), *far_pixels(calibration)]
+        raise SpecError(
+            f"{many(faults, 'tensor', 'tensors')} of {type(ann).__name__} not finite", faults
+        )
+    suspicions = [
+        *quantizers_of(ann, layers),
+        *idle_parts(ann),
+        *far_pixels(calibration),
+    ]
     if spec.batch_norm is BatchNorm.FOLD:
         fold_batch_norm_(layers)
     if start is not None:
@@ -386,7 +407,7 @@ def _check_overrides(layers: fx.GraphModule, spec: QuantSpec) -> None:
         if not any(fnmatchcase(name, item.pattern) for name in names)
     ]
     if faults:
-        raise SpecError(f"{len(faults)} overrides match no layer", faults)
+        raise SpecError(f"{many(faults, 'override matches', 'overrides match')} no layer", faults)
 
 
 @contextmanager

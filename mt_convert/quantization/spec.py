@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-from ..errors import Fault, SpecError
+from ..errors import Fault, SpecError, did_you_mean, many, near_names
 
 
 class Scale(StrEnum):
@@ -152,7 +153,7 @@ class QuantSpec:
         if not _share(self.drop_share):
             faults.append(Fault("drop_share", repr(self.drop_share), "allowed: 0 to 1"))
         if faults:
-            raise SpecError(f"QuantSpec: {len(faults)} values out of range", faults)
+            raise SpecError(f"QuantSpec: {many(faults, 'value', 'values')} out of range", faults)
 
     def _after_faults(self) -> Iterator[Fault]:
         """What is wrong with the corrections: their names, one twice, their order."""
@@ -207,3 +208,42 @@ def _whole(value: Any, low: int, high: int) -> bool:
 def _share(value: Any) -> bool:
     """Whether a value is a number from 0 to 1."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def spec_of(given: Any) -> QuantSpec:
+    """A `QuantSpec` from one, from a number of bits for weights and activations, from a name such
+    as "w4a8", or from a mapping of its fields.
+
+    Raises:
+        SpecError: anything else, with what is allowed; an unknown field.
+
+    Example:
+        >>> spec_of(3).act_bits, spec_of("w4a8").levels, spec_of({"act_bits": 2}).levels
+        (3, 255, 3)
+    """
+    if isinstance(given, QuantSpec):
+        return given
+    if isinstance(given, int) and not isinstance(given, bool):
+        return QuantSpec(weight_bits=given, act_bits=given)
+    if isinstance(given, str) and (match := re.fullmatch(r"w(\d)a(\d)", given.lower())):
+        return QuantSpec(weight_bits=int(match[1]), act_bits=int(match[2]))
+    if isinstance(given, Mapping):
+        names = [item.name for item in fields(QuantSpec)]
+        faults = [
+            Fault(str(name), "is no field of a QuantSpec", _nearest(str(name), names))
+            for name in given
+            if name not in names
+        ]
+        if faults:
+            raise SpecError(f"{many(faults, 'field is', 'fields are')} unknown", faults)
+        return QuantSpec.from_json(given)
+    shown = given.__name__ if isinstance(given, type) else repr(given)
+    raise SpecError(
+        f"spec is {shown}: allowed are QuantSpec(weight_bits=4, act_bits=4), a number of bits for "
+        'both such as 4, a name such as "w4a8", or a mapping of the fields of a QuantSpec'
+    )
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    """The field that was probably meant, or all of them."""
+    return did_you_mean(near_names(name, names)) or f"allowed: {', '.join(names)}"

@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from ..errors import many
 from .columns import COLUMNS, IF_SEVERAL, LEGEND, cells, columns, markdown_table
 from .row_groups import kinds_of
 from .rows import Row
@@ -134,7 +135,7 @@ def title(rows: Sequence[Row]) -> str:
 def summary(rows: Sequence[Row], report: dict[str, Any], where: str) -> str:
     """One sentence: what was converted, whether T = 1 is exact, where the artefacts lie."""
     row, verdict = rows[0], report["verdict"]
-    spiking = len(report["neurons"])
+    spiking = many(report["neurons"], "layer", "layers")
     fed = sum(item["spike_fed"] for item in report["weighted"])
     claim = (
         "equals its quantized network bit for bit at T = 1 "
@@ -143,7 +144,7 @@ def summary(rows: Sequence[Row], report: dict[str, Any], where: str) -> str:
         else f"DIFFERS from its quantized network at T = 1 in {', '.join(verdict['differs'])}"
     )
     return (
-        f"{row.model} became {spiking} layers of multi-threshold neurons ({fed} of "
+        f"{row.model} became {spiking} of multi-threshold neurons ({fed} of "
         f"{len(report['weighted'])} weighted layers are fed by spikes), {claim}; "
         f"all artefacts are in {where}"
     )

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import CheckpointError, Fault, SpecError, UnsupportedLayerError
+from ..errors import CheckpointError, Fault, SpecError, UnsupportedLayerError, many
 from ..graph.float32 import in_float32
 from ..graph.leftovers import forget_leftovers
 from ..graph.operations import unknown_operators
@@ -58,6 +58,9 @@ def save(network: QuantizedModel | SpikingModel, folder: str | Path) -> None:
         >>> type(load(folder)).__name__
         'SpikingModel'
     """
+    if not isinstance(network, (QuantizedModel, SpikingModel)):
+        hint = "its state_dict is torch's to store; save takes what quantize or convert returned"
+        raise SpecError(f"save: {type(network).__name__} is no network of ours: {hint}")
     if isinstance(network, SpikingModel):
         settings = {"presentation": str(network.presentation), "whole_window": network.whole_window}
         kind, to_json = "snn", spiking_layer_to_json
@@ -70,11 +73,17 @@ def save(network: QuantizedModel | SpikingModel, folder: str | Path) -> None:
         else network.warnings
     ):
         settings["warnings"] = list(warnings)
+    if isinstance(network, SpikingModel) and network.report.calibrated_T is not None:
+        settings["calibrated_T"] = network.report.calibrated_T
     said = network.report if isinstance(network, SpikingModel) else network
     if said.float_agreement is not None:
         settings["float_agreement"] = [said.float_agreement, said.float_images]
     if faults := not_finite(network.layers):
-        raise SpecError(f"{len(faults)} tensors are not finite: nothing was written", faults)
+        raise SpecError(
+            f"{many(faults, 'tensor is', 'tensors are')} not finite: nothing was written", faults
+        )
+    if tied := _parameters_to_json(network.layers).get("tied"):
+        settings["tied"] = tied
     settings |= {"image_shape": list(network.image_shape)}
     write_network(folder, kind, network.layers, to_json, settings)
 
@@ -207,11 +216,17 @@ def _rebuild(
         presentation = Presentation(content["presentation"])
         snn = SpikingModel(layers, presentation, bool(content["whole_window"]), rules)
         snn.report = replace(
-            snn.report, warnings=warnings, float_agreement=agreement[0], float_images=agreement[1]
+            snn.report,
+            warnings=warnings,
+            float_agreement=agreement[0],
+            float_images=agreement[1],
+            calibrated_T=content.get("calibrated_T"),
         )
         faults = unknown_operators(snn.operations)
         if faults:
-            raise UnsupportedLayerError(f"{len(faults)} operators have no rule: pass rules", faults)
+            raise UnsupportedLayerError(
+                f"{many(faults, 'operator has', 'operators have')} no rule: pass rules", faults
+            )
         return snn
     qann = QuantizedModel(layers, QuantSpec.from_json(content["spec"]))
     qann.warnings = warnings
@@ -274,7 +289,9 @@ def _load_strictly(layers: fx.GraphModule, tensors: Mapping[str, Tensor]) -> Non
         ):
             faults += [Fault(name, what, "the file is of another network") for name in names]
     if faults:
-        raise CheckpointError(f"{len(faults)} tensors do not fit the network", faults)
+        raise CheckpointError(
+            f"{many(faults, 'tensor does', 'tensors do')} not fit the network", faults
+        )
 
 
 def _tensor(layers: fx.GraphModule, path: str) -> Tensor:

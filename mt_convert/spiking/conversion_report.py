@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import fx
 
+from ..errors import many
 from ..graph.nodes import NORMS
 from ..graph.operations import Operation, Operations
 from ..graph.rules import CONSTANT_SIDE, OperatorKind
@@ -122,6 +123,7 @@ class ConversionReport:
     the share of ``float_images`` calibration images to which the quantized network, before it was
     trained, gave the float network's class; exact is said of the quantized network alone.
     ``latency``: how long an image takes, where layers wait for their whole window.
+    ``calibrated_T``: the steps it was calibrated for; `simulate` warns where it runs for others.
     """
 
     neurons: tuple[NeuronRow, ...]
@@ -132,6 +134,12 @@ class ConversionReport:
     float_agreement: float | None = None
     float_images: int = 0
     latency: Latency | None = None
+    calibrated_T: int | None = None
+
+    def of_origin(self, origin: ConversionReport) -> ConversionReport:
+        """With what holds of a network whatever its neurons are: what its origin's report says."""
+        names = ("warnings", "float_agreement", "float_images", "calibrated_T")
+        return replace(self, **{name: getattr(origin, name) for name in names})
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -154,6 +162,7 @@ class ConversionReport:
             stored.get("float_agreement"),
             stored.get("float_images", 0),
             stored.get("latency") and Latency.from_json(stored["latency"]),
+            stored.get("calibrated_T"),
         )
 
     def __str__(self) -> str:
@@ -161,8 +170,8 @@ class ConversionReport:
         products = any(row.layer.startswith("aten.") for row in self.weighted)
         what = "weighted layers and products" if products else "weighted layers"
         head = (
-            f"{len(self.neurons)} layers of multi-threshold neurons; {fed} of {len(self.weighted)} "
-            f"{what} fed by spikes; {len(self.analog)} analog"
+            f"{many(self.neurons, 'layer', 'layers')} of multi-threshold neurons; {fed} of "
+            f"{len(self.weighted)} {what} fed by spikes; {len(self.analog)} analog"
         )
         lines = [f"  {row.name}  {row.operator}  {row.reason}" for row in self.analog]
         verdict = [] if self.verdict is None else [str(self.verdict)]

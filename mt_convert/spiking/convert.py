@@ -15,14 +15,23 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import DataError, Fault, SpecError, UnsupportedLayerError, did_you_mean, near_names
+from ..errors import (
+    DataError,
+    Fault,
+    SpecError,
+    UnsupportedLayerError,
+    did_you_mean,
+    many,
+    near_names,
+)
 from ..graph.float32 import in_float32, network_dtype
+from ..graph.image_batches import collect
 from ..graph.leftovers import forget_leftovers
-from ..graph.nodes import layer_nodes, layer_of, set_image_shape
+from ..graph.nodes import layer_nodes, layer_of, note_warning, set_image_shape, warnings_of
 from ..graph.operations import operations, unknown_operators
 from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule
 from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
-from ..neurons.ladder import Firing, Ladder, Learned, Radix, Uniform
+from ..neurons.ladder import Firing, Ladder, Learned, Radix, Uniform, ladder_of
 from ..neurons.layer import MTNeuron
 from ..neurons.spec import NeuronSpec
 from ..quantization.brevitas_layers import (
@@ -41,6 +50,7 @@ from .verify import verify as verify_conversion
 
 Choice = TypeVar("Choice", bound=StrEnum)
 Ladders = Ladder | Mapping[str, Ladder] | None
+GivenLadders = Ladder | int | Mapping[str, Ladder | int] | None
 
 
 @forget_leftovers()
@@ -48,12 +58,12 @@ Ladders = Ladder | Mapping[str, Ladder] | None
 def convert(
     qann: QuantizedModel,
     *,
-    ladder: Ladders = None,
+    ladder: GivenLadders = None,
     firing: Firing | str | None = None,
     signed: bool = False,
     presentation: Presentation | str = Presentation.ONCE,
     whole_window: bool = False,
-    verify: bool | Tensor = False,
+    verify: Any = False,
     literal: str = "sample",
     rules: Mapping[Any, Rule] = DEFAULT_RULES,
 ) -> SpikingModel:
@@ -61,11 +71,12 @@ def convert(
 
     Without ``ladder`` each layer gets as many thresholds as its quantizer has levels: then T = 1 is
     exact. A shorter ladder needs several steps, and ``signed`` neurons to take back what was
-    emitted too early; a mapping gives the ladders of single layers by name. Layers whose levels go
-    below 0 are always signed. ``Radix(n)`` needs ``whole_window``: each layer waits for all T steps
-    of those before it, and T = ceil(log_{n+1}(L + 1)) steps are exact. ``verify`` runs
-    both networks on a probe batch (its images, or random ones) and puts the `Verdict` into the
-    report; ``literal="all"`` fires every neuron threshold by threshold, not a sample of each layer.
+    emitted too early; a mapping gives the ladders of single layers by name; a number n stands for
+    `Uniform` of n. Layers whose levels go below 0 are always signed. ``Radix(n)`` needs
+    ``whole_window``: each layer waits for all T steps of those before it, and
+    T = ceil(log_{n+1}(L + 1)) steps are exact. ``verify`` runs both networks on a probe batch (its
+    images, in any form that `quantize` takes, or random ones for True) and puts the `Verdict` into
+    the report; ``literal="all"`` fires every neuron threshold by threshold, not a sample of each.
 
     Raises:
         UnsupportedLayerError: all layers and operators that cannot be converted, at once.
@@ -77,16 +88,19 @@ def convert(
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> snn = convert(quantize(net, QuantSpec(), calibration=torch.randn(8, 1, 4, 4)))
         >>> print(snn.report)
-        1 layers of multi-threshold neurons; 1 of 2 weighted layers fed by spikes; 1 analog
+        1 layer of multi-threshold neurons; 1 of 2 weighted layers fed by spikes; 1 analog
           0  Conv2d  fed by the encoded image (direct coding), not by spikes
     """
     if not isinstance(qann, QuantizedModel):
         hint = "convert takes what quantize(model, QuantSpec(...), calibration=images) returned"
+        if isinstance(qann, SpikingModel):
+            hint = "it is converted already: convert the quantized network that it came from"
         raise UnsupportedLayerError(
             f"{type(qann).__name__} is not a quantized network",
             [Fault("model", "not quantized", hint)],
         )
     network_dtype(qann, (torch.float32,))
+    ladder = _ladders(ladder)
     presentation = _choice(Presentation, "presentation", presentation)
     firing = None if firing is None else _choice(Firing, "firing", firing)
     _refuse(qann, ladder, presentation, whole_window, rules)
@@ -94,12 +108,16 @@ def convert(
     snn = SpikingModel(layers, presentation, whole_window, rules)
     snn.report = replace(
         snn.report,
-        warnings=qann.warnings,
+        warnings=(*qann.warnings, *warnings_of(layers)),
         float_agreement=qann.float_agreement,
         float_images=qann.float_images,
     )
     if verify is not False:
-        probe = random_images(qann.image_shape) if verify is True else verify
+        probe = (
+            random_images(qann.image_shape)
+            if verify is True
+            else collect(verify, name="images to verify on", image_shape=qann.image_shape)
+        )
         if not len(probe):
             raise DataError("no images to verify on: pass some, or verify=True for made-up ones")
 
@@ -140,7 +158,27 @@ def _convert_graph(
         _copy_graph(qann.layers),
     )
     set_image_shape(layers, qann.image_shape)
+    _tie_(layers, qann.layers)
     return layers.eval()
+
+
+def _tie_(layers: fx.GraphModule, source: fx.GraphModule) -> None:
+    """What layers share in the quantized network they share in the spiking one, where each one's
+    own quantizer left the same numbers; else it is noted."""
+    places: dict[int, list[str]] = {}
+    for name, parameter in source.named_parameters(remove_duplicate=False):
+        places.setdefault(id(parameter), []).append(name)
+    here = dict(layers.named_parameters())
+    for group in places.values():
+        first, *others = [name for name in group if name in here] or [""]
+        for name in others:
+            owner, _, leaf = name.rpartition(".")
+            layer, own = layers.get_submodule(owner), layers.get_parameter(first)
+            if torch.equal(layer.get_parameter(leaf), own):
+                setattr(layer, leaf, own)
+            else:
+                text = f"{first} and {name} are one parameter with a step of its own for each layer"
+                note_warning(layers, f"{text}: fine-tuning trains them apart")
 
 
 def _choice(kind: type[Choice], name: str, value: str) -> Choice:
@@ -148,6 +186,15 @@ def _choice(kind: type[Choice], name: str, value: str) -> Choice:
     if value not in tuple(kind):
         raise SpecError(f"{name} is {value!r}: allowed are {', '.join(kind)}")
     return kind(value)
+
+
+def _ladders(given: GivenLadders) -> Ladders:
+    """Ladders, numbers of thresholds among them made so."""
+    if given is None:
+        return None
+    if isinstance(given, Mapping):
+        return {name: ladder_of(item) for name, item in given.items()}
+    return ladder_of(given)
 
 
 def _ladder_of(name: str, ladder: Ladders) -> Ladder | None:
@@ -211,7 +258,7 @@ def _refuse(
             faults += _ladder_faults(row.name, layer, asked, presentation, whole_window)
     if faults:
         raise UnsupportedLayerError(
-            f"{len(faults)} faults: this network cannot be converted", faults
+            f"{many(faults, 'fault', 'faults')}: this network cannot be converted", faults
         )
 
 

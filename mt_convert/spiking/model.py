@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any, NoReturn, Self
 
 from torch import Tensor, fx
 
-from ..errors import Fault, SpecError
+from ..errors import Fault, SpecError, many
 from ..graph.copies import NotPickled
 from ..graph.leftovers import forget_leftovers
 from ..graph.nodes import image_shape_of, layer_nodes, set_image_shape
@@ -17,6 +16,7 @@ from ..graph.operations import Operations, operations
 from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule
 from ..neurons.ladder import Radix
 from ..neurons.layer import MTNeuron
+from ..quantization.quantize import QuantizedModel
 from .conversion_report import _report
 from .presentation import Encoder, Presentation
 
@@ -86,18 +86,13 @@ class SpikingModel(NotPickled):
             if name not in here
         ]
         if faults:
-            raise SpecError(f"{len(faults)} layers are not there", faults)
+            raise SpecError(f"{many(faults, 'layer is', 'layers are')} not there", faults)
         layers = copy.deepcopy(self.layers)
         set_image_shape(layers, self.image_shape)
         for name, neuron in neurons.items():
             layers.set_submodule(name, neuron)
         snn = SpikingModel(layers, self.presentation, self.whole_window, self.rules)
-        snn.report = replace(
-            snn.report,
-            warnings=self.report.warnings,
-            float_agreement=self.report.float_agreement,
-            float_images=self.report.float_images,
-        )
+        snn.report = snn.report.of_origin(self.report)
         return snn
 
     def forward(self, images: Tensor) -> NoReturn:
@@ -109,3 +104,48 @@ _SPIKING_LAYERS: dict[Any, Rule] = {
     Encoder: Rule(OperatorKind.MOVE, "the image, quantized"),
 }
 SPIKING_RULES: Mapping[Any, Rule] = {**DEFAULT_RULES, **_SPIKING_LAYERS}
+
+
+def spiking_network(network: object, verb: str) -> SpikingModel:
+    """The converted network that a verb takes.
+
+    Raises:
+        SpecError: anything else, with how to make one of it.
+
+    Example:
+        >>> from torch import nn
+        >>> spiking_network(nn.ReLU(), "simulate")
+        Traceback (most recent call last):
+            ...
+        mt_convert.errors.SpecError: simulate takes a converted network, not a ReLU: ...
+    """
+    if isinstance(network, SpikingModel):
+        return network
+    kind = type(network).__name__
+    hint = "quantize(model, 4, calibration=images), then convert(...)"
+    if isinstance(network, QuantizedModel):
+        hint = "convert(qann) makes one of it"
+    elif isinstance(getattr(network, "snn", None), SpikingModel):
+        hint = f"pass its network, .snn of the {kind}"
+    raise SpecError(f"{verb} takes a converted network, not a {kind}: {hint}")
+
+
+def quantized_network(network: object, verb: str) -> QuantizedModel:
+    """The quantized network that a verb takes.
+
+    Raises:
+        SpecError: anything else, with how to make one of it.
+
+    Example:
+        >>> from torch import nn
+        >>> quantized_network(nn.ReLU(), "evaluate")
+        Traceback (most recent call last):
+            ...
+        mt_convert.errors.SpecError: evaluate takes a quantized network, not a ReLU: ...
+    """
+    if isinstance(network, QuantizedModel):
+        return network
+    hint = "quantize(model, 4, calibration=images) makes one"
+    if isinstance(network, SpikingModel):
+        hint = "pass the one that this network was converted from"
+    raise SpecError(f"{verb} takes a quantized network, not a {type(network).__name__}: {hint}")

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
+from warnings import warn
 
 import torch
 from torch import Tensor, fx
@@ -26,7 +27,7 @@ from ..graph.operations import Operation, reaching_output
 from ..neurons.layer import MTNeuron
 from ..neurons.totals import count_events, leak_of, totals_step, totals_step_literal, without_leak
 from .levels import ladder_at, unit, window_spec, worth
-from .model import SpikingModel
+from .model import SpikingModel, spiking_network
 from .presentation import Encoder, Presentation, check_time_steps
 from .shapes import images_not_first
 
@@ -142,8 +143,15 @@ def simulate(
         >>> torch.equal(simulate(convert(qann), images, time_steps=1).logits[0], qann(images))
         True
     """
+    snn = spiking_network(snn, "simulate")
     check_time_steps(time_steps)
     images = check_images(images, snn.image_shape, like_network(snn), input_reach(snn.layers))
+    if snn.report.calibrated_T not in (None, time_steps):
+        warn(
+            f"this network was calibrated for T = {snn.report.calibrated_T} and runs for T = "
+            f"{time_steps}: it may be worse than without calibration",
+            stacklevel=4,
+        )
     loop = _Loop(snn, time_steps, arithmetic or FloatArithmetic(), literal)
     if observe is not None:
         loop.observers.append(observe)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.serialization import safe_globals
 
-from ..errors import CheckpointError, Fault
+from ..errors import CheckpointError, Fault, many
 from .storage import load_tensors
 
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "params_ema")
@@ -188,7 +188,8 @@ def _checked(path: Path, tensors: Mapping[Any, Tensor]) -> dict[str, Tensor]:
     ]
     if faults:
         raise CheckpointError(
-            f"{path} holds {len(faults)} tensors that are no weights", faults[:20]
+            f"{path} holds {many(faults, 'tensor', 'tensors')} that are no weights",
+            faults[:20],
         )
     return {str(name): tensor.detach() for name, tensor in tensors.items()}
 

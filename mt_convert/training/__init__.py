@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .finetune.finetune import FinetuneSpec
 from .finetune.neuron import TrainableParts
+from .finetune.spiking_module import SpikingModule
 from .from_scratch.network import ScratchNetwork, build_from_scratch
 from .gradients import BPTT, DSR, OTTT, Tandem
 from .loop import fit
@@ -23,6 +24,7 @@ __all__ = [
     "FreezeOscillating",
     "History",
     "ScratchNetwork",
+    "SpikingModule",
     "StepGroup",
     "Tandem",
     "TrainSpec",

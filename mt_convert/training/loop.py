@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import TorchDynamoPlugin
 from torch import nn
 
-from ..data import Splits, borrow_random
+from ..data import Splits, borrow_random, own_splits
 from ..errors import DataError, Fault, SpecError
 from ..quantization.brevitas_layers import watching_levels
 from ..system.devices import compile_options, device_of
@@ -29,7 +29,7 @@ from .state import load_weights_
 
 def fit(
     model: nn.Module,
-    splits: Splits,
+    splits: Splits | Any,
     spec: TrainSpec,
     folder: str | Path,
     *,
@@ -51,6 +51,9 @@ def fit(
 
     Leaves ``best.safetensors``, ``log.jsonl`` (a row per epoch) and ``finished.json``.
 
+    ``splits`` are those of `open_data`, or a pair of data sets, DataLoaders, tensors with labels,
+    or lists of batches, to learn from and to validate on (`data.own_splits`).
+
     ``algorithm`` makes the gradients of a batch, by default `Backpropagation`. With ``keep_start``
     the weights it starts with are validated too, and kept unless an epoch is better. A model's
     ``settings``, if it has any, belong to what a resumed run must share.
@@ -64,7 +67,7 @@ def fit(
             quantized activations whose level could fall, no weights to freeze.
         MTConvertError: the loss became NaN or infinite.
     """
-    folder = Path(folder)
+    folder, splits = Path(folder), own_splits(splits, classes)
     _check(splits, spec, keep_start)
     if spec.reestimate_bn is not None:
         check_reestimation(model, splits.train, spec.reestimate_bn)

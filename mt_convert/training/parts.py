@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import Fault, SpecError
+from ..errors import Fault, SpecError, many
 
 Checks = Mapping[str, tuple[Callable[[Any], bool], str]]
 """Of each field: whether a value is allowed, and which are."""
@@ -25,7 +25,10 @@ def check(spec: Any, checks: Checks) -> None:
     faults = tuple(outside(spec, checks))
     if faults:
         name = type(spec).__name__
-        raise SpecError(f"{len(faults)} values of {name} are outside what is allowed", faults)
+        raise SpecError(
+            f"{many(faults, 'value', 'values')} of {name} outside what is allowed",
+            faults,
+        )
 
 
 _OF_STEPS: Checks = {

@@ -9,7 +9,7 @@ from typing import Any
 
 from timm.optim import list_optimizers
 
-from ..errors import Fault, SpecError
+from ..errors import Fault, SpecError, many
 from .parts import Checks, FreezeOscillating, StepGroup, outside
 
 SCHEDULES = ("cosine", "tanh", "constant")
@@ -77,7 +77,8 @@ class TrainSpec:
         faults = tuple(_faults(self))
         if faults:
             raise SpecError(
-                f"{len(faults)} values of TrainSpec are outside what is allowed", faults
+                f"{many(faults, 'value', 'values')} of TrainSpec outside what is allowed",
+                faults,
             )
 
     def numbers(self) -> dict[str, Any]:

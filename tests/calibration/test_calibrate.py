@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -244,8 +245,8 @@ def test_a_dead_layer_is_left_alone() -> None:
 def test_the_first_step_that_is_no_calibration_is_named_with_what_is_allowed() -> None:
     snn = convert(qann_of("w4a4"))
     with pytest.raises(SpecError) as raised:
-        calibrate(snn, images(4), [Percentile, "mse"], time_steps=1)  # type: ignore[list-item]
-    assert len(raised.value.faults) == 2
+        calibrate(snn, images(4), [torch.ones, "msee", 3], time_steps=1)  # type: ignore[list-item]
+    assert [fault.where for fault in raised.value.faults][1:] == ["msee", "3"]
     assert "alpha_beta" in str(raised.value)
 
 
@@ -295,3 +296,18 @@ def test_a_budget_of_thresholds_refuses_digits_and_a_short_window_has_its_own_ra
 @cache
 def _digits() -> QuantizedModel:
     return quantize(dense(), QuantSpec(), calibration=images(8))
+
+
+def test_a_run_for_other_steps_than_those_of_the_calibration_is_warned_of(tmp_path: Path) -> None:
+    snn = calibrate(convert(qann_of("w4a4")), images(8), "membrane_mean", time_steps=2).snn
+    save(snn, tmp_path)
+    for item in (snn, load(tmp_path), snn.with_neurons({})):
+        with pytest.warns(UserWarning, match="calibrated for T = 2 and runs for T = 4"):
+            simulate(item, images(2), time_steps=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        simulate(snn, images(2), time_steps=2)
+        again = calibrate(snn, images(8), "mse", time_steps=4).snn
+        simulate(again, images(2), time_steps=4)
+    assert sum("calibrated for T = 4:" in text for text in again.report.warnings) == 1
+    assert not any("calibrated for T = 2:" in text for text in again.report.warnings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -14,13 +15,16 @@ from mt_convert.calibration.text import parse
 from mt_convert.errors import CheckpointError, RecipeError, SpecError
 from mt_convert.evaluation.row_cache import RowCache
 from mt_convert.evaluation.settings import METHODS, PeerSetting, Setting
+from mt_convert.evaluation.stored import StoredNetwork
 from mt_convert.experiments import eval_table
 from mt_convert.experiments import run as experiment
-from mt_convert.experiments.recipes.conversion import EvaluateBlock, load_recipe
+from mt_convert.experiments.recipes.conversion import EvaluateBlock, dump, load_recipe
 from mt_convert.experiments.subjects import float_spec, subjects_of
-from mt_convert.neurons.ladder import Uniform
+from mt_convert.neurons.ladder import Binary, Uniform
 from mt_convert.report.rows import results_from_json, results_to_json
 from mt_convert.report.tables import accuracy_lines
+from mt_convert.spiking import archive
+from mt_convert.spiking.convert import convert
 from mt_convert.system.storage import read_json
 
 SMALL = (
@@ -217,14 +221,65 @@ def test_a_stored_quantized_network_is_evaluated_on_the_images_of_a_recipe(
 
 
 @pytest.mark.slow
-def test_a_stored_network_without_images_or_of_the_wrong_kind_is_told(folder: Path) -> None:
+def test_a_stored_network_without_images_or_with_others_is_told(folder: Path) -> None:
     with pytest.raises(RecipeError, match="--data"):
         subjects_of(str(folder / "train"), [], [])
     digits = load_recipe("digits", SMALL)
     with pytest.raises(RecipeError, match="no float network"):
         subjects_of(str(folder / "train"), [digits], [], act_bits=8)
-    with pytest.raises(CheckpointError, match="holds a spiking network"):
-        subjects_of(str(folder / "convert"), [digits], [])
     other = load_recipe("cifar10_resnet20_w4a4", smoke=True)
     with pytest.raises(RecipeError, match="images are"):
         subjects_of(str(folder / "train"), [other], [])
+
+
+@pytest.mark.slow
+def test_a_stored_spiking_network_is_evaluated_as_it_is(folder: Path, tmp_path: Path) -> None:
+    digits = load_recipe("digits", SMALL)
+    trained = archive.load(folder / "train")
+    (quantized,) = subjects_of(str(folder / "train"), [digits], [], count=10)
+    columns = ("snn_accuracy", "qann_accuracy", "agreement", "exact_share", "spikes_per_neuron")
+    for number, how in enumerate(
+        (
+            {"ladder": Uniform(15), "signed": True},
+            {"ladder": Uniform(3), "signed": True},
+            {"ladder": Binary(2), "signed": False, "presentation": "every_step"},
+            {"ladder": Uniform(1), "signed": True, "whole_window": True},
+        )
+    ):
+        place = tmp_path / f"mine{number}"
+        archive.save(convert(trained, **how), place)  # type: ignore[arg-type]
+        (stored,) = subjects_of(str(place), [digits], [], count=10)
+        assert isinstance(stored.qann, StoredNetwork)
+        (setting,) = stored.qann.settings((1, 3))
+        assert setting.firing is not None
+        rows = RowCache(tmp_path).rows(stored, [setting], "rows")
+        same = dataclasses.replace(setting, method="")
+        expected = RowCache(tmp_path).rows(quantized, [same], "rows")
+        for row, other in zip(rows, expected, strict=True):
+            assert [getattr(row, name) for name in columns] == [
+                getattr(other, name) for name in columns
+            ]
+            assert (row.method, row.n, row.T, row.levels) == ("stored", other.n, other.T, 15)
+            assert (row.model, row.weight_bits) == (place.name, other.weight_bits)
+    assert len({stored.identity for stored in [quantized, stored]}) == 2
+
+
+@pytest.mark.slow
+def test_the_command_evaluates_and_calibrates_a_stored_spiking_network(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(dump(load_recipe("digits", SMALL)))
+    options = eval_table.EvalOptions(
+        (str(folder / "convert"),),
+        data=(str(recipe),),
+        time_steps=(1, 2),
+        calibrations=("none", "membrane_mean"),
+        images=10,
+    )
+    rows = eval_table.run(options, tmp_path / "out")
+    assert [(row.calibration, row.T) for row in rows] == [
+        *(("none", 1), ("none", 2), ("membrane_mean", 1), ("membrane_mean", 2))
+    ]
+    assert rows[0].exact_share == 1.0
+    assert "is converted already: it is evaluated as it is" in capsys.readouterr().err

@@ -134,7 +134,7 @@ def test_what_is_no_function_of_the_images_is_refused_by_name(name: str) -> None
     with pytest.raises(UnsupportedLayerError) as refused:
         trace(net, torch.zeros(2, 6))
     assert words in str(refused.value)
-    assert "is not a function of its images alone: 1 faults" in str(refused.value)
+    assert "is not a function of its images alone: 1 fault" in str(refused.value)
     assert all(torch.equal(net.state_dict()[key], value) for key, value in before.items())
 
 

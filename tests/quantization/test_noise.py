@@ -276,7 +276,7 @@ def test_a_spec_stored_before_there_was_noise_has_none() -> None:
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, True, "0.1", float("nan")])
 def test_a_share_that_is_none_is_refused(share: object) -> None:
-    with pytest.raises(SpecError, match="1 values out of range") as caught:
+    with pytest.raises(SpecError, match="1 value out of range") as caught:
         QuantSpec(drop_share=share)  # type: ignore[arg-type]
     assert caught.value.faults[0].hint == "allowed: 0 to 1"
 

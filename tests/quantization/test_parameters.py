@@ -17,6 +17,7 @@ from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import BatchNorm, QuantSpec, WeightCode
 from mt_convert.spiking.archive import load, save
 from mt_convert.spiking.convert import convert
+from mt_convert.training.finetune.learner import TrainableSpikingModel
 
 
 class Tied(nn.Module):
@@ -200,3 +201,34 @@ def test_every_kind_of_parameter_is_trained_in_what_was_stored(tmp_path: Path) -
         assert names(again, True) == names(qann, True)
         assert names(again, False) == names(qann, False)
         assert len(list(again.parameters())) == len(list(qann.parameters()))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_tied_weight_is_one_parameter_in_fine_tuning_too(bias: bool, tmp_path: Path) -> None:
+    x = images(32, (16,))
+    qann = quantize(lived_in(Tied(bias)), QuantSpec(first_bits=None), calibration=x)
+    snn = convert(qann)
+    save(snn, tmp_path)
+    learner = TrainableSpikingModel(load(tmp_path), 1)
+    (shared,) = [p for p in learner.snn.parameters() if p.shape == (16, 16)]
+    before = shared.detach().clone()
+    optimizer = torch.optim.SGD(learner.parameters(), 0.5)
+    F.cross_entropy(learner(x), torch.arange(len(x)) % 3).backward()
+    optimizer.step()
+    assert not torch.equal(shared, before)
+    for item, moved in ((snn, False), (learner.snapshot(), True)):
+        (tied,) = [p for p in item.parameters() if p.shape == (16, 16)]
+        assert torch.equal(tied, before) is not moved
+    assert sum(p.shape == (16, 16) for _, p in snn.named_parameters(remove_duplicate=False)) == (
+        2 if bias else 1  # without biases both are one layer
+    )
+
+
+def test_a_tied_weight_with_two_steps_stands_in_the_report() -> None:
+    qann = quantize(lived_in(Tied(True)), QuantSpec(first_bits=None), calibration=images(8, (16,)))
+    for name, parameter in qann.layers.named_parameters():
+        if name.startswith("b_1.weight_quant"):
+            parameter.data *= 1.3
+    snn = convert(qann)
+    said = "b.weight and b_1.weight are one parameter with a step of its own for each layer"
+    assert any(said in text for text in snn.report.warnings)

@@ -11,6 +11,8 @@ import weakref
 import pytest
 import torch
 from networks import images, network, quantized
+from torch.fx.experimental.sym_node import SymNode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from mt_convert.errors import MTConvertError
 from mt_convert.graph.leftovers import sources
@@ -75,3 +77,13 @@ def test_nothing_of_a_conversion_stays_behind() -> None:
     gc.collect()
     assert [item() for item in kept] == [None] * 4
     assert len(sources()) == before
+
+    def symbols() -> int:
+        gc.collect()
+        return sum(type(item) in (SymNode, ShapeEnv) for item in gc.get_objects())
+
+    counts = []
+    for _ in range(2):
+        work()
+        counts.append(symbols())
+    assert counts[0] == counts[1] < 100

@@ -11,17 +11,17 @@ column is listed, by name.
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import Any
 
 from ...errors import SpecError
 from ...graph.float32 import in_float32
+from ...graph.image_batches import collect
 from ...graph.operations import Operation
 from ...graph.rules import OperatorKind
 from ...graph.signals import Signal
 from ...neurons.ladder import Radix
 from ...neurons.layer import MTNeuron
-from ...spiking.model import SpikingModel
+from ...spiking.model import SpikingModel, spiking_network
 from ...spiking.presentation import Encoder, step_counts
 from ...system.progress import progress
 from .fanout import Fanout, Paths, event_paths
@@ -40,7 +40,7 @@ from .synops import StepCounts, count_synops
 @in_float32()
 def energy(
     snn: SpikingModel,
-    images: Tensor,
+    images: Any,
     *,
     time_steps: int | Sequence[int],
     table: EnergyTable = FP32_45NM,
@@ -52,7 +52,8 @@ def energy(
     whole window: then each T is run.
 
     Shapes:
-        images [n, channels, height, width], normalised as in training.
+        images [n, channels, height, width], normalised as in training, in any form that `quantize`
+        takes.
     Raises:
         SpecError: no images, or steps or a batch size below 1.
         DataError: images of another shape, or with NaN.
@@ -71,6 +72,8 @@ def energy(
         >>> report.rows[2].synops == 2 * report.rows[1].events
         True
     """
+    snn = spiking_network(snn, "energy")
+    images = collect(images, image_shape=snn.image_shape)
     steps = _steps(time_steps, len(images), batch_size)
     paths = event_paths(snn)
     rows: list[EnergyRow] = []

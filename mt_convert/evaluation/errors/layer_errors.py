@@ -8,14 +8,16 @@ all that is counted. Only sums are kept: memory does not grow with the number of
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import Fault, SpecError
 from ...graph.float32 import in_float32
+from ...graph.image_batches import labelled
 from ...neurons.ladder import PowerOfTwo
 from ...neurons.layer import MTNeuron
 from ...neurons.totals import count_events
@@ -28,7 +30,7 @@ from ...spiking.levels import (
     unit,
     worth,
 )
-from ...spiking.model import SpikingModel
+from ...spiking.model import SpikingModel, spiking_network
 from ...spiking.presentation import step_counts
 from ...spiking.simulate import FloatArithmetic, simulate
 from .rows import VIEWS, WHOLE, ErrorRow, LogitRow, RateRow
@@ -36,14 +38,13 @@ from .sums import AnswerCounts, Answers, CauseSums, LayerBatch, SpikeCounts
 from .table import ErrorTable
 
 Networks = Mapping[int, SpikingModel] | Sequence[tuple[int, SpikingModel]]
-Batch = Tensor | tuple[Tensor, Tensor] | list[Tensor]
 
 
 @torch.no_grad()
 @in_float32()
 def layer_errors(
     networks: Networks,
-    batches: Iterable[Batch],
+    batches: Any,
     *,
     time_steps: Sequence[int],
     reference: SpikingModel | None = None,
@@ -57,7 +58,8 @@ def layer_errors(
     whole window: then once for each. ``ann`` adds its agreement, labels add accuracies.
 
     Shapes:
-        batches of images [batch, channels, height, width], or pairs of these and labels [batch].
+        batches of images [batch, channels, height, width], or pairs of these and labels [batch]: a
+        tensor, a pair, a list or generator of these, a DataLoader, a data set.
     Raises:
         SpecError: no images, steps below 1, an n twice, or a reference with other layers.
         DataError: images of another shape, or with NaN.
@@ -77,17 +79,17 @@ def layer_errors(
         0.0
     """
     steps = step_counts(time_steps)
-    pairs = [*networks.items()] if isinstance(networks, Mapping) else [*networks]
+    pairs = _pairs(networks)
     _check(pairs, reference)
     sums = [_NetworkSums(snn, reference or snn, steps) for _, snn in pairs]
-    seen, labelled = 0, True
+    seen, every_label = 0, True
     if ann is not None:
         ann.eval()
-    for batch in batches:
-        images, labels = (batch, None) if isinstance(batch, Tensor) else batch
+    shape = pairs[0][1].image_shape
+    for images, labels in labelled(batches, image_shape=shape, required=False):
         if len(images) == 0:
             continue
-        seen, labelled = seen + len(images), labelled and labels is not None
+        seen, every_label = seen + len(images), every_label and labels is not None
         originals = _Originals(labels, None if ann is None else ann(images))
         shared = None if reference is None else _run_reference(reference, images)
         for network in sums:
@@ -101,7 +103,7 @@ def layer_errors(
         for T in steps:
             errors += network.error_rows(n, T)
             rates += network.rate_rows(n, T, seen)
-            logits.append(network.answers[T].row(n, T, labelled))
+            logits.append(network.answers[T].row(n, T, every_label))
     return ErrorTable(seen, tuple(errors), tuple(rates), tuple(logits))
 
 
@@ -118,6 +120,14 @@ def clip_to_quantizer(neuron: MTNeuron, x: Tensor) -> Tensor:
     """
     low, high = neuron.spec.limits
     return analog(neuron, x).clamp(low * neuron.delta, high * neuron.delta)
+
+
+def _pairs(networks: Any) -> list[tuple[int, SpikingModel]]:
+    """Each n with its network; what is none is refused."""
+    if isinstance(networks, SpikingModel):
+        raise SpecError("networks is a SpikingModel: pass {n: snn}, n being what rows call it")
+    pairs = [*networks.items()] if isinstance(networks, Mapping) else [*networks]
+    return [(n, spiking_network(snn, "layer_errors")) for n, snn in pairs]
 
 
 def _check(pairs: Sequence[tuple[int, SpikingModel]], reference: SpikingModel | None) -> None:

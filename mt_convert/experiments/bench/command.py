@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from ...errors import Fault, SpecError
+from ...errors import Fault, SpecError, many
 from ...system.devices import device as accelerator_or_cpu
 from ...system.progress import progress
 from ...system.storage import atomic, read_json, write_json
@@ -69,7 +69,7 @@ class BenchOptions:
         if (reason := _device_fault(self.device)) is not None:
             faults.append(Fault("--device", str(self.device), reason))
         if faults:
-            raise SpecError(f"{len(faults)} fault(s) in what is to be timed", faults)
+            raise SpecError(f"{many(faults, 'fault', 'faults')} in what is to be timed", faults)
 
     def steps(self, network: Network) -> list[tuple[int, int]]:
         """Pairs of T and n."""

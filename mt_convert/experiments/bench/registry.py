@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ...errors import Fault, SpecError
+from ...errors import Fault, SpecError, many
 from .contenders import Contender
 
 
@@ -30,5 +30,5 @@ def choose_contenders(names: Iterable[str]) -> list[Contender]:
     allowed = f"allowed: {', '.join(contenders)}"
     faults = [Fault("--contender", name, allowed) for name in sorted(selected - set(contenders))]
     if faults:
-        raise SpecError(f"{len(faults)} unknown contender(s)", faults)
+        raise SpecError(f"{many(faults, 'unknown contender', 'unknown contenders')}", faults)
     return [item for name, item in contenders.items() if not selected or name in selected]

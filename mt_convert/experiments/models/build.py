@@ -6,20 +6,22 @@ Importing this module adds the networks of `cifar` to timm's registry.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from ...errors import CheckpointError, Fault, SpecError, did_you_mean, near_names
+from ...errors import CheckpointError, Fault, SpecError, did_you_mean, many, near_names
 from ...system.foreign_weights import ForeignWeights, load_foreign
 from ...system.progress import notice
 from ...system.storage import load_tensors
 from . import cifar as _registered  # noqa: F401
+from . import code
 
 _NO_KWARGS = {
     **dict.fromkeys(("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"), "checkpoint"),
@@ -36,9 +38,11 @@ class ModelSpec:
     ``checkpoint`` is a safetensors file or a torch file of plain tensors; it is used instead of the
     hub's weights, even if ``pretrained`` is set. Of several sets in it the averaged one is taken
     (``state_dict_ema`` and the like), as timm does; a wrapper's prefix before all names is removed.
-    ``kwargs`` go to the network's constructor. ``from_run`` is the folder of a run whose trained
-    quantized network the quantization starts from, in a chain of widths; the float network is not
-    touched by it.
+    ``kwargs`` go to the network's constructor. ``architecture`` may be ``file.py:Name``, a class or
+    function of a file of yours, and ``import_`` (in recipes ``import``) a file that registers
+    networks with timm: files that are run as code, and kept by a run. ``from_run`` is the folder of
+    a run whose trained quantized network the quantization starts from, in a chain of widths; the
+    float network is not touched by it.
 
     Example:
         >>> ModelSpec("resnet20_cifar", classes=10).channels
@@ -52,6 +56,7 @@ class ModelSpec:
     checkpoint: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
     from_run: str | None = None
+    import_: Annotated[str | None, Field(alias="import")] = None
 
     def __post_init__(self) -> None:
         for name in ("classes", "channels"):
@@ -65,10 +70,34 @@ class ModelSpec:
             if name in _NO_KWARGS
         ]
         if faults:
-            raise SpecError(f"{len(faults)} kwargs are not the network's", faults)
+            raise SpecError(f"{many(faults, 'kwarg is', 'kwargs are')} not the network's", faults)
+
+    @property
+    def code_files(self) -> dict[str, str]:
+        """The files of code that it names, by the name that a run keeps them under."""
+        return code.code_files(self.architecture, self.import_)
+
+    @property
+    def called(self) -> str:
+        """What tables call the network: its architecture, without the file that it is in."""
+        own = code.split_architecture(self.architecture)
+        return own[1] if own else self.architecture
 
 
-def build(spec: ModelSpec, *, seed: int = 0, image_size: int | None = None) -> nn.Module:
+def model_faults(spec: ModelSpec) -> Iterator[Fault]:
+    """What is wrong with the name of the architecture, or with the files that are to make it, which
+    are run for it."""
+    own = list(code.faults(spec.code_files, spec.architecture))
+    yield from own
+    if own or code.split_architecture(spec.architecture) is not None:
+        return
+    if (unknown := architecture_fault(spec.architecture)) is not None:
+        yield replace(unknown, where=f"model.{unknown.where}")
+
+
+def build(
+    spec: ModelSpec, *, seed: int = 0, image_size: int | None = None, given: bool = True
+) -> nn.Module:
     """`build_described` without the description.
 
     Example:
@@ -76,13 +105,14 @@ def build(spec: ModelSpec, *, seed: int = 0, image_size: int | None = None) -> n
         >>> ann(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
-    return build_described(spec, seed=seed, image_size=image_size)[0]
+    return build_described(spec, seed=seed, image_size=image_size, given=given)[0]
 
 
 def build_described(
-    spec: ModelSpec, *, seed: int = 0, image_size: int | None = None
+    spec: ModelSpec, *, seed: int = 0, image_size: int | None = None, given: bool = True
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Make the network and load its weights; untrained ones are drawn from ``seed``.
+    """Make the network and load its weights; untrained ones are drawn from ``seed``. ``given``:
+    the user named the files of code that ``spec`` names, so that they may be run.
 
     Units: ``image_size`` pixels; None for the architecture's own. Architectures that timm builds
         for one size (vision transformers: position embeddings, windows) are built for this one,
@@ -98,16 +128,47 @@ def build_described(
         CheckpointError: weights missing, damaged, not finite or of another network (all faults
             listed), or the hub out of reach.
     """
-    fault = architecture_fault(spec.architecture)
+    if spec.import_ is not None:
+        code.run_file(spec.import_, given=given)
+    own = code.split_architecture(spec.architecture)
+    fault = None if own else architecture_fault(spec.architecture)
     if fault is not None:
         raise SpecError("cannot build the model", [fault])
+    if own:
+        return _own(spec, own, seed, image_size, given)
     spec = _for_size(spec, image_size)
     if spec.checkpoint is None:
         source = "the hub" if spec.pretrained else f"drawn from seed {seed}"
         model = _create(spec, pretrained=spec.pretrained, seed=seed)
         return model, {"weights": source}
+    return _with_weights(_create(spec, pretrained=False, seed=seed), spec)
+
+
+def _own(
+    spec: ModelSpec, own: tuple[str, str], seed: int, image_size: int | None, given: bool
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A network that a file of the user's makes, with its weights."""
+    if spec.pretrained:
+        fault = Fault(
+            "model.pretrained", "true", f"{own[1]} has no weights on the hub: leave it out"
+        )
+        raise SpecError("cannot build the model", [fault])
+    settings = {"num_classes": spec.classes, "in_chans": spec.channels, **spec.kwargs}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = code.create(*own, settings, given=given)
+        if image_size is not None:
+            shape = (spec.channels, image_size, image_size)
+            code.check_logits(model, shape, spec.classes, own[1])
+    if spec.checkpoint is None:
+        return model, {"weights": f"drawn from seed {seed}"}
+    return _with_weights(model, spec)
+
+
+def _with_weights(model: nn.Module, spec: ModelSpec) -> tuple[nn.Module, dict[str, Any]]:
+    """The model with the weights of its checkpoint, and a description of them."""
+    assert spec.checkpoint is not None
     weights = load_foreign(spec.checkpoint)
-    model = _create(spec, pretrained=False, seed=seed)
     try:
         weights = weights.named_as(model.state_dict())
     except CheckpointError as error:
@@ -225,7 +286,9 @@ def _load_(model: nn.Module, weights: ForeignWeights, spec: ModelSpec) -> None:
             faults.append(Fault(name, *wrong))
     if faults:
         raise CheckpointError(
-            f"{spec.checkpoint} does not fit {network}, {len(faults)} faults ({weights}):", faults
+            f"{spec.checkpoint} does not fit {network}, "
+            f"{many(faults, 'fault', 'faults')} ({weights}):",
+            faults,
         )
     model.load_state_dict({**{name: expected[name] for name in optional}, **tensors})
 
@@ -260,8 +323,17 @@ def _shape(tensor: Tensor) -> str:
 
 
 def load_ann(spec: ModelSpec, image_size: int, folder: Path) -> nn.Module:
-    """The float network that the first stage of a run left in ``folder``."""
-    fresh = dataclasses.replace(spec, checkpoint=None, pretrained=False)
-    ann = build(fresh, image_size=image_size)
+    """The float network that the first stage of a run left in ``folder``, made by the code that is
+    kept there where it is of one's own."""
+    kept = {name: str(folder / code.FOLDER / name) for name in spec.code_files}
+    own = code.split_architecture(spec.architecture)
+    fresh = dataclasses.replace(
+        spec,
+        checkpoint=None,
+        pretrained=False,
+        import_=kept.get("import.py"),
+        architecture=f"{kept['architecture.py']}:{own[1]}" if own else spec.architecture,
+    )
+    ann = build(fresh, image_size=image_size, given=False)
     ann.load_state_dict(load_tensors(folder / "model.safetensors"))
     return ann.eval()

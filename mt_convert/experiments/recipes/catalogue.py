@@ -51,7 +51,7 @@ def find_recipe(path_or_name: str | Path) -> Path:
             Fault(
                 str(path_or_name),
                 "is neither a file nor a shipped recipe",
-                f"{guess} shipped: {', '.join(shipped)}".lstrip(),
+                f"{guess} mt-convert ls shows all {len(shipped)}".lstrip(),
             )
         ],
     )

@@ -31,7 +31,7 @@ from ...neurons.ladder import LADDERS, Firing, Ladder, Radix, Uniform
 from ...quantization.spec import QuantSpec
 from ...spiking.presentation import Presentation
 from ...training.spec import TrainSpec
-from ..models.build import ModelSpec, architecture_fault
+from ..models.build import ModelSpec, model_faults
 from .finetune_job import FinetuneBlock, fill_training
 from .validation import (
     STRICT,
@@ -197,7 +197,11 @@ def load_stored(folder: str | FilePath, overrides: Sequence[str] = ()) -> Recipe
     """
     path = FilePath(folder) / "recipe.yaml"
     recipe = load_recipe(path, overrides)
-    stored, whole, last = tree_of(path)[1].value, load_recipe(path).model_dump(mode="json"), []
+    stored, whole, last = (
+        tree_of(path)[1].value,
+        load_recipe(path).model_dump(mode="json", by_alias=True),
+        [],
+    )
     while isinstance(whole, dict) and whole:
         last.append(list(whole)[-1])
         whole = whole[last[-1]]
@@ -221,7 +225,9 @@ def dump(recipe: BaseModel) -> str:
         >>> "weight_bits: 4" in dump(load_recipe("digits"))
         True
     """
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(
+        recipe.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True
+    )
 
 
 def faults_here(recipe: Recipe) -> list[Fault]:
@@ -250,10 +256,7 @@ def missing_inputs(model: ModelSpec, files: Mapping[str, str | None]) -> list[Fa
         for key, value in files.items()
         if value is not None and not FilePath(value).exists()
     ]
-    unknown = architecture_fault(model.architecture)
-    if unknown is not None:
-        faults.insert(0, Fault(f"model.{unknown.where}", unknown.what, unknown.hint))
-    return faults
+    return [*model_faults(model), *faults]
 
 
 def _fill_seeds(tree: Tree) -> Tree:

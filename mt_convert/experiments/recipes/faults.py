@@ -83,8 +83,8 @@ def keys_of(kind: Any) -> Mapping[str, Any]:
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return {name: item.annotation for name, item in kind.model_fields.items()}
     if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        return {item.name: hints[item.name] for item in dataclasses.fields(kind)}
+        hints = typing.get_type_hints(kind)  # a word of Python has a line behind it: import_
+        return {item.name.rstrip("_"): hints[item.name] for item in dataclasses.fields(kind)}
     return {}
 
 

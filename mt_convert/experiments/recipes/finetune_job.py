@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, model_validator
 
-from ...errors import Fault, SpecError
+from ...errors import Fault, SpecError, many
 from ...evaluation.settings import Setting
 from ...neurons.ladder import Firing, Uniform
 from ...spiking.presentation import Presentation
@@ -61,7 +61,10 @@ class FinetuneJob:
             steps = ", ".join(map(str, self.setting.time_steps))
             faults.append(Fault("time_steps", steps, "allowed: one number of steps to learn for"))
         if faults:
-            raise SpecError(f"{len(faults)} values of the fine-tuning are not allowed", faults)
+            raise SpecError(
+                f"{many(faults, 'value', 'values')} of the fine-tuning not allowed",
+                faults,
+            )
         self.how()
 
     def how(self) -> FinetuneSpec:

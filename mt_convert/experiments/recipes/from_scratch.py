@@ -13,7 +13,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field, model_validator
 
 from ...data import DataSpec, EventSpec
-from ...errors import Fault, SpecError
+from ...errors import Fault, SpecError, many
 from ...training.from_scratch.spec import SpikingSpec
 from ...training.spec import TrainSpec
 from ..models.build import ModelSpec
@@ -85,7 +85,10 @@ class SpikingRecipe(BaseModel):
             hint = f"the network is trained for {self.spiking.time_steps}"
             faults.append(Fault("evaluate", f"asks for step {last}", hint))
         if faults:
-            raise SpecError(f"{len(faults)} parts of the recipe do not go together", faults)
+            raise SpecError(
+                f"{many(faults, 'part', 'parts')} of the recipe that do not go together",
+                faults,
+            )
         return self
 
     @property

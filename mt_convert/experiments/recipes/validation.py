@@ -11,7 +11,7 @@ from typing import Annotated, Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...data.class_map import head_faults
-from ...errors import DataError, Fault, RecipeError
+from ...errors import DataError, Fault, RecipeError, many
 from . import faults as recipe_faults
 from . import yaml_tree
 from .catalogue import find_recipe
@@ -66,7 +66,7 @@ def read(
     ):  # the same key counts once
         faults.setdefault((fault.where.split("  ")[-1], fault.what), fault)
     if recipe is None or faults:
-        raise RecipeError(f"{len(faults)} fault(s) in {path}", faults.values())
+        raise RecipeError(f"{many(faults, 'fault', 'faults')} in {path}", faults.values())
     return recipe
 
 

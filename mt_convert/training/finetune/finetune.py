@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from ...data import Splits
-from ...errors import Fault, SpecError
+from ...data import Splits, own_splits
+from ...errors import Fault, SpecError, many
 from ...graph.float32 import in_float32
 from ...neurons.surrogate import Surrogate
-from ...spiking.model import SpikingModel
-from ..gradients import BPTT, DSR, Algorithm, Tandem
+from ...spiking.model import SpikingModel, spiking_network
+from ...spiking.presentation import check_time_steps
+from ..gradients import ALGORITHMS, BPTT, DSR, Algorithm, Tandem
 from ..loop import fit
 from ..spec import History, TrainSpec
 from .learner import TrainableSpikingModel
@@ -38,13 +39,26 @@ class FinetuneSpec:
     """
 
     time_steps: int
-    algorithm: Algorithm = field(default_factory=BPTT)
+    algorithm: Algorithm | str = field(default_factory=BPTT)
     learns: TrainableParts = field(default_factory=TrainableParts)
     surrogate: Surrogate | None = None
     detach_reset: bool = True
 
     def __post_init__(self) -> None:
+        check_time_steps(self.time_steps)
+        if isinstance(self.algorithm, str) and self.algorithm in ALGORITHMS:
+            object.__setattr__(self, "algorithm", ALGORITHMS[self.algorithm])
         algorithm, faults = self.algorithm, []
+        faults += [
+            Fault(name, repr(value), f"allowed: {allowed}")
+            for name, value, kind, allowed in (
+                ("algorithm", algorithm, Algorithm, ", ".join(ALGORITHMS)),
+                ("learns", self.learns, TrainableParts, "a TrainableParts"),
+            )
+            if not isinstance(value, kind)
+        ]
+        if faults:
+            raise SpecError("FinetuneSpec: " + many(faults, "wrong value", "wrong values"), faults)
         if self.surrogate is not None and isinstance(algorithm, DSR | Tandem):
             hint = "it looks at totals, not spikes: give none"
             faults.append(Fault("surrogate", repr(self.surrogate), hint))
@@ -73,7 +87,7 @@ class Finetuned(NamedTuple):
 @in_float32()
 def finetune(
     snn: SpikingModel,
-    splits: Splits,
+    splits: Splits | Any,
     how: FinetuneSpec,
     spec: TrainSpec,
     folder: str | Path,
@@ -82,6 +96,9 @@ def finetune(
     teacher: nn.Module | None = None,
 ) -> Finetuned:
     """Fine-tune a converted network; ``snn`` is untouched.
+
+    ``splits`` are those of `open_data`, or a pair (training, validation) of data sets, DataLoaders,
+    tensors with labels, or lists of batches, images normalised as for the float network.
 
     It starts from exactly the converted network and ends with the weights that are best on the
     validation images, those of the start among them: never below it. Killed at any moment it goes
@@ -92,6 +109,8 @@ def finetune(
         SpecError: no validation images; a network or an algorithm that cannot learn so.
         CheckpointError: the folder holds another run.
     """
+    snn, splits = spiking_network(snn, "finetune"), own_splits(splits, classes)
+    assert not isinstance(how.algorithm, str)  # its name has become a value
     learner = TrainableSpikingModel(
         snn,
         how.time_steps,

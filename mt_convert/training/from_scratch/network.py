@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ...errors import DataError, Fault, SpecError, UnsupportedLayerError
+from ...errors import DataError, Fault, SpecError, UnsupportedLayerError, many
 from ...graph.nodes import fold_batch_norm_, layer_nodes, node_name, set_image_shape
 from ...graph.operations import operations, reaching_output, unknown_operators
 from ...graph.rules import DEFAULT_RULES, OperatorKind, Rule
@@ -93,7 +93,8 @@ def build_from_scratch(
     faults = unknown_operators(rows)
     if faults:
         raise UnsupportedLayerError(
-            f"{len(faults)} operators of {type(model).__name__} have no rule", faults
+            f"{many(faults, 'operator', 'operators')} of {type(model).__name__} without no rule",
+            faults,
         )
     names = [
         row.name

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...data import Splits
-from ...errors import Fault, SpecError
+from ...errors import Fault, SpecError, many
 from ...neurons.ladder import LADDERS, Firing, Ladder, Radix
 from ...neurons.spec import IF, LIF, PLIF, Charge, NeuronSpec, Reset
 from ...spiking.presentation import is_step_count
@@ -97,7 +97,10 @@ class SpikingSpec:
             faults.append(Fault("time_steps", str(self.time_steps), hint))
         faults = faults or list(self._mismatches())
         if faults:
-            raise SpecError(f"{len(faults)} values of SpikingSpec are not allowed", faults)
+            raise SpecError(
+                f"{many(faults, 'value', 'values')} of SpikingSpec not allowed",
+                faults,
+            )
 
     def _mismatches(self) -> Iterator[Fault]:
         """What each value allows, and all together do not."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ...errors import Fault, SpecError
+from ...errors import Fault, SpecError, many
 from ...graph.nodes import NORMS, layer_nodes, layer_of, source_of, unused_name
 from .tensor_train import ConvByStep, TTConv2d, merge
 
@@ -90,7 +90,9 @@ def put_trains_(layers: fx.GraphModule, model: nn.Module) -> None:
         if id(layer) not in called_ids
     ]
     if faults:
-        raise SpecError(f"{len(faults)} trains are not in the traced network", faults)
+        raise SpecError(
+            f"{many(faults, 'train is', 'trains are')} not in the traced network", faults
+        )
     copies = copy.deepcopy(held)  # all at once: one that has two names stays one
     for name in called:
         layers.set_submodule(name, copies[name].eval())

@@ -454,7 +454,7 @@ def test_an_unknown_contender_is_one_message_and_exit_code_2(command: Command) -
     done = command("bench", "digits_cnn", "--contender", "nobody")
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("error: 1 fault(s)")
+    assert done.stderr.startswith("error: 1 fault")
     assert "allowed: integer_native" in done.stderr
     assert "Traceback" not in done.stderr
 
