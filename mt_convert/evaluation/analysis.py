@@ -128,7 +128,7 @@ def analyses(
         if isinstance(setting, Setting):
             alike = setting
             if not isinstance(setting.ladder, Learned):  # it has no number of thresholds alone
-                alike = dataclasses.replace(setting, ladder=type(setting.ladder)(1))
+                alike = dataclasses.replace(setting, ladder=type(setting.ladder)(1))  # type: ignore[call-arg]
             groups.setdefault(alike, []).append(setting)
     results = []
     for group in groups.values():

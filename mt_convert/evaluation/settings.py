@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from ..calibration.spec import Calibration, InitialPotential, Maximum
 from ..calibration.text import name_of, parse
 from ..errors import Fault, SpecError
-from ..neurons.ladder import LADDERS, Firing, Ladder, Uniform, ladder_of
+from ..neurons.ladder import LADDERS, Firing, Ladder, Radix, Uniform, ladder_of
 from ..spiking.presentation import Presentation, is_step_count
 from ..system.keys import key
 
@@ -153,6 +153,22 @@ def iso_level(L: int) -> list[Setting]:
     ]
 
 
+def radix_level(L: int) -> list[Setting]:
+    """Digits in windows, T of them in base n + 1 with (n + 1)^T = L + 1: n = L alone is left to
+    `iso_level`.
+
+    Example:
+        >>> [(setting.ladder.n, setting.time_steps) for setting in radix_level(15)]
+        [(1, (4,)), (3, (2,))]
+    """
+    digits = ((Radix(n), Radix(n).digits(L)) for n in range(1, L))
+    return [
+        Setting(ladder, (T,), signed=False, whole_window=True)
+        for ladder, T in digits
+        if ladder.base**T == L + 1
+    ]
+
+
 @dataclass(frozen=True)
 class PeerSetting:
     """A network that another package converts from the float one, and the steps to report.
@@ -199,6 +215,7 @@ class Method:
     signed: bool = False
     presentation: Presentation = Presentation.EVERY_STEP
     calibration: tuple[Calibration, ...] = ()
+    whole_window: bool = False
 
     def setting(self, n: int, time_steps: Sequence[int]) -> Setting:
         """The method with n thresholds, reported after these steps. What a method calibrates is
@@ -211,6 +228,7 @@ class Method:
             method=self.name,
             calibration=self.calibration,
             keep_better=not self.calibration,
+            whole_window=self.whole_window,
         )
 
 
@@ -237,6 +255,13 @@ METHODS: dict[str, Method] = {
             "n equal thresholds on either side, the image presented once: settles exactly",
             signed=True,
             presentation=Presentation.ONCE,
+        ),
+        Method(
+            "mt_radix",
+            "the digits of a level in base n + 1, one a step, each layer waiting for all of them",
+            "radix",
+            presentation=Presentation.ONCE,
+            whole_window=True,
         ),
     )
 }

@@ -15,21 +15,22 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ..data import DataSpec, Splits, images, open_data
+from ..data import DataSpec, Splits, batches, images, open_data
 from ..data.image_spec import data_labels
 from ..data.splits import select_test_images
 from ..errors import CheckpointError, Fault, RecipeError
 from ..evaluation.evaluate import convert_for
 from ..evaluation.row_cache import RowCache
 from ..evaluation.subject import Subject
-from ..neurons.ladder import Uniform
+from ..evaluation.truncation import Truncation, markdown, truncations
+from ..neurons.ladder import Radix
 from ..quantization.quantize import QuantizedModel, quantize
 from ..report import tables
 from ..report.rows import Row, results_from_json, results_to_json
 from ..spiking import archive
 from ..spiking.conversion_report import ConversionReport
 from ..spiking.convert import convert
-from ..system.devices import device
+from ..system.devices import device, device_of
 from ..system.plain_data import as_type
 from ..system.progress import notice
 from ..system.storage import (
@@ -279,11 +280,11 @@ class Conversion(StageRun):
         calibration = self.splits.calibration
         snn = convert(
             qann,
-            ladder=None if block.thresholds is None else Uniform(block.thresholds),
+            ladder=block.ladder_for(self.recipe.quantize.levels),
             firing=block.firing,
             signed=block.signed,
             presentation=block.presentation,
-            whole_window=block.whole_window,
+            whole_window=block.waits,
             verify=images(calibration, min(PROBE_IMAGES, len(calibration))),
         )
         archive.save(snn, folder)
@@ -294,6 +295,7 @@ class Conversion(StageRun):
         block = self.recipe.evaluate
         cache = RowCache(folder, block.batch_size, self.processes)
         rows: list[Row] = []
+        self._truncate(folder)
         settings = self.recipe.settings()
         calibrates = any(calibrates_on_images(item) for item in settings)
         sources = (self.recipe.data, *block.data)
@@ -320,6 +322,16 @@ class Conversion(StageRun):
             archive.save(snn, folder / "network")
             write_json(folder / "calibration.json", report.to_json())
         self._write_rows(folder, [*before, *after])
+
+    def _truncate(self, folder: Path) -> None:
+        """What a network of digits says before all digits are there, on the test images."""
+        block = self.recipe.evaluate
+        if self.recipe.convert.ladder != Radix.kind or not self.first:
+            return
+        shown = self._subject(self.recipe.data, self.splits)
+        snn = archive.load(self.at["convert"]).to(device_of(shown.qann))
+        points = truncations(snn, batches(shown.test, block.batch_size))
+        write_json(folder / "truncation.json", [point.to_json() for point in points])
 
     def _control(self, folder: Path) -> None:
         """The float network trained by the same schedule without quantizers, and its accuracies.
@@ -372,5 +384,9 @@ class Conversion(StageRun):
         page = tables.markdown_page(
             rows, _sentence(self.out, self.at["convert"], rows)[:-1], report
         )
+        stored = self.at["evaluate"] / "truncation.json"
+        if stored.is_file():
+            points = [Truncation(**point) for point in read_json(stored)]
+            page += f"\nDigits that are not there yet:\n\n{markdown(points)}"
         with atomic(folder / "report.md") as temporary:
             temporary.write_text(page)

@@ -38,6 +38,7 @@ COLUMNS: dict[str, str] = {
     "agreement": "agree",
     "exact_share": "exact",
     "spikes_per_neuron": "spikes",
+    "packets_per_neuron": "packets",
     "settling_T": "settles",
 }
 """The columns people read, in order, and what they are headed; `LEGEND` says what they mean."""
@@ -46,6 +47,7 @@ COLUMNS: dict[str, str] = {
 IF_SEVERAL = (
     *("run", "digest", "model", "dataset", "weight_bits", "weights", "levels", "spacing"),
     *("qat_noise", "method", "calibration", "algorithm", "epochs", "seconds_per_epoch", "peak_mib"),
+    "packets_per_neuron",
     "control_accuracy",
 )
 
@@ -86,6 +88,7 @@ _LEGENDS = {
     "agreement": "agree: share of images where SNN and QANN predict the same class",
     "exact_share": "exact: share of images where every activation equals the QANN's",
     "spikes_per_neuron": "spikes: per neuron and image over all T steps",
+    "packets_per_neuron": "packets: steps in which a neuron emits anything, per neuron and image",
     "settling_T": "settles: the step from which on every activation of every image is the QANN's",
 }
 

@@ -26,7 +26,9 @@ class Row:
         which have no quantized network to compare with);
         ``agreement`` share of images where SNN and QANN predict the same class; ``exact_share``
         share of images on which every neuron's emission equals the QANN's activation;
-        ``spikes_per_neuron`` events per neuron and image over all T steps; ``settling_T`` the first
+        ``spikes_per_neuron`` events (thresholds crossed, set bits, the sizes of digits) per neuron
+        and image over all T steps, ``packets_per_neuron`` the steps in which one emits anything
+        (None in tables of before it was counted); ``settling_T`` the first
         step from which on every activation of every image is the QANN's, None if there is none;
         ``calibration`` what was set after conversion, for ``calibrated_T`` steps; ``algorithm`` how
         the spiking network was trained, for so many ``epochs``, the median of
@@ -72,6 +74,7 @@ class Row:
     spacing: str = "equal"
     run: str | None = None
     digest: str | None = None
+    packets_per_neuron: float | None = None
     act_bits: int | None = None
     control_accuracy: float | None = None
 

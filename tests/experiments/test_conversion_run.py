@@ -37,6 +37,7 @@ from mt_convert.experiments.recipes.conversion import (
 )
 from mt_convert.experiments.run import free_folder, show
 from mt_convert.experiments.run import run as run_recipe
+from mt_convert.neurons.ladder import Radix
 from mt_convert.quantization.chain import float_tensors
 from mt_convert.quantization.quantize import QuantizedModel
 from mt_convert.report.rows import results_from_json
@@ -164,12 +165,14 @@ def test_results_hold_a_row_for_each_setting_and_end_with_the_iso_level_rows(
         for steps in (1, 2)
     ]
     even = [("every_step", "parallel", False, n, 15 // n) for n in (1, 3, 5, 15)]
-    assert found == once + even
+    digits = [("once", "parallel", False, n, steps) for n, steps in ((1, 4), (3, 2))]
+    assert found == once + even + digits
     for row in stored["rows"]:
         assert (row["model"], row["dataset"], row["images"]) == ("digits_cnn", "synthetic", 16)
         assert 0 <= row["exact_share"] <= 1
         assert 0 <= row["snn_accuracy"] <= 100
-        if row["n"] == 15:
+        assert row["packets_per_neuron"] <= row["spikes_per_neuron"]
+        if row["n"] == 15 or row["ladder"] == "radix":
             assert row["exact_share"] == 1.0
             assert row["snn_accuracy"] == row["qann_accuracy"]
 
@@ -242,6 +245,26 @@ def test_another_evaluation_runs_only_evaluate_and_report(finished: Path, copied
     assert [(row["n"], row["T"]) for row in rows] == 2 * [(3, 1), (3, 2)]  # of both modes
     assert "n = 3" not in (finished / "report" / "report.md").read_text()
     assert load_recipe(copied / "recipe.yaml").evaluate.thresholds == (3,)
+
+
+def test_a_network_of_digits_is_converted_and_read_before_all_digits_are_there(
+    copied: Path,
+) -> None:
+    lines = len(events(copied))
+    run(recipe("convert.ladder=radix", "evaluate.iso_level=false"), copied, resume=False)
+    assert entered(copied, lines) == ["convert", "evaluate", "report"]
+    snn = archive.load(copied / "convert")
+    assert snn.whole_window
+    assert {str(neuron.spec.ladder) for _, neuron in snn.neurons()} == {str(Radix(1, steps=4))}
+    report = json.loads((copied / "convert" / "report.json").read_text())["report"]
+    depth = report["latency"]["depth"]
+    points = json.loads((copied / "evaluate" / "truncation.json").read_text())
+    steps = [(point["curve"], point["network_step"]) for point in points]
+    assert steps[:4] == [("read_out", 4 * depth + t) for t in (1, 2, 3, 4)]
+    assert steps[4:] == [("every_layer", t * (depth + 1)) for t in (1, 2, 3, 4)]
+    rows = json.loads((copied / "results.json").read_text())["rows"]
+    assert points[3]["accuracy"] == points[7]["accuracy"] == rows[0]["qann_accuracy"]
+    assert "first digits" in (copied / "report" / "report.md").read_text()
 
 
 def test_another_name_alone_writes_only_the_report_anew(copied: Path) -> None:

@@ -173,8 +173,8 @@ MUTANTS = (
     Mutant(
         10,
         "evaluation/energy/synops.py",
-        "events = count_events(emitted, self.ladders[number - 1])",
-        "events = count_events(emitted.clamp(min=0), self.ladders[number - 1])",
+        "events = count_events(emitted, ladder_at(self.ladders[number - 1], t))",
+        "events = count_events(emitted.clamp(min=0), ladder_at(self.ladders[number - 1], t))",
         ("evaluation/energy/test_measure.py::test_a_spike_downwards_counts_like_one_upwards",),
     ),
     Mutant(
@@ -213,6 +213,75 @@ MUTANTS = (
             "integer_engine/test_arithmetic.py::test_autocast_and_a_fast_matmul_setting_change_no"
             "_bit",
         ),
+    ),
+    Mutant(
+        14,
+        "neurons/ladder.py",
+        "return Digit(self.n, self.base ** self._left(t), self.gaps)",
+        "return Digit(self.n, self.base ** self._left(t + 1), self.gaps)",
+        ("neurons/test_fixed_threshold.py::test_the_digits_are_those_of_the_level_in_every_step",),
+    ),
+    Mutant(
+        14,
+        "spiking/simulate.py",
+        "series[node][-1], self._worth(layer, self.time_steps - 1), layer",
+        "series[node][0], self._worth(layer, self.time_steps - 1), layer",
+        (
+            "spiking/test_window_spikes.py::test_digits_that_meet_are_the_quantized_network_ties_included",
+        ),
+    ),
+    Mutant(
+        14,
+        "spiking/window_spikes.py",
+        "return self.steps[-1] if self.base is None else self.so_far()[-1]",
+        "return self.steps[-1] if self.base is None else self.so_far()[len(self.steps) // 2]",
+        (
+            "spiking/test_window_spikes.py::test_digits_that_meet_are_the_quantized_network_ties_included",
+        ),
+    ),
+    Mutant(
+        14,
+        "spiking/window_spikes.py",
+        "return Train(steps, (one.base[0], one.base[1] + two.base[1]))",
+        "return Train(steps, one.base)",
+        (
+            "spiking/test_window_spikes.py::test_digits_that_meet_are_the_quantized_network_ties_included",
+        ),
+    ),
+    Mutant(
+        14,
+        "neurons/fixed_threshold.py",
+        "level = y.double().clamp(low if spec.signed else max(low, 0), high)",
+        "level = y.double().clamp(low if spec.signed else max(low, 0))",
+        ("neurons/test_fixed_threshold.py::test_the_digits_are_those_of_the_level_in_every_step",),
+    ),
+    Mutant(
+        14,
+        "neurons/fixed_threshold.py",
+        "return fired * state.sign, state._replace(z=(state.z - theta * fired) * ladder.base)",
+        "return fired, state._replace(z=(state.z - theta * fired) * ladder.base)",
+        ("neurons/test_fixed_threshold.py::test_the_digits_are_those_of_the_level_in_every_step",),
+    ),
+    Mutant(
+        14,
+        "neurons/fixed_threshold.py",
+        "return Speaking(torch.where(z.remainder(2) == 1, z - _BELOW, z), level.sign())",
+        "return Speaking(z, level.sign())",
+        ("neurons/test_fixed_threshold.py::test_the_digits_are_those_of_the_level_in_every_step",),
+    ),
+    Mutant(
+        14,
+        "neurons/totals.py",
+        "return digit.clamp_(-n if spec.signed else 0, n).mul_(unit).add_(total)",
+        "return digit.clamp_(0, n).mul_(unit).add_(total)",
+        ("neurons/test_fixed_threshold.py::test_the_digits_are_those_of_the_level_in_every_step",),
+    ),
+    Mutant(
+        14,
+        "integer_engine/torch_backend.py",
+        "before = None if item.window else before  # a window begins afresh",
+        "pass",
+        ("integer_engine/test_windows.py::test_windows_are_the_same_bits_behind_every_step",),
     ),
     Mutant(
         17,

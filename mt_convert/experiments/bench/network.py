@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...errors import CheckpointError, SpecError
 from ...evaluation.energy.macs import count_macs
-from ...neurons.ladder import Binary, Uniform
+from ...neurons.ladder import Binary, Radix, Uniform
 from ...quantization.quantize import QuantizedModel, quantize
 from ...quantization.spec import QuantSpec
 from ...spiking import archive
@@ -71,6 +71,10 @@ class Network:
     def binary(self, bits: int) -> SpikingModel:
         """Converted, ``bits`` thresholds in every layer, one for each bit of a level."""
         return convert(self.qann, ladder=Binary(bits))
+
+    def radix(self, n: int) -> SpikingModel:
+        """Converted, the digits of a level one a step, layers waiting for all of them."""
+        return convert(self.qann, ladder=Radix(n), whole_window=True)
 
     @cached_property
     def size(self) -> dict[str, Any]:

@@ -46,6 +46,8 @@ class CoverageRow:
         or product that spikes do not feed; ``exact_t1``: is T = 1 bit-equal to the quantized
         network; ``settling_t``: with ``thresholds`` < L signed thresholds, the step from which on
         everything is (None: not within ``time_steps``); ``differs`` the layers that are not exact;
+        ``radix_exact``: are windows of digits with one threshold, ``radix_steps`` long, bit-equal
+        too, else ``radix_differs`` (None: tried before there were digits);
         ``silent_layers`` layers of neurons that emitted nothing on the
         images tried; ``memory`` the largest seen, in MiB.
 
@@ -71,6 +73,9 @@ class CoverageRow:
     thresholds: int | None = None
     time_steps: int | None = None
     differs: list[str] = field(default_factory=list)
+    radix_exact: bool | None = None
+    radix_steps: int | None = None
+    radix_differs: list[str] = field(default_factory=list)
     seconds: float = 0.0
     memory: int | None = None
     error: str | None = None

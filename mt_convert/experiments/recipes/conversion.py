@@ -23,10 +23,11 @@ from ...evaluation.settings import (
     PeerSetting,
     Setting,
     iso_level,
+    radix_level,
     with_calibration,
     with_own_thresholds,
 )
-from ...neurons.ladder import Firing, Uniform
+from ...neurons.ladder import LADDERS, Firing, Ladder, Radix, Uniform
 from ...quantization.spec import QuantSpec, Spacing
 from ...spiking.presentation import Presentation
 from ...training.spec import TrainSpec
@@ -67,20 +68,36 @@ class QuantizeBlock(QuantSpec):
 
 
 class ConvertBlock(BaseModel):
-    """The spiking network that is stored: null thresholds mean L, exact in a single step."""
+    """The spiking network that is stored. Null thresholds mean as many as are exact in a single
+    step: L, or the bits of L where ``ladder`` is binary or power_of_two; of a radix ladder one, a
+    bit a step. ``whole_window`` null: only where the ladder needs it, which a radix ladder does.
+    """
 
     model_config = STRICT
     presentation: Presentation = Presentation.ONCE
     thresholds: Count | None = None
     firing: Firing | None = None
     signed: bool = False
-    whole_window: bool = False
+    whole_window: bool | None = None
+    ladder: Literal[(*LADDERS,)] = "uniform"  # type: ignore[valid-type]
+
+    @property
+    def waits(self) -> bool:
+        """Whether layers wait for their whole window."""
+        return self.ladder == Radix.kind if self.whole_window is None else self.whole_window
+
+    def ladder_for(self, levels: int) -> Ladder | None:
+        """The ladder, None for as many equal thresholds as each layer has levels."""
+        if self.ladder == Uniform.kind and self.thresholds is None:
+            return None
+        usual = 1 if self.ladder == Radix.kind else levels.bit_length()
+        return LADDERS[self.ladder](usual if self.thresholds is None else self.thresholds)
 
 
 class EvaluateBlock(BaseModel):
     """The rows of the table: every combination of these lists, and with ``iso_level`` the rows
-    {n=1, T=L}, {n=L, T=1} and between, presented in every step. ``images`` null means all, else
-    the first of a seeded order.
+    {n=1, T=L}, {n=L, T=1} and between, presented in every step, and those of digits with
+    (n + 1)^T = L + 1. ``images`` null means all, else the first of a seeded order.
 
     ``methods`` names known methods (`settings.METHODS`, `peers.PEERS`) in place of combinations;
     ``calibrations`` such as "none" or "mse+membrane_mean" are each applied to all of them, for the
@@ -133,7 +150,7 @@ class EvaluateBlock(BaseModel):
             for setting in plain
             for setting in with_calibration(setting, text, self.calibrated_for)
         ]
-        rows += iso_level(levels) if self.iso_level else []
+        rows += [*iso_level(levels), *radix_level(levels)] if self.iso_level else []
         peers = (name for name in self.methods if name in PEERS)
         return [*rows, *(PeerSetting(name, self.time_steps) for name in peers)]
 
@@ -322,6 +339,7 @@ def _mismatches(recipe: Recipe, tree: Tree) -> list[Fault]:
             for name in ("image_size", "channels")
             if getattr(data, name) != getattr(recipe.data, name)
         ]
+    faults += _digit_faults(recipe.convert, tree)
     if recipe.model.from_run is not None and recipe.quantize.checkpoint is not None:
         where = f"{tree.place(('model', 'from_run'))}  model.from_run"
         what, hint = "and quantize.checkpoint both name a start", "leave one of them out"
@@ -379,6 +397,22 @@ def _spacing_faults(recipe: Recipe, tree: Tree) -> Iterator[Fault]:
         where = f"{tree.place(('evaluate',))}  evaluate"
         what = "asks for nothing that goes with quantize.spacing learned"
         yield Fault(where, what, "let modes have parallel, presentations once; methods mt_signed")
+
+
+def _digit_faults(block: ConvertBlock, tree: Tree) -> list[Fault]:
+    """What a radix ladder does not go with."""
+    if block.ladder != Radix.kind:
+        return []
+    where = f"{tree.place(('convert', 'ladder'))}  convert.ladder"
+    checks = (
+        (not block.waits, "and convert.whole_window false", "a level has digits once complete"),
+        (
+            block.presentation is Presentation.EVERY_STEP,
+            "and convert.presentation every_step",
+            "steps are worth different amounts: present the image once",
+        ),
+    )
+    return [Fault(where, f"is radix, {what}", hint) for wrong, what, hint in checks if wrong]
 
 
 CONVERSION = RecipeType(Recipe, _fill_seeds, _mismatches)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...data import Splits
 from ...errors import Fault, SpecError, many
-from ...neurons.ladder import LADDERS, Firing, Ladder, Learned
+from ...neurons.ladder import LADDERS, Firing, Ladder, Learned, Radix
 from ...neurons.spec import IF, LIF, PLIF, Charge, NeuronSpec, Reset
 from ...spiking.presentation import is_step_count
 from ...system.peak_memory import store_peak, stored_peak
@@ -95,7 +95,7 @@ class SpikingSpec:
         names = {
             "neuron": NEURONS,
             "mode": tuple(Firing),
-            "ladder": (None, *LADDERS),
+            "ladder": (None, *(name for name in LADDERS if name != Radix.kind)),
             "reset": tuple(Reset),
             "surrogate": THROUGH,
             "algorithm": LEARNS_BY,
