@@ -44,7 +44,7 @@ def write_page(run: Path) -> Path:
     run = Path(run)
     if not (run / "results.json").is_file():
         raise CheckpointError(f"{run} holds no finished run (results.json): finish it first")
-    rows = results_from_json(read_json(run / "results.json"))
+    rows: list[Row] = read_json(run / "results.json", results_from_json)
     write_csv(rows, run / "results.csv")
     page = render(content_of(run, rows))
     with atomic(run / PAGE) as temporary:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -62,7 +63,7 @@ def stored_rows(path: Path) -> list[Row]:
     Raises:
         CheckpointError: there are none.
     """
-    rows = results_from_json(read_json(path / "results.json"))
+    rows: list[Row] = read_json(path / "results.json", results_from_json)
     if not rows:
         raise CheckpointError(f"{path / 'results.json'} has no rows: run the recipe again")
     return rows
@@ -102,22 +103,31 @@ def _closing_sentence(out: Path, rows: Sequence[Row]) -> str:
 
 def conversion_sentence(out: Path, convert_folder: Path, rows: Sequence[Row]) -> str:
     """The closing sentence of a run that converted, from its artefacts."""
-    converted = read_json(convert_folder / "report.json")
-    return tables.summary(rows, converted["report"], str(out)) + "."
+    path = convert_folder / "report.json"
+
+    def said(content: Any) -> str:
+        if content["report"]["verdict"] is None:
+            raise CheckpointError(f"{path} has no verdict: convert again")
+        return tables.summary(rows, content["report"], str(out)) + "."
+
+    return str(read_json(path, said))
 
 
 def from_scratch_sentence(rows: Sequence[Row], spiking_folder: Path) -> str:
     """What was trained, how, and how good it is behind its last step."""
     row = rows[-1]
-    stored = read_json(spiking_folder / "training.json")
-    network = read_json(spiking_folder / "network.json")
-    kinds = {name: layer["type"] for name, layer in network["layers"].items()}
-    neurons = sum(kinds.get(node["target"]) == "MTNeuron" for node in network["graph"])
+    epoch = read_json(spiking_folder / "training.json", lambda stored: int(stored["best_epoch"]))
+    neurons = read_json(spiking_folder / "network.json", _count_neurons)
     ann = "" if row.ann_accuracy is None else f" (float network {row.ann_accuracy:.2f} %)"
     steps = "1 step" if row.T == 1 else f"{row.T} steps"
     return (
         f"{row.model} with {neurons} layers of {row.method} neurons ({row.mode}, "
         f"n = {row.n}), trained by {row.algorithm} for {row.epochs} epochs, weights of epoch "
-        f"{stored['best_epoch']}: {row.snn_accuracy:.2f} % of {row.images} test images after "
-        f"{steps}{ann}."
+        f"{epoch}: {row.snn_accuracy:.2f} % of {row.images} test images after {steps}{ann}."
     )
+
+
+def _count_neurons(network: Any) -> int:
+    """The layers of neurons in the description of a network."""
+    kinds = {name: layer["type"] for name, layer in network["layers"].items()}
+    return sum(kinds.get(node["target"]) == "MTNeuron" for node in network["graph"])

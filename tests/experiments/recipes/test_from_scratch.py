@@ -21,6 +21,7 @@ from mt_convert.experiments.models.build import ModelSpec, build
 from mt_convert.experiments.recipes.catalogue import shipped_recipes
 from mt_convert.experiments.recipes.conversion import dump, load_recipe
 from mt_convert.experiments.recipes.from_scratch import SpikingRecipe, faults_here, load
+from mt_convert.experiments.show import show
 from mt_convert.neurons.ladder import LADDERS, Binary, Uniform
 from mt_convert.neurons.spec import IF, LIF, PLIF, Reset
 from mt_convert.report.columns import markdown_table
@@ -230,7 +231,7 @@ def test_a_row_calls_its_ladder_as_the_recipe_does(ladder: str) -> None:
 @pytest.mark.slow
 def test_a_run_shows_its_table_and_what_was_trained(finished: Path) -> None:
     text = io.StringIO()
-    experiment.show(finished, Console(file=text, width=100))
+    show(finished, Console(file=text, width=100))
     said = " ".join(text.getvalue().split())
     assert "layers of mt_plif neurons (parallel, n = 4), trained by bptt for 2 epochs" in said
     assert str(finished) in said.replace(" ", "") or finished.name in said
@@ -247,7 +248,8 @@ def test_a_finished_run_is_kept_and_another_seed_is_not(finished: Path) -> None:
     experiment.run(small(), finished, resume=False)
     assert entered() == []
     before = len((finished / "log.jsonl").read_text().splitlines())
-    experiment.run(small("evaluate.batch_size=3"), finished, resume=False)
+    other = small("evaluate.batch_size=3")
+    experiment.run(other, finished, resume=False, overwrite=True)
     assert entered() == ["evaluate", "report"]
 
 
@@ -295,7 +297,7 @@ def test_every_way_of_training_runs_from_a_recipe(words: tuple[str, ...], tmp_pa
 
 @pytest.mark.slow
 def test_the_two_kinds_of_networks_are_not_read_as_each_other(finished: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"from_scratch\.archive\.load"):
+    with pytest.raises(CheckpointError, match=r"mt_convert\.load"):
         archive.load(finished / "spiking")
 
 
