@@ -22,14 +22,18 @@ from ..errors import MTConvertError
 from ..graph.operations import Operation, Operations
 from ..graph.rules import OperatorKind
 from ..graph.signals import Signal
+from ..neurons.ladder import Radix
 from ..neurons.layer import MTNeuron
 from ..quantization.quantize import QuantizedModel, levels_of
+from ..spiking.levels import levels
 from ..spiking.model import SpikingModel
 from ..spiking.presentation import Encoder
 from ..spiking.simulate import FloatArithmetic, simulate
 from ..system.devices import device_of
 from .analysis import analyse
+from .energy.account import account
 from .energy.macs import count_macs
+from .energy.measure import energy
 from .evaluate import convert_for
 from .settings import Setting
 from .subject import Subject
@@ -57,9 +61,13 @@ def inspect(subject: Subject, settings: Sequence[Any], built: SpikingModel) -> d
     count = int(max(FEWEST, min(IMAGES, MACS / max(1, sum(macs.values())) / T)))
     images, labels = _first_images(subject, count)
     run = simulate(snn, images, time_steps=T)
-    with levels_of(qann) as levels, torch.no_grad():
+    with levels_of(qann) as reached, torch.no_grad():
         logits = qann(images)
     analysis = _analysis(subject, setting, T, len(images))
+    try:
+        paid = {"account": _account(snn, built, images, setting, T)}
+    except MTConvertError as error:
+        paid = {"not_counted": str(error)}
     return {
         "schema": INSPECTION_SCHEMA,
         "images": len(images),
@@ -74,11 +82,12 @@ def inspect(subject: Subject, settings: Sequence[Any], built: SpikingModel) -> d
         },
         "nodes": graph_nodes(snn.operations, macs, built),
         "layers": [
-            _layer(name, neuron, levels[name], run, len(images)) for name, neuron in snn.neurons()
+            _layer(name, neuron, reached[name], run, len(images)) for name, neuron in snn.neurons()
         ],
         "example": _example(snn, images[:1], int(labels[0]), T),
         "worst": _worst(images, labels, logits, run.logits[-1]),
         **analysis,
+        **paid,
     }
 
 
@@ -116,8 +125,26 @@ def _analysis(subject: Subject, setting: Setting, T: int, count: int) -> dict[st
         done = analyse(subject, [_until(setting, T)], count)
     except MTConvertError as error:
         return {"not_analysed": str(error)}
-    (energy,) = done.energy.values()
-    return {"errors": done.errors.to_json(), "energy": energy}
+    (counted,) = done.energy.values()
+    return {"errors": done.errors.to_json(), "energy": counted}
+
+
+def _account(
+    snn: SpikingModel, built: SpikingModel, images: Tensor, setting: Setting, T: int
+) -> dict[str, Any]:
+    """What it costs, as it was converted where that is exact, and in the setting looked into."""
+    ladders = [neuron.spec.ladder for _, neuron in built.neurons()]
+    ways = {}
+    if ladders and isinstance(ladders[0], Radix) and ladders[0].steps:
+        steps = max(item.steps for item in ladders if isinstance(item, Radix) and item.steps)
+        ways[f"n = {ladders[0].n}, T = {steps}"] = (energy(built, images, time_steps=steps), steps)
+    elif ladders and all(
+        neuron.spec.ladder.reach >= levels(neuron.spec) for _, neuron in built.neurons()
+    ):
+        n = max(item.n for item in ladders)
+        ways[f"n = {n}, T = 1"] = (energy(built, images, time_steps=1), 1)
+    ways.setdefault(f"n = {setting.ladder.n}, T = {T}", (energy(snn, images, time_steps=T), T))
+    return account(ways)
 
 
 def _until(setting: Setting, T: int) -> Setting:

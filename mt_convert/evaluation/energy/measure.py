@@ -24,6 +24,7 @@ from ...neurons.layer import MTNeuron
 from ...spiking.model import SpikingModel, spiking_network
 from ...spiking.presentation import Encoder, step_counts
 from ...system.progress import progress
+from .bits import FLOAT_BITS, level_bits
 from .fanout import Fanout, Paths, event_paths
 from .report import (
     FP32_45NM,
@@ -107,7 +108,8 @@ def _rows(paths: Paths, counts: StepCounts, T: int, images: int) -> list[EnergyR
         layer = row.layer
         if node in paths.fanouts:
             synops = float(counts.synops[node][:T].sum()) / images
-            rows.append(_weighted_cost(paths.fanouts[node], T, synops))
+            parameters = 0 if layer is None else sum(p.numel() for p in layer.parameters())
+            rows.append(_weighted_cost(paths.fanouts[node], T, synops, parameters))
         elif node in counts.events and isinstance(layer, MTNeuron):
             neurons, directions = paths.shows[node].numel(), 2 if layer.spec.signed else 1
             rows.append(
@@ -124,6 +126,8 @@ def _rows(paths: Paths, counts: StepCounts, T: int, images: int) -> list[EnergyR
                     bits=(0, 0),
                     packets=float(counts.packets[node][:T].sum()) / images,
                     shifts=_shifts(layer, T) * neurons,
+                    neurons=neurons,
+                    level_bits=level_bits(layer) or FLOAT_BITS,
                 )
             )
     return rows
@@ -135,13 +139,23 @@ def _shifts(layer: MTNeuron, T: int) -> int:
     return 2 * T if isinstance(layer.spec.ladder, Radix) else 0
 
 
-def _weighted_cost(fanout: Fanout, T: int, synops: float) -> EnergyRow:
+def _weighted_cost(fanout: Fanout, T: int, synops: float, parameters: int) -> EnergyRow:
     """A weighted layer or product: additions where its events are known, else
     multiply-accumulates."""
     row, times = fanout.row, T if fanout.changes else 1
     macs = row.macs * times if fanout.additions is None else 0
     return EnergyRow(
-        row.name, row.operator, row.fed_by, T, synops, macs, 0, 0, row.macs, fanout.bits
+        name=row.name,
+        operator=row.operator,
+        fed_by=row.fed_by,
+        time_steps=T,
+        synops=synops,
+        macs=macs,
+        comparisons=0,
+        events=0,
+        ann_macs=row.macs,
+        bits=fanout.bits,
+        parameters=parameters,
     )
 
 

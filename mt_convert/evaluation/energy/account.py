@@ -1,0 +1,311 @@
+"""Does a converted network pay? Beside the quantized network of the same bits, then beside fp32.
+
+Compute, neurons and memory apart, from the rows of an `EnergyReport`; several tables of prices and
+models of memory, so that it is said whether the ranking hangs on them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from .bits import FLOAT_BITS
+from .report import EnergyReport, EnergyRow, EnergyTable
+
+FP32 = EnergyTable(4.6, 0.9, "fp32, 45 nm")
+FP16 = EnergyTable(1.5, 0.4, "fp16, 45 nm")
+INT32 = EnergyTable(3.2, 0.1, "int32, 45 nm")
+INT8 = EnergyTable(0.23, 0.03, "int8, 45 nm")
+PRICES: Mapping[str, EnergyTable] = {"fp32": FP32, "fp16": FP16, "int32": INT32, "int8": INT8}
+"""A multiply-accumulate is a product and a sum. Source: Horowitz, ISSCC 2014, 45 nm, 0.9 V; the
+comparison with quantized networks of equal information: arXiv 2409.08290 v4."""
+
+
+class Weights(StrEnum):
+    """How often a spiking network reads its weights."""
+
+    NOT_COUNTED = "not counted"
+    ONCE = "once per layer and step"  # a layer's spikes are gathered, its weights pass by once
+    PER_EVENT = "for each event"  # event-driven: nothing is shared between events
+
+
+@dataclass(frozen=True)
+class MemoryModel:
+    """What moving a bit costs, and which bits move.
+
+    Weights: read as `Weights` says by what spikes feed; once per image (and once per step where
+    the input changes) by all else, the quantized and the float network included: their tiles are
+    used again. State: a potential of ``state_bits`` is read and written per neuron and step.
+    Events: each packet carries its neuron's address and its size, written once and read once.
+    Activations of the quantized network, in their bits, and of the float one, in 32: written once
+    and read once.
+
+    Units: ``bit_pj`` picojoules per bit; 20 pJ for 64 bits of a 32 kB SRAM (Horowitz, 45 nm).
+
+    Example:
+        >>> MemoryModel().bit_pj, str(MemoryModel().weights)
+        (0.3125, 'once per layer and step')
+    """
+
+    weights: Weights = Weights.ONCE
+    bit_pj: float = 20 / 64
+    state_bits: int = 16
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one image costs a network. Units: picojoules.
+
+    Example:
+        >>> Cost("QANN", 3.0, 1.0, 2.0).total
+        6.0
+    """
+
+    name: str
+    compute: float
+    neurons: float
+    memory: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.compute + self.neurons + self.memory
+
+
+def spiking_cost(
+    name: str, rows: Sequence[EnergyRow], prices: EnergyTable, memory: MemoryModel
+) -> Cost:
+    """The converted network: additions where spikes feed, comparisons and shifts of its neurons.
+
+    Example:
+        >>> from ...graph.signals import Signal
+        >>> row = EnergyRow("fc", "Linear", Signal.SPIKES, 1, 10.0, 0, 0, 0, 40, (4, 4))
+        >>> spiking_cost("SNN", [row], INT8, MemoryModel(Weights.NOT_COUNTED)).compute
+        0.3
+    """
+    synops = sum(row.synops for row in rows)
+    compute = synops * prices.ac_pj + sum(row.macs for row in rows) * prices.mac_pj
+    neurons = sum(row.comparisons + row.shifts for row in rows) * prices.ac_pj
+    bits = 0.0
+    if memory.weights is not Weights.NOT_COUNTED:
+        bits = sum(_spiking_bits(row, memory) for row in rows)
+    return Cost(name, round(compute, 6), round(neurons, 6), round(bits * memory.bit_pj, 6))
+
+
+def _spiking_bits(row: EnergyRow, memory: MemoryModel) -> float:
+    """The bits that one layer moves."""
+    if row.neurons:
+        address = max(1, (row.neurons - 1).bit_length())
+        size = max(1, math.ceil(row.events / row.packets).bit_length()) if row.packets else 1
+        state = 2.0 * row.neurons * row.time_steps * memory.state_bits
+        return state + 2 * row.packets * (address + size)
+    weight = row.bits[0]
+    if row.macs or not row.ann_macs:  # analog: as often as it is computed
+        return row.parameters * weight * max(1, row.macs // max(1, row.ann_macs))
+    if memory.weights is Weights.PER_EVENT:
+        return row.synops * weight
+    return float(row.parameters * weight * row.time_steps)
+
+
+def dense_cost(
+    name: str, rows: Sequence[EnergyRow], prices: EnergyTable, memory: MemoryModel, bits: int | None
+) -> Cost:
+    """The network before conversion: ``bits`` of all its numbers, or those of each layer (None).
+
+    Its activation function costs a multiply-accumulate per neuron where it rounds, else an
+    addition.
+
+    Example:
+        >>> from ...graph.signals import Signal
+        >>> row = EnergyRow("fc", "Linear", Signal.SPIKES, 1, 10.0, 0, 0, 0, 40, (4, 4))
+        >>> dense_cost("ANN", [row], FP32, MemoryModel(Weights.NOT_COUNTED), 32).compute
+        184.0
+    """
+    compute = sum(row.ann_macs for row in rows) * prices.mac_pj
+    activations = sum(row.neurons for row in rows)
+    neurons = activations * (prices.mac_pj if bits is None else prices.ac_pj)
+    moved = 0
+    if memory.weights is not Weights.NOT_COUNTED:
+        moved += sum(row.parameters * (bits or row.bits[0]) for row in rows)
+        moved += sum(2 * row.neurons * (bits or row.level_bits) for row in rows)
+    return Cost(name, round(compute, 6), round(neurons, 6), round(moved * memory.bit_pj, 6))
+
+
+def equal_prices(rows: Sequence[EnergyRow]) -> EnergyTable:
+    """The prices of the narrowest arithmetic that holds all weights and activations.
+
+    Example:
+        >>> from ...graph.signals import Signal
+        >>> row = EnergyRow("fc", "Linear", Signal.SPIKES, 1, 10.0, 0, 0, 0, 40, (4, 4))
+        >>> equal_prices([row]).name
+        'int8, 45 nm'
+    """
+    bits = max((max(row.bits) for row in rows), default=FLOAT_BITS)
+    return FP32 if bits >= FLOAT_BITS else INT8 if bits <= 8 else INT32
+
+
+def account(
+    reports: Mapping[str, tuple[EnergyReport, int]], memory: MemoryModel | None = None
+) -> dict[str, Any]:
+    """The account of a converted network, as plain data: what it costs in the first of the ways
+    to run it, and in the others, beside the quantized network of the same bits and the float one.
+
+    ``reports``: for each way to run it, by its name, an energy report and the steps it is for.
+    """
+    memory = memory or MemoryModel()
+    rows = {name: _rows_at(report, T) for name, (report, T) in reports.items()}
+    (first, own), *_ = rows.items()
+    prices = equal_prices(own)
+    quantized = dense_cost("quantized network, the same bits", own, prices, memory, None)
+    ann = dense_cost("float network, fp32", own, FP32, memory, FLOAT_BITS)
+    spiking = [
+        spiking_cost(f"spiking network, {name}", shown, prices, memory)
+        for name, shown in rows.items()
+    ]
+    sweep = price_sweep(own, memory)
+    shown = [quantized, *spiking, ann]
+    return {
+        "way": first,
+        "price": asdict(prices),
+        "prices": [asdict(item) for item in PRICES.values()],
+        "memory": {**asdict(memory), "weights": str(memory.weights)},
+        "networks": [_network_json(item, spiking[0]) for item in shown],
+        "pays": spiking[0].total < quantized.total,
+        "sentence": _sentence(first, spiking[0], quantized, ann, prices, sweep),
+        "break_even": break_even(own, quantized, prices, memory),
+        "sweep": sweep,
+        "stable": len({item["ratio"] < 1 for item in sweep}) == 1,
+        "sweep_sentence": _sweep_sentence(sweep),
+        "model": _model_in_words(prices, memory),
+        "not_counted": [
+            f"{item.name} ({item.operator}): {item.reason}"
+            for item in reports[first][0].not_counted
+            if item.operator != "memory"
+        ],
+    }
+
+
+def _rows_at(report: EnergyReport, T: int) -> list[EnergyRow]:
+    """The rows of one number of steps."""
+    return [row for row in report.rows if row.time_steps == T]
+
+
+def _network_json(cost: Cost, spiking: Cost) -> dict[str, Any]:
+    """One network as plain data, and how much of it the spiking one costs."""
+    share = spiking.total / cost.total if cost.total and cost is not spiking else None
+    return {**asdict(cost), "total": cost.total, "spiking_share": share}
+
+
+def break_even(
+    rows: Sequence[EnergyRow], quantized: Cost, prices: EnergyTable, memory: MemoryModel
+) -> dict[str, Any]:
+    """The firing rate at which the spiking network costs what the quantized one does.
+
+    What grows with spikes (additions, packets, weights per event) is scaled; all else stays.
+    Units: rates are events per neuron and image. ``rate`` None: no rate would do.
+    """
+    silent = [replace(row, synops=0.0, events=0.0, packets=0.0) for row in rows]
+    fixed = spiking_cost("", silent, prices, memory).total
+    grows = spiking_cost("", rows, prices, memory).total - fixed
+    neurons = sum(row.neurons for row in rows)
+    here = sum(row.events for row in rows) / max(1, neurons)
+    left = quantized.total - fixed
+    rate = left / grows * here if grows > 0 and left > 0 else None
+    if not here:
+        said = "No neuron fired."
+    elif rate is None:
+        said = (
+            f"No firing rate would pay here: what does not depend on spikes (analog layers, "
+            f"comparisons, potentials) alone costs {fixed / 1000:,.4g} nJ, the quantized network "
+            f"{quantized.total / 1000:,.4g} nJ."
+        )
+    else:
+        said = (
+            f"It costs what the quantized network does at {rate:.3g} events per neuron and image; "
+            f"it stands at {here:.3g}, {here / rate:.2f} times that."
+        )
+    return {"rate": rate, "here": here, "fixed_pj": fixed, "sentence": said}
+
+
+def price_sweep(rows: Sequence[EnergyRow], memory: MemoryModel) -> list[dict[str, Any]]:
+    """Spiking and quantized network at all prices, with each way to read weights."""
+    sweep = []
+    for table in PRICES.values():
+        for weights in Weights:
+            model = replace(memory, weights=weights)
+            spiking = spiking_cost("", rows, table, model).total
+            quantized = dense_cost("", rows, table, model, None).total
+            sweep.append(
+                {
+                    "prices": table.name,
+                    "mac_pj": table.mac_pj,
+                    "ac_pj": table.ac_pj,
+                    "weights": str(weights),
+                    "spiking": spiking,
+                    "quantized": quantized,
+                    "ratio": spiking / quantized if quantized else 0.0,
+                }
+            )
+    return sweep
+
+
+# --------------------------------------------------------------------------------- in words
+
+
+def _sentence(
+    way: str,
+    spiking: Cost,
+    quantized: Cost,
+    ann: Cost,
+    prices: EnergyTable,
+    sweep: Sequence[Mapping[str, Any]],
+) -> str:
+    """Whether it pays, first beside the quantized network, and whether that hangs on prices."""
+    share = spiking.total / quantized.total if quantized.total else 0.0
+    floats = spiking.total / ann.total if ann.total else 0.0
+    cheaper = sum(item["ratio"] < 1 for item in sweep)
+    stable = cheaper in (0, len(sweep))
+    turns = f" It is cheaper at {cheaper} of {len(sweep)} prices and models of memory."
+    return (
+        f"{'It pays' if share < 1 else 'It does not pay'}: with {way} the spiking network costs "
+        f"{share:.2f} times what the quantized network of the same bits costs ({prices.name}, "
+        f"memory counted), and {floats:.2f} times what the float network costs in fp32."
+        + turns
+        * (not stable)
+    )
+
+
+def _sweep_sentence(sweep: Sequence[Mapping[str, Any]]) -> str:
+    """Whether the ranking hangs on the prices."""
+    cheaper = sum(item["ratio"] < 1 for item in sweep)
+    low, high = min(sweep, key=_ratio), max(sweep, key=_ratio)
+    ends = (
+        f"from {low['ratio']:.2f} ({low['prices']}, weights {low['weights']}) to "
+        f"{high['ratio']:.2f} ({high['prices']}, weights {high['weights']}) times the quantized one"
+    )
+    if cheaper in (0, len(sweep)):
+        word = "cheaper" if cheaper else "dearer"
+        return f"No: the spiking network is {word} in all {len(sweep)} combinations, {ends}."
+    return f"Yes: the spiking network is cheaper in {cheaper} of {len(sweep)} combinations, {ends}."
+
+
+def _ratio(item: Mapping[str, Any]) -> float:
+    """What a combination is sorted by."""
+    return float(item["ratio"])
+
+
+def _model_in_words(prices: EnergyTable, memory: MemoryModel) -> str:
+    """What was counted, at which prices."""
+    return (
+        f"{prices.name}: {prices.mac_pj} pJ a multiply-accumulate, {prices.ac_pj} pJ an addition, "
+        "comparison or shift; the float network at 4.6 and 0.9 pJ (Horowitz 2014). Neurons: a "
+        "comparison with each threshold in each step; the quantized network pays a "
+        "multiply-accumulate for each rounding, the float one an addition for each activation. "
+        f"Memory, {memory.bit_pj:.4g} pJ a bit: the spiking network reads weights "
+        f"{memory.weights}, reads and writes a potential of {memory.state_bits} bits per neuron "
+        "and step, writes and reads each packet's address and size; the others read each weight "
+        "once per image, write and read each activation once."
+    )
