@@ -9,6 +9,7 @@ should be, energy.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,14 +32,27 @@ from ..evaluation.stored import StoredNetwork
 from ..evaluation.subject import Subject
 from ..report import pictures, tables
 from ..report.columns import LEGEND, markdown_table
+from ..report.html.page import PageContent, render
 from ..report.rows import Row, results_from_json, results_to_json
 from ..system.processes import Processes, alone_in
 from ..system.progress import notice
 from ..system.storage import atomic, read_json, sweep, write_json
 from .recipes.conversion import EvaluateBlock, Recipe, load_recipe, load_stored
+from .run_page import PAGE, downloads, write_csv
 from .stored_networks import stored_energy, stored_network, stored_rows
 from .subjects import calibrates_on_images, subjects_of
 
+SHOWN = 12
+"""Analyses that the page shows; the others are in its files."""
+FILES = {
+    "results.json": "the table, every number",
+    "results.csv": "the table for a spreadsheet",
+    "README.md": "the table as Markdown",
+    "accuracy.png": "accuracy and agreement over time steps",
+    "eval.json": "what was asked for",
+    "errors.json": "errors by cause, and energy",
+    "errors.md": "the same as Markdown, with pictures",
+}
 ANALYSES_SCHEMA = "mt_convert.analyses/1"
 
 
@@ -89,6 +103,26 @@ class EvalOptions:
                 ]
         if faults:
             raise SpecError(f"{many(faults, 'fault', 'faults')} in what is to be compared", faults)
+
+    def command(self) -> str:
+        """The command line that asks for the same."""
+        words = ["mt-convert", "eval", *self.names, *self.overrides]
+        for option, values in (("--data", self.data), ("--method", self.methods)):
+            words += [word for value in values for word in (option, value)]
+        words += [word for item in self.calibrations[1:] for word in ("--calibrate", item)]
+        numbers: tuple[tuple[str, Any], ...] = (
+            ("--time-steps", self.time_steps),
+            ("--levels", self.levels),
+            ("--calibrated-for", self.calibrated_for),
+            ("--act-bits", self.act_bits),
+            ("--images", self.images),
+            ("--errors", self.errors or None),
+        )
+        for option, value in numbers:
+            if value is not None:
+                text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                words += [option, text]
+        return shlex.join(words)
 
     def block(self) -> EvaluateBlock:
         """The same as the block of a recipe."""
@@ -156,6 +190,7 @@ def _run(options: EvalOptions, out: Path) -> list[Row]:
         write_json(out / "eval.json", dataclasses.asdict(options))
         write_json(out / "results.json", results_to_json(rows))
         _publish(rows, results, energies, out)
+        _write_page(options, rows, results, out)
     cache.processes.wait()
     return rows
 
@@ -205,6 +240,25 @@ def _publish(
     lines += [f"## {name}, as it is stored\n\n{report.markdown()}\n" for name, report in energies]
     with atomic(out / "errors.md") as temporary:
         temporary.write_text("\n".join(lines))
+
+
+def _write_page(
+    options: EvalOptions, rows: list[Row], results: Sequence[Analysis], out: Path
+) -> None:
+    """The page for a browser, and the rows for a spreadsheet."""
+    write_csv(rows, out / "results.csv")
+    content = PageContent(
+        rows=rows,
+        name="Conversion error over time steps",
+        heading=tables.title(rows),
+        command=options.command(),
+        analyses=[
+            {"title": item.title, "errors": item.errors.to_json()} for item in results[:SHOWN]
+        ],
+        downloads=downloads(out, FILES),
+    )
+    with atomic(out / PAGE) as temporary:
+        temporary.write_text(render(content), encoding="utf-8")
 
 
 def _subjects(name: str, recipes: list[Recipe], options: EvalOptions) -> list[Subject]:

@@ -67,13 +67,18 @@ def content_of(run: Path, rows: Sequence[Row]) -> PageContent:
         command=f"mt-convert run recipe.yaml --out runs/{name}",
         recipe=recipe,
         facts=_facts(run, rows),
-        downloads=[
-            Download(file, about, path.stat().st_size)
-            for file, about in FILES.items()
-            if (path := run / file).is_file()
-        ],
+        downloads=downloads(run, FILES),
         sentence=_trained(rows),
     )
+
+
+def downloads(folder: Path, files: Mapping[str, str]) -> list[Download]:
+    """Those of some files that are there, with what they are."""
+    return [
+        Download(file, about, path.stat().st_size)
+        for file, about in files.items()
+        if (path := folder / file).is_file()
+    ]
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:

@@ -21,4 +21,5 @@ def wilson(share: float, count: int, z: float = Z95) -> tuple[float, float]:
         return 0.0, 1.0
     spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     middle, scale = share + z * z / (2 * count), 1 + z * z / count
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+    low, high = (middle - spread) / scale, (middle + spread) / scale
+    return max(0.0, min(low, share)), min(1.0, max(high, share))  # at 0 and 1 despite rounding

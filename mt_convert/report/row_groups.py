@@ -10,7 +10,7 @@ _WORDS: dict[str, Callable[[Row], str]] = {
     "model": lambda row: row.model,
     "dataset": lambda row: row.dataset,
     "images": lambda row: f"{row.images:,} images",
-    "weight_bits": lambda row: f"W{row.weight_bits}" if row.weight_bits else "float weights",
+    "weight_bits": lambda row: f"W{row.weight_bits:g}" if row.weight_bits else "float weights",
     "weights": lambda row: f"{row.weights} weights",
     "levels": lambda row: f"L = {row.levels}",
     "spacing": lambda row: f"{row.spacing} spacing",

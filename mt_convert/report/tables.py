@@ -114,7 +114,7 @@ def title(rows: Sequence[Row]) -> str:
     if not rows:
         return "no rows"
     row, several = rows[0], columns(rows)
-    weights = "float weights" if row.weight_bits is None else f"W{row.weight_bits}"
+    weights = "float weights" if row.weight_bits is None else f"W{row.weight_bits:g}"
     joined = ", " if row.weight_bits is None else ""
     bits = (row.levels + 1).bit_length() - 1
     levels = f"{joined}A{bits} (L = {row.levels})"

@@ -175,6 +175,7 @@ def account(
         "networks": [_network_json(item, spiking[0]) for item in shown],
         "pays": spiking[0].total < quantized.total,
         "sentence": _sentence(first, spiking[0], quantized, ann, prices, sweep),
+        "short": _short(first, spiking[0], quantized, ann),
         "break_even": break_even(own, quantized, prices, memory),
         "sweep": sweep,
         "stable": len({item["ratio"] < 1 for item in sweep}) == 1,
@@ -276,6 +277,17 @@ def _sentence(
         + turns
         * (not stable)
     )
+
+
+def _short(way: str, spiking: Cost, quantized: Cost, ann: Cost) -> str:
+    """The same in a line."""
+    share = spiking.total / quantized.total if quantized.total else 0.0
+    floats = spiking.total / ann.total if ann.total else 0.0
+    answer, way = (
+        "yes" if share < 1 else "no",
+        way.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"),
+    )
+    return f"{answer}: {share:.2f} times the quantized network, {floats:.2f} times fp32 ({way})"
 
 
 def _sweep_sentence(sweep: Sequence[Mapping[str, Any]]) -> str:

@@ -49,8 +49,8 @@ class EnergyRow:
     Units: all numbers per image; ``events`` are the thresholds that the layer crosses (set bits of
         a binary ladder, the size of a digit), ``packets`` the steps in which a neuron of it emits
         anything, ``shifts`` those of membranes whose neurons speak in digits; ``parameters`` are a
-        layer's weights and biases, ``neurons`` those of a layer of neurons and ``level_bits`` what the level
-        of each takes in the quantized network (0 in rows of before they were counted).
+        layer's weights and biases, ``neurons`` those of a layer of neurons and ``level_bits`` what
+        the level of each takes in the quantized network (0 in rows of before they were counted).
 
     Example:
         >>> EnergyRow("fc", "Linear", Signal.SPIKES, 2, 300, 0, 0, 0, 200, (4, 8)).bit_operations

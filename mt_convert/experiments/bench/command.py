@@ -128,6 +128,8 @@ def run(options: BenchOptions, out: Path) -> Benchmark:
         benchmark = time_networks(options, out / "networks")
         write_json(out / "results.json", benchmark.to_json())
         publish(HEAD, benchmark, out)
+        with atomic(out / "report.html") as temporary:
+            temporary.write_text(pages.html(benchmark), encoding="utf-8")
     return benchmark
 
 

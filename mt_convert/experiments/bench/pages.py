@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.table import Table
 
+from ...report.html.charts import bars
+from ...report.html.page import PageContent, render
+from ...report.html.svg import number
 from .contenders import ContenderKind
 from .limits import moving_us
 from .registry import all_contenders
@@ -74,6 +78,58 @@ def _short(us: float) -> str:
         ['0.50', '12.3', '123', '12,346']
     """
     return f"{us:.2f}" if us < 10 else f"{us:.1f}" if us < 100 else f"{us:,.0f}"
+
+
+def html(benchmark: Benchmark) -> str:
+    """The page for a browser: for each network and batch a bar for each contender.
+
+    Example:
+        >>> html(Benchmark(())).splitlines()[0]
+        '<!DOCTYPE html>'
+    """
+    parts = []
+    for (network, batch), rows in groups(benchmark.rows).items():
+        order = sorted(rows, key=lambda row: row.us_per_image)
+        shown = [(_called(row), [("time", row.us_per_image)]) for row in order]
+        label = "; ".join(f"{name} {sizes[0][1]:.4g} µs" for name, sizes in shown)
+        parts.append(
+            {
+                "title": f"{network}, batch {batch}",
+                "chart": bars(shown, "µs", f"Time per image: {label}"),
+                "heads": [*HEADINGS, *MORE],
+                "rows": [cells(row) for row in order],
+            }
+        )
+    absent = [
+        f"not timed: {item.contender} ({item.network}, {item.case}): {item.reason}"
+        for item in benchmark.absent
+    ]
+    facts = {
+        name.replace("_", " "): _fact(value)
+        for name, value in benchmark.machine.items()
+        if value is not None
+    }
+    return render(
+        PageContent(
+            (),
+            "Benchmark",
+            heading=", ".join(benchmark.networks) or "no networks",
+            speed={"parts": parts, "legend": LEGEND, "notes": [*findings(benchmark), *absent]},
+            facts=facts,
+        )
+    )
+
+
+def _fact(value: Any) -> str:
+    """What was measured of a machine, as text."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_fact(item)}" for name, item in value.items())
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def _called(row: BenchRow) -> str:
+    """A contender with its steps and thresholds."""
+    return row.contender if row.T is None else f"{row.contender}, T = {row.T}, n = {row.n}"
 
 
 def rich_tables(benchmark: Benchmark) -> list[Table]:

@@ -333,14 +333,15 @@ def training_panels(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]
     """Loss, and accuracy on validation images, over the epochs.
 
     Example:
-        >>> [name for name, _ in training_panels([{"epoch": 1, "train_loss": 0.5}])]
+        >>> log = [{"epoch": 1, "train_loss": 0.5}, {"epoch": 2, "train_loss": 0.4}]
+        >>> [name for name, _ in training_panels(log)]
         ['training loss']
     """
     panels = []
     columns = {"train_loss": "training loss", "validation_accuracy": "validation accuracy, %"}
     for key, words in columns.items():
         points = [(row["epoch"], row[key]) for row in log if row.get(key) is not None]
-        if not points:
+        if len(points) < 2:
             continue
         values = [value for _, value in points]
         low, high = min(values), max(values)

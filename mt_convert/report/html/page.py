@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from ..columns import COLUMNS, cells, columns, legend
 from ..intervals import wilson
+from ..row_groups import kinds_of
 from ..rows import Row
 from ..tables import title
 from . import charts
@@ -156,10 +157,9 @@ def _verdict(report: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
 def _accuracies(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Float, control, quantized and spiking accuracy with their 95 % intervals; the spiking one
     after the step that is best, which is said."""
-    if not rows:
+    if len({(row.model, row.dataset, row.ann_accuracy, row.qann_accuracy) for row in rows}) != 1:
         return []
-    first = rows[0]
-    alike = [row for row in rows if (row.model, row.dataset) == (first.model, first.dataset)]
+    first, alike = rows[0], rows
     exact = [row for row in alike if row.exact_share == 1]
     best = min(exact, key=lambda row: (row.T, row.n)) if exact else _best(alike)
     where = f"n = {best.n}, T = {best.T}" + ("" if exact else ", the best of the table")
@@ -194,9 +194,13 @@ def _best(rows: Sequence[Row]) -> Row:
 
 
 def _settles(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """For each n of the first kind of rows the step from which on it equals the quantized one."""
-    settled = {row.n: row.settling_T for row in rows if row.settling_T is not None}
-    return [{"n": n, "T": settled[n]} for n in sorted(settled)]
+    """For each n of the first kind of rows that settles, the step from which on it equals the
+    quantized network."""
+    for alike in kinds_of(rows).values():
+        settled = {row.n: row.settling_T for row in alike if row.settling_T is not None}
+        if settled:
+            return [{"n": n, "T": settled[n]} for n in sorted(settled)]
+    return []
 
 
 def _table(rows: Sequence[Row]) -> dict[str, Any]:
@@ -277,8 +281,11 @@ def _heats(content: PageContent, inspection: Mapping[str, Any]) -> list[dict[str
     tables += [(item["title"], item["errors"]) for item in content.analyses]
     heats = []
     for words, table in tables:
-        last = {row["n"]: row["T"] for row in table["logits"]}
-        for n, T in last.items():
+        measured: dict[int, list[int]] = {}
+        for row in table["logits"]:
+            measured.setdefault(row["n"], []).append(row["T"])
+        ends = [(n, T) for n, steps in measured.items() for T in sorted({steps[0], steps[-1]})]
+        for n, T in ends:
             rows = charts.error_heat(table, "propagated", n, T)
             heats.append({"title": words, "n": n, "T": T, "images": table["images"], "rows": rows})
     return heats

@@ -1,0 +1,133 @@
+"""The account of energy: each cost against a sum written here, the break-even, the ranking."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from pages import energy_report, energy_rows
+
+from mt_convert.evaluation.energy.account import (
+    FP16,
+    FP32,
+    INT8,
+    INT32,
+    PRICES,
+    MemoryModel,
+    Weights,
+    account,
+    break_even,
+    dense_cost,
+    equal_prices,
+    price_sweep,
+    spiking_cost,
+)
+
+NONE, ONCE, EVENT = (MemoryModel(weights, bit_pj=1.0, state_bits=10) for weights in Weights)
+
+
+def test_the_prices_are_those_of_the_source() -> None:
+    pairs = {name: (item.mac_pj, item.ac_pj) for name, item in PRICES.items()}
+    assert pairs == {
+        "fp32": (4.6, 0.9),
+        "fp16": (1.5, 0.4),
+        "int32": (3.2, 0.1),
+        "int8": (0.23, 0.03),
+    }
+
+
+@pytest.mark.parametrize("prices", [FP32, FP16, INT32, INT8])
+def test_compute_and_neurons_are_the_counts_times_the_prices(prices: object) -> None:
+    cost = spiking_cost("", energy_rows(40.0), prices, NONE)  # type: ignore[arg-type]
+    mac, ac = prices.mac_pj, prices.ac_pj  # type: ignore[attr-defined]
+    assert cost.compute == pytest.approx(360 * ac + 100 * mac)
+    assert cost.neurons == pytest.approx(300 * ac)
+    assert cost.memory == 0
+    dense = dense_cost("", energy_rows(), prices, NONE, None)  # type: ignore[arg-type]
+    assert dense.compute == pytest.approx(1000 * mac)
+    assert dense.neurons == pytest.approx(20 * mac)
+
+
+def test_memory_is_weights_state_and_events_in_bits() -> None:
+    state = 2 * 20 * 10  # read and written, 20 neurons, one step
+    events = 2 * 40 * (5 + 1)  # an address of 20 neurons, a size of one threshold
+    analog = 10 * 8
+    once = spiking_cost("", energy_rows(40.0), INT8, ONCE).memory
+    assert once == state + events + analog + 90 * 4
+    for_each = spiking_cost("", energy_rows(40.0), INT8, EVENT).memory
+    assert for_each == state + events + analog + 360 * 4
+    quantized = dense_cost("", energy_rows(), INT8, ONCE, None).memory
+    assert quantized == 10 * 8 + 90 * 4 + 2 * 20 * 4
+    assert dense_cost("", energy_rows(), FP32, ONCE, 32).memory == 32 * (10 + 90 + 2 * 20)
+
+
+def test_steps_cost_state_and_weights_again() -> None:
+    later = [replace(row, time_steps=3) for row in energy_rows(40.0)]
+    more = spiking_cost("", later, INT8, ONCE).memory
+    less = spiking_cost("", energy_rows(40.0), INT8, ONCE).memory
+    assert more - less == 2 * (2 * 20 * 10 + 90 * 4)
+
+
+def test_at_the_break_even_rate_both_cost_the_same() -> None:
+    rows, cheap = energy_rows(40.0), replace(ONCE, bit_pj=0.05)
+    quantized = dense_cost("", rows, INT8, cheap, None)
+    found = break_even(rows, quantized, INT8, cheap)
+    assert found["here"] == 2.0
+    assert found["rate"] is not None
+    scale = found["rate"] / found["here"]
+    there = [
+        replace(
+            row, synops=row.synops * scale, packets=row.packets * scale, events=row.events * scale
+        )
+        for row in rows
+    ]
+    at_rate = spiking_cost("", there, INT8, cheap)
+    sizes = [row.events / row.packets for row in there if row.packets]
+    assert sizes == [1.0], "packets keep their size"
+    assert at_rate.total == pytest.approx(quantized.total)
+
+
+def test_where_silence_itself_is_dearer_no_rate_pays() -> None:
+    rows = [replace(row, comparisons=10**6 * bool(row.neurons)) for row in energy_rows()]
+    quantized = dense_cost("", rows, INT8, ONCE, None)
+    found = break_even(rows, quantized, INT8, ONCE)
+    assert found["rate"] is None
+    assert found["sentence"].startswith("No firing rate would pay")
+
+
+def test_the_quantized_network_of_the_same_bits_stands_first_and_fp32_last() -> None:
+    made = account({"n = 15, T = 1": (energy_report(), 1)})
+    names = [item["name"] for item in made["networks"]]
+    assert names[0] == "quantized network, the same bits"
+    assert names[-1] == "float network, fp32"
+    assert made["price"]["name"] == "int8, 45 nm"
+
+
+def test_prices_follow_from_the_bits() -> None:
+    rows = energy_rows()
+    assert equal_prices(rows) is INT8
+    assert equal_prices([replace(rows[0], bits=(12, 8))]) is INT32
+    assert equal_prices([replace(rows[0], bits=(32, 8))]) is FP32
+
+
+@pytest.mark.parametrize(("events", "word"), [(1.0, "It pays"), (4000.0, "It does not pay")])
+def test_one_sentence_says_whether_it_pays(events: float, word: str) -> None:
+    made = account({"n = 15, T = 1": (energy_report(events), 1)})
+    assert made["sentence"].startswith(word)
+    assert made["pays"] == (word == "It pays")
+    quantized, spiking, _ = made["networks"]
+    assert made["pays"] == (spiking["total"] < quantized["total"])
+    assert quantized["spiking_share"] == pytest.approx(spiking["total"] / quantized["total"])
+
+
+def test_the_sweep_says_whether_the_ranking_hangs_on_prices() -> None:
+    assert len(price_sweep(energy_rows(), ONCE)) == len(PRICES) * len(Weights)
+    silent, loud, between = (
+        account({"a": (energy_report(events), 1)}) for events in (0.001, 10.0**6, 60.0)
+    )
+    assert silent["stable"]
+    assert loud["stable"]
+    assert "dearer in all 12" in loud["sweep_sentence"]
+    assert not between["stable"]
+    assert between["sweep_sentence"].startswith("Yes")
+    assert "prices and models of memory" in between["sentence"]

@@ -1,0 +1,135 @@
+"""What is stored of a network for its page, against the simulation it speaks of."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from mt_convert.data import DataSpec, open_data
+from mt_convert.evaluation.inspection import inspect, pick_setting, picture
+from mt_convert.evaluation.settings import Setting
+from mt_convert.evaluation.subject import Subject
+from mt_convert.neurons.ladder import Uniform
+from mt_convert.quantization.quantize import quantize
+from mt_convert.quantization.spec import QuantSpec
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.simulate import simulate
+
+SETTINGS = [Setting(Uniform(n), (1, 4)) for n in (1, 3, 15)]
+
+
+class Residual(nn.Module):
+    """Two paths that join, so that a neuron is fed by a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.act1, self.act2, self.head = nn.ReLU(), nn.ReLU(), nn.Linear(4 * 64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act1(self.first(x))
+        return self.head(self.act2(x + self.second(x)).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[dict[str, Any], Subject, Any]:
+    torch.manual_seed(0)
+    spec = DataSpec(
+        dataset="synthetic", image_size=8, channels=1, classes=10, limit=48, calibration_images=16
+    )
+    splits = open_data(spec)
+    calibration = torch.stack([splits.calibration[k][0] for k in range(16)])
+    net = Residual().eval()
+    with torch.no_grad():
+        net.first.bias[2] = -100.0  # a channel that never fires
+    qann = quantize(net, QuantSpec(4, 4), calibration=calibration).eval()
+    describe = {"model": "residual", "dataset": "synthetic", "seed": 0}
+    subject = Subject(qann, net, splits.test, calibration, describe)
+    return inspect(subject, SETTINGS, convert(qann)), subject, qann
+
+
+def test_it_is_plain_data(made: Any) -> None:
+    assert json.loads(json.dumps(made[0], allow_nan=False)) == made[0]
+    assert made[0]["setting"]["n"] == 3
+    assert made[0]["setting"]["T"] == 4
+    assert "not_analysed" not in made[0]
+    assert made[0]["account"]["way"] == "n = 15, T = 1"
+
+
+def test_spikes_are_those_of_the_simulation_and_potentials_keep_the_charge(made: Any) -> None:
+    stored, subject, qann = made
+    snn = convert(qann, ladder=Uniform(3), signed=True)
+    image = subject.test[0][0][None]
+    run = simulate(snn, image, time_steps=4, record=True)
+    assert run.spikes is not None
+    layers = dict(snn.neurons())
+    drive = (subject_first_current(qann, image) / layers["act1"].delta).flatten()
+    for layer in stored["example"]["layers"]:
+        emitted = run.spikes[layer["name"]].flatten(1).T
+        assert layer["spikes"] == emitted[layer["chosen"]].tolist()
+        assert layer["active"] == int((emitted.abs().sum(1) > 0).sum())
+        assert layer["events"] == float(emitted.abs().sum())
+    first = stored["example"]["layers"][0]
+    assert first["name"] == "act1"
+    totals = run.spikes["act1"].flatten(1).cumsum(0).T[first["chosen"]]
+    potentials = drive[first["chosen"]][:, None] - totals + 0.5
+    assert torch.allclose(torch.tensor(first["potentials"]), potentials, atol=1e-3)
+    assert stored["example"]["classes"] == run.logits[:, 0].argmax(1).tolist()
+
+
+def subject_first_current(qann: Any, image: torch.Tensor) -> torch.Tensor:
+    """What the first layer of neurons is given: the first convolution of the encoded image."""
+    layers = qann.layers
+    encoded = layers.get_submodule("input_quant")(image)
+    with torch.no_grad():
+        current: torch.Tensor = layers.get_submodule("first")(encoded)
+    return current
+
+
+def test_the_picture_of_the_network_joins_what_feeds_what(made: Any) -> None:
+    nodes = made[0]["nodes"]
+    place = {node["name"]: k for k, node in enumerate(nodes)}
+    assert nodes[place["act2"]]["feeders"] == sorted([place["act1"], place["second"]])
+    assert nodes[place["first"]]["reason"].startswith("fed by the encoded image")
+    assert nodes[place["second"]]["spike_fed"]
+    assert nodes[place["second"]]["macs"] == 64 * 4 * 4 * 9
+    assert [node["kind"] for node in nodes][:3] == ["image", "encoder", "weighted"]
+
+
+def test_a_channel_that_never_fires_is_counted(made: Any) -> None:
+    first = made[0]["layers"][0]
+    assert first["channels"] == 4
+    assert first["dead"] == 1
+    assert 0 <= first["saturated"] < 0.5
+    assert first["rate"] > 0
+
+
+def test_the_worst_images_are_sorted_by_the_distance_of_their_logits(made: Any) -> None:
+    stored, subject, qann = made
+    snn = convert(qann, ladder=Uniform(3), signed=True)
+    images = torch.stack([subject.test[k][0] for k in range(stored["images"])])
+    with torch.no_grad():
+        differ = qann(images) != simulate(snn, images, time_steps=4).logits[-1]
+    assert stored["worst"]["differ"] == int(differ.any(1).sum())
+    distances = [row["distance"] for row in stored["worst"]["rows"]]
+    assert distances == sorted(distances, reverse=True)
+
+
+def test_the_setting_that_is_looked_into_takes_several_steps() -> None:
+    assert pick_setting(SETTINGS, 15).ladder == Uniform(3)
+    assert pick_setting([Setting(Uniform(15), (1,))], 15).ladder == Uniform(15)
+    assert pick_setting([], 15).time_steps == (8,)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_an_image_of_any_number_of_channels_is_a_small_png(channels: int) -> None:
+    shown = Image.open(io.BytesIO(base64.b64decode(picture(torch.rand(channels, 96, 80)))))
+    assert shown.mode == ("RGB" if channels >= 3 else "L")
+    assert max(shown.size) == 64

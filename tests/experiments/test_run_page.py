@@ -1,0 +1,93 @@
+"""The page of a run from its stored files, and `show` without torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import Command
+from results import ROW
+
+from mt_convert.errors import CheckpointError
+from mt_convert.experiments.run_page import csv_text, write_page
+from mt_convert.experiments.show import plain
+from mt_convert.report.rows import Row, results_to_json
+from mt_convert.system.storage import write_json
+
+VERDICT = {
+    **{"exact_t1": True, "settling_t": 6, "thresholds": 4, "time_steps": 32, "images": 32},
+    **{"neurons": 4096, "adversarial": 540, "differs": []},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A finished run as earlier versions left it, without a look into its network."""
+    write_json(tmp_path / "results.json", results_to_json([ROW]))
+    report = {"verdict": VERDICT, "neurons": [], "weighted": [], "analog": [], "warnings": []}
+    write_json(tmp_path / "convert" / "report.json", {"report": report})
+    (tmp_path / "recipe.yaml").write_text("name: r20\nseed: 0\n")
+    return tmp_path
+
+
+def test_the_page_of_a_run_of_before_is_made_with_what_it_stored(folder: Path) -> None:
+    page = write_page(folder).read_text()
+    assert "Exact at T = 1" in page
+    assert "runs/r20" in page
+    assert 'id="spikes"' not in page
+    assert (folder / "results.csv").is_file()
+
+
+def test_the_same_files_give_the_same_page(folder: Path) -> None:
+    first = write_page(folder).read_bytes()
+    assert write_page(folder).read_bytes() == first
+
+
+def test_a_folder_without_a_finished_run_gets_no_page(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no finished run"):
+        write_page(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_log_is_named(folder: Path) -> None:
+    (folder / "train").mkdir()
+    (folder / "train" / "log.jsonl").write_text('{"epoch": 1}\n{"epo')
+    with pytest.raises(CheckpointError, match=r"log\.jsonl is damaged"):
+        write_page(folder)
+    assert not (folder / "report.html").exists()
+
+
+def test_rows_as_csv_have_every_column_and_every_number() -> None:
+    (row,) = csv.DictReader(io.StringIO(csv_text([ROW])))
+    assert list(row) == Row.fields()
+    assert float(row["spikes_per_neuron"]) == ROW.spikes_per_neuron
+
+
+def test_rows_as_json_are_those_that_are_stored(folder: Path) -> None:
+    assert json.loads(plain(folder, "json")) == json.loads((folder / "results.json").read_text())
+
+
+def test_show_takes_one_form_and_prints_nothing_else(folder: Path, command: Command) -> None:
+    assert command("show", str(folder), "--csv").stdout == plain(folder, "csv")
+    done = command("show", str(folder), "--csv", "--json")
+    assert done.returncode == 2
+    assert "one of them" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("ls",), ("show", "."), ("show", ".", "--json")])
+def test_show_and_ls_do_not_wait_for_torch(folder: Path, words: tuple[str, ...]) -> None:
+    code = (
+        "import sys\nfrom mt_convert.cli import app\n"
+        f"app({list(words)!r}, standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

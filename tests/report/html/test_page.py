@@ -1,0 +1,198 @@
+"""The page of a run: its sections, answers to a reader's questions, and that it stands alone."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from pages import CONTENT, VOID
+
+from mt_convert.report.html.page import PageContent, render
+
+LARGEST = 2_000_000
+
+
+class Parsed(HTMLParser):
+    """Elements of a page: attributes, the text inside, and what was not closed as it should be."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[tuple[str, int]] = []
+        self.texts: dict[int, str] = {}
+        self.wrong: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.texts[len(self.elements) - 1] = ""
+        if tag not in VOID:
+            self.open.append((tag, len(self.elements) - 1))
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open[-1][0] != tag:
+            self.wrong.append(tag)
+            return
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        for _, place in self.open:
+            self.texts[place] += data
+
+    def text(self, name: str) -> str:
+        """The text of the element of this id."""
+        (place,) = [k for k, (_, item) in enumerate(self.elements) if item.get("id") == name]
+        return " ".join(self.texts[place].split())
+
+    def all(self, tag: str) -> list[tuple[dict[str, str | None], str]]:
+        """Attributes and text of each element of this kind."""
+        return [
+            (item, self.texts[k]) for k, (name, item) in enumerate(self.elements) if name == tag
+        ]
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render(CONTENT)
+
+
+@pytest.fixture(scope="module")
+def parsed(page: str) -> Parsed:
+    return Parsed(page)
+
+
+def test_every_element_is_closed_and_every_id_is_there_once(parsed: Parsed) -> None:
+    assert parsed.wrong == []
+    assert parsed.open == []
+    ids = [item["id"] for _, item in parsed.elements if "id" in item]
+    assert len(ids) == len(set(ids)) > 20
+
+
+def test_the_sections_stand_in_the_order_in_which_a_reader_asks(parsed: Parsed) -> None:
+    assert [item["id"] for item, _ in parsed.all("section")] == [
+        *("verdict", "accuracies", "over-time", "spikes", "errors", "energy", "layers"),
+        *("training", "again", "downloads"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("exact", "Exact at T = 1"),
+        ("compared", "on 32 images: 4,096 activations"),
+        ("glance-accuracy", "91.23 / 90.87 / 90.87 % of 10,000 test images"),
+        ("settles", "T = 1 (n = 15)"),
+        ("spike-share", "90.0 % of 1000 (1 of 2 weighted layers)"),
+        ("analog", "1: conv (fed by the encoded image (direct coding), not by spikes)"),
+        ("rate", "0.5 events per neuron and step (n = 3, T = 2)"),
+        ("pays", "no: 1.50 times the quantized network"),
+        ("subject", "resnet20_cifar, cifar10_jpeg, 10000 test images, W4A4 (L = 15), seed 0"),
+        ("glance-again", "mt-convert run recipe.yaml"),
+    ],
+)
+def test_a_question_of_a_reader_is_answered_by_one_element(
+    parsed: Parsed, name: str, answer: str
+) -> None:
+    assert answer in parsed.text(name).replace("\xa0", " ")
+
+
+def test_the_answers_stand_before_the_second_section(page: str) -> None:
+    end = page.index('<section id="accuracies"')
+    for name in (
+        "exact",
+        "compared",
+        "glance-accuracy",
+        "settles",
+        "spike-share",
+        "analog",
+        "pays",
+    ):
+        assert page.index(f'id="{name}"') < end
+
+
+def test_it_asks_no_other_machine_for_anything_and_is_small(page: str, parsed: Parsed) -> None:
+    for _, item in parsed.elements:
+        for key in ("src", "href", "srcset", "action", "data"):
+            value = item.get(key) or ""
+            assert "//" not in value.removeprefix("data:image/png;base64,").split(",")[0], value
+    assert "@import" not in page
+    assert "url(" not in page
+    assert "fetch(" not in page
+    assert len(page.encode()) < LARGEST
+
+
+def test_whatever_is_drawn_pressed_or_chosen_has_a_name(parsed: Parsed) -> None:
+    drawings = parsed.all("svg")
+    assert len(drawings) == 7
+    assert all(item["role"] == "img" and item["aria-label"] for item, _ in drawings)
+    assert all(item.get("alt") for item, _ in parsed.all("img"))
+    assert all(text.strip() for _, text in parsed.all("button"))
+    labels = " ".join(text for _, text in parsed.all("label"))
+    assert labels.count("Potential of neuron") == len(parsed.all("select")) == 1
+    regions = [item for _, item in parsed.elements if item.get("role") == "region"]
+    assert regions
+    assert all(item["aria-label"] and item["tabindex"] == "0" for item in regions)
+    assert all(item.get("scope") for item, _ in parsed.all("th"))
+
+
+def test_light_dark_and_print_have_styles_of_their_own(page: str) -> None:
+    assert "prefers-color-scheme: dark" in page
+    assert "@media print" in page
+    assert "prefers-reduced-motion" in page
+
+
+def test_signed_spikes_are_drawn_in_two_colours_and_every_neuron_has_its_potential(
+    page: str, parsed: Parsed
+) -> None:
+    rects = [str(item.get("class")) for item, _ in parsed.all("rect")]
+    assert rects.count("up") == 2
+    assert rects.count("down") == 1
+    traces = [str(item.get("class")) for item, _ in parsed.all("g")]
+    assert traces.count("trace") == 1, "one is shown"
+    assert traces.count("trace off") == 1
+
+
+def test_a_layer_with_saturated_or_dead_channels_is_marked(parsed: Parsed) -> None:
+    alerts = [text for item, text in parsed.all("span") if item.get("class") == "alert"]
+    assert alerts == ["25.0 % of activations at the quantizer's end", "2 of 8 channels never fire"]
+
+
+def test_the_reason_for_what_is_analog_is_told_by_its_layer(parsed: Parsed) -> None:
+    told = [str(item["data-told"]) for item, _ in parsed.all("li") if "data-told" in item]
+    (conv,) = [text for text in told if text.startswith("conv ")]
+    assert "direct coding" in conv
+    assert "fed by images" in conv
+    assert "10.0 %" in conv
+
+
+def test_a_network_that_is_not_exact_is_said_so_with_the_layers() -> None:
+    report: Any = copy.deepcopy(CONTENT.report)
+    report["verdict"] |= {"exact_t1": False, "differs": ["layer1.act"]}
+    parsed = Parsed(render(replace(CONTENT, report=report)))
+    assert parsed.text("exact") == "✗ Not exact at T = 1: it differs in layer1.act"
+    assert any(item.get("class") == "verdict no" for item, _ in parsed.all("div"))
+
+
+def test_what_was_not_stored_is_left_out_and_nothing_else() -> None:
+    parsed = Parsed(render(PageContent(CONTENT.rows, "digits")))
+    assert parsed.wrong == []
+    assert [item["id"] for item, _ in parsed.all("section")] == [
+        *("verdict", "accuracies", "over-time", "again"),
+    ]
+
+
+def test_names_and_warnings_cannot_write_into_the_page() -> None:
+    evil = '<script>alert("x")</script>'
+    report: Any = {**CONTENT.report, "warnings": [evil]}  # type: ignore[dict-item]
+    inspection: Any = copy.deepcopy(CONTENT.inspection)
+    inspection["nodes"][1]["name"] = inspection["layers"][0]["name"] = evil
+    inspection["example"]["layers"][0]["name"] = evil
+    page = render(
+        replace(CONTENT, name=evil, recipe=evil, command=evil, report=report, inspection=inspection)
+    )
+    assert evil not in page
+    assert len(Parsed(page).all("script")) == 1
