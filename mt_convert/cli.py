@@ -6,12 +6,15 @@ imported by the command that needs it.
 
 from __future__ import annotations
 
+import csv
 import errno
+import json
 import logging
 import os
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -65,7 +68,7 @@ def _describe() -> None:
 
 
 @app.command("ls")
-def list_() -> None:
+def list_(json_: AsJson = False, csv_: AsCsv = False) -> None:
     """List the recipes, and the networks that come with this package.
 
     \b
@@ -75,10 +78,24 @@ def list_() -> None:
       mt-convert ls
     """
     recipes = {name: catalogue.headline(path) for name, path in catalogue.shipped_recipes().items()}
+    if (form := _form(json_, csv_)) is not None:
+        _print_names({"recipes": recipes, "networks": CIFAR_MODELS}, form)
+        return
     for title, rows in (("Recipes", recipes), ("Networks", CIFAR_MODELS)):
         typer.echo(title)
         for name, text in rows.items():
             typer.echo(f"  {name:<26} {text}")
+
+
+def _print_names(names: dict[str, dict[str, str]], form: str) -> None:
+    """What `ls` lists, as JSON or CSV."""
+    if form == "json":
+        typer.echo(json.dumps(names, indent=1))
+        return
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(("kind", "name", "about"))
+    for kind, rows in names.items():
+        writer.writerows((kind.removesuffix("s"), name, text) for name, text in rows.items())
 
 
 @app.command("cp")
@@ -285,6 +302,8 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for results, table, page and pictures.")] = Path(
         "runs/eval"
     ),
+    json_: AsJson = False,
+    csv_: AsCsv = False,
 ) -> None:
     """Conversion-error tables: networks, data sets, methods and calibrations side by side.
 
@@ -300,6 +319,7 @@ def evaluate(
     from .experiments import eval_table
     from .system.progress import speaks
 
+    form = _form(json_, csv_)
     options = eval_table.EvalOptions(
         names=tuple(word for word in words if "=" not in word),
         overrides=tuple(word for word in words if "=" in word),
@@ -322,7 +342,7 @@ def evaluate(
         _say("\nstopped; the same command continues with what is left")
         raise typer.Exit(stopping.exit_code()) from None
     if speaks():
-        eval_table.show(out, _console())
+        _finish(out, form, eval_table.show)
 
 
 @app.command()
@@ -371,6 +391,8 @@ def bench(
     out: Annotated[Path, typer.Option(help="Folder for table, page and picture.")] = Path(
         "runs/bench"
     ),
+    json_: AsJson = False,
+    csv_: AsCsv = False,
 ) -> None:
     """Time the integer network beside all else that runs the same network on this machine.
 
@@ -387,6 +409,9 @@ def bench(
     """
     from .experiments.bench import command
 
+    form = _form(json_, csv_)
+    if training and csv_:
+        raise SpecError("--csv: --training leaves tables of several kinds; use --json")
     options = command.BenchOptions(
         networks=tuple(networks),
         batches=_numbers("--batch", batch),
@@ -404,6 +429,9 @@ def bench(
     except KeyboardInterrupt:
         _say(f"\nstopped; earlier results in {out} are unchanged")
         raise typer.Exit(stopping.exit_code()) from None
+    if form is not None:
+        typer.echo(command.plain(out, form, training=training), nl=False)
+        return
     (command.show_training if training else command.show)(out, _console())
 
 
@@ -451,6 +479,16 @@ def show(
         show_run(path, _console())
 
 
+def _finish(out: Path, form: str | None, show_table: Callable[[Path, Console], None]) -> None:
+    """Print a finished table, for people or as JSON or CSV."""
+    from .experiments.show import plain
+
+    if form is None:
+        show_table(out, _console())
+    else:
+        typer.echo(plain(out, form), nl=False)
+
+
 def _form(json_: bool, csv_: bool) -> str | None:
     """How rows are to be printed; None as a table for people."""
     if json_ and csv_:
@@ -486,6 +524,8 @@ def coverage(
         list[str] | None,
         typer.Option("--import", help="A module that registers networks of yours with timm."),
     ] = None,
+    json_: AsJson = False,
+    csv_: AsCsv = False,
 ) -> None:
     """Try which architectures of timm convert exactly; of each that does not, show why.
 
@@ -504,6 +544,7 @@ def coverage(
     from .system.bounded import Limits
     from .system.folder_lock import folder_lock
 
+    form = _form(json_, csv_)
     settings = Settings(size=size, modules=tuple(modules or ()))
     plans = sweep.Sweep(out, settings, Limits(memory, minutes * 60, workers))
     try:
@@ -514,6 +555,9 @@ def coverage(
         _say("\nstopped; the same command continues with what is left")
         raise typer.Exit(stopping.exit_code()) from None
     pages.write_pages(table, out)
+    if form is not None:
+        typer.echo(pages.plain(table.only(item.name for item in chosen), form), nl=False)
+        return
     pages.show(table.only(item.name for item in chosen), _console())
     typer.echo(f"all {len(table.rows)} rows and the pages are in {out}")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..report.html.page import Download, PageContent, render
+from ..report.plain_text import csv_text
 from ..report.rows import Row, results_from_json
 from ..report.tables import title
 from ..system.storage import atomic, digest, read_json
@@ -35,13 +34,15 @@ FILES = {
 
 
 def write_page(run: Path) -> Path:
-    """Make the page of a finished run again; return its file.
+    """Make the page of a finished run again; return its file, or that of a table as it stands.
 
     Raises:
         CheckpointError: the run is not finished, or a file of it is damaged.
         OutputError: it cannot be written.
     """
     run = Path(run)
+    if (run / PAGE).is_file() and not (run / "recipe.yaml").is_file():
+        return run / PAGE  # of a table or a benchmark, which made it
     if not (run / "results.json").is_file():
         raise CheckpointError(f"{run} holds no finished run (results.json): finish it first")
     rows: list[Row] = read_json(run / "results.json", results_from_json)
@@ -84,21 +85,7 @@ def downloads(folder: Path, files: Mapping[str, str]) -> list[Download]:
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """The rows, a line each, with all columns."""
     with atomic(path) as temporary:
-        temporary.write_text(csv_text(rows), encoding="utf-8")
-
-
-def csv_text(rows: Sequence[Row]) -> str:
-    """The rows as comma-separated values.
-
-    Example:
-        >>> csv_text([]).splitlines()[0][:20]
-        'model,dataset,images'
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Row.fields())
-    writer.writerows([getattr(row, name) for name in Row.fields()] for row in rows)
-    return text.getvalue()
+        temporary.write_text(csv_text(Row, rows), encoding="utf-8")
 
 
 def _trained(rows: Sequence[Row]) -> str:

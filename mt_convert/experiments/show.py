@@ -11,9 +11,9 @@ from rich.console import Console
 from ..errors import CheckpointError
 from ..report import tables
 from ..report.columns import legend
+from ..report.plain_text import csv_text
 from ..report.rows import Row, results_from_json, results_to_json
 from ..system.storage import json_text, read_json
-from .run_page import csv_text
 
 
 def show(path: Path, console: Console) -> None:
@@ -25,6 +25,9 @@ def show(path: Path, console: Console) -> None:
     path = Path(path)
     if (path / "results.json").is_file():
         rows = stored_rows(path)
+        if (path / "eval.json").is_file():
+            console.print(tables.accuracy_table(rows))
+            return
         console.print(tables.rich_table(rows))
         console.print(legend(rows) + ".\n", style="dim")
         console.print(_closing_sentence(path, rows), highlight=False, soft_wrap=True)
@@ -44,7 +47,7 @@ def plain(path: Path, form: str) -> str:
     path = Path(path)
     if (path / "results.json").is_file():
         rows = stored_rows(path)
-        return json_text(results_to_json(rows)) if form == "json" else csv_text(rows)
+        return json_text(results_to_json(rows)) if form == "json" else csv_text(Row, rows)
     if not (path / "network.json").is_file():
         raise CheckpointError(_nothing(path))
     if form == "csv":

@@ -14,8 +14,9 @@ from commands import Command
 from results import ROW
 
 from mt_convert.errors import CheckpointError
-from mt_convert.experiments.run_page import csv_text, write_page
+from mt_convert.experiments.run_page import write_page
 from mt_convert.experiments.show import plain
+from mt_convert.report.plain_text import csv_text
 from mt_convert.report.rows import Row, results_to_json
 from mt_convert.system.storage import write_json
 
@@ -63,7 +64,7 @@ def test_a_damaged_log_is_named(folder: Path) -> None:
 
 
 def test_rows_as_csv_have_every_column_and_every_number() -> None:
-    (row,) = csv.DictReader(io.StringIO(csv_text([ROW])))
+    (row,) = csv.DictReader(io.StringIO(csv_text(Row, [ROW])))
     assert list(row) == Row.fields()
     assert float(row["spikes_per_neuron"]) == ROW.spikes_per_neuron
 
@@ -91,3 +92,20 @@ def test_show_and_ls_do_not_wait_for_torch(folder: Path, words: tuple[str, ...])
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_what_ls_lists_is_given_as_json_and_csv(command: Command) -> None:
+    names = json.loads(command("ls", "--json").stdout)
+    assert "digits" in names["recipes"]
+    rows = list(csv.DictReader(io.StringIO(command("ls", "--csv").stdout)))
+    assert {row["name"] for row in rows} == {*names["recipes"], *names["networks"]}
+
+
+def test_show_open_names_the_page_and_opens_it(
+    folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    addresses: list[str] = []
+    monkeypatch.setattr("typer.launch", addresses.append)
+    done = command("show", str(folder), "--open")
+    assert addresses == [(folder / "report.html").as_uri()]
+    assert str(folder / "report.html") in done.stdout

@@ -16,10 +16,11 @@ import torch
 from rich.console import Console
 
 from ...errors import Fault, SpecError, many
+from ...report.plain_text import csv_text
 from ...system.devices import device as accelerator_or_cpu
 from ...system.folder_lock import folder_lock
 from ...system.progress import progress
-from ...system.storage import atomic, read_json, sweep, write_json
+from ...system.storage import atomic, json_text, read_json, sweep, write_json
 from . import pages, picture, training
 from .contenders import Case, Contender
 from .limits import measure_machine, product
@@ -176,6 +177,14 @@ def _rows(group: Group, place: Place, *, memory: bool) -> list[BenchRow]:
         if reason:
             group.absent.append(Absent(name, contender, f"{case}, memory alone", reason))
     return rows
+
+
+def plain(out: Path, form: str, *, training: bool = False) -> str:
+    """What a finished benchmark stored, as ``json``, or its rows as ``csv``."""
+    if training:
+        return json_text(read_json(out / "training.json"))
+    benchmark = read_json(out / "results.json", benchmark_from_json)
+    return json_text(benchmark.to_json()) if form == "json" else csv_text(BenchRow, benchmark.rows)
 
 
 def show(out: Path, console: Console) -> None:

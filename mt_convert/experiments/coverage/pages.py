@@ -11,12 +11,23 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from ...system.storage import atomic
+from ...report.plain_text import csv_text
+from ...system.storage import atomic, json_text
 from .heat_map import draw
 from .rows import CoverageRow, Table
 
 ENOUGH = 0.95
 PICTURE = "families.png"
+
+
+def plain(table: Table, form: str) -> str:
+    """The rows of a sweep as ``json`` or ``csv``.
+
+    Example:
+        >>> plain(Table({}, {}, ()), "csv").split(",")[0]
+        'architecture'
+    """
+    return json_text(table.to_json()) if form == "json" else csv_text(CoverageRow, table.rows)
 
 
 def write_pages(table: Table, folder: Path) -> None:
