@@ -48,6 +48,7 @@ WITHOUT_TORCH = (
         "calibration/text",
         "calibration/report",
         "experiments/recipes/catalogue",
+        "experiments/run_page",
     ),
 )
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from ..report.records import Records
+
 CALIBRATION_SCHEMA = "mt_convert.calibration/1"
 WHOLE = "all layers"
 
@@ -38,14 +40,24 @@ class CalibrationRow:
         return self.after if self.kept else self.before
 
 
-@dataclass(frozen=True)
-class CalibrationReport:
+@dataclass(frozen=True, repr=False)
+class CalibrationReport(Records):
     """All rows, the images fitted to and held out, and the steps T that were calibrated for."""
 
     rows: tuple[CalibrationRow, ...]
     images: int
     held_out: int
     time_steps: int
+
+    def records(self) -> list[dict[str, Any]]:
+        """Its rows as plain numbers."""
+        return [dataclasses.asdict(row) for row in self.rows]
+
+    def __repr__(self) -> str:
+        return (
+            f"CalibrationReport({len(self.rows)} rows, T={self.time_steps}, images={self.images}, "
+            f"held_out={self.held_out})"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data under a schema."""

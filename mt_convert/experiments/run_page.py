@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..report.html.page import Download, PageContent, render
-from ..report.plain_text import csv_text
+from ..report.records import csv_text
 from ..report.rows import Row, results_from_json
 from ..report.tables import title
 from ..system.storage import atomic, digest, read_json

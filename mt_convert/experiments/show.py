@@ -11,7 +11,7 @@ from rich.console import Console
 from ..errors import CheckpointError
 from ..report import tables
 from ..report.columns import legend
-from ..report.plain_text import csv_text
+from ..report.records import csv_text
 from ..report.rows import Row, results_from_json, results_to_json
 from ..system.storage import json_text, read_json
 

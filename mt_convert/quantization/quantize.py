@@ -110,10 +110,16 @@ class QuantizedModel(NotPickled):
         reach = None if self.training else input_reach(self.layers)
         return check_images(images, self.image_shape, next(self.parameters(), None), reach)
 
-    def extra_repr(self) -> str:
+    def __repr__(self) -> str:
         layers = dict(layer_nodes(self.layers, WEIGHTED)).values()
         kinds = Counter(_weights_of(layer) for layer in dict.fromkeys(layers))
-        return "weights: " + ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        weights = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        activations = sum(1 for _ in layer_nodes(self.layers, QuantAct))
+        shape = "x".join(map(str, self.image_shape))
+        return (
+            f"QuantizedModel(weights: {weights}; {activations} quantizers of activations, "
+            f"L = {self.spec.levels}; images {shape}; print(qann.layers) shows all)"
+        )
 
 
 @forget_leftovers()

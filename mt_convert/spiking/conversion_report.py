@@ -14,6 +14,7 @@ from ..graph.operations import Operation, Operations
 from ..graph.rules import CONSTANT_SIDE, OperatorKind
 from ..graph.signals import Signal
 from ..neurons.layer import MTNeuron
+from ..report.records import Records
 from ..system.plain_data import as_type
 from .latency import Latency, latency_of
 from .presentation import Encoder
@@ -116,8 +117,8 @@ class Verdict:
         )
 
 
-@dataclass(frozen=True)
-class ConversionReport:
+@dataclass(frozen=True, repr=False)
+class ConversionReport(Records):
     """What `convert` did, layer by layer; printed by ``mt-convert show``.
 
     ``warnings``: what may make the network another one than the user thinks. ``float_agreement``:
@@ -145,6 +146,36 @@ class ConversionReport:
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row for each layer of neurons, each weighted layer, and whatever else is analog."""
+        reasons = {(row.name, row.operator): row.reason for row in self.analog}
+        rows: list[dict[str, Any]] = [
+            {"name": row.name, "kind": "neurons", "operator": row.ladder, "step": row.scale}
+            for row in self.neurons
+        ]
+        rows += [
+            {
+                **{"name": row.name, "kind": "weighted", "operator": row.layer},
+                **{"spike_fed": row.spike_fed, "fed_by": " ".join(row.fed_by)},
+                "reason": reasons.pop((row.name, row.layer), None),
+            }
+            for row in self.weighted
+        ]
+        rows += [
+            {"name": name, "kind": "analog", "operator": operator, "reason": reason}
+            for (name, operator), reason in reasons.items()
+        ]
+        return rows
+
+    def __repr__(self) -> str:
+        fed = sum(row.spike_fed for row in self.weighted)
+        said = "not verified" if self.verdict is None else str(self.verdict)
+        return (
+            f"ConversionReport({many(self.neurons, 'layer', 'layers')} of neurons, {fed} of "
+            f"{len(self.weighted)} weighted layers fed by spikes, "
+            f"{len(self.analog)} analog; {said})"
+        )
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> ConversionReport:

@@ -17,6 +17,7 @@ from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule
 from ..neurons.ladder import Radix
 from ..neurons.layer import MTNeuron
 from ..quantization.quantize import QuantizedModel
+from ..report.records import html_of
 from .conversion_report import _report
 from .presentation import Encoder, Presentation
 
@@ -60,6 +61,19 @@ class SpikingModel(NotPickled):
     def train(self, mode: bool = True) -> Self:
         """Nothing: a converted network is as it was converted; `finetune` trains a copy of it."""
         return super().train(False)
+
+    def __repr__(self) -> str:
+        ladders = dict.fromkeys(str(neuron.spec.ladder) for _, neuron in self.neurons())
+        shape = "x".join(map(str, self.image_shape))
+        return (
+            f"SpikingModel({many(list(self.neurons()), 'layer', 'layers')} of neurons, "
+            f"{', '.join(list(ladders)[:3])}{', …' * (len(ladders) > 3)}, images {shape}, "
+            f"presented {self.presentation}; print(snn.layers) shows all)"
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: its report."""
+        return html_of(self.report.records(), repr(self))
 
     @property
     def operations(self) -> Operations:

@@ -19,13 +19,14 @@ from warnings import warn
 import torch
 from torch import Tensor, fx
 
-from ..errors import Fault, SpecError
+from ..errors import Fault, SpecError, many
 from ..graph.by_values import call
 from ..graph.float32 import in_float32, network_dtype
 from ..graph.nodes import attribute, check_images, input_reach, node_name
 from ..graph.operations import Operation, reaching_output
 from ..neurons.layer import MTNeuron
 from ..neurons.totals import count_events, leak_of, totals_step, totals_step_literal, without_leak
+from ..report.records import Records
 from .levels import ladder_at, unit, window_spec, worth
 from .model import SpikingModel, spiking_network
 from .presentation import Encoder, Presentation, check_time_steps
@@ -34,8 +35,8 @@ from .shapes import images_not_first
 Observer = Callable[[int, str, Tensor, Tensor], None]
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(Records):
     """What a simulation saw.
 
     Shapes:
@@ -54,6 +55,36 @@ class Run:
     neurons: dict[str, int]
     packets: dict[str, Tensor]
     spikes: dict[str, Tensor] | None = None
+
+    @property
+    def firing_rates(self) -> dict[str, float]:
+        """Events per neuron and step of each layer, over all steps and images."""
+        steps, batch = self.logits.shape[:2]
+        return {
+            name: float(count.sum()) / max(1, self.neurons[name] * steps * batch)
+            for name, count in self.spike_counts.items()
+        }
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row for each layer: its neurons, events, packets, and rate."""
+        rates = self.firing_rates
+        return [
+            {
+                "layer": name,
+                "neurons": self.neurons[name],
+                "events": float(count.sum()),
+                "packets": float(self.packets[name].sum()),
+                "rate": rates[name],
+            }
+            for name, count in self.spike_counts.items()
+        ]
+
+    def __repr__(self) -> str:
+        steps, batch = self.logits.shape[:2]
+        return (
+            f"Run(T={steps}, images={batch}, {many(self.neurons, 'layer', 'layers')} of neurons, "
+            f"{self.firing_rate:.3g} events per neuron and step)"
+        )
 
     @property
     def firing_rate(self) -> float:

@@ -16,7 +16,7 @@ from results import ROW
 from mt_convert.errors import CheckpointError
 from mt_convert.experiments.run_page import write_page
 from mt_convert.experiments.show import plain
-from mt_convert.report.plain_text import csv_text
+from mt_convert.report.records import csv_text
 from mt_convert.report.rows import Row, results_to_json
 from mt_convert.system.storage import write_json
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...graph.signals import Signal
+from ...report.records import Records
 
 ENERGY_SCHEMA = "mt_convert.energy/1"
 
@@ -159,8 +160,8 @@ class NotCounted:
     reason: str
 
 
-@dataclass(frozen=True)
-class EnergyReport:
+@dataclass(frozen=True, repr=False)
+class EnergyReport(Records):
     """What `energy` counted: each layer and the whole, for each number of steps.
 
     ``images`` were averaged over; ``prices`` are those of the spiking network.
@@ -171,6 +172,24 @@ class EnergyReport:
     rows: tuple[EnergyRow, ...]
     totals: tuple[EnergyTotal, ...]
     not_counted: tuple[NotCounted, ...]
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row for each layer and number of steps."""
+        return [
+            {
+                **dataclasses.asdict(row),
+                **{"fed_by": str(row.fed_by), "bits": "x".join(map(str, row.bits))},
+            }
+            for row in self.rows
+        ]
+
+    def __repr__(self) -> str:
+        said = [
+            f"T={item.time_steps}: {item.picojoules / 1000:,.4g} nJ, "
+            f"{item.ratios['qann']:.3g} of the quantized network"
+            for item in self.totals[:4]
+        ]
+        return f"EnergyReport({self.images} images, {self.prices.name}; {'; '.join(said)})"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data under a schema."""

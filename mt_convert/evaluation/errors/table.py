@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import CheckpointError, SpecError
+from ...report.records import Records
 from ...system.plain_data import as_type
 from .rows import (
     CAUSES,
@@ -64,8 +65,8 @@ NOTE = (
 )
 
 
-@dataclass(frozen=True)
-class ErrorTable:
+@dataclass(frozen=True, repr=False)
+class ErrorTable(Records):
     """What `layer_errors` measured on ``images`` images: rows of layers, then one of `WHOLE`.
 
     Example:
@@ -78,6 +79,22 @@ class ErrorTable:
     errors: tuple[ErrorRow, ...]
     rates: tuple[RateRow, ...]
     logits: tuple[LogitRow, ...]
+
+    def records(self) -> list[dict[str, Any]]:
+        """A row for each layer, view, n and T: mean, RMS, maximum and relative of each cause."""
+        rows = []
+        for row in self.errors:
+            plain = {"layer": row.layer, "view": row.view, "n": row.n, "T": row.T}
+            for cause in CAUSES:
+                size = dataclasses.asdict(getattr(row, cause))
+                plain |= {f"{cause}_{name}": value for name, value in size.items()}
+            rows.append(plain)
+        return rows
+
+    def __repr__(self) -> str:
+        pairs = ", ".join(f"({n}, {T})" for n, T in self.settings[:6])
+        more = ", …" * (len(self.settings) > 6)
+        return f"ErrorTable({self.images} images, {len(self.layers)} layers, (n, T): {pairs}{more})"
 
     @property
     def settings(self) -> list[tuple[int, int]]:

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from ...errors import Fault, SpecError, many
-from ...report.plain_text import csv_text
+from ...report.records import csv_text
 from ...system.devices import device as accelerator_or_cpu
 from ...system.folder_lock import folder_lock
 from ...system.progress import progress

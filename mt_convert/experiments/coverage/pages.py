@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from ...report.plain_text import csv_text
+from ...report.records import csv_text
 from ...system.storage import atomic, json_text
 from .heat_map import draw
 from .rows import CoverageRow, Table

@@ -1,0 +1,113 @@
+"""Results as records: for a notebook, a spreadsheet, a data frame. No torch."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from markupsafe import escape
+
+from ..errors import SpecError
+from ..system.storage import atomic
+
+SHOWN = 60
+"""Rows that a notebook shows; the others are counted."""
+
+
+class Records:
+    """What is a table too: give `records`, and it can be written, framed and shown."""
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows of its table, each by the names of its columns; plain numbers and names."""
+        raise NotImplementedError
+
+    def to_csv(self, path: str | Path | None = None) -> str:
+        """Its rows as comma-separated values, which are written to ``path`` too where it is given.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        text = csv_of(self.records())
+        if path is not None:
+            with atomic(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        return text
+
+    def to_frame(self) -> Any:
+        """Its rows as a data frame of pandas.
+
+        Raises:
+            SpecError: pandas is not installed.
+        """
+        try:
+            pandas = import_module("pandas")
+        except ImportError as error:
+            hint = "pip install pandas, or take records() or to_csv()"
+            raise SpecError(f"to_frame needs pandas, which is not installed: {hint}") from error
+        return pandas.DataFrame(self.records())
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return html_of(self.records(), f"{self!r}")
+
+
+def csv_of(records: Sequence[Mapping[str, Any]]) -> str:
+    """Records as comma-separated values, headed by all names that any of them has.
+
+    Example:
+        >>> csv_of([{"layer": "a", "rate": 0.5}, {"layer": "b"}])
+        'layer,rate\\na,0.5\\nb,\\n'
+    """
+    names = list(dict.fromkeys(name for row in records for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def csv_text(kind: Any, rows: Iterable[Any]) -> str:
+    """Rows of one dataclass, a line each, headed by its fields; None is an empty cell.
+
+    Example:
+        >>> from .rows import Row
+        >>> csv_text(Row, [])[:20]
+        'model,dataset,images'
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [item.name for item in dataclasses.fields(kind)]
+    writer.writerow(names)
+    writer.writerows([getattr(row, name) for name in names] for row in rows)
+    return text.getvalue()
+
+
+def html_of(records: Sequence[Mapping[str, Any]], caption: str) -> str:
+    """Records as a table for a notebook.
+
+    Example:
+        >>> html_of([{"layer": "<a>"}], "layers").count("&lt;a&gt;")
+        1
+    """
+    names = list(dict.fromkeys(name for row in records for name in row))
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    lines = [
+        "<tr>" + "".join(f"<td>{escape(_cell(row.get(name)))}</td>" for name in names) + "</tr>"
+        for row in records[:SHOWN]
+    ]
+    left = len(records) - SHOWN
+    more = f"<p>and {left} more: to_csv() has all</p>" if left > 0 else ""
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return f"<p>{escape(caption)}</p>{table if records else ''}{more}"
+
+
+def _cell(value: Any) -> str:
+    """A number with the digits that count, or a name."""
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
