@@ -9,6 +9,7 @@ from mt_convert.evaluation.analysis import Analysis
 from mt_convert.evaluation.peers.converters import PEERS, calls
 from mt_convert.evaluation.settings import PeerSetting, Setting
 from mt_convert.report import pictures
+from mt_convert.report.records import csv_of, csv_text
 from mt_convert.report.rows import Row
 from mt_convert.report.tables import accuracy_lines
 from mt_convert.system.storage import atomic
@@ -21,7 +22,7 @@ LTB = ("spikingjelly_ltb", "spikingjelly_ltb_delayed")
 
 
 def write(rows: list[Row], missing: list[str], analyses: Sequence[Analysis], folder: Path) -> None:
-    """README.md and the pictures beside it."""
+    """README.md, and tables, data and pictures beside it."""
     groups = group_rows(rows)
     for name in PICTURES:
         if groups[name]:
@@ -30,8 +31,40 @@ def write(rows: list[Row], missing: list[str], analyses: Sequence[Analysis], fol
         n, T = layers_setting(item)
         pictures.error_by_layer(item.errors, n, T, folder / f"errors_{number}.png")
         pictures.histograms(item.errors, n, T, folder / f"rates_{number}.png")
-    with atomic(folder / "README.md") as temporary:
-        temporary.write_text(text((folder / "head.md").read_text(), rows, missing, analyses))
+    head = (folder / "head.md").read_text()
+    for name, content in files(head, rows, missing, analyses).items():
+        with atomic(folder / name) as temporary:
+            temporary.write_text(content)
+
+
+def files(
+    head: str, rows: Sequence[Row], missing: Sequence[str], analyses: Sequence[Analysis]
+) -> dict[str, str]:
+    """All that is written: the page of two screens, the tables, and all of it as data."""
+    return {
+        "README.md": text(head, rows, missing, analyses),
+        "tables.md": tables_text(rows),
+        "other_packages.md": "\n".join(["# Other packages", "", *calls_section()]).rstrip() + "\n",
+        "errors.md": "\n".join(causes(analyses)).strip() + "\n",
+        "results.csv": csv_text(Row, rows),
+        "errors.csv": csv_of(
+            [
+                {"analysis": item.title, **record}
+                for item in analyses
+                for record in item.errors.records()
+            ]
+        ),
+    }
+
+
+BESIDE = {
+    "tables.md": "every table: baselines and other packages, calibrations, noise, trained networks",
+    "errors.md": "errors by cause, layer by layer, and energy, with their pictures",
+    "other_packages.md": "how other packages were called",
+    "method.md": "how it was measured",
+    "results.csv": "every row and column (`results.json` with its schema)",
+    "errors.csv": "every error of every layer (`errors.json` with rates and energy)",
+}
 
 
 def group_rows(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -54,13 +87,25 @@ def group_rows(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def text(
     head: str, rows: Sequence[Row], missing: Sequence[str], analyses: Sequence[Analysis]
 ) -> str:
-    """The page."""
+    """The page: what was reached, one table, and what lies beside it."""
+    lines = [head.rstrip(), "", "## What was reached", "", *(f"- {line}" for line in aims(rows))]
+    lines += section("Without training: the float network", group_rows(rows)["float"], "float")
+    lines += ["", "## Beside this page", ""]
+    lines += [f"- [{name}]({name}): {about}" for name, about in BESIDE.items()]
+    if missing:
+        lines += ["", "## Not made", "", f"{len(missing)} cells of the sweep are not made yet:", ""]
+        lines += ["<details><summary>which</summary>", ""]
+        lines += [*(f"- {line}" for line in dict.fromkeys(missing)), "", "</details>"]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def tables_text(rows: Sequence[Row]) -> str:
+    """Every table of accuracies."""
     groups = group_rows(rows)
     settled = [row for row in groups["trained"] if row.calibration == "none"]
-    lines = [head.rstrip(), "", "## What was reached", "", *(f"- {line}" for line in aims(rows))]
-    lines += section("Without training: the float network", groups["float"], "float")
+    lines = ["# Every table", ""]
     lines += section("Baselines and other packages", groups["baselines"], "baselines")
-    lines += [*calls_section(), "", "## Calibration of the float network", ""]
+    lines += ["", "## Calibration of the float network", ""]
     lines += gains(groups["calibrated"], "calibration", "none")
     lines += section("Trained quantized networks, the image once", settled, "trained")
     if len(groups["trained"]) > len(settled):
@@ -68,11 +113,6 @@ def text(
     lines += ["", "## Noise while training", "", *noise_words(groups["noise"]), ""]
     lines += gains(groups["noise"], "qat_noise", "none")
     lines += section("All 10,000 test images", groups["all"], None)
-    lines += causes(analyses)
-    if missing:
-        lines += ["", "## Not made", "", f"{len(missing)} cells of the sweep are not made yet:", ""]
-        lines += ["<details><summary>which</summary>", ""]
-        lines += [*(f"- {line}" for line in dict.fromkeys(missing)), "", "</details>"]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -187,7 +227,7 @@ def close_to_qann(rows: Sequence[Row]) -> list[str]:
         gap = row.snn_accuracy - row.qann_accuracy
         within = "within" if abs(gap) <= 0.3 else "not within"
         lines.append(
-            f"W{row.weight_bits}, L = {row.levels}, {row.images:,} images: signed n = 3 at T = 4 "
+            f"W{row.weight_bits:g}, L = {row.levels}, {row.images:,} images: signed n = 3 at T = 4 "
             f"is at {row.snn_accuracy:.2f} %, {gap:+.2f} points from the QANN, {within} 0.3; "
             f"{row.exact_share:.4f} of the images are exact in every activation."
         )
@@ -205,14 +245,14 @@ def settling(rows: Sequence[Row]) -> list[str]:
         and row.weight_bits is not None
         and FURTHER not in row.model
     }
+    lines: dict[tuple[float | None, int], list[str]] = {}
+    for (weight_bits, L, n), T in last_steps.items():
+        said = f"T = {T} (n = {n})" if T else f"no T up to 32 (n = {n})"
+        lines.setdefault((weight_bits, L), []).append(said)
     return [
-        f"W{weight_bits}, L = {L}, n = {n}: "
-        + (
-            f"every activation exact from T = {T} on."
-            if T
-            else "not exact on all images by T = 32."
-        )
-        for (weight_bits, L, n), T in last_steps.items()
+        f"W{weight_bits:g}, L = {L}: every activation of all images exact "
+        f"from {', '.join(said)} on."
+        for (weight_bits, L), said in lines.items()
     ]
 
 
@@ -231,7 +271,7 @@ def gains(rows: Sequence[Row], column: str, usual: str) -> list[str]:
     for row in rows:
         key = tuple(getattr(row, name) for name in alike)
         sign = "signed" if row.signed else "unsigned"
-        weights = "float" if row.weight_bits is None else f"W{row.weight_bits}, L = {row.levels}"
+        weights = "float" if row.weight_bits is None else f"W{row.weight_bits:g}, L = {row.levels}"
         place = (weights, row.presentation.replace("_", " "), sign, str(row.n))
         value = getattr(row, column)
         figure = f"{row.snn_accuracy:.2f}"
@@ -256,11 +296,11 @@ def gains(rows: Sequence[Row], column: str, usual: str) -> list[str]:
 
 def noise_words(rows: Sequence[Row]) -> list[str]:
     """What noise did to the quantized networks themselves."""
-    accuracies: dict[tuple[int | None, int], dict[str, float]] = {}
+    accuracies: dict[tuple[float | None, int], dict[str, float]] = {}
     for row in rows:
         accuracies.setdefault((row.weight_bits, row.levels), {})[row.qat_noise] = row.qann_accuracy
     return [
-        f"- W{weight_bits}, L = {L}: the QANN itself after the epoch with "
+        f"- W{weight_bits:g}, L = {L}: the QANN itself after the epoch with "
         + ", ".join(f"{name} {value:.2f} %" for name, value in values.items())
         for (weight_bits, L), values in accuracies.items()
     ]
@@ -283,10 +323,10 @@ def layers_setting(item: Analysis) -> tuple[int, int]:
 
 def causes(analyses: Sequence[Analysis]) -> list[str]:
     """Errors by cause and energy, and their pictures."""
-    lines = ["", "## Errors by cause, and energy", ""]
+    lines = ["# Errors by cause, and energy", ""]
     for number, item in enumerate(analyses, 1):
         n, T = layers_setting(item)
-        lines += [f"### {item.title}", "", item.errors.markdown(shown=[(n, T)])]
+        lines += [f"## {item.title}", "", item.errors.markdown(shown=[(n, T)])]
         lines += [f"![errors by layer](errors_{number}.png)", ""]
         lines += [f"![firing rates and residual potentials](rates_{number}.png)", ""]
         lines += [f"Energy, n = {n}:", "", item.energy[n]["page"]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -19,10 +20,11 @@ from torch import Tensor, fx
 
 from ..data import batches
 from ..errors import MTConvertError
+from ..evaluation.settings import OwnThresholds
 from ..graph.operations import Operation, Operations
 from ..graph.rules import OperatorKind
 from ..graph.signals import Signal
-from ..neurons.ladder import Radix
+from ..neurons.ladder import Ladder, Radix
 from ..neurons.layer import MTNeuron
 from ..quantization.quantize import QuantizedModel, levels_of
 from ..spiking.levels import levels
@@ -65,7 +67,7 @@ def inspect(subject: Subject, settings: Sequence[Any], built: SpikingModel) -> d
         logits = qann(images)
     analysis = _analysis(subject, setting, T, len(images))
     try:
-        paid = {"account": _account(snn, built, images, setting, T)}
+        paid: dict[str, Any] = {"account": _account(snn, built, images, setting, T)}
     except MTConvertError as error:
         paid = {"not_counted": str(error)}
     return {
@@ -105,11 +107,16 @@ def pick_setting(settings: Sequence[Any], L: int) -> Setting:
         return Setting(max(1, -(-L // 4)), (8,))  # type: ignore[arg-type]
 
     def order(item: Setting) -> tuple[bool, ...]:
-        return (item.time_steps[-1] > 1, item.ladder.reach < L, not item.calibration, item.signed)
+        return (item.time_steps[-1] > 1, _reach(item.ladder) < L, not item.calibration, item.signed)
 
     best = max(map(order, own))
     alike = [item for item in own if order(item) == best]
-    return min(alike, key=lambda item: abs(item.ladder.reach - L / 4))
+    return min(alike, key=lambda item: abs(_reach(item.ladder) - L / 4))
+
+
+def _reach(ladder: Ladder) -> float:
+    """The most levels that a neuron emits in a step: all of them, where thresholds are its own."""
+    return math.inf if isinstance(ladder, OwnThresholds) else ladder.reach
 
 
 def _first_images(subject: Subject, count: int) -> tuple[Tensor, Tensor]:
@@ -139,7 +146,7 @@ def _account(
         steps = max(item.steps for item in ladders if isinstance(item, Radix) and item.steps)
         ways[f"n = {ladders[0].n}, T = {steps}"] = (energy(built, images, time_steps=steps), steps)
     elif ladders and all(
-        neuron.spec.ladder.reach >= levels(neuron.spec) for _, neuron in built.neurons()
+        _reach(neuron.spec.ladder) >= levels(neuron.spec) for _, neuron in built.neurons()
     ):
         n = max(item.n for item in ladders)
         ways[f"n = {n}, T = 1"] = (energy(built, images, time_steps=1), 1)

@@ -66,11 +66,23 @@ def stored() -> list[Row]:
     return results_from_json(json.loads((FOLDER / "results.json").read_text()))
 
 
-def test_the_stored_page_is_what_the_stored_rows_say(stored: list[Row]) -> None:
+def test_the_stored_files_are_what_the_stored_rows_say(stored: list[Row]) -> None:
     looked = [Analysis.from_json(item) for item in json.loads((FOLDER / "errors.json").read_text())]
-    written = (FOLDER / "README.md").read_text().split("\n## Not made")[0].rstrip()
-    assert page.text((FOLDER / "head.md").read_text(), stored, [], looked).rstrip() == written
+    made = page.files((FOLDER / "head.md").read_text(), stored, [], looked)
+    assert set(page.BESIDE) - {"method.md"} == set(made) - {"README.md"}
+    for name, content in made.items():
+        written = (FOLDER / name).read_text().split("\n## Not made")[0].rstrip()
+        assert content.rstrip() == written, name
     assert len(stored) > 50
+
+
+def test_the_page_has_two_screens_and_names_all_that_lies_beside_it() -> None:
+    text = (FOLDER / "README.md").read_text()
+    assert len(text.split()) < 900
+    assert text.count("\n") < 70
+    for name in page.BESIDE:
+        assert f"]({name})" in text
+        assert (FOLDER / name).is_file()
 
 
 def test_every_stored_row_says_what_was_done(stored: list[Row]) -> None:
