@@ -6,7 +6,8 @@ FOLDER holds train.tar and test.tar of JPEG CIFAR-10, FILE the fp32 ResNet-20. T
 (W4A4, W3A3, W2A2; all 10,000 test images), and for W4A4 a second evaluation of the same trained
 network on the first 1,000 test images of the seeded order: whole-window layers, and even input with
 n T = L. All training images are trained on, the last epoch counts, and beside each width the float
-network is trained by the same schedule (the control arm). Finished stages are kept, an interrupted training continues; runs lie under --runs.
+network is trained by the same schedule (the control arm). Finished stages are kept, an interrupted
+training continues; runs lie under --runs.
 """
 
 from __future__ import annotations
