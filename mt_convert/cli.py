@@ -567,7 +567,7 @@ def _one_line(values: Any) -> str:
     if values is None:
         return "none"
     if not isinstance(values, dict):
-        return str(values)
+        return _plain(values)
     return "  ".join(f"{key}={_plain(value)}" for key, value in values.items() if value != {})
 
 

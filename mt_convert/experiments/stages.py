@@ -42,6 +42,13 @@ from .run_page import PAGE, write_page
 
 _ENDS = ("", NEW, PARTIAL)
 
+LATER: Mapping[str, Any] = {
+    **{"import": None, "rows": None, "after": [], "mse_weight": 0.0},
+    **{"coding": "direct", "delayed": False, "fires_at": 1.0, "standardize_weights": False},
+    **{"learn_thresholds": False, "norm_by_step": False},
+}
+"""Keys that recipes have had only since runs were stored, with the values that change nothing."""
+
 
 class StageRun(ABC):
     """One run of a recipe: its folder, its stages, and which of them stand finished.
@@ -214,9 +221,7 @@ class StageRun(ABC):
         recipe = self.settings.model_dump(mode="json", by_alias=True)
         self.files[name] = [item for item in self._describe_sources(name) if item]
         inputs = [*(recipe[key] for key in self.BLOCKS[name]), _content(self.checkpoint(name))]
-        for block in inputs:  # a key that came later is no other input where it is not used
-            if isinstance(block, dict) and block.get("import", "") is None:
-                del block["import"]
+        inputs = [_without_unused(block) for block in inputs]
         if name == "ann":
             settings: Any = self.settings
             inputs += [_content(path) for path in settings.model.code_files.values()]
@@ -272,6 +277,16 @@ def rows_file_text(folder: Path) -> str:
     if not read_json(path, results_from_json):
         raise CheckpointError(f"{path} has no rows: remove {folder} to make it again")
     return path.read_text(encoding="utf-8")
+
+
+def _without_unused(block: Any) -> Any:
+    """A block without keys of `LATER` that are not used: what a run stored before they were there
+    stays what it is."""
+    if not isinstance(block, dict):
+        return block
+    return {
+        name: value for name, value in block.items() if name not in LATER or value != LATER[name]
+    }
 
 
 def open_splits(spec: DataSpec | EventSpec) -> Splits:

@@ -58,7 +58,7 @@ class Row:
     spikes_per_neuron: float
     ladder: str
     levels: int
-    weight_bits: float | None
+    weight_bits: int | float | None
     whole_window: bool
     settling_T: int | None
     seed: int | None

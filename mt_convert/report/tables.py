@@ -30,7 +30,7 @@ def rich_table(rows: Sequence[Row]) -> Table:
     def printed(row: Row, names: Sequence[str]) -> list[str]:
         in_digits = digits and row.ladder == "radix"
         return [
-            "digits" if in_digits and name == "presentation" else cells(row, [name])[0]
+            "in digits" if in_digits and name == "presentation" else cells(row, [name])[0]
             for name in names
         ]
 

@@ -16,6 +16,8 @@ from .parts import Checks, FreezeOscillating, StepGroup, outside
 SCHEDULES = ("cosine", "tanh", "constant")
 PRECISIONS = ("no", "bf16")
 _NOT_NUMERIC = ("save_every", "workers")
+_LATER = {"mse_weight": 0.0}  # fields that came when trainings were stored already
+_ALWAYS = object()
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,13 @@ class TrainSpec:
             )
 
     def numbers(self) -> dict[str, Any]:
-        """The fields that the trained weights depend on."""
+        """The fields that the trained weights depend on; those of `_LATER` only where used."""
         fields = dataclasses.asdict(self)
-        return {name: value for name, value in fields.items() if name not in _NOT_NUMERIC}
+        return {
+            name: value
+            for name, value in fields.items()
+            if name not in _NOT_NUMERIC and value != _LATER.get(name, _ALWAYS)
+        }
 
 
 def without_quantizers(spec: TrainSpec) -> TrainSpec:

@@ -80,6 +80,7 @@ HEAVY = (
     "cifar10_resnet56_w4a4",
     "imagenet_convnext_atto_w4a4",
     "imagenet_efficientnet_b0_w4a4",
+    "imagenet_efficientnet_lite0_w4a4",
     "imagenet_mobilenetv2_w4a4",
     "imagenet_resnet18_w4a4",
     "imagenet_resnet34_w4a4",
@@ -97,6 +98,7 @@ LIGHT = (
 TWINS = (  # the same networks as those of 4 bits above; one recipe of 8 bits is run
     "imagenet_convnext_atto_w8a8",
     "imagenet_efficientnet_b0_w8a8",
+    "imagenet_efficientnet_lite0_w8a8",
     "imagenet_mobilenetv2_w8a8",
     "imagenet_swin_tiny_w8a8",
 )
@@ -153,7 +155,7 @@ def timed(names: Iterable[str]) -> list[Any]:
 def test_the_lists_of_recipes_are_complete() -> None:
     listed = HEAVY + LIGHT + TWINS + SYSTEMS + SPIKING + SPIKING_TWINS
     assert sorted(listed) == sorted(shipped_recipes())
-    assert len(shipped_recipes()) == 49
+    assert len(shipped_recipes()) == 51
     assert {*QUICK} < {*HEAVY, *LIGHT, *SPIKING, *SYSTEMS}
     assert {name.replace("cifar100", "cifar10") for name in SPIKING_TWINS} <= set(SPIKING)
     assert {name.replace("w8a8", "w4a4") for name in TWINS} <= set(HEAVY)

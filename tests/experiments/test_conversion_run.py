@@ -368,6 +368,19 @@ def test_the_teacher_of_a_distillation_is_the_float_network_of_the_run(
         assert all(torch.equal(teacher[name], ann[name]) for name in ann)
 
 
+def test_keys_that_came_later_are_no_other_inputs_where_they_are_not_used() -> None:
+    settings = recipe().model_dump(mode="json", by_alias=True)
+    before = {**settings["model"]}
+    for name in ("import", "rows"):
+        assert before.pop(name) == stages.LATER[name]
+    assert stages._without_unused(settings["model"]) == before
+    used = {**settings["model"], "rows": [3, 4]}
+    assert stages._without_unused(used) == {**before, "rows": [3, 4]}
+    plain = TrainSpec(epochs=1)
+    assert "mse_weight" not in plain.numbers()
+    assert dataclasses.replace(plain, mse_weight=0.1).numbers()["mse_weight"] == 0.1
+
+
 def test_the_control_arm_is_the_float_network_trained_by_the_same_schedule(
     finished: Path, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,7 +103,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_here(folder: Path, kind: type, overrides: Sequence[str]) -> None:
     """Read the recipe and run it, in one process."""
     recipe = load(folder / f"{kind.__name__}.yaml", overrides)
-    out = run(recipe, folder / kind.__name__, resume=False)
+    out = run(recipe, folder / kind.__name__, resume=False, overwrite=True)
     assert (out / "results.json").is_file()
 
 

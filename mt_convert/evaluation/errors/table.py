@@ -70,6 +70,7 @@ class ErrorTable(Records):
     """What `layer_errors` measured on ``images`` images: rows of layers, then one of `WHOLE`.
 
     Example:
+        >>> from .rows import ErrorSize
         >>> table = ErrorTable(2, (), (), (LogitRow(3, 1, ErrorSize(0, 0, 0, 0), agreement=1),))
         >>> table.settings, ErrorTable.from_json(table.to_json()) == table
         ([(3, 1)], True)

@@ -33,6 +33,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "limit": (1, 10**9),
     "crop_pct": (0.01, 1),
     "class_map": (0, 999_999),
+    "rows": (0, 999_999),
     "epochs": (1, 100_000),
     "batch_size": (1, 65_536),
     "lr": (1e-12, 1000),
@@ -40,6 +41,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "weight_decay": _WEIGHT,
     "warmup_epochs": (0, 100_000),
     "label_smoothing": (0, 1),
+    "mse_weight": (0, 1),
     "mixup": (0, 100),
     "ema_decay": (0, 1),
     "distillation_weight": (0, 1),
@@ -64,21 +66,22 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "tau": (1, 1e6),
     "read_out_tau": (1, 1e6),
     "initial": (-1e6, 1e6),
+    "fires_at": (0, 1),
     "rank": (1, 65_536),
 }
 """By the last name of a key: the least and the largest number, both allowed."""
 
 _NAMES = """
-act_layer anti_alias attn_drop_rate attn_pool_mlp_ratio avg_down base_width block_reduce_first
-bottle_ratio cardinality class_token conv_mlp depth depth_mult depths dim dims down_kernel_size
-downsample drop drop_block_rate drop_path_rate drop_rate dynamic_img_pad dynamic_img_size
-embed_dim embed_dims expand_ratio expansion_ratio final_norm first_stride fix_stem global_pool
-groups growth_rate head_bias head_dim head_hidden_size head_norm_first hidden_dim img_size
-in_channels init_values kernel_size kernel_sizes key_dim layer_scale_init_value layers
-ls_init_value mlp_bias mlp_layer mlp_ratio mlp_ratios no_embed_class norm_eps norm_layer
+act_layer anti_alias attn_drop_rate attn_pool_mlp_ratio average avg_down base_width
+block_reduce_first bottle_ratio cardinality class_token conv_mlp depth depth_mult depths dim dims
+down_kernel_size downsample drop drop_block_rate drop_path_rate drop_rate dynamic_img_pad
+dynamic_img_size embed_dim embed_dims expand_ratio expansion_ratio final_norm first_stride fix_stem
+global_pool groups growth_rate head_bias head_dim head_hidden_size head_norm_first hidden_dim
+img_size in_channels init_values kernel_size kernel_sizes key_dim layer_scale_init_value layers
+ls_init_value mlp_bias mlp_layer mlp_ratio mlp_ratios no_embed_class norm norm_eps norm_layer
 num_blocks num_features num_heads num_init_features num_levels num_reg_tokens num_stages
-out_features output_stride pad_type patch_drop_rate patch_norm patch_size pos_drop_rate pos_embed
-pre_norm proj_bias proj_drop_rate qk_norm qkv_bias qkv_fused reg_tokens replace_stem_pool
+out_features output_stride pad_type patch_drop_rate patch_norm patch_size plan pos_drop_rate
+pos_embed pre_norm proj_bias proj_drop_rate qk_norm qkv_bias qkv_fused reg_tokens replace_stem_pool
 round_limit se_ratio sr_ratios stem_chs stem_size stem_stride stem_type stem_width strict_img_size
 stride strides token_mixers use_abs_pos use_grn use_layer_scale use_pos_embed use_rel_pos
 weight_init width width_factor width_mult widths window_ratio window_size zero_init_last

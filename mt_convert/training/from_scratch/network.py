@@ -111,7 +111,7 @@ def build_from_scratch(
     faults = unknown_operators(rows)
     if faults:
         raise UnsupportedLayerError(
-            f"{many(faults, 'operator', 'operators')} of {type(model).__name__} without no rule",
+            f"{many(faults, 'operator', 'operators')} of {type(model).__name__} without a rule",
             faults,
         )
     names = [

@@ -57,7 +57,7 @@ def test_a_number_beyond_a_bound_is_told_with_both(end: int) -> None:
         assert " to " in told[0].hint, dotted
 
 
-_LISTS = ("thresholds", "std", "calibrated_for")
+_LISTS = ("thresholds", "std", "calibrated_for", "rows")
 
 ODD = {
     "seed=18446744073709551616": "seed",

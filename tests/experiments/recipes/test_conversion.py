@@ -49,6 +49,8 @@ NAMES = [
     "imagenet_convnext_atto_w8a8",
     "imagenet_efficientnet_b0_w4a4",
     "imagenet_efficientnet_b0_w8a8",
+    "imagenet_efficientnet_lite0_w4a4",
+    "imagenet_efficientnet_lite0_w8a8",
     "imagenet_mobilenetv2_w4a4",
     "imagenet_mobilenetv2_w8a8",
     "imagenet_resnet18_w4a4",
@@ -112,8 +114,8 @@ def test_a_shipped_recipe_has_a_small_variant_on_made_up_images(path: Path) -> N
     assert small.data.limit is not None
     assert small.data.limit <= 64
     trained = [part for part in (small.ann, small.train) if part is not None]
-    assert trained
-    assert {part.epochs for part in trained} == {1}
+    assert trained or "calibration alone" in path.read_text().split("\nname:")[0]
+    assert {part.epochs for part in trained} <= {1}
     assert faults_here(small) == []
 
 
