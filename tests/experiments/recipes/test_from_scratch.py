@@ -22,7 +22,6 @@ from mt_convert.experiments.recipes.catalogue import shipped_recipes
 from mt_convert.experiments.recipes.conversion import dump, load_recipe
 from mt_convert.experiments.recipes.from_scratch import SpikingRecipe, faults_here, load
 from mt_convert.experiments.show import show
-from mt_convert.neurons.ladder import LADDERS, Binary, Uniform
 from mt_convert.neurons.ladder import LADDERS, Binary, Radix, Uniform
 from mt_convert.neurons.spec import IF, LIF, PLIF, Reset
 from mt_convert.report.columns import markdown_table
