@@ -9,7 +9,7 @@ from mt_convert.evaluation.analysis import Analysis
 from mt_convert.evaluation.peers.converters import PEERS, calls
 from mt_convert.evaluation.settings import PeerSetting, Setting
 from mt_convert.report import pictures
-from mt_convert.report.records import csv_of, csv_text
+from mt_convert.report.records import csv_of
 from mt_convert.report.rows import Row
 from mt_convert.report.tables import accuracy_lines
 from mt_convert.system.storage import atomic
@@ -46,7 +46,7 @@ def files(
         "tables.md": tables_text(rows),
         "other_packages.md": "\n".join(["# Other packages", "", *calls_section()]).rstrip() + "\n",
         "errors.md": "\n".join(causes(analyses)).strip() + "\n",
-        "results.csv": csv_text(Row, rows),
+        "results.csv": csv_of(records(rows)),
         "errors.csv": csv_of(
             [
                 {"analysis": item.title, **record}
@@ -55,6 +55,12 @@ def files(
             ]
         ),
     }
+
+
+def records(rows: Sequence[Row]) -> list[dict[str, object]]:
+    """The rows, without columns in which none of them has anything."""
+    used = [name for name in Row.fields() if any(getattr(row, name) is not None for row in rows)]
+    return [{name: getattr(row, name) for name in used} for row in rows]
 
 
 BESIDE = {
