@@ -114,7 +114,7 @@ def pick_setting(settings: Sequence[Any], L: int) -> Setting:
     return min(alike, key=lambda item: abs(_reach(item.ladder) - L / 4))
 
 
-def _reach(ladder: Ladder) -> float:
+def _reach(ladder: Ladder | OwnThresholds) -> float:
     """The most levels that a neuron emits in a step: all of them, where thresholds are its own."""
     return math.inf if isinstance(ladder, OwnThresholds) else ladder.reach
 
