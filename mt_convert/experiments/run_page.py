@@ -12,7 +12,7 @@ from ..report.html.page import Download, PageContent, render
 from ..report.records import csv_text
 from ..report.rows import Row, results_from_json
 from ..report.tables import title
-from ..system.storage import atomic, digest, read_json
+from ..system.storage import atomic, digest, read_json, reading
 
 PAGE = "report.html"
 TRAINED = {"ann": "float network", "train": "quantized network", "control": "control"}
@@ -47,7 +47,8 @@ def write_page(run: Path) -> Path:
         raise CheckpointError(f"{run} holds no finished run (results.json): finish it first")
     rows: list[Row] = read_json(run / "results.json", results_from_json)
     write_csv(rows, run / "results.csv")
-    page = render(content_of(run, rows))
+    with reading(run / "inspect" / "inspection.json"):
+        page = render(content_of(run, rows))
     with atomic(run / PAGE) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return run / PAGE

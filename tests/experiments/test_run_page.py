@@ -63,6 +63,19 @@ def test_a_damaged_log_is_named(folder: Path) -> None:
     assert not (folder / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    "damage", [{}, {"nodes": [{}]}, {"layers": [{"name": "a"}]}, {"example": {}}, []]
+)
+def test_a_damaged_look_into_the_network_is_one_message(folder: Path, damage: object) -> None:
+    write_json(folder / "inspect" / "inspection.json", damage)
+    if damage in ({}, []):  # nothing was looked at
+        assert write_page(folder).is_file()
+        return
+    with pytest.raises(CheckpointError, match=r"inspection\.json is damaged"):
+        write_page(folder)
+    assert not (folder / "report.html").exists()
+
+
 def test_rows_as_csv_have_every_column_and_every_number() -> None:
     (row,) = csv.DictReader(io.StringIO(csv_text(Row, [ROW])))
     assert list(row) == Row.fields()

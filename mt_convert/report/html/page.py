@@ -6,15 +6,15 @@ machine for anything. Sections for which nothing was stored are left out.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
+from ...errors import CheckpointError
 from ..columns import COLUMNS, cells, columns, legend
 from ..intervals import wilson
 from ..row_groups import kinds_of
@@ -63,6 +63,9 @@ class PageContent:
 def render(content: PageContent) -> str:
     """The page.
 
+    Raises:
+        CheckpointError: a part of what it is made from is missing.
+
     Example:
         >>> page = render(PageContent((), "digits", command="mt-convert run digits"))
         >>> page.splitlines()[0], "mt-convert run digits" in page
@@ -77,13 +80,16 @@ def render(content: PageContent) -> str:
     )
     environment.filters |= {"percent": percent, "number": number, "count": _count}
     template = environment.from_string(texts["page.html"])
-    return template.render(
-        style=Markup(texts["page.css"]),
-        script=Markup(texts["page.js"]),
-        content=content,
-        heading=content.heading or title(content.rows),
-        **_view(content),
-    )
+    try:
+        return template.render(
+            style=Markup(texts["page.css"]),
+            script=Markup(texts["page.js"]),
+            content=content,
+            heading=content.heading or title(content.rows),
+            **_view(content),
+        )
+    except UndefinedError as error:
+        raise CheckpointError(f"what the page is made from lacks something: {error}") from error
 
 
 def _view(content: PageContent) -> dict[str, Any]:
@@ -302,13 +308,3 @@ def _account_bars(account: Mapping[str, Any] | None) -> Markup | None:
     ]
     said = ", ".join(f"{name} {sum(size for _, size in sizes):.4g} nJ" for name, sizes in rows)
     return charts.bars(rows, "nJ", f"Energy per image: {said}")
-
-
-def to_script(value: Any) -> Markup:
-    """Plain data inside a script element.
-
-    Example:
-        >>> str(to_script("</script>"))
-        '"<\\\\/script>"'
-    """
-    return Markup(json.dumps(value).replace("</", "<\\/"))
