@@ -1,4 +1,4 @@
-"""The command line: ``mt-convert ls | cp | check | run | finetune | eval | bench | show | …``.
+"""The command line: ``mt-convert ls | cp | check | run | finetune | eval | bench | export | …``.
 
 One function per command; prints and exits, nothing else. What takes seconds to import is
 imported by the command that needs it.
@@ -394,6 +394,42 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
     if all(item.isdecimal() and int(item) > 0 for item in items):
         return tuple(dict.fromkeys(map(int, items)))
     raise SpecError(f"{option} is {text!r}: allowed are whole numbers from 1, such as 1,2,4")
+
+
+@app.command()
+def export(
+    network: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|MODEL", help="The folder of a finished run, or of a stored network."
+        ),
+    ],
+    to: Annotated[str, typer.Option("--to", help="What to write: tables or c.")],
+    out: Annotated[Path, typer.Option(help="Folder for what is written and its verdict.")],
+    images: Annotated[int, typer.Option(min=1, help="Compare on at least so many images.")] = 1000,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing: check again what stands there.")
+    ] = False,
+) -> None:
+    """Write one time step of a converted network for another world: exact, or refused by name.
+
+    What was written is run there, on images and on accumulators at every threshold and one beside
+    it; the verdict is left beside it. Nothing is kept that answers otherwise.
+
+    \b
+    Targets:
+      tables  integers to take away: safetensors, JSON, golden vectors, a reader in NumPy
+      c       one C99 file of integers alone
+    \b
+    Examples:
+      mt-convert export runs/digits --to tables --out runs/digits/tables
+      mt-convert export runs/digits --to c --out runs/digits/c
+      mt-convert export runs/digits --to c --out runs/digits/c --check
+    """
+    from .experiments import export as command
+
+    typer.echo(str(command.run(network, to, out, count=images, again=check)))
+    typer.echo(f"{'checked' if check else 'wrote'} {out}")
 
 
 @app.command()
