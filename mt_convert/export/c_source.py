@@ -382,17 +382,16 @@ def _fire(form: IntegerForm, node: Node) -> Iterable[str]:
     if not torch.equal(place.flatten(), torch.arange(place.numel()).int()):
         yield _array(f"c_{out}", place)
         row = f"c_{out}[{row}]"
-    free = node.settings["free"]
     steps = f"const int32_t c = {row}; const int32_t *t = t_{out} + c * {count}; "
-    compared = f"x{free}[at]"
-    if bool((arrays["factor"] != 1).any()):
-        yield _array(f"f_{out}", arrays["factor"], "int32_t")
-        compared += f" * f_{out}[c]"
-    for name, low in node.settings["residual"].items():
-        table = arrays[f"residual_{name}"]
-        yield _array(f"r_{out}_{name}", table, "int32_t")
-        entry = f"x{name}[at] + {-low}" if low <= 0 else f"x{name}[at] - {low}"
-        compared += f" + r_{out}_{name}[c * {table.shape[1]} + {entry}]"
+    terms = []
+    for index in range(len(node.inputs)):
+        factor = arrays[f"factor_{index}"]
+        if bool((factor == 1).all()):
+            terms.append(f"x{index}[at]")
+            continue
+        yield _array(f"f_{out}_{index}", factor, "int32_t")
+        terms.append(f"x{index}[at] * f_{out}_{index}[c]")
+    compared = " + ".join(terms)
     steps += f"const int32_t u = {compared}; int32_t k = 0; "
     if node.settings["search"]:  # the cascade of a binary ladder: its bits, the largest first
         top = 1 << max(count.bit_length() - 1, 0)

@@ -228,8 +228,7 @@ class _Writer:
             if item.offset is not None:
                 arrays["offset"] = item.offset.detach().float()
         else:
-            beside = {str(i): one.low for i, one in enumerate(known) if i != table.free}
-            settings |= {"first": int(levels[0]), "free": table.free, "residual": beside}
+            settings["first"] = int(levels[0])
         bounds = float(levels.min()), float(levels.max())
         self._add("fire", item.name, inputs, item.out, bounds, settings, arrays, item)
 
@@ -361,39 +360,38 @@ def threshold_sum(
 ) -> dict[str, Tensor] | None:
     """Whole numbers whose comparisons are the level of the written float32 formula.
 
-    With u = factor[c] acc + sum_i residual_i[c, x_i - low_i] the level is that of the first, plus
-    the number of thresholds[c] with u >= threshold. ``place`` says which row c a neuron has;
-    ``acc`` is input ``free``, x_i are the others, levels beside it. ``factor`` is ±2^p with the
-    least p for which all (threshold, level) pairs agree: then it is no approximation. A threshold
-    whose level rises by several stands there as often. None where no p is proved.
+    With u = sum_i factor_i[c] x_i the level is that of the first, plus the number of thresholds[c]
+    with u >= threshold. ``place`` says which row c a neuron has. Of one accumulator the factor is
+    ±1; of an accumulator with levels beside it ±2^p, with the least p for which all (threshold,
+    level) pairs agree: then it is no approximation. A threshold whose level rises by several
+    stands there as often. None where no p is proved.
     """
-    place = _compact(table.places)
     count = int(table.places.max()) + 1
     others = [value for index, value in enumerate(inputs) if index != table.free]
-    sizes = [value.high - value.low + 1 for value in others]
-    combinations = math.prod(sizes)
+    combinations = math.prod(value.high - value.low + 1 for value in others)
     if combinations > MOST_COMBINATIONS:
         return None
-    ranges = [torch.arange(value.low, value.high + 1) for value in others]
-    grid = torch.cartesian_prod(*ranges).reshape(combinations, len(others)) if others else None
+    grid = torch.zeros(1, 0, dtype=torch.long)
+    if others:
+        ranges = [torch.arange(value.low, value.high + 1) for value in others]
+        grid = torch.cartesian_prod(*ranges).reshape(combinations, len(others))
     limit = max(-inputs[table.free].low, inputs[table.free].high)
     jumps = levels.diff()
-    rows, per_row = [], max(1, combinations * max(len(jumps), 1))
-    for start in range(0, count, max(1, MOST_PROVED // per_row)):
-        chosen = torch.arange(start, min(count, start + max(1, MOST_PROVED // per_row)))
+    rows, step = [], max(1, MOST_PROVED // (combinations * max(len(jumps), 1)))
+    for start in range(0, count, step):
+        chosen = torch.arange(start, min(count, start + step))
         index = chosen.repeat_interleave(combinations)[:, None]
-        if grid is not None:
-            index = torch.cat([index, grid.repeat(len(chosen), 1)], 1)
-        thresholds, falling = table.thresholds(index)
+        thresholds, falling = table.thresholds(torch.cat([index, grid.repeat(len(chosen), 1)], 1))
         sign = torch.where(falling, -1, 1)
         rising = (thresholds * sign[:, None]).unflatten(0, (len(chosen), combinations))
-        part = _prove(table, chosen, rising, sign[::combinations], ranges, limit)
+        part = _prove(table, chosen, rising, sign[::combinations], grid, limit)
         if part is None:
             return None
         rows.append(part)
     joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
     joined["thresholds"] = joined["thresholds"].repeat_interleave(jumps, 1)
-    return {name: array.int() for name, array in joined.items()} | {"place": place.int()}
+    joined["place"] = _compact(table.places)
+    return {name: array.int() for name, array in joined.items()}
 
 
 def _prove(
@@ -401,36 +399,32 @@ def _prove(
     rows: Tensor,
     rising: Tensor,
     sign: Tensor,
-    ranges: list[Tensor],
+    grid: Tensor,
     limit: int,
 ) -> dict[str, Tensor] | None:
     """The least shift of each row for which every threshold agrees at every level beside it.
 
-    Shapes: rising [rows, combinations, thresholds].
+    Shapes: rising [rows, combinations, thresholds], grid [combinations, values beside].
     """
-    if not ranges:
-        return {"factor": sign, "thresholds": rising[:, 0]}
+    free = f"factor_{table.free}"
+    if not grid.shape[1]:
+        return {free: sign, "thresholds": rising[:, 0]}
     slope = table.multiplier(table.free, rows).double().abs()
     indices = [index for index in range(table.terms) if index != table.free]
-    ratios = [table.multiplier(index, rows).double() / slope for index in indices]
-    if not all(bool(ratio.isfinite().all()) for ratio in ratios):
+    ratios = torch.stack([table.multiplier(index, rows).double() / slope for index in indices], 1)
+    if not bool(ratios.isfinite().all()):
         return None
     best: dict[str, Tensor] = {}
     left = torch.ones(len(rows), dtype=torch.bool)
     for shift in range(MOST_SHIFT + 1):
-        terms = [
-            torch.round(ratio[:, None] * numbers * 2**shift).long()
-            for ratio, numbers in zip(ratios, ranges, strict=True)
-        ]
-        beside = torch.zeros(len(rows), 1, dtype=torch.long)
-        for term in terms:
-            beside = (beside[:, :, None] + term[:, None, :]).flatten(1)
+        factors = torch.round(ratios * 2**shift).clamp(-INT32, INT32).long()
+        beside = factors @ grid.T
         upper = ((rising << shift) + beside[..., None]).amin(1)
         lower = (((rising - 1) << shift) + beside[..., None]).amax(1)
         fits = beside.abs().amax(1) + ((limit + 1) << shift) < INT32
         proved = left & (lower < upper).all(1) & fits
-        arrays = {"factor": sign << shift, "thresholds": upper}
-        arrays |= {f"residual_{index}": term for index, term in zip(indices, terms, strict=True)}
+        arrays = {free: sign << shift, "thresholds": upper}
+        arrays |= {f"factor_{index}": factors[:, at] for at, index in enumerate(indices)}
         for name, array in arrays.items():
             where = proved.reshape(-1, *[1] * (array.dim() - 1))
             best[name] = torch.where(where, array, best.get(name, torch.zeros_like(array)))

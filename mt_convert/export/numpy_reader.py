@@ -31,9 +31,8 @@ def fire(node, a, x):
     if "levels" in a:
         q = np.clip(np.rint(formula(a, x)), node["low"], node["high"]).astype(np.int64)
         return a["levels"][q - node["low"]]
-    place, u = a["place"], x[node["free"]] * a["factor"][a["place"]]
-    for i, low in node["residual"].items():
-        u = u + a[f"residual_{i}"][place, x[int(i)] - low]
+    place = a["place"]
+    u = sum(one * a[f"factor_{i}"][place] for i, one in enumerate(x))
     return node["first"] + (u[..., None] >= a["thresholds"][place]).sum(-1)
 
 

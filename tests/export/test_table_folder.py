@@ -136,8 +136,8 @@ CHANGES: dict[str, Any] = {
     "an array of another node": lambda n: first(n, "fire")["arrays"].update(
         place=first(n, "gather")["arrays"]["index"]
     ),
-    "another sum compared": lambda n: first(n, "fire").update(free=5),
-    "terms that are not there": lambda n: first(n, "fire").update(residual={"3": 0}),
+    "levels that are text": lambda n: first(n, "fire").update(first="1"),
+    "factors that are not there": lambda n: first(n, "fire")["arrays"].pop("factor_0"),
     "no read-out": lambda n: n["nodes"].pop(),
 }
 

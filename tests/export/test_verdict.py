@@ -40,8 +40,7 @@ def test_every_written_threshold_moved_by_one_is_red(written: tuple[IntegerForm,
     reader, moved = TableReader(folder), 0
     for index, node in nodes_of(form, "fire"):
         thresholds = reader.arrays[index]["thresholds"]
-        free = form.values[node.inputs[node.settings["free"]]]
-        alone = not node.settings["residual"]
+        free, alone = form.values[node.inputs[0]], len(node.inputs) == 1
         rows, columns = thresholds.shape
         for entry in range(0, rows * columns, 5):
             row, column = divmod(entry, columns)
@@ -135,7 +134,7 @@ def test_what_answers_otherwise_is_not_kept(
     monkeypatch.setitem(targets.TARGETS, "tables", wrong)
     with pytest.raises(UnsupportedLayerError, match="nothing was kept") as error:
         mt.export.tables(converted("residual"), tmp_path / "out", images=some_images("residual", 2))
-    assert "index 16 is out of bounds" in str(error.value)
+    assert "numbers differ next to thresholds" in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -178,7 +177,7 @@ def test_the_reference_is_the_integer_engine_itself() -> None:
     form = integer_form(converted("residual"))
     node = next(node for node in form.nodes if node.op == "fire")
     place = node.arrays["place"].flatten()[0]
-    threshold = int(node.arrays["thresholds"][place, 0] * node.arrays["factor"][place])
+    threshold = int(node.arrays["thresholds"][place, 0] * node.arrays["factor_0"][place])
     shape = form.values[node.inputs[0]].shape
     at = torch.full((1, *shape), threshold)
     first = node.settings["first"]
