@@ -404,7 +404,7 @@ def export(
             metavar="RUN|MODEL", help="The folder of a finished run, or of a stored network."
         ),
     ],
-    to: Annotated[str, typer.Option("--to", help="What to write: tables or c.")],
+    to: Annotated[str, typer.Option("--to", help="What to write: tables, c, onnx or qonnx.")],
     out: Annotated[Path, typer.Option(help="Folder for what is written and its verdict.")],
     images: Annotated[int, typer.Option(min=1, help="Compare on at least so many images.")] = 1000,
     check: Annotated[
@@ -420,6 +420,8 @@ def export(
     Targets:
       tables  integers to take away: safetensors, JSON, golden vectors, a reader in NumPy
       c       one C99 file of integers alone
+      onnx    whole numbers for onnxruntime
+      qonnx   whole weights and MultiThreshold nodes, for FINN
     \b
     Examples:
       mt-convert export runs/digits --to tables --out runs/digits/tables

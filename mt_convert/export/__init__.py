@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from .targets import c, tables
+from .targets import c, onnx, qonnx, tables
 from .verdict import Verdict
 
 __all__ = [
     "Verdict",
     "c",
+    "onnx",
+    "qonnx",
     "tables",
 ]

@@ -216,8 +216,7 @@ class _Writer:
     def _fire(self, item: Fire) -> None:
         inputs = tuple(self._at(term.value) for term in item.input.terms)
         program = narrow_program(self.program, item, self.values, inputs)
-        steps = torch.arange(*(int(end) + step for step, end in enumerate(item.spec.limits)))
-        levels = totals_step(steps.float(), torch.zeros(len(steps)), item.spec).long()
+        steps, levels = emitted_levels(item)
         settings: dict[str, Any] = {"search": isinstance(item.spec.ladder, Binary)}
         table = tables.ThresholdTable(item, program)
         known = [self.values[index] for index in inputs]
@@ -313,6 +312,12 @@ class _Writer:
         bounds = min(have.low, 0) * most, max(have.high, 0) * most
         arrays = {"factor": factor.int()}
         self._add("scale", f"scale {out}", (source,), out, bounds, {}, arrays, item)
+
+
+def emitted_levels(item: Fire) -> tuple[Tensor, Tensor]:
+    """Whole numbers from the least to the largest level, and what the first step emits for each."""
+    steps = torch.arange(*(int(end) + step for step, end in enumerate(item.spec.limits)))
+    return steps, totals_step(steps.float(), torch.zeros(len(steps)), item.spec).long()
 
 
 def narrow_program(

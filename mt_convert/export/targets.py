@@ -18,7 +18,7 @@ from ..errors import CheckpointError, Fault, OutputError, SpecError, Unsupported
 from ..graph.nodes import check_images
 from ..spiking.model import SpikingModel
 from ..system.storage import write_json
-from . import c_source, table_folder
+from . import c_source, onnx_graph, table_folder
 from .integer_form import IntegerForm, integer_form
 from .verdict import FEWEST_IMAGES, Runtime, Verdict, verify
 
@@ -59,6 +59,24 @@ TARGETS = {
         missing=c_source.missing,
         refused=c_source.refused,
     ),
+    "onnx": Target(
+        "onnx",
+        onnx_graph.write_onnx,
+        onnx_graph.open_onnx,
+        onnx_graph.sizes,
+        "network.onnx",
+        missing=lambda: onnx_graph.missing("onnx", "onnxruntime"),
+        refused=onnx_graph.onnx_refused,
+    ),
+    "qonnx": Target(
+        "qonnx",
+        onnx_graph.write_qonnx,
+        onnx_graph.open_qonnx,
+        onnx_graph.sizes,
+        "network.qonnx.onnx",
+        missing=lambda: onnx_graph.missing("onnx", "onnxruntime", "qonnx"),
+        refused=onnx_graph.qonnx_refused,
+    ),
 }
 
 
@@ -97,6 +115,23 @@ def c(snn: SpikingModel, file: str | Path, *, images: Any = None) -> Verdict:
     installed.
     """
     return export(snn, "c", file, images=images)
+
+
+def onnx(snn: SpikingModel, file: str | Path, *, images: Any = None) -> Verdict:
+    """Write one time step of a converted network as an ONNX file of whole numbers, for onnxruntime.
+
+    See `tables` for ``images`` and what is raised.
+    """
+    return export(snn, "onnx", file, images=images)
+
+
+def qonnx(snn: SpikingModel, file: str | Path, *, images: Any = None) -> Verdict:
+    """Write one time step of a converted network as a QONNX file: whole weights, and neurons as
+    MultiThreshold nodes.
+
+    See `tables` for ``images`` and what is raised.
+    """
+    return export(snn, "qonnx", file, images=images)
 
 
 def export(

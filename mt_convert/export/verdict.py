@@ -28,6 +28,7 @@ BATCH = 64
 BESIDE = 64  # combinations of what stands beside an accumulator that are fed, at most
 FURTHEST = 16  # outputs that are driven as far as they go
 LARGEST = 2**22  # numbers at once
+EACH = 2**19  # numbers, up to which neurons of one class do not share the work
 
 
 class Runtime(Protocol):
@@ -239,6 +240,8 @@ def _next_to_thresholds(
     free, shape = values[table.free], values[table.free].shape
     width = (table.high - table.low) * 3
     fewest = int(counts.min())
+    if len(beside) * width * places.numel() <= EACH:
+        rank, fewest = torch.zeros_like(rank), 1  # each neuron meets every threshold
     images = -(-len(beside) * width // fewest)
     step = max(1, LARGEST // max(1, places.numel()))
     classes = torch.arange(len(counts))
