@@ -97,7 +97,15 @@ def copy(
 
 
 @app.command()
-def check(recipe: RecipeName, overrides: Overrides = None, smoke: Smoke = False) -> None:
+def check(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    smoke: Smoke = False,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Also whether the network would leave to tables, c, onnx or qonnx."),
+    ] = None,
+) -> None:
     """Show everything that is wrong with a recipe, without running it.
 
     Misspelt keys, wrong values, unknown networks, files that are not here. If all is well, show the
@@ -106,6 +114,7 @@ def check(recipe: RecipeName, overrides: Overrides = None, smoke: Smoke = False)
     \b
     Example:
       mt-convert check digits quantize.weight_bits=3
+      mt-convert check digits_vit --target qonnx
     """
     catalogue.find_recipe(recipe)  # a wrong name is reported at once
     from .experiments.recipes import from_scratch as recipes
@@ -114,7 +123,11 @@ def check(recipe: RecipeName, overrides: Overrides = None, smoke: Smoke = False)
     from .experiments.run import check as check_run
 
     check_run(loaded)
-    typer.echo(f"ok: {loaded.name}")
+    if target is not None:
+        from .experiments.export import check as check_export
+
+        check_export(loaded, target)
+    typer.echo(f"ok: {loaded.name}{'' if target is None else f', leaves as {target}'}")
     for stage, values in loaded.model_dump(mode="json", by_alias=True).items():
         if stage != "name":
             typer.echo(f"  {stage:<9} {_one_line(values)}")

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from ..data import Splits, images, open_data
 from ..errors import CheckpointError, Fault, SpecError
-from ..export.targets import TARGETS, export
+from ..export.targets import TARGETS, check_target, export, form_for
 from ..export.verdict import Verdict
-from ..quantization.quantize import QuantizedModel
+from ..neurons.ladder import Uniform
+from ..quantization.quantize import QuantizedModel, quantize
 from ..spiking import archive
 from ..spiking.convert import convert
 from ..spiking.model import SpikingModel
-from .recipes.conversion import load_stored
+from .models.build import build
+from .recipes.conversion import Recipe, load_stored
 
 IMAGES = 1000
 
@@ -30,12 +32,39 @@ def run(name: str, target: str, out: Path, *, count: int = IMAGES, again: bool =
             or does not answer as the network.
         UnsupportedLayerError: what of the network has no exact form.
     """
-    if target not in TARGETS:
-        hint = f"allowed are {', '.join(TARGETS)}"
-        raise SpecError("unknown target", [Fault("--to", target, hint)])
+    check_target(target)
     snn, shown = _network(Path(name), count)
     file = TARGETS[target].file
     return export(snn, target, out if file is None else out / file, images=shown, again=again)
+
+
+def check(recipe: Any, target: str) -> None:
+    """Raise unless a recipe's network would leave to a target: tried with random weights, before
+    any training. What depends on trained numbers is seen by the export alone.
+
+    Raises:
+        SpecError: no such target; a recipe that converts nothing.
+        UnsupportedLayerError: what has no exact form, all of it.
+    """
+    check_target(target)
+    if not isinstance(recipe, Recipe):
+        hint = "trained from scratch: it is not converted, and leaves to no target"
+        raise SpecError("nothing to export", [Fault("--target", recipe.name, hint)])
+    ann = build(recipe.model, seed=recipe.seed, image_size=recipe.data.image_size).eval()
+    random = torch.Generator().manual_seed(recipe.seed)
+    shape = (recipe.data.channels, recipe.data.image_size, recipe.data.image_size)
+    some = torch.randn(4, *shape, generator=random)
+    qann = quantize(ann, recipe.quantize.spec(), calibration=some)
+    block = recipe.convert
+    snn = convert(
+        qann,
+        ladder=None if block.thresholds is None else Uniform(block.thresholds),
+        firing=block.firing,
+        signed=block.signed,
+        presentation=block.presentation,
+        whole_window=block.whole_window,
+    )
+    form_for(snn, target)
 
 
 def _network(folder: Path, count: int) -> tuple[SpikingModel, Tensor]:

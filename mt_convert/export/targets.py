@@ -138,15 +138,11 @@ def export(
     snn: SpikingModel, target: str, path: str | Path, *, images: Any = None, again: bool = False
 ) -> Verdict:
     """Write a network for a target and check it; ``again``: check what was written before."""
-    if target not in TARGETS:
-        hint = f"allowed are {', '.join(TARGETS)}"
-        raise SpecError("unknown target", [Fault("--to", str(target), hint)])
+    check_target(target)
     info, path = TARGETS[target], Path(path)
     if (lacking := info.missing()) is not None:
         raise SpecError(f"{target} cannot be written here: {lacking}")
-    form = integer_form(snn)
-    if faults := info.refused(form):
-        raise UnsupportedLayerError(f"this network does not leave exactly as {target}", faults)
+    form = form_for(snn, target)
     shown = _images(form, images)
     if again:
         return _check_again(info, form, path, shown)
@@ -161,6 +157,25 @@ def export(
             raise UnsupportedLayerError(headline, verdict.faults())
         write_json(_verdict_file(info, temporary), verdict.json())
     return verdict
+
+
+def check_target(target: str) -> None:
+    """Raise `SpecError` unless there is such a target."""
+    if target not in TARGETS:
+        hint = f"allowed are {', '.join(TARGETS)}"
+        raise SpecError("unknown target", [Fault("target", str(target), hint)])
+
+
+def form_for(snn: SpikingModel, target: str) -> IntegerForm:
+    """What would be written for a target.
+
+    Raises:
+        UnsupportedLayerError: what of the network has no exact form there, all of it.
+    """
+    form = integer_form(snn)
+    if faults := TARGETS[target].refused(form):
+        raise UnsupportedLayerError(f"this network does not leave exactly as {target}", faults)
+    return form
 
 
 def _images(form: IntegerForm, images: Any) -> Tensor:

@@ -34,7 +34,9 @@ EACH = 2**19  # numbers, up to which neurons of one class do not share the work
 class Runtime(Protocol):
     """What runs something that was written."""
 
-    version: str
+    @property
+    def version(self) -> str:
+        """What runs it, with its version."""
 
     def run(self, images: np.ndarray) -> dict[int, np.ndarray]:
         """Values by index, the logits and whatever else this runtime shows of the network."""

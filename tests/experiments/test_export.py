@@ -44,3 +44,16 @@ def test_a_quantized_network_is_converted_first(tmp_path: Path) -> None:
     mt.save(quantized("line"), tmp_path / "net")
     verdict = export.run(str(tmp_path / "net"), "tables", tmp_path / "out", count=4)
     assert verdict.exact
+
+
+def test_check_says_before_training_what_will_not_leave(command: Command) -> None:
+    done = command("check", "digits", "--smoke", "--target", "c")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("ok: digits, leaves as c\n")
+    message = failed(command, "check", "digits_vit", "--smoke", "--target", "tables")
+    assert "does not leave the house exactly" in message
+    assert len(message.splitlines()) > 2
+    message = failed(command, "check", "digits", "--smoke", "--target", "zip")
+    assert "allowed are tables, c, onnx, qonnx" in message
+    message = failed(command, "check", "digits_plif", "--smoke", "--target", "c")
+    assert "trained from scratch" in message
