@@ -624,7 +624,7 @@ def sizes(path: Path) -> dict[str, int]:
         return found
     with tempfile.TemporaryDirectory() as folder:
         compiled = str(Path(folder) / "network.o")
-        _call(["cc", *FLAGS, "-c", str(path), "-o", compiled], path, "does not compile")
+        _call(["cc", *FLAGS, "-x", "c", "-c", str(path), "-o", compiled], path, "does not compile")
         listed = _call(["size", "-A", compiled], path, "cannot be measured").decode()
     sections: dict[str, int] = {}
     for line in listed.splitlines():

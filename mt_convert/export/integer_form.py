@@ -436,6 +436,8 @@ def _prove(
         left &= ~proved
         if not bool(left.any()):
             return best
+        if bool((left & ~fits).any()):
+            return None
     return None
 
 

@@ -52,6 +52,8 @@ def test_a_binary_ladder_is_searched_bit_by_bit(tmp_path: Path) -> None:
 
 def test_the_verb_reports_sizes_and_the_class(tmp_path: Path) -> None:
     snn, images = converted("residual"), some_images("residual", 64)
+    assert mt.export.c(snn, tmp_path / "network", images=images[:2]).exact  # whatever its name
+    (tmp_path / "network").unlink()
     found = mt.export.c(snn, tmp_path / "network.c", images=images)
     assert found.exact
     assert set(found.sizes) >= {"source_bytes"}
