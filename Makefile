@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules mt_convert tests --ignore=tests/helpers -n 2 -rs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long check mutants durations lower-bounds format smoke golden coverage clean
+.PHONY: help demo test test-long check mutants fuzz durations lower-bounds format smoke golden coverage clean
 
 help:  ## list what make can do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 19
@@ -29,6 +29,9 @@ check: $(STAMP)  ## format, lint, types and the fast tests (under two minutes)
 
 mutants: $(STAMP)  ## one-line faults, each of which a guarding test must find (5 minutes)
 	$(BIN)/python tests/helpers/mutants.py
+
+fuzz: $(STAMP)  ## 2,000 damaged or forged inputs for every reader of files (10 minutes)
+	MT_CONVERT_FUZZ=2000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_hostile_input.py -rs
 
 durations: $(STAMP)  ## `make test`, with the tests that took longest
 	$(PYTEST) -m "not long" --durations=100 --durations-min=0.3

@@ -6,6 +6,7 @@
     snn = mt.convert(qann)                             # n = L thresholds, T = 1: exact
     run = mt.simulate(snn, images, time_steps=1)       # run.logits [T, batch, classes]
     few = mt.convert(qann, ladder=mt.Uniform(3))       # 3 thresholds, several steps
+    bits = mt.convert(qann, ladder=mt.Radix(1), whole_window=True)  # a bit a step: 4 bits, T = 4
     done = mt.calibrate(few, images, [mt.calibration.MembraneMean()], time_steps=4)
     table = mt.layer_errors({3: done.snn}, [images], time_steps=(1, 2, 4))
     fast = mt.integer(snn)                             # whole numbers: fast(images), exact
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
     from .evaluation.settings import Setting
     from .graph.rules import DEFAULT_RULES
     from .integer_engine.model import integer
-    from .neurons.ladder import Binary, Learned, PowerOfTwo, Uniform
+    from .neurons.ladder import Binary, Learned, PowerOfTwo, Radix, Uniform
     from .quantization.quantize import quantize
     from .quantization.spec import QuantSpec
-    from .spiking.archive import load, save
     from .spiking.convert import convert
     from .spiking.simulate import simulate
+    from .training.archive import load, save
     from .training.finetune.finetune import FinetuneSpec, finetune
 
 _HOMES = {
@@ -50,16 +51,17 @@ _HOMES = {
         "Binary",
         "Learned",
         "PowerOfTwo",
+        "Radix",
         "Uniform",
     ),
     "quantization.quantize": ("quantize",),
     "quantization.spec": ("QuantSpec",),
-    "spiking.archive": (
+    "spiking.convert": ("convert",),
+    "spiking.simulate": ("simulate",),
+    "training.archive": (
         "load",
         "save",
     ),
-    "spiking.convert": ("convert",),
-    "spiking.simulate": ("simulate",),
     "training.finetune.finetune": (
         "FinetuneSpec",
         "finetune",
@@ -80,6 +82,7 @@ __all__ = [
     "MTConvertError",
     "PowerOfTwo",
     "QuantSpec",
+    "Radix",
     "Setting",
     "Uniform",
     "calibrate",

@@ -6,11 +6,14 @@ imported by the command that needs it.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shlex
 import sys
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -18,6 +21,9 @@ from rich.console import Console
 from .errors import MTConvertError, OutputError, SpecError
 from .experiments.models.names import CIFAR_MODELS
 from .experiments.recipes import catalogue
+from .system import stopping
+
+LAUNCHER_S = 10.0  # a launcher looks every few seconds whether a process has failed
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -131,6 +137,7 @@ def check(
     for stage, values in loaded.model_dump(mode="json", by_alias=True).items():
         if stage != "name":
             typer.echo(f"  {stage:<9} {_one_line(values)}")
+    typer.echo(recipes.looked_at(loaded))
 
 
 @app.command()
@@ -143,6 +150,10 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue where an interrupted run stopped.")
     ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace a finished run with other settings in --out."),
+    ] = False,
     smoke: Smoke = False,
 ) -> None:
     """Run a recipe: quantize, train, convert, evaluate, report.
@@ -150,7 +161,8 @@ def run(
     One with a spiking block is trained as a spiking network instead, and evaluated.
 
     A stage whose inputs did not change is not run again. An interrupted run continues with
-    --resume and ends with the same numbers.
+    --resume and ends with the same numbers. A finished run with other settings stays: without
+    --out the next goes to runs/NAME-2.
 
     \b
     Examples:
@@ -165,19 +177,23 @@ def run(
         from .experiments.recipes.from_scratch import load
 
         loaded = load(recipe, overrides or (), smoke)
+        from .experiments.run import free_folder
         from .experiments.run import run as run_recipe
         from .experiments.run import show as show_run
-        from .system.processes import speaks
+        from .system.progress import speaks
 
         folder = out or Path("runs") / (f"{loaded.name}_smoke" if smoke else loaded.name)
-        finished = run_recipe(loaded, folder, resume=resume)
+        if out is None and not overwrite:
+            folder = free_folder(folder, loaded)
+        finished = run_recipe(loaded, folder, resume=resume, overwrite=overwrite)
         if speaks():
-            show_run(finished, Console())
+            show_run(finished, _console())
     except KeyboardInterrupt:
         words = [recipe, *(overrides or []), *(["--smoke"] if smoke else [])]
+        words += ["--overwrite"] if overwrite else []
         again = shlex.join([*words, *(["--out", str(folder)] if folder else []), "--resume"])
-        typer.echo(f"\nstopped; continue with: mt-convert run {again}", err=True)
-        raise typer.Exit(130) from None
+        _say(f"\nstopped; continue with: mt-convert run {again}")
+        raise typer.Exit(stopping.exit_code()) from None
 
 
 @app.command()
@@ -210,15 +226,15 @@ def finetune(
       bptt, bptt_every_step, ottt_a, ottt_o, dsr, tandem (with finetune.learns=[weights])
     """
     from .experiments import finetune
-    from .system.processes import speaks
+    from .system.progress import speaks
 
     try:
         finished = finetune.run(run, overrides or (), out)
     except KeyboardInterrupt:
-        typer.echo("\nstopped; the same command continues where it stopped", err=True)
-        raise typer.Exit(130) from None
+        _say("\nstopped; the same command continues where it stopped")
+        raise typer.Exit(stopping.exit_code()) from None
     if speaks():
-        finetune.show(finished, Console())
+        finetune.show(finished, _console())
 
 
 @app.command("eval")
@@ -292,7 +308,7 @@ def evaluate(
       mt-convert eval runs/a runs/b --data other.yaml data.root=/data --images 2000 --errors 200
     """
     from .experiments import eval_table
-    from .system.processes import speaks
+    from .system.progress import speaks
 
     options = eval_table.EvalOptions(
         names=tuple(word for word in words if "=" not in word),
@@ -313,10 +329,10 @@ def evaluate(
     try:
         eval_table.run(options, out)
     except KeyboardInterrupt:
-        typer.echo("\nstopped; the same command continues with what is left", err=True)
-        raise typer.Exit(130) from None
+        _say("\nstopped; the same command continues with what is left")
+        raise typer.Exit(stopping.exit_code()) from None
     if speaks():
-        eval_table.show(out, Console())
+        eval_table.show(out, _console())
 
 
 @app.command()
@@ -396,9 +412,9 @@ def bench(
     try:
         (command.run_training if training else command.run)(options, out)
     except KeyboardInterrupt:
-        typer.echo(f"\nstopped; earlier results in {out} are unchanged", err=True)
-        raise typer.Exit(130) from None
-    (command.show_training if training else command.show)(out, Console())
+        _say(f"\nstopped; earlier results in {out} are unchanged")
+        raise typer.Exit(stopping.exit_code()) from None
+    (command.show_training if training else command.show)(out, _console())
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
@@ -462,7 +478,7 @@ def show(
     """
     from .experiments.run import show as show_run
 
-    show_run(path, Console())
+    show_run(path, _console())
 
 
 @app.command()
@@ -509,17 +525,19 @@ def coverage(
     from .experiments.coverage import pages, sweep
     from .experiments.coverage.rows import Settings
     from .system.bounded import Limits
+    from .system.folder_lock import folder_lock
 
     settings = Settings(size=size, modules=tuple(modules or ()))
     plans = sweep.Sweep(out, settings, Limits(memory, minutes * 60, workers))
     try:
-        chosen = sweep.plan(plans, patterns or (), every=every)
-        table = sweep.run(plans, chosen, again=again)
+        with folder_lock(out):
+            chosen = sweep.plan(plans, patterns or (), every=every)
+            table = sweep.run(plans, chosen, again=again)
     except KeyboardInterrupt:
-        typer.echo("\nstopped; the same command continues with what is left", err=True)
-        raise typer.Exit(130) from None
+        _say("\nstopped; the same command continues with what is left")
+        raise typer.Exit(stopping.exit_code()) from None
     pages.write_pages(table, out)
-    pages.show(table.only(item.name for item in chosen), Console())
+    pages.show(table.only(item.name for item in chosen), _console())
     typer.echo(f"all {len(table.rows)} rows and the pages are in {out}")
 
 
@@ -528,7 +546,7 @@ def _one_line(values: Any) -> str:
     if values is None:
         return "none"
     if not isinstance(values, dict):
-        return str(values)
+        return _plain(values)
     return "  ".join(f"{key}={_plain(value)}" for key, value in values.items() if value != {})
 
 
@@ -544,12 +562,43 @@ def main() -> None:
     """Run the command line; an error the user can mend is one message and exit code 2."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime"
     try:
-        app()
+        with stopping.as_interrupts():
+            app()
     except MTConvertError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE:
+            raise
+        name = "" if error.filename is None else f"{str(error.filename)[:200]}: "
+        _fail(f"{name}{error.strerror}")
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(stopping.exit_code())
+
+
+_OF_THE_MACHINE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.ENOTDIR, errno.EISDIR),
+)
+
+
+def _console() -> Console:
+    """A console that prints names as they are, whatever brackets they have."""
+    return Console(markup=False)
+
+
+def _say(text: str) -> None:
+    """A line on stderr, by one of several processes."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(text, err=True)
+
+
+def _fail(text: str) -> NoReturn:
+    """Say what is wrong, once. Of several processes the first speaks; another one waits, because
+    whoever launched them stops it as soon as the first has ended by the same fault."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(LAUNCHER_S)
+    typer.echo(f"error: {text}", err=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,9 @@ class MTConvertError(Exception):
         super().__init__(headline, self.faults)
 
     def __str__(self) -> str:
+        return self._text().encode("utf-8", "backslashreplace").decode()  # any name can be printed
+
+    def _text(self) -> str:
         if not self.faults:
             return self.headline
         where = max(len(fault.where) for fault in self.faults)

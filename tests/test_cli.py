@@ -85,10 +85,11 @@ def test_check_shows_all_stages_of_a_good_recipe(command: Command) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "ok: digits"
-    stages = dict(line.split(maxsplit=1) for line in lines[1:])
+    stages = dict(line.split(maxsplit=1) for line in lines[1:-1])
+    assert lines[-1] == "an image of 1x8x8 passes through digits_cnn, by its shape alone"
     assert list(stages) == [
         *("seed", "model", "data", "ann", "quantize", "train", "control", "convert", "evaluate"),
-        "finetune",
+        *("calibrate", "finetune"),
     ]
     assert "weight_bits=3" in stages["quantize"]
     assert "seed=4" in stages["train"]

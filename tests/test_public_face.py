@@ -110,7 +110,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
 
 
 def test_the_face_is_about_twenty_names_and_the_rest_is_reached_through_the_rooms() -> None:
-    assert len(mt.__all__) == 20
+    assert len(mt.__all__) == 21
     assert mt.neurons.PLIF(tau=2.0).tau == 2.0
     assert mt.calibration.parse("mse") == (mt.calibration.MeanSquaredError(),)
     assert mt.training.BPTT() != mt.training.DSR()

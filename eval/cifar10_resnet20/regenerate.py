@@ -5,7 +5,9 @@
 FOLDER holds train.tar and test.tar of JPEG CIFAR-10, FILE the fp32 ResNet-20. Three recipes are run
 (W4A4, W3A3, W2A2; all 10,000 test images), and for W4A4 a second evaluation of the same trained
 network on the first 1,000 test images of the seeded order: whole-window layers, and even input with
-n T = L. Finished stages are kept, an interrupted training continues; runs lie under --runs.
+n T = L. All training images are trained on, the last epoch counts, and beside each width the float
+network is trained by the same schedule (the control arm). Finished stages are kept, an interrupted
+training continues; runs lie under --runs.
 """
 
 from __future__ import annotations
@@ -39,15 +41,16 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
     common = [f"data.root={arguments.data}", f"model.checkpoint={arguments.weights}"]
+    trained = ["control=true", "data.validation_share=0"]
     tables: dict[str, tuple[list[Row], list[Row]]] = {}
     for wider, recipe in zip((None, *CHAIN), CHAIN, strict=False):
         out, more = arguments.runs / recipe, arguments.runs / f"{recipe}_more"
         start = [] if wider is None else [f"model.from_run={arguments.runs / wider}"]
-        run_command("run", recipe, *common, *start, "--out", str(out), "--resume")
+        run_command("run", recipe, *common, *trained, *start, "--out", str(out), "--resume")
         tables[recipe] = rows(out), []
         if recipe == CHAIN[0]:
-            trained = f"quantize.checkpoint={out / 'train'}"
-            run_command("run", recipe, *common, trained, *MORE, "--out", str(more), "--resume")
+            stored = f"quantize.checkpoint={out / 'train'}"
+            run_command("run", recipe, *common, stored, *MORE, "--out", str(more), "--resume")
             tables[recipe] = rows(out), rows(more)
     write(tables, arguments.runs)
 
@@ -61,10 +64,12 @@ def history(runs: Path, recipe: str) -> str:
     """What training did, epoch by epoch."""
     lines = (runs / recipe / "train" / "log.jsonl").read_text().splitlines()
     epochs = [json.loads(line) for line in lines]
+    said = f"{len(epochs)} epochs of quantization-aware training, "
+    if epochs[-1]["validation_accuracy"] is None:
+        return f"{said}the last of which counts"
     best = max(epochs, key=lambda epoch: epoch["validation_accuracy"])
     return (
-        f"{len(epochs)} epochs of quantization-aware training, "
-        f"{best['validation_accuracy']:.2f} % on the 2,500 validation images at epoch "
+        f"{said}{best['validation_accuracy']:.2f} % on the 2,500 validation images at epoch "
         f"{best['epoch']}, whose weights were kept"
     )
 

@@ -2,6 +2,8 @@
 
     python eval/coverage/regenerate.py                 # README.md, architectures.md, families.png
     python eval/coverage/regenerate.py --sweep         # first the whole registry, or what is left
+    python eval/coverage/regenerate.py --again NAME ...   # these rows alone, in the stored table;
+                                                          # "*" is the smallest of each family
     python eval/coverage/regenerate.py --parameters    # sizes of all, for a new version of timm
 
 The sweep keeps its rows in runs/coverage: first the smallest architecture of each family, then all
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import timm
@@ -34,6 +37,8 @@ def main() -> None:
         command = [sys.executable, "-m", "mt_convert.cli", "coverage", "--all"]
         subprocess.run([*command, "--out", str(ROWS), *words[1:]], check=True)
         write_json(HERE / "results.json", read_table(ROWS / "results.json").to_json())
+    elif words[:1] == ["--again"] and words[1:]:
+        make_again(words[1:])
     elif words == ["--parameters"]:
         names = [name for group in families().values() for name in group]
         params = count_parameters(names, note=lambda counts: None)
@@ -41,6 +46,21 @@ def main() -> None:
     elif words:
         sys.exit(__doc__)
     write_pages(read_table(HERE / "results.json"), HERE)
+
+
+def make_again(names: list[str]) -> None:
+    """Make the rows of these architectures (of patterns the smallest of each family) again, and put
+    them in the places of the stored ones. Rows lie in runs/coverage_again until all are there."""
+    folder = ROWS.with_name("coverage_again")
+    command = [sys.executable, "-m", "mt_convert.cli", "coverage", *names]
+    subprocess.run([*command, "--out", str(folder)], check=True)
+    rows = {row.architecture: row for row in read_table(folder / "results.json").rows}
+    stored = read_table(HERE / "results.json")
+    missing = set(rows) - {row.architecture for row in stored.rows}
+    if missing:
+        sys.exit(f"not in the stored table: {', '.join(sorted(missing))}")
+    kept = tuple(rows.get(row.architecture, row) for row in stored.rows)
+    write_json(HERE / "results.json", replace(stored, rows=kept).to_json())
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SpecError
-from ..neurons.ladder import Learned
+from ..neurons.ladder import has_learned_gaps
 from ..neurons.layer import MTNeuron
 from ..spiking.levels import analog, levels, quantized_activation, unit
 from ..spiking.model import SpikingModel
@@ -156,7 +156,7 @@ def transform(
     neurons, rows = {}, []
     for name, neuron in snn.neurons():
         layer = _Layer(name, neuron, samples)
-        learned = isinstance(neuron.spec.ladder, Learned)
+        learned = has_learned_gaps(neuron.spec.ladder)
         chosen = "learned gaps" if learned else _FINDERS[type(step)](step, layer)
         neurons[name], row = _judge(step, layer, chosen, keep_better)
         rows.append(row)
@@ -184,7 +184,7 @@ def balance(
         layer = _Layer(name, front.neuron(node), samples)
         inputs = [_inputs(layer, front.drives(node, k)) for k in every]
         chosen: Chosen = "learned gaps"
-        if not isinstance(layer.neuron.spec.ladder, Learned):
+        if not has_learned_gaps(layer.neuron.spec.ladder):
             largest = torch.stack([_largest(layer, item) for item in inputs]).amax()
             chosen = _with_theta(layer, step.scale * largest)
         neuron, row = _judge(step, layer, chosen, keep_better)
@@ -220,7 +220,7 @@ def _judge(
 ) -> tuple[MTNeuron, CalibrationRow]:
     """The neurons to continue with, and the row that says why."""
     name = name_of([step])
-    before = 0.0 if isinstance(layer.neuron.spec.ladder, Learned) else layer.loss(layer.neuron)
+    before = 0.0 if has_learned_gaps(layer.neuron.spec.ladder) else layer.loss(layer.neuron)
     if isinstance(chosen, str):
         return layer.neuron, CalibrationRow(name, layer.name, chosen, before, before, False)
     after = layer.loss(chosen)

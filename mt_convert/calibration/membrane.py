@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from ..neurons.ladder import Learned
+from ..neurons.ladder import has_learned_gaps
 from ..neurons.layer import MTNeuron
 from ..spiking.levels import unit, worth
 from ..spiking.model import SpikingModel
@@ -67,7 +67,7 @@ def _pass(
     passed = []
     for node in front.nodes:
         layer = _Layer.at(front, node, len(fit), per_neuron)
-        if isinstance(layer.neuron.spec.ladder, Learned):
+        if has_learned_gaps(layer.neuron.spec.ladder):
             passed.append(Passed(str(node.target)))
         else:
             old, before = layer.start(held_out=True)

@@ -2,7 +2,7 @@
 
 θ is the largest value that a layer can emit in the T steps that are calibrated for. Presented in
 every step it is the range of the window, θ = s L (`windows`). Presented once, a neuron climbs a
-step s at a time and reaches at most nT levels, so θ = s min(L, nT).
+step s at a time and reaches at most nT levels, so θ = s min(L, nT); in digits all of them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..neurons.ladder import Radix
 from ..neurons.layer import MTNeuron
 from ..neurons.spec import NeuronSpec
 from ..spiking.levels import even_response, levels, quantized_activation
@@ -44,7 +45,11 @@ class Window:
         """
         assert spec.bounds is not None
         low, high = (int(bound or 0) for bound in spec.bounds)
-        reach = int(spec.ladder.reach) * self.time_steps
+        ladder = spec.ladder
+        if isinstance(ladder, Radix):
+            reach = int(ladder.until(self.time_steps - 1).reach)
+        else:
+            reach = int(ladder.reach) * self.time_steps
         if self.presentation is Presentation.ONCE:
             return max(low, -reach), min(high, reach)
         return int(low * reach / levels(spec)), int(high * reach / levels(spec))

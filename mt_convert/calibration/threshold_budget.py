@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Fault, SpecError
-from ..neurons.ladder import Binary, Ladder, Learned, PowerOfTwo, Uniform
+from ..neurons.ladder import Binary, Ladder, PowerOfTwo, Radix, Uniform, has_learned_gaps
 from ..neurons.layer import MTNeuron
 from ..spiking.interpreter import forward_with
 from ..spiking.levels import levels, quantized_activation
@@ -53,8 +53,15 @@ def transform(
     row the losses of both.
 
     Raises:
-        SpecError: a budget below the cost of the shortest ladders.
+        SpecError: a budget below the cost of the shortest ladders; layers that speak in digits.
     """
+    digits = [
+        Fault(name, str(neuron.spec.ladder), "layers that meet have one n: choose it by hand")
+        for name, neuron in snn.neurons()
+        if isinstance(neuron.spec.ladder, Radix)
+    ]
+    if digits:
+        raise SpecError("a budget chooses thresholds layer by layer, and these are digits", digits)
     trial = _Trial.of(step, snn, samples)
     uniform, base = _uniform(trial, step)
     chosen = _best_choice(trial, uniform, base)
@@ -136,7 +143,7 @@ class _Trial:
         return {
             name: list(_ladders(neuron))
             for name, neuron in self.snn.neurons()
-            if not isinstance(neuron.spec.ladder, Learned)
+            if not has_learned_gaps(neuron.spec.ladder)
         }
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, Fault
+from ..system.storage import check_regular
 from .image_set import label_faults
 from .randomness import generator
 
@@ -179,7 +180,8 @@ def unfit(where: str, what: str, hint: str = "replace or remove the file") -> Da
 
 
 def _check_bytes(path: Path) -> None:
-    """Raise where a reader would take half an event for none, or end the whole process."""
+    """Raise where a reader would take half an event for none, wait for ever, or end the process."""
+    check_regular(path)
     if path.suffix == ".bin" and path.stat().st_size % _AER_EVENT_BYTES:
         raise ValueError("it ends inside an event")
     if path.suffix == ".aedat4":

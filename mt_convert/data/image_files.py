@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import lzma
 import os
+import struct
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -27,7 +29,15 @@ _TRAINING = ("train", "training")
 _EVALUATION = ("validation", "val", "valid", "eval", "evaluation")
 _ANY_SIZE = "imagenet"
 _OPENING = (AssertionError, ImportError, OSError, RuntimeError, ValueError, KeyError)
-_DECODING = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_DECODING = (
+    *(OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError),
+    *(MemoryError, OverflowError, RecursionError, TypeError, IndexError, KeyError, AttributeError),
+    *(RuntimeError, struct.error, zlib.error, tarfile.TarError, ZeroDivisionError, AssertionError),
+)  # of Pillow's readers, each of which has its own for a damaged file
+_LISTING = (
+    *(tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, MemoryError),
+    *(OverflowError, ValueError, RecursionError, IndexError, TypeError),
+)
 
 
 class Files:
@@ -83,7 +93,7 @@ class Files:
                 stream, label = self._reader[index][:2]
             with stream, Image.open(stream) as image:
                 return self._in_8_bits(image), int(label)
-        except (*_DECODING, tarfile.TarError) as error:
+        except _DECODING as error:
             hint = "replace or remove the file"
             fault = Fault(self.name(index), f"cannot be decoded ({error})", hint)
             where = self._spec.root or self._spec.dataset
@@ -116,7 +126,7 @@ def list_split(spec: DataSpec, split: str) -> Listing:
     path = _locate(spec, split)
     try:
         return Listing(path, split)
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+    except _LISTING as error:
         reason = str(error) or type(error).__name__
         hint = "check root, the splits and the files"
         raise DataError(f"cannot open image files, {path}: {reason}. What to do: {hint}") from error

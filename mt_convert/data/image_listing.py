@@ -21,9 +21,11 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..errors import DataError, Fault
 from ..system.progress import notice
+from ..system.storage import check_regular
 
 _LINKS = 40
 _BLOCK = 2**20
+_PACKED = 1100  # times that a compressed archive can be smaller than what it holds (deflate: 1032)
 
 
 class Entry(NamedTuple):
@@ -79,14 +81,19 @@ class TarFiles:
     name of the file or of the split is left out, as unpacking beside the file would.
 
     Raises:
-        tarfile.TarError, OSError: it is no tar file, or ends early.
+        tarfile.TarError, OSError: it is no tar file, ends early, or claims more than it can hold.
     """
 
     def __init__(self, path: Path, split: str) -> None:
         self.path = path
         self._handle: tuple[int, tarfile.TarFile] | None = None
+        check_regular(path)
+        members: dict[str, tarfile.TarInfo] = {}
         with tarfile.open(path) as archive:
-            members = {name: item for item in archive if (name := _plain(item.name)) is not None}
+            for item in archive:
+                _check_size(item, path.stat().st_size)
+                if (name := _plain(item.name)) is not None:
+                    members[name] = item
         unpacks_here = members.pop("", None) is not None
         for around in (split, path.stem):
             if not unpacks_here and _only_around(around, members):
@@ -229,6 +236,14 @@ def _entry(file: os.DirEntry[str] | Path) -> Entry:
 def _readable(name: str) -> str:
     """A file's name without the stand-ins for bytes that are no text."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _check_size(item: tarfile.TarInfo, whole: int) -> None:
+    """Raise for a member that claims more bytes than its archive can hold."""
+    if not 0 <= item.size <= whole * _PACKED or (item.sparse is not None and item.size > whole):
+        raise OSError(
+            f"{_readable(item.name)[:200]} would have {item.size} bytes, the archive has {whole}"
+        )
 
 
 def _plain(name: str) -> str | None:

@@ -18,6 +18,7 @@ from ..data import batches
 from ..errors import CheckpointError
 from ..neurons.ladder import Learned
 from ..system.devices import device_of
+from ..system.plain_data import as_type
 from ..system.storage import digest, read_json, write_json
 from .energy.measure import energy
 from .energy.report import EnergyReport
@@ -30,6 +31,23 @@ from .subject import Subject
 
 ANALYSIS_SCHEMA = "mt_convert.analysis/1"
 BATCH = 64
+
+
+@dataclass(frozen=True)
+class _Page:
+    page: str
+
+
+@dataclass(frozen=True)
+class _Subject:
+    model: str
+    dataset: str
+
+
+_PLAIN = {
+    **dict.fromkeys(("method", "presentation", "calibration"), str),
+    **{"signed": bool, "calibrated_T": int | None},
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +97,11 @@ class Analysis:
         except KeyError as error:
             raise CheckpointError(f"the analysis lacks {error}: make it again") from error
         plain["errors"] = ErrorTable.from_json(plain["errors"])
-        plain["energy"] = {int(n): report for n, report in plain["energy"].items()}
+        pages = as_type(dict[str, _Page], plain["energy"])
+        plain["energy"] = {int(n): plain["energy"][n] for n in pages}
+        as_type(_Subject, plain["subject"])
+        for name, kind in _PLAIN.items():
+            as_type(kind, plain[name])
         return cls(**plain)
 
     def markdown(self) -> str:
@@ -106,7 +128,7 @@ def analyses(
         if isinstance(setting, Setting):
             alike = setting
             if not isinstance(setting.ladder, Learned):  # it has no number of thresholds alone
-                alike = dataclasses.replace(setting, ladder=type(setting.ladder)(1))
+                alike = dataclasses.replace(setting, ladder=type(setting.ladder)(1))  # type: ignore[call-arg]
             groups.setdefault(alike, []).append(setting)
     results = []
     for group in groups.values():
@@ -116,7 +138,7 @@ def analyses(
         path = folder / "analyses" / f"{name}.json"
         if not path.is_file():
             write_json(path, _analysis(subject, group, count).to_json())
-        results.append(Analysis.from_json(read_json(path)))
+        results.append(read_json(path, Analysis.from_json))
     return results
 
 

@@ -21,16 +21,16 @@ class Counter:
     """One setting on one network: add batches, then read the rows.
 
     Shapes:
-        counts [4, T], float64: after each step, over all images so far, how many were classified
+        counts [5, T], float64: after each step, over all images so far, how many were classified
         correctly, as the quantized network does, with every activation exact (0 where thresholds
-        are no longer those of the quantizers, ``comparable``); and all events. Whole
+        are no longer those of the quantizers, ``comparable``); all events and packets. Whole
         numbers: summed in any order, by any number of processes, they are the same.
     """
 
     def __init__(self, snn: SpikingModel, setting: Setting, comparable: bool = True) -> None:
         self.snn, self.setting = snn, setting
         self.neurons = dict(snn.neurons())
-        self.counts = torch.zeros(4, setting.time_steps[-1], dtype=torch.float64)
+        self.counts = torch.zeros(5, setting.time_steps[-1], dtype=torch.float64)
         self.neuron_count = 0
         self.comparable = comparable and setting.comparable
         self.axes = {
@@ -78,6 +78,7 @@ class Counter:
             (answers == predicted).sum(1),
             exact.sum(1),
             torch.stack(list(run.spike_counts.values())).sum(0).cumsum(0),
+            torch.stack(list(run.packets.values())).sum(0).cumsum(0),
         )
         shown = slice(time_steps - 1 if self.setting.whole_window else 0, time_steps)
         self.counts[:, shown] += torch.stack([item.double() for item in sums])[:, shown].cpu()
@@ -85,7 +86,7 @@ class Counter:
     def rows(self, columns: dict[str, Any]) -> list[Row]:
         """The rows of the setting; ``columns``: those that it does not measure."""
         setting, total = self.setting, columns["images"]
-        correct, agreed, exact, events = self.counts.tolist()
+        correct, agreed, exact, events, packets = self.counts.tolist()
         seen = setting.time_steps if setting.whole_window else range(1, setting.time_steps[-1] + 1)
         inexact = [T for T in seen if exact[T - 1] < total]
         later = [T for T in seen if not inexact or inexact[-1] < T]
@@ -102,6 +103,7 @@ class Counter:
                 agreement=agreed[T - 1] / total,
                 exact_share=exact[T - 1] / total,
                 spikes_per_neuron=events[T - 1] / self.neuron_count / total,
+                packets_per_neuron=packets[T - 1] / self.neuron_count / total,
                 ladder=setting.ladder_name,
                 whole_window=setting.whole_window,
                 settling_T=later[0] if later and once else None,

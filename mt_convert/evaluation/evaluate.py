@@ -20,8 +20,9 @@ from ..spiking.model import SpikingModel, quantized_network
 from ..system.devices import device_of
 from .counter import Counter, percent
 from .loop import Answers, Batch, count_batches, join
-from .settings import Setting
+from .settings import OwnThresholds, Setting
 from .stored import StoredNetwork
+from .subject import bits_per_weight, network_digest
 
 
 @torch.no_grad()
@@ -76,9 +77,12 @@ def reference_columns(qann: QuantizedModel | StoredNetwork, answers: Answers) ->
         "qann_accuracy": accuracy(answers.qann),
         "images": images,
         "levels": qann.spec.levels,
-        "weight_bits": qann.spec.weight_bits,
+        "weight_bits": bits_per_weight(qann.spec),
+        "weights": str(qann.spec.weights),
         "act_bits": qann.spec.act_bits,
+        "spacing": str(qann.spec.spacing),
         "qat_noise": str(qann.spec.act_noise),
+        "digest": network_digest(qann),
     }
 
 
@@ -96,7 +100,7 @@ def convert_for(
     else:
         snn = convert(
             qann,
-            ladder=setting.ladder,
+            ladder=None if isinstance(setting.ladder, OwnThresholds) else setting.ladder,
             firing=setting.firing,
             signed=setting.signed,
             presentation=setting.presentation,

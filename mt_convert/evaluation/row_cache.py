@@ -22,9 +22,10 @@ from ..data import batches
 from ..errors import CheckpointError, Fault, SpecError
 from ..report.rows import Row, results_from_json, results_to_json
 from ..spiking.model import SpikingModel
+from ..system.plain_data import as_type
 from ..system.processes import Processes
 from ..system.progress import progress
-from ..system.storage import digest, read_json, write_json
+from ..system.storage import digest, read_json, reading, write_json
 from .counter import Counter
 from .evaluate import convert_for, reference_columns
 from .loop import Answers, Batch, Counts, count_batches, join
@@ -35,7 +36,7 @@ from .settings import PeerSetting, Setting
 from .stored import StoredNetwork
 from .subject import Subject
 
-CELL_SCHEMA = "mt_convert.cell/2"
+CELL_SCHEMA = "mt_convert.cell/3"
 AnySetting = Setting | PeerSetting
 
 
@@ -119,8 +120,11 @@ class RowCache:
         path = self._answers_path(subject)
         if not path.is_file():
             return None
-        stored: dict[str, list[int]] = read_json(path)
-        labels, ann, qann = (torch.tensor(stored[name]) for name in Answers._fields)
+        stored = read_json(path, lambda content: as_type(dict[str, list[int]], content))
+        with reading(path):
+            labels, ann, qann = (torch.tensor(stored[name]) for name in Answers._fields)
+            if {len(subject.test)} != {len(labels), len(qann), len(ann) or len(labels)}:
+                raise CheckpointError(f"answers to {len(labels)} images, not {len(subject.test)}")
         return Answers(labels, ann if len(ann) else None, qann)
 
     def _store_answers(self, subject: Subject, own: Sequence[Answers]) -> Answers:
@@ -216,4 +220,5 @@ def _read_rows(path: Path) -> list[Row] | None:
     content = read_json(path)
     if not isinstance(content, dict) or content.get("schema") != CELL_SCHEMA:
         raise CheckpointError(f"{path} is no result of this version: remove it to compute it again")
-    return results_from_json(content["results"])
+    with reading(path):
+        return results_from_json(content["results"])

@@ -10,11 +10,31 @@ from typing import Any, ClassVar
 from ..calibration.spec import Calibration, InitialPotential, Maximum
 from ..calibration.text import name_of, parse
 from ..errors import Fault, SpecError
-from ..neurons.ladder import LADDERS, Firing, Ladder, Uniform, ladder_of
+from ..neurons.ladder import LADDERS, Firing, Ladder, Radix, Uniform, ladder_of
 from ..spiking.presentation import Presentation, is_step_count
 from ..system.keys import key
 
 SETTING_SCHEMA = "setting/1"
+
+
+@dataclass(frozen=True)
+class OwnThresholds:
+    """The ``n`` thresholds that training has placed, in each layer where they are; layers with
+    equal steps have one for each level.
+
+    Example:
+        >>> OwnThresholds(3).natural_firing
+        <Firing.PARALLEL: 'parallel'>
+    """
+
+    kind: ClassVar[str] = "learned"
+
+    n: int
+
+    @property
+    def natural_firing(self) -> Firing:
+        """What learned thresholds of equal levels allow."""
+        return Firing.PARALLEL
 
 
 @dataclass(frozen=True)
@@ -32,7 +52,7 @@ class Setting:
 
     kind: ClassVar[str] = "setting"
 
-    ladder: Ladder
+    ladder: Ladder | OwnThresholds
     time_steps: tuple[int, ...]
     firing: Firing | None = None
     signed: bool = True
@@ -44,7 +64,8 @@ class Setting:
     keep_better: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ladder", ladder_of(self.ladder))
+        if not isinstance(self.ladder, OwnThresholds):
+            object.__setattr__(self, "ladder", ladder_of(self.ladder))
         object.__setattr__(self, "time_steps", _sorted_steps(self.time_steps))
         if isinstance(self.calibration, str):
             object.__setattr__(self, "calibration", parse(self.calibration))
@@ -92,6 +113,32 @@ def _sorted_steps(time_steps: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(set(time_steps)))
 
 
+def with_own_thresholds(
+    settings: Sequence[Setting | PeerSetting], levels: int
+) -> list[Setting | PeerSetting]:
+    """The settings that a network of learned thresholds allows, each with its own thresholds: equal
+    thresholds in parallel, the image presented once; peers convert the float network. The others
+    are left out.
+
+    Example:
+        >>> both = [Setting(Uniform(n), (2,), firing=f) for n in (1, 3) for f in Firing]
+        >>> [item.ladder for item in with_own_thresholds(both, 3)]
+        [OwnThresholds(n=3)]
+    """
+    own: dict[Setting | PeerSetting, None] = {}
+    for item in settings:
+        if isinstance(item, PeerSetting):
+            own[item] = None
+        elif (
+            isinstance(item.ladder, Uniform)
+            and item.firing is Firing.PARALLEL
+            and item.presentation is Presentation.ONCE
+        ):
+            method = "" if item.method == f"mt_{item.ladder_name}" else item.method
+            own[dataclasses.replace(item, ladder=OwnThresholds(levels), method=method)] = None
+    return list(own)
+
+
 def iso_level(L: int) -> list[Setting]:
     """Even input, n thresholds over T steps with n T = L: from {n=1, T=L} to {n=L, T=1}.
 
@@ -103,6 +150,22 @@ def iso_level(L: int) -> list[Setting]:
         Setting(Uniform(n), (L // n,), signed=False, presentation=Presentation.EVERY_STEP)
         for n in range(1, L + 1)
         if L % n == 0
+    ]
+
+
+def radix_level(L: int) -> list[Setting]:
+    """Digits in windows, T of them in base n + 1 with (n + 1)^T = L + 1: n = L alone is left to
+    `iso_level`.
+
+    Example:
+        >>> [(setting.ladder.n, setting.time_steps) for setting in radix_level(15)]
+        [(1, (4,)), (3, (2,))]
+    """
+    digits = ((Radix(n), Radix(n).digits(L)) for n in range(1, L))
+    return [
+        Setting(ladder, (T,), signed=False, whole_window=True)
+        for ladder, T in digits
+        if ladder.base**T == L + 1
     ]
 
 
@@ -152,6 +215,7 @@ class Method:
     signed: bool = False
     presentation: Presentation = Presentation.EVERY_STEP
     calibration: tuple[Calibration, ...] = ()
+    whole_window: bool = False
 
     def setting(self, n: int, time_steps: Sequence[int]) -> Setting:
         """The method with n thresholds, reported after these steps. What a method calibrates is
@@ -164,6 +228,7 @@ class Method:
             method=self.name,
             calibration=self.calibration,
             keep_better=not self.calibration,
+            whole_window=self.whole_window,
         )
 
 
@@ -190,6 +255,13 @@ METHODS: dict[str, Method] = {
             "n equal thresholds on either side, the image presented once: settles exactly",
             signed=True,
             presentation=Presentation.ONCE,
+        ),
+        Method(
+            "mt_radix",
+            "the digits of a level in base n + 1, one a step, each layer waiting for all of them",
+            "radix",
+            presentation=Presentation.ONCE,
+            whole_window=True,
         ),
     )
 }

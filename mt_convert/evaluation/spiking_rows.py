@@ -1,7 +1,8 @@
-"""Rows of networks trained from scratch."""
+"""Rows of stored spiking networks: trained from scratch; calibrated or fine-tuned."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,15 +13,22 @@ from torch import Tensor, nn
 
 from ..data import ImageSet, batches
 from ..errors import Fault, SpecError
+from ..graph.nodes import WEIGHTED
 from ..neurons.layer import MTNeuron
 from ..neurons.totals import count_events
 from ..report.rows import Row
+from ..spiking.model import SpikingModel
+from ..spiking.presentation import Presentation
+from ..spiking.simulate import simulate
+from ..spiking.weight_grid import weight_step
 from ..system.devices import device_of
 from ..system.processes import Processes
 from ..system.progress import progress
 from ..training.from_scratch.network import ScratchNetwork
 from ..training.from_scratch.spec import SpikingSpec
 from .counter import percent
+from .energy.bits import weight_bits as bits_of
+from .subject import network_digest
 
 
 def rows_of(
@@ -43,9 +51,7 @@ def rows_of(
     steps = sorted(set(time_steps))
     if not len(test):
         raise SpecError("no images to evaluate on: raise evaluate.images or data.test_images")
-    if not steps or steps[-1] > network.time_steps:
-        hint = f"the network was trained for {network.time_steps}; allowed are steps up to that"
-        raise SpecError("cannot evaluate", [Fault("time_steps", str(time_steps), hint)])
+    _check_steps(steps, network.time_steps)
     counts, neurons = _count_steps(network.eval(), test, batch_size, processes)
     images = len(test)
     ladder = spec.neuron_spec().ladder
@@ -66,6 +72,7 @@ def rows_of(
         whole_window=False,
         settling_T=None,
         method=f"mt_{spec.neuron}",
+        digest=network_digest(network),
         **columns,
     )
     correct, events = counts.tolist()
@@ -78,6 +85,103 @@ def rows_of(
         )
         for T in steps
     ]
+
+
+def rows_of_stored(
+    network: ScratchNetwork | SpikingModel,
+    test: ImageSet,
+    time_steps: Sequence[int],
+    columns: dict[str, Any],
+    *,
+    batch_size: int,
+    processes: Processes,
+) -> list[Row]:
+    """A row of a stored network behind each of ``time_steps``; its neurons are as they are stored.
+
+    Raises:
+        SpecError: no images, or steps beyond those that a network was trained for.
+    """
+    if not len(test):
+        raise SpecError("no images to evaluate on: raise evaluate.images or data.test_images")
+    specs = [layer.spec for _, layer in network.neurons()]
+    ladders = [spec.ladder for spec in specs]
+    widest = max(ladders, key=lambda ladder: ladder.n)
+    charge = next((spec.charge.kind.lower() for spec in specs if spec.charge.kind != "IF"), "if")
+    steps = sorted(set(time_steps))
+    if isinstance(network, ScratchNetwork):
+        _check_steps(steps, network.time_steps)
+        counts, neurons = _count_steps(network.eval(), test, batch_size, processes)
+        at = {T: (counts[0, T - 1], counts[1, :T].sum(), neurons) for T in steps}
+    else:
+        runs = steps if network.whole_window else steps[-1:]
+        at = {}
+        for last in runs:
+            counts, neurons = _count_converted(network, test, last, batch_size, processes)
+            shown = [last] if network.whole_window else steps
+            at |= {T: (counts[0, T - 1], counts[1, :T].sum(), neurons) for T in shown}
+    presentation, waits = Presentation.EVERY_STEP, False
+    if isinstance(network, SpikingModel):
+        presentation, waits = network.presentation, network.whole_window
+    first = Row(
+        presentation=str(presentation),
+        mode=str(specs[0].rule),
+        signed=any(spec.signed for spec in specs),
+        n=widest.n,
+        T=steps[-1],
+        ann_accuracy=None,
+        snn_accuracy=0.0,
+        spikes_per_neuron=0.0,
+        images=len(test),
+        qann_accuracy=None,
+        agreement=None,
+        exact_share=None,
+        ladder=widest.kind,
+        levels=int(max((spec.bounds or (0, None))[1] or spec.ladder.reach for spec in specs)),
+        weight_bits=_usual_bits(network),
+        whole_window=waits,
+        settling_T=None,
+        method=f"mt_{charge}",
+        digest=network_digest(network),
+        **columns,
+    )
+    return [
+        replace(
+            first,
+            T=T,
+            snn_accuracy=percent(float(correct), len(test)),
+            spikes_per_neuron=float(events) / (size * len(test)),
+        )
+        for T, (correct, events, size) in at.items()
+    ]
+
+
+def _usual_bits(network: nn.Module) -> int | None:
+    """Bits of the weights of most layers; None where they are floats."""
+    layers = [layer for layer in network.modules() if isinstance(layer, WEIGHTED)]
+    bits = Counter(bits_of(layer) for layer in layers if weight_step(layer) is not None)
+    return bits.most_common(1)[0][0] if bits else None
+
+
+def _check_steps(steps: Sequence[int], most: int) -> None:
+    """Raise for steps beyond those that a network was trained for."""
+    if not steps or steps[-1] > most:
+        hint = f"the network was trained for {most}; allowed are steps up to that"
+        raise SpecError("cannot evaluate", [Fault("time_steps", str(list(steps)), hint)])
+
+
+@torch.no_grad()
+def _count_converted(
+    snn: SpikingModel, test: ImageSet, time_steps: int, batch_size: int, processes: Processes
+) -> tuple[Tensor, int]:
+    """As `_count_steps`, of a converted network."""
+    counts, neurons = torch.zeros(2, time_steps, dtype=torch.float64), 0
+    where = device_of(snn)
+    for images, labels in batches(test, batch_size, share=processes.share):
+        run = simulate(snn, images.to(where), time_steps=time_steps)
+        counts[0] += (run.logits.argmax(2).cpu() == labels).sum(1)
+        counts[1] += torch.stack(list(run.spike_counts.values())).sum(0).double().cpu()
+        neurons = sum(run.neurons.values())
+    return processes.sum(counts), max(processes.all_of(neurons))
 
 
 @torch.no_grad()

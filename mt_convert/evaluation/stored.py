@@ -33,6 +33,8 @@ class StoredSpec:
     weight_bits: int | None
     neurons: tuple[Any, ...]
     act_noise: str = "none"
+    weights: str = "uniform"
+    spacing: str = "equal"
 
     @property
     def act_bits(self) -> int | None:

@@ -15,21 +15,33 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ..data import DataSpec, Splits, images, open_data
+from ..data import DataSpec, Splits, batches, images, open_data
 from ..data.image_spec import data_labels
 from ..data.splits import select_test_images
 from ..errors import CheckpointError, Fault, RecipeError
+from ..evaluation.evaluate import convert_for
 from ..evaluation.row_cache import RowCache
 from ..evaluation.subject import Subject
-from ..neurons.ladder import Uniform
+from ..evaluation.truncation import Truncation, markdown, truncations
+from ..neurons.ladder import Radix
 from ..quantization.quantize import QuantizedModel, quantize
 from ..report import tables
 from ..report.rows import Row, results_from_json, results_to_json
 from ..spiking import archive
+from ..spiking.conversion_report import ConversionReport
 from ..spiking.convert import convert
-from ..system.devices import device
+from ..system.devices import device, device_of
+from ..system.plain_data import as_type
 from ..system.progress import notice
-from ..system.storage import atomic, json_text, load_tensors, read_json, save_tensors, write_json
+from ..system.storage import (
+    atomic,
+    json_text,
+    load_tensors,
+    read_json,
+    reading,
+    save_tensors,
+    write_json,
+)
 from ..training.accuracy import accuracy
 from ..training.loop import fit
 from ..training.spec import TrainSpec, without_quantizers
@@ -38,7 +50,7 @@ from .finetune import run_finetune
 from .models import code
 from .models.build import build_described, has_random_weights, load_ann, weights_path
 from .recipes.conversion import Recipe, faults_here, load_recipe
-from .stages import StageRun
+from .stages import StageRun, rows_file_text
 from .subjects import calibrates_on_images, subject
 
 PROBE_IMAGES = 32
@@ -47,8 +59,17 @@ CONTROL = "model.safetensors"
 
 def _sentence(out: Path, convert_folder: Path, rows: list[Row]) -> str:
     """The closing sentence of a run, from its artefacts."""
-    converted = read_json(convert_folder / "report.json")
-    return tables.summary(rows, converted["report"], str(out)) + "."
+    return tables.summary(rows, _read_report(convert_folder), str(out)) + "."
+
+
+def _read_report(folder: Path) -> dict[str, Any]:
+    """The report of the conversion in a folder, as plain data."""
+    report: ConversionReport = read_json(
+        folder / "report.json", lambda content: ConversionReport.from_json(content["report"])
+    )
+    if report.verdict is None:
+        raise CheckpointError(f"{folder / 'report.json'} has no verdict: convert again")
+    return report.to_json()
 
 
 def _load_start(folder: Path) -> QuantizedModel:
@@ -101,11 +122,18 @@ def _check_control(folder: Path) -> None:
         raise RecipeError("the control arm of this run cannot start", [fault])
 
 
+def _accuracies(stored: Any) -> dict[str, float]:
+    """The control arm's accuracy on each data set."""
+    accuracies: dict[str, float] = as_type(dict[str, float], stored["accuracy"])
+    return accuracies
+
+
 class Conversion(StageRun):
     """One run of a recipe that converts."""
 
     NAMES: ClassVar[Sequence[str]] = (
-        *("ann", "quantize", "train", "convert", "evaluate", "control", "finetune", "report"),
+        *("ann", "quantize", "train", "convert", "evaluate", "control"),
+        *("calibrate", "finetune", "report"),
     )
     BLOCKS: ClassVar[dict[str, Sequence[str]]] = {
         "ann": ("seed", "model", "data", "ann"),
@@ -114,12 +142,13 @@ class Conversion(StageRun):
         "convert": ("convert",),
         "evaluate": ("evaluate",),
         "control": ("control", "train"),
-        "finetune": ("finetune",),
+        "calibrate": ("calibrate",),
+        "finetune": ("calibrate", "finetune"),
         "report": ("name",),
     }
 
-    def __init__(self, recipe: Recipe, out: Path, resume: bool) -> None:
-        super().__init__(recipe, out, resume)
+    def __init__(self, recipe: Recipe, out: Path, resume: bool, overwrite: bool = False) -> None:
+        super().__init__(recipe, out, resume, overwrite)
         self.recipe = recipe
         self._splits: Splits | None = None
 
@@ -127,6 +156,7 @@ class Conversion(StageRun):
     def stages(self) -> Sequence[str]:
         left_out = {
             "control": not self.recipe.control,
+            "calibrate": self.recipe.calibrate is None,
             "finetune": self.recipe.finetune is None,
         }
         return tuple(name for name in self.NAMES if not left_out.get(name))
@@ -145,7 +175,7 @@ class Conversion(StageRun):
 
     def shared(self, name: str) -> bool:
         trains = (name == "ann" and self.recipe.ann) or (name == "train" and self.recipe.train)
-        return bool(trains) or name in ("evaluate", "control", "finetune")
+        return bool(trains) or name in ("evaluate", "control", "calibrate", "finetune")
 
     def checkpoint(self, name: str) -> str | None:
         start = self.recipe.model.from_run
@@ -171,13 +201,16 @@ class Conversion(StageRun):
         return inputs
 
     def rows_text(self) -> str:
-        """The rows of the evaluation, and of the fine-tuning behind them."""
-        names = [name for name in ("evaluate", "finetune") if name in self.stages]
-        stored = [read_json(self.at[name] / "rows.json") for name in names]
-        rows = [row for item in stored for row in results_from_json(item)]
+        """The rows of the evaluation, and of calibration and fine-tuning behind them."""
+        names = [name for name in ("evaluate", "calibrate", "finetune") if name in self.stages]
+        for name in names:
+            rows_file_text(self.at[name])
+        stored = [read_json(self.at[name] / "rows.json", results_from_json) for name in names]
+        rows = list(dict.fromkeys(row for item in stored for row in item))
         if self.recipe.control:
-            control = read_json(self.at["control"] / "accuracy.json")["accuracy"]
-            own = control[data_labels((self.recipe.data,))[0]]
+            control = read_json(self.at["control"] / "accuracy.json", _accuracies)
+            with reading(self.at["control"] / "accuracy.json"):
+                own = control[data_labels((self.recipe.data,))[0]]
             rows = [replace(row, control_accuracy=control.get(row.dataset, own)) for row in rows]
         return json_text(results_to_json(rows))
 
@@ -187,8 +220,8 @@ class Conversion(StageRun):
     def splits(self) -> Splits:
         """The images, opened once."""
         if self._splits is None:
-            settings = self.recipe.evaluate.settings(self.recipe.quantize.levels)
-            quantizes = self.recipe.quantize.checkpoint is None
+            settings = self.recipe.settings()
+            quantizes = self.recipe.quantize.checkpoint is None or self.recipe.calibrate is not None
             calibrates = quantizes or any(calibrates_on_images(item) for item in settings)
             self._splits = open_data(self.recipe.data, calibrates=calibrates)
         return self._splits
@@ -247,11 +280,11 @@ class Conversion(StageRun):
         calibration = self.splits.calibration
         snn = convert(
             qann,
-            ladder=None if block.thresholds is None else Uniform(block.thresholds),
+            ladder=block.ladder_for(self.recipe.quantize.levels),
             firing=block.firing,
             signed=block.signed,
             presentation=block.presentation,
-            whole_window=block.whole_window,
+            whole_window=block.waits,
             verify=images(calibration, min(PROBE_IMAGES, len(calibration))),
         )
         archive.save(snn, folder)
@@ -262,16 +295,43 @@ class Conversion(StageRun):
         block = self.recipe.evaluate
         cache = RowCache(folder, block.batch_size, self.processes)
         rows: list[Row] = []
-        settings = block.settings(self.recipe.quantize.levels)
+        self._truncate(folder)
+        settings = self.recipe.settings()
         calibrates = any(calibrates_on_images(item) for item in settings)
         sources = (self.recipe.data, *block.data)
         for data, label in zip(sources, data_labels(sources), strict=True):
             own = data is self.recipe.data
             splits = self.splits if own else open_data(data, calibrates=calibrates)
             shown = self._subject(data, splits)
-            shown = replace(shown, describe={**shown.describe, "dataset": label})
+            named = {"dataset": label, "run": self.recipe.name}
+            shown = replace(shown, describe={**shown.describe, **named})
             rows += cache.rows(shown, settings, "evaluate")
         self._write_rows(folder, rows)
+
+    def _calibrate(self, folder: Path) -> None:
+        """The converted network calibrated and stored; its rows before and after."""
+        setting = self.recipe.calibrated_setting()
+        plain = replace(setting, calibration=(), calibrated_T=None)
+        shown = self._named(self._subject(self.recipe.data, self.splits))
+        cache = RowCache(folder, self.recipe.evaluate.batch_size, self.processes)
+        before = cache.rows(shown, [plain], "converted")
+        snn, report = convert_for(shown.qann, setting, shown.calibration)
+        after = cache.rows_of(shown, snn, setting)
+        if self.first:
+            assert report is not None
+            archive.save(snn, folder / "network")
+            write_json(folder / "calibration.json", report.to_json())
+        self._write_rows(folder, [*before, *after])
+
+    def _truncate(self, folder: Path) -> None:
+        """What a network of digits says before all digits are there, on the test images."""
+        block = self.recipe.evaluate
+        if self.recipe.convert.ladder != Radix.kind or not self.first:
+            return
+        shown = self._subject(self.recipe.data, self.splits)
+        snn = archive.load(self.at["convert"]).to(device_of(shown.qann))
+        points = truncations(snn, batches(shown.test, block.batch_size))
+        write_json(folder / "truncation.json", [point.to_json() for point in points])
 
     def _control(self, folder: Path) -> None:
         """The float network trained by the same schedule without quantizers, and its accuracies.
@@ -297,10 +357,15 @@ class Conversion(StageRun):
             write_json(folder / "accuracy.json", {"accuracy": accuracies})
 
     def _finetune(self, folder: Path) -> None:
-        """The converted network fine-tuned, and its rows before and after."""
-        shown = self._subject(self.recipe.data, self.splits)
-        rows, _ = run_finetune(self.recipe, shown, self.splits, folder)
+        """The converted or calibrated network fine-tuned, and its rows before and after."""
+        shown = self._named(self._subject(self.recipe.data, self.splits))
+        start = self.at["calibrate"] / "network" if self.recipe.calibrate is not None else None
+        rows, _ = run_finetune(self.recipe, shown, self.splits, folder, start=start)
         self._write_rows(folder, rows)
+
+    def _named(self, shown: Subject) -> Subject:
+        """With the run's name in its rows."""
+        return replace(shown, describe={**shown.describe, "run": self.recipe.name})
 
     def _subject(self, data: DataSpec, splits: Splits) -> Subject:
         """The trained networks on the test images of a data set."""
@@ -315,9 +380,13 @@ class Conversion(StageRun):
     def _report(self, folder: Path) -> None:
         """The page, from the stored rows alone."""
         rows = results_from_json(json.loads(self.rows_text()))
-        converted = read_json(self.at["convert"] / "report.json")
+        report = _read_report(self.at["convert"])
         page = tables.markdown_page(
-            rows, _sentence(self.out, self.at["convert"], rows)[:-1], converted["report"]
+            rows, _sentence(self.out, self.at["convert"], rows)[:-1], report
         )
+        stored = self.at["evaluate"] / "truncation.json"
+        if stored.is_file():
+            points = [Truncation(**point) for point in read_json(stored)]
+            page += f"\nDigits that are not there yet:\n\n{markdown(points)}"
         with atomic(folder / "report.md") as temporary:
             temporary.write_text(page)

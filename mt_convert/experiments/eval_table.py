@@ -9,9 +9,11 @@ should be, energy.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -19,6 +21,7 @@ from ..calibration.text import parse
 from ..data.image_spec import data_labels
 from ..errors import Fault, MTConvertError, SpecError, many
 from ..evaluation.analysis import Analysis, analyses
+from ..evaluation.energy.report import EnergyReport
 from ..evaluation.errors.pictures import error_by_layer, histograms
 from ..evaluation.peers.converters import PEERS
 from ..evaluation.peers.network import available
@@ -29,9 +32,11 @@ from ..evaluation.subject import Subject
 from ..report import pictures, tables
 from ..report.columns import LEGEND, markdown_table
 from ..report.rows import Row, results_from_json, results_to_json
+from ..system.processes import Processes, alone_in
 from ..system.progress import notice
-from ..system.storage import atomic, read_json, write_json
+from ..system.storage import atomic, read_json, sweep, write_json
 from .recipes.conversion import EvaluateBlock, Recipe, load_recipe, load_stored
+from .stored_networks import stored_energy, stored_network, stored_rows
 from .subjects import calibrates_on_images, subjects_of
 
 ANALYSES_SCHEMA = "mt_convert.analyses/1"
@@ -105,16 +110,44 @@ def run(options: EvalOptions, out: Path) -> list[Row]:
     Raises:
         MTConvertError: whatever the user can mend; finished results stay.
     """
+    with alone_in(out, Processes()):
+        return _run(options, out)
+
+
+def _run(options: EvalOptions, out: Path) -> list[Row]:
     recipes = [load_recipe(name, options.overrides) for name in options.data]
+    for folder in ("", "cells", "references", "analyses"):
+        sweep(out / folder, deep=False)
     cache = RowCache(out, options.batch_size)
     rows: list[Row] = []
     results: list[Analysis] = []
-    labels = _labels(recipes, options)
+    energies: list[tuple[str, EnergyReport]] = []
+    labels, runs = _labels(recipes, options), _run_names(options.names)
     for name in options.names:
+        if stored_network(name) is not None:
+            rows += stored_rows(
+                name,
+                recipes,
+                () if recipes else options.overrides,
+                options.time_steps,
+                run=runs[name],
+                count=options.images,
+                batch_size=options.batch_size,
+            )
+            if options.errors and cache.processes.first:
+                found = stored_energy(
+                    name,
+                    recipes,
+                    () if recipes else options.overrides,
+                    options.time_steps,
+                    options.errors,
+                )
+                energies += [] if found is None else [(runs[name], found)]
+            continue
         for number, plain in enumerate(_subjects(name, recipes, options)):
-            describe = {**plain.describe, "dataset": labels[name][number]}
+            describe = {**plain.describe, "dataset": labels[name][number], "run": runs[name]}
             subject = dataclasses.replace(plain, describe=describe)
-            settings = _settings(subject, options)
+            settings = _settings(name, subject, options)
             label = f"{name}, {subject.describe['dataset']}"
             rows += cache.rows(subject, settings, label)
             if options.errors and cache.processes.first:
@@ -122,15 +155,24 @@ def run(options: EvalOptions, out: Path) -> list[Row]:
     if cache.processes.first:
         write_json(out / "eval.json", dataclasses.asdict(options))
         write_json(out / "results.json", results_to_json(rows))
-        _publish(rows, results, out)
+        _publish(rows, results, energies, out)
     cache.processes.wait()
     return rows
 
 
-def _settings(subject: Subject, options: EvalOptions) -> Sequence[AnySetting]:
-    """All that is asked for; a spiking network that was stored is as it was converted."""
+def _settings(name: str, subject: Subject, options: EvalOptions) -> Sequence[AnySetting]:
+    """All that is asked for; a spiking network that was stored is as it was converted.
+
+    Raises:
+        SpecError: nothing of it goes with learned thresholds.
+    """
     if not isinstance(subject.qann, StoredNetwork):
-        return options.block().settings(subject.qann.spec.levels)
+        spec = subject.qann.spec
+        settings = options.block().settings(spec.levels, spec.spacing)
+        if not settings:
+            fault = Fault(name, "has learned thresholds", "take --method mt_signed")
+            raise SpecError("nothing that was asked for goes with learned thresholds", [fault])
+        return settings
     notice(
         f"{subject.describe['model']} is converted already: it is evaluated as it is, without "
         "--levels and --method"
@@ -138,12 +180,17 @@ def _settings(subject: Subject, options: EvalOptions) -> Sequence[AnySetting]:
     return subject.qann.settings(options.time_steps, options.calibrations, options.calibrated_for)
 
 
-def _publish(rows: list[Row], results: list[Analysis], out: Path) -> None:
+def _publish(
+    rows: list[Row],
+    results: list[Analysis],
+    energies: list[tuple[str, EnergyReport]],
+    out: Path,
+) -> None:
     """The pages and their pictures."""
     pictures.accuracy_over_time(rows, out / "accuracy.png")
     with atomic(out / "README.md") as temporary:
         temporary.write_text(page(rows))
-    if not results:
+    if not results and not energies:
         return
     stored = {"schema": ANALYSES_SCHEMA, "analyses": [item.to_json() for item in results]}
     write_json(out / "errors.json", stored)
@@ -155,6 +202,7 @@ def _publish(rows: list[Row], results: list[Analysis], out: Path) -> None:
                 name = f"{kind}_{number}_n{n}_T{T}.png"
                 draw(item.errors, n, T, out / name)
                 lines.append(f"![{kind} of {item.title}, n = {n}, T = {T}]({name})\n")
+    lines += [f"## {name}, as it is stored\n\n{report.markdown()}\n" for name, report in energies]
     with atomic(out / "errors.md") as temporary:
         temporary.write_text("\n".join(lines))
 
@@ -172,7 +220,9 @@ def _labels(recipes: list[Recipe], options: EvalOptions) -> dict[str, list[str]]
     """What the data sets of each name are called, no two of them the same."""
     own: dict[str, list[Recipe]] = {}
     for name in options.names:
-        if recipes or (Path(name) / "network.json").is_file():
+        if stored_network(name) is not None:
+            own[name] = []
+        elif recipes or (Path(name) / "network.json").is_file():
             own[name] = recipes
         else:
             is_run = (Path(name) / "recipe.yaml").is_file()
@@ -183,6 +233,13 @@ def _labels(recipes: list[Recipe], options: EvalOptions) -> dict[str, list[str]]
         data_labels([item.data for item in everything], [item.name for item in everything])
     )
     return {name: [next(labels) for _ in own[name]] for name in options.names}
+
+
+def _run_names(names: Sequence[str]) -> dict[str, str]:
+    """What tables call each network: the last part of its name where that is no other's."""
+    short = {name: Path(name).name.removesuffix(".yaml") for name in names}
+    count = Counter(short[name] for name in dict.fromkeys(names))
+    return {name: short[name] if count[short[name]] == 1 else name for name in names}
 
 
 def page(rows: list[Row]) -> str:
@@ -202,14 +259,18 @@ def page(rows: list[Row]) -> str:
 
 def show(out: Path, console: Console) -> None:
     """Print the table of a finished comparison."""
-    rows = results_from_json(read_json(out / "results.json"))
+    rows = read_json(out / "results.json", results_from_json)
     console.print(tables.accuracy_table(rows))
-    if read_json(out / "eval.json")["errors"]:
-        for stored in read_json(out / "errors.json")["analyses"]:
-            item = Analysis.from_json(stored)
+    shows_errors = read_json(out / "eval.json", lambda content: content["errors"])
+    if shows_errors and (out / "errors.json").is_file():
+        for item in read_json(out / "errors.json", _analyses):
             console.print(item.title, style="bold", highlight=False)
             console.print(item.errors.rich()[0])
         console.print(f"layers, causes, energy: {out}/errors.md", highlight=False, soft_wrap=True)
     console.print(
         f"every column, page and picture: {out}/README.md", highlight=False, soft_wrap=True
     )
+
+
+def _analyses(stored: Any) -> list[Analysis]:
+    return [Analysis.from_json(item) for item in stored["analyses"]]

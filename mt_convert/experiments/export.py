@@ -12,7 +12,6 @@ from ..data import Splits, images, open_data
 from ..errors import CheckpointError, Fault, SpecError
 from ..export.targets import TARGETS, check_target, export, form_for
 from ..export.verdict import Verdict
-from ..neurons.ladder import Uniform
 from ..quantization.quantize import QuantizedModel, quantize
 from ..spiking import archive
 from ..spiking.convert import convert
@@ -58,11 +57,11 @@ def check(recipe: Any, target: str) -> None:
     block = recipe.convert
     snn = convert(
         qann,
-        ladder=None if block.thresholds is None else Uniform(block.thresholds),
+        ladder=block.ladder_for(recipe.quantize.levels),
         firing=block.firing,
         signed=block.signed,
         presentation=block.presentation,
-        whole_window=block.whole_window,
+        whole_window=block.waits,
     )
     form_for(snn, target)
 

@@ -18,14 +18,17 @@ from ..data import Splits, open_data
 from ..errors import Fault, RecipeError
 from ..evaluation.evaluate import convert_for
 from ..evaluation.row_cache import RowCache
-from ..evaluation.subject import Subject
+from ..evaluation.subject import Subject, network_digest
 from ..report import tables
 from ..report.columns import LEGEND, markdown_table
 from ..report.rows import Row, results_from_json, results_to_json
 from ..spiking import archive
+from ..system.devices import device_of
 from ..system.peak_memory import store_peak, stored_peak
-from ..system.storage import atomic, read_json, write_json
+from ..system.processes import Processes, alone_in
+from ..system.storage import atomic, digest, read_json, sweep, write_json
 from ..training.finetune.finetune import finetune
+from ..training.finetune.progressive_tandem import tandem
 from ..training.spec import History
 from .recipes.conversion import Recipe, dump, load_stored
 from .recipes.finetune_job import FinetuneBlock
@@ -44,26 +47,30 @@ def run(name: str, overrides: Sequence[str], out: Path | None) -> Path:
     if not (folder / "recipe.yaml").is_file():
         hint = f"make one: mt-convert run RECIPE --out {name}"
         raise RecipeError("finetune takes the folder of a run", [Fault(name, "is none", hint)])
-    recipe = load_stored(folder, overrides)
+    stored, recipe = load_stored(folder), load_stored(folder, overrides)
     if recipe.finetune is None:
         recipe = load_stored(folder, [*overrides, "finetune={}"])
     assert recipe.finetune is not None
     splits = open_data(recipe.data, calibrates=False)
     kept = folder / "finetuned"  # what all trainings of this network are compared with
     out = out or kept / _name(recipe.finetune)
-    rows, history = run_finetune(
-        recipe, run_subject(folder, recipe, splits), splits, out, shared=kept
-    )
-    write_json(out / "results.json", results_to_json(rows))
-    _describe(out, recipe)
-    with atomic(out / "README.md") as temporary:
-        temporary.write_text(_page(rows, history.best_epoch))
+    calibrated = folder / "calibrate" / "network"
+    start = calibrated if recipe.calibrate == stored.calibrate and calibrated.is_dir() else None
+    with alone_in(out, Processes()):
+        sweep(out, deep=False)
+        subject = run_subject(folder, recipe, splits)
+        subject = replace(subject, describe={**subject.describe, "run": recipe.name})
+        rows, history = run_finetune(recipe, subject, splits, out, shared=kept, start=start)
+        write_json(out / "results.json", results_to_json(rows))
+        _describe(out, recipe)
+        with atomic(out / "README.md") as temporary:
+            temporary.write_text(_page(rows, history.best_epoch))
     return out
 
 
 def show(out: Path, console: Console) -> None:
     """Print the table and what came of it."""
-    rows = results_from_json(read_json(out / "results.json"))
+    rows = read_json(out / "results.json", results_from_json)
     console.print(tables.rich_table(rows))
     console.print(_sentence(rows), highlight=False, soft_wrap=True)
     console.print(f"the fine-tuned network is in {out / 'network'}", highlight=False)
@@ -71,7 +78,21 @@ def show(out: Path, console: Console) -> None:
 
 def _name(block: FinetuneBlock) -> str:
     n = "L" if block.thresholds is None else block.thresholds
-    return f"{block.algorithm}_n{n}_t{block.time_steps}_{block.presentation}"
+    words = [block.algorithm, f"n{n}", f"t{block.time_steps}", str(block.presentation)]
+    words += [str(block.firing)] if block.firing is not None else []
+    words += [] if block.signed else ["unsigned"]
+    words += [block.surrogate] if block.surrogate is not None else []
+    usual = FinetuneBlock()
+    if sorted(block.learns) != sorted(usual.learns):
+        words.append("learns-" + "-".join(sorted(block.learns) or ["nothing"]))
+    words += [] if block.detach_reset else ["through-resets"]
+    words += ["progressive"] if block.progressive else []
+    words += [f"from-{block.teacher}"] * bool(block.train.distillation_weight)
+    plain = replace(block.train, seed=usual.train.seed)
+    if plain.numbers() != usual.train.numbers():
+        words.append(digest(plain.numbers())[:8])
+    words += [f"seed{block.train.seed}"] * bool(block.train.seed)
+    return "_".join(words)
 
 
 def _describe(out: Path, recipe: Recipe) -> None:
@@ -103,30 +124,54 @@ def _page(rows: Sequence[Row], best_epoch: int) -> str:
 
 
 def run_finetune(
-    recipe: Recipe, subject: Subject, splits: Splits, folder: Path, *, shared: Path | None = None
+    recipe: Recipe,
+    subject: Subject,
+    splits: Splits,
+    folder: Path,
+    *,
+    shared: Path | None = None,
+    start: Path | None = None,
 ) -> tuple[list[Row], History]:
     """Convert, fine-tune and evaluate as the recipe's ``finetune`` block says: the rows of the
     conversion and of what it became.
 
     Leaves in ``folder``: ``learn`` (the training, which continues where it stopped), ``network``
     (the fine-tuned network), and, unless a ``shared`` folder of several trainings is given, the
-    cached rows of the table.
+    cached rows of the table. ``start`` is the folder of the calibrated network, where the recipe
+    calibrates and it is stored already.
 
     Raises:
         SpecError: a network or an algorithm that cannot learn so; no validation images.
         CheckpointError: the folder holds another training.
     """
     assert recipe.finetune is not None
-    job, classes = recipe.finetune.job(recipe.quantize.levels), recipe.model.classes
+    job, classes = recipe.finetune_job(), recipe.model.classes
     cache = RowCache(shared or folder, job.train.batch_size)
-    before = cache.rows(subject, [job.setting], "converted")
-    snn, _ = convert_for(subject.qann, job.setting, subject.calibration)
+    if start is None:
+        before = cache.rows(subject, [job.setting], "converted")
+        snn, _ = convert_for(subject.qann, job.setting, subject.calibration)
+    else:
+        snn = archive.load(start)
+        snn.to(device_of(subject.qann))
+        before = cache.rows_of(subject, snn, job.setting)
     teacher = subject.qann if job.teacher == "qann" else subject.ann
     if not job.train.distillation_weight:
         teacher = None
     learn = folder / "learn"
     with store_peak(learn / "peak.json"):
-        done = finetune(snn, splits, job.how(), job.train, learn, classes=classes, teacher=teacher)
+        if job.progressive:
+            done = tandem(
+                snn,
+                splits,
+                job.train,
+                learn,
+                classes=classes,
+                time_steps=job.setting.time_steps[0],
+                teacher=teacher,
+            )
+        else:
+            how = job.how()
+            done = finetune(snn, splits, how, job.train, learn, classes=classes, teacher=teacher)
     after = cache.rows_of(subject, done.snn, job.setting)
     if cache.processes.first:
         archive.save(done.snn, folder / "network")
@@ -135,7 +180,8 @@ def run_finetune(
         replace(
             row,
             seed=job.train.seed,
-            algorithm=job.algorithm,
+            algorithm=f"progressive_{job.algorithm}" if job.progressive else job.algorithm,
+            digest=network_digest(done.snn),
             epochs=len(epochs),
             seconds_per_epoch=statistics.median(row.seconds for row in epochs),
             peak_mib=stored_peak(learn / "peak.json"),

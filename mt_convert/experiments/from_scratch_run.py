@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from ..data import DataSpec, EventSpec, Splits
+from ..data import images as calibration_of
 from ..data.image_spec import dataset_name
 from ..data.splits import select_test_images
 from ..errors import Fault
@@ -25,9 +27,11 @@ from ..report.columns import legend, markdown_table
 from ..report.rows import Row, results_from_json, results_to_json
 from ..spiking.presentation import Presentation
 from ..system.devices import device
+from ..system.plain_data import as_type
 from ..system.storage import atomic, read_json, save_tensors, write_json
 from ..training.accuracy import count_correct
 from ..training.from_scratch import archive
+from ..training.from_scratch.balance import balance_thresholds_
 from ..training.from_scratch.network import ScratchNetwork
 from ..training.from_scratch.spec import build_spiking, train_from_scratch
 from ..training.loop import fit
@@ -35,7 +39,7 @@ from ..training.state import separate
 from .models import code
 from .models.build import build, build_described, load_ann, weights_path
 from .recipes.from_scratch import SpikingRecipe, faults_here
-from .stages import StageRun, open_splits
+from .stages import StageRun, open_splits, rows_file_text
 
 
 class SpikingRun(StageRun):
@@ -49,8 +53,10 @@ class SpikingRun(StageRun):
         "report": ("name",),
     }
 
-    def __init__(self, recipe: SpikingRecipe, out: Path, resume: bool) -> None:
-        super().__init__(recipe, out, resume)
+    def __init__(
+        self, recipe: SpikingRecipe, out: Path, resume: bool, overwrite: bool = False
+    ) -> None:
+        super().__init__(recipe, out, resume, overwrite)
         self.recipe = recipe
         self._splits: Splits | None = None
 
@@ -73,7 +79,7 @@ class SpikingRun(StageRun):
         return (self.recipe.images,) if name == "ann" else ()
 
     def rows_text(self) -> str:
-        return (self.at["evaluate"] / "rows.json").read_text()
+        return rows_file_text(self.at["evaluate"])
 
     # ----------------------------------------------------------------------------------- stages
 
@@ -110,6 +116,9 @@ class SpikingRun(StageRun):
             start = build(fresh, seed=recipe.seed, image_size=images.image_size)
         example = torch.zeros(2, images.channels, images.image_size, images.image_size)
         network = build_spiking(start, recipe.spiking, example)
+        if recipe.spiking.start == "ann":
+            shown = self.splits.calibration
+            balance_thresholds_(network, calibration_of(shown, min(512, len(shown))))
         history, columns = train_from_scratch(
             network,
             recipe.spiking,
@@ -138,10 +147,11 @@ class SpikingRun(StageRun):
         shared_columns = {
             "model": recipe.model.called,
             "dataset": _name(recipe),
+            "run": recipe.name,
             "seed": recipe.seed,
             "ann_accuracy": ann,
             "presentation": "frames" if recipe.data is None else str(Presentation.EVERY_STEP),
-            **read_json(self.at["spiking"] / "training.json")["columns"],
+            **_read_training(self.at["spiking"]).columns,
         }
         steps = block.time_steps or range(1, recipe.spiking.time_steps + 1)
         rows = rows_of(
@@ -165,17 +175,30 @@ class SpikingRun(StageRun):
             temporary.write_text("\n".join(page))
 
 
+@dataclass(frozen=True)
+class _Training:
+    """What the training left beside the network: columns of its rows, and which epoch was kept."""
+
+    columns: dict[str, Any]
+    best_epoch: int
+
+
+def _read_training(folder: Path) -> _Training:
+    training: _Training = read_json(folder / "training.json", partial(as_type, _Training))
+    return training
+
+
 def sentence(rows: Sequence[Row], spiking_folder: Path) -> str:
     """What was trained, how, and how good it is behind its last step."""
     row = rows[-1]
-    stored = read_json(spiking_folder / "training.json")
+    stored = _read_training(spiking_folder)
     network = archive.load(spiking_folder)
     ann = "" if row.ann_accuracy is None else f" (float network {row.ann_accuracy:.2f} %)"
     steps = "1 step" if row.T == 1 else f"{row.T} steps"
     return (
         f"{row.model} with {_neurons(network)} layers of {row.method} neurons ({row.mode}, "
         f"n = {row.n}), trained by {row.algorithm} for {row.epochs} epochs, weights of epoch "
-        f"{stored['best_epoch']}: {row.snn_accuracy:.2f} % of {row.images} test images after "
+        f"{stored.best_epoch}: {row.snn_accuracy:.2f} % of {row.images} test images after "
         f"{steps}{ann}."
     )
 

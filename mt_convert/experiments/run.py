@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -13,24 +14,47 @@ from ..report.columns import legend
 from ..report.rows import Row, results_from_json
 from ..spiking import archive
 from ..spiking.model import SpikingModel
-from ..system.storage import read_json
+from ..system.progress import notice
+from ..system.storage import check_folder, read_json
 from . import from_scratch_run
 from .conversion_run import Conversion, _sentence
 from .recipes.from_scratch import AnyRecipe, SpikingRecipe
+from .recipes.stored import differences_from_finished
 
 
-def run(recipe: AnyRecipe, out: Path, *, resume: bool) -> Path:
+def run(recipe: AnyRecipe, out: Path, *, resume: bool, overwrite: bool = False) -> Path:
     """Run all stages of a recipe into ``out``; return ``out``.
 
     Finished stages with the same inputs are kept. ``resume`` continues a training that was cut
-    off in its middle, to the same numbers; without it such a stage starts again.
+    off in its middle, to the same numbers; without it such a stage starts again. A finished run
+    with other settings is replaced only to ``overwrite`` it, and in one moment at the end.
 
     Raises:
         MTConvertError: whatever the user can mend; finished stages stay as they are.
     """
     if isinstance(recipe, SpikingRecipe):
-        return from_scratch_run.SpikingRun(recipe, Path(out), resume).run_stages()
-    return Conversion(recipe, Path(out), resume).run_stages()
+        return from_scratch_run.SpikingRun(recipe, Path(out), resume, overwrite).run_stages()
+    return Conversion(recipe, Path(out), resume, overwrite).run_stages()
+
+
+def free_folder(folder: Path, recipe: AnyRecipe) -> Path:
+    """The folder, or one beside it with a number, where no finished run has other settings.
+
+    Example:
+        >>> free_folder(Path("nowhere"), None)
+        PosixPath('nowhere')
+    """
+    for number in itertools.count(1):
+        free = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        check_folder(free)
+        if not differences_from_finished(free, recipe):
+            break
+    if free != folder:
+        notice(
+            f"{folder} holds a finished run with other settings: this one is in {free} "
+            "(--overwrite would replace it)"
+        )
+    return free
 
 
 def check(recipe: AnyRecipe) -> None:
@@ -53,7 +77,7 @@ def show(path: Path, console: Console) -> None:
     """
     path = Path(path)
     if (path / "results.json").is_file():
-        rows = results_from_json(read_json(path / "results.json"))
+        rows = read_json(path / "results.json", results_from_json)
         if not rows:
             raise CheckpointError(f"{path / 'results.json'} has no rows: run the recipe again")
         console.print(tables.rich_table(rows))

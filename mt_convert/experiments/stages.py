@@ -5,9 +5,11 @@ checkpoints it reads, and the files of its images (names, sizes and times; conte
 says ``compare: content``). Where images are not here, what was finished on them is kept and said.
 
 A stage works in ``STAGE.partial`` and is renamed when it is done: to ``STAGE``, or to ``STAGE.new``
-where an earlier run's stands. When all stages are done, the new ones take the places of the old
-ones, and ``results.json``, ``recipe.yaml`` and ``versions.json`` change with them; until then, and
-if a stage fails, everything an earlier run left is as it was.
+where an earlier run's stands. When all stages are done, a folder with the new ones, the kept ones
+and ``results.json``, ``recipe.yaml`` and ``versions.json`` takes the place of the old one by one
+rename (`publication`); until then, and if a stage fails, everything an earlier run left is as it
+was. One process at a time works in a folder, and a finished run is replaced by one with other
+settings only where that is asked for.
 """
 
 from __future__ import annotations
@@ -15,12 +17,11 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
-import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,12 +31,22 @@ from pydantic import BaseModel
 from ..data import DataSpec, EventSpec, Splits, open_data, open_events
 from ..data.fingerprint import describe_files
 from ..errors import CheckpointError, DataError, OutputError, RecipeError, many
-from ..system.processes import Processes
+from ..report.rows import results_from_json
+from ..system.processes import Processes, alone_in
 from ..system.progress import notice
-from ..system.storage import atomic, digest, read_json, write_json
+from ..system.storage import append_line, atomic, check_folder, digest, read_json, sweep, write_json
+from .publication import NEW, PARTIAL, publish, recover, remove, replace_stage
 from .recipes.conversion import dump
+from .recipes.stored import differences_from_finished
 
-NEW = ".new"
+_ENDS = ("", NEW, PARTIAL)
+
+LATER: Mapping[str, Any] = {
+    **{"import": None, "rows": None, "after": [], "mse_weight": 0.0},
+    **{"coding": "direct", "delayed": False, "fires_at": 1.0, "standardize_weights": False},
+    **{"learn_thresholds": False, "norm_by_step": False},
+}
+"""Keys that recipes have had only since runs were stored, with the values that change nothing."""
 
 
 class StageRun(ABC):
@@ -49,8 +60,8 @@ class StageRun(ABC):
     BLOCKS: ClassVar[Mapping[str, Sequence[str]]]
     """The blocks of the recipe that each stage depends on."""
 
-    def __init__(self, recipe: BaseModel, out: Path, resume: bool) -> None:
-        self.settings, self.out, self.resume = recipe, out, resume
+    def __init__(self, recipe: BaseModel, out: Path, resume: bool, overwrite: bool = False) -> None:
+        self.settings, self.out, self.resume, self.overwrite = recipe, out, resume, overwrite
         self.processes = Processes()
         self.first, self.wait = self.processes.first, self.processes.wait
         self.fingerprint = ""
@@ -101,47 +112,67 @@ class StageRun(ABC):
         Raises:
             MTConvertError: whatever the user can mend; finished stages stay as they are.
         """
-        self.open()
-        for name in self.stages:
-            self.run_stage(name)
-        if self.first:
-            self.publish()
-        self.wait()
+        self.check()
+        with self._alone():
+            if self.first and not (self.out / "results.json").exists():
+                self._describe(self.out)
+            for name in self.stages:
+                self.run_stage(name)
+            if self.first:
+                self.publish()
+            self.wait()
         return self.out
 
-    def open(self) -> None:
-        """Look for what is missing or in the way, before hours are spent; create the folder."""
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The folder, for the processes of this run alone; what earlier ones left is cleared up."""
+        with alone_in(self.out, self.processes):
+            if self.first:
+                recover(self.out, self.NAMES)
+                sweep(self.out, deep=False)
+                for name in self.NAMES:
+                    for end in _ENDS:
+                        sweep(self.out / f"{name}{end}")
+            yield
+
+    def check(self) -> None:
+        """Look for what is missing or in the way, before hours are spent and a folder is made."""
+        check_folder(self.out)
         self.check_inputs()
         self.check_starts()
-        names = [name + end for name in self.NAMES for end in ("", NEW, ".partial")]
-        for path in (self.out, *(self.out / name for name in names)):
+        for path in (self.out / f"{name}{end}" for name in self.NAMES for end in _ENDS):
             if path.exists() and not path.is_dir():
-                hint = "name a folder with --out" if path == self.out else "move it away"
-                raise OutputError(f"{path} is a file: {hint}")
-        if self.first and not (self.out / "results.json").exists():
-            self._describe()
+                raise OutputError(f"{path} is a file: move it away")
+        if not self.overwrite and (other := differences_from_finished(self.out, self.settings)):
+            hint = f"--overwrite replaces it; or keep it and name another folder: {self.out}-2"
+            raise OutputError(f"{self.out} holds a finished run with other settings; {hint}", other)
 
     def publish(self) -> None:
         """Put the new stages in the places of the old ones, and the results beside them."""
         rows, published = self.rows_text(), self.out / "results.json"
-        moved = [name for name in self.stages if self.at[name] != self.out / name]
+        moved = {self.at[name]: name for name in self.stages if self.at[name] != self.out / name}
         stale = any(
-            not path.is_file() or path.read_text() != text
+            not path.is_file() or path.read_bytes() != text.encode()
             for path, text in ((published, rows), (self.out / "recipe.yaml", dump(self.settings)))
         )
         if not (self.changed or moved or stale):
             return
-        for name in moved:
-            _replace(self.at[name], self.out / name)
-        self._describe()
-        with atomic(published) as temporary:
-            temporary.write_text(rows)
+
+        def describe(folder: Path) -> None:
+            self._describe(folder)
+            with atomic(folder / "results.json") as temporary:
+                temporary.write_text(rows)
+
+        if moved or published.exists():
+            publish(self.out, self.NAMES, moved, describe)
+        else:
+            describe(self.out)
         for name in self.NAMES:  # of a recipe that was tried in between
-            _remove(self.out / f"{name}{NEW}")
+            remove(self.out / f"{name}{NEW}")
 
     def run_stage(self, name: str) -> None:
         """Run one stage, unless it stands finished with the same inputs."""
-        folder, new, partial = (self.out / f"{name}{end}" for end in ("", NEW, ".partial"))
+        folder, new, partial = (self.out / f"{name}{end}" for end in _ENDS)
         self.fingerprint = digest([name, self._inputs(name), self.fingerprint])
         for stands in (folder, new):
             if self._same(stands):
@@ -152,7 +183,7 @@ class StageRun(ABC):
         started, self.changed = time.monotonic(), True
         self._log(name, "started")
         if self.first and partial.exists() and not (self.resume and self._same(partial)):
-            _remove(partial)
+            remove(partial)
         self.wait()
         if self.first and not partial.exists():
             files = {"files": self.files[name]} if self.files.get(name) else {}
@@ -163,16 +194,16 @@ class StageRun(ABC):
             step(partial)
         self.wait()
         if self.first:
-            _replace(partial, self.at[name])
+            replace_stage(partial, self.at[name])
         self.wait()
         self._log(name, "finished", seconds=round(time.monotonic() - started, 1))
 
-    def _describe(self) -> None:
+    def _describe(self, folder: Path) -> None:
         """What is run, and on what."""
-        with atomic(self.out / "recipe.yaml") as temporary:
+        with atomic(folder / "recipe.yaml") as temporary:
             temporary.write_text(dump(self.settings))
         data = {"data": self.files} if any(self.files.values()) else {}
-        write_json(self.out / "versions.json", {**_versions(), **data})
+        write_json(folder / "versions.json", {**_versions(), **data})
 
     def _same(self, folder: Path) -> bool:
         """Whether a folder is there and was begun with these inputs."""
@@ -186,9 +217,7 @@ class StageRun(ABC):
         recipe = self.settings.model_dump(mode="json", by_alias=True)
         self.files[name] = [item for item in self._describe_sources(name) if item]
         inputs = [*(recipe[key] for key in self.BLOCKS[name]), _content(self.checkpoint(name))]
-        for block in inputs:  # a key that came later is no other input where it is not used
-            if isinstance(block, dict) and block.get("import", "") is None:
-                del block["import"]
+        inputs = [_without_unused(block) for block in inputs]
         if name == "ann":
             settings: Any = self.settings
             inputs += [_content(path) for path in settings.model.code_files.values()]
@@ -231,38 +260,34 @@ class StageRun(ABC):
             "event": event,
             **more,
         }
-        try:
-            with open(self.out / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise OutputError(f"cannot write {self.out / 'log.jsonl'}: {error}") from error
+        append_line(self.out / "log.jsonl", json.dumps(line))
+
+
+def rows_file_text(folder: Path) -> str:
+    """The rows of a stage as they are stored, if they are rows.
+
+    Raises:
+        CheckpointError: they are damaged.
+    """
+    path = folder / "rows.json"
+    if not read_json(path, results_from_json):
+        raise CheckpointError(f"{path} has no rows: remove {folder} to make it again")
+    return path.read_text(encoding="utf-8")
+
+
+def _without_unused(block: Any) -> Any:
+    """A block without keys of `LATER` that are not used: what a run stored before they were there
+    stays what it is."""
+    if not isinstance(block, dict):
+        return block
+    return {
+        name: value for name, value in block.items() if name not in LATER or value != LATER[name]
+    }
 
 
 def open_splits(spec: DataSpec | EventSpec) -> Splits:
     """Images or recordings."""
     return open_data(spec, calibrates=False) if isinstance(spec, DataSpec) else open_events(spec)
-
-
-def _replace(partial: Path, folder: Path) -> None:
-    """Put a finished stage in its place; an older one there stays whole while in sight."""
-    older = folder.with_name(f"{folder.name}.old")
-    _remove(older)
-    try:
-        if folder.exists():
-            os.replace(folder, older)
-        os.replace(partial, folder)
-    except OSError as error:
-        raise OutputError(f"cannot put {partial} in the place of {folder}: {error}") from error
-    _remove(older)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder, if it is there."""
-    try:
-        if folder.exists():
-            shutil.rmtree(folder)
-    except OSError as error:
-        raise OutputError(f"cannot remove {folder}: {error}; remove it yourself") from error
 
 
 def _content(path: str | None) -> str | None:

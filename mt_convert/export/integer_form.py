@@ -117,18 +117,22 @@ def integer_form(snn: SpikingModel) -> IntegerForm:
     snn = spiking_network(snn, "export")
     if device_of(snn).type != "cpu":
         snn = copy.deepcopy(snn).cpu()
+    headline = "this network does not leave the house exactly"
+    if snn.whole_window:
+        hint = "one step of it is no answer: convert with whole_window=False"
+        faults = [Fault("all layers", "wait for their whole window", hint)]
+        raise UnsupportedLayerError(headline, faults)
     model = integer(snn, backend="torch")
     program = model.program()
     try:
         tables.check(program)
     except MTConvertError as fact:
-        headline = "this network does not leave the house exactly"
         raise UnsupportedLayerError(headline, fact.faults) from fact
     writer = _Writer(program)
     for item in program.instructions:
         writer.write(item)
     if writer.faults:
-        raise UnsupportedLayerError("this network does not leave the house exactly", writer.faults)
+        raise UnsupportedLayerError(headline, writer.faults)
     return IntegerForm(
         tuple(writer.nodes),
         writer.values,

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ..errors import Fault, UnsupportedLayerError
 from ..graph.nodes import WEIGHTED, fold_batch_norm_, layer_nodes, layer_of, unused_name
-from ..neurons.ladder import Learned
+from ..neurons.ladder import has_learned_gaps
 from ..neurons.layer import MTNeuron
 from ..quantization.quantize import QuantizedModel
 from ..spiking.convert import convert
@@ -135,7 +135,7 @@ def _quantizer(name: str, layer: Any) -> tuple[nn.Module, Fault | None]:
         return _Levels(float(layer.scale), *layer.level_bounds), None
     low, high = (int(bound) for bound in layer.spec.limits)
     fault = None
-    if isinstance(layer.spec.ladder, Learned):
+    if has_learned_gaps(layer.spec.ladder):
         fault = Fault(name, "learned thresholds", "QDQ nodes have equal steps")
     elif high - low > _BYTE:
         fault = Fault(name, f"{high - low + 1} levels", "8 bits hold 256")

@@ -160,9 +160,12 @@ def expected(form: IntegerForm, node: Node, inputs: list[Tensor]) -> Tensor:
     if isinstance(item, Accumulate):
         return torch_backend.accumulate(item, floats[0])
     if isinstance(item, (Fire, ReadOut)):
-        values = {term.value: one for term, one in zip(item.input.terms, floats, strict=True)}
-        drive = torch_backend.real_sum(item.input, values)
-        return torch_backend.fire(item, drive, None) if isinstance(item, Fire) else drive
+        values: dict[int, Tensor] = {
+            term.value: one for term, one in zip(item.input.terms, floats, strict=True)
+        }
+        if isinstance(item, Fire):
+            return torch_backend.fire(item, values, None)
+        return torch_backend.real_sum(item.input, values)
     named = dict.fromkeys(slots((item.args, item.kwargs)))
     everything: dict[int, Any] = dict(zip(named, floats, strict=True))
     torch_backend.operate(item, everything, len(floats[0]))

@@ -136,6 +136,7 @@ def _target(name: str) -> Callable[..., Any]:
     return overload
 
 
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
 _TYPES = {"dtype": torch.dtype, "memory_format": torch.memory_format, "layout": torch.layout}
 
 
@@ -175,7 +176,12 @@ def _decode(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
         if not isinstance(constant, _TYPES[tag]):
             raise ValueError(f"{content} is no {tag}")
         return constant
-    return {"device": torch.device, "float": float}[tag](content)
+    if tag == "device":
+        device = torch.device(content)
+        if device.type not in _DEVICES:
+            raise ValueError(f"device {content!r} is none of {', '.join(_DEVICES)}")
+        return device
+    return {"float": float}[tag](content)
 
 
 # ------------------------------------------------------------------------ plain layers as data

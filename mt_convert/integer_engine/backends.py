@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Fault, SpecError
+from ..system.progress import notice
 from . import int8_matmul, torch_backend
 from .program import Accumulate, Program
 from .terms import FLOAT32_WHOLE
@@ -145,8 +146,12 @@ def choose_backend(name: str, device: torch.device) -> str:
     """
     if name == "auto":
         info = BACKENDS["native"]
-        fits = device.type in info.devices and not _native_slow() and info.missing() is None
-        return "native" if fits else "torch"
+        if device.type not in info.devices or _native_slow():
+            return "torch"
+        if (lacking := info.missing()) is None:
+            return "native"
+        notice(f"{lacking.strip()}; the torch backend runs instead: the same numbers, slower")
+        return "torch"
     allowed = f"allowed are auto, {', '.join(BACKENDS)}"
     if name not in BACKENDS:
         raise SpecError("unknown backend", [Fault("backend", name, allowed)])

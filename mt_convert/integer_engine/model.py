@@ -67,16 +67,18 @@ class IntegerModel:
     network afterwards do not reach it.
 
     Attributes:
-        backend: the name of what runs it. layers: its weighted layers, in order. real: operators
-        without integer form, which run on real numbers between integer segments.
+        backend: the name of what runs it. waits: whether its layers wait for their whole window.
+        layers: its weighted layers, in order. real: operators without integer form, which run on
+        real numbers between integer segments.
     """
 
     def __init__(self, snn: SpikingModel, backend: str) -> None:
         self._every_step = snn.presentation is Presentation.EVERY_STEP
-        self._snn = copy.deepcopy(snn) if self._every_step else None
-        self._programs = [trace(snn)]
+        self.waits = snn.whole_window
+        self._snn = copy.deepcopy(snn) if self._every_step or self.waits else None
+        self._programs = {(0, 1): trace(snn)}
         self._image_shape, self._reach = snn.image_shape, input_reach(snn.layers)
-        self._runners: dict[int, Backend] = {}
+        self._runners: dict[tuple[int, int], Backend] = {}
         self.backend = choose_backend(backend, device_of(snn))
         self.layers = tuple(
             _layer(item) for item in self.program().instructions if isinstance(item, Accumulate)
@@ -85,7 +87,10 @@ class IntegerModel:
 
     def __call__(self, images: Tensor, time_steps: int = 1) -> Tensor:
         """The logits [batch, classes] behind the last of T steps."""
-        return self.run(images, time_steps).logits[-1]
+        check_time_steps(time_steps)
+        if not self.waits:
+            return self.run(images, time_steps).logits[-1]
+        return self._run(images, time_steps, [time_steps - 1], False).logits[-1]
 
     @torch.inference_mode()
     @in_float32()
@@ -99,24 +104,47 @@ class IntegerModel:
             DataError: images of another shape, or with NaN.
         """
         check_time_steps(time_steps)
+        return self._run(images, time_steps, range(time_steps), totals)
+
+    @torch.inference_mode()
+    @in_float32()
+    def _run(
+        self, images: Tensor, time_steps: int, shown: Sequence[int], totals: bool
+    ) -> IntegerRun:
+        """A run of so many steps; of a window the read-outs behind some of them, the last too."""
         images = check_images(images, self._image_shape, reach=self._reach)
-        return IntegerRun(*self._runner(time_steps).run(images, time_steps, totals))
+        if not self.waits:
+            return IntegerRun(*self._runner(time_steps).run(images, time_steps, totals))
+        logits = []
+        for t in shown:  # nothing has a state: each is a run of one step
+            runner = self._runner(time_steps, t)
+            now, emitted = runner.run(images, 1, totals and t == time_steps - 1)
+            logits.append(now[0])
+        return IntegerRun(torch.stack(logits), emitted)
 
-    def program(self, t: int = 0) -> Program:
-        """What step t computes; the same in every step where the image is presented once."""
-        if self._snn is None:
-            return self._programs[0]
-        while len(self._programs) <= t:
-            self._programs.append(trace(self._snn, len(self._programs)))
-        return self._programs[t]
+    def program(self, t: int = 0, time_steps: int | None = None) -> Program:
+        """What step t computes; the same in every step where the image is presented once. Where
+        layers wait for their window of ``time_steps`` (t + 1 unless given): all of it, read behind
+        step t."""
+        t = t if self._every_step or self.waits else 0
+        end = t + 1 if time_steps is None or not self.waits else time_steps
+        if (t, end) not in self._programs:
+            assert self._snn is not None
+            self._programs[t, end] = trace(self._snn, t, end)
+        return self._programs[t, end]
 
-    def _runner(self, time_steps: int) -> Backend:
-        """The backend, prepared for so many steps."""
-        count = time_steps if self._every_step else 1
-        if count not in self._runners:
-            programs: Sequence[Program] = [self.program(t) for t in range(count)]
-            self._runners[count] = BACKENDS[self.backend].make(programs)
-        return self._runners[count]
+    def _runner(self, time_steps: int, t: int | None = None) -> Backend:
+        """The backend, prepared for so many steps; or for one window, read behind step t."""
+        count = time_steps if self._every_step or self.waits else 1
+        key = (count, -1 if t is None else t)
+        if key not in self._runners:
+            programs: Sequence[Program] = (
+                [self.program(step) for step in range(count)]
+                if t is None
+                else [self.program(t, time_steps)]
+            )
+            self._runners[key] = BACKENDS[self.backend].make(programs)
+        return self._runners[key]
 
     def __str__(self) -> str:
         widest = max(self.layers, key=lambda layer: layer.accumulator_bits, default=None)
@@ -136,11 +164,14 @@ def integer(snn: SpikingModel, *, backend: str = "auto") -> IntegerModel:
 
     ``backend``: "native", C++ built on first use (CPU); "torch", the reference, any device;
     "compile", the same through torch.compile; "auto", native where there is a compiler and AVX2 or
-    AVX-512 VNNI, else torch.
+    AVX-512 VNNI, else torch, which is said once.
+
+    Threads do not survive a fork: a process that has run a network, with any backend, starts others
+    by ``multiprocessing.get_context("spawn")``; one made by fork may hang in its first run.
 
     Raises:
-        SpecError: an unknown backend, or one that this machine cannot run; a network whose layers
-            wait for their whole window, or leak; one in half or bfloat16.
+        SpecError: an unknown backend, or one that this machine cannot run; a network whose
+            layers leak; one in half or bfloat16.
         UnsupportedLayerError: weights off their grid; a sum that could pass 2^31, by layer.
 
     Example:
@@ -158,11 +189,6 @@ def integer(snn: SpikingModel, *, backend: str = "auto") -> IntegerModel:
     """
     snn = spiking_network(snn, "integer")
     network_dtype(snn)
-    if snn.whole_window:
-        raise SpecError(
-            "integer: layers of this network wait for their whole window, which has no integer "
-            "form yet; convert with whole_window=False, or use simulate"
-        )
     leaking = [name for name, neuron in snn.neurons() if leak_of(neuron.spec) is not None]
     if leaking:
         raise SpecError(

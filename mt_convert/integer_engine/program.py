@@ -8,7 +8,8 @@ turn whole numbers into real ones in one written order of float32 operations, no
 
     y = numbers_1 * M_1 + B + numbers_2 * M_2 + ...
 
-A step t runs the whole list once. Only `Fire` has state: the running total it left behind.
+A step t runs the whole list once. Only `Fire` has state: the running total it left behind. Where
+layers wait for their whole window a program is all of it, and nothing has a state.
 """
 
 from __future__ import annotations
@@ -91,7 +92,9 @@ class Sum:
 class Fire:
     """One step of a layer of neurons: ``totals_step(sum + offset, total so far, spec)``.
 
-    ``spec`` has the bounds of the running total in this step; ``offset`` is added last.
+    ``spec`` has the bounds of the running total in this step; ``offset`` is added last. Layers that
+    wait fire a whole ``window`` at once, from a total of 0: an input and a neuron for each of its
+    steps. Where ``together``, ``input`` and ``spec`` come to the same in one step.
     """
 
     out: int
@@ -99,6 +102,8 @@ class Fire:
     input: Sum
     offset: Tensor | None
     spec: NeuronSpec
+    window: tuple[tuple[Sum, NeuronSpec], ...] = ()
+    together: bool = True
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ layer receives what changed in a step, as events with a sign:
                      weight is a connection, the border beyond the image is none
     a movement, sum  passes each event on: nothing merges. The sums themselves, which only neurons
                      and the read-out look at, are counted apart
+    a window         of layers that wait hands over all its steps: the digits of a radix ladder as
+                     events worth their unit, counted in their step; what is no neuron's in the last
     a neuron         compares one accumulator with an integer threshold for each threshold of its
                      ladder and direction, looked up by its running total (`threshold_tables`)
 
@@ -24,7 +26,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,12 +34,21 @@ from torch import Tensor
 
 from ..graph.float32 import in_float32
 from ..graph.nodes import check_images
-from ..neurons.ladder import Uniform
+from ..neurons.ladder import Digit, Uniform
 from ..spiking.presentation import check_time_steps
 from . import threshold_tables, torch_backend
 from .model import IntegerModel
 from .program import Accumulate, Encode, Fire, Operate, Program, Sum, slots
-from .spike_events import LEAST, Line, Value, emit, events_of, gather_windows, in_32_bits
+from .spike_events import (
+    LEAST,
+    Line,
+    Value,
+    digit_events,
+    emit,
+    events_of,
+    gather_windows,
+    in_32_bits,
+)
 
 
 @dataclass(frozen=True)
@@ -88,12 +99,16 @@ def shift_add(model: IntegerModel, images: Tensor, time_steps: int = 1) -> Shift
         True
     """
     check_time_steps(time_steps)
-    programs = [model.program(t) for t in range(time_steps)]
+    programs = [model.program(t, time_steps) for t in range(time_steps)]
     threshold_tables.check(programs[0])
-    assert len({tuple(map(type, program.instructions)) for program in programs}) == 1
     images = check_images(images, programs[0].values[0].shape)
     run = _Run(images, time_steps)
-    logits = torch.stack([run.step(t, program) for t, program in enumerate(programs)])
+    if model.waits:  # each program is a whole window, read behind another step
+        early = [_Run(images, time_steps).step(time_steps - 1, one) for one in programs[:-1]]
+        logits = torch.stack([*early, run.step(time_steps - 1, programs[-1])])
+    else:
+        assert len({tuple(map(type, program.instructions)) for program in programs}) == 1
+        logits = torch.stack([run.step(t, program) for t, program in enumerate(programs)])
     return ShiftAddRun(
         logits,
         run.totals,
@@ -166,7 +181,7 @@ class _Run:
     def _as_change(self, index: int, numbers: Tensor, unary: Tensor, image: bool = False) -> None:
         """A value that tells its own change."""
         change = numbers - self._last(index, numbers)
-        self.values[index] = Value(numbers, events_of(change, unary, image), unary)
+        self.values[index] = Value(numbers, events_of(change, unary, image, self.t), unary)
 
     def _wiring(self, index: int, make: Callable[..., Any], *words: Any) -> Any:
         """The wiring of a value, worked out once."""
@@ -180,7 +195,7 @@ class _Run:
         events = source.events
         if events is None:
             change = source.numbers - self._last(item.value, source.numbers)
-            events = events_of(change, source.unary)
+            events = events_of(change, source.unary, step=self.t)
         size, out = source.numbers.shape[2:], shape[1:]
         if linear:
             size, out = source.numbers.shape[1:-1], shape[:-1]
@@ -201,15 +216,49 @@ class _Run:
                 added = added.reshape(batch, -1, *out)
                 added = added.movedim(1, -1) if linear else added
                 total = total - added if line.down else total + added
-                here[line.image][self.t] += int(there.sum())
+                here[line.image][line.step] += int(there.sum())
         self.values[item.out] = Value(total, None, torch.zeros_like(total).bool())
 
     def _fire(self, item: Fire, program: Program) -> None:
         """Neurons compare an accumulator with thresholds that their totals pick."""
+        if item.window:
+            self._fire_window(item, program)
+            return
         entry = self.thresholds.get(item.out)
         if entry is None or entry[0] is not item:  # presented in every step: a table for each
             entry = self.thresholds[item.out] = item, threshold_tables.ThresholdTable(item, program)
-        table = entry[1]
+        free, reaches = self._comparing(item, entry[1], self.t)
+        total = emit(item.spec, reaches, self._last(item.out, free))
+        unary = torch.full_like(total, isinstance(item.spec.ladder, Uniform), dtype=torch.bool)
+        self.totals[item.name] = total
+        self._as_change(item.out, total, unary)
+
+    def _fire_window(self, item: Fire, program: Program) -> None:
+        """All steps of a window, one after the other, from a total of 0."""
+        shared = threshold_tables.ThresholdTable(item, program) if item.together else None
+        total, events = None, dict[Line, Tensor]()
+        for t, (formula, spec) in enumerate(item.window):
+            table = shared
+            if table is None:
+                step = replace(item, input=formula, spec=spec)
+                table = threshold_tables.ThresholdTable(step, program)
+            free, reaches = self._comparing(item, table, t)
+            before = torch.zeros_like(free) if total is None else total
+            total = emit(spec, reaches, before)
+            change, ladder = total - before, spec.ladder
+            unary = torch.full_like(total, isinstance(ladder, Uniform), dtype=torch.bool)
+            if isinstance(ladder, Digit):
+                events |= digit_events(change, ladder, t)
+            else:
+                events |= events_of(change, unary, step=t)
+        assert total is not None
+        self.totals[item.name] = total
+        self.values[item.out] = Value(total, events, unary)
+
+    def _comparing(
+        self, item: Fire, table: threshold_tables.ThresholdTable, t: int
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The number that neurons compare, and whether it has come to a position of their total."""
         numbers = [self.values[term.value].numbers for term in item.input.terms]
         free = numbers.pop(table.free)
         rows = torch.stack([table.places.expand(free.shape), *numbers], -1).flatten(0, -2)
@@ -222,13 +271,10 @@ class _Run:
         def reaches(position: Tensor) -> Tensor:
             column = (position - (table.low + 1)).clamp(0, thresholds.shape[-1] - 1).long()
             threshold = thresholds.gather(-1, column.unsqueeze(-1)).squeeze(-1)
-            self.comparisons[item.name][self.t] += free.numel()
+            self.comparisons[item.name][t] += free.numel()
             return torch.where(falling, free <= threshold, free >= threshold)
 
-        total = emit(item.spec, reaches, self._last(item.out, free))
-        unary = torch.full_like(total, isinstance(item.spec.ladder, Uniform), dtype=torch.bool)
-        self.totals[item.name] = total
-        self._as_change(item.out, total, unary)
+        return free, reaches
 
     def _operate(self, item: Operate, program: Program) -> None:
         """An operator that is not a layer."""

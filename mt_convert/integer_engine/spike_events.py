@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SpecError
-from ..neurons.ladder import Firing
+from ..neurons.ladder import Digit, Firing
 from ..neurons.spec import NeuronSpec
 
 LEAST = -(1 << 31)  # int32: below every number
@@ -20,11 +20,12 @@ LEAST = -(1 << 31)  # int32: below every number
 
 class Line(NamedTuple):
     """Events of a kind: worth a level shifted left by ``shift``, taken away if ``down``; ``image``:
-    bits of the image's levels."""
+    bits of the image's levels; ``step``: when they are emitted."""
 
     shift: int
     down: bool
     image: bool
+    step: int = 0
 
 
 class Value(NamedTuple):
@@ -36,7 +37,9 @@ class Value(NamedTuple):
     unary: Tensor
 
 
-def events_of(change: Tensor, unary: Tensor, image: bool = False) -> dict[Line, Tensor]:
+def events_of(
+    change: Tensor, unary: Tensor, image: bool = False, step: int = 0
+) -> dict[Line, Tensor]:
     """A change of levels as events: one per level where ``unary``, else one per set bit.
 
     Example:
@@ -49,12 +52,31 @@ def events_of(change: Tensor, unary: Tensor, image: bool = False) -> dict[Line, 
         spikes = torch.where(unary, size, 0).clamp(min=0)
         bits = torch.where(unary, 0, size).clamp(min=0)
         if bool(spikes.any()):
-            events[Line(0, down, image)] = spikes
+            events[Line(0, down, image, step)] = spikes
         for shift in range(int(bits.max()).bit_length()):
-            line = Line(shift, down, image)
+            line = Line(shift, down, image, step)
             ones = torch.bitwise_and(torch.bitwise_right_shift(bits, shift), 1)
             events[line] = events[line] + ones if line in events else ones
     return events
+
+
+def digit_events(change: Tensor, digit: Digit, step: int) -> dict[Line, Tensor]:
+    """The digits of one step as events: as many as the digit is large, each worth its unit, where
+    that is a shift; else one per set bit of the change.
+
+    Example:
+        >>> events = digit_events(torch.tensor([12, -4, 0]), Digit(3, 4), 1)
+        >>> {(line.shift, line.down): counts.tolist() for line, counts in events.items()}
+        {(2, False): [3, 0, 0], (2, True): [0, 1, 0]}
+    """
+    shift = digit.unit.bit_length() - 1
+    if digit.unit != 1 << shift:
+        return events_of(change, torch.zeros_like(change).bool(), step=step)
+    digits = torch.bitwise_right_shift(change.abs(), shift)
+    sides = {False: torch.where(change > 0, digits, 0), True: torch.where(change < 0, digits, 0)}
+    return {
+        Line(shift, down, False, step): side for down, side in sides.items() if bool(side.any())
+    }
 
 
 def gather_windows(planes: Tensor, places: Tensor, beyond: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import Fault, SpecError
 from ..graph.rules import DEFAULT_RULES, OperatorKind
-from ..neurons.ladder import Learned
+from ..neurons.ladder import has_learned_gaps
 from ..neurons.totals import totals_step
 from .program import Accumulate, Fire, Operate, Program, ReadOut, Slot, Sum, Whole, slots
 from .terms import written_sum
@@ -257,7 +257,8 @@ def _real_neurons(program: Program) -> list[Fault]:
         if not isinstance(item, Fire):
             continue
         name = type(item.spec.ladder).__name__
-        if isinstance(item.spec.ladder, Learned):
+        ladder = item.spec.ladder
+        if has_learned_gaps(ladder):
             hint = "its thresholds are real numbers: convert with Uniform, Binary or PowerOfTwo"
             faults.append(Fault(item.name, name, hint))
         elif None in (item.spec.bounds or (None,)):

@@ -44,8 +44,7 @@ def step(
         elif isinstance(item, Accumulate):
             values[item.out] = layer(item, values[item.value])
         elif isinstance(item, Fire):
-            drive = real_sum(item.input, values)
-            totals[item.name] = values[item.out] = fire(item, drive, before.get(item.name))
+            totals[item.name] = values[item.out] = fire(item, values, before.get(item.name))
         elif isinstance(item, Operate):
             operate(item, values, len(images))
         else:
@@ -53,11 +52,17 @@ def step(
     raise AssertionError("a program ends with its read-out")
 
 
-def fire(item: Fire, drive: Tensor, before: Tensor | None) -> Tensor:
-    """The running total behind this step."""
-    if item.offset is not None:
-        drive = drive + item.offset
-    return totals_step(drive, torch.zeros_like(drive) if before is None else before, item.spec)
+def fire(item: Fire, values: Mapping[int, Tensor], before: Tensor | None) -> Tensor:
+    """The running total behind this step, or behind a window."""
+    before = None if item.window else before  # a window begins afresh
+    one_by_one = item.window and not item.together
+    for formula, spec in item.window if one_by_one else ((item.input, item.spec),):
+        drive = real_sum(formula, values)
+        if item.offset is not None:
+            drive = drive + item.offset
+        before = totals_step(drive, torch.zeros_like(drive) if before is None else before, spec)
+    assert before is not None
+    return before
 
 
 def real_sum(formula: Sum, values: Mapping[int, Tensor]) -> Tensor:

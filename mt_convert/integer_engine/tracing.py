@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from ..errors import Fault, UnsupportedLayerError
-from ..graph.operations import Operation
+from ..graph.operations import Operation, reaching_output
 from ..graph.rules import DEFAULT_RULES, OperatorKind
 from ..neurons.layer import MTNeuron
-from ..spiking.levels import unit, window_spec, worth
+from ..spiking.levels import in_one_step, unit, window_spec, worth
 from ..spiking.model import SpikingModel
-from ..spiking.presentation import Encoder
+from ..spiking.presentation import Encoder, Presentation
 from ..system.devices import device_of
 from .arithmetic import IntegerArithmetic, geometry_of, weighted_sums
 from .program import (
@@ -220,22 +221,44 @@ class _Writer(IntegerArithmetic):
 
 
 class _Walk(fx.Interpreter):
-    """One step through the graph, on stand-ins."""
+    """One step through the graph, on stand-ins; or a whole window, read behind its step ``t``."""
 
-    def __init__(self, snn: SpikingModel, t: int) -> None:
-        super().__init__(snn.layers)
+    def __init__(self, snn: SpikingModel, t: int, time_steps: int) -> None:
+        super().__init__(snn.layers, garbage_collect_values=not snn.whole_window)
         self.extra_traceback = False
         self.snn, self.t, self.tracing = snn, t, Tracing(device_of(snn))
+        self.time_steps = time_steps
         self.operations = snn.operations
         self.writer = _Writer(snn, self.tracing)
 
     def program(self) -> Program:
         """The whole step."""
         image = torch.empty(BATCH, *self.snn.image_shape, device="meta")
+        read_at, self.t = self.t, self.time_steps - 1 if self.snn.whole_window else self.t
         logits = as_terms(self.run(self.tracing.value(image, -math.inf, math.inf)))
+        if read_at != self.t:
+            self.t = read_at
+            logits = as_terms(self._read_again())
         read_out = ReadOut(self.tracing.sum(logits, torch.ones(())))
         instructions = (*self.tracing.instructions, read_out)
         return Program(instructions, self.tracing.values, tuple(self.writer.real))
+
+    def _read_again(self) -> Any:
+        """The read-out of what the last layers of neurons have emitted behind an earlier step; all
+        that lies before them has been complete."""
+        reading = reaching_output(self.operations)
+        fired = [node for node in reading if isinstance(self.operations[node].layer, MTNeuron)]
+        inputs = {node: self.env[node.all_input_nodes[0]] for node in fired}  # complete ones
+        for node in self.operations:
+            if node.op == "output":
+                return self.env[node.all_input_nodes[0]]
+            if node in inputs:
+                row = self.operations[node]
+                assert isinstance(row.layer, MTNeuron)
+                self.env[node] = self._fire(row.name, row.layer, as_terms(inputs[node]))
+            elif node in reading and node.op not in ("placeholder", "get_attr"):
+                self.env[node] = self.run_node(node)
+        raise AssertionError("a graph has an output")
 
     def run_node(self, node: fx.Node) -> Any:
         if node.op in ("placeholder", "get_attr", "output"):
@@ -254,13 +277,30 @@ class _Walk(fx.Interpreter):
         spec = window_spec(neuron.spec, presentation, t)
         total = self.tracing.value(value.parts[0].numbers, *spec.limits)
         drive = self.tracing.sum(value, unit(neuron, presentation, t))
-        self.tracing.instructions.append(Fire(total.slot, name, drive, neuron.offset, spec))
+        fire = Fire(total.slot, name, drive, neuron.offset, spec)
+        if self.snn.whole_window:
+            fire = self._whole_window(fire, neuron, value)
+        self.tracing.instructions.append(fire)
         return self.writer.emit(total, worth(neuron, presentation, t), neuron)
+
+    def _whole_window(self, fire: Fire, neuron: MTNeuron, value: Terms) -> Fire:
+        """All steps of a window at once."""
+        presentation, steps = self.snn.presentation, range(self.t + 1)
+        specs = [window_spec(neuron.spec, presentation, t) for t in steps]
+        if presentation is Presentation.ONCE:
+            one = in_one_step(neuron.spec, self.t + 1)
+            window = tuple((fire.input, spec) for spec in specs)
+            return replace(fire, spec=one or fire.spec, window=window, together=one is not None)
+        units = [unit(neuron, presentation, t) for t in steps[:-1]]
+        drives = [*(self.tracing.sum(value, step) for step in units), fire.input]
+        window = tuple(zip(drives, specs, strict=True))
+        return replace(fire, window=window, together=len(window) == 1)
 
 
 @torch.no_grad()
-def trace(snn: SpikingModel, t: int = 0) -> Program:
-    """Step ``t`` of a converted network, from 0, as a program.
+def trace(snn: SpikingModel, t: int = 0, time_steps: int | None = None) -> Program:
+    """Step ``t`` of a converted network, from 0, as a program; where layers wait for their whole
+    window of T steps (t + 1 unless given), all of it, with the read-out behind step ``t``.
 
     Raises:
         UnsupportedLayerError: weights off their grid; an accumulator that could pass 2^31.
@@ -274,4 +314,4 @@ def trace(snn: SpikingModel, t: int = 0) -> Program:
         >>> [type(item).__name__ for item in trace(snn).instructions if type(item) is not Operate]
         ['Encode', 'Accumulate', 'Fire', 'Accumulate', 'ReadOut']
     """
-    return _Walk(snn, t).program()
+    return _Walk(snn, t, t + 1 if time_steps is None else time_steps).program()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .dynamics import mt_step
-from .ladder import Binary, Firing, Learned, PowerOfTwo, Uniform
+from .ladder import Binary, Firing, Learned, PowerOfTwo, Radix, Uniform
 from .layer import MTNeuron
 from .spec import IF, LIF, PLIF, NeuronSpec, Reset
 
@@ -17,6 +17,7 @@ __all__ = [
     "MTNeuron",
     "NeuronSpec",
     "PowerOfTwo",
+    "Radix",
     "Reset",
     "Uniform",
     "mt_step",

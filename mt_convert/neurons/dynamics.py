@@ -20,7 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .ladder import Firing, Ladder, Learned, PowerOfTwo
+from ..errors import SpecError
+from .ladder import Firing, Ladder, Learned, PowerOfTwo, Radix
 from .spec import IF, Charge, NeuronSpec, Reset
 from .surrogate import StraightThrough, spike, straight_through
 
@@ -62,6 +63,7 @@ def mt_step(
 
     Shapes: ``current`` and both state tensors equal; ``delta`` broadcasts (per channel [C, 1, 1]).
     Units: ``decay`` is 1/τ of a PLIF neuron; None takes the one in ``spec.charge``.
+    Raises: SpecError: a `Radix` ladder, whose thresholds hang on the step.
 
     Example:
         >>> from mt_convert.neurons.ladder import Uniform
@@ -110,6 +112,11 @@ def _step(
     decay: Tensor | None,
 ) -> tuple[Tensor, NeuronState]:
     """Charge, fire and reset, with ``count`` telling the emission of one direction."""
+    if isinstance(spec.ladder, Radix):
+        raise SpecError(
+            f"mt_step: {spec.ladder}; a digit hangs on its place in the window: use simulate with "
+            "whole_window=True, or fixed_threshold_step"
+        )
     step, (lo, hi) = _like(delta, current), spec.limits
     h = _charge(state.v, current, spec.charge, decay)
     room = hi - state.total

@@ -231,12 +231,166 @@ class Learned:
         return _BOTH
 
 
-Ladder = Uniform | Binary | PowerOfTwo | Learned
+@dataclass(frozen=True)
+class Radix:
+    """The digits of a level in base R = n + 1, one in each step, the most significant first.
 
-LADDERS: dict[str, type[Uniform] | type[Binary] | type[PowerOfTwo]] = {
-    item.kind: item for item in (Uniform, Binary, PowerOfTwo)
+    For layers that wait for their whole window: in step t of T = ``steps`` a digit counts
+    u_t = R^(T-t) levels, and with S_0 = 0::
+
+        e_t = u_t min(n, floor((q - S_{t-1}) / u_t)),    S_t = S_{t-1} + e_t
+
+    S_T is the level q as soon as R^T >= L + 1. Of levels below 0 the sign times the digits of |q|
+    are emitted. ``thresholds`` are in units of u_t; `at` is the ladder of one step. ``steps`` None
+    is filled in by `convert`: as many as the largest level of the network takes, so that all
+    trains end together. ``gaps``, filled in too, are those of learned thresholds: the table in
+    which a level is looked up, by bisection.
+
+    Source: digits in time, radix encoding; with one threshold the Few-Spikes neuron (Stoeckl and
+    Maass 2021) and bitwise spikes.
+
+    Example:
+        >>> ladder = Radix(3, steps=2)
+        >>> ladder.base, [ladder.at(t).thresholds for t in range(2)], Radix(1).digits(15)
+        (4, [(4, 8, 12), (1, 2, 3)], 4)
+    """
+
+    kind: ClassVar[str] = "radix"
+
+    n: int
+    steps: int | None = None
+    gaps: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_count("Radix", "n", self.n, 2**_MOST_BITS - 1)
+        if self.steps is not None:
+            _check_count("Radix", "steps", self.steps, _MOST_BITS)
+        object.__setattr__(self, "gaps", _positive_numbers("Radix", "gaps", self.gaps))
+
+    @property
+    def base(self) -> int:
+        """R: how many values a digit has."""
+        return self.n + 1
+
+    def digits(self, levels: int) -> int:
+        """T: the steps that levels up to this one take, ceil(log_R(levels + 1))."""
+        steps = 1
+        while self.base**steps <= levels:
+            steps += 1
+        return steps
+
+    def at(self, t: int) -> Digit:
+        """The ladder of step t, from 0. Behind the last step all is said: units of 1 emit nothing.
+
+        Raises:
+            SpecError: ``steps`` is not filled in.
+        """
+        return Digit(self.n, self.base ** self._left(t), self.gaps)
+
+    def until(self, t: int) -> Digit:
+        """The ladder of one step that emits what the steps up to t, from 0, emit together."""
+        left = self._left(t)
+        most = self.base ** max((self.steps or 1) - left, 1) - 1
+        return Digit(min(most, 2**_MOST_BITS), self.base**left, self.gaps)
+
+    def _left(self, t: int) -> int:
+        """How many steps of the window follow step t."""
+        if self.steps is None:
+            raise SpecError(
+                f"{self}: what a digit is worth hangs on the number of steps of the window; "
+                "convert fills it in, or pass steps"
+            )
+        return max(0, self.steps - 1 - t)
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        return tuple(range(1, self.n + 1))
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        return (1,) * self.n
+
+    @property
+    def cascade(self) -> tuple[float, ...]:
+        return (1,) * self.n
+
+    @property
+    def reach(self) -> float:
+        return self.n
+
+    @property
+    def natural_firing(self) -> Firing:
+        return Firing.PARALLEL
+
+    @property
+    def allowed_firing(self) -> tuple[Firing, ...]:
+        return _BOTH
+
+
+@dataclass(frozen=True)
+class Digit:
+    """One step of a `Radix` ladder: n thresholds unit, 2 unit … n unit, each worth ``unit``.
+
+    Made by `Radix.at` while a network runs; it is never stored.
+
+    Example:
+        >>> Digit(3, 4).thresholds, Digit(3, 4).reach
+        ((4, 8, 12), 12)
+    """
+
+    kind: ClassVar[str] = "digit"
+
+    n: int
+    unit: int
+    gaps: tuple[float, ...] = ()
+
+    @property
+    def table(self) -> tuple[float, ...]:
+        """The thresholds of the levels 1, 2 …, where they were learned; empty where the levels are
+        whole numbers."""
+        return tuple(accumulate(self.gaps))
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        return tuple(k * self.unit for k in range(1, self.n + 1))
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        return (self.unit,) * self.n
+
+    @property
+    def cascade(self) -> tuple[float, ...]:
+        return self.weights
+
+    @property
+    def reach(self) -> float:
+        return self.n * self.unit
+
+    @property
+    def natural_firing(self) -> Firing:
+        return Firing.PARALLEL
+
+    @property
+    def allowed_firing(self) -> tuple[Firing, ...]:
+        return _BOTH
+
+
+Ladder = Uniform | Binary | PowerOfTwo | Learned | Radix | Digit
+
+LADDERS: dict[str, type[Uniform] | type[Binary] | type[PowerOfTwo] | type[Radix]] = {
+    item.kind: item for item in (Uniform, Binary, PowerOfTwo, Radix)
 }
 """Ladders that a number of thresholds describes, by their name in recipes and tables."""
+
+
+def has_learned_gaps(ladder: Ladder) -> bool:
+    """Whether the thresholds of its levels were learned, so that no one step describes them.
+
+    Example:
+        >>> has_learned_gaps(Learned((1.0,))), has_learned_gaps(Radix(1, 1, (1.0,)))
+        (True, True)
+    """
+    return isinstance(ladder, Learned) or bool(isinstance(ladder, (Radix, Digit)) and ladder.gaps)
 
 
 def ladder_of(given: object) -> Ladder:
@@ -256,7 +410,7 @@ def ladder_of(given: object) -> Ladder:
     shown = given.__name__ if isinstance(given, type) else repr(given)
     raise SpecError(
         f"ladder is {shown}: allowed are a number of equal thresholds such as 3, Uniform(3), "
-        "Binary(2), PowerOfTwo(3), or Learned of gaps"
+        "Binary(2), PowerOfTwo(3), Radix(1), or Learned of gaps"
     )
 
 
@@ -296,9 +450,11 @@ def ladder_from_json(stored: Mapping[str, Any]) -> Ladder:
             return PowerOfTwo(fields["n"])
         case "learned", ["gaps"] | ["gaps", "weights"]:
             return Learned(fields["gaps"], fields.get("weights", ()))
+        case "radix", ["n"] | ["gaps", "n", "steps"]:
+            return Radix(fields["n"], fields.get("steps"), fields.get("gaps", ()))
     raise SpecError(
         f"ladder: {dict(stored)!r}; allowed is kind 'uniform' with n, 'binary' with bits, "
-        "'power_of_two' with n, or 'learned' with gaps and, if not all 1, weights"
+        "'power_of_two' with n, 'learned' with gaps and, if not all 1, weights, or 'radix' with n"
     )
 
 

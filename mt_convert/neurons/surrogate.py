@@ -146,9 +146,10 @@ class Linear:
 class SpikeTime:
     """α exp(−β Δt) wherever the potential is, Δt steps since the neuron last emitted anything.
 
-    A neuron that emits in this step has Δt = 0; one that never did has no gradient. ``derivative``
-    is that of Δt = 0, ``fade`` the factor exp(−β Δt). A multi-threshold neuron has one Δt for all
-    its thresholds, and the gradient of one.
+    A neuron that emits in this step has Δt = 0; one that never did counts as if it had ``first``
+    steps before the start, a thousand as in the source's code. ``derivative`` is that of Δt = 0,
+    ``fade`` the factor exp(−β Δt). A multi-threshold neuron has one Δt for all its thresholds, and
+    the gradient of one.
 
     Source: spike-timing-dependent backpropagation (STDB, arXiv 2005.01807); α and β are its code's.
 
@@ -161,8 +162,10 @@ class SpikeTime:
 
     alpha: float = 0.3
     beta: float = 0.01
+    first: float = 1000.0
 
     def __post_init__(self) -> None:
+        _check_positive("SpikeTime", "first", self.first)
         _check_positive("SpikeTime", "alpha", self.alpha)
         _check_positive("SpikeTime", "beta", self.beta)
 

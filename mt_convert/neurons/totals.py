@@ -7,6 +7,9 @@ and a threshold moved by one ulp at odd levels rounds half to even, as ``torch.r
 
 A `Learned` ladder names its positions itself: position k is reached when y ≥ θ_k. Its neuron starts
 at v0 = 0, for the thresholds of a quantizer with learned gaps lie where the levels change already.
+
+A `Radix` ladder is run step by step as the `Digit` that it is there (`Radix.at`): trunc((q - S)/u)
+units u, at most n on either side, are exact for whole numbers in float32.
 """
 
 from __future__ import annotations
@@ -14,14 +17,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import SpecError
 from .dynamics import largest_emission
-from .ladder import Binary, Firing, Ladder, Learned, PowerOfTwo
+from .ladder import Binary, Digit, Firing, Ladder, Learned, PowerOfTwo, Radix, Uniform
 from .spec import IF, LIF, NeuronSpec, Reset
 
 
@@ -54,6 +59,10 @@ def totals_step(
         reached = torch.bucketize(y, _thresholds(spec.ladder, y), right=True).to(y.dtype)
         reached.clamp_(low, high)
         return reached if spec.signed else torch.maximum(total, reached)
+    if isinstance(spec.ladder, Digit):
+        n, unit = spec.ladder.n, spec.ladder.unit
+        digit = _level(y, spec.ladder).clamp_(low, high).sub_(total).div_(unit).trunc_()
+        return digit.clamp_(-n if spec.signed else 0, n).mul_(unit).add_(total)
     distance = y.round().clamp_(low, high).sub_(total)
     if not isinstance(spec.ladder, PowerOfTwo):  # any distance within reach is emitted whole
         reach = spec.ladder.reach
@@ -79,11 +88,78 @@ def totals_step_literal(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
     lo, hi = spec.limits
     if isinstance(spec.ladder, Learned):
         return _step_learned_literal(y, total, spec)
-    up = _emission(spec, lambda k: (y >= _position(total + k)) & (total + k <= hi), total)
+    place = _position
+    if isinstance(spec.ladder, Digit) and spec.ladder.gaps:
+        place = partial(_learned_position, _thresholds(spec.ladder, y))
+    up = _emission(spec, lambda k: (y >= place(total + k)) & (total + k <= hi), total)
     if not spec.signed:
         return total + up
-    down = _emission(spec, lambda k: (y < _position(total - k + 1)) & (total - k >= lo), total)
+    down = _emission(spec, lambda k: (y < place(total - k + 1)) & (total - k >= lo), total)
     return total + up - down
+
+
+_BLOCK = 1 << 14  # inputs that stay in the cache while all thresholds pass
+
+
+def literal_from_rest(y: Tensor, spec: NeuronSpec) -> Tensor:
+    """`totals_step_literal` from a total of 0, each threshold compared with each input: the same,
+    block by block, where one level is one threshold and they all look at once.
+
+    Example:
+        >>> from mt_convert.neurons.ladder import Uniform
+        >>> y = torch.tensor([0.5, 1.5, -2.0, 99.0])
+        >>> literal_from_rest(y, NeuronSpec(Uniform(3), bounds=(0, 3))).tolist()
+        [0.0, 2.0, 0.0, 3.0]
+    """
+    _check_running(spec)
+    ladder, (low, high) = spec.ladder, spec.limits
+    learned, cascade = isinstance(ladder, Learned), spec.rule is Firing.CASCADE
+    if not (isinstance(ladder, Uniform) or (learned and not cascade)):
+        return totals_step_literal(y, torch.zeros_like(y), spec)
+    up = int(min(high, ladder.n))
+    down = int(min(-low, ladder.n)) if spec.signed and not learned else 0
+    if learned:
+        places = _thresholds(ladder, y).cpu()[:up]
+    else:
+        places = _position(torch.arange(1 - down, up + 1, dtype=y.dtype))
+    inputs = y.detach().cpu().contiguous().numpy()
+    level = np.zeros(inputs.shape, inputs.dtype)
+    for block, out in zip(*(_blocks(array) for array in (inputs, level)), strict=True):
+        if cascade:
+            _fire_in_turn(block, places.numpy(), down, out)
+        else:
+            _fire_at_once(block, places, down, out)
+    return torch.from_numpy(level).to(y.device)
+
+
+def _fire_at_once(block: Any, places: Tensor, down: int, out: Any) -> None:
+    """Every input against every threshold; those of levels from 0 down fire where it is below."""
+    reached, count = np.empty(block.shape, bool), np.empty(block.shape, np.uint8)
+    out -= down
+    for some in places.split(255):  # as many as a byte counts
+        count.fill(0)
+        for place in some.numpy():
+            np.greater_equal(block, place, out=reached)
+            np.add(count, reached.view(np.uint8), out=count)
+        out += count
+
+
+def _fire_in_turn(block: Any, places: Any, down: int, out: Any) -> None:
+    """Equal thresholds one after the other, each looking at what those before it left."""
+    above = np.append(places[down:], np.inf)
+    below = np.append(places[:down][::-1], -np.inf)
+    up, taken = np.zeros(block.shape, int), np.zeros(block.shape, int)
+    for _ in range(len(above) - 1):
+        up += block >= above[up]
+    for _ in range(len(below) - 1):
+        taken += block < below[taken]
+    out += up - taken
+
+
+def _blocks(array: Any) -> list[Any]:
+    """An array in pieces of one axis that share its memory."""
+    flat = array.reshape(-1)
+    return [flat[start : start + _BLOCK] for start in range(0, len(flat), _BLOCK)]
 
 
 def leak_of(spec: NeuronSpec) -> float | None:
@@ -118,8 +194,22 @@ def _step_learned_literal(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
 
 
 def _thresholds(ladder: Ladder, y: Tensor) -> Tensor:
-    """The thresholds in the precision of y, where it is."""
-    return torch.tensor(ladder.thresholds, dtype=y.dtype, device=y.device)
+    """The thresholds of the levels 1, 2 … in the precision of y, where it is."""
+    places = ladder.table if isinstance(ladder, Digit) else ladder.thresholds
+    return torch.tensor(places, dtype=y.dtype, device=y.device)
+
+
+def _level(y: Tensor, ladder: Digit) -> Tensor:
+    """The level of an input, not yet clamped: rounded, or of learned thresholds how many it has."""
+    if not ladder.gaps:
+        return y.round()
+    return torch.bucketize(y, _thresholds(ladder, y), right=True).to(y.dtype)
+
+
+def _learned_position(thresholds: Tensor, k: Tensor) -> Tensor:
+    """The smallest input of level k, by a table of thresholds; infinite beyond its ends."""
+    ends = thresholds.new_tensor([math.inf])
+    return torch.cat([-ends, thresholds, ends])[k.clamp(0, len(thresholds) + 1).long()]
 
 
 def _emission(spec: NeuronSpec, fires: Callable[[Tensor], Tensor], total: Tensor) -> Tensor:
@@ -148,18 +238,20 @@ def _check_running(spec: NeuronSpec) -> None:
             spec.initial == 0 and spec.rule is Firing.PARALLEL and set(ladder.weights) == {1}
         )
     else:
-        described = spec.initial == 0.5
+        learned = isinstance(ladder, Digit) and bool(ladder.gaps)
+        described = spec.initial == (0.0 if learned else 0.5) and not isinstance(ladder, Radix)
     if isinstance(spec.charge, IF) and spec.reset is Reset.SOFT and described:
         return
     raise SpecError(
         f"totals_step: {spec}; allowed is IF charge and soft reset, with initial=0.5 and a "
         "Uniform, Binary or PowerOfTwo ladder, or with initial=0, parallel firing and a Learned "
-        "ladder of weights 1; use mt_step for other neurons"
+        "ladder of weights 1; a Radix ladder by its steps, ladder.at(t); use mt_step for others"
     )
 
 
 def count_events(emitted: Tensor, ladder: Ladder) -> Tensor:
-    """Spikes in each emission: thresholds crossed; set bits (binary and power-of-two ladders).
+    """Spikes in each emission: thresholds crossed; set bits (binary and power-of-two ladders); of a
+    digit its size.
 
     A power-of-two neuron emits one at a time; the largest of several can change by more.
 
@@ -171,6 +263,8 @@ def count_events(emitted: Tensor, ladder: Ladder) -> Tensor:
         ([0.0, 1.0, 2.0], [0.0, 1.0, 2.0])
     """
     size = emitted.abs()
+    if isinstance(ladder, Digit):
+        return size / ladder.unit
     if not isinstance(ladder, (Binary, PowerOfTwo)):
         return size
     width = int(ladder.reach).bit_length()

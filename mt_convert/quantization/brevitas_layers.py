@@ -358,7 +358,7 @@ def has_quantized_weight(layer: nn.Module) -> bool:
         >>> has_quantized_weight(nn.Linear(2, 1))
         False
     """
-    return hasattr(layer, "weight_bits")
+    return hasattr(layer, "weight_bits") and hasattr(layer, "weight")  # a code has bits alone
 
 
 def step_parameters(model: nn.Module) -> list[nn.Parameter]:

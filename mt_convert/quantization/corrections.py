@@ -24,6 +24,7 @@ from .brevitas_layers import has_quantized_weight, is_normalized
 from .spec import EQUALIZE
 
 BATCH = 32
+GPTQ_IMAGES = 128
 SAME = 1e-3
 """How far logits may move, as a share of the largest one, where a network only changed its form."""
 
@@ -57,7 +58,8 @@ def equalize_(layers: fx.GraphModule, images: Tensor) -> None:
 
 def round_by_gptq_(layers: fx.GraphModule, images: Tensor) -> None:
     """Round the weights of each layer one column after the other, each making up for the errors of
-    those before on the inputs that the layer has; weights end on their quantizer's levels.
+    those before on the inputs that the layer has; weights end on their quantizer's levels. It looks
+    at `GPTQ_IMAGES` images at most, once for each layer.
 
     Source:
         GPTQ (ICLR 2023), algorithm 1.
@@ -71,7 +73,7 @@ def round_by_gptq_(layers: fx.GraphModule, images: Tensor) -> None:
     network = _Calls(layers)
     with torch.no_grad(), _quiet(), gptq_mode(network, create_weight_orig=False) as gptq:
         for _ in range(gptq.num_layers):
-            for batch in images.split(BATCH):
+            for batch in images[:GPTQ_IMAGES].split(BATCH):
                 network(batch)
             gptq.update()
 

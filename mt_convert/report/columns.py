@@ -6,13 +6,18 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .row_groups import NAMES, needed_names
 from .rows import Row
 
 COLUMNS: dict[str, str] = {
+    "run": "run",
+    "digest": "network",
     "model": "model",
     "dataset": "images",
     "weight_bits": "W",
+    "weights": "weights",
     "levels": "L",
+    "spacing": "spacing",
     "qat_noise": "noise",
     "method": "method",
     "calibration": "calibrated",
@@ -33,14 +38,17 @@ COLUMNS: dict[str, str] = {
     "agreement": "agree",
     "exact_share": "exact",
     "spikes_per_neuron": "spikes",
+    "packets_per_neuron": "packets",
     "settling_T": "settles",
 }
 """The columns people read, in order, and what they are headed; `LEGEND` says what they mean."""
 
 
 IF_SEVERAL = (
-    *("model", "dataset", "weight_bits", "levels", "qat_noise", "method", "calibration"),
-    *("algorithm", "epochs", "seconds_per_epoch", "peak_mib", "control_accuracy"),
+    *("run", "digest", "model", "dataset", "weight_bits", "weights", "levels", "spacing"),
+    *("qat_noise", "method", "calibration", "algorithm", "epochs", "seconds_per_epoch", "peak_mib"),
+    "packets_per_neuron",
+    "control_accuracy",
 )
 
 
@@ -49,13 +57,19 @@ OF_A_QANN = ("qann_accuracy", "agreement", "exact_share", "settling_T")
 
 def columns(rows: Sequence[Row]) -> list[str]:
     """The columns that a table of these rows shows: those that only tell networks, images and
-    methods apart are left out where all rows are alike, and comparisons where there are none.
+    methods apart are left out where all rows are alike, and comparisons where there are none. Runs
+    and digests stand there where networks would be alike without.
 
     Example:
         >>> columns([])[0]
         'presentation'
     """
-    shown = [name for name in COLUMNS if name not in IF_SEVERAL or _tells_apart(name, rows)]
+    named = needed_names(rows)
+    shown = [
+        name
+        for name in COLUMNS
+        if (name in named if name in NAMES else name not in IF_SEVERAL or _tells_apart(name, rows))
+    ]
     if rows and all(row.qann_accuracy is None for row in rows):
         shown = [name for name in shown if name not in OF_A_QANN]
     return shown
@@ -74,6 +88,7 @@ _LEGENDS = {
     "agreement": "agree: share of images where SNN and QANN predict the same class",
     "exact_share": "exact: share of images where every activation equals the QANN's",
     "spikes_per_neuron": "spikes: per neuron and image over all T steps",
+    "packets_per_neuron": "packets: steps in which a neuron emits anything, per neuron and image",
     "settling_T": "settles: the step from which on every activation of every image is the QANN's",
 }
 

@@ -99,6 +99,10 @@ def _panel(
         above.axhline(accuracy, **_LINES["ANN"])
     for accuracy in {row.qann_accuracy for row in rows if row.qann_accuracy is not None}:
         above.axhline(accuracy, **_LINES["QANN"])
+    if all(row.agreement is None for row in rows):  # nothing to draw has no range of its own
+        below.set_xlim(
+            above.get_xlim() if len({row.T for row in rows}) > 1 else (0.9, 1.1 * rows[0].T)
+        )
     above.set_title(title, fontsize=8.5)
     above.tick_params(labelbottom=False)
     below.set_xlabel("time steps T", fontsize=9)

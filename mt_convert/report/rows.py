@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CheckpointError
+from ..system.plain_data import as_type
 
-RESULTS_SCHEMA = "mt_convert.results/1"
+RESULTS_SCHEMA = "mt_convert.results/2"
+_READABLE = (RESULTS_SCHEMA, "mt_convert.results/1")  # the first had fewer columns
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,16 @@ class Row:
         which have no quantized network to compare with);
         ``agreement`` share of images where SNN and QANN predict the same class; ``exact_share``
         share of images on which every neuron's emission equals the QANN's activation;
-        ``spikes_per_neuron`` events per neuron and image over all T steps; ``settling_T`` the first
+        ``spikes_per_neuron`` events (thresholds crossed, set bits, the sizes of digits) per neuron
+        and image over all T steps, ``packets_per_neuron`` the steps in which one emits anything
+        (None in tables of before it was counted); ``settling_T`` the first
         step from which on every activation of every image is the QANN's, None if there is none;
         ``calibration`` what was set after conversion, for ``calibrated_T`` steps; ``algorithm`` how
         the spiking network was trained, for so many ``epochs``, the median of
         ``seconds_per_epoch``; ``peak_mib`` of memory taken beyond what was held before, on the
-        accelerator where there is one.
+        accelerator where there is one; ``weights`` the code of the weights and ``spacing`` of the
+        thresholds, of which a sub-bit code has a part of a bit; ``run`` the name of the run, and
+        ``digest`` the first characters of a digest of the network that the spiking one is made of.
 
     Example:
         >>> Row.fields()[:3]
@@ -52,7 +58,7 @@ class Row:
     spikes_per_neuron: float
     ladder: str
     levels: int
-    weight_bits: int | None
+    weight_bits: int | float | None
     whole_window: bool
     settling_T: int | None
     seed: int | None
@@ -64,6 +70,11 @@ class Row:
     epochs: int | None = None
     seconds_per_epoch: float | None = None
     peak_mib: float | None = None
+    weights: str = "uniform"
+    spacing: str = "equal"
+    run: str | None = None
+    digest: str | None = None
+    packets_per_neuron: float | None = None
     act_bits: int | None = None
     control_accuracy: float | None = None
 
@@ -84,11 +95,11 @@ def results_from_json(stored: Any) -> list[Row]:
     Raises:
         CheckpointError: another schema, or a row without a column.
     """
-    if not isinstance(stored, Mapping) or stored.get("schema") != RESULTS_SCHEMA:
+    if not isinstance(stored, Mapping) or stored.get("schema") not in _READABLE:
         raise CheckpointError(f"not a results file: its schema must be {RESULTS_SCHEMA}")
     try:
-        return [Row(**_columns(row)) for row in stored["rows"]]
-    except (KeyError, TypeError) as error:
+        return [as_type(Row, _columns(row)) for row in stored["rows"]]
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"a row of the results lacks {error}: make the file again") from error
 
 

@@ -22,8 +22,19 @@ def rich_table(rows: Sequence[Row]) -> Table:
         >>> rich_table([]).columns[0].header
         'presented'
     """
-    names = columns(rows)
-    texts = {name: [cells(row, [name])[0] for row in rows] for name in names}
+    plain = all(row.method == f"mt_{row.ladder}" for row in rows)  # else said twice
+    digits = plain and {row.ladder for row in rows} == {"uniform", "radix"}  # as presented says
+    wide = {"packets_per_neuron", *(["method"] * plain), *(["ladder"] * digits)}  # pages have room
+    names = [name for name in columns(rows) if name not in wide]
+
+    def printed(row: Row, names: Sequence[str]) -> list[str]:
+        in_digits = digits and row.ladder == "radix"
+        return [
+            "in digits" if in_digits and name == "presentation" else cells(row, [name])[0]
+            for name in names
+        ]
+
+    texts = {name: [printed(row, [name])[0] for row in rows] for name in names}
     same = {name for name in names if len(set(texts[name])) == 1}
     left = (*IF_SEVERAL, "presentation", "ladder", "mode", "signed")
     shared = [name for name in (*left, "ann_accuracy", "qann_accuracy") if name in same]
@@ -42,7 +53,7 @@ def rich_table(rows: Sequence[Row]) -> Table:
     for name in shown:
         table.add_column(COLUMNS[name], justify="left" if name in left else "right")
     for row in rows:
-        table.add_row(*cells(row, shown), style="green" if row.exact_share == 1 else None)
+        table.add_row(*printed(row, shown), style="green" if row.exact_share == 1 else None)
     return table
 
 
@@ -108,6 +119,11 @@ def title(rows: Sequence[Row]) -> str:
     bits = (row.levels + 1).bit_length() - 1
     levels = f"{joined}A{bits} (L = {row.levels})"
     shows_levels = "levels" not in several and row.qann_accuracy is not None
+    if row.weights != "uniform" and "weights" not in several:
+        weights += f" {row.weights}"
+        joined = ", "
+    if row.spacing != "equal" and "spacing" not in several:
+        levels += f", {row.spacing} thresholds"
     parts = {
         "model": row.model,
         "dataset": row.dataset,

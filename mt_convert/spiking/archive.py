@@ -28,15 +28,17 @@ from ..quantization.brevitas_layers import quant_layer_from_json, quant_layer_to
 from ..quantization.quantize import QuantizedModel
 from ..quantization.spec import QuantSpec
 from ..quantization.suspicions import not_finite
+from ..system.plain_data import as_type
 from ..system.storage import atomic, load_tensors, read_json, save_tensors
 from .model import SpikingModel
 from .presentation import Presentation
 from .serialization import spiking_layer_from_json, spiking_layer_to_json
+from .stored_content import check_content, check_network, check_steps
 
 NETWORK_SCHEMA = "mt_convert.network/1"
 _DAMAGED = (
     *(KeyError, IndexError, TypeError, ValueError, AttributeError, AssertionError),
-    *(RuntimeError, OverflowError, SpecError),
+    *(RuntimeError, OverflowError, MemoryError, ArithmeticError),
 )
 
 
@@ -135,7 +137,7 @@ def load(folder: str | Path, *, rules: Mapping[Any, Rule] = DEFAULT_RULES) -> An
     content, tensors = read_network(folder)
     with name_file_in_errors(folder):
         if content["kind"] == "spiking":
-            remedy = "read it with mt_convert.training.from_scratch.archive.load"
+            remedy = "read it with mt_convert.load"
             raise CheckpointError(f"{folder} holds a network trained from scratch: {remedy}")
         return _rebuild(content, tensors, rules).eval()
 
@@ -154,6 +156,8 @@ def read_network(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
             f"{NETWORK_SCHEMA}"
         )
     tensors = load_tensors(folder / "tensors.safetensors")
+    with name_file_in_errors(folder):
+        check_content(content, tensors)
     if content.pop("digest", None) != _digest(content, tensors):
         raise CheckpointError(
             f"{folder}: network.json and tensors.safetensors belong to different networks, or one "
@@ -167,9 +171,17 @@ def name_file_in_errors(folder: str | Path) -> Iterator[None]:
     """What a changed description raises, as one error that names its file."""
     try:
         yield
-    except _DAMAGED as error:
+    except UnsupportedLayerError:
+        raise
+    except (CheckpointError, SpecError, *_DAMAGED) as error:
+        path = Path(folder) / "network.json"
+        headline = getattr(error, "headline", None)
+        if headline is None:
+            headline = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        if str(folder) in headline:
+            raise
         raise CheckpointError(
-            f"{Path(folder) / 'network.json'} is damaged ({type(error).__name__}: {error})"
+            f"{path} is damaged ({headline})", getattr(error, "faults", ())
         ) from error
 
 
@@ -207,6 +219,8 @@ def _rebuild(
 ) -> nn.Module:
     """The network from its description, tensors loaded strictly."""
     spiking = content["kind"] == "snn"
+    if content["kind"] not in ("snn", "qann"):
+        raise CheckpointError(f"kind: {content['kind']!r} is neither snn nor qann")
     layers = rebuild_layers(
         content, tensors, spiking_layer_from_json if spiking else quant_layer_from_json
     )
@@ -214,7 +228,8 @@ def _rebuild(
     agreement = content.get("float_agreement", (None, 0))
     if spiking:
         presentation = Presentation(content["presentation"])
-        snn = SpikingModel(layers, presentation, bool(content["whole_window"]), rules)
+        whole_window = as_type(bool, content["whole_window"])
+        snn = SpikingModel(layers, presentation, whole_window, rules)
         snn.report = replace(
             snn.report,
             warnings=warnings,
@@ -227,8 +242,11 @@ def _rebuild(
             raise UnsupportedLayerError(
                 f"{many(faults, 'operator has', 'operators have')} no rule: pass rules", faults
             )
+        check_steps(snn)
+        check_network(layers)
         return snn
     qann = QuantizedModel(layers, QuantSpec.from_json(content["spec"]))
+    check_network(layers)
     qann.warnings = warnings
     qann.float_agreement, qann.float_images = agreement
     return qann
@@ -252,6 +270,7 @@ def rebuild_layers(
             owner, _, leaf = name.rpartition(".")
             setattr(layers.get_submodule(owner), leaf, layers.get_parameter(first))
     _load_strictly(layers, tensors)
+    layers.eval()
     for name in content.get("frozen", ()):
         layers.get_parameter(name).requires_grad_(False)
     return layers
@@ -280,6 +299,11 @@ def _load_strictly(layers: fx.GraphModule, tensors: Mapping[str, Tensor]) -> Non
         Fault(name, f"shape {list(tensors[name].shape)}", f"expected {list(here[name].shape)}")
         for name in here
         if name in tensors and tensors[name].shape != here[name].shape
+    ]
+    faults += [
+        Fault(name, f"is {tensors[name].dtype}", f"expected {here[name].dtype}")
+        for name in here
+        if name in tensors and tensors[name].dtype != here[name].dtype
     ]
     if not faults:  # a step not yet calibrated is no entry of `here`, but has its place
         misfits = layers.load_state_dict(dict(tensors), strict=False)

@@ -40,7 +40,7 @@ class _Firing(nn.Module):
         self.spec, self.offset = neuron.spec, neuron.offset
         for name in ("unit", "worth", "low", "high"):
             self.register_buffer(name, like.new_zeros(()))
-        self.register_buffer("events", like.new_zeros((), dtype=torch.float64))
+        self.register_buffer("events", like.new_zeros((2,), dtype=torch.float64))
         self.register_buffer("total", torch.zeros_like(like))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,8 +48,10 @@ class _Firing(nn.Module):
         if self.offset is not None:
             y = y + self.offset
         total = totals_step(y, self.total, self.spec, (self.low, self.high))
-        events = count_events(total - self.total, self.spec.ladder)
-        self.events.copy_(events.sum(-1).sum(dtype=torch.float64))
+        emitted = total - self.total
+        events = count_events(emitted, self.spec.ladder).sum(-1).sum(dtype=torch.float64)
+        packets = (emitted != 0).sum(dtype=torch.float64)
+        self.events.copy_(torch.stack([events, packets]))
         self.total.copy_(total)
         return total * self.worth
 
@@ -67,7 +69,7 @@ class _Loop(nn.Module):
         self.layers, self.names = layers, tuple(firing)
 
     def forward(self, images: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [T, batch, classes] and events [T, layers]; units [T, layers, 4]."""
+        """Logits [T, batch, classes], events and packets [T, layers, 2]; units [T, layers, 4]."""
         logits, events = [], []
         firing = [self.layers.get_submodule(name) for name in self.names]
         for each in units:
@@ -133,7 +135,8 @@ class CompiledSimulation:
         return Run(
             logits=logits,
             totals={name: layer.total.clone() for name, layer in firing.items()},
-            spike_counts=dict(zip(firing, events.unbind(1), strict=True)),
+            spike_counts=dict(zip(firing, events[..., 0].unbind(1), strict=True)),
+            packets=dict(zip(firing, events[..., 1].unbind(1), strict=True)),
             neurons={name: layer.total.numel() // batch for name, layer in firing.items()},
         )
 

@@ -14,6 +14,8 @@ from ..graph.operations import Operation, Operations
 from ..graph.rules import CONSTANT_SIDE, OperatorKind
 from ..graph.signals import Signal
 from ..neurons.layer import MTNeuron
+from ..system.plain_data import as_type
+from .latency import Latency, latency_of
 from .presentation import Encoder
 
 
@@ -52,6 +54,33 @@ class AnalogRow:
 
 
 @dataclass(frozen=True)
+class WindowVerdict:
+    """Whole windows of digits: are they the quantized network after ``steps`` steps?
+
+    ``membrane_share``: the share of one image's neurons that differ where membranes multiply by
+    their base and add digits, which rounds floats otherwise than one sum does; None, and
+    ``reason``, where no one membrane adds them.
+    """
+
+    steps: int
+    exact: bool
+    membrane_share: float | None = None
+    reason: str = ""
+    differs: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.exact:
+            return f"NOT exact in windows of T = {self.steps}: {', '.join(self.differs[:5])}"
+        head = f"exact in windows of T = {self.steps}"
+        if self.membrane_share is None:
+            return f"{head}; no membrane adds its digits: {self.reason}"
+        return (
+            f"{head}; membranes that add digits differ in {100 * self.membrane_share:.4f} % of "
+            "neurons"
+        )
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The result of `convert` with ``verify``: is the conversion exact? On ``images`` probe images.
 
@@ -59,7 +88,7 @@ class Verdict:
     network, and every layer is on ``adversarial`` inputs within 4 ulp of its thresholds.
     ``settling_t``: with ``thresholds`` per step and signed neurons, the first step from which on
     all totals and logits are bit-equal; None if they were not within ``time_steps``. ``differs``:
-    the layers that are not exact.
+    the layers that are not exact. ``window``: of a network of digits, its windows.
     """
 
     exact_t1: bool
@@ -70,6 +99,7 @@ class Verdict:
     neurons: int
     adversarial: int
     differs: tuple[str, ...] = ()
+    window: WindowVerdict | None = None
 
     def __str__(self) -> str:
         if not self.exact_t1:
@@ -82,6 +112,7 @@ class Verdict:
         return (
             f"exact at T = 1 ({self.neurons} neurons on {self.images} images, {self.adversarial} "
             f"inputs next to thresholds); with n = {self.thresholds} it {settled}"
+            + ("" if self.window is None else f"; {self.window}")
         )
 
 
@@ -92,6 +123,7 @@ class ConversionReport:
     ``warnings``: what may make the network another one than the user thinks. ``float_agreement``:
     the share of ``float_images`` calibration images to which the quantized network, before it was
     trained, gave the float network's class; exact is said of the quantized network alone.
+    ``latency``: how long an image takes, where layers wait for their whole window.
     ``calibrated_T``: the steps it was calibrated for; `simulate` warns where it runs for others.
     """
 
@@ -102,6 +134,7 @@ class ConversionReport:
     warnings: tuple[str, ...] = ()
     float_agreement: float | None = None
     float_images: int = 0
+    latency: Latency | None = None
     calibrated_T: int | None = None
 
     def of_origin(self, origin: ConversionReport) -> ConversionReport:
@@ -115,22 +148,13 @@ class ConversionReport:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> ConversionReport:
-        """The inverse of `to_json`, through JSON too; reports of earlier versions are read."""
-        verdict = stored.get("verdict")
-        return cls(
-            tuple(
-                NeuronRow(**{**row, "levels": tuple(row["levels"])}) for row in stored["neurons"]
-            ),
-            tuple(
-                WeightedRow(**{**row, "fed_by": tuple(row["fed_by"])}) for row in stored["weighted"]
-            ),
-            tuple(AnalogRow(**row) for row in stored["analog"]),
-            verdict and Verdict(**{**verdict, "differs": tuple(verdict["differs"])}),
-            tuple(stored.get("warnings", ())),
-            stored.get("float_agreement"),
-            stored.get("float_images", 0),
-            stored.get("calibrated_T"),
-        )
+        """The inverse of `to_json`, through JSON too; reports of earlier versions are read.
+
+        Raises:
+            CheckpointError: a part is missing, or of another type.
+        """
+        report: ConversionReport = as_type(cls, stored)
+        return report
 
     def __str__(self) -> str:
         fed = sum(row.spike_fed for row in self.weighted)
@@ -148,11 +172,13 @@ class ConversionReport:
                 f"{100 * self.float_agreement:.1f} % of {self.float_images} calibration images "
                 "before any training"
             )
+        if self.latency is not None:
+            verdict.append(str(self.latency))
         warnings = [f"warning: {text}" for text in self.warnings]
         return "\n".join([head, *verdict, *warnings, *lines])
 
 
-def _report(operations: Operations) -> ConversionReport:
+def _report(operations: Operations, whole_window: bool) -> ConversionReport:
     """Read the report off the graph, so that a loaded network has it too."""
     neurons, weighted, analog = [], [], []
     for row in operations.values():
@@ -173,7 +199,8 @@ def _report(operations: Operations) -> ConversionReport:
             reason = "affine that no single neuron absorbs"
         if reason is not None:
             analog.append(AnalogRow(row.name, row.operator, reason))
-    return ConversionReport(tuple(neurons), tuple(weighted), tuple(analog))
+    latency = latency_of(operations) if whole_window else None
+    return ConversionReport(tuple(neurons), tuple(weighted), tuple(analog), latency=latency)
 
 
 _NOT_SPIKES = {

@@ -31,7 +31,7 @@ from ..graph.nodes import layer_nodes, layer_of, note_warning, set_image_shape, 
 from ..graph.operations import operations, unknown_operators
 from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule
 from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
-from ..neurons.ladder import Firing, Ladder, Learned, Uniform, ladder_of
+from ..neurons.ladder import Firing, Ladder, Learned, Radix, Uniform, ladder_of
 from ..neurons.layer import MTNeuron
 from ..neurons.spec import NeuronSpec
 from ..quantization.brevitas_layers import (
@@ -64,6 +64,7 @@ def convert(
     presentation: Presentation | str = Presentation.ONCE,
     whole_window: bool = False,
     verify: Any = False,
+    literal: str = "sample",
     rules: Mapping[Any, Rule] = DEFAULT_RULES,
 ) -> SpikingModel:
     """The multi-threshold spiking network of a quantized network; ``qann`` is untouched.
@@ -71,9 +72,11 @@ def convert(
     Without ``ladder`` each layer gets as many thresholds as its quantizer has levels: then T = 1 is
     exact. A shorter ladder needs several steps, and ``signed`` neurons to take back what was
     emitted too early; a mapping gives the ladders of single layers by name; a number n stands for
-    `Uniform` of n. Layers whose levels go below 0 are always signed. ``verify`` runs both networks
-    on a probe batch (its images, in any form that `quantize` takes, or random ones for True) and
-    puts the `Verdict` into the report.
+    `Uniform` of n. Layers whose levels go below 0 are always signed. ``Radix(n)`` needs
+    ``whole_window``: each layer waits for all T steps of those before it, and
+    T = ceil(log_{n+1}(L + 1)) steps are exact. ``verify`` runs both networks on a probe batch (its
+    images, in any form that `quantize` takes, or random ones for True) and puts the `Verdict` into
+    the report; ``literal="all"`` fires every neuron threshold by threshold, not a sample of each.
 
     Raises:
         UnsupportedLayerError: all layers and operators that cannot be converted, at once.
@@ -100,7 +103,7 @@ def convert(
     ladder = _ladders(ladder)
     presentation = _choice(Presentation, "presentation", presentation)
     firing = None if firing is None else _choice(Firing, "firing", firing)
-    _refuse(qann, ladder, presentation, rules)
+    _refuse(qann, ladder, firing, presentation, whole_window, rules)
     layers = _convert_graph(qann, ladder, firing, signed)
     snn = SpikingModel(layers, presentation, whole_window, rules)
     snn.report = replace(
@@ -118,25 +121,38 @@ def convert(
         if not len(probe):
             raise DataError("no images to verify on: pass some, or verify=True for made-up ones")
 
-        def build(ladder: Ladders, firing: Firing | None, signed: bool) -> SpikingModel:
-            layers = _convert_graph(qann, ladder, firing, signed)
+        def build(
+            ladder: Mapping[str, Ladder] | None, firing: Firing | None, signed: bool
+        ) -> SpikingModel:
+            layers = _convert_graph(qann, ladder, firing, signed, snn.layers)
             return SpikingModel(layers, Presentation.ONCE, False, rules)
 
-        verdict = verify_conversion(qann, build, probe.to(device_of(qann)))
+        verdict = verify_conversion(
+            qann, build, probe.to(device_of(qann)), snn=snn, literal=literal
+        )
         snn.report = replace(snn.report, verdict=verdict)
     return snn
 
 
 def _convert_graph(
-    qann: QuantizedModel, ladder: Ladders, firing: Firing | None, signed: bool
+    qann: QuantizedModel,
+    ladder: Ladders,
+    firing: Firing | None,
+    signed: bool,
+    other: fx.GraphModule | None = None,
 ) -> fx.GraphModule:
-    """The graph of the spiking network."""
+    """The graph of the spiking network; layers without neurons are those of an ``other``
+    conversion, where there is one."""
+    ladders = _fill_windows(qann, ladder)
+    shared = {} if other is None else dict(other.named_modules())  # dropouts are not among them
     called = {str(node.target) for node in qann.layers.graph.nodes if node.op == "call_module"}
     layers = fx.GraphModule(
         {
             **{name: value.detach().clone() for name, value in _loose_tensors(qann.layers)},
             **{
-                name: _convert_layer(layer, _ladder_of(name, ladder), firing, signed)
+                name: _convert_layer(layer, ladders.get(name), firing, signed)
+                if isinstance(layer, QuantAct) or name not in shared
+                else shared[name]
                 for name, layer in qann.layers.named_modules()
                 if name in called
             },
@@ -188,10 +204,40 @@ def _ladder_of(name: str, ladder: Ladders) -> Ladder | None:
     return ladder.get(name) if isinstance(ladder, Mapping) else ladder
 
 
+def _fill_windows(qann: QuantizedModel, ladder: Ladders) -> dict[str, Ladder | None]:
+    """The ladder asked for in each layer; radix ones with the steps that the largest level of the
+    network takes, so that all trains of digits end together, and with the layer's learned gaps."""
+    neurons = {
+        str(node.target): act
+        for node, act in layer_nodes(qann.layers, QuantAct)
+        if not act.encodes_input
+    }
+    ladders = {name: _ladder_of(name, ladder) for name in neurons}
+    steps = [
+        max(item.steps or 1, item.digits(_largest_level(neurons[name])))
+        for name, item in ladders.items()
+        if isinstance(item, Radix)
+    ]
+    for name, item in ladders.items():
+        if isinstance(item, Radix):
+            learned = neurons[name].learned_ladder
+            gaps = () if learned is None else learned.gaps
+            ladders[name] = replace(item, steps=max(steps), gaps=gaps)
+    return ladders
+
+
+def _largest_level(layer: QuantAct) -> int:
+    """L of one quantizer, on either side."""
+    low, high = layer.level_bounds
+    return max(-low, high, 1)
+
+
 def _refuse(
     qann: QuantizedModel,
     ladder: Ladders,
+    firing: Firing | None,
     presentation: Presentation,
+    whole_window: bool,
     rules: Mapping[Any, Rule],
 ) -> None:
     """Collect everything that stands in the way of a conversion and raise once."""
@@ -212,7 +258,7 @@ def _refuse(
             faults.append(Fault(row.name, f"scale {float(step)}", hint))
         if not layer.encodes_input:
             asked = _ladder_of(row.name, ladder)
-            faults += _ladder_faults(row.name, layer, asked, presentation)
+            faults += _ladder_faults(row.name, layer, asked, firing, presentation, whole_window)
     if faults:
         raise UnsupportedLayerError(
             f"{many(faults, 'fault', 'faults')}: this network cannot be converted", faults
@@ -229,18 +275,44 @@ def _unknown_names(qann: QuantizedModel, ladder: Mapping[str, Ladder]) -> Iterat
 
 
 def _ladder_faults(
-    name: str, layer: QuantAct, ladder: Ladder | None, presentation: Presentation
+    name: str,
+    layer: QuantAct,
+    ladder: Ladder | None,
+    firing: Firing | None,
+    presentation: Presentation,
+    whole_window: bool,
 ) -> Iterator[Fault]:
     """What speaks against a ladder for one quantizer: gaps must be equal on both sides, or none."""
-    if layer.learned_ladder is None:
+    if isinstance(ladder, Radix):
+        yield from _radix_faults(name, layer, ladder, presentation, whole_window)
+    elif layer.learned_ladder is None:
         if isinstance(ladder, Learned):
             hint = "this quantizer has equal steps: use Uniform, Binary or PowerOfTwo"
             yield Fault(name, "learned gaps", hint)
     elif ladder is not None and ladder != layer.learned_ladder:
         yield Fault(name, str(ladder), "its gaps were learned: convert without ladder")
+    elif firing is Firing.CASCADE:
+        hint = "each threshold emits one level, in parallel: leave firing out"
+        yield Fault(name, "learned gaps, in a cascade", hint)
     elif presentation is Presentation.EVERY_STEP:
         hint = "a window of T steps has equal levels: use presentation='once'"
         yield Fault(name, "learned gaps, presented in every step", hint)
+
+
+def _radix_faults(
+    name: str, layer: QuantAct, ladder: Radix, presentation: Presentation, whole_window: bool
+) -> Iterator[Fault]:
+    """What speaks against digits for one quantizer: a level has none before it is complete."""
+    if not whole_window:
+        hint = "a level has digits once its input is complete: convert with whole_window=True"
+        yield Fault(name, f"Radix({ladder.n}) without whole windows", hint)
+    if presentation is Presentation.EVERY_STEP:
+        hint = "steps are worth different amounts: use presentation='once'"
+        yield Fault(name, f"Radix({ladder.n}), presented in every step", hint)
+    learned = layer.learned_ladder
+    if ladder.gaps and (learned is None or ladder.gaps != learned.gaps):
+        hint = "pass Radix(n) without gaps: those of the quantizer are filled in"
+        yield Fault(name, "gaps that are not the quantizer's", hint)
 
 
 def _loose_tensors(layers: fx.GraphModule) -> Iterator[tuple[str, Tensor]]:
@@ -273,7 +345,7 @@ def _convert_layer(
             return Encoder(layer.scale.clone(), (low, high))
         learned = layer.learned_ladder
         spec = NeuronSpec(
-            ladder=ladder or learned or Uniform(max(-low, high, 1)),
+            ladder=ladder or learned or Uniform(_largest_level(layer)),
             firing=firing,
             signed=signed or low < 0,
             initial=0.5 if learned is None else 0.0,

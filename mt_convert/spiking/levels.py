@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..neurons.ladder import Learned
+from ..neurons.ladder import Binary, Ladder, Learned, PowerOfTwo, Radix, Uniform
 from ..neurons.layer import MTNeuron
 from ..neurons.spec import NeuronSpec
 from ..neurons.totals import totals_step
@@ -63,14 +63,52 @@ def worth(neuron: Layer, presentation: Presentation, t: int) -> Tensor:
     return step if neuron.gain is None else step * neuron.gain
 
 
+def ladder_at(ladder: Ladder, t: int) -> Ladder:
+    """The ladder of step t, from 0: the digit of that step where the ladder is radix.
+
+    Example:
+        >>> ladder_at(Radix(1, steps=3), 0)
+        Digit(n=1, unit=4, gaps=())
+    """
+    return ladder.at(t) if isinstance(ladder, Radix) else ladder
+
+
 def window_spec(spec: NeuronSpec, presentation: Presentation, t: int) -> NeuronSpec:
-    """The neuron with the bounds of its running total behind step t, in levels of that window."""
+    """The neuron with its ladder of step t, and the bounds of its running total behind it, in
+    levels of that window."""
+    if isinstance(spec.ladder, Radix):
+        return replace(spec, ladder=spec.ladder.at(t))
     if presentation == Presentation.ONCE:
         return spec
     assert spec.bounds is not None
     reach = spec.ladder.reach * (t + 1)
     low, high = (int((bound or 0) * reach / levels(spec)) for bound in spec.bounds)
     return replace(spec, bounds=(low, high))
+
+
+def in_one_step(spec: NeuronSpec, time_steps: int) -> NeuronSpec | None:
+    """A neuron that in one step emits what ``spec`` emits in a window, where all of its input is
+    there at the start; None where one ladder does not say it (powers of two).
+
+    Example:
+        >>> from ..neurons.ladder import Uniform
+        >>> in_one_step(NeuronSpec(Uniform(3), bounds=(0, 15)), 4).ladder
+        Uniform(n=12)
+        >>> in_one_step(NeuronSpec(Radix(1, steps=4), bounds=(0, 15)), 4).ladder
+        Uniform(n=15)
+    """
+    ladder: Ladder = spec.ladder
+    if isinstance(ladder, Radix):
+        ladder = ladder.until(time_steps - 1)
+        if ladder.unit == 1 and ladder.gaps:
+            ladder = Learned(ladder.gaps)
+        elif ladder.unit == 1:
+            ladder = Uniform(min(ladder.n, levels(spec)))
+    elif isinstance(ladder, (Uniform, Binary)):
+        ladder = Uniform(min(int(ladder.reach) * time_steps, levels(spec)))
+    elif isinstance(ladder, PowerOfTwo) and time_steps > 1:
+        return None
+    return replace(spec, ladder=ladder)
 
 
 def quantized_activation(neuron: MTNeuron, x: Tensor) -> Tensor:
@@ -85,9 +123,13 @@ def quantized_activation(neuron: MTNeuron, x: Tensor) -> Tensor:
         >>> quantized_activation(neuron, torch.tensor([-1.0, 0.75, 9.0])).tolist()
         [0.0, 1.0, 1.5]
     """
-    if isinstance(neuron.spec.ladder, Learned):
+    ladder = neuron.spec.ladder
+    if isinstance(ladder, Radix) and ladder.gaps:
+        ladder = Learned(ladder.gaps)
+    if isinstance(ladder, Learned):
         y = x / neuron.delta
-        return totals_step(y, torch.zeros_like(y), neuron.spec) * neuron.delta
+        spec = replace(neuron.spec, ladder=ladder)
+        return totals_step(y, torch.zeros_like(y), spec) * neuron.delta
     low, high = neuron.spec.limits
     return torch.round(x / neuron.delta).clamp(low, high) * neuron.delta
 

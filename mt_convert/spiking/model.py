@@ -14,6 +14,7 @@ from ..graph.leftovers import forget_leftovers
 from ..graph.nodes import image_shape_of, layer_nodes, set_image_shape
 from ..graph.operations import Operations, operations
 from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule
+from ..neurons.ladder import Radix
 from ..neurons.layer import MTNeuron
 from ..quantization.quantize import QuantizedModel
 from .conversion_report import _report
@@ -40,8 +41,21 @@ class SpikingModel(NotPickled):
         self.image_shape: tuple[int, ...] = image_shape_of(layers)
         self.presentation, self.whole_window = presentation, whole_window
         self.rules = {**rules, **_SPIKING_LAYERS}
-        self.report = _report(self.operations)
+        self._refuse_early_digits()
+        self.report = _report(self.operations, whole_window)
         self.eval()
+
+    def _refuse_early_digits(self) -> None:
+        """Raise where layers of digits do not wait: a level has none before it is complete."""
+        early = not self.whole_window or self.presentation is Presentation.EVERY_STEP
+        hint = "use whole_window=True and presentation='once'"
+        faults = [
+            Fault(name, str(neuron.spec.ladder), hint)
+            for name, neuron in self.neurons()
+            if early and isinstance(neuron.spec.ladder, Radix)
+        ]
+        if faults:
+            raise SpecError("digits of a level that is not complete", faults)
 
     def train(self, mode: bool = True) -> Self:
         """Nothing: a converted network is as it was converted; `finetune` trains a copy of it."""
@@ -113,6 +127,8 @@ def spiking_network(network: object, verb: str) -> SpikingModel:
         hint = "convert(qann) makes one of it"
     elif isinstance(getattr(network, "snn", None), SpikingModel):
         hint = f"pass its network, .snn of the {kind}"
+    elif kind == "ScratchNetwork":
+        hint = "trained from scratch it is called on images; mt-convert eval counts its spikes"
     raise SpecError(f"{verb} takes a converted network, not a {kind}: {hint}")
 
 

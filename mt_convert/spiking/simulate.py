@@ -26,7 +26,7 @@ from ..graph.nodes import attribute, check_images, input_reach, node_name
 from ..graph.operations import Operation, reaching_output
 from ..neurons.layer import MTNeuron
 from ..neurons.totals import count_events, leak_of, totals_step, totals_step_literal, without_leak
-from .levels import unit, window_spec, worth
+from .levels import ladder_at, unit, window_spec, worth
 from .model import SpikingModel, spiking_network
 from .presentation import Encoder, Presentation, check_time_steps
 from .shapes import images_not_first
@@ -41,15 +41,18 @@ class Run:
     Shapes:
         logits [T, batch, classes]: the read-out after each step. totals[layer] [batch, ...]: levels
         emitted by the end. spike_counts[layer] [T]: events in each step, summed over the batch.
+        packets[layer] [T]: neurons that emit anything in each step, summed over the batch.
         spikes[layer] [T, batch, ...]: levels emitted in each step, only where recorded.
     Units: levels are multiples of the layer's step; an event is one threshold crossed (a set bit of
-        a binary ladder, one spike of a power-of-two ladder). neurons[layer] counts one image's.
+        a binary ladder, one spike of a power-of-two ladder; a digit of a radix ladder is as many as
+        its size). neurons[layer] counts one image's.
     """
 
     logits: Tensor
     totals: dict[str, Tensor]
     spike_counts: dict[str, Tensor]
     neurons: dict[str, int]
+    packets: dict[str, Tensor]
     spikes: dict[str, Tensor] | None = None
 
     @property
@@ -168,6 +171,7 @@ def simulate(
         totals=loop.totals,
         spike_counts={name: torch.stack(counts) for name, counts in loop.counts.items()},
         neurons={name: total.numel() // max(1, len(images)) for name, total in loop.totals.items()},
+        packets={name: torch.stack(counts) for name, counts in loop.packets.items()},
         spikes={name: torch.stack(steps) for name, steps in recording.items()} if record else None,
     )
 
@@ -202,6 +206,7 @@ class _Loop:
         self.advance = totals_step_literal if literal else totals_step
         self.totals: dict[str, Tensor] = {}
         self.counts: dict[str, list[Tensor]] = {}
+        self.packets: dict[str, list[Tensor]] = {}
         self.potentials: dict[str, Tensor] = {}
         self.lost: dict[str, Tensor] = {}
         self.observers: list[Observer] = []
@@ -363,9 +368,10 @@ class _Loop:
         before = self.totals.get(name)
         emitted = total if before is None else total - before
         self.totals[name] = total
-        events = count_events(emitted, neuron.spec.ladder)
+        events = count_events(emitted, ladder_at(neuron.spec.ladder, t))
         count = events.sum(-1).sum(dtype=torch.float64)  # exact: one row stays below 2^24
         self.moved = self.moved or bool(count)
         self.counts.setdefault(name, []).append(count)
+        self.packets.setdefault(name, []).append(torch.count_nonzero(emitted).double())
         for observe in self.observers:
             observe(t, name, total, emitted)

@@ -5,7 +5,8 @@ potential that starts at v0 = step/2 and fire threshold by threshold (`mt_step_l
 layers act on this step's spikes alone and inject their bias at t = 0 (in every step, where the
 image is presented in every step), a product of two activations adds what this step's spikes on
 either side cause, and a non-linear operator f stores its input and emits
-out[t] = f(input up to t) - f(input up to t-1).
+out[t] = f(input up to t) - f(input up to t-1). Networks whose layers wait for their whole window
+run layer by layer instead, in `window_spikes`.
 
 Potentials fire at equality: a charge exactly halfway between two levels rounds up, and a signed
 neuron left exactly there takes back what it emitted. `simulate` rounds half to even, as quantizers
@@ -15,14 +16,11 @@ do. Off such ties, and where sums of charge are exact in float32, both give the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.func import functional_call
 
-from ..errors import SpecError
 from ..graph.by_values import call
 from ..graph.float32 import in_float32
 from ..graph.nodes import NORMS, WEIGHTED, attribute, check_images
@@ -34,36 +32,7 @@ from .levels import unit, window_spec
 from .model import SpikingModel
 from .presentation import Presentation, check_time_steps
 from .simulate import like_network
-
-aten = torch.ops.aten
-
-_INJECTING = (  # operators whose constant arguments are charge, injected like a bias
-    aten.add.Tensor,
-    aten.add.Scalar,
-    aten.sub.Tensor,
-    aten.sub.Scalar,
-    aten.cat.default,
-    aten.stack.default,
-)
-
-
-@dataclass(frozen=True)
-class SpikeRun:
-    """What a spike-by-spike run saw.
-
-    Shapes:
-        logits [T, batch, classes]: the read-out, a sum of what arrived, or its mean over the steps
-        where the image is presented in every step. Per layer, [batch, ...]: totals, levels emitted;
-        charges, summed input; potentials, v after the last step. arriving[node] [T, batch, ...].
-    Units: charges and potentials in the network's numbers; one level is worth steps[layer].
-    """
-
-    logits: Tensor
-    totals: dict[str, Tensor]
-    charges: dict[str, Tensor]
-    potentials: dict[str, Tensor]
-    steps: dict[str, float]
-    arriving: dict[str, Tensor]
+from .window_spikes import INJECTING, SpikeRun, call_without_bias, run_windows
 
 
 @torch.no_grad()
@@ -74,8 +43,7 @@ def spike_by_spike(snn: SpikingModel, images: Tensor, *, time_steps: int) -> Spi
     Shapes:
         images [batch, channels, height, width], normalised as in training.
     Raises:
-        SpecError: fewer than one time step; a network whose layers wait for their whole window,
-            which is no order of spikes.
+        SpecError: fewer than one time step; digits in different bases that meet in a window.
 
     Example:
         >>> from torch import nn
@@ -90,9 +58,9 @@ def spike_by_spike(snn: SpikingModel, images: Tensor, *, time_steps: int) -> Spi
         True
     """
     check_time_steps(time_steps)
-    if snn.whole_window:
-        raise SpecError("spike_by_spike: whole_window=True; convert with whole_window=False")
     images = check_images(images, snn.image_shape, like_network(snn))
+    if snn.whole_window:
+        return run_windows(snn, images, time_steps)
     walk = _Walk(snn)
     arriving: dict[str, list[Tensor]] = {}
     logits = []
@@ -164,11 +132,8 @@ class _Walk:
         if row.kind in (OperatorKind.DIFFERENCE, OperatorKind.PRODUCT):
             return self._difference(node, operate, t, values)
         if layer is not None and isinstance(layer, (*WEIGHTED, *NORMS)) and not self._injects(t):
-            names = ("bias", "running_mean")
-            held = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
-            silent = {name: torch.zeros_like(held[name]) for name in names if name in held}
-            return functional_call(layer, silent, args)
-        if node.target in _INJECTING and not self._injects(t):
+            return call_without_bias(layer, args)
+        if node.target in INJECTING and not self._injects(t):
             args = self._without_constants(node.args, values)
         return operate(*args, **kwargs)
 

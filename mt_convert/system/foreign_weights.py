@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
@@ -119,6 +120,7 @@ def _load_torch(path: Path) -> Any:
     """The content of a torch file, or one message for whatever is wrong with it."""
     try:
         # timm's checkpoints keep their settings in a Namespace; of a path torch judges the suffix
+        _check_packing(path)
         with safe_globals([argparse.Namespace]), path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -134,6 +136,15 @@ def _load_torch(path: Path) -> Any:
         raise CheckpointError(
             f"{path} is not a whole torch file ({line}): download or write it again"
         ) from error
+
+
+def _check_packing(path: Path) -> None:
+    """Raise for parts that are larger than the file: torch stores them as they are."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            whole = sum(item.file_size for item in archive.infolist())
+        if whole > path.stat().st_size:
+            raise ValueError(f"its parts would have {whole} bytes, which it does not hold")
 
 
 def _choose(path: Path, content: Any) -> ForeignWeights:

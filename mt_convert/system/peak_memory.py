@@ -56,7 +56,8 @@ def store_peak(path: Path) -> Iterator[None]:
 
 def stored_peak(path: Path) -> float:
     """The MiB that `store_peak` stored."""
-    return float(read_json(path)["peak_mib"])
+    peak: float = read_json(path, lambda content: float(content["peak_mib"]))
+    return peak
 
 
 class _Resident:

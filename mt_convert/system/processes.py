@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env, reduce
 from torch import Tensor
+
+from ..errors import OutputError
+from .folder_lock import folder_lock
 
 Item = TypeVar("Item")
 
@@ -53,6 +59,21 @@ class Processes:
         return items
 
 
-def speaks() -> bool:
-    """Whether this process is the one of ``accelerate launch`` that prints; alone it always is."""
-    return os.environ.get("RANK", "0") == "0"
+@contextmanager
+def alone_in(folder: Path, processes: Processes) -> Iterator[None]:
+    """Work in a folder with none but these processes, of which the first holds its lock.
+
+    Raises:
+        OutputError: in all of them, what keeps the first one out.
+    """
+    with ExitStack() as stack:
+        fault = None
+        if processes.first:
+            try:
+                stack.enter_context(folder_lock(folder))
+            except OutputError as error:
+                fault = error.headline
+        said = processes.all_of(fault)[0]
+        if said is not None:
+            raise OutputError(said)
+        yield

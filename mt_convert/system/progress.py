@@ -49,6 +49,11 @@ def progress(items: Iterable[Item], label: str, total: int | None = None) -> Ite
             bar.advance(task)
 
 
+def speaks() -> bool:
+    """Whether this process is the one of ``accelerate launch`` that prints; alone it always is."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @cache
 def notice(text: str) -> None:
     """A line on stderr, where progress is shown; the same one only once, whoever else computes.
@@ -56,7 +61,7 @@ def notice(text: str) -> None:
     Example:
         >>> notice("3 files are not read")
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not speaks():
         return
     sys.stderr.write(f"note: {text}\n")
     sys.stderr.flush()

@@ -18,7 +18,15 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import CheckpointError, Fault, OutputError
-from ..system.storage import atomic, load_tensors, read_json, save_tensors, write_json
+from ..system.plain_data import as_type
+from ..system.storage import (
+    atomic,
+    load_tensors,
+    read_json,
+    reading,
+    save_tensors,
+    write_json,
+)
 from .spec import History
 from .state import separate
 
@@ -81,7 +89,7 @@ class Checkpoints:
         best = whole[-1] / "best.safetensors"
         return Saved(
             load_tensors(whole[-1] / "tensors.safetensors"),
-            read_json(whole[-1] / "numbers.json"),
+            read_json(whole[-1] / "numbers.json", lambda content: as_type(dict, content)),
             load_tensors(best) if best.exists() else None,
         )
 
@@ -156,8 +164,9 @@ def read_finished(folder: Path, identity: dict[str, Any]) -> History | None:
     if not path.exists():
         return None
     record = read_json(path)
-    check_identity(record["identity"], identity, folder)
-    return History.from_json(record["history"])
+    with reading(path):
+        check_identity(as_type(dict, record["identity"]), identity, folder)
+        return History.from_json(record["history"])
 
 
 def write_log(folder: Path, history: History) -> None:

@@ -18,7 +18,7 @@ from ..errors import DataError, Fault, SpecError
 from ..quantization.brevitas_layers import watching_levels
 from ..system.devices import compile_options, device_of
 from ..system.keys import key
-from ..system.storage import load_tensors
+from ..system.storage import load_tensors, reading
 from .algorithm import Algorithm, Backpropagation
 from .batch_norm import check_reestimation
 from .checkpoint import SCHEMA, Checkpoints, check_identity, read_finished
@@ -88,7 +88,8 @@ def fit(
         checkpoints = Checkpoints(folder)
         saved = checkpoints.latest()
         if saved is not None:
-            check_identity(saved.numbers["identity"], identity, folder)
+            with reading(folder / "checkpoint"):
+                check_identity(saved.numbers["identity"], identity, folder)
         accelerator.wait_for_everyone()
         with _on_device(accelerator.device, model, teacher):
             session = Session(
@@ -96,7 +97,8 @@ def fit(
             )
             session.store_in(folder, checkpoints, identity)
             if saved is not None:
-                session.restore(saved)
+                with reading(folder / "checkpoint"):
+                    session.restore(saved)
             with watching_levels(model) if spec.spike_weight else nullcontext():
                 return session.run()
 

@@ -33,7 +33,11 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
 
 
 class TrainLoss:
-    """``(1 − w) · cross-entropy + w · distillation_loss``, w = ``spec.distillation_weight``.
+    """``(1 − w) · label loss + w · distillation_loss``, w = ``spec.distillation_weight``.
+
+    The label loss is ``(1 − c) · cross-entropy + c · mean (logits − target)²``, c =
+    ``spec.mse_weight``, the target 1 for the label's class and 0 for the others (OTTT, arXiv
+    2210.04195, whose c is 0.05 on CIFAR).
 
     Cross-entropy is against labels smoothed by ``spec.label_smoothing``, or against mixed targets
     where ``spec.mixup`` is on; the teacher then sees the mixed images too. The teacher is asked in
@@ -52,7 +56,7 @@ class TrainLoss:
         self._weight = spec.distillation_weight
         self._temperature = spec.distillation_temperature
         self._teacher = teacher if spec.distillation_weight else None
-        self._smoothing = spec.label_smoothing
+        self._smoothing, self._mse = spec.label_smoothing, spec.mse_weight
         self._mixup = None
         if spec.mixup:
             self._mixup = Mixup(
@@ -72,6 +76,9 @@ class TrainLoss:
             hard: Tensor = SoftTargetCrossEntropy()(logits, targets)
         else:
             hard = F.cross_entropy(logits, targets, label_smoothing=self._smoothing)
+        if self._mse:
+            due = targets if targets.dim() > 1 else F.one_hot(targets, logits.shape[1])
+            hard = (1 - self._mse) * hard + self._mse * F.mse_loss(logits, due.to(logits))
         if self._teacher is None:
             return hard
         with torch.no_grad():

@@ -9,12 +9,15 @@ from typing import Any
 
 from timm.optim import list_optimizers
 
-from ..errors import Fault, SpecError, many
+from ..errors import CheckpointError, Fault, SpecError, many
+from ..system.plain_data import as_type
 from .parts import Checks, FreezeOscillating, StepGroup, outside
 
 SCHEDULES = ("cosine", "tanh", "constant")
 PRECISIONS = ("no", "bf16")
 _NOT_NUMERIC = ("save_every", "workers")
+_LATER = {"mse_weight": 0.0}  # fields that came when trainings were stored already
+_ALWAYS = object()
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class TrainSpec:
         ``reestimate_bn`` training images, from which batch-norm statistics are estimated again
         before an epoch is validated and kept, None for the running ones;
         ``distillation_weight`` from 0 (labels alone) to 1 (teacher alone), see `TrainLoss`;
+        ``mse_weight`` is the share of the squared distance to the label, 0 to 1, see `TrainLoss`;
         ``spike_weight`` times the mean level of all quantized activations is added to the loss;
         ``workers`` processes that read images, None for one per core when files are streamed and
         none when the images are in memory.
@@ -70,6 +74,7 @@ class TrainSpec:
     compile: bool = False
     reestimate_bn: int | None = None
     spike_weight: float = 0.0
+    mse_weight: float = 0.0
     freeze_oscillating: FreezeOscillating | None = None
     steps: StepGroup = field(default_factory=StepGroup)
 
@@ -82,9 +87,13 @@ class TrainSpec:
             )
 
     def numbers(self) -> dict[str, Any]:
-        """The fields that the trained weights depend on."""
+        """The fields that the trained weights depend on; those of `_LATER` only where used."""
         fields = dataclasses.asdict(self)
-        return {name: value for name, value in fields.items() if name not in _NOT_NUMERIC}
+        return {
+            name: value
+            for name, value in fields.items()
+            if name not in _NOT_NUMERIC and value != _LATER.get(name, _ALWAYS)
+        }
 
 
 def without_quantizers(spec: TrainSpec) -> TrainSpec:
@@ -115,6 +124,7 @@ _CHECKS: Checks = {
     "mixed_precision": (lambda value: value in PRECISIONS, ", ".join(PRECISIONS)),
     "save_every": (lambda value: value >= 1, "1 or more"),
     "freeze_bn_after": (lambda value: value is None or value >= 0, "0 or more, or none"),
+    "mse_weight": (lambda value: 0 <= value <= 1, "0 to 1"),
     "spike_weight": (lambda value: 0 <= value < float("inf"), "0 or more"),
     "reestimate_bn": (lambda value: value is None or value >= 2, "2 or more, or none"),
     "workers": (lambda value: value is None or value >= 0, "0 or more, or none"),
@@ -183,6 +193,12 @@ class History:
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> History:
-        """The history that `to_json` wrote."""
-        rows = tuple(EpochRow(**row) for row in value["rows"])
-        return History(rows, value["best_epoch"], value.get("start_accuracy"))
+        """The history that `to_json` wrote.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        history: History = as_type(History, value)
+        if not 0 <= history.best_epoch <= len(history.rows):
+            raise CheckpointError(f"best_epoch: {history.best_epoch} of {len(history.rows)} epochs")
+        return history

@@ -12,6 +12,7 @@ from networks import IMAGE, dense, images, network
 from torch import Tensor
 
 from mt_convert.calibration.calibrate import TRANSFORMS, calibrate
+from mt_convert.calibration.search import Window
 from mt_convert.calibration.spec import (
     NAMES,
     Calibration,
@@ -22,10 +23,11 @@ from mt_convert.calibration.spec import (
     MembraneMean,
     Percentile,
     PercentileAlphaBeta,
+    ThresholdBudget,
 )
 from mt_convert.calibration.text import name_of
 from mt_convert.errors import DataError, SpecError
-from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
+from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Radix, Uniform
 from mt_convert.neurons.layer import MTNeuron
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec, Spacing
@@ -35,6 +37,7 @@ from mt_convert.spiking.interpreter import forward_with
 from mt_convert.spiking.levels import even_response
 from mt_convert.spiking.levels import quantized_activation as activation
 from mt_convert.spiking.model import SpikingModel
+from mt_convert.spiking.presentation import Presentation
 from mt_convert.spiking.simulate import simulate
 from mt_convert.spiking.spike_by_spike import spike_by_spike
 
@@ -265,6 +268,34 @@ def test_other_wrong_inputs_are_refused() -> None:
 
 def test_every_calibration_that_has_a_name_can_be_run() -> None:
     assert set(TRANSFORMS) == set(NAMES.values())
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.kind)
+def test_windows_of_digits_are_calibrated_and_fire_by_the_literal_rule(step: Calibration) -> None:
+    snn = convert(_digits(), ladder=Radix(1), whole_window=True)
+    done = calibrate(snn, images(8), [step], time_steps=4, keep_better=False)
+    run, literal = (
+        simulate(done.snn, images(4), time_steps=4, literal=way) for way in (False, True)
+    )
+    assert torch.equal(run.logits, literal.logits)
+    assert all(neuron.spec.ladder == Radix(1, steps=4) for _, neuron in done.snn.neurons())
+    if isinstance(step, (Maximum, Percentile)):
+        before = simulate(snn, images(4), time_steps=4).logits
+        assert not torch.equal(run.logits, before)
+
+
+def test_a_budget_of_thresholds_refuses_digits_and_a_short_window_has_its_own_range() -> None:
+    snn = convert(_digits(), ladder=Radix(1), whole_window=True)
+    with pytest.raises(SpecError, match="layer by layer, and these are digits"):
+        calibrate(snn, images(8), [ThresholdBudget(levels=3.0)], time_steps=4)
+    spec = next(neuron.spec for _, neuron in snn.neurons())
+    tops = [Window(Presentation.ONCE, T).bounds(spec)[1] for T in (1, 2, 3, 4, 9)]
+    assert tops == [8, 12, 14, 15, 15]
+
+
+@cache
+def _digits() -> QuantizedModel:
+    return quantize(dense(), QuantSpec(), calibration=images(8))
 
 
 def test_a_run_for_other_steps_than_those_of_the_calibration_is_warned_of(tmp_path: Path) -> None:

@@ -157,3 +157,9 @@ def test_pixels_that_would_be_taken_for_others_are_refused(
         tensor_set(pixels, torch.tensor([0, 1]), spec)
     with pytest.raises(DataError, match="labels with fractions"):
         tensor_set(torch.zeros(2, 1, 2, 2), torch.tensor([0, 0.5]), spec)
+
+
+def test_a_row_of_5000_digits_is_beyond_the_head(tmp_path: Path) -> None:
+    (tmp_path / "map.txt").write_text("9" * 5000)
+    spec = DataSpec("digits", class_map=str(tmp_path / "map.txt"), classes=1)
+    assert "holds row" in head_faults(spec, 10)[0].what

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
+import resource
 import tarfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +20,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
 from mt_convert.data import DataSpec, batches, open_data
-from mt_convert.data.image_files import Files
+from mt_convert.data.class_map import head_faults
+from mt_convert.data.image_files import Files, list_split
 from mt_convert.data.image_listing import FolderFiles, Listing
 from mt_convert.errors import DataError
 from mt_convert.system.progress import notice
@@ -287,3 +290,39 @@ def test_one_folder_for_both_splits_is_refused(tmp_path: Path) -> None:
     for name in ("torch/folder", "torch/image_folder"):
         with pytest.raises(DataError, match="would be trained on"):
             open_data(DataSpec(name, root=str(tmp_path)))
+
+
+def claiming(path: Path, kind: str, size: int = 10**12) -> Path:
+    """A tar file of a few bytes, one member of which claims a terabyte."""
+    member = tarfile.TarInfo("a/x.png")
+    member.size = size
+    if kind == "sparse":
+        member.size = 0
+        sparse = {"map": "0,0", "size": str(size), "name": "a/x.png"}
+        member.pax_headers = {f"GNU.sparse.{key}": value for key, value in sparse.items()}
+    if kind == "header":
+        member.type = tarfile.GNUTYPE_LONGNAME
+    packed = member.tobuf(tarfile.PAX_FORMAT) + b"\0" * 1024
+    path.write_bytes(gzip.compress(packed) if kind == "packed" else packed)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["plain", "sparse", "packed", "header"])
+def test_a_member_that_claims_a_terabyte_is_refused_and_takes_no_memory(
+    kind: str, tmp_path: Path
+) -> None:
+    claiming(tmp_path / "train.tar", kind)
+    spec = DataSpec("", root=str(tmp_path), classes=2)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match="cannot open image files"):
+        list_split(spec, "train")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
+
+
+def test_pipes_in_place_of_archives_and_maps_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "train.tar")
+    with pytest.raises(DataError, match="it is no file"):
+        list_split(DataSpec("", root=str(tmp_path), classes=2), "train")
+    spec = DataSpec("digits", classes=10, class_map=str(tmp_path / "train.tar"))
+    with pytest.raises(DataError, match="it is no file"):
+        head_faults(spec, 10)

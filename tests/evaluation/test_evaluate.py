@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from mt_convert.errors import DataError, SpecError
 from mt_convert.evaluation.evaluate import evaluate
-from mt_convert.evaluation.settings import Setting, iso_level
+from mt_convert.evaluation.settings import OwnThresholds, Setting, iso_level
 from mt_convert.neurons.ladder import Binary, Firing, PowerOfTwo, Uniform
 from mt_convert.quantization.quantize import QuantizedModel, quantize
-from mt_convert.quantization.spec import QuantSpec
+from mt_convert.quantization.spec import Override, QuantSpec, Spacing
+from mt_convert.report.columns import markdown_table
+from mt_convert.report.row_groups import kinds_of
 from mt_convert.report.rows import Row
+from mt_convert.report.tables import accuracy_cells
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.presentation import Presentation
@@ -315,3 +318,52 @@ def test_exact_images_are_counted_where_tokens_lie_in_front_of_them() -> None:
     exact = [row.exact_share for row in rows]
     assert 0 < sum(exact) < 9
     assert evaluate(net, qann, [(batch, labels)], one, DESCRIBE)[0].exact_share == sum(exact) / 9
+
+
+ONE_ATTRIBUTE: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "weight code": {"weights": "ternary"},
+    "sub-bit": {"weights": "subbit"},
+    "codewords": {"weights": "subbit", "codeword_bits": 3},
+    "spacing": {"spacing": "learned"},
+    "noise": {"act_noise": "additive"},
+    "steps": {"scale": "power_of_two"},
+    "batch norm": {"batch_norm": "fold"},
+    "one layer": {"overrides": (Override("3", weight_bits=8),)},
+}
+
+
+@pytest.mark.slow
+def test_networks_that_differ_in_one_attribute_have_a_row_each(labels: Tensor) -> None:
+    layers = (
+        *(nn.Conv2d(2, 4, 3, stride=4, bias=False), nn.BatchNorm2d(4), nn.ReLU()),
+        *(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)),
+    )
+    ann = lived_in(nn.Sequential(*layers), seed=SEED)
+    rows: list[Row] = []
+    for attribute in ONE_ATTRIBUTE.values():
+        qann = quantize(ann, QuantSpec(**{"act_bits": 2, **attribute}), calibration=images(8))
+        own = qann.spec.spacing is Spacing.LEARNED
+        setting = Setting(OwnThresholds(3) if own else Uniform(qann.spec.levels), (1,))
+        rows += evaluate(ann, qann, [(BATCH, labels)], [setting], DESCRIBE)
+    assert len({row.digest for row in rows}) == len(ONE_ATTRIBUTE)
+    kinds = kinds_of(rows)
+    assert [len(alike) for alike in kinds.values()] == [1] * len(ONE_ATTRIBUTE), list(kinds)
+    assert len(accuracy_cells(rows)[1]) == len(ONE_ATTRIBUTE)
+    printed = markdown_table(rows).splitlines()[2:]
+    assert len(set(printed)) == len(ONE_ATTRIBUTE)
+    assert "0.56" in printed[2]
+    assert "ternary" in printed[1]
+    without = [replace(row, digest=None) for row in rows]
+    assert len(kinds_of(without)) < len(ONE_ATTRIBUTE), "digests tell nothing apart here"
+
+
+def test_runs_have_names_where_nothing_else_tells_them_apart(rows: list[Row]) -> None:
+    one = replace(rows[0], run="runs/a")
+    other = replace(one, run="runs/b", digest="another")
+    assert list(kinds_of([one, other])) == ["runs/a", "runs/b"]
+    assert list(kinds_of([one, replace(other, seed=8)])) == ["seed 7", "seed 8"]
+    assert list(kinds_of([one, replace(other, run="runs/a")])) == [
+        f"network {one.digest}",
+        "network another",
+    ]

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 
 from mt_convert.experiments.models.build import ModelSpec, build
 from mt_convert.experiments.recipes.catalogue import shipped_recipes
+from mt_convert.experiments.recipes.conversion import Recipe
 from mt_convert.experiments.recipes.from_scratch import SpikingRecipe, load
 
 MARKER = "the_checkpoint_ran_code"
@@ -79,6 +80,7 @@ HEAVY = (
     "cifar10_resnet56_w4a4",
     "imagenet_convnext_atto_w4a4",
     "imagenet_efficientnet_b0_w4a4",
+    "imagenet_efficientnet_lite0_w4a4",
     "imagenet_mobilenetv2_w4a4",
     "imagenet_resnet18_w4a4",
     "imagenet_resnet34_w4a4",
@@ -96,13 +98,39 @@ LIGHT = (
 TWINS = (  # the same networks as those of 4 bits above; one recipe of 8 bits is run
     "imagenet_convnext_atto_w8a8",
     "imagenet_efficientnet_b0_w8a8",
+    "imagenet_efficientnet_lite0_w8a8",
     "imagenet_mobilenetv2_w8a8",
     "imagenet_swin_tiny_w8a8",
 )
 
 
+SYSTEMS = (
+    "cifar10_resnet18_noise_adaptor",
+    "cifar10_resnet20_fatnn",
+    "cifar10_resnet20_subbit",
+    "cifar10_vgg16_dual_phase",
+    "cifar10_vgg16_hybrid_stdb",
+    "cifar10_vgg16_tandem",
+    "cifar10_vgg16_ultra_low_latency",
+    "digits_dual_phase",
+    "digits_fatnn",
+    "digits_hybrid_stdb",
+    "digits_noise_adaptor",
+    "digits_subbit",
+    "digits_tandem",
+    "digits_ultra_low_latency",
+)
 SPIKING = (
     "cifar10_jpeg_vgg7_plif",
+    "cifar10_resnet18_dsr",
+    "cifar10_resnet18_tensor_train",
+    "cifar10_vgg_ottt",
+    "digits_dsr",
+    "digits_leaky_read_out",
+    "digits_mt_cascade",
+    "digits_ottt",
+    "digits_poisson_delayed",
+    "digits_tensor_train",
     "cifar10_resnet18_plif",
     "cifar10_vgg16_plif",
     "digits_plif",
@@ -112,7 +140,7 @@ SPIKING = (
 SPIKING_TWINS = ("cifar100_resnet18_plif", "cifar100_vgg16_plif")  # of CIFAR-10's
 QUICK = (  # run by `make test`: convolutions, transformers, networks from scratch
     *("digits", "cifar10_resnet20_w4a4", "digits_vit", "imagenet_vit_tiny_w4a4"),
-    *("digits_plif", "cifar10_jpeg_vgg7_plif"),
+    *("digits_plif", "cifar10_jpeg_vgg7_plif", "digits_fatnn", "digits_ottt"),
 )
 
 
@@ -125,10 +153,10 @@ def timed(names: Iterable[str]) -> list[Any]:
 
 
 def test_the_lists_of_recipes_are_complete() -> None:
-    listed = HEAVY + LIGHT + TWINS + SPIKING + SPIKING_TWINS
+    listed = HEAVY + LIGHT + TWINS + SYSTEMS + SPIKING + SPIKING_TWINS
     assert sorted(listed) == sorted(shipped_recipes())
-    assert len(shipped_recipes()) == 26
-    assert {*QUICK} < {*HEAVY, *LIGHT, *SPIKING}
+    assert len(shipped_recipes()) == 51
+    assert {*QUICK} < {*HEAVY, *LIGHT, *SPIKING, *SYSTEMS}
     assert {name.replace("cifar100", "cifar10") for name in SPIKING_TWINS} <= set(SPIKING)
     assert {name.replace("w8a8", "w4a4") for name in TWINS} <= set(HEAVY)
 
@@ -163,6 +191,21 @@ def test_the_smoke_variant_of_a_recipe_runs(name: str, tmp_path: Path) -> None:
     converts(name, tmp_path)
 
 
+@pytest.mark.parametrize("name", timed(SYSTEMS))
+def test_the_smoke_variant_of_a_system_runs_and_leaves_its_rows(name: str, tmp_path: Path) -> None:
+    out, _ = ran(name, tmp_path)
+    recipe = load(name, smoke=True)
+    assert isinstance(recipe, Recipe)
+    stored = json.loads((out / "convert" / "report.json").read_text())["report"]
+    assert stored["verdict"]["exact_t1"] is True
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    assert {row["weights"] for row in rows} == {str(recipe.quantize.weights)}
+    calibrations = {row["calibration"] for row in rows}
+    assert len(calibrations) == 1 + (recipe.calibrate is not None)
+    algorithms = {row["algorithm"] for row in rows} - {"none"}
+    assert len(algorithms) == (recipe.finetune is not None)
+
+
 @pytest.mark.parametrize("name", timed(SPIKING))
 def test_the_smoke_variant_of_a_spiking_recipe_runs(name: str, tmp_path: Path) -> None:
     out, printed = ran(name, tmp_path)
@@ -171,7 +214,7 @@ def test_the_smoke_variant_of_a_spiking_recipe_runs(name: str, tmp_path: Path) -
     assert isinstance(recipe, SpikingRecipe)
     assert [row["T"] for row in rows] == list(range(1, recipe.spiking.time_steps + 1))
     assert {row["presentation"] for row in rows} == {"every_step" if recipe.data else "frames"}
-    assert "layers of mt_plif neurons" in printed
+    assert f"layers of mt_{recipe.spiking.neuron} neurons" in " ".join(printed.split())
 
 
 # --------------------------------------------------------------------------------------- the recipe
@@ -258,7 +301,16 @@ def test_a_faulty_checkpoint_is_one_message(
     before = contents(earlier)
     path = Path("nowhere.th") if kind == "missing" else checkpoint(kind, tmp_path)
     done = command(
-        *("run", "digits", "--smoke", "--out", "out", *UNTRAINED, f"model.checkpoint={path.name}")
+        *(
+            "run",
+            "digits",
+            "--smoke",
+            "--overwrite",
+            "--out",
+            "out",
+            *UNTRAINED,
+            f"model.checkpoint={path.name}",
+        )
     )
     text = message(done)
     for part in words:
@@ -321,7 +373,7 @@ def test_unsupported_layers_are_all_named(process: Command, tmp_path: Path, earl
     before = contents(earlier)
     (tmp_path / "sitecustomize.py").write_text(UNSUPPORTED)
     done = process(
-        *("run", "digits", "--smoke", "--out", "out", *UNTRAINED),
+        *("run", "digits", "--smoke", "--overwrite", "--out", "out", *UNTRAINED),
         "model.architecture=of_running_products",
         before='export PYTHONPATH="$PWD:$PYTHONPATH"',
     )
@@ -356,7 +408,7 @@ def test_a_wrong_image_size_is_told_with_the_size_of_the_file(
         *("data.limit=null", "data.test_images=null", "data.calibration_images=4"),
         *("data.classes=2", "model.classes=2", "evaluate.batch_size=4"),
     )
-    text = message(command(*words, "--out", "out"))
+    text = message(command(*words, "--overwrite", "--out", "out"))
     assert "0.png" in text
     assert "is 12x12, the spec says 8x8" in text
     assert "set image_size: 12, or resize: true" in text
@@ -398,7 +450,7 @@ def test_a_full_disk_is_one_message_and_leaves_what_was_there(
     command: Command, process: Command, earlier: Path, kilobytes: int, alone: bool
 ) -> None:
     before = contents(earlier)
-    words = ("run", "digits", "--smoke", "--out", "out", "seed=1")
+    words = ("run", "digits", "--smoke", "--overwrite", "--out", "out", "seed=1")
     if alone:
         done = process(*words, before=f"ulimit -f {kilobytes}")
     else:

@@ -28,14 +28,16 @@ from mt_convert.data import batches, open_data
 from mt_convert.data.splits import select_test_images
 from mt_convert.errors import CheckpointError, DataError, OutputError, RecipeError
 from mt_convert.evaluation.settings import Setting
-from mt_convert.experiments import conversion_run, stages
+from mt_convert.experiments import conversion_run, publication, stages
 from mt_convert.experiments.models.build import load_ann
 from mt_convert.experiments.recipes.conversion import (
     EvaluateBlock,
     Recipe,
     load_recipe,
 )
-from mt_convert.experiments.run import run, show
+from mt_convert.experiments.run import free_folder, show
+from mt_convert.experiments.run import run as run_recipe
+from mt_convert.neurons.ladder import Radix
 from mt_convert.quantization.chain import float_tensors
 from mt_convert.quantization.quantize import QuantizedModel
 from mt_convert.report.rows import results_from_json
@@ -46,7 +48,9 @@ from mt_convert.training.loss import TrainLoss
 from mt_convert.training.spec import TrainSpec, without_quantizers
 
 STAGES = tuple(
-    name for name in conversion_run.Conversion.NAMES if name not in ("control", "finetune")
+    name
+    for name in conversion_run.Conversion.NAMES
+    if name not in ("control", "calibrate", "finetune")
 )  # of recipes without one
 SMALL = ["evaluate.thresholds=[1,15]", "evaluate.time_steps=[1,2]"]
 
@@ -56,6 +60,11 @@ pytestmark = pytest.mark.slow  # nearly every test runs a recipe
 def recipe(*overrides: str) -> Recipe:
     """The digits' network on a few made-up images, in a second or two."""
     return load_recipe("digits", [*SMALL, *overrides], smoke=True)
+
+
+def run(given: Recipe, out: Path, *, resume: bool) -> Path:
+    """A run that may take the place of an earlier one."""
+    return run_recipe(given, out, resume=resume, overwrite=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -144,7 +153,7 @@ def test_results_hold_a_row_for_each_setting_and_end_with_the_iso_level_rows(
     finished: Path,
 ) -> None:
     stored = json.loads((finished / "results.json").read_text())
-    assert stored["schema"] == "mt_convert.results/1"
+    assert stored["schema"] == "mt_convert.results/2"
     found = [
         (row["presentation"], row["mode"], row["signed"], row["n"], row["T"])
         for row in stored["rows"]
@@ -156,12 +165,14 @@ def test_results_hold_a_row_for_each_setting_and_end_with_the_iso_level_rows(
         for steps in (1, 2)
     ]
     even = [("every_step", "parallel", False, n, 15 // n) for n in (1, 3, 5, 15)]
-    assert found == once + even
+    digits = [("once", "parallel", False, n, steps) for n, steps in ((1, 4), (3, 2))]
+    assert found == once + even + digits
     for row in stored["rows"]:
         assert (row["model"], row["dataset"], row["images"]) == ("digits_cnn", "synthetic", 16)
         assert 0 <= row["exact_share"] <= 1
         assert 0 <= row["snn_accuracy"] <= 100
-        if row["n"] == 15:
+        assert row["packets_per_neuron"] <= row["spikes_per_neuron"]
+        if row["n"] == 15 or row["ladder"] == "radix":
             assert row["exact_share"] == 1.0
             assert row["snn_accuracy"] == row["qann_accuracy"]
 
@@ -234,6 +245,26 @@ def test_another_evaluation_runs_only_evaluate_and_report(finished: Path, copied
     assert [(row["n"], row["T"]) for row in rows] == 2 * [(3, 1), (3, 2)]  # of both modes
     assert "n = 3" not in (finished / "report" / "report.md").read_text()
     assert load_recipe(copied / "recipe.yaml").evaluate.thresholds == (3,)
+
+
+def test_a_network_of_digits_is_converted_and_read_before_all_digits_are_there(
+    copied: Path,
+) -> None:
+    lines = len(events(copied))
+    run(recipe("convert.ladder=radix", "evaluate.iso_level=false"), copied, resume=False)
+    assert entered(copied, lines) == ["convert", "evaluate", "report"]
+    snn = archive.load(copied / "convert")
+    assert snn.whole_window
+    assert {str(neuron.spec.ladder) for _, neuron in snn.neurons()} == {str(Radix(1, steps=4))}
+    report = json.loads((copied / "convert" / "report.json").read_text())["report"]
+    depth = report["latency"]["depth"]
+    points = json.loads((copied / "evaluate" / "truncation.json").read_text())
+    steps = [(point["curve"], point["network_step"]) for point in points]
+    assert steps[:4] == [("read_out", 4 * depth + t) for t in (1, 2, 3, 4)]
+    assert steps[4:] == [("every_layer", t * (depth + 1)) for t in (1, 2, 3, 4)]
+    rows = json.loads((copied / "results.json").read_text())["rows"]
+    assert points[3]["accuracy"] == points[7]["accuracy"] == rows[0]["qann_accuracy"]
+    assert "first digits" in (copied / "report" / "report.md").read_text()
 
 
 def test_another_name_alone_writes_only_the_report_anew(copied: Path) -> None:
@@ -334,6 +365,19 @@ def test_the_teacher_of_a_distillation_is_the_float_network_of_the_run(
         assert all(torch.equal(teacher[name], ann[name]) for name in ann)
 
 
+def test_keys_that_came_later_are_no_other_inputs_where_they_are_not_used() -> None:
+    settings = recipe().model_dump(mode="json", by_alias=True)
+    before = {**settings["model"]}
+    for name in ("import", "rows"):
+        assert before.pop(name) == stages.LATER[name]
+    assert stages._without_unused(settings["model"]) == before
+    used = {**settings["model"], "rows": [3, 4]}
+    assert stages._without_unused(used) == {**before, "rows": [3, 4]}
+    plain = TrainSpec(epochs=1)
+    assert "mse_weight" not in plain.numbers()
+    assert dataclasses.replace(plain, mse_weight=0.1).numbers()["mse_weight"] == 0.1
+
+
 def test_the_control_arm_is_the_float_network_trained_by_the_same_schedule(
     finished: Path, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -420,7 +464,7 @@ def test_killed_at_the_end_of_each_stage_and_resumed_it_comes_to_the_same(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "killed"
-    replace = stages._replace
+    replace = stages.replace_stage
 
     def die_before(stage: str) -> Callable[[Path, Path], None]:
         def stop(partial: Path, folder: Path) -> None:
@@ -431,41 +475,49 @@ def test_killed_at_the_end_of_each_stage_and_resumed_it_comes_to_the_same(
         return stop
 
     for stage in STAGES:
-        monkeypatch.setattr(stages, "_replace", die_before(stage))
+        monkeypatch.setattr(stages, "replace_stage", die_before(stage))
         with pytest.raises(Killed):
             run(recipe(), out, resume=True)
         assert (out / f"{stage}.partial").is_dir()
         assert not (out / "results.json").exists()
-    monkeypatch.setattr(stages, "_replace", replace)
+    monkeypatch.setattr(stages, "replace_stage", replace)
     assert_equal_runs(finished, run(recipe(), out, resume=True))
 
 
-def test_killed_while_new_stages_take_the_places_of_old_ones_it_goes_on(
+def test_killed_before_the_new_stages_take_the_places_of_the_old_ones_it_goes_on(
     finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = recipe("evaluate.iso_level=false")
-    replace, moves = stages._replace, []
 
-    def die(partial: Path, folder: Path) -> None:
-        if partial.name == "report.new":
-            raise Killed
-        moves.append(f"{partial.name} -> {folder.name}")
-        replace(partial, folder)
+    def die(first: Path, second: Path) -> None:
+        raise Killed
 
-    monkeypatch.setattr(stages, "_replace", die)
-    with pytest.raises(Killed):
-        run(other, copied, resume=False)
-    assert moves == [
-        *("evaluate.partial -> evaluate.new", "report.partial -> report.new"),
-        "evaluate.new -> evaluate",
-    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(publication, "exchange", die)
+        with pytest.raises(Killed):
+            run(other, copied, resume=False)
+    for stage in STAGES:
+        for file in (finished / stage).iterdir():
+            assert (copied / stage / file.name).exists()
     assert (copied / "results.json").read_bytes() == (finished / "results.json").read_bytes()
-    monkeypatch.setattr(stages, "_replace", replace)
     lines = len(events(copied))
     run(other, copied, resume=False)
     assert entered(copied, lines) == []
     assert len(json.loads((copied / "results.json").read_text())["rows"]) == 8
     assert {path.name for path in copied.iterdir()} == {path.name for path in finished.iterdir()}
+
+
+def test_a_finished_run_with_other_settings_stays_unless_it_is_to_be_overwritten(
+    finished: Path, copied: Path
+) -> None:
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    other = recipe("evaluate.iso_level=false")
+    with pytest.raises(OutputError, match="other settings; --overwrite") as raised:
+        run_recipe(other, copied, resume=True)
+    assert [item.where for item in raised.value.faults] == ["evaluate.iso_level"]
+    assert before == {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    assert free_folder(copied, other).name == f"{copied.name}-2"
+    assert free_folder(copied, recipe()) == copied
 
 
 def test_a_recipe_tried_in_between_leaves_nothing_behind(
@@ -618,7 +670,7 @@ def test_show_of_nothing_and_of_an_unfinished_run_say_so(tmp_path: Path) -> None
 
 
 def test_show_of_results_without_rows_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text('{"schema": "mt_convert.results/1", "rows": []}')
+    (tmp_path / "results.json").write_text('{"schema": "mt_convert.results/2", "rows": []}')
     with pytest.raises(CheckpointError, match="has no rows"):
         printed(tmp_path)
 

@@ -75,7 +75,7 @@ def test_a_recipe_with_the_block_gives_the_same_numbers(finished: Path, tmp_path
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     recipe = load_recipe("digits", (*FEW, *BLOCK), smoke=True)
-    experiment.run(recipe, out, resume=False)
+    experiment.run(recipe, out, resume=False, overwrite=True)
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["event"] for line in log if line["stage"] == "evaluate"][-1] == "kept"
     rows = results_from_json(json.loads((out / "results.json").read_text()))

@@ -57,7 +57,7 @@ def test_methods_take_the_place_of_combinations_and_single_thresholds_are_there_
     found = block.settings(3)
     names = [(item.method, item.ladder.n) for item in found if isinstance(item, Setting)]
     assert names[:3] == [("rate", 1), ("mt_signed", 1), ("mt_signed", 3)]
-    assert len(names) == 3 + 2  # iso-level: n = 1 and 3
+    assert len(names) == 3 + 2 + 1  # iso-level: n = 1 and 3; digits: n = 1
     assert found[-1] == PeerSetting("sinabs", (4,))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from export_networks import converted, some_images
+from networks import quantized
 from torch import nn
 
 import mt_convert as mt
@@ -167,6 +168,9 @@ def test_what_has_no_exact_form_is_refused_with_every_reason(tmp_path: Path) -> 
         mt.export.tables(snn, tmp_path / "out", images=images)
     assert len(error.value.faults) >= 2
     assert not (tmp_path / "out").exists()
+    waiting = mt.convert(quantized("line"), whole_window=True)
+    with pytest.raises(UnsupportedLayerError, match="wait for their whole window"):
+        mt.export.tables(waiting, tmp_path / "out")
     with pytest.raises(SpecError, match="allowed are tables"):
         targets.export(converted("residual"), "zip", tmp_path / "out")
     with pytest.raises(SpecError, match="export"):

@@ -173,8 +173,8 @@ MUTANTS = (
     Mutant(
         10,
         "evaluation/energy/synops.py",
-        "events = count_events(emitted, self.ladders[number - 1])",
-        "events = count_events(emitted.clamp(min=0), self.ladders[number - 1])",
+        "events = count_events(emitted, ladder_at(self.ladders[number - 1], t))",
+        "events = count_events(emitted.clamp(min=0), ladder_at(self.ladders[number - 1], t))",
         ("evaluation/energy/test_measure.py::test_a_spike_downwards_counts_like_one_upwards",),
     ),
     Mutant(
@@ -213,6 +213,75 @@ MUTANTS = (
             "integer_engine/test_arithmetic.py::test_autocast_and_a_fast_matmul_setting_change_no"
             "_bit",
         ),
+    ),
+    Mutant(
+        14,
+        "neurons/ladder.py",
+        "return Digit(self.n, self.base ** self._left(t), self.gaps)",
+        "return Digit(self.n, self.base ** self._left(t + 1), self.gaps)",
+        ("neurons/test_fixed_threshold.py::test_the_digits_are_those_of_the_level_in_every_step",),
+    ),
+    Mutant(
+        14,
+        "spiking/simulate.py",
+        "series[node][-1], self._worth(layer, self.time_steps - 1), layer",
+        "series[node][0], self._worth(layer, self.time_steps - 1), layer",
+        (
+            "spiking/test_window_spikes.py::test_digits_that_meet_are_the_quantized_network_ties_included",
+        ),
+    ),
+    Mutant(
+        14,
+        "spiking/window_spikes.py",
+        "return self.steps[-1] if self.base is None else self.so_far()[-1]",
+        "return self.steps[-1] if self.base is None else self.so_far()[len(self.steps) // 2]",
+        (
+            "spiking/test_window_spikes.py::test_digits_that_meet_are_the_quantized_network_ties_included",
+        ),
+    ),
+    Mutant(
+        14,
+        "spiking/window_spikes.py",
+        "return Train(steps, (one.base[0], one.base[1] + two.base[1]))",
+        "return Train(steps, one.base)",
+        (
+            "spiking/test_window_spikes.py::test_digits_that_meet_are_the_quantized_network_ties_included",
+        ),
+    ),
+    Mutant(
+        14,
+        "neurons/fixed_threshold.py",
+        "level = y.double().clamp(low if spec.signed else max(low, 0), high)",
+        "level = y.double().clamp(low if spec.signed else max(low, 0))",
+        ("neurons/test_fixed_threshold.py::test_the_digits_are_those_of_the_level_in_every_step",),
+    ),
+    Mutant(
+        14,
+        "neurons/fixed_threshold.py",
+        "return fired * state.sign, state._replace(z=(state.z - theta * fired) * ladder.base)",
+        "return fired, state._replace(z=(state.z - theta * fired) * ladder.base)",
+        ("neurons/test_fixed_threshold.py::test_the_digits_are_those_of_the_level_in_every_step",),
+    ),
+    Mutant(
+        14,
+        "neurons/fixed_threshold.py",
+        "return Speaking(torch.where(z.remainder(2) == 1, z - _BELOW, z), level.sign())",
+        "return Speaking(z, level.sign())",
+        ("neurons/test_fixed_threshold.py::test_the_digits_are_those_of_the_level_in_every_step",),
+    ),
+    Mutant(
+        14,
+        "neurons/totals.py",
+        "return digit.clamp_(-n if spec.signed else 0, n).mul_(unit).add_(total)",
+        "return digit.clamp_(0, n).mul_(unit).add_(total)",
+        ("neurons/test_fixed_threshold.py::test_the_digits_are_those_of_the_level_in_every_step",),
+    ),
+    Mutant(
+        14,
+        "integer_engine/torch_backend.py",
+        "before = None if item.window else before  # a window begins afresh",
+        "pass",
+        ("integer_engine/test_windows.py::test_windows_are_the_same_bits_behind_every_step",),
     ),
     Mutant(
         17,
@@ -338,6 +407,101 @@ MUTANTS = (
         'kept = (self.out / "ann").is_dir()  # its images may be gone',
         "kept = True",
         ("experiments/test_same_faults.py::test_check_and_run_say_the_same",),
+    ),
+    Mutant(
+        19,
+        "integer_engine/native/library_cache.py",
+        "return plain and found.st_uid == os.geteuid()",
+        "return plain",
+        (
+            "integer_engine/native/test_library_cache.py::test_files_and_folders_of_others_are_not"
+            "_loaded",
+        ),
+    ),
+    Mutant(
+        19,
+        "integer_engine/native/library_cache.py",
+        'if _is_ours(path) and path.stem.rpartition("-")[2] == _content(path):',
+        "if _is_ours(path):",
+        (
+            "integer_engine/native/test_library_cache.py::test_what_is_damaged_or_not_ours_alone_is"
+            "_removed",
+        ),
+    ),
+    Mutant(
+        19,
+        "experiments/recipes/bounds.py",
+        "if name not in allowed:",
+        'if name == "device":',
+        (
+            "experiments/recipes/test_bounds.py::test_what_is_no_known_argument_of_a_network_is"
+            "_refused",
+        ),
+    ),
+    Mutant(
+        20,
+        "experiments/publication.py",
+        "exchange(out.resolve(), beside)",
+        "raise OSError",
+        (
+            "experiments/test_publication.py::test_at_every_call_of_the_system_one_of_both_runs_is"
+            "_there_whole",
+        ),
+    ),
+    Mutant(
+        20,
+        "system/folder_lock.py",
+        "raise OutputError(_taken(path, _holder(path)))",
+        "pass",
+        (
+            "system/test_folder_lock.py::test_the_second_is_told_who_is_there_and_a_killed_one_is"
+            "_not",
+        ),
+    ),
+    Mutant(
+        20,
+        "system/stopping.py",
+        "raise KeyboardInterrupt",
+        "return",
+        ("experiments/test_stopping.py::test_every_signal_that_ends_a_command_says_how_to_go_on",),
+    ),
+    Mutant(
+        20,
+        "system/storage.py",
+        "os.chmod(temporary, 0o666 & ~_umask())  # writers may have made the file anew",
+        "pass",
+        ("experiments/test_stopping.py::test_files_have_the_modes_that_the_user_wants",),
+    ),
+    Mutant(
+        21,
+        "system/storage.py",
+        "if depth > DEEPEST_JSON:",
+        "if depth > 10**9:",
+        ("system/test_storage.py::test_json_that_is_not_ours_is_one_error_that_names_the_file",),
+    ),
+    Mutant(
+        21,
+        "spiking/stored_content.py",
+        'raise CheckpointError(f"{name}: holds NaN or infinity")',
+        "pass",
+        ("spiking/test_stored_content.py::test_a_forged_folder_fails_when_it_is_read",),
+    ),
+    Mutant(
+        21,
+        "data/image_listing.py",
+        "_check_size(item, path.stat().st_size)",
+        "pass",
+        (
+            "data/test_image_listing.py::test_a_member_that_claims_a_terabyte_is_refused_and_takes"
+            "_no_memory",
+        ),
+    ),
+    Mutant(
+        21,
+        "experiments/recipes/bounds.py",
+        "if value < low or value > high  # what is no number is told elsewhere",
+        "if value < low",
+        ("experiments/recipes/test_bounds.py::test_a_number_beyond_a_bound_is_told_with_both",),
     ),
 )
 

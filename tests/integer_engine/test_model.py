@@ -310,9 +310,6 @@ def test_wrong_requests_say_what_is_allowed() -> None:
         model(images(2)[:, :, :4])
     with pytest.raises(DataError, match="NaN"):
         model(images(2) * float("nan"))
-    waiting = mt.convert(quantized("residual"), ladder=Uniform(3), whole_window=True)
-    with pytest.raises(SpecError, match="whole_window=False"):
-        mt.integer(waiting)
 
 
 def test_auto_takes_the_native_backend_where_there_is_one() -> None:

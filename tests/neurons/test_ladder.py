@@ -15,6 +15,7 @@ from mt_convert.neurons.ladder import (
     Ladder,
     Learned,
     PowerOfTwo,
+    Radix,
     Uniform,
     ladder_from_json,
     ladder_to_json,
@@ -29,6 +30,9 @@ LADDERS: list[Ladder] = [
     PowerOfTwo(4),
     Learned((0.5, 1.25, 2.0)),
     Learned((1.0, 2.0), weights=(2.0, 0.5)),
+    Radix(1),
+    Radix(3, steps=2),
+    Radix(1, 2, (0.5, 1.0, 0.25)),
 ]
 
 

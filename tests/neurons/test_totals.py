@@ -14,7 +14,7 @@ from mt_convert.errors import SpecError
 from mt_convert.neurons.dynamics import initial_state, mt_step
 from mt_convert.neurons.ladder import Binary, Firing, Ladder, Learned, PowerOfTwo, Uniform
 from mt_convert.neurons.spec import LIF, NeuronSpec, Reset
-from mt_convert.neurons.totals import totals_step, totals_step_literal
+from mt_convert.neurons.totals import literal_from_rest, totals_step, totals_step_literal
 
 FIRINGS: list[tuple[Ladder, Firing]] = [
     (Uniform(1), Firing.PARALLEL),
@@ -75,6 +75,19 @@ def test_one_step_of_full_reach_is_round_half_even_and_clamp(
     expected = y.round().clamp(0, 15)
     for step in (totals_step, totals_step_literal):
         assert torch.equal(step(y, torch.zeros_like(y), spec), expected)
+
+
+@pytest.mark.parametrize(("ladder", "firing"), [*FIRINGS, (Learned((0.5, 1.25)), Firing.PARALLEL)])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("bounds", [None, (0, 15), (-8, 7), (0, 5)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_literal_rule_from_rest_is_the_same_in_blocks(
+    ladder: Ladder, firing: Firing, signed: bool, bounds: tuple[int, int], dtype: torch.dtype
+) -> None:
+    initial = 0.0 if isinstance(ladder, Learned) else 0.5
+    spec = NeuronSpec(ladder, firing, signed=signed, bounds=bounds, initial=initial)
+    y = adversarial(dtype).repeat(70)[None]
+    assert torch.equal(literal_from_rest(y, spec), totals_step_literal(y, 0 * y, spec))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

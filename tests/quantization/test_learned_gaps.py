@@ -11,7 +11,7 @@ import torch
 from networks import Clamps, dense, images, levels_of, lived_in, network
 from torch import Tensor, nn
 
-from mt_convert.errors import SpecError
+from mt_convert.errors import MTConvertError, SpecError
 from mt_convert.graph.nodes import layer_nodes
 from mt_convert.neurons.ladder import Learned
 from mt_convert.neurons.spec import NeuronSpec
@@ -273,3 +273,31 @@ def test_a_spiking_network_with_learned_gaps_comes_back_from_a_file(tmp_path: Pa
     assert torch.equal(simulate(again, x, time_steps=1).logits[-1], qann(x))
     found, _ = levels_of(qann, x)
     assert all(level.max() == 3 for level in found.values())
+
+
+def test_a_conversion_of_learned_gaps_is_verified_next_to_its_own_thresholds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    qann = unevenly_quantized(lived_in(dense()))
+    verdict = convert(qann, verify=images(4)).report.verdict
+    assert verdict is not None
+    assert verdict.exact_t1, verdict
+    layers = [layer for _, layer in layer_nodes(qann.layers, QuantAct) if layer.gaps is not None]
+    assert layers
+    assert verdict.adversarial >= len(layers) * 3 * 9
+    exact = QuantAct.learned_ladder.fget
+    assert exact is not None
+
+    def longer(layer: QuantAct) -> Learned | None:
+        ladder = exact(layer)
+        return ladder and Learned(tuple(gap * (1 + 1e-6) for gap in ladder.gaps))
+
+    monkeypatch.setattr(QuantAct, "learned_ladder", property(longer))
+    spoilt = convert(qann, verify=images(4)).report.verdict
+    assert spoilt is not None
+    assert not spoilt.exact_t1
+
+
+def test_learned_gaps_fire_in_parallel_alone() -> None:
+    with pytest.raises(MTConvertError, match=r"in a cascade\s+each threshold emits one level"):
+        convert(unevenly_quantized(dense()), firing="cascade")

@@ -30,7 +30,7 @@ def test_rows_go_through_a_file_unchanged() -> None:
 
 def test_the_file_names_its_schema_and_the_promised_columns() -> None:
     stored = results_to_json([ROW])
-    assert stored["schema"] == RESULTS_SCHEMA == "mt_convert.results/1"
+    assert stored["schema"] == RESULTS_SCHEMA == "mt_convert.results/2"
     assert list(stored["rows"][0])[:14] == [
         *("model", "dataset", "images", "presentation", "mode", "signed", "n", "T"),
         *("ann_accuracy", "qann_accuracy", "snn_accuracy", "agreement", "exact_share"),
@@ -45,6 +45,14 @@ def test_columns_of_later_versions_are_passed_over() -> None:
     assert results_from_json(stored) == [ROW]
 
 
+def test_rows_of_the_first_schema_are_read_with_what_they_could_not_say() -> None:
+    late = ("weights", "spacing", "run", "digest")
+    row = {name: value for name, value in dataclasses.asdict(ROW).items() if name not in late}
+    stored = {"schema": "mt_convert.results/1", "rows": [row]}
+    assert results_from_json(stored) == [ROW]
+    assert (ROW.weights, ROW.spacing, ROW.run, ROW.digest) == ("uniform", "equal", None, None)
+
+
 def test_the_ladder_of_older_rows_has_the_name_it_has_in_every_other_table() -> None:
     stored = results_to_json([dataclasses.replace(ROW, ladder="poweroftwo")])
     assert [row.ladder for row in results_from_json(stored)] == ["power_of_two"]
@@ -52,10 +60,10 @@ def test_the_ladder_of_older_rows_has_the_name_it_has_in_every_other_table() -> 
 
 @pytest.mark.parametrize(
     "stored",
-    [None, [], 3, {}, {"rows": []}, {"schema": "mt_convert.results/2", "rows": []}],
+    [None, [], 3, {}, {"rows": []}, {"schema": "mt_convert.results/3", "rows": []}],
 )
 def test_another_schema_is_refused_and_the_right_one_named(stored: Any) -> None:
-    with pytest.raises(CheckpointError, match=r"schema must be mt_convert\.results/1"):
+    with pytest.raises(CheckpointError, match=r"schema must be mt_convert\.results/2"):
         results_from_json(stored)
 
 

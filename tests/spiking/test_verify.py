@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from importlib import import_module
 
 import pytest
+import timm
 import torch
 from networks import images, levels_of, lived_in, quantized
+from paths import SHARED_DATA
+from safetensors.torch import load_file
 from settling import rests_by
 from torch import Tensor, nn
 
-from mt_convert.errors import DataError
-from mt_convert.neurons.ladder import Uniform
+from mt_convert.errors import DataError, SpecError
+from mt_convert.neurons.ladder import Digit, Radix, Uniform
+from mt_convert.neurons.spec import NeuronSpec
+from mt_convert.neurons.totals import literal_from_rest
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
-from mt_convert.spiking.conversion_report import Verdict
+from mt_convert.spiking import verify as verification
+from mt_convert.spiking.conversion_report import ConversionReport, Verdict
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.model import SpikingModel
 
@@ -47,7 +54,8 @@ def test_the_verdict_says_exact_and_what_it_looked_at(qann: QuantizedModel) -> N
     assert verdict.exact_t1
     assert verdict.images == 12
     assert verdict.neurons == sum(layer[0].numel() for layer in levels_of(qann, BATCH)[0].values())
-    assert verdict.adversarial == 3 * 3 * 9  # layers, thresholds, inputs around each
+    around = 3 * 3 * 9  # layers, thresholds, inputs around each
+    assert verdict.adversarial == around + (4 + 6 + 5) * 3  # each threshold of each channel
     assert verdict.differs == ()
     assert verdict_of(convert(copy.deepcopy(qann).train(), verify=BATCH)) == verdict
 
@@ -142,12 +150,88 @@ def test_the_verdict_says_where_a_converted_network_differs(
         assert verdict_of(snn).settling_t is None
 
 
-@pytest.mark.parametrize("name", ["totals_step", "totals_step_literal"])
-@pytest.mark.parametrize("home", ["simulate", "verify"])
+@pytest.mark.parametrize(
+    ("home", "name", "literal"),
+    [
+        ("simulate", "totals_step", "sample"),
+        ("simulate", "totals_step_literal", "all"),
+        ("verify", "totals_step", "sample"),
+        ("verify", "literal_from_rest", "sample"),
+    ],
+)
 def test_the_verdict_looks_at_the_closed_form_and_at_threshold_by_threshold(
-    qann: QuantizedModel, monkeypatch: pytest.MonkeyPatch, name: str, home: str
+    qann: QuantizedModel, monkeypatch: pytest.MonkeyPatch, home: str, name: str, literal: str
 ) -> None:
+    assert verdict_of(convert(qann, verify=BATCH, literal=literal)).exact_t1
     module = import_module(f"mt_convert.spiking.{home}")
     right = getattr(module, name)
     monkeypatch.setattr(module, name, lambda y, *rest: right(y + 0.01, *rest))
-    assert not verdict_of(convert(qann, verify=BATCH)).exact_t1
+    assert not verdict_of(convert(qann, verify=BATCH, literal=literal)).exact_t1
+
+
+def test_every_neuron_of_a_layer_that_is_not_large_is_fired_threshold_by_threshold(
+    qann: QuantizedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fired: list[int] = []
+
+    def literal(y: Tensor, spec: NeuronSpec) -> Tensor:
+        fired.append(y.numel())
+        return literal_from_rest(y, spec)
+
+    monkeypatch.setattr(verification, "literal_from_rest", literal)
+    convert(qann, verify=BATCH)
+    sizes = [12 * layer[0].numel() for layer in levels_of(qann, BATCH)[0].values()]
+    assert fired[: len(sizes)] == sizes
+    monkeypatch.setattr(verification, "SAMPLE", 10)
+    fired.clear()
+    convert(qann, verify=BATCH)
+    assert fired[: len(sizes)] == [max(10, math.ceil(0.05 * size)) for size in sizes]
+    with pytest.raises(SpecError, match="allowed are sample, all"):
+        convert(qann, verify=BATCH, literal="some")
+
+
+def test_a_network_of_digits_has_a_verdict_on_its_windows(
+    qann: QuantizedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snn = convert(qann, ladder=Radix(1), whole_window=True, verify=BATCH)
+    window = verdict_of(snn).window
+    assert window is not None
+    assert (window.steps, window.exact, window.differs) == (2, True, ())
+    assert window.membrane_share is not None
+    assert 0 <= window.membrane_share < 0.1
+    assert "exact in windows of T = 2; membranes that add digits differ in" in str(snn.report)
+    assert ConversionReport.from_json(snn.report.to_json()) == snn.report
+
+    def late(ladder: Radix, t: int) -> Digit:
+        return right(ladder, t + 1)
+
+    right = Radix.at
+    monkeypatch.setattr(Radix, "at", late)
+    wrong = verdict_of(convert(qann, ladder=Radix(1), whole_window=True, verify=BATCH))
+    assert wrong.exact_t1
+    assert wrong.window is not None
+    assert not wrong.window.exact
+    assert "NOT exact in windows of T = 2: 2, 4, 7, logits" in str(wrong)
+
+
+@pytest.mark.long
+def test_a_large_network_of_eight_bits_is_exact_and_a_step_off_by_a_millionth_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = SHARED_DATA / "pretrained" / "tf_efficientnet_lite0.safetensors"
+    if not file.is_file():
+        pytest.skip(f"{file.name} is not here")
+    net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    net.load_state_dict(load_file(file))
+    spec, shape = QuantSpec(weight_bits=8, act_bits=8), (3, 224, 224)
+    qann = quantize(net.eval(), spec, calibration=images(4, shape))
+    assert verdict_of(convert(qann, verify=images(1, shape, 1))).exact_t1
+    module = import_module("mt_convert.spiking.convert")
+
+    def spoilt(*words: object) -> SpikingModel:
+        snn = SpikingModel(*words)  # type: ignore[arg-type]
+        wider(snn)
+        return snn
+
+    monkeypatch.setattr(module, "SpikingModel", spoilt)
+    assert not verdict_of(convert(qann, verify=images(1, shape, 1))).exact_t1

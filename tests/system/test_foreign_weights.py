@@ -8,6 +8,7 @@ import os
 import pickle
 import resource
 import struct
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mt_convert.errors import CheckpointError, MTConvertError
 from mt_convert.system.foreign_weights import ForeignWeights, load_foreign
+from mt_convert.system.storage import load_tensors, read_json
 
 NETWORK = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
 STATE = dict(NETWORK.state_dict())
@@ -253,3 +255,21 @@ def test_a_file_without_tensors_is_a_checkpoint_error(tmp_path: Path) -> None:
     torch.save([torch.ones(2)], tmp_path / "b.pt")
     with pytest.raises(CheckpointError, match="holds a list, not named tensors"):
         load_foreign(tmp_path / "b.pt")
+
+
+def test_a_packed_torch_file_does_not_grow_in_memory(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "plain.pt", tmp_path / "packed.pt"
+    torch.save({"a": torch.zeros(10**6)}, plain)
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for item in old.infolist():
+            new.writestr(item.filename, old.read(item))
+    assert set(load_foreign(plain).tensors) == {"a"}
+    with pytest.raises(CheckpointError, match="bytes, which it does not hold"):
+        load_foreign(packed)
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.pt")
+    for read in (load_foreign, load_tensors, read_json):
+        with pytest.raises(CheckpointError):
+            read(tmp_path / "a.pt")

@@ -20,6 +20,7 @@ from mt_convert.neurons.ladder import (
     Ladder,
     Learned,
     PowerOfTwo,
+    Radix,
     Uniform,
     ladder_to_json,
 )
@@ -37,7 +38,7 @@ from mt_convert.training.from_scratch.network import build_from_scratch
 from mt_convert.training.gradients import BPTT, DSR, OTTT, SURROGATES, Algorithm, Tandem
 
 UNIONS = {
-    "ladder": (Ladder, ["uniform", "binary", "power_of_two", "learned"]),
+    "ladder": (Ladder, ["uniform", "binary", "power_of_two", "learned", "radix", "digit"]),
     "charge": (Charge, ["IF", "LIF", "PLIF"]),
     "surrogate": (
         Surrogate,
@@ -58,8 +59,9 @@ PINNED: list[tuple[Any, Any]] = [
     (Binary(4), {"kind": "binary", "bits": 4}),
     (PowerOfTwo(2), {"kind": "power_of_two", "n": 2}),
     (Learned((0.5,)), {"kind": "learned", "gaps": [0.5], "weights": [1.0]}),
+    (Radix(1), {"kind": "radix", "n": 1, "steps": None, "gaps": []}),
     (LIF(2.0), {"kind": "LIF", "tau": 2.0, "decay_input": True}),
-    (SpikeTime(), {"kind": "stdb", "alpha": 0.3, "beta": 0.01}),
+    (SpikeTime(), {"kind": "stdb", "alpha": 0.3, "beta": 0.01, "first": 1000.0}),
     (Rectangular(), {"kind": "rectangular", "width": 1.0}),
     (Percentile(99.0), {"kind": "percentile", "percent": 99.0}),
     (
@@ -164,7 +166,7 @@ def test_recipes_and_archives_call_kinds_alike() -> None:
     assert all(value.kind == name for name, value in SURROGATES.items())
     assert set(SURROGATES) == set(UNIONS["surrogate"][1])
     assert all(item.kind == name for name, item in (LADDERS | NAMES).items())  # type: ignore[operator]
-    for ladder in (Uniform(3), Binary(2), PowerOfTwo(4), Learned((1.0, 2.0), (1.0, 3.0))):
+    for ladder in (Uniform(3), Binary(2), PowerOfTwo(4), Learned((1.0, 2.0), (1.0, 3.0)), Radix(1)):
         assert ladder_to_json(ladder) == to_json(ladder)
 
 

@@ -128,3 +128,51 @@ def test_truncated_tensors_are_a_checkpoint_error(tmp_path: Path, keep: int) -> 
     for read in (load_tensors, load_foreign):
         with pytest.raises(CheckpointError, match=r"a\.safetensors is not a whole safetensors"):
             read(path)
+
+
+JSON_OF_OTHERS = {
+    "nested 200 deep": "[" * 200 + "]" * 200,
+    "nested 10^5 deep": "[" * 10**5,
+    "5,000 digits": "9" * 5000,
+    "22 digits": "9" * 22,
+    "beyond all floats": "1e999",
+    "NaN": "NaN",
+    "minus infinity": "[-Infinity]",
+    "half a pair of UTF-16": '"\\ud800"',
+    "the same as a key": '{"\\udfff": 1}',
+    "utf-16": "{}".encode("utf-16"),
+    "utf-32": "{}".encode("utf-32"),
+    "a mark of byte order": b"\xef\xbb\xbf{}",
+    "latin-1": '{"é": 1}'.encode("latin-1"),
+    "two values": "{} {}",
+    "nothing": "",
+    "zeros": b"\0" * 99,
+}
+
+
+@pytest.mark.parametrize("name", JSON_OF_OTHERS)
+def test_json_that_is_not_ours_is_one_error_that_names_the_file(name: str, tmp_path: Path) -> None:
+    content = JSON_OF_OTHERS[name]
+    path = tmp_path / "a.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(CheckpointError, match=r"a\.json is not JSON"):
+        read_json(path)
+
+
+def test_a_file_that_is_too_long_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.json").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(CheckpointError, match="MiB"):
+        read_json(tmp_path / "a.json")
+
+
+def test_what_a_reader_raises_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    wrong = (lambda x: x["b"], lambda x: x.b, lambda x: x["a"][0], lambda x: 1 / 0 if x else 0)
+    for convert in wrong[:3]:
+        with pytest.raises(CheckpointError, match=r"a\.json is damaged"):
+            read_json(path, convert)
+    with pytest.raises(ZeroDivisionError):  # a fault of ours stays one
+        read_json(path, wrong[3])
+    assert read_json(path, lambda x: x["a"]) == 1

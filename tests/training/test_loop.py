@@ -381,3 +381,13 @@ def test_accuracy_counts_right_answers(digits: Splits) -> None:
     model.train()
     assert accuracy(model, digits.test, 50) == pytest.approx(100 * right / 200, abs=1e-4)
     assert model.training
+
+
+def test_a_share_of_the_loss_is_the_squared_distance_to_the_label() -> None:
+    logits, labels = torch.tensor([[2.0, -1.0, 0.5], [0.0, 1.0, 0.0]]), torch.tensor([0, 2])
+    loss = TrainLoss(TrainSpec(epochs=1, mse_weight=0.25), classes=3)
+    distances = [(2 - 1) ** 2, 1, 0.25, 0, 1, (0 - 1) ** 2]
+    due = 0.75 * float(nn.functional.cross_entropy(logits, labels)) + 0.25 * sum(distances) / 6
+    assert float(loss(logits, labels, logits)) == pytest.approx(due)
+    plain = TrainLoss(TrainSpec(epochs=1), classes=3)
+    assert float(plain(logits, labels, logits)) != pytest.approx(due)

@@ -3,7 +3,8 @@
 Layers that spikes feed cost one addition per event and connection (`fanout`), all others
 multiply-accumulates: once per image where their input is the encoded image, which is the same in
 every step, and in every step where it can change. A neuron compares its potential with each of its
-thresholds in every step, a signed one in both directions. What costs something and is in neither
+thresholds in every step, a signed one in both directions, and one of digits multiplies its membrane
+by its base, a shift. What costs something and is in neither
 column is listed, by name.
 """
 
@@ -18,6 +19,7 @@ from ...graph.image_batches import collect
 from ...graph.operations import Operation
 from ...graph.rules import OperatorKind
 from ...graph.signals import Signal
+from ...neurons.ladder import Radix
 from ...neurons.layer import MTNeuron
 from ...spiking.model import SpikingModel, spiking_network
 from ...spiking.presentation import Encoder, step_counts
@@ -120,9 +122,17 @@ def _rows(paths: Paths, counts: StepCounts, T: int, images: int) -> list[EnergyR
                     events=float(counts.events[node][:T].sum()) / images,
                     ann_macs=0,
                     bits=(0, 0),
+                    packets=float(counts.packets[node][:T].sum()) / images,
+                    shifts=_shifts(layer, T) * neurons,
                 )
             )
     return rows
+
+
+def _shifts(layer: MTNeuron, T: int) -> int:
+    """How often a membrane of digits is multiplied by its base: in each step in which it listens,
+    and in each in which it speaks. For a power of two that is a shift."""
+    return 2 * T if isinstance(layer.spec.ladder, Radix) else 0
 
 
 def _weighted_cost(fanout: Fanout, T: int, synops: float) -> EnergyRow:
@@ -139,6 +149,7 @@ def _total(rows: Sequence[EnergyRow], T: int, table: EnergyTable) -> EnergyTotal
     """All layers together."""
     synops, events = sum(row.synops for row in rows), sum(row.events for row in rows)
     macs, comparisons = sum(row.macs for row in rows), sum(row.comparisons for row in rows)
+    shifts = sum(row.shifts for row in rows)
     return EnergyTotal(
         time_steps=T,
         synops=synops,
@@ -146,9 +157,11 @@ def _total(rows: Sequence[EnergyRow], T: int, table: EnergyTable) -> EnergyTotal
         comparisons=comparisons,
         events=events,
         picojoules=synops * table.ac_pj + macs * table.mac_pj,
-        comparison_picojoules=comparisons * table.ac_pj,
+        comparison_picojoules=(comparisons + shifts) * table.ac_pj,
         bit_operations=sum(row.bit_operations for row in rows),
         baseline=baseline(rows),
+        packets=sum(row.packets for row in rows),
+        shifts=shifts,
     )
 
 

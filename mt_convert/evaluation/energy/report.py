@@ -19,7 +19,7 @@ ENERGY_SCHEMA = "mt_convert.energy/1"
 
 @dataclass(frozen=True)
 class EnergyTable:
-    """What one multiply-accumulate and one addition cost; a comparison costs an addition.
+    """What one multiply-accumulate and one addition cost; comparisons and shifts cost an addition.
 
     Units: picojoules.
 
@@ -46,7 +46,9 @@ class EnergyRow:
     the network before conversion. ``bits`` are those of weights and input in the quantized network,
     or of the wider and the other side of a product; 32 for floats.
 
-    Units: all numbers per image; ``events`` are those that the layer emits.
+    Units: all numbers per image; ``events`` are the thresholds that the layer crosses (set bits of
+        a binary ladder, the size of a digit), ``packets`` the steps in which a neuron of it emits
+        anything, ``shifts`` those of membranes whose neurons speak in digits.
 
     Example:
         >>> EnergyRow("fc", "Linear", Signal.SPIKES, 2, 300, 0, 0, 0, 200, (4, 8)).bit_operations
@@ -63,6 +65,8 @@ class EnergyRow:
     events: float
     ann_macs: int
     bits: tuple[int, int]
+    packets: float = 0
+    shifts: int = 0
 
     @property
     def bit_operations(self) -> float:
@@ -109,7 +113,7 @@ class EnergyTotal:
     """The whole network after T steps.
 
     ``picojoules`` are those of additions and multiply-accumulates, as the literature reports them;
-    ``comparison_picojoules`` come on top.
+    ``comparison_picojoules``, of comparisons and shifts, come on top.
 
     Units: all numbers per image.
     """
@@ -123,6 +127,8 @@ class EnergyTotal:
     comparison_picojoules: float
     bit_operations: float
     baseline: Baseline
+    packets: float = 0
+    shifts: int = 0
 
     @property
     def ratios(self) -> dict[str, float]:
@@ -180,7 +186,7 @@ class EnergyReport:
         return "\n".join(
             [
                 f"Per image, mean of {self.images}; {self.prices.name}: {self.prices.mac_pj} pJ a "
-                f"multiply-accumulate, {self.prices.ac_pj} pJ an addition or a comparison.",
+                f"multiply-accumulate, {self.prices.ac_pj} pJ an addition, comparison or shift.",
                 "",
                 *_table(TOTAL_COLUMNS, map(total_cells, self.totals)),
                 "",
@@ -199,7 +205,8 @@ class EnergyReport:
 
 
 TOTAL_COLUMNS = (
-    *("T", "SynOps", "MACs", "comparisons", "events", "nJ", "of ANN", "of QANN"),
+    *("T", "SynOps", "MACs", "comparisons", "shifts", "thresholds crossed", "packets", "nJ"),
+    *("of ANN", "of QANN"),
     *("nJ with comparisons", "of ANN", "of QANN", "bit operations of QANN"),
 )
 """The columns people read; `LEGEND` says what they are shares of."""
@@ -210,13 +217,17 @@ LEGEND = (
     "of the weight, a multiply-accumulate those of weight times input, in both networks"
 )
 
-ROW_COLUMNS = ("layer", "kind", "fed by", "SynOps", "MACs", "of ANN's", "comparisons", "events")
+ROW_COLUMNS = (
+    *("layer", "kind", "fed by", "SynOps", "MACs", "of ANN's", "comparisons", "shifts"),
+    *("thresholds crossed", "packets"),
+)
 
 
 def total_cells(total: EnergyTotal) -> list[str]:
     """A total as text, one entry for each of `TOTAL_COLUMNS`."""
     ratios = total.ratios
-    counts = (total.synops, total.macs, total.comparisons, total.events)
+    counts = [total.synops, total.macs, total.comparisons, total.shifts]
+    counts += [total.events, total.packets]
     compared = total.picojoules + total.comparison_picojoules
     return [
         str(total.time_steps),
@@ -233,7 +244,8 @@ def total_cells(total: EnergyTotal) -> list[str]:
 
 def _row_cells(row: EnergyRow) -> list[str]:
     """A layer as text, one entry for each of `ROW_COLUMNS`."""
-    counts = (row.synops, row.macs, row.ann_macs, row.comparisons, row.events)
+    counts = [row.synops, row.macs, row.ann_macs, row.comparisons, row.shifts]
+    counts += [row.events, row.packets]
     return [row.name, row.operator, str(row.fed_by), *map(_count, counts)]
 
 

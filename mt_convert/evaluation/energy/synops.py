@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from ...neurons.totals import count_events
+from ...spiking.levels import ladder_at
 from ...spiking.model import SpikingModel
 from ...spiking.shapes import image_axes
 from ...spiking.simulate import simulate
@@ -19,10 +20,15 @@ from .fanout import Paths, pick_maximum
 class StepCounts:
     """What happened in each step, summed over the images.
 
-    Shapes: events[layer of neurons], synops[weighted layer or product] [T], float64 whole numbers.
+    ``events`` are thresholds crossed (set bits, the size of a digit), ``packets`` neurons that emit
+    anything.
+
+    Shapes: events[layer of neurons], packets, synops[weighted layer or product] [T], float64 whole
+    numbers.
     """
 
     events: Mapping[fx.Node, Tensor]
+    packets: Mapping[fx.Node, Tensor]
     synops: Mapping[fx.Node, Tensor]
 
 
@@ -49,7 +55,8 @@ def count_synops(
         tally.pending.clear()
         simulate(snn, images, time_steps=time_steps, observe=tally.observe)
     neurons = {node: tally.events[node] for node in paths.neurons}
-    return StepCounts(neurons, tally.synops)
+    packets = {node: tally.packets[node] for node in paths.neurons}
+    return StepCounts(neurons, packets, tally.synops)
 
 
 class _Tally:
@@ -70,6 +77,7 @@ class _Tally:
         self.watched = {item for node in self.maxima for item in paths.feeders[node]}
         self.pending: dict[int, dict[fx.Node, tuple[Tensor, Tensor]]] = {}
         self.events = {node: _nothing(time_steps) for node in paths.shows}
+        self.packets = {node: _nothing(time_steps) for node in paths.shows}
         self.synops = {node: _nothing(time_steps) for node in paths.fanouts}
 
     def observe(self, t: int, name: str, total: Tensor, emitted: Tensor) -> None:
@@ -99,11 +107,12 @@ class _Tally:
         shows, axis = self.paths.shows[source], self.axes[source]
         places = torch.zeros(shows.shape, dtype=torch.float64, device=emitted.device)
         for number in self.shown[source] - {0}:
-            events = count_events(emitted, self.ladders[number - 1])
+            events = count_events(emitted, ladder_at(self.ladders[number - 1], t))
             images = events.unflatten(axis, (-1, shows.shape[axis]))
             here = images.sum(axis, dtype=torch.float64)
             places += here * (shows == number)
         self.events[source][t] += float(places.sum())
+        self.packets[source][t] += float(torch.count_nonzero(emitted))
         for node, additions in self.reached.get(source, ()):
             self.synops[node][t] += float((places * additions).sum())
 

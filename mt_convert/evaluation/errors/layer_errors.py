@@ -22,7 +22,14 @@ from ...neurons.ladder import PowerOfTwo
 from ...neurons.layer import MTNeuron
 from ...neurons.totals import count_events
 from ...spiking.interpreter import Activation, forward_with
-from ...spiking.levels import analog, even_response, quantized_activation, unit, worth
+from ...spiking.levels import (
+    analog,
+    even_response,
+    ladder_at,
+    quantized_activation,
+    unit,
+    worth,
+)
 from ...spiking.model import SpikingModel, spiking_network
 from ...spiking.presentation import step_counts
 from ...spiking.simulate import FloatArithmetic, simulate
@@ -261,10 +268,11 @@ class _Watch:
     def observe(self, t: int, name: str, totals: Tensor, emitted: Tensor) -> None:
         """Count what a layer has fired; behind the steps that are asked for, measure it."""
         spec = self.sums.neurons[name].spec
-        events = count_events(emitted, spec.ladder)
+        ladder = ladder_at(spec.ladder, t)
+        events = count_events(emitted, ladder)
         self.events[name] = self.events[name] + events if name in self.events else events
         if spec.signed:
-            down = count_events(emitted.clamp(max=0), spec.ladder).sum(dtype=torch.float64)
+            down = count_events(emitted.clamp(max=0), ladder).sum(dtype=torch.float64)
             self.negative[name] = self.negative.get(name, 0.0) + float(down)
         if self.arithmetic.arrived is not None:  # a network at rest is not driven again
             self.arrived[name], self.arithmetic.arrived = self.arithmetic.arrived, None

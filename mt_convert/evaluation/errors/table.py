@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import CheckpointError, SpecError
+from ...system.plain_data import as_type
 from .rows import (
     CAUSES,
     RATE_EDGES,
@@ -18,7 +19,6 @@ from .rows import (
     VIEWS,
     WHOLE,
     ErrorRow,
-    ErrorSize,
     LogitRow,
     RateRow,
 )
@@ -69,6 +69,7 @@ class ErrorTable:
     """What `layer_errors` measured on ``images`` images: rows of layers, then one of `WHOLE`.
 
     Example:
+        >>> from .rows import ErrorSize
         >>> table = ErrorTable(2, (), (), (LogitRow(3, 1, ErrorSize(0, 0, 0, 0), agreement=1),))
         >>> table.settings, ErrorTable.from_json(table.to_json()) == table
         ([(3, 1)], True)
@@ -119,7 +120,7 @@ class ErrorTable:
             raise CheckpointError(f"not a table of errors: its schema must be {ERRORS_SCHEMA}")
         try:
             return cls(
-                stored["images"],
+                as_type(int, stored["images"]),
                 tuple(_row(ErrorRow, row) for row in stored["errors"]),
                 tuple(_row(RateRow, row) for row in stored["rates"]),
                 tuple(_row(LogitRow, row) for row in stored["logits"]),
@@ -234,14 +235,8 @@ def _row_of(rows: Iterable[Row], columns: dict[str, Any]) -> Row:
 
 def _row(kind: type[Row], stored: Mapping[str, Any]) -> Row:
     """A row from its stored columns."""
-    return kind(**{item.name: _value(stored[item.name]) for item in dataclasses.fields(kind)})
-
-
-def _value(stored: Any) -> Any:
-    """An error's size, counts, or the number or name itself."""
-    if isinstance(stored, Mapping):
-        return ErrorSize(**{item.name: stored[item.name] for item in dataclasses.fields(ErrorSize)})
-    return tuple(stored) if isinstance(stored, list) else stored
+    row: Row = as_type(kind, {item.name: stored[item.name] for item in dataclasses.fields(kind)})
+    return row
 
 
 def percent(share: float | None) -> str:

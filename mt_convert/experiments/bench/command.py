@@ -17,8 +17,9 @@ from rich.console import Console
 
 from ...errors import Fault, SpecError, many
 from ...system.devices import device as accelerator_or_cpu
+from ...system.folder_lock import folder_lock
 from ...system.progress import progress
-from ...system.storage import atomic, read_json, write_json
+from ...system.storage import atomic, read_json, sweep, write_json
 from . import pages, picture, training
 from .contenders import Case, Contender
 from .limits import measure_machine, product
@@ -93,7 +94,7 @@ def run_training(options: BenchOptions, out: Path) -> TrainingSpeed:
         MTConvertError: whatever the user can mend; what stood in ``out`` stays.
     """
     device = accelerator_or_cpu() if options.device is None else torch.device(options.device)
-    with _threads(options.threads):
+    with folder_lock(out), _threads(options.threads):
         speeds = [
             training.time_training(
                 open_network(word, out / "networks").on(device),
@@ -103,7 +104,7 @@ def run_training(options: BenchOptions, out: Path) -> TrainingSpeed:
             )
             for word in options.networks
         ]
-    return training.publish(speeds, out)
+        return training.publish(speeds, out)
 
 
 def show_training(out: Path, console: Console) -> None:
@@ -122,9 +123,11 @@ def run(options: BenchOptions, out: Path) -> Benchmark:
     Raises:
         MTConvertError: whatever the user can mend; what stood in ``out`` stays.
     """
-    benchmark = time_networks(options, out / "networks")
-    write_json(out / "results.json", benchmark.to_json())
-    publish(HEAD, benchmark, out)
+    with folder_lock(out):
+        sweep(out, deep=False)
+        benchmark = time_networks(options, out / "networks")
+        write_json(out / "results.json", benchmark.to_json())
+        publish(HEAD, benchmark, out)
     return benchmark
 
 
@@ -175,7 +178,7 @@ def _rows(group: Group, place: Place, *, memory: bool) -> list[BenchRow]:
 
 def show(out: Path, console: Console) -> None:
     """Print the tables of a finished benchmark."""
-    benchmark = benchmark_from_json(read_json(out / "results.json"))
+    benchmark = read_json(out / "results.json", benchmark_from_json)
     for table in pages.rich_tables(benchmark):
         console.print(table)
     for line in pages.findings(benchmark):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...errors import error_line
+from ...neurons.ladder import Radix
 from .network import Network
 
 Runner = Callable[[Tensor], Any]
@@ -57,6 +58,7 @@ class Contender:
     with which it still computes the same; None where only the share of equal classes is told.
     ``thresholds``: n of a peer's neurons, 0 for any number of spikes in a step; of ours None.
     ``binary``: n thresholds emit the n bits of a level, so that n follows from the levels.
+    ``digits``: a level is emitted in digits, so that T follows from n and the levels.
     ``reference`` is what it is compared with, if not what its kind is.
     """
 
@@ -68,6 +70,7 @@ class Contender:
     tolerance: float | None = None
     thresholds: int | None = None
     binary: bool = False
+    digits: bool = False
     reference: Callable[[Network, Case], Runner] | None = None
 
     def available(self, device: torch.device) -> str | None:
@@ -83,6 +86,9 @@ class Contender:
         pairs = list(steps)
         if self.kind not in (ContenderKind.INTEGER, ContenderKind.PEER):
             return [Case(batch)]
+        if self.digits:
+            ladders = (Radix(n) for n in dict.fromkeys(n for _, n in pairs) if n < levels)
+            return [Case(batch, ladder.digits(levels), ladder.n) for ladder in ladders]
         if self.kind is ContenderKind.INTEGER and not self.binary:
             return [Case(batch, T, n) for T, n in pairs]
         n = levels.bit_length() if self.binary else self.thresholds

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...errors import CheckpointError, SpecError
 from ...evaluation.energy.macs import count_macs
-from ...neurons.ladder import Binary, Uniform
+from ...neurons.ladder import Binary, Radix, Uniform
 from ...quantization.quantize import QuantizedModel, quantize
 from ...quantization.spec import QuantSpec
 from ...spiking import archive
@@ -72,6 +72,10 @@ class Network:
         """Converted, ``bits`` thresholds in every layer, one for each bit of a level."""
         return convert(self.qann, ladder=Binary(bits))
 
+    def radix(self, n: int) -> SpikingModel:
+        """Converted, the digits of a level one a step, layers waiting for all of them."""
+        return convert(self.qann, ladder=Radix(n), whole_window=True)
+
     @cached_property
     def size(self) -> dict[str, Any]:
         """What it takes at least: multiply-adds of an image, weights, numbers of an image."""
@@ -113,6 +117,12 @@ def open_network(word: str, store: Path, *, seed: int = 0) -> Network:
 
 def _from_run(folder: Path, seed: int) -> Network:
     """What a run trained."""
+    for place, what in (("spiking", "trained from scratch"), ("network", "fine-tuned")):
+        if (folder / place / "network.json").is_file():
+            raise CheckpointError(
+                f"{folder} holds a network that was {what}: bench times a quantized network and "
+                "its conversions, name the folder of a run that converts"
+            )
     if not (folder / "recipe.yaml").is_file():
         raise CheckpointError(f"{folder} is not the folder of a run: it holds no recipe.yaml")
     for stage, file in (("ann", "model.safetensors"), ("train", "network.json")):

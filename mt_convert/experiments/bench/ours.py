@@ -28,6 +28,8 @@ def _prepare(
         assert case.n is not None
         steps = case.T
         model = integer(spiking(network, case.n), backend=name)
+        if model.waits:  # what is read behind the last step
+            return lambda images: model(images, steps)
         return lambda images: model.run(images, steps).logits
 
     return prepare
@@ -79,6 +81,15 @@ CONTENDERS = (
         _missing("native"),
         binary=True,
         reference=_prepare(REFERENCE, Network.binary),
+    ),
+    Contender(
+        "integer_native_radix",
+        ContenderKind.INTEGER,
+        "the same in digits, one a step: layers wait for T steps and work once",
+        _prepare("native", Network.radix),
+        _missing("native"),
+        digits=True,
+        reference=_prepare(REFERENCE, Network.radix),
     ),
     _backend("compile", "integer network in float containers, torch.compile"),
     _backend("torch", "integer network in float containers, plain torch: the reference"),

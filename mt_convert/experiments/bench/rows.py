@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import CheckpointError
+from ...system.plain_data import as_type
 
 SCHEMA = "mt_convert.benchmark/1"
 
@@ -110,7 +111,8 @@ def benchmark_from_json(stored: Any) -> Benchmark:
         raise CheckpointError(f"a row of the benchmark is not whole: {error}") from error
     if len({row.setting for row in rows}) < len(rows):
         raise CheckpointError("rows of the benchmark stand there twice: measure them again")
-    return Benchmark(rows, absent, stored.get("machine", {}), stored.get("networks", {}))
+    networks = as_type(dict[str, dict[str, Any]], stored.get("networks", {}))
+    return Benchmark(rows, absent, as_type(dict[str, Any], stored.get("machine", {})), networks)
 
 
 def merge(parts: Iterable[Benchmark]) -> Benchmark:
@@ -125,4 +127,10 @@ def merge(parts: Iterable[Benchmark]) -> Benchmark:
 def _row_from(kind: Any, stored: Mapping[str, Any]) -> Any:
     """A row from its columns; those of later versions are passed over."""
     names = [item.name for item in dataclasses.fields(kind)]
-    return kind(**{name: stored[name] for name in names if name in stored})
+    columns = {name: stored[name] for name in names if name in stored}
+    try:
+        return as_type(kind, columns)
+    except CheckpointError as error:
+        if "impossible" in error.headline:
+            raise
+        raise CheckpointError(f"a row of the benchmark is not whole: {error}") from error

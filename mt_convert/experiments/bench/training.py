@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from ...errors import CheckpointError
 from ...system.devices import compile_options
+from ...system.plain_data import as_type
 from ...system.progress import progress
 from ...system.storage import atomic, read_json, write_json
 from ...training.algorithm import Backpropagation, Lesson
@@ -98,8 +99,8 @@ def training_speed_from_json(stored: Any) -> TrainingSpeed:
     if not isinstance(stored, dict) or stored.get("schema") != SCHEMA:
         raise CheckpointError(f"not a file of training speeds: its schema must be {SCHEMA}")
     try:
-        rows = tuple(TrainingRow(**row) for row in stored["rows"])
-        absent = tuple(NotTrained(**item) for item in stored["absent"])
+        rows = tuple(as_type(TrainingRow, row) for row in stored["rows"])
+        absent = tuple(as_type(NotTrained, item) for item in stored["absent"])
         return TrainingSpeed(rows, absent, stored["threads"], stored["device"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"training speeds: {error}; make the file again") from error
@@ -188,7 +189,7 @@ def step_of(network: Network, way: Way) -> Callable[[Tensor], None]:
                     network=called,
                     images=images,
                     loss=lambda logits: F.cross_entropy(logits.float(), labels),
-                    backward=lambda loss: loss.backward(),  # type: ignore[no-untyped-call]
+                    backward=lambda loss: loss.backward(),
                     update=lambda: None,
                     time_steps=way.T or 1,
                 )
@@ -312,7 +313,7 @@ def publish(speeds: Sequence[TrainingSpeed], out: Path, head: str = HEAD) -> Tra
 
 def read(out: Path) -> TrainingSpeed:
     """What `publish` wrote."""
-    return training_speed_from_json(read_json(out / "training.json"))
+    return read_json(out / "training.json", training_speed_from_json)
 
 
 def _missing(speed: TrainingSpeed) -> Iterator[str]:

@@ -59,6 +59,20 @@ def summary(table: Table) -> list[str]:
         "at T = 1.",
         f"{fed} of {len(converted)} converted architectures have 95 % or more of their MACs fed by "
         "spikes.",
+        *_in_digits(converted),
+    ]
+
+
+def _in_digits(converted: list[CoverageRow]) -> list[str]:
+    """How many are exact in digits with one threshold, where that was tried."""
+    tried = [row for row in converted if row.radix_exact is not None]
+    steps = sorted({row.radix_steps for row in tried if row.radix_steps is not None})
+    if not tried:
+        return []
+    exact = sum(row.radix_exact is True for row in tried)
+    return [
+        f"{exact} of {len(tried)} converted architectures are exact in digits with one threshold, "
+        f"in windows of T = {', '.join(map(str, steps))}."
     ]
 
 
@@ -71,16 +85,27 @@ def _of(part: int, whole: int, what: str = "families") -> str:
 def show(table: Table, console: Console) -> None:
     """The rows, then the summary, on a terminal."""
     grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("architecture", "size", "neurons", "spike-fed", "exact", "settles", "seconds"):
+    heads = (
+        "architecture",
+        "size",
+        "neurons",
+        "spike-fed",
+        "exact",
+        "settles",
+        "digits",
+        "seconds",
+    )
+    for name in heads:
         grid.add_column(name, justify="left" if name == "architecture" else "right", no_wrap=True)
     for row in table.rows:
         if row.converted:
             share = f"{_percent(row.spike_fed_mac_share)} %"
             cells = [_number(row.spiking_layers), share, _yes(row.exact_t1)]
             cells.append("–" if row.settling_t is None else f"T = {row.settling_t}")
+            cells.append(f"T = {row.radix_steps}" if row.radix_exact else _yes(row.radix_exact))
             style = "green" if row.proven else "red"
         else:
-            cells, style = ["not converted", "", "", ""], "red"
+            cells, style = ["not converted", "", "", "", ""], "red"
         size, seconds = _number(row.input_size), f"{row.seconds:.0f}"
         grid.add_row(row.architecture, size, *cells, seconds, style=style)
     console.print(grid)
@@ -95,6 +120,7 @@ def page(table: Table) -> str:
     """The whole page: summary, how it was measured, families, failures, what spikes do not feed."""
     rows = table.rows
     inexact = [row for row in rows if row.converted and not row.exact_t1]
+    no_digits = [row for row in rows if row.radix_exact is False]
     restless = [row for row in rows if row.proven and row.settling_t is None]
     low = [row for row in rows if row.converted and (row.spike_fed_mac_share or 0) < ENOUGH]
     parts = [
@@ -116,6 +142,7 @@ def page(table: Table) -> str:
         *_list_reasons(
             restless, lambda row: f"n = {row.thresholds}: not within {row.time_steps} steps"
         ),
+        *_digit_section(no_digits),
         "\n## Less than 95 % of MACs fed by spikes\n",
         *_list_reasons(low, _unfed_text),
         "\n## Analog operators\n",
@@ -123,6 +150,14 @@ def page(table: Table) -> str:
         "",
     ]
     return "\n".join(parts)
+
+
+def _digit_section(rows: list[CoverageRow]) -> list[str]:
+    """What is not exact in windows of digits, if anything is not."""
+    if not rows:
+        return []
+    named = _list_reasons(rows, lambda row: "differs: " + ", ".join(row.radix_differs[:5]))
+    return ["\n## Not exact in digits\n", *named]
 
 
 def _how(table: Table) -> str:
@@ -220,18 +255,22 @@ def _analog(rows: Sequence[CoverageRow]) -> list[str]:
 
 def architectures_page(table: Table) -> str:
     """One line for each architecture."""
+    known = any(row.radix_exact is not None for row in table.rows)
+    head, rule = ("exact in digits | ", " --- |") if known else ("", "")
     lines = [
         "# All architectures tried\n",
         "| architecture | family | parameters | size | converted | spiking layers | "
-        "spike-fed MACs % | exact at T = 1 | settles at T | seconds |",
-        "| --- | --- | ---: | ---: | --- | ---: | ---: | --- | ---: | ---: |",
+        f"spike-fed MACs % | exact at T = 1 | settles at T | {head}seconds |",
+        f"| --- | --- | ---: | ---: | --- | ---: | ---: | --- | ---: |{rule} ---: |",
     ]
     for row in table.rows:
         lines.append(
             f"| {row.architecture} | {row.family} | {_number(row.params)} | "
             f"{_number(row.input_size)} | {_yes(row.converted)} | {row.spiking_layers} | "
             f"{_percent(row.spike_fed_mac_share)} | {_yes(row.exact_t1)} | "
-            f"{_number(row.settling_t)} | {row.seconds:.0f} |"
+            f"{_number(row.settling_t)} | "
+            + (f"{_yes(row.radix_exact)} | " if known else "")
+            + f"{row.seconds:.0f} |"
         )
     return "\n".join([*lines, ""])
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CheckpointError
-from ...system.storage import read_json
+from ...system.plain_data import as_type
+from ...system.storage import read_json, reading
 
 SCHEMA = "mt_convert.coverage/1"
 
@@ -45,6 +46,8 @@ class CoverageRow:
         or product that spikes do not feed; ``exact_t1``: is T = 1 bit-equal to the quantized
         network; ``settling_t``: with ``thresholds`` < L signed thresholds, the step from which on
         everything is (None: not within ``time_steps``); ``differs`` the layers that are not exact;
+        ``radix_exact``: are windows of digits with one threshold, ``radix_steps`` long, bit-equal
+        too, else ``radix_differs`` (None: tried before there were digits);
         ``silent_layers`` layers of neurons that emitted nothing on the
         images tried; ``memory`` the largest seen, in MiB.
 
@@ -70,6 +73,9 @@ class CoverageRow:
     thresholds: int | None = None
     time_steps: int | None = None
     differs: list[str] = field(default_factory=list)
+    radix_exact: bool | None = None
+    radix_steps: int | None = None
+    radix_differs: list[str] = field(default_factory=list)
     seconds: float = 0.0
     memory: int | None = None
     error: str | None = None
@@ -86,8 +92,8 @@ class CoverageRow:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CoverageRow:
         """The row that `to_json` described; columns that are not known are passed over."""
-        names = {item.name for item in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in data.items() if name in names})
+        row: CoverageRow = as_type(cls, data)
+        return row
 
 
 @dataclass(frozen=True)
@@ -130,11 +136,10 @@ def read_table(path: str | Path) -> Table:
     stored = read_json(path)
     if not isinstance(stored, Mapping) or stored.get("schema") != SCHEMA:
         raise CheckpointError(f"{path} is no table of a sweep: its schema must be {SCHEMA}")
-    try:
+    with reading(path):
         rows = tuple(map(CoverageRow.from_json, stored["rows"]))
-        return Table(dict(stored["settings"]), dict(stored["known"]), rows)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}): make it again") from error
+        settings = as_type(dict[str, Any], stored["settings"])
+        return Table(settings, as_type(dict[str, int], stored["known"]), rows)
 
 
 def one_line(texts: Iterable[str], limit: int = 300) -> str:

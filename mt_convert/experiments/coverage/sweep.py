@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Any
 
 from ...errors import CheckpointError, Fault, SpecError
 from ...system.bounded import Limits, Outcome, Task, run_bounded
+from ...system.plain_data import as_type
 from ...system.progress import progress
-from ...system.storage import read_json, write_json
+from ...system.storage import read_json, reading, write_json
 from .registry import Architecture, choose, count_parameters, families, matching, parameter_counts
 from .rows import CoverageRow, Settings, Table
 from .trial import trial
@@ -77,7 +79,10 @@ def _sizes(sweep: Sweep, names_of: Mapping[str, Sequence[str]]) -> dict[str, int
     """Parameters of each architecture of families with more than one."""
     path, version = sweep.out / "sizes.json", importlib.metadata.version("timm")
     stored = _read_object(path)
-    counted = stored["params"] if stored.get("timm") == version else {}
+    counted = {}
+    if stored.get("timm") == version:
+        with reading(path):
+            counted = as_type(dict[str, int | None], stored["params"])
     counts: dict[str, int | None] = {**parameter_counts(), **counted}
     tasks = [
         Task(family, count_parameters, (unknown,), sweep.out / "logs" / f"sizes_{family}.txt")
@@ -132,11 +137,11 @@ def stored_rows(sweep: Sweep) -> dict[str, CoverageRow]:
     """The rows of these settings that the folder holds."""
     settings = sweep.describe_row()
     entries = [_read_object(path) for path in sorted((sweep.out / "rows").glob("*.json"))]
-    rows = [
-        CoverageRow.from_json(entry["row"])
-        for entry in entries
-        if entry.get("settings") == settings and entry.get("row")
-    ]
+    rows = []
+    for entry in entries:
+        if entry.get("settings") == settings and entry.get("row"):
+            with suppress(CheckpointError):  # a damaged row is made again
+                rows.append(CoverageRow.from_json(entry["row"]))
     return {row.architecture: row for row in rows}
 
 

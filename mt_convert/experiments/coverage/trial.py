@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...errors import MTConvertError, error_line
 from ...evaluation.energy.macs import count_macs, spike_fed_share
-from ...quantization.quantize import quantize
+from ...neurons.ladder import Radix
+from ...quantization.quantize import QuantizedModel, levels_of, quantize
 from ...quantization.spec import QuantSpec
 from ...spiking.convert import convert
 from ...spiking.model import SpikingModel
@@ -72,7 +73,27 @@ def _try(architecture: Architecture, settings: Settings, tell: Any) -> None:
         time_steps=verdict.time_steps,
         differs=list(verdict.differs),
     )
-    tell("ending", **_count(snn), silent_layers=_silent(snn, built.images))
+    tell("digits")
+    digits = _try_digits(qann, built.images)
+    tell("ending", **digits, **_count(snn), silent_layers=_silent(snn, built.images))
+
+
+def _try_digits(qann: QuantizedModel, images: Tensor) -> dict[str, Any]:
+    """Digits with one threshold, in windows: bit-equal to the quantized network?"""
+    snn = convert(qann, ladder=Radix(1), whole_window=True)
+    latency = snn.report.latency
+    assert latency is not None
+    assert latency.steps is not None
+    with levels_of(qann) as expected, torch.no_grad():
+        logits = qann(images)
+    run = simulate(snn, images, time_steps=latency.steps)
+    differs = [name for name in expected if not torch.equal(run.totals[name], expected[name])]
+    differs += [] if torch.equal(run.logits[-1], logits) else ["logits"]
+    return {
+        "radix_exact": not differs,
+        "radix_steps": latency.steps,
+        "radix_differs": sorted(differs),
+    }
 
 
 def _count(snn: SpikingModel) -> dict[str, Any]:

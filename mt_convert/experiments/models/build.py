@@ -6,7 +6,7 @@ Importing this module adds the networks of `cifar` to timm's registry.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...errors import CheckpointError, Fault, SpecError, did_you_mean, many, near_names
 from ...system.foreign_weights import ForeignWeights, load_foreign
 from ...system.progress import notice
-from ...system.storage import load_tensors
+from ...system.storage import load_tensors, reading
 from . import cifar as _registered  # noqa: F401
 from . import code
 
@@ -40,9 +40,10 @@ class ModelSpec:
     (``state_dict_ema`` and the like), as timm does; a wrapper's prefix before all names is removed.
     ``kwargs`` go to the network's constructor. ``architecture`` may be ``file.py:Name``, a class or
     function of a file of yours, and ``import_`` (in recipes ``import``) a file that registers
-    networks with timm: files that are run as code, and kept by a run. ``from_run`` is the folder of
-    a run whose trained quantized network the quantization starts from, in a chain of widths; the
-    float network is not touched by it.
+    networks with timm: files that are run as code, and kept by a run. ``rows`` are the rows of the
+    weights' head that become its ``classes``: ten of ImageNet's thousand, for images of ten.
+    ``from_run`` is the folder of a run whose trained quantized network the quantization starts
+    from, in a chain of widths; the float network is not touched by it.
 
     Example:
         >>> ModelSpec("resnet20_cifar", classes=10).channels
@@ -57,8 +58,10 @@ class ModelSpec:
     kwargs: dict[str, Any] = field(default_factory=dict)
     from_run: str | None = None
     import_: Annotated[str | None, Field(alias="import")] = None
+    rows: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        self._check_rows()
         for name in ("classes", "channels"):
             if getattr(self, name) < 1:
                 raise SpecError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
@@ -71,6 +74,23 @@ class ModelSpec:
         ]
         if faults:
             raise SpecError(f"{many(faults, 'kwarg is', 'kwargs are')} not the network's", faults)
+
+    def _check_rows(self) -> None:
+        """Raise unless the rows can be taken from a head."""
+        if self.rows is None:
+            return
+        object.__setattr__(self, "rows", tuple(self.rows))
+        faults = []
+        if len(self.rows) != self.classes:
+            what = f"are {len(self.rows)}, classes is {self.classes}"
+            faults.append(Fault("rows", what, "name one row of the head for each class"))
+        if len(set(self.rows)) < len(self.rows) or any(row < 0 for row in self.rows):
+            faults.append(Fault("rows", str(list(self.rows)), "allowed: each row once, from 0"))
+        if self.checkpoint is None and not self.pretrained:
+            hint = "set checkpoint=FILE or pretrained=true, or leave rows out"
+            faults.append(Fault("rows", "of weights that are not loaded", hint))
+        if faults:
+            raise SpecError("no rows of a head can be taken", faults)
 
     @property
     def code_files(self) -> dict[str, str]:
@@ -139,7 +159,11 @@ def build_described(
     spec = _for_size(spec, image_size)
     if spec.checkpoint is None:
         source = "the hub" if spec.pretrained else f"drawn from seed {seed}"
-        model = _create(spec, pretrained=spec.pretrained, seed=seed)
+        model = _create(spec, pretrained=spec.pretrained and spec.rows is None, seed=seed)
+        if spec.rows is not None:
+            whole = _create(spec, pretrained=True, seed=seed, own_head=True)
+            model.load_state_dict(_take_rows(model, whole.state_dict(), spec.rows, source))
+            return model, {"weights": source, "rows": list(spec.rows)}
         return model, {"weights": source}
     return _with_weights(_create(spec, pretrained=False, seed=seed), spec)
 
@@ -173,10 +197,45 @@ def _with_weights(model: nn.Module, spec: ModelSpec) -> tuple[nn.Module, dict[st
         weights = weights.named_as(model.state_dict())
     except CheckpointError as error:
         raise CheckpointError(f"{spec.checkpoint} {error}") from error
+    if spec.rows is not None:
+        tensors = _take_rows(model, weights.tensors, spec.rows, str(spec.checkpoint))
+        weights = replace(weights, tensors=tensors)
     _load_(model, weights, spec)
     if weights.taken or weights.prefix or weights.left_out:
         notice(f"{spec.checkpoint}: {weights}")
-    return model, {"weights": spec.checkpoint, **weights.to_json()}
+    rows = {} if spec.rows is None else {"rows": list(spec.rows)}
+    return model, {"weights": spec.checkpoint, **rows, **weights.to_json()}
+
+
+def _take_rows(
+    model: nn.Module, tensors: Mapping[str, Tensor], rows: Sequence[int], where: str
+) -> dict[str, Tensor]:
+    """The tensors with these rows of the head alone, the head being what timm calls classifier.
+
+    Raises:
+        CheckpointError: the head has fewer rows, or there is none.
+    """
+    heads = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    own = model.state_dict()
+    names = [
+        name
+        for name in tensors
+        if name in own and any(name.startswith(f"{head}.") for head in heads)
+        if tensors[name].dim() == own[name].dim() and len(own[name]) == len(rows)
+    ]
+    faults = [
+        Fault("model.rows", f"holds row {row}", f"{name} has {len(tensors[name])} rows, from 0")
+        for name in names
+        for row in rows
+        if row >= len(tensors[name])
+    ]
+    if faults or not names:
+        what = f"{where} has no head of which rows could be taken"
+        raise CheckpointError(what if not names else f"{where} has a smaller head", faults[:20])
+    return {
+        name: tensor[list(rows)] if name in names else tensor for name, tensor in tensors.items()
+    }
 
 
 def weights_path(spec: ModelSpec) -> str | None:
@@ -230,16 +289,18 @@ def _for_size(spec: ModelSpec, image_size: int | None) -> ModelSpec:
     return replace(spec, kwargs={"img_size": image_size, **spec.kwargs})
 
 
-def _create(spec: ModelSpec, *, pretrained: bool, seed: int) -> nn.Module:
-    """The network from timm, without touching the caller's random state."""
+def _create(spec: ModelSpec, *, pretrained: bool, seed: int, own_head: bool = False) -> nn.Module:
+    """The network from timm, without touching the caller's random state; ``own_head``: with as many
+    classes as its weights have."""
+    classes = {} if own_head else {"num_classes": spec.classes}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         try:
             return timm.create_model(
                 spec.architecture,
                 pretrained=pretrained,
-                num_classes=spec.classes,
                 in_chans=spec.channels,
+                **classes,
                 **spec.kwargs,
             )
         except TypeError as error:
@@ -331,9 +392,12 @@ def load_ann(spec: ModelSpec, image_size: int, folder: Path) -> nn.Module:
         spec,
         checkpoint=None,
         pretrained=False,
+        rows=None,
         import_=kept.get("import.py"),
         architecture=f"{kept['architecture.py']}:{own[1]}" if own else spec.architecture,
     )
     ann = build(fresh, image_size=image_size, given=False)
-    ann.load_state_dict(load_tensors(folder / "model.safetensors"))
+    path = folder / "model.safetensors"
+    with reading(path):
+        ann.load_state_dict(load_tensors(path))
     return ann.eval()

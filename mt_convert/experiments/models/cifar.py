@@ -126,7 +126,8 @@ class CifarVGG(nn.Module):
     """Groups of 3x3 convolutions with batch norm, a max-pool behind each, one linear layer.
 
     ``plan`` holds channels and convolutions of each group, VGG-16's by default;
-    ``stem_stride`` is the stride of the first convolution.
+    ``stem_stride`` is the stride of the first convolution. Without ``norm`` convolutions have a
+    bias instead; ``average`` pools by the mean.
 
     Shapes: images ``[batch, in_chans, H, W]`` with H and W of at least 2 to the number of groups.
     Source: Simonyan and Zisserman 2015, configuration D, with one linear layer in place of three.
@@ -139,6 +140,8 @@ class CifarVGG(nn.Module):
         drop_rate: float = 0.0,
         plan: Sequence[tuple[int, int]] = _VGG16,
         stem_stride: int = 1,
+        norm: bool = True,
+        average: bool = False,
     ) -> None:
         super().__init__()
         width = plan[-1][0]
@@ -147,9 +150,12 @@ class CifarVGG(nn.Module):
         width, stride = in_chans, stem_stride
         for outputs, repeats in plan:
             for _ in range(repeats):
-                layers += [_conv3x3(width, outputs, stride), nn.BatchNorm2d(outputs), nn.ReLU()]
+                conv = _conv3x3(width, outputs, stride)
+                if not norm:
+                    conv.bias = nn.Parameter(torch.zeros(outputs))
+                layers += [conv, *([nn.BatchNorm2d(outputs)] * norm), nn.ReLU()]
                 width, stride = outputs, 1
-            layers.append(nn.MaxPool2d(2))
+            layers.append(nn.AvgPool2d(2) if average else nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         self.global_pool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(width, num_classes)

@@ -7,25 +7,41 @@ Blocks *are* the frozen dataclasses of the verbs (`ModelSpec`, `DataSpec`, `Quan
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import BaseModel, Field
 
-from ...calibration.text import name_of, parse
 from ...data import DataSpec
 from ...errors import Fault, RecipeError
 from ...evaluation.peers.converters import PEERS
-from ...evaluation.settings import METHODS, PeerSetting, Setting, iso_level, with_calibration
-from ...neurons.ladder import Firing, Uniform
-from ...quantization.spec import QuantSpec
+from ...evaluation.settings import (
+    METHODS,
+    PeerSetting,
+    Setting,
+    iso_level,
+    radix_level,
+    with_calibration,
+    with_own_thresholds,
+)
+from ...neurons.ladder import LADDERS, Firing, Ladder, Radix, Uniform
+from ...quantization.spec import QuantSpec, Spacing
 from ...spiking.presentation import Presentation
 from ...training.spec import TrainSpec
 from ..models.build import ModelSpec, model_faults
-from .finetune_job import FinetuneBlock, fill_training
+from .bounds import argument_faults
+from .feasibility import network_faults, training_faults
+from .finetune_job import (
+    CONVERSION_KEYS,
+    CalibrateBlock,
+    CalibrationText,
+    FinetuneBlock,
+    FinetuneJob,
+    fill_training,
+)
 from .validation import (
     STRICT,
     Count,
@@ -36,9 +52,7 @@ from .validation import (
     read,
     tree_of,
 )
-from .yaml_tree import Tree, override, to_dotted
-
-CalibrationText = Annotated[str, AfterValidator(lambda text: name_of(parse(text)))]
+from .yaml_tree import Path, Tree, override, to_dotted
 
 
 @dataclass(frozen=True)
@@ -54,20 +68,36 @@ class QuantizeBlock(QuantSpec):
 
 
 class ConvertBlock(BaseModel):
-    """The spiking network that is stored: null thresholds mean L, exact in a single step."""
+    """The spiking network that is stored. Null thresholds mean as many as are exact in a single
+    step: L, or the bits of L where ``ladder`` is binary or power_of_two; of a radix ladder one, a
+    bit a step. ``whole_window`` null: only where the ladder needs it, which a radix ladder does.
+    """
 
     model_config = STRICT
     presentation: Presentation = Presentation.ONCE
     thresholds: Count | None = None
     firing: Firing | None = None
     signed: bool = False
-    whole_window: bool = False
+    whole_window: bool | None = None
+    ladder: Literal[(*LADDERS,)] = "uniform"  # type: ignore[valid-type]
+
+    @property
+    def waits(self) -> bool:
+        """Whether layers wait for their whole window."""
+        return self.ladder == Radix.kind if self.whole_window is None else self.whole_window
+
+    def ladder_for(self, levels: int) -> Ladder | None:
+        """The ladder, None for as many equal thresholds as each layer has levels."""
+        if self.ladder == Uniform.kind and self.thresholds is None:
+            return None
+        usual = 1 if self.ladder == Radix.kind else levels.bit_length()
+        return LADDERS[self.ladder](usual if self.thresholds is None else self.thresholds)
 
 
 class EvaluateBlock(BaseModel):
     """The rows of the table: every combination of these lists, and with ``iso_level`` the rows
-    {n=1, T=L}, {n=L, T=1} and between, presented in every step. ``images`` null means all, else
-    the first of a seeded order.
+    {n=1, T=L}, {n=L, T=1} and between, presented in every step, and those of digits with
+    (n + 1)^T = L + 1. ``images`` null means all, else the first of a seeded order.
 
     ``methods`` names known methods (`settings.METHODS`, `peers.PEERS`) in place of combinations;
     ``calibrations`` such as "none" or "mse+membrane_mean" are each applied to all of them, for the
@@ -90,8 +120,16 @@ class EvaluateBlock(BaseModel):
     calibrated_for: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     data: tuple[DataSpec, ...] = ()
 
-    def settings(self, levels: int) -> list[Setting | PeerSetting]:
-        """The combinations of the block, then iso-level rows, then peers."""
+    def settings(
+        self, levels: int, spacing: Spacing = Spacing.EQUAL
+    ) -> list[Setting | PeerSetting]:
+        """The combinations of the block, then iso-level rows, then peers; of a network with learned
+        thresholds those that it allows, with its own."""
+        every = self._combinations(levels)
+        return every if spacing is Spacing.EQUAL else with_own_thresholds(every, levels)
+
+    def _combinations(self, levels: int) -> list[Setting | PeerSetting]:
+        """What the block says, whatever network it is for."""
         plain = [
             Setting(
                 Uniform(n), self.time_steps, mode, signed, presentation, whole_window=whole_window
@@ -112,7 +150,7 @@ class EvaluateBlock(BaseModel):
             for setting in plain
             for setting in with_calibration(setting, text, self.calibrated_for)
         ]
-        rows += iso_level(levels) if self.iso_level else []
+        rows += [*iso_level(levels), *radix_level(levels)] if self.iso_level else []
         peers = (name for name in self.methods if name in PEERS)
         return [*rows, *(PeerSetting(name, self.time_steps) for name in peers)]
 
@@ -123,8 +161,9 @@ class Recipe(BaseModel):
     ``seed`` draws untrained weights and is the seed of all trainings that name none;
     the split of the images has its own, ``data.seed``. ``ann`` null: no training before
     quantization; ``train`` null: calibration alone. ``control``: the float network is trained by
-    the same ``train`` block, and its accuracy stands in every row. ``finetune`` null: the converted
-    network as it is.
+    the same ``train`` block, and its accuracy stands in every row. ``calibrate`` and ``finetune``
+    null: the converted network as it is; with both, the calibrated network is fine-tuned, and what
+    ``finetune`` does not say of its conversion is that of ``calibrate``.
     """
 
     model_config = STRICT
@@ -138,7 +177,23 @@ class Recipe(BaseModel):
     control: bool = False
     convert: ConvertBlock = ConvertBlock()
     evaluate: EvaluateBlock = EvaluateBlock()
+    calibrate: CalibrateBlock | None = None
     finetune: FinetuneBlock | None = None
+
+    def settings(self) -> list[Setting | PeerSetting]:
+        """The rows that its evaluation asks for and its network allows."""
+        return self.evaluate.settings(self.quantize.levels, self.quantize.spacing)
+
+    def calibrated_setting(self) -> Setting:
+        """The network of its ``calibrate`` block."""
+        assert self.calibrate is not None
+        return self.calibrate.setting(self.quantize.levels, self.quantize.spacing)
+
+    def finetune_job(self) -> FinetuneJob:
+        """Its fine-tuning, which starts from the calibrated network where there is one."""
+        assert self.finetune is not None
+        job = self.finetune.job(self.quantize.levels, self.quantize.spacing)
+        return job if self.calibrate is None else replace(job, setting=self.calibrated_setting())
 
 
 def load_recipe(
@@ -209,8 +264,15 @@ def dump(recipe: BaseModel) -> str:
 
 def faults_here(recipe: Recipe) -> list[Fault]:
     """What this machine lacks to run the recipe: files, folders, architectures unknown to timm."""
+    trainings = {
+        "ann": recipe.ann,
+        "train": recipe.train,
+        "finetune.train": None if recipe.finetune is None else recipe.finetune.train,
+    }
     return missing_inputs(
         recipe.model,
+        (recipe.data.channels, recipe.data.image_size),
+        trainings,
         {
             "model.checkpoint": recipe.model.checkpoint,
             "model.from_run": recipe.model.from_run,
@@ -226,14 +288,25 @@ def class_map_file(data: DataSpec) -> str | None:
     return data.class_map if isinstance(data.class_map, str) else None
 
 
-def missing_inputs(model: ModelSpec, files: Mapping[str, str | None]) -> list[Fault]:
-    """Which of these files and folders are not here, and whether timm knows the architecture."""
+def missing_inputs(
+    model: ModelSpec,
+    image: tuple[int, int],
+    trainings: Mapping[str, TrainSpec | None],
+    files: Mapping[str, str | None],
+) -> list[Fault]:
+    """Which of these files and folders are not here, and whether timm knows the architecture; then
+    whether the network takes images of so many channels and pixels, and optimizers their values."""
     faults = [
         Fault(key, f"{value} is not here", f"put it there, or give {key}=PATH")
         for key, value in files.items()
         if value is not None and not FilePath(value).exists()
     ]
-    return [*model_faults(model), *faults]
+    faults = [*model_faults(model), *faults]
+    if not model.code_files:  # whose networks name their arguments themselves
+        faults += argument_faults(model.architecture, model.kwargs)
+    for block, spec in trainings.items():
+        faults += training_faults(block, spec)
+    return faults or network_faults(model, *image)
 
 
 def _fill_seeds(tree: Tree) -> Tree:
@@ -241,6 +314,10 @@ def _fill_seeds(tree: Tree) -> Tree:
     blocks = fill_seeds(tree, ("ann", "train"))
     if "finetune" in tree.value:
         blocks["finetune"] = fill_training(tree.value["finetune"], tree.value.get("seed", 0))
+        calibrate = tree.value.get("calibrate")
+        if isinstance(calibrate, dict) and isinstance(blocks["finetune"], dict):
+            shared = {key: calibrate[key] for key in CONVERSION_KEYS if key in calibrate}
+            blocks["finetune"] = {**shared, **blocks["finetune"]}
     return replace(tree, value={**tree.value, **blocks})
 
 
@@ -262,15 +339,80 @@ def _mismatches(recipe: Recipe, tree: Tree) -> list[Fault]:
             for name in ("image_size", "channels")
             if getattr(data, name) != getattr(recipe.data, name)
         ]
+    faults += _digit_faults(recipe.convert, tree)
     if recipe.model.from_run is not None and recipe.quantize.checkpoint is not None:
         where = f"{tree.place(('model', 'from_run'))}  model.from_run"
         what, hint = "and quantize.checkpoint both name a start", "leave one of them out"
         faults.append(Fault(where, what, hint))
+    faults += _spacing_faults(recipe, tree)
+    faults += _chain_faults(recipe, tree)
     if recipe.control and recipe.train is None:
         where = f"{tree.place(('control',))}  control"
         hint = "the control arm is trained by the train block: give one, or set control: false"
         faults.append(Fault(where, "is true, but nothing is trained", hint))
     return [*disagreements(tree, recipe.model, expected, "data"), *faults]
+
+
+def _chain_faults(recipe: Recipe, tree: Tree) -> Iterator[Fault]:
+    """Where fine-tuning asks for another network than the calibrated one that it starts from."""
+    if recipe.calibrate is None or recipe.finetune is None:
+        return
+    for key in CONVERSION_KEYS:
+        own, other = getattr(recipe.finetune, key), getattr(recipe.calibrate, key)
+        if own != other:
+            where = f"{tree.place(('finetune', key))}  finetune.{key}"
+            what = f"is {own}, but calibrate.{key} is {other}"
+            yield Fault(where, what, "fine-tuning starts from the calibrated network: leave it out")
+
+
+def _spacing_faults(recipe: Recipe, tree: Tree) -> Iterator[Fault]:
+    """What does not go with learned thresholds, all of which fire in parallel, in one window."""
+    if recipe.quantize.spacing is Spacing.EQUAL:
+        return
+    asked: dict[Path, tuple[object, object, str]] = {}
+    for block in ("convert", "calibrate", "finetune"):
+        part = getattr(recipe, block)
+        if part is not None:
+            asked |= {
+                (block, "thresholds"): (part.thresholds, None, "its own are learned: write null"),
+                (block, "firing"): (part.firing, Firing.PARALLEL, "write parallel, or null"),
+                (block, "presentation"): (part.presentation, Presentation.ONCE, "write once"),
+            }
+    if recipe.finetune is not None:
+        hint = "it moves no threshold: write null, or quantize.spacing=equal"
+        surrogate = recipe.finetune.surrogate
+        bad = surrogate in ("straight_through", "stdb")
+        asked["finetune", "surrogate"] = (surrogate, surrogate if not bad else None, hint)
+        asked["finetune", "detach_reset"] = (recipe.finetune.detach_reset, True, "write true")
+        if recipe.finetune.algorithm in ("dsr", "tandem"):
+            passing = "thresholds" in recipe.finetune.learns
+            hint = f"{recipe.finetune.algorithm} passes nothing to them: write [weights]"
+            learns = "thresholds" if passing else None
+            asked["finetune", "learns"] = (learns, None, hint)
+    for path, (value, allowed, hint) in asked.items():
+        if value not in (None, allowed):
+            where = f"{tree.place(path)}  {to_dotted(path)}"
+            yield Fault(where, f"is {str(value).lower()}, and quantize.spacing is learned", hint)
+    if not recipe.settings():
+        where = f"{tree.place(('evaluate',))}  evaluate"
+        what = "asks for nothing that goes with quantize.spacing learned"
+        yield Fault(where, what, "let modes have parallel, presentations once; methods mt_signed")
+
+
+def _digit_faults(block: ConvertBlock, tree: Tree) -> list[Fault]:
+    """What a radix ladder does not go with."""
+    if block.ladder != Radix.kind:
+        return []
+    where = f"{tree.place(('convert', 'ladder'))}  convert.ladder"
+    checks = (
+        (not block.waits, "and convert.whole_window false", "a level has digits once complete"),
+        (
+            block.presentation is Presentation.EVERY_STEP,
+            "and convert.presentation every_step",
+            "steps are worth different amounts: present the image once",
+        ),
+    )
+    return [Fault(where, f"is radix, {what}", hint) for wrong, what, hint in checks if wrong]
 
 
 CONVERSION = RecipeType(Recipe, _fill_seeds, _mismatches)

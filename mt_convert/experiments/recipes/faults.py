@@ -144,11 +144,17 @@ def _all_keys(kind: Any, path: Path = ()) -> Iterator[Path]:
 def _at(kind: Any, path: Path) -> Any:
     """The type at ``path``, or None where types do not tell."""
     for part in path:
-        kind = _item(kind) if isinstance(part, int) else keys_of(kind).get(part)
+        kind = item_of(kind) if isinstance(part, int) else keys_of(kind).get(part)
     return kind
 
 
-def _item(kind: Any) -> Any:
+def fault_at(path: Path, value: Any, hint: str, tree: Tree) -> Fault:
+    """A fault of the value at a path, with the line where it was set."""
+    return _fault(path, f"is {_short(value)}", hint, tree)
+
+
+def item_of(kind: Any) -> Any:
+    """The type of the items of a list."""
     return next(iter(typing.get_args(_bare(kind))), None)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, model_validator
+from pydantic import AfterValidator, BaseModel, model_validator
 
+from ...calibration.text import name_of, parse
 from ...errors import Fault, SpecError, many
-from ...evaluation.settings import Setting
+from ...evaluation.settings import OwnThresholds, Setting
 from ...neurons.ladder import Firing, Uniform
+from ...quantization.spec import Spacing
 from ...spiking.presentation import Presentation
 from ...training.finetune.finetune import FinetuneSpec
 from ...training.finetune.neuron import TrainableParts
@@ -17,6 +19,7 @@ from ...training.gradients import ALGORITHMS, SURROGATES
 from ...training.spec import TrainSpec
 from .validation import STRICT, Count
 
+CalibrationText = Annotated[str, AfterValidator(lambda text: name_of(parse(text)))]
 PARTS = ("weights", "thresholds", "potentials", "leaks")
 TEACHERS = ("ann", "qann")
 
@@ -44,6 +47,7 @@ class FinetuneJob:
     learns: tuple[str, ...] = ("weights", "thresholds")
     teacher: str = "qann"
     detach_reset: bool = True
+    progressive: bool = False
 
     def __post_init__(self) -> None:
         allowed = {
@@ -57,6 +61,15 @@ class FinetuneJob:
             for where, (value, choices) in allowed.items()
             if value not in choices
         ]
+        if self.progressive and self.algorithm != "tandem":
+            hint = "layer by layer is for algorithm tandem"
+            faults.append(Fault("progressive", "true", hint))
+        if self.progressive and self.train.patience is None:
+            hint = "set train.patience to some epochs (the original has 6), which end a stage"
+            faults.append(Fault("progressive", "true", hint))
+        if self.progressive and self.learns != ("weights",):
+            hint = "write learns: [weights]: thresholds are set as a layer's turn comes"
+            faults.append(Fault("progressive", "true", hint))
         if len(self.setting.time_steps) != 1:
             steps = ", ".join(map(str, self.setting.time_steps))
             faults.append(Fault("time_steps", steps, "allowed: one number of steps to learn for"))
@@ -78,6 +91,57 @@ class FinetuneJob:
         )
 
 
+CONVERSION_KEYS = ("thresholds", "time_steps", "presentation", "firing", "signed")
+"""What says how a network is converted, in the blocks that calibrate and fine-tune it."""
+
+
+class CalibrateBlock(BaseModel):
+    """Calibration of the converted network for T ``time_steps``, stored, evaluated beside the
+    conversion, and what ``finetune`` starts from.
+
+    ``calibration`` such as "mse+membrane_mean"; with ``keep_better`` a calibration keeps only what
+    lowers its loss on images held out, without it does what its source says. ``thresholds`` null
+    means L.
+    """
+
+    model_config = STRICT
+    calibration: CalibrationText
+    keep_better: bool = True
+    thresholds: Count | None = 1
+    time_steps: Count = 2
+    presentation: Presentation = Presentation.ONCE
+    firing: Firing | None = None
+    signed: bool = True
+
+    @model_validator(mode="after")
+    def _names_something(self) -> CalibrateBlock:
+        if self.calibration == "none":
+            hint = "leave the block out, or name calibrations: mse+membrane_mean"
+            raise SpecError("nothing is calibrated", [Fault("calibration", "none", hint)])
+        return self
+
+    def setting(self, levels: int, spacing: Spacing = Spacing.EQUAL) -> Setting:
+        """The calibrated network of so many levels."""
+        return replace(
+            conversion_setting(self, levels, spacing),
+            calibration=parse(self.calibration),
+            calibrated_T=self.time_steps,
+            keep_better=self.keep_better,
+        )
+
+
+def conversion_setting(block: Any, levels: int, spacing: Spacing) -> Setting:
+    """How a block with `CONVERSION_KEYS` converts."""
+    equal = Uniform(levels if block.thresholds is None else block.thresholds)
+    return Setting(
+        equal if spacing is Spacing.EQUAL else OwnThresholds(levels),
+        (block.time_steps,),
+        firing=block.firing,
+        signed=block.signed,
+        presentation=block.presentation,
+    )
+
+
 FINETUNE_TRAIN: dict[str, Any] = {"epochs": 2, "lr": 0.005, "weight_decay": 0.0}
 """A converted network is near its end: a tenth of the usual rate."""
 
@@ -88,7 +152,9 @@ class FinetuneBlock(BaseModel):
     ``thresholds`` null means L. ``algorithm`` makes gradients, through ``surrogate`` (null:
     straight-through, or rectangular for learned gaps), and through resets too unless they are
     detached; ``learns`` says which parts; ``teacher`` is asked where ``train.distillation_weight``
-    is above 0. What ``train`` does not name is that of `FINETUNE_TRAIN` first.
+    is above 0. ``progressive``, for tandem, lets one layer after the other spike, for up to
+    ``train.epochs`` each (`progressive_tandem`). What ``train`` does not name is
+    that of `FINETUNE_TRAIN` first.
     """
 
     model_config = STRICT
@@ -102,6 +168,7 @@ class FinetuneBlock(BaseModel):
     learns: tuple[Literal[PARTS], ...] = ("weights", "thresholds")  # type: ignore[valid-type]
     teacher: Literal[TEACHERS] = "qann"  # type: ignore[valid-type]
     detach_reset: bool = True
+    progressive: bool = False
     train: TrainSpec = TrainSpec(**FINETUNE_TRAIN)
 
     @model_validator(mode="after")
@@ -109,16 +176,10 @@ class FinetuneBlock(BaseModel):
         self.job(1)
         return self
 
-    def job(self, levels: int) -> FinetuneJob:
+    def job(self, levels: int, spacing: Spacing = Spacing.EQUAL) -> FinetuneJob:
         """The job of a network with so many levels."""
-        setting = Setting(
-            Uniform(levels if self.thresholds is None else self.thresholds),
-            (self.time_steps,),
-            firing=self.firing,
-            signed=self.signed,
-            presentation=self.presentation,
-        )
-        names = (self.surrogate, self.learns, self.teacher, self.detach_reset)
+        setting = conversion_setting(self, levels, spacing)
+        names = (self.surrogate, self.learns, self.teacher, self.detach_reset, self.progressive)
         return FinetuneJob(setting, self.algorithm, self.train, *names)
 
 

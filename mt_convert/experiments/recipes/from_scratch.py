@@ -133,7 +133,17 @@ def faults_here(recipe: AnyRecipe) -> list[Fault]:
         files[f"{_block(recipe)}.root"] = recipe.images.root
     if recipe.data is not None:
         files["data.class_map"] = class_map_file(recipe.data)
-    return missing_inputs(recipe.model, files)
+    image = (recipe.images.channels, recipe.images.image_size)
+    return missing_inputs(recipe.model, image, {"ann": recipe.ann, "train": recipe.train}, files)
+
+
+def looked_at(recipe: AnyRecipe) -> str:
+    """What `faults_here` has tried, in words."""
+    images = recipe.images if isinstance(recipe, SpikingRecipe) else recipe.data
+    shape = f"{images.channels}x{images.image_size}x{images.image_size}"
+    if recipe.model.code_files or ":" in recipe.model.architecture:
+        return f"{recipe.model.architecture} was not built"
+    return f"an image of {shape} passes through {recipe.model.architecture}, by its shape alone"
 
 
 def _block(recipe: SpikingRecipe) -> str:

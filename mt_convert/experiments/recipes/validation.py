@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...data.class_map import head_faults
 from ...errors import DataError, Fault, RecipeError, many
+from ...system.storage import check_regular
+from . import bounds, yaml_tree
 from . import faults as recipe_faults
-from . import yaml_tree
 from .catalogue import find_recipe
 from .yaml_tree import Path, Tree, to_dotted
 
@@ -21,6 +22,7 @@ R = TypeVar("R", bound=BaseModel)
 
 STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 """How every block of a recipe is read."""
+LONGEST = 2**17  # bytes of a recipe: seconds of reading
 Count = Annotated[int, Field(ge=1)]
 """A whole number from 1."""
 
@@ -73,6 +75,9 @@ def read(
 def _read_text(path: FilePath) -> str:
     """The text of a recipe file."""
     try:
+        check_regular(path)
+        if path.stat().st_size > LONGEST:
+            raise OSError(f"it has {path.stat().st_size} bytes, at most {LONGEST} are a recipe")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read {path}: {error}") from error
@@ -83,7 +88,12 @@ def _variants(tree: Tree) -> tuple[Tree, Tree]:
     value = {key: item for key, item in tree.value.items() if key != "smoke"}
     plain = Tree(value, tree.places, tree.faults)
     inner = {path[1:]: place for path, place in tree.places.items() if path[:1] == ("smoke",)}
-    return plain, yaml_tree.merge(plain, Tree(tree.value.get("smoke") or {}, inner))
+    small = tree.value.get("smoke") or {}
+    if not isinstance(small, dict):
+        what, hint = "is no block of keys", "write keys below it, as at the top of the recipe"
+        fault = Fault(f"{tree.place(('smoke',))}  smoke", what, hint)
+        return replace(plain, faults=(*plain.faults, fault)), plain
+    return plain, yaml_tree.merge(plain, Tree(small, inner))
 
 
 def _validate(tree: Tree, kind: RecipeType[R]) -> tuple[R | None, list[Fault]]:
@@ -94,13 +104,18 @@ def _validate(tree: Tree, kind: RecipeType[R]) -> tuple[R | None, list[Fault]]:
     faults: dict[Fault, None] = dict.fromkeys(tree.faults)
     removed: set[Path] = set()
     value: Any = tree.value
+    if outside := bounds.findings(tree, kind.type):
+        faults |= dict.fromkeys(item.fault for item in outside)
+        removed = {item.path for item in outside}
+        value = recipe_faults.without(value, removed)
     while True:
         try:
             recipe = kind.type.model_validate_json(json.dumps(value, default=repr))
         except ValidationError as error:
             new_findings = recipe_faults.findings(error.errors(), tree, kind.type)
         else:
-            faults |= dict.fromkeys(kind.mismatches(recipe, tree))
+            if not removed:  # else defaults stand for what was taken out
+                faults |= dict.fromkeys(kind.mismatches(recipe, tree))
             return recipe, list(faults)
         new = [item for item in new_findings if not (item.missing and item.path in removed)]
         faults |= dict.fromkeys(item.fault for item in new)

@@ -17,6 +17,8 @@ from ...errors import Fault, RecipeError
 
 Path = tuple[str | int, ...]
 
+_LARGEST = 2.0**200
+_DEEPEST = 20
 _PLAIN_TAGS = (
     yaml.resolver.Resolver.DEFAULT_MAPPING_TAG,
     yaml.resolver.Resolver.DEFAULT_SEQUENCE_TAG,
@@ -37,7 +39,13 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
             raise yaml.composer.ComposerError(None, None, "anchors are not allowed here", mark)
-        return super().compose_node(parent, index)
+        self.depth = getattr(self, "depth", 0) + 1
+        if self.depth > _DEEPEST:
+            raise RecursionError  # soon: what is nested deeper takes minutes to be read
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
 
 _Loader.add_implicit_resolver(
@@ -115,7 +123,12 @@ def override(tree: Tree, assignments: Sequence[str]) -> Tree:
             continue
         path: Path = tuple(int(part) if part.isdigit() else part for part in key.strip().split("."))
         try:
-            value = _with_value(tree.value, path, parse(text, "the value").value)
+            read = parse(text, "the value")
+            if read.faults:
+                fault = read.faults[0]
+                faults.append(Fault(f"override  {to_dotted(path)}", fault.what, fault.hint))
+                continue
+            value = _with_value(tree.value, path, read.value)
             places = {**tree.places, path: "override"}
             tree = replace(tree, value=value, places=places)
         except RecipeError as error:
@@ -136,6 +149,8 @@ class _Walk:
 
     def value(self, node: yaml.Node, path: Path) -> Any:
         """The plain value of a node."""
+        if len(path) > _DEEPEST:
+            raise RecursionError
         if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN_TAGS:
             hint = "allowed: plain blocks and lists"
             self.faults.append(Fault(_line(node), f"has the tag {node.tag}", hint))
@@ -145,7 +160,25 @@ class _Walk:
             for index, item in enumerate(node.value):
                 self.places[(*path, index)] = _line(item)
             return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
-        return self.loader.construct_object(node)
+        try:
+            value = self.loader.construct_object(node)
+            if isinstance(value, int) and abs(value) > _LARGEST:
+                raise ValueError("beyond all numbers of recipes")
+            if isinstance(value, str):
+                value.encode()
+            return value
+        except (
+            ValueError,
+            OverflowError,
+            TypeError,
+            AttributeError,
+            KeyError,
+            IndexError,
+        ) as error:
+            said = f"cannot be read ({str(error)[:100]})"
+            where = f"{_line(node)}  {to_dotted(path)}".rstrip()
+            self.faults.append(Fault(where, said, "allowed: plain text, numbers, true, false"))
+            return None
 
     def _block(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         """The keys of a mapping, each once and each text."""

@@ -192,8 +192,7 @@ class NativeBackend:
         elif isinstance(item, Accumulate):
             values[item.out] = torch_backend.accumulate(item, seen[item.value])
         elif isinstance(item, Fire):
-            drive = torch_backend.real_sum(item.input, seen)
-            state[item.name] = torch_backend.fire(item, drive, state.get(item.name))
+            state[item.name] = torch_backend.fire(item, seen, state.get(item.name))
             values[item.out] = state[item.name]
         elif isinstance(item, Operate):
             torch_backend.operate(item, seen, len(logits))

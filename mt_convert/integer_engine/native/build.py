@@ -1,18 +1,23 @@
 """The kernels as a library: built on first use, kept in a folder of the user, loaded by ctypes.
 
-The name of a build has a digest of its source, flags and compiler, so nothing stale is ever loaded.
+The name of a build has a digest of its source, flags and compiler, so nothing stale is ever loaded;
+what else is not loaded, `library_cache` says. A compiler that hangs is stopped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
+import shlex
 import shutil
+import signal
 import subprocess
+import sys
 import sysconfig
-import tempfile
+import threading
 from ctypes import c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -21,7 +26,9 @@ import torch
 
 from ...errors import Fault, SpecError
 from .layout import STRUCTURES
+from .library_cache import ForeignFolder, LibraryCache
 
+COMPILE = Path(__file__).with_name("compile.py")
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-fno-fast-math", "-ffp-contract=off")
 _AVX512 = ("f", "bw", "vl", "dq", "vnni")
@@ -33,6 +40,8 @@ INSTRUCTION_SETS = {  # best first: flags, and what the CPU must have
     "avx2": (("-mavx2",), ("avx2",)),
     "portable": ((), ()),
 }
+ASKING_S, BUILDING_S = 20.0, 300.0  # how long a compiler may say its version, and build
+_SAID, _TOO_MUCH = 1 << 16, 1 << 26  # of what a compiler prints: looked at; never ends
 EMULATED_VNNI = "emulated_vnni"  # for tests: avx512_vnni spelled out, for any machine
 
 
@@ -55,6 +64,7 @@ def instruction_sets() -> tuple[str, ...]:
     )
 
 
+@functools.cache
 def missing() -> str | None:
     """Why the native backend cannot run here; None if it can."""
     try:
@@ -85,16 +95,21 @@ def library(instruction_set: str) -> ctypes.CDLL:
 
     Raises: NativeUnavailable: no compiler, or a build that failed.
     """
+    path = _library_path(choose_instruction_set(instruction_set))
     try:
-        loaded = ctypes.CDLL(str(_library_path(choose_instruction_set(instruction_set))))
+        loaded = ctypes.CDLL(str(path))
     except OSError as fact:
         raise _unavailable(f"the built library could not be loaded: {fact}") from fact
     sizes = (c_int64 * len(STRUCTURES))()
     loaded.mt_sizes(sizes)
-    assert list(sizes) == [ctypes.sizeof(kind) for kind in STRUCTURES]
+    assert list(sizes) == _sizes()
     loaded.mt_run.argtypes, loaded.mt_run.restype = [c_void_p], None
     loaded.mt_prepare.argtypes, loaded.mt_prepare.restype = [c_void_p, c_int32, c_void_p], None
     return loaded
+
+
+def _sizes() -> list[int]:
+    return [ctypes.sizeof(kind) for kind in STRUCTURES]
 
 
 def _library_path(instruction_set: str) -> Path:
@@ -104,62 +119,102 @@ def _library_path(instruction_set: str) -> Path:
     flags = (*FLAGS, *flags)
     surroundings = [os.environ.get(name, "") for name in ("CFLAGS", "CPPFLAGS", "LDFLAGS")]
     parts = [SOURCE.read_text(), *flags, _compiler_version(), *surroundings]
-    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    target = _cache() / f"kernels-{instruction_set}-{digest}.so"
-    if not target.exists():
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _build(target, flags)
-        except OSError as fact:
-            hint = "set MT_CONVERT_CACHE to a folder that can be written"
-            raise _unavailable(f"{target.parent}: {fact}; {hint}") from fact
-    return target
+    digest = hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()[:16]
+    name, where = f"kernels-{instruction_set}-{digest}", _cache()
+    hint = "set MT_CONVERT_CACHE to a folder of your own that can be written"
+    try:
+        cache = LibraryCache(where)
+        return cache.find(name) or _build(cache, name, flags)
+    except ForeignFolder as fact:
+        raise _unavailable(f"{fact}, whose libraries are not run; {hint}") from fact
+    except (OSError, RuntimeError, ValueError) as fact:  # no home; a name with a null
+        raise _unavailable(f"{where}: {fact}; {hint}") from fact
 
 
 def _cache() -> Path:
     """The folder of the user for builds."""
     if named := os.environ.get("MT_CONVERT_CACHE"):
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mt_convert"
+    known = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(known) / "mt_convert"
 
 
 def _compiler_version() -> str:
     """What the C++ compiler says it is."""
-    command = (os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++").split()
-    if shutil.which(command[0]) is None:
-        raise _unavailable(f"there is no C++ compiler {command[0]!r}")
+    named = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
     try:
-        asked = [*command, "--version"]
-        process = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60)
-    except (OSError, subprocess.SubprocessError) as fact:
-        raise _unavailable(f"the C++ compiler does not run: {fact}") from fact
-    return process.stdout
+        command = shlex.split(named)
+    except ValueError as fact:
+        raise _unavailable(f"CXX is {named!r}, which is no command: {fact}") from fact
+    if not command or shutil.which(command[0]) is None:
+        raise _unavailable(f"there is no C++ compiler {(command or [named])[0]!r}")
+    code, said = _run([*command, "--version"], ASKING_S)
+    if code != 0:
+        raise _unavailable(f"the C++ compiler does not run: {_last_line(said, code)}")
+    return said
 
 
-def _build(target: Path, flags: tuple[str, ...]) -> None:
+def _build(cache: LibraryCache, name: str, flags: tuple[str, ...]) -> Path:
     """Compile beside the target, then move: several processes may do so at once."""
+    with cache.building() as folder:
+        source = str(shutil.copy(SOURCE, folder))
+        sizes = ",".join(map(str, _sizes()))
+        command = [sys.executable, "-P", str(COMPILE), source, str(folder), sizes, *flags]
+        code, said = _run(command, BUILDING_S)
+        built = Path(said.splitlines()[-1]) if code == 0 and said.strip() else None
+        if built is None or not built.is_file():
+            raise _unavailable(f"the build failed: {_last_line(said, code)}")
+        return cache.keep(built, name)
+
+
+def _run(command: list[str], seconds: float) -> tuple[int | None, str]:
+    """The exit code of a program and the end of what it printed; None if it was stopped.
+
+    It is stopped with all it started when its time is over, or when it prints without end.
+    """
     try:
-        from setuptools import Distribution, Extension
-        from setuptools.command.build_ext import build_ext
-    except ImportError as fact:
-        raise _unavailable(f"the build needs setuptools: {fact}") from fact
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        source = shutil.copy(SOURCE, folder)
-        extension = Extension(
-            "kernels",
-            [source],
-            language="c++",
-            extra_compile_args=list(flags),
-            extra_link_args=["-fopenmp"],
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
-        command = build_ext(Distribution({"name": "kernels", "ext_modules": [extension]}))
-        command.build_lib = command.build_temp = folder
-        try:
-            command.ensure_finalized()
-            command.run()
-        except Exception as fact:  # compilers fail in many ways
-            raise _unavailable(f"the build failed: {fact}") from fact
-        os.replace(command.get_ext_fullpath("kernels"), target)
+    except (OSError, ValueError) as fact:
+        return -1, str(fact)
+    assert process.stdout is not None
+    late = threading.Event()
+    clock = threading.Timer(seconds, _stop, [process.pid, late])
+    clock.start()
+    said, total = b"", 0
+    try:
+        while part := os.read(process.stdout.fileno(), _SAID):
+            said, total = (said + part)[-_SAID:], total + len(part)
+            if total > _TOO_MUCH:
+                _stop(process.pid, late)
+        code = process.wait()
+    finally:
+        clock.cancel()
+        _stop(process.pid)  # also what it left running
+        process.stdout.close()
+        process.wait()
+    return None if late.is_set() else code, said.decode("utf-8", "replace")
+
+
+def _stop(group: int, late: threading.Event | None = None) -> None:
+    """End a program and all it started."""
+    if late is not None:
+        late.set()
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def _last_line(said: str, code: int | None) -> str:
+    """Why a program ended as it did, in a line."""
+    if code is None:
+        return "it did not end, and was stopped"
+    lines = [line for line in said.splitlines() if line.strip()]
+    return lines[-1].strip()[:300] if lines else f"exit code {code}"
 
 
 def _unavailable(what: str) -> NativeUnavailable:

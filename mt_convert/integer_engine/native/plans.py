@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...neurons.ladder import Learned
+from ...neurons.ladder import Digit, Learned
 from ...neurons.spec import IF, Reset
 from ..program import Accumulate, Encode, Fire, Instruction, Operate, Program, ReadOut, slots
 from ..terms import FLOAT32_WHOLE
@@ -227,19 +227,19 @@ def inputs(item: Instruction) -> tuple[int, ...]:
         return (item.value,)
     if isinstance(item, Operate):
         return tuple(slots([item.args, item.kwargs]))
+    formulas = [item.input]
+    if isinstance(item, Fire):
+        formulas += [formula for formula, _ in item.window if formula is not item.input]
     values = tuple(term.value for term in item.input.terms)
-    return (
-        *values,
-        *slots([term.multiplier for term in item.input.terms]),
-        *slots(item.input.bias),
-    )
+    factors = [(formula.bias, [term.multiplier for term in formula.terms]) for formula in formulas]
+    return (*values, *slots(factors))
 
 
 def _known_neuron(item: Fire) -> bool:
-    """Whether `totals_step` describes it, with whole thresholds."""
+    """Whether `totals_step` describes it, with whole thresholds one level apart, in one step."""
     spec = item.spec
     plain = isinstance(spec.charge, IF) and spec.reset is Reset.SOFT and spec.initial == 0.5
-    return plain and not isinstance(spec.ladder, Learned)
+    return plain and item.together and not isinstance(spec.ladder, (Learned, Digit))
 
 
 def _is_same(item: Operate, in_shape: Sequence[int], out_shape: Sequence[int]) -> bool:

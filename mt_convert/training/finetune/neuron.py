@@ -195,7 +195,8 @@ class TrainedNeuron(nn.Module):
     def _fresh(self, y: Tensor) -> State:
         """The state in front of the first step."""
         zero = torch.zeros_like(y)
-        far = torch.full_like(zero, torch.inf) if isinstance(self.surrogate, SpikeTime) else None
+        stdb = self.surrogate if isinstance(self.surrogate, SpikeTime) else None
+        far = None if stdb is None else torch.full_like(zero, stdb.first)
         if not self.leaks and leak_of(self.spec) is None:
             return State(zero, since=far)
         v = zero + self.spec.initial

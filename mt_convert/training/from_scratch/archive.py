@@ -11,6 +11,8 @@ from ...errors import CheckpointError
 from ...spiking.archive import name_file_in_errors, read_network, rebuild_layers, write_network
 from ...spiking.serialization import spiking_layer_from_json, spiking_layer_to_json
 from .network import ScratchNetwork
+from .norm_by_step import NormByStep
+from .poisson import Coding
 from .tensor_train import ConvByStep
 
 KIND = "spiking"
@@ -46,6 +48,7 @@ def save(network: ScratchNetwork, folder: str | Path) -> None:
         "time_steps": network.time_steps,
         "delayed": network.delayed,
         "read_out_tau": network.read_out_tau,
+        "coding": str(network.coding),
         "image_shape": list(network.image_shape),
     }
     write_network(folder, KIND, network.layers, _to_json, fields)
@@ -66,11 +69,16 @@ def load(folder: str | Path) -> ScratchNetwork:
             )
         layers = rebuild_layers(content, tensors, _from_json)
         arguments = (content[name] for name in ("time_steps", "delayed", "read_out_tau"))
-        return ScratchNetwork(layers, *arguments).eval()
+        coding = Coding(content.get("coding", Coding.DIRECT))  # which older files do not name
+        time_steps, delayed, tau = arguments
+        return ScratchNetwork(layers, time_steps, delayed, tau, coding=coding).eval()
 
 
 def _to_json(layer: nn.Module) -> dict[str, Any]:
     """A layer as plain data; one that depends on the step is two."""
+    if isinstance(layer, NormByStep):
+        norms = [spiking_layer_to_json(norm) for norm in layer.norms]
+        return {"type": "NormByStep", "norms": norms}
     if isinstance(layer, ConvByStep):
         both = {name: layer.get_submodule(name) for name in ("early", "late")}
         halves = {name: spiking_layer_to_json(conv) for name, conv in both.items()}
@@ -80,6 +88,11 @@ def _to_json(layer: nn.Module) -> dict[str, Any]:
 
 def _from_json(config: Any) -> nn.Module:
     """The layer that `_to_json` described, its tensors not yet filled in."""
+    if config["type"] == "NormByStep":
+        norms = [spiking_layer_from_json(item) for item in config["norms"]]
+        layer = NormByStep(norms[0], len(norms))
+        layer.norms = nn.ModuleList(norms)
+        return layer
     if config["type"] != "ConvByStep":
         return spiking_layer_from_json(config)
     early, late = (spiking_layer_from_json(config[name]) for name in ("early", "late"))

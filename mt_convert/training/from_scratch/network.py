@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ...errors import DataError, Fault, SpecError, UnsupportedLayerError, many
+from ...graph.float32 import in_float32
 from ...graph.nodes import fold_batch_norm_, layer_nodes, node_name, set_image_shape
 from ...graph.operations import operations, reaching_output, unknown_operators
 from ...graph.rules import DEFAULT_RULES, OperatorKind, Rule
@@ -29,15 +30,23 @@ from ...spiking.shapes import images_not_first
 from ...system.keys import key
 from ..algorithm import Derivative
 from .neuron_steps import step_through, step_through_compiled
+from .norm_by_step import NormByStep, norm_by_step_, refuse_to_fold, with_shared_norms
+from .poisson import Coding, poisson, poisson_of_each
 from .read_out import ReadOut
 from .representation import by_representation
+from .standardized import is_standardized, learn_thresholds_, standardize_, with_plain_weights
 from .steps import States, Steps
 from .tensor_train import TensorTrain, TTConv2d, decompose, merge
 from .tensor_train_layers import BY_STEP, fold_by_step_, put_trains_, without_steps
 
-_RULES = {**SPIKING_RULES, **dict.fromkeys(BY_STEP, Rule(OperatorKind.WEIGHTED))}
+_RULES = {
+    **SPIKING_RULES,
+    **dict.fromkeys(BY_STEP, Rule(OperatorKind.WEIGHTED)),
+    NormByStep: DEFAULT_RULES[nn.BatchNorm2d],
+}
 
 
+@in_float32()
 def build_from_scratch(
     model: nn.Module,
     neuron: NeuronSpec,
@@ -50,6 +59,10 @@ def build_from_scratch(
     tensor_train: TensorTrain | None = None,
     learn_read_out: bool = False,
     compiled: bool = False,
+    coding: Coding = Coding.DIRECT,
+    standardized: bool = False,
+    learns_thresholds: bool = False,
+    norm_by_step: bool = False,
 ) -> ScratchNetwork:
     """A spiking network with the layers of ``model`` and ``neuron`` for each of its activations.
 
@@ -60,7 +73,11 @@ def build_from_scratch(
     as that of a PLIF neuron that never resets. ``tensor_train`` decomposes 3x3 convolutions, as
     `decompose` does; a model that it has decomposed already is taken as it is. ``compiled`` makes
     one kernel of the steps of a layer of neurons, by torch.compile: the same spikes, gradients up
-    to rounding, after some seconds in the first batch.
+    to rounding, after some seconds in the first batch. ``coding`` POISSON shows images as `poisson`
+    draws them. ``standardized``: convolutions and linear layers, the read-out apart, learn as
+    `standardize_` has it; ``learns_thresholds``: so does the step of each layer;
+    ``norm_by_step``: batch norms are `NormByStep`. The network is in
+    the mode, training or evaluation, that ``model`` is in.
 
     Shapes: example [batch, channels, height, width], one step's input.
     Raises:
@@ -86,6 +103,7 @@ def build_from_scratch(
         hint = "take Linear(), or another surrogate of the potential"
         fault = Fault("surrogate", "SpikeTime", hint)
         raise SpecError("networks from scratch keep no spike times", [fault])
+    training = model.training
     if tensor_train is not None:
         model = decompose(model, tensor_train).model
     layers = trace(without_steps(model), example)
@@ -93,7 +111,7 @@ def build_from_scratch(
     faults = unknown_operators(rows)
     if faults:
         raise UnsupportedLayerError(
-            f"{many(faults, 'operator', 'operators')} of {type(model).__name__} without no rule",
+            f"{many(faults, 'operator', 'operators')} of {type(model).__name__} without a rule",
             faults,
         )
     names = [
@@ -107,7 +125,16 @@ def build_from_scratch(
     for name in dict.fromkeys(names):
         layers.set_submodule(name, MTNeuron(neuron, 1 / neuron.ladder.reach))
     put_trains_(layers, model)
-    return ScratchNetwork(layers, time_steps, delayed, read_out_tau, learn_read_out, compiled)
+    if norm_by_step:
+        norm_by_step_(layers, time_steps)
+    network = ScratchNetwork(
+        layers, time_steps, delayed, read_out_tau, learn_read_out, compiled, coding
+    )
+    if standardized:
+        standardize_(network.layers, network.reads_out)
+    if learns_thresholds:
+        learn_thresholds_(network.layers)
+    return network.train(training)
 
 
 class ScratchNetwork(nn.Module):
@@ -125,9 +152,11 @@ class ScratchNetwork(nn.Module):
         read_out_tau: float | None = None,
         learn_read_out: bool = False,
         compiled: bool = False,
+        coding: Coding = Coding.DIRECT,
     ) -> None:
         super().__init__()
         check_time_steps(time_steps)
+        self.coding = coding
         self.layers, self.time_steps, self.delayed = layers, time_steps, delayed
         self.read_out, self.compiled = ReadOut(read_out_tau, learn_read_out), compiled
         self.image_shape: tuple[int, ...] = tuple(layers.image_shape)  # type: ignore[arg-type]
@@ -138,6 +167,7 @@ class ScratchNetwork(nn.Module):
             raise UnsupportedLayerError(
                 "images are not alone on the first axis, where steps lie beside them", faults[:5]
             )
+        self.train(layers.training)
 
     def forward(
         self,
@@ -187,6 +217,10 @@ class ScratchNetwork(nn.Module):
             "read_out_tau": "learned" if self.read_out.learns else self.read_out_tau,
             "trains": [str(form) for form in trains],
             "compiled": self.compiled,
+            "coding": str(self.coding),
+            "norm_by_step": any(isinstance(layer, NormByStep) for layer in self.layers.modules()),
+            "standardized": is_standardized(self.layers),
+            "learns_thresholds": any(layer.delta.requires_grad for _, layer in self.neurons()),
         }
 
     @property
@@ -226,14 +260,16 @@ class ScratchNetwork(nn.Module):
         return 1 - 1 / charge.tau if isinstance(charge, LIF) else 1.0
 
     def merge_tensor_trains(self) -> ScratchNetwork:
-        """A copy with one convolution for each train of tensors, two for form HTT."""
-        return self._with(merge(self.layers)).train(self.training)
+        """A copy with one convolution for each train of tensors, two for form HTT, and the weights
+        themselves where they learned standardised."""
+        return self._with(with_plain_weights(merge(self.layers))).train(self.training)
 
     def fold(self) -> ScratchNetwork:
         """A copy with each batch norm in the convolution or linear layer in front of it, in eval
         mode, trains of tensors merged; its statistics are shared by all steps, so one layer does
         for all of them."""
-        layers = merge(self.layers).eval()
+        refuse_to_fold(self.layers)
+        layers = with_plain_weights(merge(self.layers)).eval()
         assert isinstance(layers, fx.GraphModule)
         fold_by_step_(layers)
         fold_batch_norm_(layers)
@@ -243,7 +279,9 @@ class ScratchNetwork(nn.Module):
         """The same network of other layers."""
         assert isinstance(layers, fx.GraphModule)
         set_image_shape(layers, self.image_shape)
-        network = ScratchNetwork(layers, self.time_steps, self.delayed, compiled=self.compiled)
+        network = ScratchNetwork(
+            layers, self.time_steps, self.delayed, compiled=self.compiled, coding=self.coding
+        )
         network.read_out = copy.deepcopy(self.read_out)
         return network
 
@@ -256,7 +294,13 @@ class ScratchNetwork(nn.Module):
         }
 
     def frames(self, images: Tensor, steps: Sequence[int]) -> Tensor:
-        """What is shown in these steps: [steps * batch, ...]."""
+        """What is shown in these steps: [steps * batch, ...].
+
+        Poisson spikes are drawn afresh in training; in evaluation an image has its own, the same in
+        every batch and on every machine."""
+        if self.coding is Coding.POISSON and images.shape[1:] == self.image_shape:
+            draw = poisson if self.training else poisson_of_each
+            images = draw(images, self.time_steps)
         if images.shape[1:] == self.image_shape:
             return images.repeat(len(steps), *[1] * (images.dim() - 1))
         shape = ", ".join(map(str, self.image_shape))
@@ -270,7 +314,9 @@ class ScratchNetwork(nn.Module):
 
 def _beside_images(layers: fx.GraphModule, image_shape: tuple[int, ...]) -> list[Fault]:
     """Where something else lies on the first axis than images."""
-    plain = copy.deepcopy(without_steps(layers)).float().cpu()  # shapes are those of any other kind
+    plain = (
+        copy.deepcopy(with_shared_norms(without_steps(layers))).float().cpu()
+    )  # shapes are those of any other kind
     assert isinstance(plain, fx.GraphModule)
     set_image_shape(plain, image_shape)
     return [Fault(node_name(node), str(node.target), "") for node in images_not_first(plain)]

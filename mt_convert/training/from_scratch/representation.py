@@ -31,6 +31,7 @@ from ...neurons.layer import MTNeuron
 from ...neurons.linear_recurrence import leaky_mean
 from ...neurons.spec import IF, LIF, NeuronSpec, Reset
 from ..surrogate_step import in_place_of
+from .norm_by_step import NormByStep
 from .steps import Network, Steps
 from .tensor_train_layers import BY_STEP
 
@@ -148,9 +149,12 @@ def _normalise(norm: Any, x: Tensor, variance: Tensor, mean: Tensor) -> Tensor:
 def _faults(network: Network) -> list[Fault]:
     """All that representations say nothing of, and what to take instead."""
     faults = []
-    for node, layer in layer_nodes(network.layers, (MTNeuron, *BY_STEP)):
+    for node, layer in layer_nodes(network.layers, (MTNeuron, NormByStep, *BY_STEP)):
         name = str(node.target)
-        if isinstance(layer, MTNeuron):
+        if isinstance(layer, NormByStep):
+            hint = "steps weigh alike: norm_by_step=False, or train by BPTT"
+            faults.append(Fault(name, "a batch norm for each step", hint))
+        elif isinstance(layer, MTNeuron):
             faults += [Fault(name, what, hint) for what, hint in _unlike(layer.spec, network)]
         elif layer.by_step:
             hint = "its weights change: decompose with form stt or ptt, or train by BPTT"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...data import Splits
 from ...errors import Fault, SpecError, many
-from ...neurons.ladder import LADDERS, Firing, Ladder
+from ...neurons.ladder import LADDERS, Firing, Ladder, Learned, Radix
 from ...neurons.spec import IF, LIF, PLIF, Charge, NeuronSpec, Reset
 from ...spiking.presentation import is_step_count
 from ...system.peak_memory import store_peak, stored_peak
@@ -24,6 +24,7 @@ from ..gradients import ALGORITHMS, SURROGATES
 from ..loop import fit
 from ..spec import History, TrainSpec
 from .network import ScratchNetwork, build_from_scratch
+from .poisson import Coding
 from .tensor_train import TensorTrain
 
 NEURONS = ("if", "lif", "plif")
@@ -46,9 +47,16 @@ class SpikingSpec:
     read-out is the mean over the steps, a number that it leaks; with ``learn_read_out`` that is
     where its leak starts to learn. ``compile`` makes one kernel of
     the neurons' steps by torch.compile, which needs a C++ compiler: seconds once, then a training
-    that takes about half the time; the same spikes, gradients up to rounding.
+    that takes about half the time; the same spikes, gradients up to rounding. ``coding`` "poisson"
+    shows an image as spikes of its rate; ``delayed`` lets each layer answer a step later, so that T
+    has to exceed the number of layers; ``standardize_weights`` learns weights that are normalised
+    in every pass; ``learn_thresholds`` the step of each layer too. With ``start`` "ann" each
+    threshold is balanced: it begins at the 99.9th
+    percentile of what the float layer gives.
+    ``norm_by_step`` gives each step a batch norm of its own, which does not fold.
 
-    Units: ``initial`` potential in thresholds (of the lowest).
+    Units: ``initial`` potential in thresholds (of the lowest); ``fires_at`` the share of its
+        threshold at which a neuron fires, while it still emits, and loses, the whole of it.
 
     Raises:
         SpecError: values outside what is allowed, or that do not go together; all of them at once.
@@ -76,22 +84,31 @@ class SpikingSpec:
     read_out_tau: float | None = None
     learn_read_out: bool = False
     compile: bool = False
+    coding: str = "direct"
+    delayed: bool = False
+    fires_at: float = 1.0
+    standardize_weights: bool = False
+    learn_thresholds: bool = False
+    norm_by_step: bool = False
 
     def __post_init__(self) -> None:
         names = {
             "neuron": NEURONS,
             "mode": tuple(Firing),
-            "ladder": (None, *LADDERS),
+            "ladder": (None, *(name for name in LADDERS if name != Radix.kind)),
             "reset": tuple(Reset),
             "surrogate": THROUGH,
             "algorithm": LEARNS_BY,
             "start": STARTS,
+            "coding": tuple(Coding),
         }
         faults = [
             Fault(where, repr(getattr(self, where)), f"allowed: {', '.join(map(str, allowed))}")
             for where, allowed in names.items()
             if getattr(self, where) not in allowed
         ]
+        if not 0 < self.fires_at <= 1:
+            faults.append(Fault("fires_at", str(self.fires_at), "allowed: above 0 up to 1"))
         if not is_step_count(self.time_steps):
             hint = "allowed: whole numbers from 1"
             faults.append(Fault("time_steps", str(self.time_steps), hint))
@@ -110,6 +127,19 @@ class SpikingSpec:
             yield Fault("neuron", self.neuron, str(error))
         if self.learn_read_out and self.read_out_tau is None:
             yield Fault("learn_read_out", "true", "give read_out_tau, where its leak starts")
+        if self.fires_at != 1 and self.ladder not in (None, "uniform"):
+            yield Fault("fires_at", str(self.fires_at), "it is for equal steps: ladder uniform")
+        if self.fires_at != 1 and Firing(self.mode) is not Firing.PARALLEL:
+            yield Fault("fires_at", str(self.fires_at), "it is for parallel thresholds")
+        if self.learn_thresholds and self.algorithm in ("ottt_a", "ottt_o", "dsr"):
+            hint = "it passes nothing to them: leave it false, or train by bptt"
+            yield Fault("learn_thresholds", "true", hint)
+        if self.norm_by_step and self.algorithm == "dsr":
+            hint = "representations weigh steps alike: leave it false, or train by bptt"
+            yield Fault("norm_by_step", "true", hint)
+        if self.delayed and self.algorithm in ("ottt_a", "ottt_o", "dsr"):
+            hint = "no gradient of a step reaches what caused it: leave it false, or train by bptt"
+            yield Fault("delayed", "true", hint)
         if self.algorithm not in ("ottt_a", "ottt_o", "dsr"):
             return
         if self.learn_read_out:
@@ -143,6 +173,8 @@ class SpikingSpec:
         )
 
     def _ladder(self) -> Ladder:
+        if self.fires_at != 1:
+            return Learned((self.fires_at, *[1.0] * (self.n - 1)))
         natural = "binary" if Firing(self.mode) is Firing.CASCADE else "uniform"
         return LADDERS[self.ladder or natural](self.n)
 
@@ -170,6 +202,11 @@ def build_spiking(ann: nn.Module, spec: SpikingSpec, example: Tensor) -> Scratch
         read_out_tau=spec.read_out_tau,
         learn_read_out=spec.learn_read_out,
         compiled=spec.compile,
+        delayed=spec.delayed,
+        coding=Coding(spec.coding),
+        standardized=spec.standardize_weights,
+        learns_thresholds=spec.learn_thresholds,
+        norm_by_step=spec.norm_by_step,
     )
 
 

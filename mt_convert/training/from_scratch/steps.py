@@ -14,6 +14,7 @@ from ...neurons.dynamics import NeuronState
 from ...neurons.layer import MTNeuron
 from ...neurons.linear_recurrence import linrec
 from ..surrogate_step import in_place_of
+from .norm_by_step import NormByStep
 from .read_out import ReadOut
 from .tensor_train import TTConv2d
 from .tensor_train_layers import BY_STEP, in_steps, same_in_all_steps
@@ -103,6 +104,8 @@ class Steps(fx.Interpreter):
 
     def _call_layer(self, layer: nn.Module, x: Tensor) -> Tensor:
         """What a layer without state gives, in the weights of each step."""
+        if isinstance(layer, NormByStep):
+            return layer.in_steps(x, self.steps)
         if isinstance(layer, BY_STEP):
             return in_steps(layer, x, self.steps, self.network.time_steps)
         value: Tensor = layer(x)

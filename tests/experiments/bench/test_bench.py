@@ -270,6 +270,20 @@ def test_binary_thresholds_are_as_many_as_a_level_has_bits_and_compared_with_the
     assert check(tiny, item, cases[1], uniform).bit_equal is False
 
 
+def test_digits_take_the_steps_that_their_base_needs_and_are_compared_with_their_own_kind(
+    tiny: Network,
+) -> None:
+    item = all_contenders()["integer_native_radix"]
+    if item.available(CPU) is not None:
+        pytest.skip(f"no native backend here: {item.available(CPU)}")
+    cases = item.cases(4, [(1, 15), (4, 4), (15, 1), (3, 3)], 15)
+    assert [(case.T, case.n) for case in cases] == [(2, 4), (4, 1), (2, 3)]
+    for case in cases:
+        assert check(tiny, item, case, item.prepare(tiny, case)).bit_equal is True
+    early = item.prepare(tiny, Case(4, 2, 1))
+    assert check(tiny, item, cases[1], early).bit_equal is False
+
+
 def test_contenders_are_chosen_by_name_and_all_unknown_ones_are_told() -> None:
     assert [item.name for item in choose_contenders(["fp32_eager", "integer_torch"])] == [
         *("integer_torch", "fp32_eager")

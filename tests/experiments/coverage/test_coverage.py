@@ -199,9 +199,10 @@ def test_a_trial_measures_every_column() -> None:
     assert row.settling_t is not None
     assert row.thresholds is not None
     assert row.time_steps is not None
+    assert (row.radix_exact, row.radix_steps, row.radix_differs) == (True, 4, [])
     assert row.settling_t <= 4 <= row.time_steps  # one layer: four times a quarter of its levels
     assert [item["stage"] for item in noted] == [
-        *("building", "quantizing", "converting and verifying", "counting", "ending")
+        *("building", "quantizing", "converting and verifying", "counting", "digits", "ending")
     ]
 
 
@@ -434,6 +435,13 @@ def test_the_summary_counts_families_only_where_everything_tried_is_exact() -> N
         "4 of 5 architectures (80.0 %) convert, 3 of these are exact at T = 1.",
         "3 of 4 converted architectures have 95 % or more of their MACs fed by spikes.",
     ]
+    digits = dataclasses.replace(GOOD, radix_exact=True, radix_steps=4)
+    wrong = dataclasses.replace(digits, radix_exact=False, radix_differs=["layer3"])
+    assert summary(table(digits, wrong))[4:] == [
+        "1 of 2 converted architectures are exact in digits with one threshold, in windows of "
+        "T = 4."
+    ]
+    assert "differs: layer3" in section(page(table(digits, wrong)), "Not exact in digits")
     many = [dataclasses.replace(GOOD, family=str(count)) for count in range(2999)]
     assert "2999 of 3000 families (99.9 %)" in summary(table(*many, FAILED))[1]
 

@@ -94,6 +94,7 @@ def test_the_smallest_network_of_a_family_converts_exactly(name: str, stored: Ta
     assert row.error is None
     assert row.converted
     assert row.exact_t1
+    assert (row.radix_exact, row.radix_steps) == (True, 4)
     assert row.settling_t is None or row.settling_t <= row.time_steps  # float sums decide
     assert row.silent_layers == 0
     known = next(item for item in stored.rows if item.architecture == name)

@@ -6,6 +6,7 @@ import io
 import pickle
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mt_convert.experiments.models.build import (
     architecture_fault,
     build,
     build_described,
+    load_ann,
 )
 from mt_convert.experiments.models.names import CIFAR_MODELS
 from mt_convert.system.progress import notice
@@ -253,6 +255,54 @@ def test_a_truncated_file_is_refused_by_its_name(tmp_path: Path, name: str, shar
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     assert "nowhere.pt" in refused(tmp_path / "nowhere.pt")
     assert str(tmp_path) in refused(tmp_path)
+
+
+# ------------------------------------------------------------------------------- rows of a head
+
+
+def test_rows_of_a_larger_head_are_the_classes(tmp_path: Path) -> None:
+    whole = build(ModelSpec("digits_cnn", classes=30, channels=1), seed=3).eval()
+    file, rows = tmp_path / "whole.safetensors", (7, 29, 0)
+    save_file(whole.state_dict(), file)
+    spec = ModelSpec("digits_cnn", classes=3, channels=1, checkpoint=str(file), rows=rows)
+    model, described = build_described(spec)
+    images = torch.rand(4, 1, 8, 8)
+    torch.testing.assert_close(model.eval()(images), whole(images)[:, rows])
+    assert described["rows"] == [7, 29, 0]
+
+    save_file(model.state_dict(), tmp_path / "model.safetensors")  # as a run stores it
+    assert torch.equal(load_ann(spec, 8, tmp_path)(images), model(images))
+    with pytest.raises(CheckpointError, match="has a smaller head") as caught:
+        build(replace(spec, rows=(7, 30, 0)))
+    assert caught.value.faults[0].what == "holds row 30"
+
+
+def test_rows_of_the_hubs_head_are_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = timm.create_model
+
+    def published(name: str, pretrained: bool = False, **settings: Any) -> nn.Module:
+        settings = {"num_classes": 30, **settings} if pretrained else settings
+        return create(name, pretrained=False, **settings)
+
+    monkeypatch.setattr(timm, "create_model", published)
+    whole = build(ModelSpec("digits_cnn", classes=30, channels=1, pretrained=True), seed=5).eval()
+    spec = ModelSpec("digits_cnn", classes=2, channels=1, pretrained=True, rows=(4, 20))
+    images = torch.rand(4, 1, 8, 8)
+    torch.testing.assert_close(build(spec, seed=5).eval()(images), whole(images)[:, (4, 20)])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rows": (1, 2, 3), "pretrained": True}, "are 3, classes is 2"),
+        ({"rows": (1, 1), "pretrained": True}, "each row once"),
+        ({"rows": (-1, 2), "pretrained": True}, "each row once, from 0"),
+        ({"rows": (1, 2)}, "of weights that are not loaded"),
+    ],
+)
+def test_rows_that_cannot_be_taken_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        ModelSpec("digits_cnn", classes=2, **values)
 
 
 def test_published_weights_fit_unchanged(shared_data: Path) -> None:

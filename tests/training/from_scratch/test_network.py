@@ -631,7 +631,7 @@ def test_what_cannot_be_trained_so_is_refused() -> None:
         Tandem().learn(
             _lesson(build_from_scratch(net, PARALLEL, example=example, time_steps=2), example)
         )
-    with pytest.raises(UnsupportedLayerError, match="have no rule"):
+    with pytest.raises(UnsupportedLayerError, match="1 operator of _Sorted without a rule"):
         build_from_scratch(_Sorted(), PARALLEL, example=example, time_steps=1)
     found, frames = _trains(Form.HTT)
     for tau in (1, 0.5, float("inf"), True, "2"):

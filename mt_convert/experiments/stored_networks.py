@@ -1,0 +1,150 @@
+"""Stored spiking networks as subjects of ``mt-convert eval``: calibrated, fine-tuned, from scratch.
+
+They have neither a quantized nor a float network beside them, so that their rows say what they do
+on images, and how many spikes that takes; they are not converted again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data import DataSpec, EventSpec
+from ..data import images as images_of
+from ..data.image_spec import dataset_name
+from ..data.splits import select_test_images
+from ..errors import Fault, RecipeError
+from ..evaluation.energy.measure import energy
+from ..evaluation.energy.report import EnergyReport
+from ..evaluation.spiking_rows import rows_of_stored
+from ..report.rows import Row
+from ..spiking.model import SpikingModel
+from ..system.devices import device
+from ..system.processes import Processes
+from ..system.progress import notice
+from ..training.archive import kind_of, load
+from ..training.from_scratch.network import ScratchNetwork
+from .recipes.conversion import Recipe
+from .recipes.from_scratch import AnyRecipe, SpikingRecipe
+from .recipes.from_scratch import load as load_any
+from .stages import open_splits
+
+
+def stored_network(name: str) -> Path | None:
+    """The folder of the spiking network that a word of ``mt-convert eval`` names, if it does: that
+    of a calibration or a fine-tuning, or one from scratch, saved or in its run. A converted network
+    that was saved is `evaluation.stored`'s.
+
+    Example:
+        >>> stored_network("digits") is None
+        True
+    """
+    folder = Path(name)
+    for place in (folder, folder / "network", folder / "spiking"):
+        kinds = ("spiking",) if place == folder else ("snn", "spiking")
+        if (place / "network.json").is_file() and kind_of(place) in kinds:
+            return place
+    return None
+
+
+def stored_rows(
+    name: str,
+    data: Sequence[Recipe],
+    overrides: Sequence[str],
+    time_steps: Sequence[int],
+    *,
+    run: str,
+    count: int | None,
+    batch_size: int,
+) -> list[Row]:
+    """Its rows on the images of ``data``, or of the recipe that it lies beside.
+
+    A network from scratch is shown behind those of ``time_steps`` that it was trained for.
+
+    Raises:
+        RecipeError: no data; images of another shape.
+        SpecError: no step that it was trained for.
+    """
+    where = stored_network(name)
+    assert where is not None
+    network = load(where)
+    recipe = _recipe_beside(where, overrides)
+    sources: list[DataSpec | EventSpec] = [item.data for item in data]
+    if not sources and recipe is not None:
+        sources = [recipe.images if isinstance(recipe, SpikingRecipe) else recipe.data]
+    if not sources:
+        fault = Fault("--data", "missing", "name a recipe whose images are to be evaluated")
+        raise RecipeError(f"{name} cannot be evaluated", [fault])
+    steps = list(time_steps)
+    if isinstance(network, ScratchNetwork):
+        steps = [T for T in steps if network.time_steps >= T] or [network.time_steps]
+    columns: dict[str, Any] = {
+        "model": Path(name).name if recipe is None else recipe.model.architecture,
+        "seed": None if recipe is None else recipe.seed,
+        "algorithm": _algorithm(network, where, recipe),
+        "run": run,
+    }
+    rows: list[Row] = []
+    for source in sources:
+        _check_shape(name, network, source)
+        label = dataset_name(source) if isinstance(source, DataSpec) else source.dataset
+        test = select_test_images(source, count, open_splits(source))
+        rows += rows_of_stored(
+            network.to(device()),
+            test,
+            steps,
+            {**columns, "dataset": label},
+            batch_size=batch_size,
+            processes=Processes(),
+        )
+    return rows
+
+
+def stored_energy(
+    name: str,
+    data: Sequence[Recipe],
+    overrides: Sequence[str],
+    time_steps: Sequence[int],
+    count: int,
+) -> EnergyReport | None:
+    """What a stored network costs on the first so many images; None for one from scratch, whose
+    single steps are not counted, which is said."""
+    where = stored_network(name)
+    assert where is not None
+    network, recipe = load(where), _recipe_beside(where, overrides)
+    if not isinstance(network, SpikingModel):
+        notice(f"{name} was trained from scratch: its spikes are counted, its energy is not")
+        return None
+    source = data[0].data if data else recipe and recipe.data
+    assert isinstance(source, DataSpec)
+    test = select_test_images(source, count, open_splits(source))
+    return energy(network, images_of(test, len(test)), time_steps=time_steps)
+
+
+def _algorithm(network: Any, where: Path, recipe: AnyRecipe | None) -> str:
+    """How it was trained, as far as what lies beside it says."""
+    if isinstance(recipe, SpikingRecipe):
+        return recipe.spiking.algorithm
+    if recipe is not None and recipe.finetune is not None and (where.parent / "learn").is_dir():
+        return recipe.finetune.algorithm
+    return "none" if isinstance(network, SpikingModel) else "from scratch"
+
+
+def _recipe_beside(where: Path, overrides: Sequence[str]) -> AnyRecipe | None:
+    """The recipe of the folder, or of the run, that a network lies in."""
+    for folder in (where, where.parent, where.parent.parent):
+        if (folder / "recipe.yaml").is_file():
+            return load_any(folder / "recipe.yaml", overrides)
+    return None
+
+
+def _check_shape(name: str, network: Any, source: DataSpec | EventSpec) -> None:
+    """Raise unless the images are such as the network takes."""
+    if not isinstance(source, DataSpec):
+        return
+    shape = (source.channels, source.image_size, source.image_size)
+    if shape != tuple(network.image_shape):
+        what = f"images are {shape}, the network's {tuple(network.image_shape)}"
+        fault = Fault(dataset_name(source), what, "name a recipe of such images")
+        raise RecipeError(f"{name} cannot be evaluated", [fault])

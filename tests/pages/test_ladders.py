@@ -1,0 +1,60 @@
+"""The study of ladders: measured once, kept, and a page that says what is stored."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from paths import ROOT
+
+from mt_convert.experiments.recipes.conversion import load_recipe
+from mt_convert.experiments.run import run
+from mt_convert.system.storage import read_json
+
+FOLDER = ROOT / "eval" / "ladders"
+
+
+@pytest.fixture
+def regenerate(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    sys.modules.pop("regenerate", None)
+    return import_module("regenerate")
+
+
+@pytest.mark.long
+def test_a_run_is_measured_once_and_digits_are_exact_in_as_many_steps_as_they_take(
+    regenerate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = run(load_recipe("digits", smoke=True), tmp_path / "digits", resume=False)
+    words = ["--runs", str(folder), "--parts", str(tmp_path / "parts"), "--out", str(tmp_path)]
+    regenerate.main(words)
+    (network,) = read_json(tmp_path / "results.json")["networks"]
+    rows = [row for row in regenerate.rows_of(network) if row.ladder == "radix"]
+    assert [(row.n, row.T, row.exact_share) for row in rows] == [(1, 4, 1), (3, 2, 1), (15, 1, 1)]
+    for item in network["digits"]:
+        ends = [point["accuracy"] for point in item["curves"] if point["digits"] == item["T"]]
+        assert ends == [rows[0].qann_accuracy] * 2
+        assert item["latency"] == item["T"] * (item["depth"] + 1)
+    assert (tmp_path / "README.md").read_text() == regenerate.page([network])
+    assert (tmp_path / "ladders.png").stat().st_size > 10_000
+
+    def never(*_: object) -> None:
+        raise AssertionError("measured twice")
+
+    for name in ("curves", "times", "membranes"):
+        monkeypatch.setattr(regenerate, name, never)
+    before = (tmp_path / "README.md").read_text()
+    regenerate.main(words)
+    assert (tmp_path / "README.md").read_text() == before
+
+
+def test_the_page_is_made_from_the_stored_rows(regenerate: ModuleType) -> None:
+    if not (FOLDER / "results.json").is_file():
+        pytest.skip("eval/ladders was not measured yet")
+    stored = read_json(FOLDER / "results.json")
+    assert stored["schema"] == regenerate.SCHEMA
+    assert (FOLDER / "README.md").read_text() == regenerate.page(stored["networks"])

@@ -1,0 +1,42 @@
+"""The stored study of systems: the page says what is stored, and every arm can be read."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+
+import pytest
+from paths import ROOT
+
+from mt_convert.experiments.recipes.conversion import dump
+from mt_convert.experiments.recipes.from_scratch import load
+from mt_convert.system.storage import read_json
+
+FOLDER = ROOT / "eval" / "systems"
+
+
+@pytest.fixture
+def regenerate(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    sys.modules.pop("regenerate", None)
+    return import_module("regenerate")
+
+
+def test_the_page_is_made_from_the_stored_cells(regenerate: ModuleType) -> None:
+    assert read_json(FOLDER / "results.json")["schema"] == regenerate.SCHEMA
+    head = (FOLDER / "head.md").read_text()
+    assert (FOLDER / "README.md").read_text() == regenerate.page(head, regenerate.stored_cells())
+
+
+def test_every_arm_is_another_recipe_and_stored_cells_are_of_the_recipes_in_sight(
+    regenerate: ModuleType,
+) -> None:
+    for system in regenerate.SYSTEMS:
+        texts = {
+            arm: dump(load(system.recipe, regenerate.words(system, arm, 0))) for arm in system.arms
+        }
+        assert len(set(texts.values())) == len(system.arms) >= 2, system.name
+        for cell in regenerate.stored_cells():
+            if cell.system == system.name and cell.seed == 0:
+                assert cell.recipe == regenerate.identity(system, cell.arm, 0), cell
