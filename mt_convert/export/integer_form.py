@@ -124,10 +124,13 @@ def integer_form(snn: SpikingModel) -> IntegerForm:
         raise UnsupportedLayerError(headline, faults)
     model = integer(snn, backend="torch")
     program = model.program()
+    faults = []
+    if not any(isinstance(item, Encode) for item in program.instructions):
+        faults = [Fault("the image", "is not quantized", "give QuantSpec input_bits")]
     try:
         tables.check(program)
     except MTConvertError as fact:
-        raise UnsupportedLayerError(headline, fact.faults) from fact
+        raise UnsupportedLayerError(headline, [*faults, *fact.faults]) from fact
     writer = _Writer(program)
     for item in program.instructions:
         writer.write(item)

@@ -50,9 +50,10 @@ def test_check_says_before_training_what_will_not_leave(command: Command) -> Non
     done = command("check", "digits", "--smoke", "--target", "c")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("ok: digits, leaves as c\n")
-    message = failed(command, "check", "digits_vit", "--smoke", "--target", "tables")
+    words = ("check", "digits", "quantize.input_bits=null", "--smoke", "--target", "tables")
+    message = failed(command, *words)
     assert "does not leave the house exactly" in message
-    assert len(message.splitlines()) > 2
+    assert "input_bits" in message
     message = failed(command, "check", "digits", "--smoke", "--target", "zip")
     assert "allowed are tables, c, onnx, qonnx" in message
     message = failed(command, "check", "digits_plif", "--smoke", "--target", "c")
