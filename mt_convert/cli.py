@@ -1,4 +1,4 @@
-"""The command line: ``mt-convert ls | cp | check | run | finetune | eval | bench | show | …``.
+"""The command line: ``mt-convert ls | cp | check | run | finetune | eval | bench | export | …``.
 
 One function per command; prints and exits, nothing else. What takes seconds to import is
 imported by the command that needs it.
@@ -123,7 +123,15 @@ def copy(
 
 
 @app.command()
-def check(recipe: RecipeName, overrides: Overrides = None, smoke: Smoke = False) -> None:
+def check(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    smoke: Smoke = False,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Also whether the network would leave to tables, c, onnx or qonnx."),
+    ] = None,
+) -> None:
     """Show everything that is wrong with a recipe, without running it.
 
     Misspelt keys, wrong values, unknown networks, files that are not here. If all is well, show the
@@ -132,6 +140,7 @@ def check(recipe: RecipeName, overrides: Overrides = None, smoke: Smoke = False)
     \b
     Example:
       mt-convert check digits quantize.weight_bits=3
+      mt-convert check digits_vit --target qonnx
     """
     catalogue.find_recipe(recipe)  # a wrong name is reported at once
     from .experiments.recipes import from_scratch as recipes
@@ -140,7 +149,11 @@ def check(recipe: RecipeName, overrides: Overrides = None, smoke: Smoke = False)
     from .experiments.run import check as check_run
 
     check_run(loaded)
-    typer.echo(f"ok: {loaded.name}")
+    if target is not None:
+        from .experiments.export import check as check_export
+
+        check_export(loaded, target)
+    typer.echo(f"ok: {loaded.name}{'' if target is None else f', leaves as {target}'}")
     for stage, values in loaded.model_dump(mode="json", by_alias=True).items():
         if stage != "name":
             typer.echo(f"  {stage:<9} {_one_line(values)}")
@@ -441,6 +454,44 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
     if all(item.isdecimal() and int(item) > 0 for item in items):
         return tuple(dict.fromkeys(map(int, items)))
     raise SpecError(f"{option} is {text!r}: allowed are whole numbers from 1, such as 1,2,4")
+
+
+@app.command()
+def export(
+    network: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|MODEL", help="The folder of a finished run, or of a stored network."
+        ),
+    ],
+    to: Annotated[str, typer.Option("--to", help="What to write: tables, c, onnx or qonnx.")],
+    out: Annotated[Path, typer.Option(help="Folder for what is written and its verdict.")],
+    images: Annotated[int, typer.Option(min=1, help="Compare on at least so many images.")] = 1000,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing: check again what stands there.")
+    ] = False,
+) -> None:
+    """Write one time step of a converted network for another world: exact, or refused by name.
+
+    What was written is run there, on images and on accumulators at every threshold and one beside
+    it; the verdict is left beside it. Nothing is kept that answers otherwise.
+
+    \b
+    Targets:
+      tables  integers to take away: safetensors, JSON, golden vectors, a reader in NumPy
+      c       one C99 file of integers alone
+      onnx    whole numbers for onnxruntime
+      qonnx   whole weights and MultiThreshold nodes, for FINN
+    \b
+    Examples:
+      mt-convert export runs/digits --to tables --out runs/digits/tables
+      mt-convert export runs/digits --to c --out runs/digits/c
+      mt-convert export runs/digits --to c --out runs/digits/c --check
+    """
+    from .experiments import export as command
+
+    typer.echo(str(command.run(network, to, out, count=images, again=check)))
+    typer.echo(f"{'checked' if check else 'wrote'} {out}")
 
 
 @app.command()

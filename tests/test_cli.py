@@ -29,7 +29,7 @@ def test_help_names_every_command_and_shows_examples(command: Command, process: 
     done = process("--help")
     assert done.returncode == 0
     assert done.stdout.replace("python -m mt_convert.cli", "mt-convert") == command("--help").stdout
-    for name in ("ls", "cp", "check", "run", "show", "coverage"):
+    for name in ("ls", "cp", "check", "run", "export", "show", "coverage"):
         assert f"\n  {name} " in done.stdout
         text = command(name, "--help").stdout
         assert "Example" in text

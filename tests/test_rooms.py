@@ -34,7 +34,7 @@ FLOORS = {
     "calibration": 5,
     "training": 5,
     "integer_engine": 5,
-    "export": 5,
+    "export": 6,
     "evaluation": 6,
     "experiments": 7,
     "cli": 8,

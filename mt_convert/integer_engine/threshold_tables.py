@@ -69,6 +69,15 @@ class ThresholdTable:
         self.places = place.reshape(shape)
         self._columns = [distinct[:, index].to(one.dtype) for index, one in enumerate(wide)]
 
+    @property
+    def terms(self) -> int:
+        """How many values its neurons read."""
+        return self._terms
+
+    def multiplier(self, term: int, rows: Tensor) -> Tensor:
+        """What one unit of a term is worth in these classes of neurons."""
+        return self._columns[term][rows]
+
     def thresholds(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Thresholds of levels low + 1 … high for each row, and whether they are reached from above
         (acc <= threshold, where the multiplier is negative) instead of from below.

@@ -221,6 +221,18 @@ def test_the_smoke_variant_of_a_spiking_recipe_runs(name: str, tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_a_run_leaves_the_house_and_is_checked_again(tmp_path: Path, earlier: Path) -> None:
+    words = ("export", "out", "--to", "tables", "--out", "out/tables", "--images", "300")
+    done = call_here(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    assert "tables: exact in numpy" in done.stdout
+    assert json.loads((earlier / "tables" / "verdict.json").read_text())["images"] == 300
+    assert "checked out/tables" in call_here(tmp_path, *words, "--check").stdout
+    shutil.rmtree(earlier / "convert")
+    assert "holds no converted network" in message(call_here(tmp_path, *words))
+
+
+@pytest.mark.slow
 def test_a_misspelt_key_is_named_with_its_neighbour(command: Command, earlier: Path) -> None:
     before = contents(earlier)
     done = command("run", "digits", "--smoke", "--out", "out", "quantize.weight_bit=3")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...evaluation import peers
 from ...evaluation.peers.converters import PEERS
-from ...export import onnx
+from ...export import qdq
 from ...quantization.brevitas_layers import for_inference
 from .contenders import Case, Contender, ContenderKind, Runner
 from .network import Network
@@ -66,7 +66,7 @@ def _only_on(kind: str) -> Callable[[torch.device], str | None]:
 
 def _onnx_missing(device: torch.device) -> str | None:
     """Whether onnxruntime can run on a device."""
-    if (reason := onnx.missing()) is not None:
+    if (reason := qdq.missing()) is not None:
         return reason
     import onnxruntime
 
@@ -99,15 +99,15 @@ def _session(content: bytes, device: torch.device) -> Runner:
 def _onnx_float(network: Network, case: Case) -> Runner:
     images = torch.zeros(case.batch, *network.qann.image_shape)
     ann = copy.deepcopy(network.ann).cpu().eval()
-    return _session(onnx.export_onnx(ann, images), network.device)
+    return _session(qdq.export_onnx(ann, images), network.device)
 
 
 def _onnx_int8(quantize_sums: bool) -> Callable[[Network, Case], Runner]:
     def prepare(network: Network, case: Case) -> Runner:
         qann, seen = copy.deepcopy(network.qann).cpu(), network.calibration.cpu()
-        form = onnx.qdq_form(qann, seen, quantize_sums=quantize_sums)
+        form = qdq.qdq_form(qann, seen, quantize_sums=quantize_sums)
         images = torch.zeros(case.batch, *network.qann.image_shape)
-        return _session(onnx.export_onnx(form, images), network.device)
+        return _session(qdq.export_onnx(form, images), network.device)
 
     return prepare
 

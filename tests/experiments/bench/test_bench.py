@@ -33,7 +33,7 @@ from mt_convert.experiments.bench.rows import (
     benchmark_from_json,
     merge,
 )
-from mt_convert.export import onnx
+from mt_convert.export import qdq
 from mt_convert.quantization.brevitas_layers import for_inference
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
@@ -306,7 +306,7 @@ def test_brevitas_in_its_own_inference_mode_computes_the_same(tiny: Network) -> 
 def test_the_form_for_onnx_is_the_quantized_network_with_its_batch_norms_folded(
     tiny: Network,
 ) -> None:
-    form = onnx.qdq_form(tiny.qann, tiny.calibration, quantize_sums=False)
+    form = qdq.qdq_form(tiny.qann, tiny.calibration, quantize_sums=False)
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in form.modules())
     # a rounding of the folded sums may move a level here and there
     images = tiny.images(64, torch.Generator().manual_seed(3))
@@ -318,10 +318,10 @@ def test_learned_thresholds_have_no_form_for_onnx(tiny: Network) -> None:
     spec = QuantSpec(act_bits=2, spacing="learned")
     qann = quantize(tiny.ann, spec, calibration=tiny.calibration)
     with pytest.raises(UnsupportedLayerError, match="learned thresholds"):
-        onnx.qdq_form(qann, tiny.calibration, quantize_sums=False)
+        qdq.qdq_form(qann, tiny.calibration, quantize_sums=False)
 
 
-@pytest.mark.skipif(onnx.missing() is not None, reason=str(onnx.missing()))
+@pytest.mark.skipif(qdq.missing() is not None, reason=str(qdq.missing()))
 @pytest.mark.parametrize("name", ["onnxruntime_fp32", "onnxruntime_int8", "onnxruntime_int8_sums"])
 def test_onnxruntime_runs_what_was_exported(tiny: Network, name: str) -> None:
     contender, case = all_contenders()[name], Case(4)

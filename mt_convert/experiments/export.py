@@ -1,0 +1,94 @@
+"""`mt-convert export`: the converted network of a run, or a stored one, written for a target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import Splits, images, open_data
+from ..errors import CheckpointError, Fault, SpecError
+from ..export.targets import TARGETS, check_target, export, form_for
+from ..export.verdict import Verdict
+from ..quantization.quantize import QuantizedModel, quantize
+from ..spiking import archive
+from ..spiking.convert import convert
+from ..spiking.model import SpikingModel
+from .models.build import build
+from .recipes.conversion import Recipe, load_stored
+
+IMAGES = 1000
+
+
+def run(name: str, target: str, out: Path, *, count: int = IMAGES, again: bool = False) -> Verdict:
+    """Write a network into ``out`` and check it on at least ``count`` images: the run's test
+    images, then its other ones, then random ones. ``again``: check what stands there.
+
+    Raises:
+        CheckpointError: no finished run and no stored network; what stands in ``out`` is damaged,
+            or does not answer as the network.
+        UnsupportedLayerError: what of the network has no exact form.
+    """
+    check_target(target)
+    snn, shown = _network(Path(name), count)
+    file = TARGETS[target].file
+    return export(snn, target, out if file is None else out / file, images=shown, again=again)
+
+
+def check(recipe: Any, target: str) -> None:
+    """Raise unless a recipe's network would leave to a target: tried with random weights, before
+    any training. What depends on trained numbers is seen by the export alone.
+
+    Raises:
+        SpecError: no such target; a recipe that converts nothing.
+        UnsupportedLayerError: what has no exact form, all of it.
+    """
+    check_target(target)
+    if not isinstance(recipe, Recipe):
+        hint = "trained from scratch: it is not converted, and leaves to no target"
+        raise SpecError("nothing to export", [Fault("--target", recipe.name, hint)])
+    ann = build(recipe.model, seed=recipe.seed, image_size=recipe.data.image_size).eval()
+    random = torch.Generator().manual_seed(recipe.seed)
+    shape = (recipe.data.channels, recipe.data.image_size, recipe.data.image_size)
+    some = torch.randn(4, *shape, generator=random)
+    qann = quantize(ann, recipe.quantize.spec(), calibration=some)
+    block = recipe.convert
+    snn = convert(
+        qann,
+        ladder=block.ladder_for(recipe.quantize.levels),
+        firing=block.firing,
+        signed=block.signed,
+        presentation=block.presentation,
+        whole_window=block.waits,
+    )
+    form_for(snn, target)
+
+
+def _network(folder: Path, count: int) -> tuple[SpikingModel, Tensor]:
+    """The network, and images for it."""
+    parts: list[Tensor] = []
+    if (folder / "recipe.yaml").is_file():
+        recipe = load_stored(folder)
+        if not (folder / "convert" / "network.json").is_file():
+            hint = f"finish it: mt-convert run RECIPE --out {folder} --resume"
+            raise CheckpointError(f"{folder} holds no converted network; {hint}")
+        network: Any = archive.load(folder / "convert")
+        parts = _images(open_data(recipe.data, calibrates=False), count)
+    else:
+        network = archive.load(folder)
+    snn = convert(network) if isinstance(network, QuantizedModel) else network
+    have = sum(map(len, parts))
+    if have < count:
+        random = torch.Generator().manual_seed(1)
+        parts.append(torch.randn(count - have, *snn.image_shape, generator=random))
+    return snn, torch.cat(parts)
+
+
+def _images(splits: Splits, count: int) -> list[Tensor]:
+    """Images of a run, as many as there are, its test images first."""
+    parts: list[Tensor] = []
+    for split in (splits.test, splits.train):
+        parts.append(images(split, min(len(split), count - sum(map(len, parts)))))
+    return [part for part in parts if len(part)]

@@ -1,0 +1,637 @@
+"""The C99 file of `c`: a function for each node, static memory, integers alone.
+
+The image comes in as levels, the scores go out as the bits of IEEE 754 binary32 numbers: the
+written formula of the read-out, and of sums that no shift was proved for, is worked out on
+integers, each operator rounded half to even by itself. Nothing is reserved, `stdint.h` is all that
+is included, and what is written is checked with a compiler of this machine.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, Fault
+from . import numpy_reader
+from .integer_form import IntegerForm, Node, Value
+
+FLAGS = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic")
+SANITIZE = ("-g", "-fsanitize=undefined,address", "-fno-sanitize-recover=all")
+LARGEST, SMALLEST = 2.0**60, 2.0**-60  # multipliers for which no step of a formula is subnormal
+SECONDS = 3600
+_TYPES = (("uint8_t", 0, 255), ("int8_t", -128, 127), ("int16_t", -(2**15), 2**15 - 1))
+_WIDTH = {"uint8_t": 1, "int8_t": 1, "int16_t": 2, "int32_t": 4, "uint32_t": 4}
+
+_REALS = """
+/* A binary32 number as a pair of integers: m times 2^e, 2^23 <= |m| < 2^24, or m = 0. */
+typedef struct { int64_t m; int32_t e; } real;
+
+/* The nearest such number to m times 2^e, ties to even. */
+static real real_near(int64_t m, int32_t e) {
+  uint64_t a = m < 0 ? (uint64_t)-m : (uint64_t)m;
+  int32_t s = 0;
+  real y = {0, 0};
+  if (a == 0) return y;
+  while ((a >> s) >= 16777216u) s++;
+  if (s > 0) {
+    uint64_t rest = a & (((uint64_t)1 << s) - 1), half = (uint64_t)1 << (s - 1);
+    a >>= s;
+    if (rest > half || (rest == half && (a & 1u))) a++;
+    if (a == 16777216u) { a >>= 1; s++; }
+  } else {
+    while (a < 8388608u) { a <<= 1; s--; }
+  }
+  y.m = m < 0 ? -(int64_t)a : (int64_t)a;
+  y.e = e + s;
+  return y;
+}
+
+static real real_of(uint32_t bits) {
+  int32_t e = (int32_t)((bits >> 23) & 255u);
+  int64_t m = (int64_t)(bits & 8388607u);
+  if (e) m += 8388608; else e = 1;
+  return real_near((bits >> 31) ? -m : m, e - 150);
+}
+
+static real real_times(int32_t number, uint32_t bits) {
+  real a = real_near(number, 0), b = real_of(bits);
+  return real_near(a.m * b.m, a.e + b.e);
+}
+
+static real real_plus(real a, real b) {
+  int32_t apart;
+  if (a.m == 0) return b;
+  if (b.m == 0) return a;
+  if (a.e < b.e) { real c = a; a = b; b = c; }
+  apart = a.e - b.e;
+  return apart > 36 ? a : real_near(a.m * ((int64_t)1 << apart) + b.m, b.e);
+}
+"""
+_BITS = """
+static uint32_t real_bits(real y) {
+  uint32_t a = (uint32_t)(y.m < 0 ? -y.m : y.m);
+  if (a == 0) return 0;
+  return ((uint32_t)(y.m < 0) << 31) | ((uint32_t)(y.e + 150) << 23) | (a & 8388607u);
+}
+"""
+_LEVEL = """
+/* The nearest whole number, ties to even, kept within low and high. */
+static int32_t real_level(real y, int32_t low, int32_t high) {
+  int64_t a = y.m < 0 ? -y.m : y.m, q;
+  if (y.e > 6) return y.m < 0 ? low : high;
+  if (y.e >= 0) {
+    q = a << y.e;
+  } else if (y.e < -25) {
+    q = 0;
+  } else {
+    int64_t half = (int64_t)1 << (-y.e - 1), rest = a & (2 * half - 1);
+    q = a >> -y.e;
+    if (rest > half || (rest == half && (q & 1))) q++;
+  }
+  if (y.m < 0) q = -q;
+  return q < low ? low : q > high ? high : (int32_t)q;
+}
+"""
+
+
+def missing() -> str | None:
+    """What this machine lacks to check a C file."""
+    if shutil.which("cc") is None:
+        return "no C compiler: install one that answers to `cc`, such as gcc or clang"
+    return None
+
+
+def refused(form: IntegerForm) -> list[Fault]:
+    """Multipliers for which a step of a formula could leave the normal range of binary32."""
+    faults = []
+    for node in form.nodes:
+        for name, array in node.arrays.items():
+            if not array.is_floating_point() or node.op == "encode":
+                continue
+            size = array.abs()
+            if bool(((size > LARGEST) | ((size < SMALLEST) & (size > 0))).any()):
+                faults.append(Fault(node.name, name, "multipliers beyond 2^-60 … 2^60"))
+    return faults
+
+
+# --------------------------------------------------------------------------------------- writing
+
+
+def write_c(form: IntegerForm, path: Path) -> None:
+    """Write the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        file.writelines(_lines(form))
+
+
+def _lines(form: IntegerForm) -> Iterable[str]:
+    encode, last = form.node("encode"), form.nodes[-1]
+    levels = form.values[encode.out]
+    yield (
+        "/* A converted network, one time step, on integers alone. Written by mt-convert.\n"
+        f"   levels: {levels.low} to {levels.high}, the image as clamp(rint(x / scale)); "
+        f"shape {list(levels.shape)}, row-major.\n"
+        "   scores: the bits of IEEE 754 binary32 numbers, one for each class. */\n"
+        "#include <stdint.h>\n"
+    )
+    yield _REALS + _BITS
+    if any("levels" in node.arrays for node in form.nodes):
+        yield _LEVEL
+    for node in form.nodes:
+        if node.op not in ("encode", "reshape"):
+            yield from _FUNCTIONS[node.op](form, node)
+    yield from _main(form, encode, last)
+
+
+def c_type(value: Value) -> str:
+    """The narrowest type of a value.
+
+    Example:
+        >>> c_type(Value((1,), 0, 15)), c_type(Value((1,), -9000, 9000))
+        ('uint8_t', 'int16_t')
+    """
+    fitting = [name for name, low, high in _TYPES if low <= value.low and value.high <= high]
+    return fitting[0] if fitting else "int32_t"
+
+
+def size_of(value: Value) -> int:
+    """How many numbers one image has."""
+    return int(np.prod(value.shape)) if value.shape else 1
+
+
+def _array(name: str, numbers: Tensor, kind: str | None = None) -> str:
+    """A constant array of the narrowest type, or bits of real numbers."""
+    flat = numbers.detach().contiguous().flatten()
+    if flat.is_floating_point():
+        whole, kind = flat.numpy().view(np.uint32), "uint32_t"
+        text = [f"{int(number)}u" for number in whole]
+    else:
+        flat = flat if flat.numel() else torch.zeros(1, dtype=torch.int32)
+        ends = Value((), int(flat.min()), int(flat.max()))
+        kind, text = kind or c_type(ends), [_literal(number) for number in flat.tolist()]
+    rows = (", ".join(text[start : start + 16]) for start in range(0, len(text), 16))
+    return f"static const {kind} {name}[{len(text)}] = {{\n " + ",\n ".join(rows) + "};\n"
+
+
+def _literal(number: int) -> str:
+    return str(number) if number > -(2**31) else "(-2147483647 - 1)"
+
+
+def _head(form: IntegerForm, node: Node) -> str:
+    """The first line of a node's function."""
+    name = re.sub(r"(?i)(flo)(at)|(dou)(ble)|\*/|/\*", r"\1\3_\2\4", node.name)
+    inputs = [
+        f"const {c_type(form.values[index])} *x{place}" for place, index in enumerate(node.inputs)
+    ]
+    out = "uint32_t" if node.op == "read_out" else c_type(form.values[node.out])
+    words = ", ".join([*inputs, f"{out} *y"])
+    return f"\n/* {node.op}: {name} */\nstatic void step_{node.out}({words}) {{\n"
+
+
+def _loops(shape: Sequence[int], body: str) -> str:
+    """``body`` for every place; i0, i1, … and the flat ``at`` say which."""
+    text, pad = "  int32_t at = 0;\n", "  "
+    for axis, size in enumerate(shape):
+        text += f"{pad}for (int32_t i{axis} = 0; i{axis} < {size}; i{axis}++)\n"
+        pad += "  "
+    return f"{text}{pad}{{ {body} at++; }}\n"
+
+
+def _index(shape: Sequence[int], of: Sequence[int]) -> str:
+    """The flat place in an array of shape ``of`` that a place of ``shape`` reads."""
+    parts, stride = [], 1
+    for axis in reversed(range(len(of))):
+        if of[axis] > 1:
+            loop = f"i{axis + len(shape) - len(of)}"
+            parts.append(loop if stride == 1 else f"{loop} * {stride}")
+        stride *= of[axis]
+    return " + ".join(reversed(parts)) or "0"
+
+
+def _windows(form: IntegerForm, node: Node, body: str, before: str, after: str) -> Iterable[str]:
+    """Loops over windows of up to three axes; ``body`` where a tap meets an entry, ``at`` it."""
+    source, value = form.values[node.inputs[0]], form.values[node.out]
+    axes = len(value.shape) - 1
+    names = ("kernel", "stride", "padding", "dilation")
+    kernel, stride, padding, dilation = (node.settings[name] for name in names)
+    text, pad = "", "  "
+    for axis in range(axes + 1):
+        text += f"{pad}for (int32_t i{axis} = 0; i{axis} < {value.shape[axis]}; i{axis}++)\n"
+        pad += "  "
+    text += f"{pad}{{\n{pad}{before}\n"
+    inner = pad + "  "
+    if node.op == "conv":
+        text += f"{pad}for (int32_t c = 0; c < {node.arrays['weight'].shape[1]}; c++)\n"
+    for axis in range(axes):
+        text += f"{pad}for (int32_t k{axis} = 0; k{axis} < {kernel[axis]}; k{axis}++)\n"
+    text += f"{pad}{{\n"
+    place = "plane"
+    for axis, size in enumerate(source.shape[1:]):
+        text += (
+            f"{inner}int32_t a{axis} = i{axis + 1} * {stride[axis]} - {padding[axis]}"
+            f" + k{axis} * {dilation[axis]};\n"
+        )
+        place = f"({place}) * {size} + a{axis}"
+    outside = " || ".join(
+        f"a{axis} < 0 || a{axis} >= {size}" for axis, size in enumerate(source.shape[1:])
+    )
+    text += f"{inner}if ({outside}) continue;\n{inner}{body.replace('@', place)}\n{pad}}}\n"
+    yield f"{text}{pad}{after}\n{pad}}}\n"
+
+
+def _conv(form: IntegerForm, node: Node) -> Iterable[str]:
+    weight, groups = node.arrays["weight"], node.settings["groups"]
+    yield _array(f"w_{node.out}", weight, "int8_t")
+    yield _head(form, node)
+    yield "  int32_t n = 0;\n"
+    tap = f"i0 * {weight.shape[1]} + c"
+    for axis, size in enumerate(weight.shape[2:]):
+        tap = f"({tap}) * {size} + k{axis}"
+    plane = f"i0 / {len(weight) // groups} * {weight.shape[1]} + c"
+    body = f"sum += (int32_t)w_{node.out}[{tap}] * x0[@];"
+    yield from (
+        line.replace("(plane)", f"({plane})")
+        for line in _windows(form, node, body, "int32_t sum = 0;", _store(form, node, "sum"))
+    )
+    yield "}\n"
+
+
+def _store(form: IntegerForm, node: Node, what: str) -> str:
+    return f"y[n++] = ({c_type(form.values[node.out])}){what};"
+
+
+def _pool(form: IntegerForm, node: Node) -> Iterable[str]:
+    largest = node.op == "max_pool"
+    yield _head(form, node)
+    yield "  int32_t n = 0;\n"
+    before = f"int32_t best = {'-2147483647' if largest else '0'};"
+    body = "if (x0[@] > best) best = x0[@];" if largest else "best += x0[@];"
+    lines = _windows(form, node, body, before, _store(form, node, "best"))
+    yield from (line.replace("(plane)", "(i0)") for line in lines)
+    yield "}\n"
+
+
+def _linear(form: IntegerForm, node: Node) -> Iterable[str]:
+    weight = node.arrays["weight"]
+    rows = size_of(form.values[node.out]) // len(weight)
+    yield _array(f"w_{node.out}", weight, "int8_t")
+    yield _head(form, node)
+    store = f"y[r * {len(weight)} + o] = ({c_type(form.values[node.out])})sum;"
+    inside = weight.shape[1]
+    yield (
+        f"  for (int32_t r = 0; r < {rows}; r++)\n"
+        f"    for (int32_t o = 0; o < {len(weight)}; o++) {{\n"
+        "      int32_t sum = 0;\n"
+        f"      for (int32_t c = 0; c < {inside}; c++)\n"
+        f"        sum += (int32_t)w_{node.out}[o * {inside} + c] * x0[r * {inside} + c];\n"
+        f"      {store}\n    }}\n}}\n"
+    )
+
+
+def _gather(form: IntegerForm, node: Node) -> Iterable[str]:
+    index, value = node.arrays["index"], form.values[node.out]
+    yield _array(f"g_{node.out}", index, "int32_t")
+    yield _head(form, node)
+    yield f"  for (int32_t n = 0; n < {size_of(value)}; n++) {{\n"
+    yield f"    int32_t from = g_{node.out}[n];\n"
+    kind, start = c_type(value), 1
+    for place, source in enumerate(node.inputs):
+        end = start + size_of(form.values[source])
+        yield (
+            f"    if (from >= {start} && from < {end}) y[n] = ({kind})x{place}[from - {start}];\n"
+        )
+        start = end
+    yield "    if (from == 0) y[n] = 0;\n  }\n}\n"
+
+
+def _reduce(form: IntegerForm, node: Node) -> Iterable[str]:
+    source, value = form.values[node.inputs[0]], form.values[node.out]
+    kept = [
+        1 if axis + 1 in node.settings["axes"] else size for axis, size in enumerate(source.shape)
+    ]
+    where = _index(source.shape, kept)
+    kind = c_type(value)
+    largest = node.op == "max"
+    first = value.low if largest else 0
+    join = (
+        f"if (x0[at] > y[{where}]) y[{where}] = ({kind})x0[at];"
+        if largest
+        else f"y[{where}] = ({kind})(y[{where}] + x0[at]);"
+    )
+    yield _head(form, node)
+    yield f"  for (int32_t n = 0; n < {size_of(value)}; n++) y[n] = {_literal(first)};\n"
+    yield _loops(source.shape, join) + "}\n"
+
+
+def _scale(form: IntegerForm, node: Node) -> Iterable[str]:
+    value, factor = form.values[node.out], node.arrays["factor"]
+    yield _array(f"f_{node.out}", factor, "int32_t")
+    yield _head(form, node)
+    where = _index(value.shape, tuple(factor.shape))
+    body = f"y[at] = ({c_type(value)})(x0[at] * f_{node.out}[{where}]);"
+    yield _loops(value.shape, body) + "}\n"
+
+
+def _formula(form: IntegerForm, node: Node, shape: Sequence[int]) -> tuple[str, str]:
+    """Arrays and statements that leave a written sum in ``real t``."""
+    arrays, steps, out = "", [], node.out
+    for name in [f"multiplier_{index}" for index in range(len(node.inputs))]:
+        arrays += _array(f"{name}_{out}", node.arrays[name])
+
+    def entry(name: str) -> str:
+        return f"{name}_{out}[{_index(shape, tuple(node.arrays[name].shape))}]"
+
+    steps.append(f"real t = real_times(x0[at], {entry('multiplier_0')});")
+    if "bias" in node.arrays:
+        arrays += _array(f"bias_{out}", node.arrays["bias"])
+        steps.append(f"t = real_plus(t, real_of({entry('bias')}));")
+    for index in range(1, len(node.inputs)):
+        steps.append(f"t = real_plus(t, real_times(x{index}[at], {entry(f'multiplier_{index}')}));")
+    if "offset" in node.arrays:
+        arrays += _array(f"offset_{out}", node.arrays["offset"])
+        steps.append(f"t = real_plus(t, real_of({entry('offset')}));")
+    return arrays, " ".join(steps)
+
+
+def _fire(form: IntegerForm, node: Node) -> Iterable[str]:
+    value, out = form.values[node.out], node.out
+    kind, arrays = c_type(value), node.arrays
+    if "levels" in arrays:
+        text, steps = _formula(form, node, value.shape)
+        yield text + _array(f"levels_{out}", arrays["levels"]) + _head(form, node)
+        low, high = node.settings["low"], node.settings["high"]
+        shift = (
+            f"real_level(t, {low}, {high}) - {low}"
+            if low >= 0
+            else (f"real_level(t, {low}, {high}) + {-low}")
+        )
+        yield _loops(value.shape, f"{steps} y[at] = ({kind})levels_{out}[{shift}];") + "}\n"
+        return
+    thresholds, place = arrays["thresholds"], arrays["place"]
+    count = thresholds.shape[1]
+    yield _array(f"t_{out}", thresholds, "int32_t")
+    row = _index(value.shape, tuple(place.shape))
+    if not torch.equal(place.flatten(), torch.arange(place.numel()).int()):
+        yield _array(f"c_{out}", place)
+        row = f"c_{out}[{row}]"
+    steps = f"const int32_t c = {row}; const int32_t *t = t_{out} + c * {count}; "
+    terms = []
+    for index in range(len(node.inputs)):
+        factor = arrays[f"factor_{index}"]
+        if bool((factor == 1).all()):
+            terms.append(f"x{index}[at]")
+            continue
+        yield _array(f"f_{out}_{index}", factor, "int32_t")
+        terms.append(f"x{index}[at] * f_{out}_{index}[c]")
+    compared = " + ".join(terms)
+    steps += f"const int32_t u = {compared}; int32_t k = 0; "
+    if node.settings["search"]:  # the cascade of a binary ladder: its bits, the largest first
+        top = 1 << max(count.bit_length() - 1, 0)
+        steps += (
+            f"for (int32_t bit = {top}; bit; bit >>= 1) "
+            f"if (k + bit <= {count} && u >= t[k + bit - 1]) k += bit; "
+        )
+    else:
+        steps += f"while (k < {count} && u >= t[k]) k++; "
+    yield _head(form, node)
+    yield _loops(value.shape, f"{steps}y[at] = ({kind})(k + {_signed(node.settings['first'])});")
+    yield "}\n"
+
+
+def _signed(number: int) -> str:
+    return f"({number})" if number < 0 else str(number)
+
+
+def _read_out(form: IntegerForm, node: Node) -> Iterable[str]:
+    shape = form.values[node.inputs[0]].shape
+    text, steps = _formula(form, node, shape)
+    yield text + _head(form, node)
+    yield _loops(shape, f"{steps} y[at] = real_bits(t);") + "}\n"
+
+
+_FUNCTIONS: dict[str, Callable[[IntegerForm, Node], Iterable[str]]] = {
+    "conv": _conv,
+    "max_pool": _pool,
+    "sum_pool": _pool,
+    "linear": _linear,
+    "gather": _gather,
+    "max": _reduce,
+    "sum": _reduce,
+    "scale": _scale,
+    "fire": _fire,
+    "read_out": _read_out,
+}
+
+
+def _main(form: IntegerForm, encode: Node, last: Node) -> Iterable[str]:
+    """The network: functions in order, values in memory that others left."""
+    names, sizes = _memory(form, encode)
+    for width, size in sizes.items():
+        if size:
+            kind = {1: "uint8_t", 2: "int16_t", 4: "int32_t"}[width]
+            yield f"\nstatic {kind} memory_{8 * width}[{size}];"
+    classes = size_of(form.values[last.inputs[0]])
+    levels = form.values[encode.out]
+    yield (
+        f"\n\nvoid network_run(const {c_type(levels)} levels[{size_of(levels)}], "
+        f"uint32_t scores[{classes}]);\nint32_t network_class(const uint32_t scores[{classes}]);\n"
+        f"\nvoid network_run(const {c_type(levels)} levels[{size_of(levels)}], "
+        f"uint32_t scores[{classes}]) {{\n"
+    )
+    for node in form.nodes:
+        if node.op in ("encode", "reshape"):
+            continue
+        words = [names[index] for index in node.inputs]
+        out = "scores" if node is last else names[node.out]
+        yield f"  step_{node.out}({', '.join([*words, out])});\n"
+    yield (
+        "}\n\n/* The first of the largest scores. */\n"
+        f"int32_t network_class(const uint32_t scores[{classes}]) {{\n"
+        "  int32_t best = 0;\n  int64_t most = INT64_MIN;\n"
+        f"  for (int32_t k = 0; k < {classes}; k++) {{\n"
+        "    const int64_t size = (int64_t)(scores[k] & 2147483647u);\n"
+        "    const int64_t score = (scores[k] >> 31) ? -size : size;\n"
+        "    if (score > most) { most = score; best = k; }\n  }\n  return best;\n}\n"
+    )
+
+
+def _memory(form: IntegerForm, encode: Node) -> tuple[dict[int, str], dict[int, int]]:
+    """An expression for each value, and how many numbers of each width the memory has."""
+    owner = {encode.out: encode.out}
+    last_use: dict[int, int] = {}
+    for step, node in enumerate(form.nodes):
+        if node.op == "encode":
+            continue
+        owner[node.out] = owner[node.inputs[0]] if node.op == "reshape" else node.out
+        for index in node.inputs:
+            last_use[owner[index]] = step
+    live: list[tuple[int, int, int, int]] = []  # width, start, end, last step
+    sizes = {1: 0, 2: 0, 4: 0}
+    names = {encode.out: "levels"}
+    for step, node in enumerate(form.nodes[:-1]):
+        if node.op == "encode":
+            continue
+        if owner[node.out] != node.out:
+            names[node.out] = names[owner[node.out]]
+            continue
+        kind, size = c_type(form.values[node.out]), size_of(form.values[node.out])
+        width, start = _WIDTH[kind], 0
+        live = [entry for entry in live if entry[3] >= step]
+        for _, low, high, _ in sorted(entry for entry in live if entry[0] == width):
+            if low - start >= size:
+                break
+            start = max(start, high)
+        live.append((width, start, start + size, last_use.get(node.out, step)))
+        sizes[width] = max(sizes[width], start + size)
+        place = f"memory_{8 * width}" + (f" + {start}" if start else "")
+        names[node.out] = f"(int8_t *)({place})" if kind == "int8_t" else place
+    return names, sizes
+
+
+# --------------------------------------------------------------------------------------- running
+
+
+class CProgram:
+    """A C file, compiled with what runs its functions one by one.
+
+    Raises:
+        CheckpointError: it does not compile, or stops before its end.
+    """
+
+    def __init__(self, path: Path, form: IntegerForm, flags: Sequence[str] = ()) -> None:
+        self.form, self.path = form, path
+        self._folder = tempfile.TemporaryDirectory()
+        harness = Path(self._folder.name) / "harness.c"
+        harness.write_text("".join(_harness(form, path.resolve())))
+        self._program = Path(self._folder.name) / "harness"
+        command = ["cc", *FLAGS, *flags, str(harness), "-o", str(self._program)]
+        _call(command, path, "does not compile")
+        first = _call(["cc", "--version"], path, "has no compiler").decode().splitlines()[0]
+        self.version = f"{first}, {' '.join((*FLAGS, *flags))}"
+
+    def run(self, images: np.ndarray) -> dict[int, np.ndarray]:
+        """Scores of the network's function; levels of its neurons from its parts in order."""
+        form, encode, last = self.form, self.form.node("encode"), self.form.nodes[-1]
+        levels = self.run_node(encode, [images])
+        raw = self._start(0, [(encode.out, levels)])
+        shown = [node for node in form.nodes if node.op == "fire"]
+        classes = size_of(form.values[last.inputs[0]])
+        row = np.dtype(
+            [("scores", "<f4", classes)]
+            + [
+                (str(node.out), _numpy_type(form.values[node.out]), size_of(form.values[node.out]))
+                for node in shown
+            ]
+        )
+        table = np.frombuffer(raw, row)
+        shape = form.values[last.inputs[0]].shape
+        values = {last.out: table["scores"].reshape(-1, *shape)}
+        for node in shown:
+            found = table[str(node.out)].reshape(-1, *form.values[node.out].shape)
+            values[node.out] = found.astype(np.int64)
+        return values
+
+    def run_node(self, node: Node, inputs: list[np.ndarray]) -> np.ndarray:
+        """One function; what has none (levels of the image, another shape) by the reader."""
+        if node.op in ("encode", "reshape"):
+            arrays = {name: array.numpy() for name, array in node.arrays.items()}
+            shape = self.form.values[node.out].shape
+            row = {"op": node.op, **node.settings}
+            return numpy_reader.run_node(row, shape, arrays, inputs)
+        raw = self._start(node.out, list(zip(node.inputs, inputs, strict=True)))
+        if node.op == "read_out":
+            shape = self.form.values[node.inputs[0]].shape
+            return np.frombuffer(raw, "<f4").reshape(-1, *shape)
+        value = self.form.values[node.out]
+        return np.frombuffer(raw, _numpy_type(value)).reshape(-1, *value.shape).astype(np.int64)
+
+    def _start(self, number: int, inputs: list[tuple[int, np.ndarray]]) -> bytes:
+        """The program on numbers, image by image."""
+        count = len(inputs[0][1])
+        columns = [
+            array.astype(_numpy_type(self.form.values[index])).reshape(count, -1).view(np.uint8)
+            for index, array in inputs
+        ]
+        words = [str(self._program), str(number), str(count)]
+        return _call(words, self.path, "stops", np.concatenate(columns, 1).tobytes())
+
+
+def _numpy_type(value: Value) -> str:
+    return {"uint8_t": "<u1", "int8_t": "<i1", "int16_t": "<i2"}.get(c_type(value), "<i4")
+
+
+def _harness(form: IntegerForm, path: Path) -> Iterable[str]:
+    """A main function: 0 N runs the network on N images, K N the function of value K."""
+    yield f'#include "{path}"\n#include <stdio.h>\n#include <stdlib.h>\n'
+    encode, last = form.node("encode"), form.nodes[-1]
+    owner: dict[int, int] = {}
+    for node in form.nodes:
+        owner[node.out] = owner[node.inputs[0]] if node.op == "reshape" else node.out
+        if node.op == "reshape":
+            continue
+        real = node is last
+        kind = "uint32_t" if real else c_type(form.values[node.out])
+        size = size_of(form.values[last.inputs[0] if real else node.out])
+        yield f"static {kind} v{node.out}[{size}];\n"
+    yield (
+        "#define IN(v) if (fread(v, sizeof v, 1, stdin) != 1) return 2\n"
+        "#define OUT(v) if (fwrite(v, sizeof v, 1, stdout) != 1) return 3\n"
+        "int main(int count, char **words) {\n"
+        "  if (count != 3) return 1;\n"
+        "  for (long n = atol(words[2]); n > 0; n--) switch (atoi(words[1])) {\n"
+        f"    case 0: IN(v{encode.out}); network_run(v{encode.out}, v{last.out}); "
+        f"OUT(v{last.out});\n"
+    )
+    calls = {
+        node.out: f"step_{node.out}({', '.join(f'v{owner[index]}' for index in node.inputs)}, "
+        f"v{node.out});"
+        for node in form.nodes
+        if node.op not in ("encode", "reshape")
+    }
+    for node in form.nodes[:-1]:
+        if node.out in calls:
+            shown = f" OUT(v{node.out});" if node.op == "fire" else ""
+            yield f"      {calls[node.out]}{shown}\n"
+    yield "      break;\n"
+    for node in form.nodes:
+        if node.out in calls:
+            reads = " ".join(f"IN(v{owner[index]});" for index in node.inputs)
+            yield f"    case {node.out}: {reads} {calls[node.out]} OUT(v{node.out}); break;\n"
+    yield "    default: return 4;\n  }\n  return 0;\n}\n"
+
+
+def _call(words: list[str], path: Path, what: str, given: bytes = b"") -> bytes:
+    done = subprocess.run(words, input=given, capture_output=True, timeout=SECONDS, check=False)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        why = next((line for line in said if "error" in line), f"exit code {done.returncode}")
+        raise CheckpointError(f"{path} {what}: {why[:300]}")
+    return done.stdout
+
+
+def sizes(path: Path) -> dict[str, int]:
+    """Bytes of the compiled file: code and constants, and the memory it needs."""
+    found = {"source_bytes": path.stat().st_size}
+    if shutil.which("size") is None:
+        return found
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = str(Path(folder) / "network.o")
+        _call(["cc", *FLAGS, "-x", "c", "-c", str(path), "-o", compiled], path, "does not compile")
+        listed = _call(["size", "-A", compiled], path, "cannot be measured").decode()
+    sections: dict[str, int] = {}
+    for line in listed.splitlines():
+        words = line.split()
+        if len(words) == 3 and words[1].isdecimal():
+            sections[words[0]] = int(words[1])
+    parts = {"code_bytes": ".text", "constant_bytes": ".rodata", "memory_bytes": ".bss"}
+    for name, start in parts.items():
+        found[name] = sum(size for section, size in sections.items() if section.startswith(start))
+    return found

@@ -1,0 +1,465 @@
+"""What leaves the house: one step of a converted network on whole numbers, ready to be written.
+
+`integer_form` takes the integer engine's program and turns it into few kinds of nodes that any
+language has. Nothing is computed anew: thresholds come from the written float32 formula by
+`threshold_tables`, movements from the operators themselves.
+
+    encode      levels of the image: clamp(rint(x / scale), low, high)
+    conv        sums of products, zeros around      linear   the same over the last axis
+    gather      the numbers of the inputs, flattened and joined, elsewhere; 0 stands for a zero
+    reshape     the same numbers in another shape
+    max_pool, sum_pool    over windows              max, sum over whole axes
+    scale       times whole numbers
+    fire        a level for the number of thresholds reached (see `Fire`)
+    read_out    the logits: in_0 * M_0 + B + in_1 * M_1 + ..., each operator in float32
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import Fault, MTConvertError, UnsupportedLayerError
+from ..integer_engine import threshold_tables as tables
+from ..integer_engine.model import IntegerModel, integer
+from ..integer_engine.program import (
+    Accumulate,
+    Encode,
+    Fire,
+    Operate,
+    Program,
+    ReadOut,
+    Sum,
+    Whole,
+    slots,
+)
+from ..neurons.ladder import Binary
+from ..neurons.totals import totals_step
+from ..spiking.model import SpikingModel, spiking_network
+from ..system.devices import device_of
+
+aten = torch.ops.aten
+INT32 = 2**31
+MOST_COMBINATIONS = 4096  # of levels beside an accumulator, for which a sum is proved
+MOST_SHIFT = 16
+MOST_PROVED = 2**22  # thresholds compared at once while a sum is proved
+
+
+@dataclass(frozen=True)
+class Value:
+    """What one image has of a value: its shape, the least and the largest number it can hold."""
+
+    shape: tuple[int, ...]
+    low: int
+    high: int
+
+    @property
+    def bits(self) -> int:
+        """Bits that hold it; with a sign where it can be below 0."""
+        return max((-self.low - 1).bit_length(), self.high.bit_length()) + (self.low < 0) or 1
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator: the values it reads, the one it makes, plain settings, and arrays."""
+
+    op: str
+    name: str
+    inputs: tuple[int, ...]
+    out: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class IntegerForm:
+    """A network as nodes. ``values`` by index; value 0 is the image, as real numbers.
+
+    ``program`` and ``model`` are what it came from, to compare with; ``sources[out]`` is the
+    program's instruction of a node.
+    """
+
+    nodes: tuple[Node, ...]
+    values: Mapping[int, Value]
+    image_shape: tuple[int, ...]
+    program: Program
+    model: IntegerModel
+    sources: Mapping[int, Any]
+
+    def node(self, op: str) -> Node:
+        """The only node of a kind."""
+        (node,) = [node for node in self.nodes if node.op == op]
+        return node
+
+
+@torch.no_grad()
+def integer_form(snn: SpikingModel) -> IntegerForm:
+    """One time step of a converted network as nodes of whole numbers.
+
+    Raises:
+        UnsupportedLayerError: what has no such form, all of it.
+
+    Example:
+        >>> from torch import nn
+        >>> from ..spiking.convert import convert
+        >>> from ..quantization.quantize import QuantSpec, quantize
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+        >>> snn = convert(quantize(net, QuantSpec(), calibration=torch.randn(8, 1, 4, 4)))
+        >>> [node.op for node in integer_form(snn).nodes]
+        ['encode', 'conv', 'fire', 'reshape', 'linear', 'read_out']
+    """
+    snn = spiking_network(snn, "export")
+    if device_of(snn).type != "cpu":
+        snn = copy.deepcopy(snn).cpu()
+    headline = "this network does not leave the house exactly"
+    if snn.whole_window:
+        hint = "one step of it is no answer: convert with whole_window=False"
+        faults = [Fault("all layers", "wait for their whole window", hint)]
+        raise UnsupportedLayerError(headline, faults)
+    model = integer(snn, backend="torch")
+    program = model.program()
+    faults = []
+    if not any(isinstance(item, Encode) for item in program.instructions):
+        faults = [Fault("the image", "is not quantized", "give QuantSpec input_bits")]
+    try:
+        tables.check(program)
+    except MTConvertError as fact:
+        raise UnsupportedLayerError(headline, [*faults, *fact.faults]) from fact
+    writer = _Writer(program)
+    for item in program.instructions:
+        writer.write(item)
+    if writer.faults:
+        raise UnsupportedLayerError(headline, writer.faults)
+    return IntegerForm(
+        tuple(writer.nodes),
+        writer.values,
+        tuple(program.values[0].shape),
+        program,
+        model,
+        writer.sources,
+    )
+
+
+class _Writer:
+    """The nodes so far."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.nodes: list[Node] = []
+        self.values: dict[int, Value] = {}
+        self.aliases: dict[int, int] = {}
+        self.sources: dict[int, Any] = {}
+        self.faults: list[Fault] = []
+
+    def write(self, item: Any) -> None:
+        """One instruction of the program."""
+        if isinstance(item, Encode):
+            low, high = item.bounds
+            scale = item.scale.detach().float().reshape(())
+            settings = {"low": low, "high": high}
+            self._add(
+                "encode", "image", (0,), item.out, (low, high), settings, {"scale": scale}, item
+            )
+        elif isinstance(item, Accumulate):
+            self._accumulate(item)
+        elif isinstance(item, Fire):
+            self._fire(item)
+        elif isinstance(item, ReadOut):
+            self._read_out(item)
+        else:
+            self._operate(item)
+
+    def _add(
+        self,
+        op: str,
+        name: str,
+        inputs: tuple[int, ...],
+        out: int,
+        bounds: tuple[float, float],
+        settings: Mapping[str, Any],
+        arrays: Mapping[str, Tensor],
+        source: Any,
+    ) -> None:
+        low, high = int(bounds[0]), int(bounds[1])
+        if max(-low, high) >= INT32:
+            hint = "needs more than 32 bits: use fewer bits, or a smaller pool"
+            self.faults.append(Fault(name, f"numbers up to {max(-low, high):.1e}", hint))
+            low, high = -1, 1
+        self.values[out] = Value(tuple(self.program.values[out].shape), low, high)
+        self.nodes.append(Node(op, name, inputs, out, dict(settings), dict(arrays)))
+        self.sources[out] = source
+
+    def _at(self, index: int) -> int:
+        return self.aliases.get(index, index)
+
+    def _accumulate(self, item: Accumulate) -> None:
+        source = self._at(item.value)
+        low, high = self.values[source].low, self.values[source].high
+        weight = item.weight.long().flatten(1)
+        rising, falling = weight.clamp(min=0).sum(1), weight.clamp(max=0).sum(1)
+        low, high = (min(low, 0), max(high, 0)) if item.geometry else (low, high)
+        least, most = rising * low + falling * high, rising * high + falling * low
+        bounds = float(least.min()), float(most.max())
+        arrays = {"weight": item.weight}
+        if not item.geometry:
+            self._add("linear", item.name, (source,), item.out, bounds, {}, arrays, item)
+            return
+        stride, padding, dilation, groups = item.geometry
+        kernel = list(item.weight.shape[2:])
+        if padding == "same":
+            around = zip(kernel, dilation, strict=True)
+            padding = [step * (entries - 1) // 2 for entries, step in around]
+        elif padding == "valid":
+            padding = [0 for _ in kernel]
+        settings = _window(len(kernel), kernel, stride, padding, dilation) | {"groups": groups}
+        self._add("conv", item.name, (source,), item.out, bounds, settings, arrays, item)
+
+    def _fire(self, item: Fire) -> None:
+        inputs = tuple(self._at(term.value) for term in item.input.terms)
+        program = narrow_program(self.program, item, self.values, inputs)
+        steps, levels = emitted_levels(item)
+        settings: dict[str, Any] = {"search": isinstance(item.spec.ladder, Binary)}
+        table = tables.ThresholdTable(item, program)
+        known = [self.values[index] for index in inputs]
+        arrays = threshold_sum(table, levels, known)
+        if arrays is None:
+            settings |= {"low": int(steps[0]), "high": int(steps[-1])}
+            arrays = {"levels": levels.int(), **formula_arrays(item.input)}
+            if item.offset is not None:
+                arrays["offset"] = item.offset.detach().float()
+        else:
+            settings["first"] = int(levels[0])
+        bounds = float(levels.min()), float(levels.max())
+        self._add("fire", item.name, inputs, item.out, bounds, settings, arrays, item)
+
+    def _read_out(self, item: ReadOut) -> None:
+        inputs = tuple(self._at(term.value) for term in item.input.terms)
+        out = max(self.program.values) + 1
+        self.nodes.append(
+            Node("read_out", "class scores", inputs, out, {}, formula_arrays(item.input))
+        )
+        self.sources[out] = item
+
+    def _operate(self, item: Operate) -> None:
+        if item.target in tables.CASTS:
+            self.aliases[item.out[0]] = self._at(item.args[0].index)
+        elif item.target in tables.MOVES:
+            self._move(item)
+        elif item.target in tables.MAXIMA or item.target in tables.SUMS:
+            self._reduce(item)
+        else:
+            self._scale(item)
+
+    def _move(self, item: Operate) -> None:
+        named = dict.fromkeys(slots((item.args, item.kwargs)))
+        inputs = tuple(self._at(index) for index in named)
+        shapes = {index: torch.zeros(1, *self.program.values[index].shape) for index in named}
+        pieces = tables.move_sources(item, shapes, 1)
+        for out, piece in zip(item.out, pieces, strict=True):
+            name = f"{item.target.__name__.split('.')[0]} {out}"
+            if tuple(piece.shape) != (1, *self.program.values[out].shape):
+                hint = "moves images into one another's axis: it has no form image by image"
+                self.faults.append(Fault(name, str(item.target), hint))
+                self.values[out] = Value(tuple(self.program.values[out].shape), 0, 1)
+                continue
+            piece, count = piece[0].int(), sum(one.numel() for one in shapes.values())
+            low = min(self.values[index].low for index in inputs)
+            high = max(self.values[index].high for index in inputs)
+            whole = len(inputs) == 1 and piece.numel() == count
+            if whole and torch.equal(piece.flatten(), torch.arange(1, count + 1).int()):
+                self._add("reshape", name, inputs, out, (low, high), {}, {}, item)
+                continue
+            zeros = bool((piece == 0).any())
+            bounds = (min(low, 0), max(high, 0)) if zeros else (low, high)
+            self._add("gather", name, inputs, out, bounds, {}, {"index": piece}, item)
+
+    def _reduce(self, item: Operate) -> None:
+        source, out = self._at(item.args[0].index), item.out[0]
+        have, shape = self.values[source], self.program.values[out].shape
+        largest = item.target in tables.MAXIMA
+        name = f"{'largest' if largest else 'sum'} {out}"
+        settings: dict[str, Any]
+        if item.target in (aten.amax.default, torch.Tensor.sum):
+            arguments = dict(zip(("dim", "keepdim"), item.args[1:], strict=False))
+            arguments |= dict(item.kwargs)
+            axes = arguments.get("dim", ())
+            given = [axes] if isinstance(axes, int) else list(axes)
+            axes = sorted(axis % (len(have.shape) + 1) for axis in given)
+            if not axes or axes[0] == 0:
+                hint = "reduces over images: it has no form image by image"
+                self.faults.append(Fault(name, str(item.target), hint))
+                axes = [1]
+            settings, count = {"axes": axes}, math.prod(have.shape[axis - 1] for axis in axes)
+            op = "max" if largest else "sum"
+        else:
+            names = ("kernel_size", "stride", "padding", "dilation")
+            given_to = dict(zip(names[: 4 if largest else 3], item.args[1:], strict=False)) | dict(
+                item.kwargs
+            )
+            kernel = given_to["kernel_size"]
+            rest = (given_to.get("stride") or kernel, given_to.get("padding", 0))
+            settings = _window(len(shape) - 1, kernel, *rest, given_to.get("dilation", 1))
+            count, op = math.prod(settings["kernel"]), "max_pool" if largest else "sum_pool"
+        low, high = have.low, have.high
+        if not largest:
+            low, high = min(low, 0) * count, max(high, 0) * count
+        self._add(op, name, (source,), out, (low, high), settings, {}, item)
+
+    def _scale(self, item: Operate) -> None:
+        source, out = self._at(item.args[0].index), item.out[0]
+        factor = item.args[1].long()
+        factor = factor[0] if factor.dim() > len(self.values[source].shape) else factor
+        most, have = int(factor.max()), self.values[source]
+        bounds = min(have.low, 0) * most, max(have.high, 0) * most
+        arrays = {"factor": factor.int()}
+        self._add("scale", f"scale {out}", (source,), out, bounds, {}, arrays, item)
+
+
+def emitted_levels(item: Fire) -> tuple[Tensor, Tensor]:
+    """Whole numbers from the least to the largest level, and what the first step emits for each."""
+    steps = torch.arange(*(int(end) + step for step, end in enumerate(item.spec.limits)))
+    return steps, totals_step(steps.float(), torch.zeros(len(steps)), item.spec).long()
+
+
+def narrow_program(
+    program: Program, item: Fire, values: Mapping[int, Value], inputs: tuple[int, ...]
+) -> Program:
+    """The program with what is known here of the values that a layer of neurons reads."""
+    narrow = dict(program.values)
+    for term, index in zip(item.input.terms, inputs, strict=True):
+        narrow[term.value] = Whole(values[index].shape, values[index].low, values[index].high)
+    return replace(program, values=narrow)
+
+
+def _window(axes: int, kernel: Any, stride: Any, padding: Any, dilation: Any) -> dict[str, Any]:
+    """The settings of a window, one number for each axis of space."""
+
+    def each(numbers: Any) -> list[int]:
+        sizes = list(numbers) if isinstance(numbers, (list, tuple)) else [numbers]
+        return [int(size) for size in (sizes if len(sizes) == axes else sizes * axes)]
+
+    names = ("kernel", "stride", "padding", "dilation")
+    return {
+        name: each(value)
+        for name, value in zip(names, (kernel, stride, padding, dilation), strict=True)
+    }
+
+
+def formula_arrays(formula: Sum) -> dict[str, Tensor]:
+    """The multipliers and the bias of a written sum, without the axis of images."""
+
+    def one(factor: Any) -> Tensor:
+        value: Tensor = factor.detach().float()
+        return value[0] if value.dim() else value
+
+    arrays = {
+        f"multiplier_{index}": one(term.multiplier) for index, term in enumerate(formula.terms)
+    }
+    return arrays if formula.bias is None else arrays | {"bias": one(formula.bias)}
+
+
+# ------------------------------------------------------------------------------ sums by comparison
+
+
+def threshold_sum(
+    table: tables.ThresholdTable, levels: Tensor, inputs: list[Value]
+) -> dict[str, Tensor] | None:
+    """Whole numbers whose comparisons are the level of the written float32 formula.
+
+    With u = sum_i factor_i[c] x_i the level is that of the first, plus the number of thresholds[c]
+    with u >= threshold. ``place`` says which row c a neuron has. Of one accumulator the factor is
+    ±1; of an accumulator with levels beside it ±2^p, with the least p for which all (threshold,
+    level) pairs agree: then it is no approximation. A threshold whose level rises by several
+    stands there as often. None where no p is proved.
+    """
+    count = int(table.places.max()) + 1
+    others = [value for index, value in enumerate(inputs) if index != table.free]
+    combinations = math.prod(value.high - value.low + 1 for value in others)
+    if combinations > MOST_COMBINATIONS:
+        return None
+    grid = torch.zeros(1, 0, dtype=torch.long)
+    if others:
+        ranges = [torch.arange(value.low, value.high + 1) for value in others]
+        grid = torch.cartesian_prod(*ranges).reshape(combinations, len(others))
+    limit = max(-inputs[table.free].low, inputs[table.free].high)
+    jumps = levels.diff()
+    rows, step = [], max(1, MOST_PROVED // (combinations * max(len(jumps), 1)))
+    for start in range(0, count, step):
+        chosen = torch.arange(start, min(count, start + step))
+        index = chosen.repeat_interleave(combinations)[:, None]
+        thresholds, falling = table.thresholds(torch.cat([index, grid.repeat(len(chosen), 1)], 1))
+        sign = torch.where(falling, -1, 1)
+        rising = (thresholds * sign[:, None]).unflatten(0, (len(chosen), combinations))
+        part = _prove(table, chosen, rising, sign[::combinations], grid, limit)
+        if part is None:
+            return None
+        rows.append(part)
+    joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    joined["thresholds"] = joined["thresholds"].repeat_interleave(jumps, 1)
+    joined["place"] = _compact(table.places)
+    return {name: array.int() for name, array in joined.items()}
+
+
+def _prove(
+    table: tables.ThresholdTable,
+    rows: Tensor,
+    rising: Tensor,
+    sign: Tensor,
+    grid: Tensor,
+    limit: int,
+) -> dict[str, Tensor] | None:
+    """The least shift of each row for which every threshold agrees at every level beside it.
+
+    Shapes: rising [rows, combinations, thresholds], grid [combinations, values beside].
+    """
+    free = f"factor_{table.free}"
+    if not grid.shape[1]:
+        return {free: sign, "thresholds": rising[:, 0]}
+    slope = table.multiplier(table.free, rows).double().abs()
+    indices = [index for index in range(table.terms) if index != table.free]
+    ratios = torch.stack([table.multiplier(index, rows).double() / slope for index in indices], 1)
+    if not bool(ratios.isfinite().all()):
+        return None
+    best: dict[str, Tensor] = {}
+    left = torch.ones(len(rows), dtype=torch.bool)
+    for shift in range(MOST_SHIFT + 1):
+        factors = torch.round(ratios * 2**shift).clamp(-INT32, INT32).long()
+        beside = factors @ grid.T
+        upper = ((rising << shift) + beside[..., None]).amin(1)
+        lower = (((rising - 1) << shift) + beside[..., None]).amax(1)
+        fits = beside.abs().amax(1) + ((limit + 1) << shift) < INT32
+        proved = left & (lower < upper).all(1) & fits
+        arrays = {free: sign << shift, "thresholds": upper}
+        arrays |= {f"factor_{index}": factors[:, at] for at, index in enumerate(indices)}
+        for name, array in arrays.items():
+            where = proved.reshape(-1, *[1] * (array.dim() - 1))
+            best[name] = torch.where(where, array, best.get(name, torch.zeros_like(array)))
+        left &= ~proved
+        if not bool(left.any()):
+            return best
+        if bool((left & ~fits).any()):
+            return None
+    return None
+
+
+def _compact(places: Tensor) -> Tensor:
+    """The same with one entry along each axis on which it does not change."""
+    for axis in range(places.dim()):
+        first = places.narrow(axis, 0, 1)
+        places = first if bool((places == first).all()) else places
+    return places
+
+
+def describe(form: IntegerForm, refused: Callable[[Node], str | None]) -> list[Fault]:
+    """What a target has no form for, node by node."""
+    faults = []
+    for node in form.nodes:
+        if (reason := refused(node)) is not None:
+            faults.append(Fault(node.name, node.op, reason))
+    return faults

@@ -1,0 +1,260 @@
+"""The verbs of this room: write a network for a target, run it there, keep it if it is exact."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, Fault, OutputError, SpecError, UnsupportedLayerError
+from ..graph.nodes import check_images
+from ..spiking.model import SpikingModel
+from ..system.storage import write_json
+from . import c_source, onnx_graph, table_folder
+from .integer_form import IntegerForm, integer_form
+from .verdict import FEWEST_IMAGES, Runtime, Verdict, verify
+
+VERDICT = "verdict.json"
+
+
+@dataclass(frozen=True)
+class Target:
+    """How to write a network and how to run what was written.
+
+    ``file``: its name in a folder; None: the folder itself. ``missing``: what this machine lacks.
+    ``refused``: what of a network it has no exact form for.
+    """
+
+    name: str
+    write: Callable[[IntegerForm, Path], None]
+    open: Callable[[Path, IntegerForm], Runtime]
+    sizes: Callable[[Path], dict[str, int]]
+    file: str | None
+    missing: Callable[[], str | None] = lambda: None
+    refused: Callable[[IntegerForm], list[Fault]] = lambda form: []
+
+
+TARGETS = {
+    "tables": Target(
+        "tables",
+        table_folder.write_tables,
+        lambda path, form: table_folder.TableReader(path),
+        lambda path: {"bytes": table_folder.bytes_of(path)},
+        None,
+    ),
+    "c": Target(
+        "c",
+        c_source.write_c,
+        c_source.CProgram,
+        c_source.sizes,
+        "network.c",
+        missing=c_source.missing,
+        refused=c_source.refused,
+    ),
+    "onnx": Target(
+        "onnx",
+        onnx_graph.write_onnx,
+        onnx_graph.open_onnx,
+        onnx_graph.sizes,
+        "network.onnx",
+        missing=lambda: onnx_graph.missing("onnx", "onnxruntime"),
+        refused=onnx_graph.onnx_refused,
+    ),
+    "qonnx": Target(
+        "qonnx",
+        onnx_graph.write_qonnx,
+        onnx_graph.open_qonnx,
+        onnx_graph.sizes,
+        "network.qonnx.onnx",
+        missing=lambda: onnx_graph.missing("onnx", "onnxruntime", "qonnx"),
+        refused=onnx_graph.qonnx_refused,
+    ),
+}
+
+
+def tables(snn: SpikingModel, folder: str | Path, *, images: Any = None) -> Verdict:
+    """Write one time step of a converted network as integers to take away: a folder of weights,
+    thresholds and multipliers, golden vectors of every layer, and a reader in NumPy.
+
+    ``images`` to compare on, normalised as in training; without, 1,000 random ones.
+
+    Raises:
+        UnsupportedLayerError: what of the network has no exact form, all of it; or the folder does
+            not answer as the network, of which nothing is kept then.
+        OutputError: the folder cannot be written, or is something else.
+
+    Example:
+        >>> import tempfile
+        >>> from torch import nn
+        >>> from ..spiking.convert import convert
+        >>> from ..quantization.quantize import QuantSpec, quantize
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+        >>> images = torch.randn(8, 1, 4, 4)
+        >>> snn = convert(quantize(net, QuantSpec(), calibration=images))
+        >>> folder = Path(tempfile.mkdtemp()) / "tables"
+        >>> tables(snn, folder, images=images).exact
+        True
+        >>> sorted(path.name for path in folder.iterdir())
+        ['golden', 'network.json', 'network.safetensors', 'reader.py', 'verdict.json']
+    """
+    return export(snn, "tables", folder, images=images)
+
+
+def c(snn: SpikingModel, file: str | Path, *, images: Any = None) -> Verdict:
+    """Write one time step of a converted network as one C99 file of integers alone.
+
+    The verdict stands beside it. See `tables` for ``images`` and what is raised; a compiler must be
+    installed.
+    """
+    return export(snn, "c", file, images=images)
+
+
+def onnx(snn: SpikingModel, file: str | Path, *, images: Any = None) -> Verdict:
+    """Write one time step of a converted network as an ONNX file of whole numbers, for onnxruntime.
+
+    See `tables` for ``images`` and what is raised.
+    """
+    return export(snn, "onnx", file, images=images)
+
+
+def qonnx(snn: SpikingModel, file: str | Path, *, images: Any = None) -> Verdict:
+    """Write one time step of a converted network as a QONNX file: whole weights, and neurons as
+    MultiThreshold nodes.
+
+    See `tables` for ``images`` and what is raised.
+    """
+    return export(snn, "qonnx", file, images=images)
+
+
+def export(
+    snn: SpikingModel, target: str, path: str | Path, *, images: Any = None, again: bool = False
+) -> Verdict:
+    """Write a network for a target and check it; ``again``: check what was written before."""
+    check_target(target)
+    info, path = TARGETS[target], Path(path)
+    if (lacking := info.missing()) is not None:
+        raise SpecError(f"{target} cannot be written here: {lacking}")
+    form = form_for(snn, target)
+    shown = _images(form, images)
+    if again:
+        return _check_again(info, form, path, shown)
+    with _in_place(info, path) as temporary:
+        info.write(form, temporary)
+        headline = f"what was written as {target} is not the network: nothing was kept"
+        try:
+            verdict = _verdict(info, form, temporary, shown)
+        except CheckpointError as error:
+            raise UnsupportedLayerError(headline, [Fault(target, "stops", str(error))]) from error
+        if not verdict.exact:
+            raise UnsupportedLayerError(headline, verdict.faults())
+        write_json(_verdict_file(info, temporary), verdict.json())
+    return verdict
+
+
+def check_target(target: str) -> None:
+    """Raise `SpecError` unless there is such a target."""
+    if target not in TARGETS:
+        hint = f"allowed are {', '.join(TARGETS)}"
+        raise SpecError("unknown target", [Fault("target", str(target), hint)])
+
+
+def form_for(snn: SpikingModel, target: str) -> IntegerForm:
+    """What would be written for a target.
+
+    Raises:
+        UnsupportedLayerError: what of the network has no exact form there, all of it.
+    """
+    form = integer_form(snn)
+    if faults := TARGETS[target].refused(form):
+        raise UnsupportedLayerError(f"this network does not leave exactly as {target}", faults)
+    return form
+
+
+def _images(form: IntegerForm, images: Any) -> Tensor:
+    """The images to compare on."""
+    if images is None:
+        random = torch.Generator().manual_seed(1)
+        return torch.randn(FEWEST_IMAGES, *form.image_shape, generator=random)
+    return check_images(images, form.image_shape).float().cpu()
+
+
+def _verdict(info: Target, form: IntegerForm, path: Path, images: Tensor) -> Verdict:
+    """The check, and how long the images took."""
+    runtime = info.open(path, form)
+    verdict = verify(info.name, form, runtime, images, info.sizes(path))
+    some = images[:64].numpy()
+    start = time.perf_counter()
+    runtime.run(some)
+    spent = (time.perf_counter() - start) / len(some) * 1e6
+    return replace(verdict, us_per_image=round(spent, 1))
+
+
+def _check_again(info: Target, form: IntegerForm, path: Path, images: Tensor) -> Verdict:
+    """The verdict on what stands there; written beside it, red or not."""
+    if not path.exists():
+        raise CheckpointError(f"nothing at {path} to check: export it first, without --check")
+    verdict = _verdict(info, form, path, images)
+    write_json(_verdict_file(info, path), verdict.json())
+    if not verdict.exact:
+        headline = f"{path} does not answer as the network: export it again"
+        raise CheckpointError(headline, verdict.faults())
+    return verdict
+
+
+def _verdict_file(info: Target, path: Path) -> Path:
+    return path / VERDICT if info.file is None else path.with_suffix(f".{VERDICT}")
+
+
+def _is_other(path: Path) -> bool:
+    """Whether a path is there, holds something, and is no export."""
+    if not path.is_dir():
+        return path.exists()
+    ours = all((path / name).is_file() for name in ("network.json", "reader.py", VERDICT))
+    return not ours and any(path.iterdir())
+
+
+class _in_place:
+    """A place beside ``path`` to write to; moved there if all went well, removed if not."""
+
+    def __init__(self, info: Target, path: Path) -> None:
+        self.info, self.path = info, path
+
+    def __enter__(self) -> Path:
+        path = self.path
+        if self.info.file is None and _is_other(path):
+            raise OutputError(f"{path} is there and no export: name another folder")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        return self.folder / path.name
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            if kind is None:
+                self._move()
+        except OSError as fact:
+            raise OutputError(f"cannot write {self.path}: {fact.strerror or fact}") from fact
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    def _move(self) -> None:
+        here, there = self.folder / self.path.name, self.path
+        if self.info.file is None:
+            if there.exists():
+                os.replace(there, self.folder / "before")
+            os.replace(here, there)
+            return
+        os.replace(here, there)
+        os.replace(_verdict_file(self.info, here), _verdict_file(self.info, there))

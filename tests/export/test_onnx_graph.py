@@ -1,0 +1,195 @@
+"""Whole numbers in onnxruntime and in QONNX's executor: equal levels and logits, any batch."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from export_networks import NAMES, converted, some_images
+from networks import images, lived_in, network
+from torch import nn
+
+import mt_convert as mt
+from mt_convert.errors import CheckpointError, SpecError, UnsupportedLayerError
+from mt_convert.export import onnx_graph, targets, verdict
+from mt_convert.export.integer_form import integer_form
+
+onnx = pytest.importorskip("onnx", reason="make installs it: it is in the extra dev")
+pytest.importorskip("onnxruntime", reason="make installs it: it is in the extra dev")
+pytest.importorskip("qonnx", reason="make installs it: it is in the extra dev")
+
+WHOLE = ("residual", "kinds_of_convolution", "line", "volume")  # no sum of two accumulators
+
+
+def write(target: str, name: str, path: Path, ladder: str | None = None) -> Any:
+    return targets.export(converted(name, ladder), target, path, images=some_images(name))
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("name", NAMES)
+def test_onnxruntime_gives_every_level_and_logit(name: str, tmp_path: Path) -> None:
+    found = write("onnx", name, tmp_path / "network.onnx")
+    assert found.exact
+    assert sum(row.op == "fire" for row in found.on_images) > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "network.onnx",
+        "network.verdict.json",
+    ]
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("name", WHOLE)
+def test_qonnx_gives_every_level_and_logit(name: str, tmp_path: Path) -> None:
+    found = write("qonnx", name, tmp_path / "network.onnx")
+    assert found.exact
+    assert found.runtime.startswith("qonnx")
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("ladder", ["power_of_two_4", "uniform_3", "binary_4"])
+@pytest.mark.parametrize("target", ["onnx", "qonnx"])
+def test_every_ladder_leaves_as_its_first_step(target: str, ladder: str, tmp_path: Path) -> None:
+    assert write(target, "line", tmp_path / "network.onnx", ladder).exact
+
+
+def test_qonnx_keeps_its_levels_through_inference_of_shapes_and_types_and_cleanup(
+    tmp_path: Path,
+) -> None:
+    from qonnx.core.datatype import DataType
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.core.onnx_exec import execute_onnx
+    from qonnx.transformation.infer_datatypes import InferDataTypes
+    from qonnx.transformation.infer_shapes import InferShapes
+    from qonnx.util.cleanup import cleanup_model
+
+    write("qonnx", "residual", tmp_path / "network.onnx")
+    form, batch = integer_form(converted("residual")), some_images("residual", 3)
+    model = onnx_graph.with_batch(onnx_graph.read_graph(tmp_path / "network.onnx"), 3)
+    wrapped = ModelWrapper(model).transform(InferShapes()).transform(InferDataTypes())
+    fire = next(node for node in form.nodes if node.op == "fire")
+    name = onnx_graph.value_name(fire.out)
+    assert wrapped.get_tensor_shape(name) == [3, *form.values[fire.out].shape]
+    assert wrapped.get_tensor_datatype(name) == DataType["UINT4"]
+    conv = next(node for node in wrapped.graph.node if node.op_type == "Conv")
+    assert wrapped.get_tensor_datatype(conv.input[1]).name.startswith("INT")
+    assert [node.op_type for node in wrapped.graph.node].count("MultiThreshold") == sum(
+        node.op == "fire" for node in form.nodes
+    )
+    cleaned = cleanup_model(wrapped)
+    (output,) = [item.name for item in cleaned.graph.output]
+    given = {cleaned.graph.input[0].name: batch.numpy()}
+    logits = execute_onnx(cleaned, given)[output]
+    assert torch.equal(torch.tensor(logits), form.model.run(batch).logits[-1])
+
+
+def test_products_of_255_and_127_do_not_saturate(tmp_path: Path) -> None:
+    layers = [nn.Flatten(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU()]
+    net = lived_in(nn.Sequential(*layers, nn.Linear(32, 3)))
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.data.sign_()
+    snn = mt.convert(mt.quantize(net, "w8a8", calibration=images(8)))
+    form = integer_form(snn)
+    weights = [node.arrays["weight"] for node in form.nodes if node.op == "linear"]
+    assert all(int(weight.abs().min()) == 127 for weight in weights)
+    assert max(value.high for value in form.values.values() if value.low == 0) == 255
+    for target in ("onnx", "qonnx"):
+        assert targets.export(snn, target, tmp_path / target, images=images(4, seed=5)).exact
+
+
+def test_more_thresholds_than_are_compared_go_by_the_formula(tmp_path: Path) -> None:
+    qann = mt.quantize(network("line"), "w4a8", calibration=images(8, (2, 8), 2))
+    for ladder in (None, mt.Uniform(63)):
+        snn = mt.convert(qann, ladder=ladder)
+        path = tmp_path / "network.onnx"
+        assert targets.export(snn, "onnx", path, images=some_images("line")).exact
+        kinds = {node.op_type for node in onnx_graph.read_graph(path).graph.node}
+        assert "GreaterOrEqual" not in kinds
+        assert ("Gather" in kinds) == (ladder is not None)
+
+
+def test_two_accumulators_in_one_sum_leave_to_onnx_and_are_refused_by_qonnx(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(UnsupportedLayerError, match="a sum of two accumulators") as error:
+        write("qonnx", "pre_activation", tmp_path / "network.onnx")
+    assert "relu_2" in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["onnx", "qonnx"])
+def test_a_changed_file_is_red(target: str, tmp_path: Path) -> None:
+    path = tmp_path / "network.onnx"
+    write(target, "line", path)
+    form, info = integer_form(converted("line")), targets.TARGETS[target]
+    whole = onnx_graph.read_graph(path)
+
+    def is_red(change: Any) -> bool:
+        model = type(whole)()
+        model.CopyFrom(whole)
+        change(model.graph)
+        path.write_bytes(model.SerializeToString())
+        runtime = info.open(path, form)
+        return not verdict.verify(target, form, runtime, some_images("line", 2), {}).exact
+
+    def plus_one(name: str) -> Any:
+        def change(graph: Any) -> None:
+            item = next(one for one in graph.initializer if one.name.endswith(name))
+            numbers = onnx.numpy_helper.to_array(item).copy()
+            numbers.flat[numbers.size // 2] += 1
+            item.CopyFrom(onnx.numpy_helper.from_array(numbers, item.name))
+
+        return change
+
+    def no_padding(graph: Any) -> None:
+        node = next(one for one in graph.node if one.op_type in ("Conv", "ConvInteger"))
+        pads = next(one for one in node.attribute if one.name == "pads")
+        pads.ints[:] = [pads.ints[1] + pads.ints[0], 0]  # the zeros on one side alone
+
+    assert not is_red(lambda graph: None)
+    assert is_red(plus_one("_thresholds"))
+    assert is_red(plus_one("_weight"))
+    assert is_red(plus_one("_bias"))
+    assert is_red(no_padding)
+
+
+def test_truncated_changed_and_foreign_files_are_one_message(tmp_path: Path) -> None:
+    path = tmp_path / "network.onnx"
+    write("onnx", "line", path)
+    form, whole, draw = integer_form(converted("line")), path.read_bytes(), random.Random(0)
+    batch, refused = some_images("line", 2).numpy(), 0
+    for index in range(30):
+        content = bytearray(whole)
+        if index % 2:
+            content = content[: draw.randrange(len(content))]
+        else:
+            content[draw.randrange(len(content))] = draw.randrange(256)
+        path.write_bytes(content)
+        try:
+            onnx_graph.open_onnx(path, form).run(batch)
+        except CheckpointError as error:
+            refused += len(str(error).splitlines()) >= 1
+    assert refused >= 15
+    model = onnx.ModelProto.FromString(whole)
+    model.graph.initializer[0].data_location = 1
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(CheckpointError, match="no ONNX file of ours"):
+        onnx_graph.read_graph(path)
+    model = onnx.ModelProto.FromString(whole)
+    model.graph.node[0].domain = "somebody.else"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(CheckpointError, match="no ONNX file of ours"):
+        onnx_graph.read_graph(path)
+    with pytest.raises(CheckpointError, match="cannot read"):
+        onnx_graph.read_graph(tmp_path / "none")
+
+
+def test_a_missing_extra_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_graph, "find_spec", lambda name: None)
+    for target in ("onnx", "qonnx"):
+        with pytest.raises(SpecError, match=r"pip install mt-convert\[export\]") as error:
+            write(target, "line", tmp_path / "network.onnx")
+        assert "\n" not in str(error.value)

@@ -1,0 +1,40 @@
+"""The stored study of exports: nothing differs, and the page says what is stored."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+
+import pytest
+from paths import EVAL
+
+from mt_convert.export.targets import TARGETS
+from mt_convert.system.storage import read_json
+
+FOLDER = EVAL / "export"
+
+
+@pytest.fixture
+def regenerate(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    sys.modules.pop("regenerate", None)
+    return import_module("regenerate")
+
+
+def test_digits_leave_exactly_to_every_target(regenerate: ModuleType) -> None:
+    stored = read_json(FOLDER / "results.json")
+    assert stored["schema"] == regenerate.SCHEMA
+    rows = [regenerate.Row(**row) for row in stored["rows"]]
+    assert {row.target for row in rows if row.network == "digits"} == {*TARGETS}
+    for row in rows:
+        if row.network == "digits":
+            assert row.exact
+            assert row.images >= 1000
+            assert row.next_to > 0
+        assert (row.exact is True) != (row.refused is not None)
+
+
+def test_the_page_is_made_from_the_stored_rows(regenerate: ModuleType) -> None:
+    rows = [regenerate.Row(**row) for row in read_json(FOLDER / "results.json")["rows"]]
+    assert (FOLDER / "README.md").read_text() == regenerate.page(rows)
