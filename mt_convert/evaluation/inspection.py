@@ -103,8 +103,6 @@ def pick_setting(settings: Sequence[Any], L: int) -> Setting:
         Uniform(n=3)
     """
     own = [item for item in settings if isinstance(item, Setting)]
-    if not own:
-        return Setting(max(1, -(-L // 4)), (8,))  # type: ignore[arg-type]
 
     def order(item: Setting) -> tuple[bool, ...]:
         return (item.time_steps[-1] > 1, _reach(item.ladder) < L, not item.calibration, item.signed)

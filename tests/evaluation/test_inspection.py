@@ -130,7 +130,6 @@ def test_the_worst_images_are_sorted_by_the_distance_of_their_logits(made: Any) 
 def test_the_setting_that_is_looked_into_takes_several_steps() -> None:
     assert pick_setting(SETTINGS, 15).ladder == Uniform(3)
     assert pick_setting([Setting(Uniform(15), (1,))], 15).ladder == Uniform(15)
-    assert pick_setting([], 15).time_steps == (8,)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

@@ -717,6 +717,7 @@ def kill_in(stage: str, out: Path) -> None:
     assert not (out / f"{stage}.partial" / "finished.json").exists()
 
 
+@pytest.mark.long
 def test_the_command_killed_in_both_trainings_and_resumed_gives_the_same_numbers(
     tmp_path: Path,
 ) -> None:

@@ -396,7 +396,10 @@ def test_images_of_another_size_or_with_nan_are_refused() -> None:
     "spec",
     [
         QuantSpec(weight_bits=2, act_bits=2, batch_norm=BatchNorm.KEEP),
-        QuantSpec(weight_bits=3, spacing=Spacing.LEARNED, act_noise=ActNoise.DROP),
+        pytest.param(
+            QuantSpec(weight_bits=3, spacing=Spacing.LEARNED, act_noise=ActNoise.DROP),
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_training_step_is_one_graph_without_breaks(spec: QuantSpec) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from networks import images, network
 from torch import Tensor, nn
@@ -194,7 +195,7 @@ def test_a_save_that_fails_leaves_the_network_before_it(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    for owner, name in ((storage, "save_file"), (Path, "write_text")):
+    for owner, name in ((safetensors.torch, "save_file"), (Path, "write_text")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, full)
             with pytest.raises(OutputError, match="No space left"):

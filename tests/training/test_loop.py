@@ -341,7 +341,7 @@ fit(model, open_data(spec), replace(SPEC, epochs=1, batch_size=16), {folder!r}, 
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_average_their_gradients(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(

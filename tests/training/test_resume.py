@@ -105,7 +105,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_process_killed_twice_ends_with_the_same_weights(
     undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -116,7 +116,7 @@ def test_a_process_killed_twice_ends_with_the_same_weights(
         process = start(folder)
         while names(folder) == before and process.poll() is None:
             time.sleep(0.002)
-        time.sleep(moments.uniform(0.0, 0.3))
+        time.sleep(moments.uniform(0.0, 0.05))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         killed_at.append(names(folder)[-1])

@@ -500,7 +500,7 @@ def test_the_command_leaves_rows_page_and_picture_and_ctrl_c_leaves_them_be(
     assert (tmp_path / "results.json").read_text() == stored
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory_is_measured_in_a_child_and_one_that_fails_gives_the_reason(tmp_path: Path) -> None:
     place = memory.Place("digits_cnn", tmp_path, "cpu", 1)
     entries = [("fp32_eager", Case(256)), ("fp16_eager", Case(2, 1)), ("nobody", Case(1))]

@@ -111,7 +111,7 @@ def test_values_errors_and_crashes_are_outcomes_and_none_stops_the_rest(tmp_path
     assert "and more" in (tmp_path / "refuse.txt").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_process_that_takes_too_long_or_too_much_is_stopped_and_the_limit_named(
     tmp_path: Path,
 ) -> None:

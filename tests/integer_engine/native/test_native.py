@@ -572,7 +572,7 @@ def test_a_failing_build_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_that_build_at_once_do_not_meet(tmp_path: Path) -> None:
     code = "from mt_convert.integer_engine.native import build as b\n"
     code += "b.FLAGS += '-O0',; b.library('portable')"
