@@ -139,7 +139,7 @@ SPIKING = (
 )
 SPIKING_TWINS = ("cifar100_resnet18_plif", "cifar100_vgg16_plif")  # of CIFAR-10's
 QUICK = (  # run by `make test`: convolutions, transformers, networks from scratch
-    *("digits", "cifar10_resnet20_w4a4", "digits_vit", "imagenet_vit_tiny_w4a4"),
+    *("digits", "cifar10_resnet20_w4a4", "digits_vit"),
     *("digits_plif", "cifar10_jpeg_vgg7_plif", "digits_fatnn", "digits_ottt"),
 )
 
