@@ -19,7 +19,7 @@ class ShapeRun(fx.Interpreter):
 
     Example:
         >>> from torch import nn
-        >>> from ..graph.trace import trace
+        >>> from ..graph.tracing.trace import trace
         >>> run = ShapeRun(trace(nn.Sequential(nn.Conv2d(1, 4, 3)), torch.zeros(2, 1, 4, 4)))
         >>> run.infer(batch=5)
         >>> [tuple(shape) for shape in run.shapes.values()]
@@ -59,7 +59,7 @@ def image_axes(layers: fx.GraphModule) -> dict[fx.Node, int]:
 
     Example:
         >>> from torch import nn
-        >>> from ..graph.trace import trace
+        >>> from ..graph.tracing.trace import trace
         >>> net = trace(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.zeros(2, 1, 2, 2))
         >>> set(image_axes(net).values())
         {0}

@@ -285,17 +285,17 @@ MUTANTS = (
     ),
     Mutant(
         17,
-        "graph/trace.py",
+        "graph/tracing/trace.py",
         "_keep_dropouts_(exported.graph)",
         "pass",
-        ("graph/test_trace.py::test_dropout_is_active_in_training_alone",),
+        ("graph/tracing/test_trace.py::test_dropout_is_active_in_training_alone",),
     ),
     Mutant(
         17,
-        "graph/lift.py",
+        "graph/tracing/lift.py",
         'use = f"{self._key(weight, matrix)} {node.target} {self._by_key(settings)}"',
         'use = f"{self._key(weight, matrix)}"',
-        ("graph/test_trace.py::test_one_weight_with_two_strides_becomes_two_layers",),
+        ("graph/tracing/test_trace.py::test_one_weight_with_two_strides_becomes_two_layers",),
     ),
     Mutant(
         18,

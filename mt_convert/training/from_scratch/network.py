@@ -19,7 +19,7 @@ from ...graph.float32 import in_float32
 from ...graph.nodes import fold_batch_norm_, layer_nodes, node_name, set_image_shape
 from ...graph.operations import operations, reaching_output, unknown_operators
 from ...graph.rules import DEFAULT_RULES, OperatorKind, Rule
-from ...graph.trace import trace
+from ...graph.tracing.trace import trace
 from ...neurons.dynamics import NeuronState
 from ...neurons.layer import MTNeuron
 from ...neurons.spec import IF, LIF, NeuronSpec, Reset

@@ -15,13 +15,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import Fault, UnsupportedLayerError, many
+from ...errors import Fault, UnsupportedLayerError, many
+from ..given_network import check_network, user_line, without_torch_log
+from ..leftovers import forget_shapes
+from ..nodes import set_image_shape
 from .agreement import check_agreement, draws_and_writes
 from .decompositions import decomposition_table
-from .given_network import check_network, user_line, without_torch_log
-from .leftovers import forget_shapes
 from .lift import lift
-from .nodes import set_image_shape
 
 aten = torch.ops.aten
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import Fault, UnsupportedLayerError, many
+from ...errors import Fault, UnsupportedLayerError, many
 from .exported_nodes import bind, module_path
 
 FROM_CALL_TO_CALL = 1e-4  # of the largest output; gradients choose other kernels
