@@ -179,10 +179,10 @@ MUTANTS = (
     ),
     Mutant(
         11,
-        "spiking/serialization.py",
+        "spiking/archive/layers.py",
         'signed=bool(stored["signed"]),',
         "signed=False,",
-        ("spiking/test_archive.py::test_ladder_presentation_and_window_come_back",),
+        ("spiking/archive/test_network.py::test_ladder_presentation_and_window_come_back",),
     ),
     Mutant(
         12,
@@ -481,10 +481,10 @@ MUTANTS = (
     ),
     Mutant(
         21,
-        "spiking/stored_content.py",
+        "spiking/archive/content.py",
         'raise CheckpointError(f"{name}: holds NaN or infinity")',
         "pass",
-        ("spiking/test_stored_content.py::test_a_forged_folder_fails_when_it_is_read",),
+        ("spiking/archive/test_content.py::test_a_forged_folder_fails_when_it_is_read",),
     ),
     Mutant(
         21,

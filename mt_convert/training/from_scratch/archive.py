@@ -1,4 +1,4 @@
-"""`save` and `load` for networks trained from scratch, in the files of `archive`."""
+"""`save` and `load` for networks trained from scratch, in the files of `spiking.archive`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from typing import Any
 from torch import nn
 
 from ...errors import CheckpointError
-from ...spiking.archive import name_file_in_errors, read_network, rebuild_layers, write_network
-from ...spiking.serialization import spiking_layer_from_json, spiking_layer_to_json
+from ...spiking.archive.layers import spiking_layer_from_json, spiking_layer_to_json
+from ...spiking.archive.network import (
+    name_file_in_errors,
+    read_network,
+    rebuild_layers,
+    write_network,
+)
 from .network import ScratchNetwork
 from .norm_by_step import NormByStep
 from .poisson import Coding

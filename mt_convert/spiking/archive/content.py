@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import CheckpointError, Fault
-from ..graph.nodes import PLAIN, WEIGHTED, layer_of
-from ..graph.serialization import plain_layer_from_json
-from ..quantization.brevitas_layers import QuantAct
-from ..system.plain_data import as_type
-from .model import SpikingModel
-from .shapes import ShapeRun
+from ...errors import CheckpointError, Fault
+from ...graph.nodes import PLAIN, WEIGHTED, layer_of
+from ...graph.serialization import plain_layer_from_json
+from ...quantization.brevitas_layers import QuantAct
+from ...system.plain_data import as_type
+from ..model import SpikingModel
+from ..shapes import ShapeRun
 
 LARGEST_IMAGE = 2**26  # numbers in an image
 LARGEST_VALUE = 2**30  # numbers that one image may become within the network

@@ -18,22 +18,22 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import CheckpointError, Fault, SpecError, UnsupportedLayerError, many
-from ..graph.float32 import in_float32
-from ..graph.leftovers import forget_leftovers
-from ..graph.operations import unknown_operators
-from ..graph.rules import DEFAULT_RULES, Rule
-from ..graph.serialization import graph_from_json, graph_to_json
-from ..quantization.brevitas_layers import quant_layer_from_json, quant_layer_to_json
-from ..quantization.quantize import QuantizedModel
-from ..quantization.spec import QuantSpec
-from ..quantization.suspicions import not_finite
-from ..system.plain_data import as_type
-from ..system.storage import atomic, load_tensors, read_json, save_tensors
-from .model import SpikingModel
-from .presentation import Presentation
-from .serialization import spiking_layer_from_json, spiking_layer_to_json
-from .stored_content import check_content, check_network, check_steps
+from ...errors import CheckpointError, Fault, SpecError, UnsupportedLayerError, many
+from ...graph.float32 import in_float32
+from ...graph.leftovers import forget_leftovers
+from ...graph.operations import unknown_operators
+from ...graph.rules import DEFAULT_RULES, Rule
+from ...graph.serialization import graph_from_json, graph_to_json
+from ...quantization.brevitas_layers import quant_layer_from_json, quant_layer_to_json
+from ...quantization.quantize import QuantizedModel
+from ...quantization.spec import QuantSpec
+from ...quantization.suspicions import not_finite
+from ...system.plain_data import as_type
+from ...system.storage import atomic, load_tensors, read_json, save_tensors
+from ..model import SpikingModel
+from ..presentation import Presentation
+from .content import check_content, check_network, check_steps
+from .layers import spiking_layer_from_json, spiking_layer_to_json
 
 NETWORK_SCHEMA = "mt_convert.network/1"
 _DAMAGED = (
@@ -51,8 +51,8 @@ def save(network: QuantizedModel | SpikingModel, folder: str | Path) -> None:
 
     Example:
         >>> import tempfile, torch
-        >>> from .convert import convert
-        >>> from ..quantization.quantize import quantize
+        >>> from ..convert import convert
+        >>> from ...quantization.quantize import quantize
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> qann = quantize(net, QuantSpec(), calibration=torch.randn(8, 1, 4, 4))
         >>> folder = tempfile.mkdtemp()

@@ -15,7 +15,7 @@ from torch import nn
 from mt_convert.errors import CheckpointError
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
-from mt_convert.spiking.archive import _digest, load, save
+from mt_convert.spiking.archive.network import _digest, load, save
 from mt_convert.spiking.convert import convert
 from mt_convert.system.storage import load_tensors, save_tensors
 
