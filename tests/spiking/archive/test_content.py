@@ -152,6 +152,20 @@ def test_a_forged_folder_fails_when_it_is_read(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
 
 
+@pytest.mark.parametrize("name", ["e", "."])
+def test_a_folder_of_a_short_name_is_named_in_errors_too(
+    name: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forged = forge(
+        folders["snn"], tmp_path / "e", lambda content, tensors: content.update(presentation="e.")
+    )
+    monkeypatch.chdir(forged if name == "." else tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"network.json is damaged .*not a valid Presentation"
+    ):
+        load(name)
+
+
 @pytest.mark.parametrize("kind", ["qann", "snn"])
 def test_what_is_not_forged_is_read(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
     load(forge(folders[kind], tmp_path / "copied", lambda content, tensors: None))
