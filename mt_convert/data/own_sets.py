@@ -20,7 +20,7 @@ from torch.utils.data import (
 )
 
 from ..errors import DataError, Fault
-from ..graph.image_batches import labelled, parts_of, whole_labels
+from ..graph.image_batches import join_images, labelled, parts_of, whole_labels
 from .image_set import Draw, ImageSet, label_faults
 from .randomness import borrow_random, derive
 from .splits import Splits
@@ -141,4 +141,4 @@ def _whole(given: Any, name: str) -> tuple[Tensor, Tensor]:
     if not batches:
         raise DataError(f"{name} are an empty {type(given).__name__}: {_HINT}")
     labels = [label for _, label in batches if label is not None]
-    return torch.cat([images for images, _ in batches]), torch.cat(labels)
+    return join_images([images for images, _ in batches], name), torch.cat(labels)
