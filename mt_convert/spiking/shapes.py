@@ -10,8 +10,9 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..graph.float32 import network_dtype
-from ..graph.nodes import image_shape_of, layer_of
+from ..graph.nodes import image_shape_of, layer_nodes, layer_of
 from ..neurons.layer import MTNeuron
+from ..system.devices import device_of
 
 
 class ShapeRun(fx.Interpreter):
@@ -34,8 +35,8 @@ class ShapeRun(fx.Interpreter):
     def infer(self, batch: int) -> None:
         """Run on ``batch`` images; fills in ``shapes``, of every value that is a tensor."""
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            shape = (batch, *image_shape_of(self.layers))
-            self.run(torch.empty(shape, dtype=network_dtype(self.layers)))
+            shape, where = (batch, *image_shape_of(self.layers)), device_of(self.layers)
+            self.run(torch.empty(shape, dtype=network_dtype(self.layers), device=where))
 
     def run_node(self, node: fx.Node) -> Any:
         if isinstance(layer_of(self.layers, node), MTNeuron):
@@ -49,6 +50,13 @@ class ShapeRun(fx.Interpreter):
     def compute(self, node: fx.Node) -> Any:
         """The value of a node that is no neuron."""
         return super().run_node(node)
+
+
+def neuron_shapes(layers: fx.GraphModule, batch: int) -> dict[str, torch.Size]:
+    """The shape of each layer of neurons, for a batch of so many images."""
+    run = ShapeRun(layers)
+    run.infer(batch)
+    return {str(node.target): run.shapes[node] for node, _ in layer_nodes(layers, MTNeuron)}
 
 
 def image_axes(layers: fx.GraphModule) -> dict[fx.Node, int]:
