@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,14 +30,12 @@ def outside(spec: Any, checks: Checks) -> Iterator[Fault]:
             yield Fault(name, repr(value), f"allowed: {allowed}")
 
 
-def check(spec: Any, checks: Checks) -> None:
-    """Refuse a specification with all its faults at once."""
-    faults = tuple(outside(spec, checks))
-    if faults:
+def refuse(spec: Any, faults: Iterable[Fault]) -> None:
+    """Refuse a specification with all its faults at once, if there are any."""
+    if faults := tuple(faults):
         name = type(spec).__name__
         raise SpecError(
-            f"{many(faults, 'value', 'values')} of {name} outside what is allowed",
-            faults,
+            f"{many(faults, 'value', 'values')} of {name} outside what is allowed", faults
         )
 
 
@@ -70,7 +68,7 @@ class StepGroup:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        check(self, _OF_STEPS)
+        refuse(self, outside(self, _OF_STEPS))
 
 
 _OF_FREEZING: Checks = {
@@ -103,7 +101,7 @@ class FreezeOscillating:
     final_bound: float = 0.01
 
     def __post_init__(self) -> None:
-        check(self, _OF_FREEZING)
+        refuse(self, outside(self, _OF_FREEZING))
         if self.final_bound > self.bound:
             fault = Fault("final_bound", repr(self.final_bound), f"at most bound = {self.bound}")
             raise SpecError("the bound of frozen weights rises", [fault])
@@ -168,12 +166,7 @@ class TrainSpec:
     steps: StepGroup = field(default_factory=StepGroup)
 
     def __post_init__(self) -> None:
-        faults = tuple(_faults(self))
-        if faults:
-            raise SpecError(
-                f"{many(faults, 'value', 'values')} of TrainSpec outside what is allowed",
-                faults,
-            )
+        refuse(self, _faults(self))
 
     def numbers(self) -> dict[str, Any]:
         """The fields that the trained weights depend on; those of `_LATER` only where used."""
