@@ -21,6 +21,7 @@ from mt_convert.quantization.spec import spec_of
 from mt_convert.spiking.model import SpikingModel
 
 X, Y = made_up(8), torch.arange(8) % 3
+OVERRIDE = mt.quantization.Override("1", 8)
 LOADER = DataLoader(TensorDataset(X, Y), batch_size=4)
 Means = mt.calibration.MembraneMean
 
@@ -55,6 +56,9 @@ def same(first: Any, second: Any) -> bool:
         ("W2A3", {"weight_bits": 2, "act_bits": 3}),
         ({"act_bits": 5}, {"act_bits": 5}),
         ({"act_bits": 2, "scale": "power_of_two"}, {"act_bits": 2, "scale": "power_of_two"}),
+        ({"overrides": [OVERRIDE]}, {"overrides": (OVERRIDE,)}),
+        ({"overrides": [{"pattern": "1", "weight_bits": 8}]}, {"overrides": (OVERRIDE,)}),
+        ({"after": ["gptq"]}, {"after": ("gptq",)}),
         ({}, {}),
     ],
 )
@@ -118,6 +122,22 @@ WRONG: dict[str, tuple[Callable[[Any, Any, Path], Any], str]] = {
     "a misspelt field": (
         lambda q, s, p: mt.quantize(network(), {"act_bit": 4}, calibration=X),
         "act_bit .*did you mean act_bits",
+    ),
+    "a mapping of overrides": (
+        lambda q, s, p: mt.quantize(network(), {"overrides": {"1": 8}}, calibration=X),
+        r"overrides .*allowed: a list of Override",
+    ),
+    "a name as an override": (
+        lambda q, s, p: mt.quantize(network(), {"overrides": ["1"]}, calibration=X),
+        r"overrides\[0\]  '1'  allowed: an Override, or a mapping of pattern",
+    ),
+    "a misspelt field of an override": (
+        lambda q, s, p: mt.quantize(network(), {"overrides": [{"patern": "1"}]}, calibration=X),
+        r"1 value out of range\s+overrides\[0\]",
+    ),
+    "a correction that is no list": (
+        lambda q, s, p: mt.quantize(network(), {"after": "gptq"}, calibration=X),
+        r"1 value out of range\s+after  'gptq'  allowed: a list",
     ),
     "no images": (lambda q, s, p: mt.quantize(network(), 4, calibration=None), "from NoneType"),
     "a spiking network to quantize": (

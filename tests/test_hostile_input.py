@@ -38,7 +38,7 @@ from mt_convert.experiments.show import show
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.report.rows import Row, results_from_json, results_to_json
-from mt_convert.spiking import archive
+from mt_convert.spiking.archive import network as archive
 from mt_convert.spiking.conversion_report import ConversionReport
 from mt_convert.spiking.convert import convert
 from mt_convert.system.folder_lock import _holder, _works

@@ -42,7 +42,7 @@ FLOORS = {
 }
 CROWDED, FULL = 15, 20  # files in one folder: warned of, refused
 WITHOUT_TORCH = (
-    *("errors", "report", "neurons/ladder", "quantization/spec", "data/event_spec", "system/keys"),
+    *("errors", "report", "neurons/ladder", "quantization/spec", "data/events/spec", "system/keys"),
     *(
         "calibration/spec",
         "calibration/text",

@@ -42,8 +42,7 @@ from mt_convert.system.storage import (
 )
 from mt_convert.training.accuracy import accuracy
 from mt_convert.training.loop import fit
-from mt_convert.training.parts import FreezeOscillating, StepGroup
-from mt_convert.training.spec import History, TrainSpec
+from mt_convert.training.spec import FreezeOscillating, History, StepGroup, TrainSpec
 
 HERE = Path(__file__).parent
 SCHEMA = "mt_convert.qat_ablation/1"

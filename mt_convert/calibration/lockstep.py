@@ -211,7 +211,7 @@ def run(
 
     Example:
         >>> from torch import nn
-        >>> from ..graph.trace import trace
+        >>> from ..graph.tracing.trace import trace
         >>> layers = trace(nn.Sequential(nn.Conv2d(1, 1, 1)), torch.zeros(2, 1, 2, 2))
         >>> image, conv, _ = layers.graph.nodes
         >>> run(layers, [conv], {image: torch.ones(1, 1, 2, 2)}, {conv: torch.neg})[conv].sum()

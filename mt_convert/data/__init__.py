@@ -7,8 +7,8 @@ sample), never on workers, processes or where a run was resumed.
 
 from __future__ import annotations
 
-from .event_spec import EventSpec
-from .events import open_events
+from .events.frames import open_events
+from .events.spec import EventSpec
 from .image_set import Draw, ImageSet, tensor_set
 from .image_spec import DataSpec
 from .loading import batches, images, loader

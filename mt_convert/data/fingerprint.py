@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import DataError
 from .class_map import head_rows
-from .event_spec import SYNTHETIC, EventSpec
+from .events.spec import SYNTHETIC, EventSpec
 from .image_files import list_split
 from .image_listing import FolderFiles
 from .image_spec import DataSpec

@@ -85,10 +85,8 @@ class Files:
                 image, label = self._dataset[index]
                 return self._in_8_bits(image), int(label)
             if self.listing:
-                stream, label = (
-                    self.listing.files.open(self.listing.names[index]),
-                    self._label(index),
-                )
+                stream = self.listing.files.open(self.listing.names[index])
+                label = self.listing.labels[index]
             else:
                 stream, label = self._reader[index][:2]
             with stream, Image.open(stream) as image:
@@ -98,10 +96,6 @@ class Files:
             fault = Fault(self.name(index), f"cannot be decoded ({error})", hint)
             where = self._spec.root or self._spec.dataset
             raise DataError(f"an image of {where} is unreadable or corrupt", [fault]) from error
-
-    def _label(self, index: int) -> int:
-        assert self.listing is not None
-        return self.listing.labels[index]
 
     def _in_8_bits(self, image: Image.Image) -> Image.Image:
         """Grey or RGB of 8 bits; of 16 bits the upper 8, as of 16-bit RGB, where Pillow cuts off.

@@ -11,12 +11,11 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from ..errors import DataError, Fault
+from ..graph.image_batches import BATCH
 from ..graph.nodes import looks_like_bytes
 from .class_map import head_rows
 from .image_spec import DataSpec
 from .randomness import generator
-
-_BATCH = 128
 
 
 class Draw(NamedTuple):
@@ -24,6 +23,18 @@ class Draw(NamedTuple):
 
     indices: Sequence[int]
     key: tuple[int, int] | None = None
+
+
+def draws_in_order(count: int, batch_size: int = BATCH) -> list[Draw]:
+    """All samples in order, without augmentation, the last batch being what is left.
+
+    Example:
+        >>> [list(draw.indices) for draw in draws_in_order(3, 2)]
+        [[0, 1], [2]]
+    """
+    return [
+        Draw(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)
+    ]
 
 
 class Source(Protocol):
@@ -107,8 +118,7 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches in order, without augmentation: wherever a loader is taken, this is too."""
-        for start in range(0, len(self), _BATCH):
-            yield self[Draw(range(start, min(start + _BATCH, len(self))))]
+        yield from map(self.__getitem__, draws_in_order(len(self)))
 
     def subset(self, indices: Tensor) -> ImageSet:
         """Some of the samples, in this order; what is open stays open."""

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from ..errors import DataError, Fault, MTConvertError
-from .image_set import Draw, ImageSet
+from .image_set import Draw, ImageSet, draws_in_order
 
 Batch = tuple[Tensor, Tensor]
 
@@ -38,7 +38,7 @@ def _as_is(item: Any) -> Any:
 def loader(
     dataset: Dataset[Batch], draws: Sequence[Draw], workers: int = 0
 ) -> StatefulDataLoader[Any]:
-    """A stateful loader that reads ``draws`` in turn; pass what it yields through `opened`."""
+    """A stateful loader that reads ``draws`` in turn; pass what it yields through `unwrap_batch`."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "'set_vital' is deprecated")
         return StatefulDataLoader(
@@ -75,8 +75,7 @@ def batches(
         >>> [labels.tolist() for _, labels in batches(split, 2)]
         [[0, 1], [1]]
     """
-    starts = range(0, len(dataset), batch_size)[share[0] :: share[1]]
-    draws = [Draw(range(start, min(start + batch_size, len(dataset)))) for start in starts]
+    draws = draws_in_order(len(dataset), batch_size)[share[0] :: share[1]]
     for item in loader(dataset, draws, workers):
         yield unwrap_batch(cast("Batch | MTConvertError", item))
 

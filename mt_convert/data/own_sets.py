@@ -20,12 +20,11 @@ from torch.utils.data import (
 )
 
 from ..errors import DataError, Fault
-from ..graph.image_batches import labelled, parts_of, whole_labels
-from .image_set import Draw, ImageSet, label_faults
+from ..graph.image_batches import join_images, labelled, parts_of, whole_labels
+from .image_set import Draw, ImageSet, draws_in_order, label_faults
 from .randomness import borrow_random, derive
 from .splits import Splits
 
-_BATCH = 128
 _HINT = (
     "pass a pair (training, validation), each a data set, a DataLoader of one, a pair "
     "(images, labels), or a list of batches; or the Splits of open_data"
@@ -51,7 +50,7 @@ class OwnSet(Dataset[tuple[Tensor, Tensor]]):
         self._collate: Callable[[list[Any]], Any] = default_collate
         self._chosen: Sequence[int] | None = None
         if isinstance(given, DataLoader):
-            self._chosen = _chosen(given, name)
+            self._chosen = _samples_of(given, name)
             self._collate, given = given.collate_fn, given.dataset
         self._samples: Any = given
         if isinstance(given, IterableDataset) or not hasattr(given, "__len__"):
@@ -84,8 +83,7 @@ class OwnSet(Dataset[tuple[Tensor, Tensor]]):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches in order."""
-        for start in range(0, len(self), _BATCH):
-            yield self[Draw(range(start, min(start + _BATCH, len(self))))]
+        yield from map(self.__getitem__, draws_in_order(len(self)))
 
     def _sample(self, index: int, key: tuple[int, int] | None) -> Any:
         """One sample, with its own random numbers."""
@@ -120,7 +118,7 @@ def own_splits(given: Any, classes: int) -> Splits:
     return Splits(train, validation, train, validation)  # type: ignore[arg-type]
 
 
-def _chosen(loader: DataLoader[Any], name: str) -> Sequence[int] | None:
+def _samples_of(loader: DataLoader[Any], name: str) -> Sequence[int] | None:
     """The samples that a loader yields; None for all."""
     sampler = loader.sampler
     plain = type(loader.batch_sampler) in (BatchSampler, type(None))
@@ -141,4 +139,4 @@ def _whole(given: Any, name: str) -> tuple[Tensor, Tensor]:
     if not batches:
         raise DataError(f"{name} are an empty {type(given).__name__}: {_HINT}")
     labels = [label for _, label in batches if label is not None]
-    return torch.cat([images for images, _ in batches]), torch.cat(labels)
+    return join_images([images for images, _ in batches], name), torch.cat(labels)

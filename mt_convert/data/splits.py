@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import DataError, Fault
 from .builtin_images import digits, synthetic
-from .event_spec import EventSpec
+from .events.spec import EventSpec
 from .image_files import DecodedSource, Files, StreamedSource, size_error
 from .image_set import ImageSet, Source, label_faults, make_source
 from .image_spec import DataSpec

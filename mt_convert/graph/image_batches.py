@@ -6,7 +6,7 @@ decided here alone; whether the numbers fit a network is `nodes.check_images`'s.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,15 +51,24 @@ def collect(
         parts.append(images)
         if not whole and sum(map(len, parts)) >= MOST:
             break
-    shapes = list(dict.fromkeys(tuple(part.shape[1:]) for part in parts))
     if not parts:
         raise DataError(f"{name} are an empty {_kind(given)}: pass {_ALLOWED}")
+    images = join_images(parts, name)
+    return images if whole else images[:MOST]
+
+
+def join_images(parts: Sequence[Tensor], name: str = "images") -> Tensor:
+    """Batches as one.
+
+    Raises:
+        DataError: images of several shapes.
+    """
+    shapes = list(dict.fromkeys(tuple(part.shape[1:]) for part in parts))
     if len(shapes) > 1:
         raise DataError(
             f"{name} have several shapes, {shapes[0]} and {shapes[1]}: resize them to one"
         )
-    images = torch.cat(parts)
-    return images if whole else images[:MOST]
+    return torch.cat(list(parts))
 
 
 def labelled(
@@ -85,22 +94,22 @@ def labelled(
         if len(images) == 1:
             singles.append((images, labels))
         else:
-            yield from _joined(singles)
+            yield from _join(singles)
             singles = []
             yield images, labels
         if len(singles) == BATCH:
-            yield from _joined(singles)
+            yield from _join(singles)
             singles = []
-    yield from _joined(singles)
+    yield from _join(singles)
 
 
-def _joined(singles: list[tuple[Tensor, Tensor | None]]) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _join(singles: list[tuple[Tensor, Tensor | None]]) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Batches of one image as one batch."""
     if not singles:
         return
     labels = [label for _, label in singles if label is not None]
     together = torch.cat(labels) if len(labels) == len(singles) else None
-    yield torch.cat([images for images, _ in singles]), together
+    yield join_images([images for images, _ in singles]), together
 
 
 def _batches(

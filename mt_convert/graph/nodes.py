@@ -1,6 +1,6 @@
 """One form of a model through all stages: a `torch.fx.GraphModule` of layers and ATen operators.
 
-`trace.trace` makes it; quantizing and converting swap modules in it; the rules table (`rules`) says
+`tracing` makes it; quantizing and converting swap modules in it; the rules table (`rules`) says
 what each operator does over time. Here is what all of them need to read and fold it.
 """
 
@@ -81,7 +81,7 @@ def is_constant(node: fx.Node) -> bool:
     and what is computed from them.
 
     Example:
-        >>> from .trace import trace
+        >>> from .tracing.trace import trace
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
         >>> nodes = trace(net, torch.zeros(2, 1, 2, 2)).graph.nodes
         >>> [str(node.target) for node in nodes if is_constant(node)]

@@ -62,7 +62,7 @@ def operations(
 
     Example:
         >>> import torch
-        >>> from .trace import trace
+        >>> from .tracing.trace import trace
         >>> net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(1, 1, 1))
         >>> rows = operations(trace(net, torch.zeros(2, 1, 4, 4))).values()
         >>> for row in list(rows)[1:-1]:
@@ -121,7 +121,7 @@ def reaching_output(operations: Operations) -> set[fx.Node]:
 
     Example:
         >>> import torch
-        >>> from .trace import trace
+        >>> from .tracing.trace import trace
         >>> net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> rows = operations(trace(net, torch.zeros(2, 1, 4, 4)))
         >>> sorted(str(node) for node in reaching_output(rows))

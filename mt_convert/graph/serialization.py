@@ -29,7 +29,7 @@ def graph_to_json(graph_module: fx.GraphModule) -> list[dict[str, Any]]:
     """The nodes of a graph as plain data; layers are named, not held.
 
     Example:
-        >>> from .trace import trace
+        >>> from .tracing.trace import trace
         >>> net = trace(nn.Sequential(nn.Conv2d(1, 1, 1)), torch.zeros(2, 1, 4, 4))
         >>> [node["op"] for node in graph_to_json(net)]
         ['placeholder', 'call_module', 'output']

@@ -75,7 +75,7 @@ def nonnegative(
 
     Example:
         >>> from torch import nn
-        >>> from .trace import trace
+        >>> from .tracing.trace import trace
         >>> net = nn.Sequential(nn.Sigmoid(), nn.AvgPool2d(2), nn.GELU())
         >>> graph_module = trace(net, torch.zeros(2, 1, 4, 4))
         >>> [nonnegative(graph_module, node) for node in graph_module.graph.nodes][:-1]

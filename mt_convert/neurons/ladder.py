@@ -36,8 +36,42 @@ class Firing(StrEnum):
 _BOTH = (Firing.PARALLEL, Firing.CASCADE)
 
 
+class _Equidistant:
+    """What ladders have in common whose n thresholds lie as far apart as each is worth."""
+
+    n: int
+
+    @property
+    def _worth(self) -> int:
+        return 1
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        return tuple(k * self._worth for k in range(1, self.n + 1))
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        return (self._worth,) * self.n
+
+    @property
+    def cascade(self) -> tuple[float, ...]:
+        return self.weights
+
+    @property
+    def reach(self) -> float:
+        return self.n * self._worth
+
+    @property
+    def natural_firing(self) -> Firing:
+        return Firing.PARALLEL
+
+    @property
+    def allowed_firing(self) -> tuple[Firing, ...]:
+        return _BOTH
+
+
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(_Equidistant):
     """n equidistant thresholds Δ, 2Δ … nΔ, each worth Δ: n + 1 values per step.
 
     Parallel firing and the cascade of n equal thresholds Δ emit the same, Δ·clip(⌊h/Δ⌋, 0, n).
@@ -55,30 +89,6 @@ class Uniform:
 
     def __post_init__(self) -> None:
         _check_count("Uniform", "n", self.n, 2**_MOST_BITS - 1)
-
-    @property
-    def thresholds(self) -> tuple[float, ...]:
-        return tuple(range(1, self.n + 1))
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        return (1,) * self.n
-
-    @property
-    def cascade(self) -> tuple[float, ...]:
-        return (1,) * self.n
-
-    @property
-    def reach(self) -> float:
-        return self.n
-
-    @property
-    def natural_firing(self) -> Firing:
-        return Firing.PARALLEL
-
-    @property
-    def allowed_firing(self) -> tuple[Firing, ...]:
-        return _BOTH
 
 
 @dataclass(frozen=True)
@@ -232,7 +242,7 @@ class Learned:
 
 
 @dataclass(frozen=True)
-class Radix:
+class Radix(_Equidistant):
     """The digits of a level in base R = n + 1, one in each step, the most significant first.
 
     For layers that wait for their whole window: in step t of T = ``steps`` a digit counts
@@ -302,33 +312,9 @@ class Radix:
             )
         return max(0, self.steps - 1 - t)
 
-    @property
-    def thresholds(self) -> tuple[float, ...]:
-        return tuple(range(1, self.n + 1))
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        return (1,) * self.n
-
-    @property
-    def cascade(self) -> tuple[float, ...]:
-        return (1,) * self.n
-
-    @property
-    def reach(self) -> float:
-        return self.n
-
-    @property
-    def natural_firing(self) -> Firing:
-        return Firing.PARALLEL
-
-    @property
-    def allowed_firing(self) -> tuple[Firing, ...]:
-        return _BOTH
-
 
 @dataclass(frozen=True)
-class Digit:
+class Digit(_Equidistant):
     """One step of a `Radix` ladder: n thresholds unit, 2 unit … n unit, each worth ``unit``.
 
     Made by `Radix.at` while a network runs; it is never stored.
@@ -351,28 +337,8 @@ class Digit:
         return tuple(accumulate(self.gaps))
 
     @property
-    def thresholds(self) -> tuple[float, ...]:
-        return tuple(k * self.unit for k in range(1, self.n + 1))
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        return (self.unit,) * self.n
-
-    @property
-    def cascade(self) -> tuple[float, ...]:
-        return self.weights
-
-    @property
-    def reach(self) -> float:
-        return self.n * self.unit
-
-    @property
-    def natural_firing(self) -> Firing:
-        return Firing.PARALLEL
-
-    @property
-    def allowed_firing(self) -> tuple[Firing, ...]:
-        return _BOTH
+    def _worth(self) -> int:
+        return self.unit
 
 
 Ladder = Uniform | Binary | PowerOfTwo | Learned | Radix | Digit

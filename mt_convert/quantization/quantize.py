@@ -37,7 +37,7 @@ from ..graph.nodes import (
 from ..graph.operations import Operation, operation, operations, reaching_output, unknown_operators
 from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule
 from ..graph.signals import Signal, nonnegative
-from ..graph.trace import trace
+from ..graph.tracing.trace import trace
 from ..system.devices import device_of
 from .brevitas_layers import (
     LEARNED_BITS,

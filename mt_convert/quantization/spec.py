@@ -126,8 +126,8 @@ class QuantSpec:
     overrides: tuple[Override, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "overrides", tuple(self.overrides))
-        faults = [
+        faults = list(self._override_faults())
+        faults += [
             Fault(name, repr(value), f"allowed: {low} to 8" + (" or none" if optional else ""))
             for name, value, low, optional in self._bit_fields()
             if not (value is None and optional) and not _whole(value, low, 8)
@@ -154,6 +154,23 @@ class QuantSpec:
             faults.append(Fault("drop_share", repr(self.drop_share), "allowed: 0 to 1"))
         if faults:
             raise SpecError(f"QuantSpec: {many(faults, 'value', 'values')} out of range", faults)
+
+    def _override_faults(self) -> Iterator[Fault]:
+        """What is no override, nor a mapping of the fields of one; the others stay."""
+        given, taken = self.overrides, list[Override]()
+        names = [item.name for item in fields(Override)]
+        if isinstance(given, str | Mapping) or not isinstance(given, Sequence):
+            yield Fault("overrides", repr(given), "allowed: a list of Override('layer3.*', 8)")
+            given = ()
+        for place, item in enumerate(given):
+            if isinstance(item, Mapping) and "pattern" in item and set(item) <= set(names):
+                item = Override(**item)
+            if isinstance(item, Override) and isinstance(item.pattern, str):
+                taken.append(item)
+            else:
+                hint = f"allowed: an Override, or a mapping of {', '.join(names)}"
+                yield Fault(f"overrides[{place}]", repr(item), hint)
+        object.__setattr__(self, "overrides", tuple(taken))
 
     def _after_faults(self) -> Iterator[Fault]:
         """What is wrong with the corrections: their names, one twice, their order."""
@@ -195,9 +212,7 @@ class QuantSpec:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> QuantSpec:
         """The spec that `to_json` described."""
-        overrides = tuple(Override(**item) for item in data.get("overrides", ()))
-        after = tuple(data.get("after", ()))
-        return cls(**{**data, "overrides": overrides, "after": after})
+        return cls(**data)
 
 
 def _whole(value: Any, low: int, high: int) -> bool:

@@ -81,7 +81,7 @@ def in_front_of_norms(layers: fx.GraphModule) -> dict[str, list[nn.Module]]:
     """Weighted layers whose every use is read by a batch norm alone, and these batch norms.
 
     Example:
-        >>> from ..graph.trace import trace
+        >>> from ..graph.tracing.trace import trace
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1))
         >>> list(in_front_of_norms(trace(net.eval(), torch.zeros(2, 1, 4, 4))))
         ['0']

@@ -16,13 +16,12 @@ from torch import Tensor, fx, nn
 
 from ..errors import SpecError
 from ..graph.float32 import in_float32
-from ..graph.nodes import check_images
 from ..neurons.layer import MTNeuron
 from ..neurons.totals import count_events, totals_step
 from .levels import unit, window_spec, worth
-from .model import SpikingModel
-from .presentation import check_time_steps
-from .simulate import Run, like_network, simulate
+from .model import SpikingModel, spiking_network
+from .shapes import neuron_shapes
+from .simulate import Run, check_run
 
 
 class _Firing(nn.Module):
@@ -88,11 +87,13 @@ class CompiledSimulation:
     the steps with them, anew for each T: T times the graph, and nothing of Python between steps.
 
     Raises:
-        SpecError: layers that wait for their whole window; fewer than one step.
+        SpecError: no converted network; layers that wait for their whole window; fewer than one
+            step.
         DataError: images of another shape, or with NaN.
 
     Example:
         >>> from .convert import convert
+        >>> from .simulate import simulate
         >>> from ..quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.randn(8, 1, 4, 4)
@@ -106,6 +107,7 @@ class CompiledSimulation:
     def __init__(
         self, snn: SpikingModel, *, backend: str = "inductor", unrolled: bool = False
     ) -> None:
+        snn = spiking_network(snn, "CompiledSimulation")
         if snn.whole_window:
             raise SpecError(
                 "CompiledSimulation: layers of this network wait for their whole window; convert "
@@ -122,8 +124,7 @@ class CompiledSimulation:
         Shapes:
             images [batch, channels, height, width], normalised as in training.
         """
-        check_time_steps(time_steps)
-        images = check_images(images, self._snn.image_shape, like_network(self._snn))
+        images = check_run(self._snn, images, time_steps)
         loop, firing = self._loop(images)
         for layer in firing.values():
             layer.total.zero_()
@@ -144,10 +145,10 @@ class CompiledSimulation:
         """The loop for images of this shape, and its layers of neurons."""
         key = (tuple(images.shape), images.dtype, images.device)
         if key not in self._loops:
-            shapes = simulate(self._snn, images, time_steps=1).totals
+            shapes = neuron_shapes(self._snn.layers, len(images))
             layers, firing = copy.deepcopy(self._snn.layers), {}
             for name, neuron in self._snn.neurons():
-                firing[name] = _Firing(neuron, shapes[name])
+                firing[name] = _Firing(neuron, images.new_empty(shapes[name]))
                 layers.set_submodule(name, firing[name])
             loop = torch.compile(_Loop(layers, firing), backend=self._backend, dynamic=False)
             self._loops[key] = loop, firing

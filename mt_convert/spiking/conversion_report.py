@@ -226,7 +226,7 @@ def _report(operations: Operations, whole_window: bool) -> ConversionReport:
                 reason = "fed by spikes, but its constant is a float"
         elif row.kind is OperatorKind.DIFFERENCE:
             reason = row.reason
-        elif isinstance(row.layer, NORMS) and not _is_absorbed(operations, row):
+        elif isinstance(row.layer, NORMS) and not _reaches_neurons_alone(operations, row):
             reason = "affine that no single neuron absorbs"
         if reason is not None:
             analog.append(AnalogRow(row.name, row.operator, reason))
@@ -272,12 +272,12 @@ def _feeders(operations: Operations, reader: Operation) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _is_absorbed(operations: Operations, norm: Operation) -> bool:
+def _reaches_neurons_alone(operations: Operations, norm: Operation) -> bool:
     """Whether a batch norm's output goes, through sums and moves, only to neurons or the output."""
     for user in map(operations.__getitem__, norm.node.users):
         if user.node.op == "output" or user.kind in (OperatorKind.NEURON, OperatorKind.SIZE):
             continue
         passes = user.kind in (OperatorKind.LINEAR, OperatorKind.MOVE)
-        if not passes or not _is_absorbed(operations, user):
+        if not passes or not _reaches_neurons_alone(operations, user):
             return False
     return True

@@ -135,15 +135,14 @@ def spiking_network(network: object, verb: str) -> SpikingModel:
     """
     if isinstance(network, SpikingModel):
         return network
-    kind = type(network).__name__
     hint = "quantize(model, 4, calibration=images), then convert(...)"
     if isinstance(network, QuantizedModel):
         hint = "convert(qann) makes one of it"
     elif isinstance(getattr(network, "snn", None), SpikingModel):
-        hint = f"pass its network, .snn of the {kind}"
-    elif kind == "ScratchNetwork":
+        hint = f"pass its network, .snn of the {type(network).__name__}"
+    elif type(network).__name__ == "ScratchNetwork":
         hint = "trained from scratch it is called on images; mt-convert eval counts its spikes"
-    raise SpecError(f"{verb} takes a converted network, not a {kind}: {hint}")
+    raise _another_kind(network, f"{verb} takes a converted network", hint)
 
 
 def quantized_network(network: object, verb: str) -> QuantizedModel:
@@ -164,4 +163,9 @@ def quantized_network(network: object, verb: str) -> QuantizedModel:
     hint = "quantize(model, 4, calibration=images) makes one"
     if isinstance(network, SpikingModel):
         hint = "pass the one that this network was converted from"
-    raise SpecError(f"{verb} takes a quantized network, not a {type(network).__name__}: {hint}")
+    raise _another_kind(network, f"{verb} takes a quantized network", hint)
+
+
+def _another_kind(network: object, wish: str, hint: str) -> SpecError:
+    """The error for a network that is none of the kind that a verb takes."""
+    return SpecError(f"{wish}, not a {type(network).__name__}: {hint}")

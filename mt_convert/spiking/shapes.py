@@ -10,8 +10,9 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..graph.float32 import network_dtype
-from ..graph.nodes import image_shape_of, layer_of
+from ..graph.nodes import image_shape_of, layer_nodes, layer_of
 from ..neurons.layer import MTNeuron
+from ..system.devices import device_of
 
 
 class ShapeRun(fx.Interpreter):
@@ -19,7 +20,7 @@ class ShapeRun(fx.Interpreter):
 
     Example:
         >>> from torch import nn
-        >>> from ..graph.trace import trace
+        >>> from ..graph.tracing.trace import trace
         >>> run = ShapeRun(trace(nn.Sequential(nn.Conv2d(1, 4, 3)), torch.zeros(2, 1, 4, 4)))
         >>> run.infer(batch=5)
         >>> [tuple(shape) for shape in run.shapes.values()]
@@ -34,8 +35,8 @@ class ShapeRun(fx.Interpreter):
     def infer(self, batch: int) -> None:
         """Run on ``batch`` images; fills in ``shapes``, of every value that is a tensor."""
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            shape = (batch, *image_shape_of(self.layers))
-            self.run(torch.empty(shape, dtype=network_dtype(self.layers)))
+            shape, where = (batch, *image_shape_of(self.layers)), device_of(self.layers)
+            self.run(torch.empty(shape, dtype=network_dtype(self.layers), device=where))
 
     def run_node(self, node: fx.Node) -> Any:
         if isinstance(layer_of(self.layers, node), MTNeuron):
@@ -51,6 +52,13 @@ class ShapeRun(fx.Interpreter):
         return super().run_node(node)
 
 
+def neuron_shapes(layers: fx.GraphModule, batch: int) -> dict[str, torch.Size]:
+    """The shape of each layer of neurons, for a batch of so many images."""
+    run = ShapeRun(layers)
+    run.infer(batch)
+    return {str(node.target): run.shapes[node] for node, _ in layer_nodes(layers, MTNeuron)}
+
+
 def image_axes(layers: fx.GraphModule) -> dict[fx.Node, int]:
     """Along which axis the images of a batch lie, for each value that depends on them.
 
@@ -59,7 +67,7 @@ def image_axes(layers: fx.GraphModule) -> dict[fx.Node, int]:
 
     Example:
         >>> from torch import nn
-        >>> from ..graph.trace import trace
+        >>> from ..graph.tracing.trace import trace
         >>> net = trace(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.zeros(2, 1, 2, 2))
         >>> set(image_axes(net).values())
         {0}

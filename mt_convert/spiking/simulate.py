@@ -27,6 +27,7 @@ from ..graph.operations import Operation, reaching_output
 from ..neurons.layer import MTNeuron
 from ..neurons.totals import count_events, leak_of, totals_step, totals_step_literal, without_leak
 from ..report.records import Records
+from ..system.devices import device_of
 from .levels import ladder_at, unit, window_spec, worth
 from .model import SpikingModel, spiking_network
 from .presentation import Encoder, Presentation, check_time_steps
@@ -175,14 +176,7 @@ def simulate(
         True
     """
     snn = spiking_network(snn, "simulate")
-    check_time_steps(time_steps)
-    images = check_images(images, snn.image_shape, like_network(snn), input_reach(snn.layers))
-    if snn.report.calibrated_T not in (None, time_steps):
-        warn(
-            f"this network was calibrated for T = {snn.report.calibrated_T} and runs for T = "
-            f"{time_steps}: it may be worse than without calibration",
-            stacklevel=4,
-        )
+    images = check_run(snn, images, time_steps)
     loop = _Loop(snn, time_steps, arithmetic or FloatArithmetic(), literal)
     if observe is not None:
         loop.observers.append(observe)
@@ -207,10 +201,27 @@ def simulate(
     )
 
 
+def check_run(snn: SpikingModel, images: Tensor, time_steps: int) -> Tensor:
+    """The images in the network's type; a warning where it was calibrated for other steps.
+
+    Raises:
+        SpecError: fewer than one time step.
+        DataError: images of another shape, or with NaN.
+    """
+    check_time_steps(time_steps)
+    images = check_images(images, snn.image_shape, like_network(snn), input_reach(snn.layers))
+    if snn.report.calibrated_T not in (None, time_steps):
+        warn(
+            f"this network was calibrated for T = {snn.report.calibrated_T} and runs for T = "
+            f"{time_steps}: it may be worse than without calibration",
+            stacklevel=5,
+        )
+    return images
+
+
 def like_network(snn: SpikingModel) -> Tensor:
     """An empty tensor of the floating type and on the device of a network's layers."""
-    device = next((tensor.device for tensor in snn.state_dict().values()), torch.device("cpu"))
-    return torch.empty(0, dtype=network_dtype(snn), device=device)
+    return torch.empty(0, dtype=network_dtype(snn), device=device_of(snn))
 
 
 def _check_images_first(snn: SpikingModel) -> None:

@@ -132,7 +132,7 @@ class _Walk:
         if row.kind in (OperatorKind.DIFFERENCE, OperatorKind.PRODUCT):
             return self._difference(node, operate, t, values)
         if layer is not None and isinstance(layer, (*WEIGHTED, *NORMS)) and not self._injects(t):
-            return call_without_bias(layer, args)
+            return call_without_bias(layer, *args)
         if node.target in INJECTING and not self._injects(t):
             args = self._without_constants(node.args, values)
         return operate(*args, **kwargs)

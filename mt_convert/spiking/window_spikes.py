@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -97,7 +98,7 @@ class _NotHeld(Exception):
     """Trains of different powers meet: the operator waits for both."""
 
 
-def call_without_bias(layer: Any, args: Any) -> Any:
+def call_without_bias(layer: Any, *args: Any) -> Any:
     """A weighted layer or batch norm without what it injects."""
     held = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
     names = ("bias", "running_mean")
@@ -119,7 +120,7 @@ def run_windows(snn: SpikingModel, images: Tensor, time_steps: int) -> SpikeRun:
         known = {
             node: run.cut(node, t)
             for node, value in run.values.items()
-            if node not in last or node in run.trains
+            if node not in last or run.speaks(node)
         }
         tail = _Windows(snn, images, t + 1 if run.every_step else time_steps)
         tail.walk(known, t + 1)
@@ -154,7 +155,6 @@ class _Windows:
         self.length = max(*windows, time_steps) if windows else time_steps  # of a window
         self.lead = self.length - max(windows) if windows else 0  # steps before the first digit
         self.values: dict[fx.Node, Any] = {}
-        self.trains: set[fx.Node] = set()
         self.totals: dict[str, Tensor] = {}
         self.charges: dict[str, Tensor] = {}
         self.potentials: dict[str, Tensor] = {}
@@ -171,6 +171,10 @@ class _Windows:
             elif node not in self.values:
                 self.values[node] = self._value(node)
 
+    def speaks(self, node: fx.Node) -> bool:
+        """Whether a node is a layer of neurons."""
+        return isinstance(self.operations[node].layer, MTNeuron)
+
     def cut(self, node: fx.Node, t: int) -> Any:
         """What a layer of neurons has said behind step t, before it is silent; presented in every
         step a window that ends there. Any other value is what it is."""
@@ -179,7 +183,7 @@ class _Windows:
             return value
         if self.every_step:
             return value._replace(steps=value.steps[: t + 1])
-        if node not in self.trains:
+        if not self.speaks(node):
             return value
         end = t if value.factor == 1 else t + self.lead
         silent = torch.zeros_like(value.steps[0])
@@ -201,7 +205,6 @@ class _Windows:
         if node.op == "get_attr":
             return attribute(self.layers, str(node.target))
         if isinstance(row.layer, MTNeuron):
-            self.trains.add(node)
             return self._neuron(str(node.target), row.layer, self.values[node.all_input_nodes[0]])
         if row.signal is Signal.CONSTANT:
             return self._operate(node, self.length - 1, row.call)
@@ -240,22 +243,16 @@ class _Windows:
                 return self._largest(node, row)
             if not (row.kind is OperatorKind.PRODUCT and len(node.args) == 2 and len(moving) == 1):
                 return self._wait(node, row)
-        base = self._common_base(node, row)
-        steps = []
-        for t in range(self.length):
-            injects = self.every_step or t == self.length - 1
-            if injects:
-                steps.append(self._operate(node, t, row.call))
-            elif isinstance(row.layer, (*WEIGHTED, *NORMS)):
-                layer = row.layer
-                steps.append(
-                    self._operate(node, t, lambda *args, of=layer: call_without_bias(of, args))
-                )
-            elif node.target in INJECTING:
-                steps.append(self._operate(node, t, self._without_constants(node, row.call)))
-            else:
-                steps.append(self._operate(node, t, row.call))
-        return Train(steps, base)
+        base = self._common_base(row)
+        early = row.call if self.every_step else self._without_injection(node, row)
+        steps = [self._operate(node, t, early) for t in range(self.length - 1)]
+        return Train([*steps, self._operate(node, self.length - 1, row.call)], base)
+
+    def _without_injection(self, node: fx.Node, row: Operation) -> Callable[..., Any]:
+        """An operator without its bias or constants, which arrive in the last step."""
+        if isinstance(row.layer, (*WEIGHTED, *NORMS)):
+            return partial(call_without_bias, row.layer)
+        return self._without_constants(node, row.call) if node.target in INJECTING else row.call
 
     def _without_constants(self, node: fx.Node, operator: Any) -> Callable[..., Any]:
         """An adding operator with 0 for what is constant."""
@@ -280,25 +277,32 @@ class _Windows:
 
         return operate
 
-    def _common_base(self, node: fx.Node, row: Operation) -> tuple[int, int] | None:
+    def _bases(self, row: Operation) -> set[tuple[int, int]]:
+        """The bases and powers of all trains that meet in an operator.
+
+        Raises:
+            SpecError: they count in different bases.
+        """
+        trains = {item: self.values[item] for item in row.inputs}
+        bases = {item: train.base for item, train in trains.items() if isinstance(train, Train)}
+        different = {base for base in bases.values() if base is not None}
+        if len({base for base, _ in different}) > 1:
+            names = ", ".join(f"{item} in base {base[0]}" for item, base in bases.items() if base)
+            fault = Fault(row.name, names, "use one n for layers that meet; simulate runs them all")
+            raise SpecError("trains in different bases meet, which no one membrane adds", [fault])
+        return different
+
+    def _common_base(self, row: Operation) -> tuple[int, int] | None:
         """The base of all trains that meet in an operator.
 
         Raises:
             SpecError: they count in different bases.
             _NotHeld: they are different powers of one.
         """
-        bases = {item: self.values[item].base for item in row.inputs if self._arrives(item)}
-        different = {base for base in bases.values() if base is not None}
-        if len({base for base, _ in different}) > 1:
-            names = ", ".join(f"{item} in base {base[0]}" for item, base in bases.items() if base)
-            fault = Fault(row.name, names, "use one n for layers that meet; simulate runs them all")
-            raise SpecError("trains in different bases meet, which no one membrane adds", [fault])
-        if len(different) > 1:
+        bases = self._bases(row)
+        if len(bases) > 1:
             raise _NotHeld
-        return next(iter(different), None)
-
-    def _arrives(self, item: fx.Node) -> bool:
-        return isinstance(self.values[item], Train)
+        return next(iter(bases), None)
 
     def _product(self, node: fx.Node, row: Operation) -> Train:
         """a * b of two trains: this step's a meet all b so far, this step's b all a before, which
@@ -307,7 +311,7 @@ class _Windows:
         one, two = (self.values[item] for item in sides)
         if None in (one.base, two.base):
             return self._wait(node, row)
-        self._check_bases(row, one.base[0], two.base[0])
+        self._bases(row)
         first, second, steps = one.so_far(), two.so_far(), []
         for t in range(self.length):
             here = call(row.call, (one.steps[t], second[t]), node.kwargs)
@@ -316,11 +320,6 @@ class _Windows:
                 here = here + call(row.call, (before, two.steps[t]), node.kwargs)
             steps.append(here)
         return Train(steps, (one.base[0], one.base[1] + two.base[1]))
-
-    def _check_bases(self, row: Operation, one: int, two: int) -> None:
-        if one != two:
-            fault = Fault(row.name, f"bases {one} and {two}", "use one n for layers that meet")
-            raise SpecError("trains in different bases meet, which no one membrane adds", [fault])
 
     def _largest(self, node: fx.Node, row: Operation) -> Train:
         """The largest of what one layer emits: the largest prefix is the prefix of the largest."""
@@ -399,9 +398,9 @@ class _Windows:
         elif isinstance(ladder, Radix) and not ladder.gaps:
             emitted = self._digits(neuron, y)
         elif isinstance(ladder, Radix):
-            emitted = self._looked_up(neuron, ladder, y)
+            emitted = self._look_up(neuron, ladder, y)
         elif isinstance(ladder, Learned):
-            emitted = self._counted(neuron, y)
+            emitted = self._count(neuron, y)
         else:
             emitted = self._spikes(neuron, y)
         silent = torch.zeros_like(emitted[0])
@@ -415,7 +414,7 @@ class _Windows:
         worth = worth if neuron.gain is None else worth * neuron.gain
         return Train([item * worth for item in emitted], (base, 1))
 
-    def _spoken(self, neuron: MTNeuron) -> int:
+    def _digit_count(self, neuron: MTNeuron) -> int:
         """How many digits a layer says: all of its level's, or as many as there are steps."""
         assert isinstance(neuron.spec.ladder, Radix)
         return min(self.time_steps, neuron.spec.ladder.steps or 1)
@@ -423,12 +422,12 @@ class _Windows:
     def _digits(self, neuron: MTNeuron, y: Tensor) -> list[Tensor]:
         """Digits by one fixed ladder and a membrane that multiplies."""
         state, said = start_speaking(y, neuron.spec), []
-        for _ in range(self._spoken(neuron)):
+        for _ in range(self._digit_count(neuron)):
             digits, state = fixed_threshold_step(state, neuron.spec)
             said.append(digits.to(y.dtype))
         return said
 
-    def _looked_up(self, neuron: MTNeuron, ladder: Radix, y: Tensor) -> list[Tensor]:
+    def _look_up(self, neuron: MTNeuron, ladder: Radix, y: Tensor) -> list[Tensor]:
         """Digits by a table of learned thresholds: those of level said + k units, k = 1 … n."""
         assert not neuron.spec.signed, "learned gaps are those of levels from 0"
         high = neuron.spec.limits[1]
@@ -437,7 +436,7 @@ class _Windows:
         most = torch.tensor(min(high, len(ladder.gaps)), device=y.device)
         level, said = torch.zeros_like(y), []
         assert ladder.steps is not None
-        for t in range(self._spoken(neuron)):
+        for t in range(self._digit_count(neuron)):
             size = ladder.base ** (ladder.steps - 1 - t)
             digit = torch.zeros_like(y)
             for k in range(1, ladder.n + 1):
@@ -448,7 +447,7 @@ class _Windows:
             said.append(digit)
         return said
 
-    def _counted(self, neuron: MTNeuron, y: Tensor) -> list[Tensor]:
+    def _count(self, neuron: MTNeuron, y: Tensor) -> list[Tensor]:
         """All learned thresholds that are reached, in one step."""
         low, high = neuron.spec.limits
         table = torch.tensor(neuron.spec.ladder.thresholds, dtype=y.dtype, device=y.device)

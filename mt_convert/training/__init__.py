@@ -12,8 +12,7 @@ from .finetune.spiking_module import SpikingModule
 from .from_scratch.network import ScratchNetwork, build_from_scratch
 from .gradients import BPTT, DSR, OTTT, Tandem
 from .loop import fit
-from .parts import FreezeOscillating, StepGroup
-from .spec import EpochRow, History, TrainSpec
+from .spec import EpochRow, FreezeOscillating, History, StepGroup, TrainSpec
 
 __all__ = [
     "BPTT",

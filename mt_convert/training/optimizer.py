@@ -17,8 +17,7 @@ from ..data import Draw, ImageSet
 from ..data.randomness import generator
 from ..errors import DataError, Fault, SpecError
 from ..quantization.brevitas_layers import step_parameters
-from .parts import StepGroup
-from .spec import TrainSpec
+from .spec import StepGroup, TrainSpec
 
 
 def make_optimizer(

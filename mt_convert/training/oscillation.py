@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import Fault, SpecError
 from ..quantization.brevitas_layers import LEARNED_BITS, is_normalized, quantized_weight
 from ..quantization.weight_norm import denormalize
-from .parts import FreezeOscillating
+from .spec import FreezeOscillating
 
 OSCILLATES = 0.005
 """The frequency above which a weight is counted as oscillating."""

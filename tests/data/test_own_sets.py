@@ -130,6 +130,10 @@ def test_splits_and_sets_of_ours_stay_as_they_are() -> None:
         ),
         (([], (X, Y)), "training images are an empty list"),
         ((([X, X], (X, Y))), "images without labels"),
+        (
+            ([(X[:2], Y[:2]), (X[2:, :, :2], Y[2:])], (X, Y)),
+            r"training images have several shapes, \(1, 4, 6\) and \(1, 2, 6\)",
+        ),
     ],
 )
 def test_what_training_would_read_otherwise_is_refused(given: Any, message: str) -> None:

@@ -21,7 +21,7 @@ from mt_convert.graph.given_network import (
     plain_network,
     without_torch_log,
 )
-from mt_convert.graph.trace import trace
+from mt_convert.graph.tracing.trace import trace
 
 NET = nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3)).eval()
 

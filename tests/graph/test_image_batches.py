@@ -135,6 +135,12 @@ def test_what_holds_no_images_is_one_error_that_lists_what_does(wrong: Any, mess
         collect(wrong)
 
 
+def test_samples_with_labels_and_of_two_shapes_are_one_error() -> None:
+    singles = [(X[0], 0), (X[1, :, :4], 1)]
+    with pytest.raises(DataError, match=r"several shapes, \(3, 8, 8\) and \(3, 4, 8\)"):
+        list(labelled(singles, image_shape=None))
+
+
 def test_a_batch_beside_a_pair_is_no_pair() -> None:
     shown = [X[:2], (X[:2], Y[:2])]
     assert len(collect(shown)) == 4

@@ -15,7 +15,7 @@ from mt_convert.graph.nodes import is_constant, layer_of, node_name
 from mt_convert.graph.operations import Operation, operations
 from mt_convert.graph.rules import OperatorKind, Rule, data_inputs, rule_of
 from mt_convert.graph.signals import Signal, signal_of
-from mt_convert.graph.trace import trace
+from mt_convert.graph.tracing.trace import trace
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.neurons.layer import MTNeuron
 from mt_convert.spiking.convert import convert

@@ -13,7 +13,7 @@ from mt_convert.errors import UnsupportedLayerError
 from mt_convert.graph.operations import operations, reaching_output, unknown_operators
 from mt_convert.graph.rules import DEFAULT_RULES, OperatorKind, Rule, rule_of
 from mt_convert.graph.signals import Signal, nonnegative
-from mt_convert.graph.trace import trace
+from mt_convert.graph.tracing.trace import trace
 from mt_convert.quantization.quantize import QuantSpec, quantize
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.simulate import simulate

@@ -179,10 +179,10 @@ MUTANTS = (
     ),
     Mutant(
         11,
-        "spiking/serialization.py",
+        "spiking/archive/layers.py",
         'signed=bool(stored["signed"]),',
         "signed=False,",
-        ("spiking/test_archive.py::test_ladder_presentation_and_window_come_back",),
+        ("spiking/archive/test_network.py::test_ladder_presentation_and_window_come_back",),
     ),
     Mutant(
         12,
@@ -285,17 +285,17 @@ MUTANTS = (
     ),
     Mutant(
         17,
-        "graph/trace.py",
+        "graph/tracing/trace.py",
         "_keep_dropouts_(exported.graph)",
         "pass",
-        ("graph/test_trace.py::test_dropout_is_active_in_training_alone",),
+        ("graph/tracing/test_trace.py::test_dropout_is_active_in_training_alone",),
     ),
     Mutant(
         17,
-        "graph/lift.py",
+        "graph/tracing/lift.py",
         'use = f"{self._key(weight, matrix)} {node.target} {self._by_key(settings)}"',
         'use = f"{self._key(weight, matrix)}"',
-        ("graph/test_trace.py::test_one_weight_with_two_strides_becomes_two_layers",),
+        ("graph/tracing/test_trace.py::test_one_weight_with_two_strides_becomes_two_layers",),
     ),
     Mutant(
         18,
@@ -481,10 +481,10 @@ MUTANTS = (
     ),
     Mutant(
         21,
-        "spiking/stored_content.py",
+        "spiking/archive/content.py",
         'raise CheckpointError(f"{name}: holds NaN or infinity")',
         "pass",
-        ("spiking/test_stored_content.py::test_a_forged_folder_fails_when_it_is_read",),
+        ("spiking/archive/test_content.py::test_a_forged_folder_fails_when_it_is_read",),
     ),
     Mutant(
         21,

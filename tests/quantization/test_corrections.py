@@ -10,7 +10,7 @@ from networks import conv, images, lived_in
 from torch import nn
 
 from mt_convert.errors import SpecError
-from mt_convert.graph.trace import trace
+from mt_convert.graph.tracing.trace import trace
 from mt_convert.quantization.batch_norm import estimate_batch_norm_
 from mt_convert.quantization.brevitas_layers import quantized_weight
 from mt_convert.quantization.corrections import equalize_

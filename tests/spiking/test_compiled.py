@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,8 +94,24 @@ def test_steps_are_one_graph_compiled_once_or_once_for_each_T(unrolled: bool, gr
     assert not unrolled or sizes[1] > 1.5 * sizes[0]
 
 
+def test_it_warns_as_the_simulation_does_and_of_nothing_else() -> None:
+    snn = convert(quantized("residual"))
+    snn.report = replace(snn.report, calibrated_T=2)
+    fast = CompiledSimulation(snn, backend="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fast(images(2), time_steps=2)
+    with pytest.warns(UserWarning, match="calibrated for T = 2 and runs for T = 1") as seen:
+        fast(images(2), time_steps=1)
+    assert [Path(item.filename) for item in seen] == [Path(__file__)]
+    with pytest.warns(UserWarning, match="normalise them as in training"):
+        fast(1e6 * images(2), time_steps=2)
+
+
 @pytest.mark.slow
 def test_wrong_requests_say_what_is_allowed() -> None:
+    with pytest.raises(SpecError, match=r"not a QuantizedModel: convert\(qann\)"):
+        CompiledSimulation(quantized("residual"))  # type: ignore[arg-type]
     waiting = convert(quantized("residual"), ladder=Uniform(3), whole_window=True)
     with pytest.raises(SpecError, match="whole_window=False"):
         CompiledSimulation(waiting)

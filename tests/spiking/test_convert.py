@@ -31,15 +31,15 @@ from mt_convert.neurons.spec import LIF, PLIF, NeuronSpec, Reset
 from mt_convert.quantization.brevitas_layers import QuantAct
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import BatchNorm, QuantSpec, Scale
-from mt_convert.spiking.convert import convert
-from mt_convert.spiking.model import SpikingModel
-from mt_convert.spiking.presentation import Encoder
-from mt_convert.spiking.serialization import (
+from mt_convert.spiking.archive.layers import (
     neuron_spec_from_json,
     neuron_spec_to_json,
     spiking_layer_from_json,
     spiking_layer_to_json,
 )
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.model import SpikingModel
+from mt_convert.spiking.presentation import Encoder
 from mt_convert.spiking.simulate import simulate
 
 MODES = [

@@ -19,7 +19,7 @@ from torchvision.models.efficientnet import MBConvConfig
 
 from mt_convert.errors import UnsupportedLayerError
 from mt_convert.graph.rules import DEFAULT_RULES, OperatorKind, Rule
-from mt_convert.graph.trace import trace
+from mt_convert.graph.tracing.trace import trace
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.conversion_report import ConversionReport

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from mt_convert.graph.nodes import WEIGHTED, layer_nodes
 from mt_convert.graph.rules import DEFAULT_RULES, OperatorKind, Rule, Sign
 from mt_convert.graph.signals import nonnegative
-from mt_convert.graph.trace import trace
+from mt_convert.graph.tracing.trace import trace
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.quantization.brevitas_layers import QuantAct
 from mt_convert.quantization.quantize import QuantizedModel, quantize

@@ -22,7 +22,7 @@ from mt_convert.quantization.spec import BatchNorm, QuantSpec, Scale
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.levels import levels
 from mt_convert.spiking.model import SpikingModel
-from mt_convert.spiking.shapes import image_axes
+from mt_convert.spiking.shapes import image_axes, neuron_shapes
 from mt_convert.spiking.simulate import simulate
 
 _EXACT: dict[str, QuantizedModel] = {}
@@ -380,6 +380,11 @@ def test_neurons_are_counted_per_image_wherever_images_lie(tokens_first: bool) -
     axes = {str(node.target): axis for node, axis in image_axes(snn.layers).items()}
     assert axes["relu"] == (1 if tokens_first else 0)
     assert axes["head"] == 0
+
+
+def test_shapes_are_inferred_on_the_device_of_the_network() -> None:
+    layers = convert(quantize(dense(), QuantSpec(), calibration=images(8))).layers
+    assert list(neuron_shapes(layers.to("meta"), 5).values()) == [(5, 4, 8, 8)] * 2
 
 
 @pytest.mark.slow

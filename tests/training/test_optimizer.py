@@ -13,8 +13,7 @@ from mt_convert.errors import SpecError
 from mt_convert.quantization.brevitas_layers import step_parameters
 from mt_convert.quantization.spec import BatchNorm
 from mt_convert.training.optimizer import make_optimizer
-from mt_convert.training.parts import StepGroup
-from mt_convert.training.spec import TrainSpec
+from mt_convert.training.spec import StepGroup, TrainSpec
 
 SPEC = TrainSpec(epochs=4, lr=0.1, weight_decay=0.5, optimizer="adamw", warmup_epochs=1)
 

@@ -16,7 +16,7 @@ from mt_convert.quantization.brevitas_layers import quantize_weighted, quantized
 from mt_convert.quantization.spec import QuantSpec, Scale
 from mt_convert.training.loop import fit
 from mt_convert.training.oscillation import Oscillation
-from mt_convert.training.parts import FreezeOscillating
+from mt_convert.training.spec import FreezeOscillating
 
 
 def layer_of(weights: list[float]) -> nn.Module:

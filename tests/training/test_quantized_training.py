@@ -27,9 +27,8 @@ from mt_convert.quantization.brevitas_layers import (
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.training.loop import fit
-from mt_convert.training.parts import FreezeOscillating, StepGroup
 from mt_convert.training.session import Session
-from mt_convert.training.spec import TrainSpec
+from mt_convert.training.spec import FreezeOscillating, StepGroup, TrainSpec
 
 PARTS = replace(
     SPEC,

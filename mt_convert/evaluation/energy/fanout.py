@@ -111,7 +111,7 @@ def pick_maximum(operations: Operations, node: fx.Node, values: Mapping[fx.Node,
     Example:
         >>> from torch import nn
         >>> from ...graph.operations import operations
-        >>> from ...graph.trace import trace
+        >>> from ...graph.tracing.trace import trace
         >>> layers = trace(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), torch.zeros(2, 1, 2, 2))
         >>> _, relu, maximum, _ = layers.graph.nodes
         >>> values = {relu: torch.arange(4.0).reshape(1, 1, 2, 2)}

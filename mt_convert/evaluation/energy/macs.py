@@ -56,7 +56,7 @@ def count_macs(network: SpikingModel | fx.GraphModule) -> dict[fx.Node, MacRow]:
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from ...graph.trace import trace
+        >>> from ...graph.tracing.trace import trace
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> rows = count_macs(trace(net, torch.zeros(2, 1, 4, 4))).values()
         >>> [(row.name, row.macs, str(row.fed_by)) for row in rows]

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from ...errors import Fault, UnsupportedLayerError
 from ...graph.nodes import fold_batch_norm_, unused_name
-from ...graph.trace import trace
+from ...graph.tracing.trace import trace
 
 aten = torch.ops.aten
 

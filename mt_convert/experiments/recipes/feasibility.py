@@ -11,8 +11,7 @@ from torch import nn
 
 from ...errors import Fault, MTConvertError
 from ...training.optimizer import make_optimizer
-from ...training.parts import StepGroup
-from ...training.spec import TrainSpec
+from ...training.spec import StepGroup, TrainSpec
 from ..models.build import ModelSpec, build
 
 

@@ -17,9 +17,8 @@ from ...spiking.interpreter import Call, forward_with
 from ...spiking.levels import analog
 from ...spiking.model import SpikingModel
 from ...spiking.presentation import check_time_steps
-from ...spiking.simulate import simulate
+from ...spiking.shapes import neuron_shapes
 from ...spiking.weight_grid import OnGrid
-from ...system.devices import device_of
 from ...system.keys import key
 from ..algorithm import Derivative
 from .neuron import State, TrainableParts, TrainedNeuron
@@ -42,6 +41,7 @@ class TrainableSpikingModel(nn.Module):
 
     Example:
         >>> from ...spiking.convert import convert
+        >>> from ...spiking.simulate import simulate
         >>> from ...quantization.quantize import QuantSpec, quantize
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.randn(8, 1, 4, 4)
@@ -76,12 +76,10 @@ class TrainableSpikingModel(nn.Module):
         self.settings |= {} if detach_reset else {"detach_reset": False}
         self.snn, self.time_steps = copy.deepcopy(snn), time_steps
         self.neurons = nn.ModuleDict()
-        dtype = next((weight.dtype for weight in snn.parameters()), torch.float32)
-        example = torch.zeros(2, *snn.image_shape, dtype=dtype, device=device_of(snn))
-        shapes = simulate(snn, example, time_steps=1).totals
+        shapes = neuron_shapes(snn.layers, batch=2)
         for name, neuron in self.snn.neurons():
             kind = surrogate or _natural(neuron)
-            shape = tuple(shapes[name].shape[1:])
+            shape = tuple(shapes[name][1:])
             self.neurons[_key(name)] = TrainedNeuron(neuron, kind, learns, shape, detach_reset)
         self.analog: frozenset[str] = frozenset()
         self.snn.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""`save` and `load` for networks trained from scratch, in the files of `archive`."""
+"""`save` and `load` for networks trained from scratch, in the files of `spiking.archive`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from typing import Any
 from torch import nn
 
 from ...errors import CheckpointError
-from ...spiking.archive import name_file_in_errors, read_network, rebuild_layers, write_network
-from ...spiking.serialization import spiking_layer_from_json, spiking_layer_to_json
+from ...spiking.archive.layers import spiking_layer_from_json, spiking_layer_to_json
+from ...spiking.archive.network import (
+    name_file_in_errors,
+    read_network,
+    rebuild_layers,
+    write_network,
+)
 from .network import ScratchNetwork
 from .norm_by_step import NormByStep
 from .poisson import Coding
@@ -59,19 +64,21 @@ def load(folder: str | Path) -> ScratchNetwork:
 
     Raises:
         CheckpointError: files missing, damaged, changed, of another version, or a converted network
-            (`archive.load` reads those).
+            (`mt_convert.load` reads those).
     """
     content, tensors = read_network(folder)
+    if content["kind"] != KIND:
+        raise CheckpointError(
+            f"{folder} holds a converted or quantized network: read it with mt_convert.load"
+        )
     with name_file_in_errors(folder):
-        if content["kind"] != KIND:
-            raise CheckpointError(
-                f"{folder} holds a converted or quantized network: read it with archive.load"
-            )
-        layers = rebuild_layers(content, tensors, _from_json)
-        arguments = (content[name] for name in ("time_steps", "delayed", "read_out_tau"))
-        coding = Coding(content.get("coding", Coding.DIRECT))  # which older files do not name
-        time_steps, delayed, tau = arguments
-        return ScratchNetwork(layers, time_steps, delayed, tau, coding=coding).eval()
+        return ScratchNetwork(
+            rebuild_layers(content, tensors, _from_json),
+            time_steps=content["time_steps"],
+            delayed=content["delayed"],
+            read_out_tau=content["read_out_tau"],
+            coding=Coding(content.get("coding", Coding.DIRECT)),  # which older files do not name
+        ).eval()
 
 
 def _to_json(layer: nn.Module) -> dict[str, Any]:

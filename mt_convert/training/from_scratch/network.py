@@ -16,10 +16,16 @@ from torch import Tensor, fx, nn
 
 from ...errors import DataError, Fault, SpecError, UnsupportedLayerError, many
 from ...graph.float32 import in_float32
-from ...graph.nodes import fold_batch_norm_, layer_nodes, node_name, set_image_shape
+from ...graph.nodes import (
+    fold_batch_norm_,
+    image_shape_of,
+    layer_nodes,
+    node_name,
+    set_image_shape,
+)
 from ...graph.operations import operations, reaching_output, unknown_operators
 from ...graph.rules import DEFAULT_RULES, OperatorKind, Rule
-from ...graph.trace import trace
+from ...graph.tracing.trace import trace
 from ...neurons.dynamics import NeuronState
 from ...neurons.layer import MTNeuron
 from ...neurons.spec import IF, LIF, NeuronSpec, Reset
@@ -159,7 +165,7 @@ class ScratchNetwork(nn.Module):
         self.coding = coding
         self.layers, self.time_steps, self.delayed = layers, time_steps, delayed
         self.read_out, self.compiled = ReadOut(read_out_tau, learn_read_out), compiled
-        self.image_shape: tuple[int, ...] = tuple(layers.image_shape)  # type: ignore[arg-type]
+        self.image_shape: tuple[int, ...] = image_shape_of(layers)
         rows = operations(layers, _RULES)
         self.reads_out: Collection[str] = {node.name for node in reaching_output(rows)}
         faults = _beside_images(layers, self.image_shape)
@@ -314,9 +320,8 @@ class ScratchNetwork(nn.Module):
 
 def _beside_images(layers: fx.GraphModule, image_shape: tuple[int, ...]) -> list[Fault]:
     """Where something else lies on the first axis than images."""
-    plain = (
-        copy.deepcopy(with_shared_norms(without_steps(layers))).float().cpu()
-    )  # shapes are those of any other kind
+    plain = copy.deepcopy(with_shared_norms(without_steps(layers)))
+    plain = plain.float()  # shapes are those of any other kind
     assert isinstance(plain, fx.GraphModule)
     set_image_shape(plain, image_shape)
     return [Fault(node_name(node), str(node.target), "") for node in images_not_first(plain)]

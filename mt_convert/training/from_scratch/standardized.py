@@ -94,17 +94,15 @@ def with_plain_weights(layers: nn.Module) -> nn.Module:
         return layers
     plain = copy.deepcopy(layers)
     for layer in list(plain.modules()):
-        if parametrize.is_parametrized(layer, "weight"):
-            # torch's own way of removing them would take the weight from the original's class too
-            value, kind = layer.weight, parametrize.type_before_parametrizations(layer)
-            assert isinstance(value, Tensor)
+        names = [name for name in ("weight", "delta") if parametrize.is_parametrized(layer, name)]
+        values = {name: getattr(layer, name).detach().clone() for name in names}
+        if values:
+            # torch's own way of removing them would take the name from the original's class too
+            kind = parametrize.type_before_parametrizations(layer)
             del layer._modules["parametrizations"]
             layer.__class__ = kind
-            layer.register_parameter("weight", nn.Parameter(value.detach().clone()))
-        elif parametrize.is_parametrized(layer, "delta"):
-            step, kind = layer.delta, parametrize.type_before_parametrizations(layer)
-            assert isinstance(step, Tensor)
-            del layer._modules["parametrizations"]
-            layer.__class__ = kind
-            layer.register_buffer("delta", step.detach().clone())
+        if "weight" in values:
+            layer.register_parameter("weight", nn.Parameter(values["weight"]))
+        if "delta" in values:
+            layer.register_buffer("delta", values["delta"])
     return plain

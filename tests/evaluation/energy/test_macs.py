@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mt_convert import QuantSpec
 from mt_convert.evaluation.energy.macs import MacRow, count_macs, spike_fed_share
 from mt_convert.graph.signals import Signal
-from mt_convert.graph.trace import trace
+from mt_convert.graph.tracing.trace import trace
 from mt_convert.quantization.quantize import quantize
 from mt_convert.spiking.convert import convert
 

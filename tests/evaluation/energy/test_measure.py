@@ -32,7 +32,7 @@ from mt_convert.evaluation.energy.report import (
 from mt_convert.experiments.models.build import ModelSpec, build
 from mt_convert.graph.nodes import layer_nodes, set_image_shape
 from mt_convert.graph.signals import Signal
-from mt_convert.graph.trace import trace
+from mt_convert.graph.tracing.trace import trace
 from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Uniform
 from mt_convert.neurons.layer import MTNeuron
 from mt_convert.neurons.spec import NeuronSpec

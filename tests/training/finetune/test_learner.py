@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -81,6 +82,14 @@ def _gradients(learner: TrainableSpikingModel, algorithm: Any, batch: Tensor) ->
         for name, parameter in learner.named_parameters()
         if parameter.grad is not None
     }
+
+
+def test_learning_the_steps_of_a_calibration_warns_of_nothing() -> None:
+    snn = mt.convert(quantized("residual"))
+    snn.report = replace(snn.report, calibrated_T=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TrainableSpikingModel(snn, 2)(images(2))
 
 
 @pytest.mark.sampled

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+import mt_convert as mt
 from mt_convert.errors import SpecError
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.neurons.layer import MTNeuron
@@ -87,6 +88,14 @@ def test_spikes_of_an_image_are_its_own_in_evaluation_and_fresh_in_training(tmp_
     network.eval()
     archive.save(network, tmp_path)
     assert torch.equal(archive.load(tmp_path)(IMAGES), both)
+
+
+def test_a_network_that_is_not_finite_is_not_stored(tmp_path: Path) -> None:
+    network = built()
+    next(network.parameters()).data.view(-1)[0] = torch.nan
+    with pytest.raises(SpecError, match="1 tensor is not finite: nothing was written"):
+        mt.save(network, tmp_path / "network")
+    assert not (tmp_path / "network").exists()
 
 
 def test_the_mean_of_many_spikes_is_the_image() -> None:

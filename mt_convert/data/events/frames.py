@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..system.progress import progress
-from .event_recordings import Recordings, tenth_of_each_class
-from .event_spec import SYNTHETIC, EventSpec
-from .image_set import Draw, ImageSet, crop_flip
-from .image_spec import DataSpec
-from .randomness import generator
-from .splits import MEMORY_LIMIT, Splits, chosen_for_test, partition
-from .synthetic_events import SyntheticRecordings
+from ...system.progress import progress
+from ..image_set import Draw, ImageSet, crop_flip
+from ..image_spec import DataSpec
+from ..randomness import generator
+from ..splits import MEMORY_LIMIT, Splits, chosen_for_test, partition
+from .recordings import Recordings, tenth_of_each_class
+from .spec import SYNTHETIC, EventSpec
+from .synthetic import SyntheticRecordings
 
 _Recorded = Recordings | SyntheticRecordings
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .builtin_images import SYNTHETIC_TEST, SYNTHETIC_TRAIN
-from .randomness import generator
+from ..builtin_images import SYNTHETIC_TEST, SYNTHETIC_TRAIN
+from ..randomness import generator
 
 if TYPE_CHECKING:
-    from .event_spec import EventSpec  # which reads this file
+    from .spec import EventSpec  # which reads this file
 
 _EVENTS_PER_CHANGE = 2.0
 _NOISE = 0.2

@@ -23,7 +23,7 @@ from mt_convert.graph.serialization import (
     plain_layer_from_json,
     plain_layer_to_json,
 )
-from mt_convert.graph.trace import trace
+from mt_convert.graph.tracing.trace import trace
 from mt_convert.quantization.spec import BatchNorm
 
 Nodes = list[dict[str, Any]]

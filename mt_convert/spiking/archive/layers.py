@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..graph.nodes import WEIGHTED
-from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
-from ..neurons.ladder import Firing, ladder_from_json, ladder_to_json
-from ..neurons.layer import MTNeuron
-from ..neurons.spec import IF, LIF, PLIF, NeuronSpec, Reset
-from .presentation import Encoder
-from .weight_grid import weight_levels, weight_step
+from ...graph.nodes import WEIGHTED
+from ...graph.serialization import plain_layer_from_json, plain_layer_to_json
+from ...neurons.ladder import Firing, ladder_from_json, ladder_to_json
+from ...neurons.layer import MTNeuron
+from ...neurons.spec import IF, LIF, PLIF, NeuronSpec, Reset
+from ..presentation import Encoder
+from ..weight_grid import weight_levels, weight_step
 
 
 def spiking_layer_to_json(layer: nn.Module) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def neuron_spec_to_json(spec: NeuronSpec) -> dict[str, Any]:
     """A neuron spec as plain data. A surrogate belongs to training and is not stored.
 
     Example:
-        >>> from ..neurons.ladder import Uniform
+        >>> from ...neurons.ladder import Uniform
         >>> neuron_spec_to_json(NeuronSpec(Uniform(3)))["ladder"]
         {'kind': 'uniform', 'n': 3}
     """

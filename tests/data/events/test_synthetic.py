@@ -14,10 +14,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-import mt_convert.data.events
+import mt_convert.data.events.frames
 from mt_convert.data import DataSpec, Draw, EventSpec, ImageSet, batches, images, open_events
+from mt_convert.data.events.synthetic import moving_blob
 from mt_convert.data.image_set import crop_flip
-from mt_convert.data.synthetic_events import moving_blob
 from mt_convert.errors import SpecError
 from mt_convert.experiments.recipes import faults
 from mt_convert.experiments.recipes.yaml_tree import parse
@@ -151,7 +151,7 @@ def test_augmentation_shifts_all_frames_alike_and_mirrors_none() -> None:
 def test_frames_made_each_time_are_those_kept_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = Draw([3, 3, 17], (0, 2))
     expected = open_events(replace(SMALL, augment=True)).train[draw]
-    monkeypatch.setattr(mt_convert.data.events, "MEMORY_LIMIT", 1000)
+    monkeypatch.setattr(mt_convert.data.events.frames, "MEMORY_LIMIT", 1000)
     streamed = open_events(replace(SMALL, augment=True)).train
     assert not streamed.in_memory
     assert torch.equal(streamed[draw][0], expected[0])

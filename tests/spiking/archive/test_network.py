@@ -21,8 +21,8 @@ from mt_convert.errors import CheckpointError, OutputError
 from mt_convert.neurons.ladder import Binary, Firing, Uniform
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import BatchNorm, Override, QuantSpec, Scale
-from mt_convert.spiking import archive
 from mt_convert.spiking.archive import load, load_quantized, save
+from mt_convert.spiking.archive import network as archive
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.presentation import Presentation
@@ -177,7 +177,7 @@ def test_a_folder_holds_two_files_and_no_pickle(
 
 
 def test_no_line_of_the_package_unpickles() -> None:
-    package = Path(archive.__file__).parents[1]
+    package = Path(archive.__file__).parents[2]
     texts = {path: path.read_text() for path in package.rglob("*.py")}
     assert len(texts) > 30
     for path, text in texts.items():

@@ -15,7 +15,7 @@ from torch import nn
 from mt_convert.errors import CheckpointError
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
-from mt_convert.spiking.archive import _digest, load, save
+from mt_convert.spiking.archive.network import _digest, load, save
 from mt_convert.spiking.convert import convert
 from mt_convert.system.storage import load_tensors, save_tensors
 
@@ -150,6 +150,20 @@ def test_a_forged_folder_fails_when_it_is_read(
         load(forged)
     assert str(forged) in str(raised.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
+
+
+@pytest.mark.parametrize("name", ["e", "."])
+def test_a_folder_of_a_short_name_is_named_in_errors_too(
+    name: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forged = forge(
+        folders["snn"], tmp_path / "e", lambda content, tensors: content.update(presentation="e.")
+    )
+    monkeypatch.chdir(forged if name == "." else tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"network.json is damaged .*not a valid Presentation"
+    ):
+        load(name)
 
 
 @pytest.mark.parametrize("kind", ["qann", "snn"])

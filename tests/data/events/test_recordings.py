@@ -25,12 +25,12 @@ pytest.importorskip("aedat", reason="tonic reads CIFAR10-DVS with aedat: the eve
 
 import tonic.datasets
 
-import mt_convert.data.events
+import mt_convert.data.events.frames
 from mt_convert.data import Draw, ImageSet, batches, images
-from mt_convert.data.event_recordings import to_frames
-from mt_convert.data.event_sets import EVENT_FILES
-from mt_convert.data.event_spec import EventSpec
-from mt_convert.data.events import open_events
+from mt_convert.data.events.frames import open_events
+from mt_convert.data.events.recordings import to_frames
+from mt_convert.data.events.sets import EVENT_FILES
+from mt_convert.data.events.spec import EventSpec
 from mt_convert.data.image_set import crop_flip
 from mt_convert.data.splits import select_test_images
 from mt_convert.errors import DataError, SpecError
@@ -291,7 +291,7 @@ def test_frames_made_each_time_are_those_kept_in_memory(
     draw = Draw([3, 3, 17], (0, 2))
     expected = kept[draw]
     assert kept.in_memory
-    monkeypatch.setattr(mt_convert.data.events, "MEMORY_LIMIT", 1000)
+    monkeypatch.setattr(mt_convert.data.events.frames, "MEMORY_LIMIT", 1000)
     streamed = open_events(replace(nmnist, augment=True)).train
     assert not streamed.in_memory
     assert torch.equal(streamed[draw][0], expected[0])

@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, Fault
-from ..system.storage import check_regular
-from .image_set import label_faults
-from .randomness import generator
+from ...errors import DataError, Fault
+from ...system.storage import check_regular
+from ..image_set import label_faults
+from ..randomness import generator
 
 if TYPE_CHECKING:
-    from .event_spec import EventSpec  # which reads this file
-from .event_sets import EventFiles
+    from .spec import EventSpec  # which reads this file
+from .sets import EventFiles
 
 _MOST = np.iinfo(np.int16).max  # tonic counts in int16
 _TEST_TENTH = 10

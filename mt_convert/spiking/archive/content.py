@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import CheckpointError, Fault
-from ..graph.nodes import PLAIN, WEIGHTED, layer_of
-from ..graph.serialization import plain_layer_from_json
-from ..quantization.brevitas_layers import QuantAct
-from ..system.plain_data import as_type
-from .model import SpikingModel
-from .shapes import ShapeRun
+from ...errors import CheckpointError, Fault
+from ...graph.nodes import PLAIN, WEIGHTED, layer_of
+from ...graph.serialization import plain_layer_from_json
+from ...quantization.brevitas_layers import QuantAct
+from ...system.plain_data import as_type
+from ..model import SpikingModel
+from ..shapes import ShapeRun
 
 LARGEST_IMAGE = 2**26  # numbers in an image
 LARGEST_VALUE = 2**30  # numbers that one image may become within the network
@@ -161,27 +161,27 @@ def _layer_faults(
             yield from _layer_faults(f"{name}.{half}", inner, tensors)
         return
     held = sum(item.numel() for key, item in tensors.items() if key.startswith(f"{name}."))
-    asked = _asked(config)
+    asked = _size(config)
     if asked > held + _SPARE:
         yield Fault(name, f"asks for {asked} numbers", f"its tensors hold {held}")
 
 
-def _asked(config: Mapping[str, Any]) -> int:
+def _size(config: Mapping[str, Any]) -> int:
     """How many numbers a layer has, built without memory."""
-    asked = 0
+    size = 0
     for key in _SHAPES:
         if config.get(key) is not None:
             shape = as_type(list[int], config[key])
-            if any(size < 0 for size in shape):
+            if any(axis < 0 for axis in shape):
                 raise CheckpointError(f"{key}: {shape} is no shape")
-            asked += math.prod(shape)
+            size += math.prod(shape)
     known = {item.__name__ for item in PLAIN}
     if config.get("type") not in known:
-        return asked
+        return size
     own = {key: value for key, value in config.items() if key in _FIELDS}
     with torch.device("meta"):
         layer = plain_layer_from_json(own)
-    return asked + sum(item.numel() for item in layer.state_dict().values())
+    return size + sum(item.numel() for item in layer.state_dict().values())
 
 
 _FIELDS = (

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mt_convert.errors import UnsupportedLayerError
-from mt_convert.graph import trace as trace_module
-from mt_convert.graph.agreement import check_agreement
-from mt_convert.graph.trace import trace
+from mt_convert.graph.tracing import trace as trace_module
+from mt_convert.graph.tracing.agreement import check_agreement
+from mt_convert.graph.tracing.trace import trace
 
 Change = Callable[["Net", Tensor], Tensor]
 COUNTER = [0]

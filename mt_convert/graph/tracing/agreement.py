@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import Fault, UnsupportedLayerError, many
+from ...errors import Fault, UnsupportedLayerError, many
 from .exported_nodes import bind, module_path
 
 FROM_CALL_TO_CALL = 1e-4  # of the largest output; gradients choose other kernels
@@ -37,8 +37,8 @@ def draws_and_writes(exported: torch.export.ExportedProgram) -> list[Fault]:
         if node.op == "call_function" and _is_random(node)
     ]
     signature = exported.graph_signature
-    written = [*signature.buffers_to_mutate.values(), *signature.parameters_to_mutate.values()]
-    faults += [Fault(name, "is written in forward", _STATE) for name in written]
+    names = [*signature.buffers_to_mutate.values(), *signature.parameters_to_mutate.values()]
+    faults += [Fault(name, "is written in forward", _STATE) for name in names]
     return faults
 
 
@@ -74,23 +74,23 @@ def check_agreement(model: nn.Module, graph_module: fx.GraphModule, example: Ten
         outputs = [network(first.clone())]
         before = _state(network)
         outputs.append(network(second.clone()))
-        faults = _written(model, network, before)
+        faults = _writes(model, network, before)
         with torch.enable_grad():
             outputs.append(network(first.clone()).detach())
         if not _close(outputs[2], outputs[0], FROM_CALL_TO_CALL) and not faults:
             what = "the same images give other numbers in another call, with gradients"
             hint = "random draws, clocks, counters and grad modes have no place in forward"
             faults.append(Fault(type(model).__name__, what, hint))
-        _refuse(model, faults)
+        refuse(model, faults)
     for images, expected in ((first, outputs[0]), (second, outputs[1])):
         if not _close(graph_module(images), expected, FROM_NETWORK_TO_GRAPH):
             what = "the traced graph gives other numbers than the network"
             hint = "something in forward is lost by torch.export: write it with torch operators"
-            _refuse(model, [Fault(type(model).__name__, what, hint)])
+            refuse(model, [Fault(type(model).__name__, what, hint)])
 
 
-def _refuse(model: nn.Module, faults: list[Fault]) -> None:
-    """One error with all faults, if there are any."""
+def refuse(model: nn.Module, faults: list[Fault]) -> None:
+    """One error with all faults, if there are any: what else a network depends on."""
     if faults:
         raise UnsupportedLayerError(
             f"{type(model).__name__} is not a function of its images alone: "
@@ -114,7 +114,7 @@ def _close(first: Any, second: Any, share: float) -> bool:
 
 def _state(network: nn.Module) -> dict[str, Any]:
     """Buffers and plain attributes of all modules, as they are now."""
-    return {name: _frozen(value, _DEPTH) for name, value in _attributes(network)}
+    return {name: _freeze(value, _DEPTH) for name, value in _attributes(network)}
 
 
 def _attributes(network: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -125,7 +125,7 @@ def _attributes(network: nn.Module) -> Iterator[tuple[str, Any]]:
                 yield f"{path}.{name}".lstrip("."), value
 
 
-def _frozen(value: Any, depth: int) -> Any:
+def _freeze(value: Any, depth: int) -> Any:
     """A value that later writes to the original do not reach, comparable by `_equal`."""
     if isinstance(value, Tensor):
         return value.detach().clone()
@@ -134,11 +134,11 @@ def _frozen(value: Any, depth: int) -> Any:
     if isinstance(value, torch.Generator):
         return value.get_state()
     if depth and isinstance(value, dict):
-        return {key: _frozen(item, depth - 1) for key, item in value.items()}
+        return {key: _freeze(item, depth - 1) for key, item in value.items()}
     if depth and isinstance(value, (list, tuple, set, deque)):
-        return [_frozen(item, depth - 1) for item in value]
+        return [_freeze(item, depth - 1) for item in value]
     if depth and type(value).__module__ not in ("builtins", "torch") and hasattr(value, "__dict__"):
-        return _frozen(vars(value), depth - 1) if not callable(value) else None
+        return _freeze(vars(value), depth - 1) if not callable(value) else None
     return None
 
 
@@ -156,7 +156,7 @@ def _equal(first: Any, second: Any) -> bool:
     return bool(first is second or first == second)
 
 
-def _written(model: nn.Module, network: nn.Module, before: dict[str, Any]) -> list[Fault]:
+def _writes(model: nn.Module, network: nn.Module, before: dict[str, Any]) -> list[Fault]:
     """What differs behind later calls from behind the first, and weights from those of the model.
 
     What only the first call writes is a cache, unless it is a stored tensor.

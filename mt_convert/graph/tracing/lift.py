@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import Fault, UnsupportedLayerError, many
+from ...errors import Fault, UnsupportedLayerError, many
+from ..nodes import attribute, note_warning
 from .exported_nodes import (
     CONVOLUTIONS,
     MATRICES,
@@ -28,7 +29,6 @@ from .exported_nodes import (
     module_path,
     weighted_layer,
 )
-from .nodes import attribute, note_warning
 
 aten = torch.ops.aten
 

@@ -15,13 +15,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import Fault, UnsupportedLayerError, many
-from .agreement import check_agreement, draws_and_writes
+from ...errors import Fault, UnsupportedLayerError
+from ..given_network import check_network, user_line, without_torch_log
+from ..leftovers import forget_shapes
+from ..nodes import set_image_shape
+from .agreement import check_agreement, draws_and_writes, refuse
 from .decompositions import decomposition_table
-from .given_network import check_network, user_line, without_torch_log
-from .leftovers import forget_shapes
 from .lift import lift
-from .nodes import set_image_shape
 
 aten = torch.ops.aten
 
@@ -70,12 +70,7 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     try:
         with torch.no_grad(), _plain_attention():
             exported = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
-            if faults := draws_and_writes(exported):
-                raise UnsupportedLayerError(
-                    f"{type(model).__name__} is not a function of its images alone: "
-                    f"{many(faults, 'fault', 'faults')}",
-                    faults,
-                )
+            refuse(model, draws_and_writes(exported))
             _keep_dropouts_(exported.graph)
             return exported.run_decompositions(dict(decomposition_table()))
     except UnsupportedLayerError:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import Fault, SpecError, many
-from .event_sets import EVENT_FILES, SYNTHETIC_CLASSES, SYNTHETIC_SIDE, SYNTHETIC_SIDES, EventFiles
+from ...errors import Fault, SpecError, many
+from .sets import EVENT_FILES, SYNTHETIC_CLASSES, SYNTHETIC_SIDE, SYNTHETIC_SIDES, EventFiles
 
 BINS = ("time", "count")
 

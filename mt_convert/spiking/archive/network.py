@@ -18,22 +18,23 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import CheckpointError, Fault, SpecError, UnsupportedLayerError, many
-from ..graph.float32 import in_float32
-from ..graph.leftovers import forget_leftovers
-from ..graph.operations import unknown_operators
-from ..graph.rules import DEFAULT_RULES, Rule
-from ..graph.serialization import graph_from_json, graph_to_json
-from ..quantization.brevitas_layers import quant_layer_from_json, quant_layer_to_json
-from ..quantization.quantize import QuantizedModel
-from ..quantization.spec import QuantSpec
-from ..quantization.suspicions import not_finite
-from ..system.plain_data import as_type
-from ..system.storage import atomic, load_tensors, read_json, save_tensors
-from .model import SpikingModel
-from .presentation import Presentation
-from .serialization import spiking_layer_from_json, spiking_layer_to_json
-from .stored_content import check_content, check_network, check_steps
+from ...errors import CheckpointError, Fault, SpecError, UnsupportedLayerError, many
+from ...graph.float32 import in_float32
+from ...graph.leftovers import forget_leftovers
+from ...graph.operations import unknown_operators
+from ...graph.rules import DEFAULT_RULES, Rule
+from ...graph.serialization import graph_from_json, graph_to_json
+from ...quantization.brevitas_layers import quant_layer_from_json, quant_layer_to_json
+from ...quantization.quantize import QuantizedModel
+from ...quantization.spec import QuantSpec
+from ...quantization.suspicions import not_finite
+from ...system.plain_data import as_type
+from ...system.storage import atomic, load_tensors, read_json, save_tensors
+from ..conversion_report import ConversionReport
+from ..model import SpikingModel
+from ..presentation import Presentation
+from .content import check_content, check_network, check_steps
+from .layers import spiking_layer_from_json, spiking_layer_to_json
 
 NETWORK_SCHEMA = "mt_convert.network/1"
 _DAMAGED = (
@@ -51,8 +52,8 @@ def save(network: QuantizedModel | SpikingModel, folder: str | Path) -> None:
 
     Example:
         >>> import tempfile, torch
-        >>> from .convert import convert
-        >>> from ..quantization.quantize import quantize
+        >>> from ..convert import convert
+        >>> from ...quantization.quantize import quantize
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> qann = quantize(net, QuantSpec(), calibration=torch.randn(8, 1, 4, 4))
         >>> folder = tempfile.mkdtemp()
@@ -63,30 +64,23 @@ def save(network: QuantizedModel | SpikingModel, folder: str | Path) -> None:
     if not isinstance(network, (QuantizedModel, SpikingModel)):
         hint = "its state_dict is torch's to store; save takes what quantize or convert returned"
         raise SpecError(f"save: {type(network).__name__} is no network of ours: {hint}")
+    said: ConversionReport | QuantizedModel
+    settings: dict[str, Any]
     if isinstance(network, SpikingModel):
+        said, kind, to_json = network.report, "snn", spiking_layer_to_json
         settings = {"presentation": str(network.presentation), "whole_window": network.whole_window}
-        kind, to_json = "snn", spiking_layer_to_json
+        if network.report.calibrated_T is not None:
+            settings["calibrated_T"] = network.report.calibrated_T
+        shared = _parameters_to_json(network.layers)
+        settings |= {"tied": shared["tied"]} if "tied" in shared else {}
     else:
-        settings, kind, to_json = {"spec": network.spec.to_json()}, "qann", quant_layer_to_json
-        settings |= _parameters_to_json(network.layers)
-    if (
-        warnings := network.report.warnings
-        if isinstance(network, SpikingModel)
-        else network.warnings
-    ):
-        settings["warnings"] = list(warnings)
-    if isinstance(network, SpikingModel) and network.report.calibrated_T is not None:
-        settings["calibrated_T"] = network.report.calibrated_T
-    said = network.report if isinstance(network, SpikingModel) else network
+        said, kind, to_json = network, "qann", quant_layer_to_json
+        settings = {"spec": network.spec.to_json(), **_parameters_to_json(network.layers)}
+    if said.warnings:
+        settings["warnings"] = list(said.warnings)
     if said.float_agreement is not None:
         settings["float_agreement"] = [said.float_agreement, said.float_images]
-    if faults := not_finite(network.layers):
-        raise SpecError(
-            f"{many(faults, 'tensor is', 'tensors are')} not finite: nothing was written", faults
-        )
-    if tied := _parameters_to_json(network.layers).get("tied"):
-        settings["tied"] = tied
-    settings |= {"image_shape": list(network.image_shape)}
+    settings["image_shape"] = list(network.image_shape)
     write_network(folder, kind, network.layers, to_json, settings)
 
 
@@ -101,7 +95,12 @@ def write_network(
 
     Raises:
         OutputError: no permission, no space.
+        SpecError: weights that hold NaN or infinity.
     """
+    if faults := not_finite(layers):
+        raise SpecError(
+            f"{many(faults, 'tensor is', 'tensors are')} not finite: nothing was written", faults
+        )
     folder = Path(folder)
     tensors = {name: tensor.clone() for name, tensor in layers.state_dict().items()}
     called = {str(node.target) for node in layers.graph.nodes if node.op == "call_module"}
@@ -135,10 +134,10 @@ def load(folder: str | Path, *, rules: Mapping[Any, Rule] = DEFAULT_RULES) -> An
         CheckpointError: files missing, damaged, of different networks, or of another version.
     """
     content, tensors = read_network(folder)
+    if content["kind"] == "spiking":
+        remedy = "read it with mt_convert.load"
+        raise CheckpointError(f"{folder} holds a network trained from scratch: {remedy}")
     with name_file_in_errors(folder):
-        if content["kind"] == "spiking":
-            remedy = "read it with mt_convert.load"
-            raise CheckpointError(f"{folder} holds a network trained from scratch: {remedy}")
         return _rebuild(content, tensors, rules).eval()
 
 
@@ -178,8 +177,6 @@ def name_file_in_errors(folder: str | Path) -> Iterator[None]:
         headline = getattr(error, "headline", None)
         if headline is None:
             headline = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        if str(folder) in headline:
-            raise
         raise CheckpointError(
             f"{path} is damaged ({headline})", getattr(error, "faults", ())
         ) from error

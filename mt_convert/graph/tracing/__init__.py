@@ -1,0 +1,1 @@
+"""From a model that `torch.export` can follow to a graph of layers and operators."""
