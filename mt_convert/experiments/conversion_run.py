@@ -128,6 +128,11 @@ def _accuracies(stored: Any) -> dict[str, float]:
     return accuracies
 
 
+def _digits_table(stored: Any) -> str:
+    """The curves of a network of digits."""
+    return markdown(as_type(list[Truncation], stored))
+
+
 class Conversion(StageRun):
     """One run of a recipe that converts."""
 
@@ -400,7 +405,6 @@ class Conversion(StageRun):
         )
         stored = self.at["evaluate"] / "truncation.json"
         if stored.is_file():
-            points = [Truncation(**point) for point in read_json(stored)]
-            page += f"\nDigits that are not there yet:\n\n{markdown(points)}"
+            page += f"\nDigits that are not there yet:\n\n{read_json(stored, _digits_table)}"
         with atomic(folder / "report.md") as temporary:
             temporary.write_text(page)
