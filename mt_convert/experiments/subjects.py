@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..data import DataSpec, Splits, images, open_data
+from ..data import DataSpec, EventSpec, Splits, images, open_data
 from ..data.class_map import head_faults
 from ..data.fingerprint import identity_of
 from ..data.image_spec import dataset_name
@@ -133,11 +134,7 @@ def _load_subjects(
     if act_bits is not None:
         faults.append(Fault("--act-bits", str(act_bits), f"{folder} holds no float network"))
     for source in data:
-        shape = (source.channels, source.image_size, source.image_size)
-        if shape != qann.image_shape:
-            what = f"images are {shape}, the network's {tuple(qann.image_shape)}"
-            faults.append(Fault(dataset_name(source), what, "name a recipe of such images"))
-        faults += head_faults(source, _head(qann))
+        faults += misfits(source, qann)
     if faults:
         raise RecipeError(f"{folder} cannot be evaluated", faults)
     subjects = []
@@ -153,10 +150,21 @@ def _load_subjects(
     return subjects
 
 
-def _head(qann: QuantizedModel | StoredNetwork) -> int:
-    """The number of classes that a network tells apart."""
+def misfits(source: DataSpec | EventSpec, network: Any) -> list[Fault]:
+    """What keeps a network, called on images alone, from images of another shape or classes."""
+    shape, expected = (source.channels, source.image_size, source.image_size), network.image_shape
+    label = dataset_name(source) if isinstance(source, DataSpec) else source.dataset
+    if shape != tuple(expected):
+        what = f"images are {shape}, the network's {tuple(expected)}"
+        return [Fault(label, what, "name a recipe of such images")]
     with torch.no_grad():
-        return int(qann(torch.zeros(1, *qann.image_shape)).shape[-1])
+        head = int(network(torch.zeros(1, *expected)).shape[-1])
+    if isinstance(source, DataSpec):
+        return head_faults(source, head)
+    if source.number_of_classes == head:
+        return []
+    what = f"has {source.number_of_classes} classes, the head has {head} rows"
+    return [Fault(label, what, "name recordings of as many classes")]
 
 
 def subject(

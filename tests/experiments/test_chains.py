@@ -146,6 +146,21 @@ def test_calibrated_fine_tuned_and_scratch_networks_are_evaluated(
 
 
 @pytest.mark.slow
+def test_stored_networks_are_not_evaluated_on_other_images_or_classes(
+    chain: Path, scratch: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other.yaml").write_text(COMMON + CHAIN)
+    for keys, message in (
+        (("data.classes=3", "model.classes=3"), "is 3, the head has 4 rows"),
+        (("data.image_size=16",), r"images are \(1, 16, 16\), the network's \(1, 8, 8\)"),
+    ):
+        for folder in (chain / "finetune", scratch):
+            options = EvalOptions((str(folder),), keys, (str(tmp_path / "other.yaml"),))
+            with pytest.raises(RecipeError, match=message):
+                run_eval(options, tmp_path / "out")
+
+
+@pytest.mark.slow
 def test_stored_networks_go_through_every_verb_or_are_refused_by_name(
     chain: Path, scratch: Path, tmp_path: Path
 ) -> None:
