@@ -14,6 +14,7 @@ from ..report.columns import legend
 from ..report.records import csv_text
 from ..report.rows import Row, results_from_json, results_to_json
 from ..system.storage import json_text, read_json
+from .run_page import PAGE
 
 
 def show(path: Path, console: Console) -> None:
@@ -31,6 +32,8 @@ def show(path: Path, console: Console) -> None:
         console.print(tables.rich_table(rows))
         console.print(legend(rows) + ".\n", style="dim")
         console.print(_closing_sentence(path, rows), highlight=False, soft_wrap=True)
+        if (path / PAGE).is_file():
+            console.print(f"page: {path / PAGE}", highlight=False, soft_wrap=True)
         return
     if (path / "network.json").is_file():
         _show_network(path, console)

@@ -499,7 +499,7 @@ def test_show_of_a_damaged_network_is_one_message(command: Command, earlier: Pat
 def test_show_prints_a_run_and_a_converted_network(command: Command, earlier: Path) -> None:
     done = command("show", "out")
     assert done.returncode == 0
-    assert done.stdout.rstrip().endswith("all artefacts are in out.")
+    assert done.stdout.rstrip().endswith("all artefacts are in out.\npage: out/report.html")
     assert "direct coding" in command("show", "out/convert").stdout
 
 

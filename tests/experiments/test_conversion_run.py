@@ -636,10 +636,11 @@ def printed(path: Path, width: int = 100) -> str:
     return console.file.getvalue()
 
 
-def test_show_of_a_run_ends_with_the_sentence_and_the_folder(finished: Path) -> None:
+def test_show_of_a_run_ends_with_the_sentence_the_folder_and_the_page(finished: Path) -> None:
     text = printed(finished)
     assert "ANN %" in text
-    assert text.rstrip().endswith(f"all artefacts are in {finished}.")
+    end = f"all artefacts are in {finished}.\npage: {finished / 'report.html'}"
+    assert text.rstrip().endswith(end)
 
 
 def test_show_of_the_default_recipe_has_both_modes_side_by_side(finished: Path) -> None:
