@@ -53,9 +53,9 @@ from ..training.state import load_weights_, separate
 from .finetune import run_finetune
 from .models import code
 from .models.build import build_described, has_random_weights, load_ann, weights_path
-from .recipes.conversion import Recipe, faults_here, load_recipe
+from .recipes.conversion import Recipe, load_recipe
 from .show import conversion_sentence
-from .stages import StageRun, rows_file_text
+from .stages import StageRun, rows_of_stage
 from .subjects import calibrates_on_images, subject
 
 PROBE_IMAGES = 32
@@ -167,10 +167,6 @@ class Conversion(StageRun):
         }
         return tuple(name for name in self.NAMES if not left_out.get(name))
 
-    def faults(self) -> Sequence[Fault]:
-        kept = (self.out / "ann").is_dir()  # its images may be gone
-        return [item for item in faults_here(self.recipe) if not kept or item.where != "data.root"]
-
     def check_starts(self) -> None:
         if self.recipe.quantize.checkpoint is not None:
             archive.load_quantized(self.recipe.quantize.checkpoint, self.recipe.quantize.spec())
@@ -209,10 +205,7 @@ class Conversion(StageRun):
     def rows_text(self) -> str:
         """The rows of the evaluation, and of calibration and fine-tuning behind them."""
         names = [name for name in ("evaluate", "calibrate", "finetune") if name in self.stages]
-        for name in names:
-            rows_file_text(self.at[name])
-        stored = [read_json(self.at[name] / "rows.json", results_from_json) for name in names]
-        rows = list(dict.fromkeys(row for item in stored for row in item))
+        rows = list(dict.fromkeys(row for name in names for row in rows_of_stage(self.at[name])))
         if self.recipe.control:
             control = read_json(self.at["control"] / "accuracy.json", _accuracies)
             with reading(self.at["control"] / "accuracy.json"):
