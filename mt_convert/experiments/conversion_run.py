@@ -22,12 +22,10 @@ from ..errors import CheckpointError, Fault, RecipeError
 from ..evaluation.evaluate import convert_for
 from ..evaluation.inspection import inspect
 from ..evaluation.row_cache import RowCache
-from ..evaluation.settings import Setting, with_own_thresholds
 from ..evaluation.subject import Subject
 from ..evaluation.truncation import Truncation, markdown, truncations
-from ..neurons.ladder import Radix, Uniform
+from ..neurons.ladder import Radix
 from ..quantization.quantize import QuantizedModel, quantize
-from ..quantization.spec import Spacing
 from ..report import tables
 from ..report.rows import Row, results_from_json, results_to_json
 from ..spiking import archive
@@ -366,14 +364,8 @@ class Conversion(StageRun):
         """What the page of the run shows beside its rows, from a few test images."""
         built = archive.load(self.at["convert"])
         assert isinstance(built, SpikingModel)
-        settings = self.recipe.settings()
-        if not any(isinstance(item, Setting) for item in settings):  # peers alone
-            levels = self.recipe.quantize.levels
-            settings = [Setting(Uniform(max(1, -(-levels // 4))), (8,), signed=True)]
-            if self.recipe.quantize.spacing is Spacing.LEARNED:
-                settings = with_own_thresholds(settings, levels)
         shown = self._subject(self.recipe.data, self.splits)
-        write_json(folder / "inspection.json", inspect(shown, settings, built))
+        write_json(folder / "inspection.json", inspect(shown, self.recipe.own_settings(), built))
 
     def _named(self, shown: Subject) -> Subject:
         """With the run's name in its rows."""

@@ -184,6 +184,12 @@ class Recipe(BaseModel):
         """The rows that its evaluation asks for and its network allows."""
         return self.evaluate.settings(self.quantize.levels, self.quantize.spacing)
 
+    def own_settings(self) -> list[Setting]:
+        """Those of its rows that are no other package's; where there are none, the usual ones."""
+        usual = EvaluateBlock().settings(self.quantize.levels, self.quantize.spacing)
+        rows = [item for item in self.settings() if isinstance(item, Setting)]
+        return rows or [item for item in usual if isinstance(item, Setting)]
+
     def calibrated_setting(self) -> Setting:
         """The network of its ``calibrate`` block."""
         assert self.calibrate is not None
