@@ -435,7 +435,6 @@ def bench(
         threads=threads,
         device=device,
         memory=memory,
-        training=training,
     )
     try:
         (command.run_training if training else command.run)(options, out)

@@ -56,7 +56,6 @@ class BenchOptions:
     threads: int | None = None
     device: str | None = None
     memory: bool = True
-    training: bool = False
 
     def __post_init__(self) -> None:
         faults = []
@@ -97,6 +96,7 @@ def run_training(options: BenchOptions, out: Path) -> TrainingSpeed:
     """
     device = accelerator_or_cpu() if options.device is None else torch.device(options.device)
     with folder_lock(out), _threads(options.threads):
+        sweep(out, deep=False)
         speeds = [
             training.time_training(
                 open_network(word, out / "networks").on(device),
