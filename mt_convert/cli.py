@@ -157,7 +157,7 @@ def check(
     for stage, values in loaded.model_dump(mode="json", by_alias=True).items():
         if stage != "name":
             typer.echo(f"  {stage:<9} {_one_line(values)}")
-    typer.echo(recipes.looked_at(loaded))
+    typer.echo(recipes.describe_trial(loaded))
 
 
 @app.command()

@@ -300,8 +300,7 @@ class Conversion(StageRun):
             own = data is self.recipe.data
             splits = self.splits if own else open_data(data, calibrates=calibrates)
             shown = self._subject(data, splits)
-            named = {"dataset": label, "run": self.recipe.name}
-            shown = replace(shown, describe={**shown.describe, **named})
+            shown = replace(shown, describe={**shown.describe, "dataset": label})
             rows += cache.rows(shown, settings, "evaluate")
         self._write_rows(folder, rows)
 
@@ -309,7 +308,7 @@ class Conversion(StageRun):
         """The converted network calibrated and stored; its rows before and after."""
         setting = self.recipe.calibrated_setting()
         plain = replace(setting, calibration=(), calibrated_T=None)
-        shown = self._named(self._subject(self.recipe.data, self.splits))
+        shown = self._subject(self.recipe.data, self.splits)
         cache = RowCache(folder, self.recipe.evaluate.batch_size, self.processes)
         before = cache.rows(shown, [plain], "converted")
         snn, report = convert_for(shown.qann, setting, shown.calibration)
@@ -355,7 +354,7 @@ class Conversion(StageRun):
 
     def _finetune(self, folder: Path) -> None:
         """The converted or calibrated network fine-tuned, and its rows before and after."""
-        shown = self._named(self._subject(self.recipe.data, self.splits))
+        shown = self._subject(self.recipe.data, self.splits)
         start = self.at["calibrate"] / "network" if self.recipe.calibrate is not None else None
         rows, _ = run_finetune(self.recipe, shown, self.splits, folder, start=start)
         self._write_rows(folder, rows)
@@ -367,14 +366,11 @@ class Conversion(StageRun):
         shown = self._subject(self.recipe.data, self.splits)
         write_json(folder / "inspection.json", inspect(shown, self.recipe.own_settings(), built))
 
-    def _named(self, shown: Subject) -> Subject:
-        """With the run's name in its rows."""
-        return replace(shown, describe={**shown.describe, "run": self.recipe.name})
-
     def _subject(self, data: DataSpec, splits: Splits) -> Subject:
         """The trained networks on the test images of a data set."""
         networks = self._load_ann(), self._load_qann("train")
-        return subject(self.recipe, data, splits, networks, self.recipe.evaluate.images)
+        shown = subject(self.recipe, data, splits, networks, self.recipe.evaluate.images)
+        return replace(shown, describe={**shown.describe, "run": self.recipe.name})
 
     def _write_rows(self, folder: Path, rows: Sequence[Row]) -> None:
         """The rows of a stage."""

@@ -70,7 +70,7 @@ def content_of(run: Path, rows: Sequence[Row]) -> PageContent:
         recipe=recipe,
         facts=_facts(run, rows),
         downloads=downloads(run, FILES),
-        sentence=_trained(rows),
+        sentence=_training_sentence(rows),
     )
 
 
@@ -89,7 +89,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
         temporary.write_text(csv_text(Row, rows), encoding="utf-8")
 
 
-def _trained(rows: Sequence[Row]) -> str:
+def _training_sentence(rows: Sequence[Row]) -> str:
     """What a network trained from scratch is, in a sentence; empty for others."""
     if not rows or rows[0].qann_accuracy is not None:
         return ""

@@ -451,7 +451,7 @@ MUTANTS = (
     Mutant(
         20,
         "system/folder_lock.py",
-        "raise OutputError(_taken(path, _holder(path)))",
+        "raise OutputError(_refusal(path, _holder(path)))",
         "pass",
         (
             "system/test_folder_lock.py::test_the_second_is_told_who_is_there_and_a_killed_one_is"

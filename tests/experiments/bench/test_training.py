@@ -119,5 +119,5 @@ def test_the_command_takes_the_largest_batch_and_writes_table_and_page(
 
 @pytest.mark.parametrize("stored", [None, {"schema": "other"}, {"schema": training.SCHEMA}])
 def test_other_files_are_refused(stored: object) -> None:
-    with pytest.raises(CheckpointError, match="training speeds|rows: field required"):
+    with pytest.raises(CheckpointError, match=r"training speeds|rows: field required"):
         training.training_speed_from_json(stored)
