@@ -30,7 +30,6 @@ from ..report import tables
 from ..report.rows import Row, results_from_json, results_to_json
 from ..spiking import archive
 from ..spiking.conversion_report import ConversionReport
-from ..spiking.convert import convert
 from ..spiking.model import SpikingModel
 from ..system.devices import device, device_of
 from ..system.plain_data import as_type
@@ -54,7 +53,7 @@ from .models.build import build_described, has_random_weights, load_ann, weights
 from .recipes.conversion import Recipe, load_recipe
 from .show import conversion_sentence
 from .stages import StageRun, rows_of_stage
-from .subjects import calibrates_on_images, subject
+from .subjects import calibrates_on_images, convert_as, subject
 
 PROBE_IMAGES = 32
 CONTROL = "model.safetensors"
@@ -273,17 +272,9 @@ class Conversion(StageRun):
 
     def _convert(self, folder: Path) -> None:
         """The spiking network, its report, and the proof on a probe batch that T = 1 is exact."""
-        qann, block = self._load_qann("train"), self.recipe.convert
         calibration = self.splits.calibration
-        snn = convert(
-            qann,
-            ladder=block.ladder_for(self.recipe.quantize.levels),
-            firing=block.firing,
-            signed=block.signed,
-            presentation=block.presentation,
-            whole_window=block.waits,
-            verify=images(calibration, min(PROBE_IMAGES, len(calibration))),
-        )
+        probe = images(calibration, min(PROBE_IMAGES, len(calibration)))
+        snn = convert_as(self.recipe, self._load_qann("train"), verify=probe)
         archive.save(snn, folder)
         write_json(folder / "report.json", {"report": snn.report.to_json()})
 

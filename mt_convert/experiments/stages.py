@@ -34,6 +34,7 @@ from ..report.rows import Row, results_from_json
 from ..system.processes import Processes, alone_in
 from ..system.progress import notice
 from ..system.storage import append_line, atomic, check_folder, digest, read_json, sweep, write_json
+from ..training import spec as train_spec
 from .publication import NEW, PARTIAL, publish, recover, remove, replace_stage
 from .recipes.conversion import dump
 from .recipes.from_scratch import AnyRecipe, faults_here
@@ -43,7 +44,8 @@ from .run_page import PAGE, write_page
 _ENDS = ("", NEW, PARTIAL)
 
 LATER: Mapping[str, Any] = {
-    **{"import": None, "rows": None, "after": [], "mse_weight": 0.0},
+    **{"import": None, "rows": None, "after": []},
+    **train_spec.LATER,
     **{"coding": "direct", "delayed": False, "fires_at": 1.0, "standardize_weights": False},
     **{"learn_thresholds": False, "norm_by_step": False},
 }

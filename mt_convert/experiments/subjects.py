@@ -27,6 +27,7 @@ from ..evaluation.subject import Subject
 from ..quantization.quantize import QuantizedModel, quantize
 from ..quantization.spec import QuantSpec
 from ..spiking import archive
+from ..spiking.convert import convert
 from ..spiking.model import SpikingModel
 from ..system.devices import device
 from ..system.progress import notice
@@ -188,6 +189,22 @@ def subject(
             "seed": recipe.seed,
         },
         data=identity_of(data),
+    )
+
+
+def convert_as(
+    recipe: Recipe, qann: QuantizedModel, *, verify: Tensor | bool = False
+) -> SpikingModel:
+    """A quantized network as the ``convert`` block of a recipe says."""
+    block = recipe.convert
+    return convert(
+        qann,
+        ladder=block.ladder_for(recipe.quantize.levels),
+        firing=block.firing,
+        signed=block.signed,
+        presentation=block.presentation,
+        whole_window=block.waits,
+        verify=verify,
     )
 
 

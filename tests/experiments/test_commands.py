@@ -229,7 +229,10 @@ def test_a_run_leaves_the_house_and_is_checked_again(tmp_path: Path, earlier: Pa
     assert json.loads((earlier / "tables" / "verdict.json").read_text())["images"] == 300
     assert "checked out/tables" in call_here(tmp_path, *words, "--check").stdout
     shutil.rmtree(earlier / "convert")
-    assert "holds no converted network" in message(call_here(tmp_path, *words))
+    assert "holds no converted network; finish it" in message(call_here(tmp_path, *words))
+    (earlier / "network").mkdir()
+    (earlier / "network" / "network.json").touch()
+    assert "name its fine-tuned one: out/network" in message(call_here(tmp_path, *words))
 
 
 @pytest.mark.slow

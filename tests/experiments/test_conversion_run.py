@@ -564,7 +564,7 @@ def refuse(*_: Any, **__: Any) -> None:
     ("broken", "override", "left"),
     [
         ("subject", "evaluate.thresholds=[3]", {"evaluate.partial"}),
-        ("convert", "convert.signed=true", {"convert.partial"}),
+        ("convert_as", "convert.signed=true", {"convert.partial"}),
         ("subject", "convert.signed=true", {"convert.new", "evaluate.partial"}),
         ("quantize", "seed=3", {"ann.new", "quantize.partial"}),
     ],
