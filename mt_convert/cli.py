@@ -10,11 +10,11 @@ import csv
 import errno
 import json
 import logging
-import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -25,6 +25,7 @@ from .errors import MTConvertError, OutputError, SpecError
 from .experiments.models.names import CIFAR_MODELS
 from .experiments.recipes import catalogue
 from .system import stopping
+from .system.progress import speaks
 
 LAUNCHER_S = 10.0  # a launcher looks every few seconds whether a process has failed
 
@@ -200,7 +201,6 @@ def run(
         from .experiments.run import free_folder
         from .experiments.run import run as run_recipe
         from .experiments.show import show as show_run
-        from .system.progress import speaks
 
         folder = out or Path("runs") / (f"{loaded.name}_smoke" if smoke else loaded.name)
         if out is None and not overwrite:
@@ -212,8 +212,7 @@ def run(
         words = [recipe, *(overrides or []), *(["--smoke"] if smoke else [])]
         words += ["--overwrite"] if overwrite else []
         again = shlex.join([*words, *(["--out", str(folder)] if folder else []), "--resume"])
-        _say(f"\nstopped; continue with: mt-convert run {again}")
-        raise typer.Exit(stopping.exit_code()) from None
+        _stop(f"continue with: mt-convert run {again}")
 
 
 @app.command()
@@ -246,13 +245,9 @@ def finetune(
       bptt, bptt_every_step, ottt_a, ottt_o, dsr, tandem (with finetune.learns=[weights])
     """
     from .experiments import finetune
-    from .system.progress import speaks
 
-    try:
+    with _stoppable("the same command continues where it stopped"):
         finished = finetune.run(run, overrides or (), out)
-    except KeyboardInterrupt:
-        _say("\nstopped; the same command continues where it stopped")
-        raise typer.Exit(stopping.exit_code()) from None
     if speaks():
         finetune.show(finished, _console())
 
@@ -330,7 +325,6 @@ def evaluate(
       mt-convert eval runs/a runs/b --data other.yaml data.root=/data --images 2000 --errors 200
     """
     from .experiments import eval_table
-    from .system.progress import speaks
 
     form = _form(json_, csv_)
     options = eval_table.EvalOptions(
@@ -349,11 +343,8 @@ def evaluate(
         errors=errors,
         batch_size=batch_size,
     )
-    try:
+    with _stoppable("the same command continues with what is left"):
         eval_table.run(options, out)
-    except KeyboardInterrupt:
-        _say("\nstopped; the same command continues with what is left")
-        raise typer.Exit(stopping.exit_code()) from None
     if speaks():
         _finish(out, form, eval_table.show)
 
@@ -436,11 +427,8 @@ def bench(
         device=device,
         memory=memory,
     )
-    try:
+    with _stoppable(f"earlier results in {out} are unchanged"):
         (command.run_training if training else command.run)(options, out)
-    except KeyboardInterrupt:
-        _say(f"\nstopped; earlier results in {out} are unchanged")
-        raise typer.Exit(stopping.exit_code()) from None
     if form is not None:
         typer.echo(command.plain(out, form, training=training), nl=False)
         return
@@ -597,18 +585,15 @@ def coverage(
     form = _form(json_, csv_)
     settings = Settings(size=size, modules=tuple(modules or ()))
     plans = sweep.Sweep(out, settings, Limits(memory, minutes * 60, workers))
-    try:
-        with folder_lock(out):
-            chosen = sweep.plan(plans, patterns or (), every=every)
-            table = sweep.run(plans, chosen, again=again)
-    except KeyboardInterrupt:
-        _say("\nstopped; the same command continues with what is left")
-        raise typer.Exit(stopping.exit_code()) from None
-    pages.write_pages(table, out)
+    with _stoppable("the same command continues with what is left"), folder_lock(out):
+        chosen = sweep.plan(plans, patterns or (), every=every)
+        table = sweep.run(plans, chosen, again=again)
+        pages.write_pages(table, out)
+    asked = table.only(item.name for item in chosen)
     if form is not None:
-        typer.echo(pages.plain(table.only(item.name for item in chosen), form), nl=False)
+        typer.echo(pages.plain(asked, form), nl=False)
         return
-    pages.show(table.only(item.name for item in chosen), _console())
+    pages.show(asked, _console())
     typer.echo(f"all {len(table.rows)} rows and the pages are in {out}")
 
 
@@ -657,16 +642,26 @@ def _console() -> Console:
     return Console(markup=False)
 
 
-def _say(text: str) -> None:
-    """A line on stderr, by one of several processes."""
-    if os.environ.get("RANK", "0") == "0":
-        typer.echo(text, err=True)
+@contextmanager
+def _stoppable(hint: str) -> Iterator[None]:
+    """Work that Ctrl-C or a signal ends with a hint."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _stop(hint)
+
+
+def _stop(hint: str) -> NoReturn:
+    """End a command that was stopped; one of several processes says what comes next."""
+    if speaks():
+        typer.echo(f"\nstopped; {hint}", err=True)
+    raise typer.Exit(stopping.exit_code()) from None
 
 
 def _fail(text: str) -> NoReturn:
     """Say what is wrong, once. Of several processes the first speaks; another one waits, because
     whoever launched them stops it as soon as the first has ended by the same fault."""
-    if os.environ.get("RANK", "0") != "0":
+    if not speaks():
         time.sleep(LAUNCHER_S)
     typer.echo(f"error: {text}", err=True)
     sys.exit(2)
