@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_recipes import COMMON, SPIKING
 
 import mt_convert as mt
 from mt_convert.data import images, open_data
@@ -30,21 +31,12 @@ from mt_convert.system.storage import read_json
 from mt_convert.training.from_scratch.network import ScratchNetwork
 from mt_convert.training.spec import TrainSpec
 
-COMMON = """
-name: tiny
-model: {architecture: digits_cnn, classes: 4, channels: 1}
-data:
-  {dataset: synthetic, image_size: 8, channels: 1, classes: 4, limit: 16, validation_share: 0.5,
-  calibration_images: 8, test_images: 8}
-train: {epochs: 1, batch_size: 8}
-"""
 CHAIN = """
 quantize: {act_bits: 2}
 evaluate: {thresholds: [3], time_steps: [1], batch_size: 8, iso_level: false}
 calibrate: {calibration: mse+membrane_mean, presentation: every_step, time_steps: 4, signed: false}
 finetune: {learns: [weights], train: {epochs: 1, batch_size: 8}}
 """
-SCRATCH = "spiking: {neuron: lif, decay_input: false, time_steps: 2}\nevaluate: {batch_size: 8}"
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +51,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of a network trained from scratch."""
     folder = tmp_path_factory.mktemp("scratch")
-    (folder / "scratch.yaml").write_text(COMMON + SCRATCH)
+    (folder / "scratch.yaml").write_text(COMMON + SPIKING)
     return run(load(folder / "scratch.yaml"), folder / "run", resume=False)
 
 

@@ -21,11 +21,10 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
+from system_calls import kill_after
 
 from mt_convert import cli
-from mt_convert.experiments import publication
-from mt_convert.experiments.recipes.conversion import load_recipe
-from mt_convert.experiments.run import run
+from mt_convert.experiments import run as _imported_here_once  # noqa: F401
 from mt_convert.experiments.stages import StageRun
 
 SMALL = ("evaluate.thresholds=[1,15]", "evaluate.time_steps=[1,2]", "evaluate.iso_level=false")
@@ -82,21 +81,12 @@ def kill_in_publication(call: int, handle: int = 2) -> Callable[[], None]:
     def arm() -> None:
         publish = StageRun.publish
 
-        def killed(stages: StageRun) -> None:
-            left = call
-
-            def count(event: str, _: object) -> None:
-                nonlocal left
-                if event != "os.kill" and event.split(".")[0] in ("os", "open", "shutil"):
-                    left -= 1
-                    if left < 0:
-                        os.kill(os.getpid(), signal.SIGKILL)
-
-            sys.addaudithook(count)
+        def publish_and_die(stages: StageRun) -> None:
+            made = kill_after(call)
             publish(stages)
-            os.write(handle, b"%d" % (call - left))
+            os.write(handle, b"%d" % made())
 
-        StageRun.publish = killed  # type: ignore[method-assign]
+        StageRun.publish = publish_and_die  # type: ignore[method-assign]
 
     return arm
 
@@ -182,11 +172,10 @@ def main(share: float) -> None:
             (pairs_in_one_folder, 9),
             (kills_of_a_run, 20),
         ):
-            measure(root, max(1, round(times * share)))
+            print(measure.__name__.replace("_", " "))
+            for what, number in measure(root, max(1, round(times * share))).items():
+                print(f"  {number:>4}  {what}", flush=True)
 
 
 if __name__ == "__main__":
-    assert publication
-    assert run
-    assert load_recipe
     main(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0)
