@@ -373,7 +373,7 @@ class Conversion(StageRun):
         rows = results_from_json(json.loads(self.rows_text()))
         report = _read_report(self.at["convert"])
         page = tables.markdown_page(
-            rows, conversion_sentence(self.out, self.at["convert"], rows)[:-1], report
+            rows, conversion_sentence(self.out, self.at["convert"], rows), report
         )
         stored = self.at["evaluate"] / "truncation.json"
         if stored.is_file():

@@ -104,17 +104,17 @@ def _closing_sentence(out: Path, rows: Sequence[Row]) -> str:
     """The closing sentence of a run of either kind; a table of ``eval`` has none."""
     if (out / "spiking").is_dir():
         return f"{from_scratch_sentence(rows, out / 'spiking')} All artefacts are in {out}."
-    return conversion_sentence(out, out / "convert", rows)
+    return conversion_sentence(out, out / "convert", rows) + "."
 
 
 def conversion_sentence(out: Path, convert_folder: Path, rows: Sequence[Row]) -> str:
-    """The closing sentence of a run that converted, from its artefacts."""
+    """The closing sentence of a run that converted, from its artefacts, without its full stop."""
     path = convert_folder / "report.json"
 
     def said(content: Any) -> str:
         if content["report"]["verdict"] is None:
             raise CheckpointError(f"{path} has no verdict: convert again")
-        return tables.summary(rows, content["report"], str(out)) + "."
+        return tables.summary(rows, content["report"], str(out))
 
     return str(read_json(path, said))
 

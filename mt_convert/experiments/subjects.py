@@ -107,16 +107,24 @@ def check_finished(folder: Path) -> None:
             raise CheckpointError(f"{folder} holds no finished stage {stage!r}; {hint}")
 
 
+def load_trained(folder: Path, recipe: Recipe) -> tuple[nn.Module, QuantizedModel]:
+    """The float and the trained quantized network of a run.
+
+    Raises:
+        CheckpointError: the run is not finished up to there, or damaged.
+    """
+    check_finished(folder)
+    ann = load_ann(recipe.model, recipe.data.image_size, folder / "ann")
+    return ann, archive.load_quantized(folder / "train", recipe.quantize.spec())
+
+
 def run_subject(folder: Path, recipe: Recipe, splits: Splits) -> Subject:
     """The trained network of a run on all its test images.
 
     Raises:
         CheckpointError: the run is not finished up to its trained network, or damaged.
     """
-    check_finished(folder)
-    ann = load_ann(recipe.model, recipe.data.image_size, folder / "ann")
-    qann = archive.load_quantized(folder / "train", recipe.quantize.spec())
-    return subject(recipe, recipe.data, splits, (ann, qann), None)
+    return subject(recipe, recipe.data, splits, load_trained(folder, recipe), None)
 
 
 def _load_subjects(

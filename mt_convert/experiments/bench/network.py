@@ -21,10 +21,10 @@ from ...spiking import archive
 from ...spiking.convert import convert
 from ...spiking.model import SpikingModel
 from ...system.storage import digest
-from ..models.build import architecture_fault, load_ann
+from ..models.build import architecture_fault
 from ..models.lived_in import build
 from ..recipes.conversion import load_stored
-from ..subjects import check_finished
+from ..subjects import load_trained
 
 BITS = 4
 PIXELS = 64 * 64 * 32  # of all calibration images together: 32 of 64 x 64 pixels
@@ -126,12 +126,8 @@ def _from_run(folder: Path, seed: int) -> Network:
             )
     if not (folder / "recipe.yaml").is_file():
         raise CheckpointError(f"{folder} is not the folder of a run: it holds no recipe.yaml")
-    check_finished(folder)
-    recipe = load_stored(folder)
-    qann = archive.load_quantized(folder / "train", recipe.quantize.spec())
-    images = _random_images(qann.image_shape, seed)
-    ann = load_ann(recipe.model, recipe.data.image_size, folder / "ann")
-    return Network(folder.name, ann, qann.eval(), images)
+    ann, qann = load_trained(folder, load_stored(folder))
+    return Network(folder.name, ann, qann.eval(), _random_images(qann.image_shape, seed))
 
 
 def _of_architecture(name: str, store: Path, seed: int) -> Network:
