@@ -166,7 +166,8 @@ def ran(name: str, folder: Path) -> tuple[Path, str]:
     done = call_here(folder, "run", name, "--smoke")
     assert done.returncode == 0, done.stderr
     out = folder / "runs" / f"{name}_smoke"
-    assert " ".join(done.stdout.split()).endswith(f"artefacts are in runs/{out.name}.")
+    end = f"artefacts are in runs/{out.name}. page: runs/{out.name}/report.html"
+    assert " ".join(done.stdout.split()).endswith(end)
     return out, done.stdout
 
 
