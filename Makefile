@@ -27,8 +27,8 @@ check: $(STAMP)  ## format, lint, types and the fast tests (two and a half minut
 	$(BIN)/mypy
 	$(PYTEST) -m "not slow and not long"
 
-mutants: $(STAMP)  ## one-line faults, each of which a guarding test must find (5 minutes)
-	$(BIN)/python tests/helpers/mutants.py
+mutants: $(STAMP)  ## one-line faults, each of which a guarding test must find (5 minutes); ONLY=WORD: some
+	$(BIN)/python tests/helpers/mutants.py $(ONLY)
 
 fuzz: $(STAMP)  ## 2,000 damaged or forged inputs for every reader of files (10 minutes)
 	MT_CONVERT_FUZZ=2000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_hostile_input.py -rs

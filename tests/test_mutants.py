@@ -6,7 +6,7 @@ import ast
 from functools import cache
 
 import pytest
-from mutants import MUTANTS, Mutant, mutate
+from mutants import MUTANTS, Mutant, chosen, mutate
 from paths import ROOT, TESTS
 
 INVARIANTS = (
@@ -36,3 +36,11 @@ def test_the_old_line_is_there_once_the_new_one_is_python_and_the_guards_exist(
     for guard in mutant.guards:
         file, name = guard.split("::")
         assert name.split("[")[0] in functions(file), guard
+
+
+def test_one_fault_can_be_run_alone() -> None:
+    assert chosen([]) == list(MUTANTS)
+    one = MUTANTS[0]
+    assert chosen([one.new]) == [one]
+    assert {item.file for item in chosen(["folder_lock"])} == {"system/folder_lock.py"}
+    assert chosen(["no such fault"]) == []

@@ -121,7 +121,7 @@ def table() -> str:
 def test_the_table_of_rooms(capsys: pytest.CaptureFixture[str]) -> None:
     assert {room(file) for file in FILES} == set(FLOORS)
     assert all(isinstance(floor, int) for floor in FLOORS.values())
-    assert sum(file.parent == Path(".") for file in FILES) == 3
+    assert sum(file.parent == Path(".") for file in FILES) == 2
     with capsys.disabled():
         print(f"\n\n{table()}")  # noqa: T201
 

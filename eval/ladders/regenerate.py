@@ -257,7 +257,7 @@ def draw(networks: Sequence[dict[str, Any]], path: Path) -> None:
         left.set_ylabel("accuracy, %", fontsize=8)
         left.set_title(f"{network['name']}, L = {network['levels']}", fontsize=9)
         left.legend(fontsize=6.5, frameon=False)
-        last = {(title(row), row.n, row.T): row for row in rows if shown(row, rows)}
+        last = {(title(row), row.n, row.T): row for row in rows if is_drawn(row, rows)}
         names = [f"{name}, n = {n}, T = {T}" for name, n, T in last]
         places = range(len(last))
         crossed = [row.spikes_per_neuron for row in last.values()]
@@ -274,7 +274,7 @@ def draw(networks: Sequence[dict[str, Any]], path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=200)
 
 
-def shown(row: Row, rows: Sequence[Row]) -> bool:
+def is_drawn(row: Row, rows: Sequence[Row]) -> bool:
     """Whether a row is the first exact one of its ladder; the last where none is."""
     same = [item for item in rows if (title(item), item.n) == (title(row), row.n)]
     exact = [item for item in same if item.exact_share == 1]

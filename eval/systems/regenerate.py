@@ -290,7 +290,7 @@ def measure(system: System, arm: str, seed: int, runs: Path, smoke: bool = False
     """Run one arm. Those of a recipe and a seed share a folder, so that what they share is kept."""
     recipe = load(system.recipe, words(system, arm, seed), smoke)
     started = time.monotonic()
-    out = run(recipe, runs / f"{system.recipe}_seed{seed}", resume=True)
+    out = run(recipe, runs / f"{system.recipe}_seed{seed}", resume=True, overwrite=True)
     rows = results_from_json(read_json(out / "results.json"))
     row = next((row for row in reversed(rows) if row.T == system.T), rows[-1])
     return Cell(

@@ -22,17 +22,14 @@ from ..errors import CheckpointError, Fault, RecipeError
 from ..evaluation.evaluate import convert_for
 from ..evaluation.inspection import inspect
 from ..evaluation.row_cache import RowCache
-from ..evaluation.settings import Setting, with_own_thresholds
 from ..evaluation.subject import Subject
 from ..evaluation.truncation import Truncation, markdown, truncations
-from ..neurons.ladder import Radix, Uniform
+from ..neurons.ladder import Radix
 from ..quantization.quantize import QuantizedModel, quantize
-from ..quantization.spec import Spacing
 from ..report import tables
 from ..report.rows import Row, results_from_json, results_to_json
 from ..spiking import archive
 from ..spiking.conversion_report import ConversionReport
-from ..spiking.convert import convert
 from ..spiking.model import SpikingModel
 from ..system.devices import device, device_of
 from ..system.plain_data import as_type
@@ -53,10 +50,10 @@ from ..training.state import load_weights_, separate
 from .finetune import run_finetune
 from .models import code
 from .models.build import build_described, has_random_weights, load_ann, weights_path
-from .recipes.conversion import Recipe, faults_here, load_recipe
+from .recipes.conversion import Recipe, load_recipe
 from .show import conversion_sentence
-from .stages import StageRun, rows_file_text
-from .subjects import calibrates_on_images, subject
+from .stages import StageRun, rows_of_stage
+from .subjects import calibrates_on_images, convert_as, subject
 
 PROBE_IMAGES = 32
 CONTROL = "model.safetensors"
@@ -128,6 +125,11 @@ def _accuracies(stored: Any) -> dict[str, float]:
     return accuracies
 
 
+def _digits_table(stored: Any) -> str:
+    """The curves of a network of digits."""
+    return markdown(as_type(list[Truncation], stored))
+
+
 class Conversion(StageRun):
     """One run of a recipe that converts."""
 
@@ -161,10 +163,6 @@ class Conversion(StageRun):
             "finetune": self.recipe.finetune is None,
         }
         return tuple(name for name in self.NAMES if not left_out.get(name))
-
-    def faults(self) -> Sequence[Fault]:
-        kept = (self.out / "ann").is_dir()  # its images may be gone
-        return [item for item in faults_here(self.recipe) if not kept or item.where != "data.root"]
 
     def check_starts(self) -> None:
         if self.recipe.quantize.checkpoint is not None:
@@ -204,10 +202,7 @@ class Conversion(StageRun):
     def rows_text(self) -> str:
         """The rows of the evaluation, and of calibration and fine-tuning behind them."""
         names = [name for name in ("evaluate", "calibrate", "finetune") if name in self.stages]
-        for name in names:
-            rows_file_text(self.at[name])
-        stored = [read_json(self.at[name] / "rows.json", results_from_json) for name in names]
-        rows = list(dict.fromkeys(row for item in stored for row in item))
+        rows = list(dict.fromkeys(row for name in names for row in rows_of_stage(self.at[name])))
         if self.recipe.control:
             control = read_json(self.at["control"] / "accuracy.json", _accuracies)
             with reading(self.at["control"] / "accuracy.json"):
@@ -277,17 +272,9 @@ class Conversion(StageRun):
 
     def _convert(self, folder: Path) -> None:
         """The spiking network, its report, and the proof on a probe batch that T = 1 is exact."""
-        qann, block = self._load_qann("train"), self.recipe.convert
         calibration = self.splits.calibration
-        snn = convert(
-            qann,
-            ladder=block.ladder_for(self.recipe.quantize.levels),
-            firing=block.firing,
-            signed=block.signed,
-            presentation=block.presentation,
-            whole_window=block.waits,
-            verify=images(calibration, min(PROBE_IMAGES, len(calibration))),
-        )
+        probe = images(calibration, min(PROBE_IMAGES, len(calibration)))
+        snn = convert_as(self.recipe, self._load_qann("train"), verify=probe)
         archive.save(snn, folder)
         write_json(folder / "report.json", {"report": snn.report.to_json()})
 
@@ -304,8 +291,7 @@ class Conversion(StageRun):
             own = data is self.recipe.data
             splits = self.splits if own else open_data(data, calibrates=calibrates)
             shown = self._subject(data, splits)
-            named = {"dataset": label, "run": self.recipe.name}
-            shown = replace(shown, describe={**shown.describe, **named})
+            shown = replace(shown, describe={**shown.describe, "dataset": label})
             rows += cache.rows(shown, settings, "evaluate")
         self._write_rows(folder, rows)
 
@@ -313,7 +299,7 @@ class Conversion(StageRun):
         """The converted network calibrated and stored; its rows before and after."""
         setting = self.recipe.calibrated_setting()
         plain = replace(setting, calibration=(), calibrated_T=None)
-        shown = self._named(self._subject(self.recipe.data, self.splits))
+        shown = self._subject(self.recipe.data, self.splits)
         cache = RowCache(folder, self.recipe.evaluate.batch_size, self.processes)
         before = cache.rows(shown, [plain], "converted")
         snn, report = convert_for(shown.qann, setting, shown.calibration)
@@ -359,7 +345,7 @@ class Conversion(StageRun):
 
     def _finetune(self, folder: Path) -> None:
         """The converted or calibrated network fine-tuned, and its rows before and after."""
-        shown = self._named(self._subject(self.recipe.data, self.splits))
+        shown = self._subject(self.recipe.data, self.splits)
         start = self.at["calibrate"] / "network" if self.recipe.calibrate is not None else None
         rows, _ = run_finetune(self.recipe, shown, self.splits, folder, start=start)
         self._write_rows(folder, rows)
@@ -368,23 +354,14 @@ class Conversion(StageRun):
         """What the page of the run shows beside its rows, from a few test images."""
         built = archive.load(self.at["convert"])
         assert isinstance(built, SpikingModel)
-        settings = self.recipe.settings()
-        if not any(isinstance(item, Setting) for item in settings):  # peers alone
-            levels = self.recipe.quantize.levels
-            settings = [Setting(Uniform(max(1, -(-levels // 4))), (8,), signed=True)]
-            if self.recipe.quantize.spacing is Spacing.LEARNED:
-                settings = with_own_thresholds(settings, levels)
         shown = self._subject(self.recipe.data, self.splits)
-        write_json(folder / "inspection.json", inspect(shown, settings, built))
-
-    def _named(self, shown: Subject) -> Subject:
-        """With the run's name in its rows."""
-        return replace(shown, describe={**shown.describe, "run": self.recipe.name})
+        write_json(folder / "inspection.json", inspect(shown, self.recipe.own_settings(), built))
 
     def _subject(self, data: DataSpec, splits: Splits) -> Subject:
         """The trained networks on the test images of a data set."""
         networks = self._load_ann(), self._load_qann("train")
-        return subject(self.recipe, data, splits, networks, self.recipe.evaluate.images)
+        shown = subject(self.recipe, data, splits, networks, self.recipe.evaluate.images)
+        return replace(shown, describe={**shown.describe, "run": self.recipe.name})
 
     def _write_rows(self, folder: Path, rows: Sequence[Row]) -> None:
         """The rows of a stage."""
@@ -396,11 +373,10 @@ class Conversion(StageRun):
         rows = results_from_json(json.loads(self.rows_text()))
         report = _read_report(self.at["convert"])
         page = tables.markdown_page(
-            rows, conversion_sentence(self.out, self.at["convert"], rows)[:-1], report
+            rows, conversion_sentence(self.out, self.at["convert"], rows), report
         )
         stored = self.at["evaluate"] / "truncation.json"
         if stored.is_file():
-            points = [Truncation(**point) for point in read_json(stored)]
-            page += f"\nDigits that are not there yet:\n\n{markdown(points)}"
+            page += f"\nDigits that are not there yet:\n\n{read_json(stored, _digits_table)}"
         with atomic(folder / "report.md") as temporary:
             temporary.write_text(page)

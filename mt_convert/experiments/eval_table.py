@@ -321,9 +321,8 @@ def show(out: Path, console: Console) -> None:
             console.print(item.title, style="bold", highlight=False)
             console.print(item.errors.rich()[0])
         console.print(f"layers, causes, energy: {out}/errors.md", highlight=False, soft_wrap=True)
-    console.print(
-        f"every column, page and picture: {out}/README.md", highlight=False, soft_wrap=True
-    )
+    console.print(f"every column: {out}/README.md", highlight=False, soft_wrap=True)
+    console.print(f"page: {out / PAGE}", highlight=False, soft_wrap=True)
 
 
 def _analyses(stored: Any) -> list[Analysis]:

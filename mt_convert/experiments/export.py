@@ -18,6 +18,7 @@ from ..spiking.convert import convert
 from ..spiking.model import SpikingModel
 from .models.build import build
 from .recipes.conversion import Recipe, load_stored
+from .subjects import convert_as
 
 IMAGES = 1000
 
@@ -54,16 +55,7 @@ def check(recipe: Any, target: str) -> None:
     shape = (recipe.data.channels, recipe.data.image_size, recipe.data.image_size)
     some = torch.randn(4, *shape, generator=random)
     qann = quantize(ann, recipe.quantize.spec(), calibration=some)
-    block = recipe.convert
-    snn = convert(
-        qann,
-        ladder=block.ladder_for(recipe.quantize.levels),
-        firing=block.firing,
-        signed=block.signed,
-        presentation=block.presentation,
-        whole_window=block.waits,
-    )
-    form_for(snn, target)
+    form_for(convert_as(recipe, qann), target)
 
 
 def _network(folder: Path, count: int) -> tuple[SpikingModel, Tensor]:
@@ -73,6 +65,8 @@ def _network(folder: Path, count: int) -> tuple[SpikingModel, Tensor]:
         recipe = load_stored(folder)
         if not (folder / "convert" / "network.json").is_file():
             hint = f"finish it: mt-convert run RECIPE --out {folder} --resume"
+            if (folder / "network" / "network.json").is_file():
+                hint = f"name its fine-tuned one: {folder / 'network'}"
             raise CheckpointError(f"{folder} holds no converted network; {hint}")
         network: Any = archive.load(folder / "convert")
         parts = _images(open_data(recipe.data, calibrates=False), count)

@@ -19,7 +19,6 @@ from ..data import DataSpec, EventSpec, Splits
 from ..data import images as calibration_of
 from ..data.image_spec import dataset_name
 from ..data.splits import select_test_images
-from ..errors import Fault
 from ..evaluation.counter import percent
 from ..evaluation.spiking_rows import rows_of
 from ..report import tables
@@ -28,7 +27,7 @@ from ..report.rows import results_from_json, results_to_json
 from ..spiking.presentation import Presentation
 from ..system.devices import device
 from ..system.plain_data import as_type
-from ..system.storage import atomic, read_json, save_tensors, write_json
+from ..system.storage import atomic, json_text, read_json, save_tensors, write_json
 from ..training.accuracy import count_correct
 from ..training.from_scratch import archive
 from ..training.from_scratch.balance import balance_thresholds_
@@ -37,9 +36,9 @@ from ..training.loop import fit
 from ..training.state import separate
 from .models import code
 from .models.build import build, build_described, load_ann, weights_path
-from .recipes.from_scratch import SpikingRecipe, faults_here
+from .recipes.from_scratch import SpikingRecipe
 from .show import from_scratch_sentence
-from .stages import StageRun, open_splits, rows_file_text
+from .stages import StageRun, open_splits, rows_of_stage
 
 
 class SpikingRun(StageRun):
@@ -60,11 +59,6 @@ class SpikingRun(StageRun):
         self.recipe = recipe
         self._splits: Splits | None = None
 
-    def faults(self) -> Sequence[Fault]:
-        kept = (self.out / "ann").is_dir()  # its images may be gone
-        faults = faults_here(self.recipe)
-        return [item for item in faults if not kept or not item.where.endswith(".root")]
-
     def check_starts(self) -> None:
         """Nothing: it starts from no other run."""
 
@@ -79,7 +73,7 @@ class SpikingRun(StageRun):
         return (self.recipe.images,) if name == "ann" else ()
 
     def rows_text(self) -> str:
-        return rows_file_text(self.at["evaluate"])
+        return json_text(results_to_json(rows_of_stage(self.at["evaluate"])))
 
     # ----------------------------------------------------------------------------------- stages
 

@@ -34,7 +34,7 @@ def publish(
     """
     beside = _beside(out)
     remove(beside)
-    linked = _linked(out, beside, set(names), moved)
+    linked = _link_all(out, beside, set(names), moved)
     if linked:
         try:
             describe(beside)
@@ -92,7 +92,7 @@ def _beside(out: Path) -> Path:
     return whole.with_name(f".{whole.name[:200]}{_BESIDE}")
 
 
-def _linked(out: Path, beside: Path, names: set[str], moved: Mapping[Path, str]) -> bool:
+def _link_all(out: Path, beside: Path, names: set[str], moved: Mapping[Path, str]) -> bool:
     """Fill a folder with links to all that belongs to the new run; False where that cannot be."""
     whole, here = out.resolve(), Path.cwd().resolve()
     if os.path.ismount(whole) or whole == here or whole in here.parents:

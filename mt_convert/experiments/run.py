@@ -8,10 +8,11 @@ from pathlib import Path
 
 from ..system.progress import notice
 from ..system.storage import check_folder
-from . import from_scratch_run
 from .conversion_run import Conversion
+from .from_scratch_run import SpikingRun
 from .recipes.from_scratch import AnyRecipe, SpikingRecipe
 from .recipes.stored import differences_from_finished
+from .stages import StageRun
 
 
 def run(recipe: AnyRecipe, out: Path, *, resume: bool, overwrite: bool = False) -> Path:
@@ -24,9 +25,7 @@ def run(recipe: AnyRecipe, out: Path, *, resume: bool, overwrite: bool = False) 
     Raises:
         MTConvertError: whatever the user can mend; finished stages stay as they are.
     """
-    if isinstance(recipe, SpikingRecipe):
-        return from_scratch_run.SpikingRun(recipe, Path(out), resume, overwrite).run_stages()
-    return Conversion(recipe, Path(out), resume, overwrite).run_stages()
+    return _plan(recipe, Path(out), resume, overwrite).run_stages()
 
 
 def free_folder(folder: Path, recipe: AnyRecipe) -> Path:
@@ -55,7 +54,13 @@ def check(recipe: AnyRecipe) -> None:
     Raises:
         MTConvertError: all that this machine lacks, or a start of another network.
     """
-    kind = from_scratch_run.SpikingRun if isinstance(recipe, SpikingRecipe) else Conversion
-    planned = kind(recipe, Path(os.devnull), False)  # type: ignore[arg-type]
-    planned.check_inputs()
-    planned.check_starts()
+    plan = _plan(recipe, Path(os.devnull))
+    plan.check_inputs()
+    plan.check_starts()
+
+
+def _plan(recipe: AnyRecipe, out: Path, resume: bool = False, overwrite: bool = False) -> StageRun:
+    """The stages of a recipe in a folder."""
+    if isinstance(recipe, SpikingRecipe):
+        return SpikingRun(recipe, out, resume, overwrite)
+    return Conversion(recipe, out, resume, overwrite)

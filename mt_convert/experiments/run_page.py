@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,12 @@ def write_page(run: Path) -> Path:
         raise CheckpointError(f"{run} holds no finished run (results.json): finish it first")
     rows: list[Row] = read_json(run / "results.json", results_from_json)
     write_csv(rows, run / "results.csv")
-    with reading(run / "inspect" / "inspection.json"):
-        page = render(content_of(run, rows))
+    content = content_of(run, rows)
+    with reading(run / "convert" / "report.json"):
+        page = render(replace(content, inspection=None))
+    if content.inspection:
+        with reading(run / "inspect" / "inspection.json"):
+            page = render(content)
     with atomic(run / PAGE) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return run / PAGE
@@ -56,7 +61,9 @@ def write_page(run: Path) -> Path:
 
 def content_of(run: Path, rows: Sequence[Row]) -> PageContent:
     """All that a run stored, for its page."""
-    converted = _json(run / "convert" / "report.json") or {}
+    converted = _json(run / "convert" / "report.json", _object) or {}
+    with reading(run / "versions.json"):
+        facts = _facts(run, rows)
     recipe = _text(run / "recipe.yaml")
     name = _name(recipe) or run.name
     return PageContent(
@@ -68,9 +75,9 @@ def content_of(run: Path, rows: Sequence[Row]) -> PageContent:
         training=_training(run),
         command=f"mt-convert run recipe.yaml --out runs/{name}",
         recipe=recipe,
-        facts=_facts(run, rows),
+        facts=facts,
         downloads=downloads(run, FILES),
-        sentence=_trained(rows),
+        sentence=_training_sentence(rows),
     )
 
 
@@ -89,7 +96,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
         temporary.write_text(csv_text(Row, rows), encoding="utf-8")
 
 
-def _trained(rows: Sequence[Row]) -> str:
+def _training_sentence(rows: Sequence[Row]) -> str:
     """What a network trained from scratch is, in a sentence; empty for others."""
     if not rows or rows[0].qann_accuracy is not None:
         return ""
@@ -110,7 +117,7 @@ def _training(run: Path) -> dict[str, list[dict[str, Any]]]:
 
 def _facts(run: Path, rows: Sequence[Row]) -> dict[str, str]:
     """What the numbers depend on."""
-    versions = _json(run / "versions.json") or {}
+    versions = _json(run / "versions.json", _object) or {}
     packages: Mapping[str, str] = versions.get("packages", {})
     machine: Mapping[str, Any] = versions.get("machine", {})
     facts = {}
@@ -136,9 +143,16 @@ def _name(recipe: str) -> str:
     return ""
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path, convert: Callable[[Any], Any] | None = None) -> Any:
     """A stored file; None where there is none."""
-    return read_json(path) if path.is_file() else None
+    return read_json(path, convert) if path.is_file() else None
+
+
+def _object(stored: Any) -> Mapping[str, Any]:
+    """What has keys."""
+    if not isinstance(stored, dict):
+        raise TypeError(f"a {type(stored).__name__}")
+    return stored
 
 
 def _text(path: Path) -> str:

@@ -14,6 +14,7 @@ from ..report.columns import legend
 from ..report.records import csv_text
 from ..report.rows import Row, results_from_json, results_to_json
 from ..system.storage import json_text, read_json
+from .run_page import PAGE
 
 
 def show(path: Path, console: Console) -> None:
@@ -31,6 +32,8 @@ def show(path: Path, console: Console) -> None:
         console.print(tables.rich_table(rows))
         console.print(legend(rows) + ".\n", style="dim")
         console.print(_closing_sentence(path, rows), highlight=False, soft_wrap=True)
+        if (path / PAGE).is_file():
+            console.print(f"page: {path / PAGE}", highlight=False, soft_wrap=True)
         return
     if (path / "network.json").is_file():
         _show_network(path, console)
@@ -101,17 +104,17 @@ def _closing_sentence(out: Path, rows: Sequence[Row]) -> str:
     """The closing sentence of a run of either kind; a table of ``eval`` has none."""
     if (out / "spiking").is_dir():
         return f"{from_scratch_sentence(rows, out / 'spiking')} All artefacts are in {out}."
-    return conversion_sentence(out, out / "convert", rows)
+    return conversion_sentence(out, out / "convert", rows) + "."
 
 
 def conversion_sentence(out: Path, convert_folder: Path, rows: Sequence[Row]) -> str:
-    """The closing sentence of a run that converted, from its artefacts."""
+    """The closing sentence of a run that converted, from its artefacts, without its full stop."""
     path = convert_folder / "report.json"
 
     def said(content: Any) -> str:
         if content["report"]["verdict"] is None:
             raise CheckpointError(f"{path} has no verdict: convert again")
-        return tables.summary(rows, content["report"], str(out)) + "."
+        return tables.summary(rows, content["report"], str(out))
 
     return str(read_json(path, said))
 

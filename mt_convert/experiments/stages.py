@@ -26,24 +26,26 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel
 
 from ..data import DataSpec, EventSpec, Splits, open_data, open_events
 from ..data.fingerprint import describe_files
 from ..errors import CheckpointError, DataError, OutputError, RecipeError, many
-from ..report.rows import results_from_json
+from ..report.rows import Row, results_from_json
 from ..system.processes import Processes, alone_in
 from ..system.progress import notice
 from ..system.storage import append_line, atomic, check_folder, digest, read_json, sweep, write_json
+from ..training import spec as train_spec
 from .publication import NEW, PARTIAL, publish, recover, remove, replace_stage
 from .recipes.conversion import dump
+from .recipes.from_scratch import AnyRecipe, faults_here
 from .recipes.stored import differences_from_finished
 from .run_page import PAGE, write_page
 
 _ENDS = ("", NEW, PARTIAL)
 
 LATER: Mapping[str, Any] = {
-    **{"import": None, "rows": None, "after": [], "mse_weight": 0.0},
+    **{"import": None, "rows": None, "after": []},
+    **train_spec.LATER,
     **{"coding": "direct", "delayed": False, "fires_at": 1.0, "standardize_weights": False},
     **{"learn_thresholds": False, "norm_by_step": False},
 }
@@ -61,7 +63,7 @@ class StageRun(ABC):
     BLOCKS: ClassVar[Mapping[str, Sequence[str]]]
     """The blocks of the recipe that each stage depends on."""
 
-    def __init__(self, recipe: BaseModel, out: Path, resume: bool, overwrite: bool = False) -> None:
+    def __init__(self, recipe: AnyRecipe, out: Path, resume: bool, overwrite: bool = False) -> None:
         self.settings, self.out, self.resume, self.overwrite = recipe, out, resume, overwrite
         self.processes = Processes()
         self.first, self.wait = self.processes.first, self.processes.wait
@@ -75,13 +77,14 @@ class StageRun(ABC):
         """Those that the recipe asks for, in order."""
         return self.NAMES
 
-    @abstractmethod
-    def faults(self) -> Sequence[Any]:
-        """What this machine lacks to run the recipe."""
-
     def check_inputs(self) -> None:
-        """Raise if something is missing here."""
-        faults = self.faults()
+        """Raise if something is missing here; images may be, once the first stage is done."""
+        kept = (self.out / "ann").is_dir()
+        faults = [
+            item
+            for item in faults_here(self.settings)
+            if not kept or item.where not in ("data.root", "events.root")
+        ]
         if faults:
             raise RecipeError(
                 f"{many(faults, 'fault', 'faults')}: this recipe cannot run here", faults
@@ -223,8 +226,7 @@ class StageRun(ABC):
         inputs = [*(recipe[key] for key in self.BLOCKS[name]), _content(self.checkpoint(name))]
         inputs = [_without_unused(block) for block in inputs]
         if name == "ann":
-            settings: Any = self.settings
-            inputs += [_content(path) for path in settings.model.code_files.values()]
+            inputs += [_content(path) for path in self.settings.model.code_files.values()]
         return [*inputs, self.files[name]] if self.files[name] else inputs
 
     def _describe_sources(self, name: str) -> list[dict[str, Any]]:
@@ -267,16 +269,17 @@ class StageRun(ABC):
         append_line(self.out / "log.jsonl", json.dumps(line))
 
 
-def rows_file_text(folder: Path) -> str:
-    """The rows of a stage as they are stored, if they are rows.
+def rows_of_stage(folder: Path) -> list[Row]:
+    """The rows that a stage stored.
 
     Raises:
-        CheckpointError: they are damaged.
+        CheckpointError: they are damaged, or there are none.
     """
     path = folder / "rows.json"
-    if not read_json(path, results_from_json):
+    rows: list[Row] = read_json(path, results_from_json)
+    if not rows:
         raise CheckpointError(f"{path} has no rows: remove {folder} to make it again")
-    return path.read_text(encoding="utf-8")
+    return rows
 
 
 def _without_unused(block: Any) -> Any:

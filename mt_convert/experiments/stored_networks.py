@@ -18,6 +18,7 @@ from ..errors import Fault, RecipeError
 from ..evaluation.energy.measure import energy
 from ..evaluation.energy.report import EnergyReport
 from ..evaluation.spiking_rows import rows_of_stored
+from ..evaluation.stored import StoredNetwork
 from ..report.rows import Row
 from ..spiking.model import SpikingModel
 from ..system.devices import device
@@ -29,6 +30,7 @@ from .recipes.conversion import Recipe
 from .recipes.from_scratch import AnyRecipe, SpikingRecipe
 from .recipes.from_scratch import load as load_any
 from .stages import open_splits
+from .subjects import misfits
 
 
 def stored_network(name: str) -> Path | None:
@@ -63,8 +65,7 @@ def stored_rows(
     A network from scratch is shown behind those of ``time_steps`` that it was trained for.
 
     Raises:
-        RecipeError: no data; images of another shape.
-        SpecError: no step that it was trained for.
+        RecipeError: no data; images of another shape or other classes.
     """
     where = stored_network(name)
     assert where is not None
@@ -85,9 +86,12 @@ def stored_rows(
         "algorithm": _algorithm(network, where, recipe),
         "run": run,
     }
+    shown = StoredNetwork(network) if isinstance(network, SpikingModel) else network.eval()
+    faults = [fault for source in sources for fault in misfits(source, shown)]
+    if faults:
+        raise RecipeError(f"{name} cannot be evaluated", faults)
     rows: list[Row] = []
     for source in sources:
-        _check_shape(name, network, source)
         label = dataset_name(source) if isinstance(source, DataSpec) else source.dataset
         test = select_test_images(source, count, open_splits(source))
         rows += rows_of_stored(
@@ -137,14 +141,3 @@ def _recipe_beside(where: Path, overrides: Sequence[str]) -> AnyRecipe | None:
         if (folder / "recipe.yaml").is_file():
             return load_any(folder / "recipe.yaml", overrides)
     return None
-
-
-def _check_shape(name: str, network: Any, source: DataSpec | EventSpec) -> None:
-    """Raise unless the images are such as the network takes."""
-    if not isinstance(source, DataSpec):
-        return
-    shape = (source.channels, source.image_size, source.image_size)
-    if shape != tuple(network.image_shape):
-        what = f"images are {shape}, the network's {tuple(network.image_shape)}"
-        fault = Fault(dataset_name(source), what, "name a recipe of such images")
-        raise RecipeError(f"{name} cannot be evaluated", [fault])

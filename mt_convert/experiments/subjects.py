@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..data import DataSpec, Splits, images, open_data
+from ..data import DataSpec, EventSpec, Splits, images, open_data
 from ..data.class_map import head_faults
 from ..data.fingerprint import identity_of
 from ..data.image_spec import dataset_name
@@ -26,6 +27,7 @@ from ..evaluation.subject import Subject
 from ..quantization.quantize import QuantizedModel, quantize
 from ..quantization.spec import QuantSpec
 from ..spiking import archive
+from ..spiking.convert import convert
 from ..spiking.model import SpikingModel
 from ..system.devices import device
 from ..system.progress import notice
@@ -105,16 +107,24 @@ def check_finished(folder: Path) -> None:
             raise CheckpointError(f"{folder} holds no finished stage {stage!r}; {hint}")
 
 
+def load_trained(folder: Path, recipe: Recipe) -> tuple[nn.Module, QuantizedModel]:
+    """The float and the trained quantized network of a run.
+
+    Raises:
+        CheckpointError: the run is not finished up to there, or damaged.
+    """
+    check_finished(folder)
+    ann = load_ann(recipe.model, recipe.data.image_size, folder / "ann")
+    return ann, archive.load_quantized(folder / "train", recipe.quantize.spec())
+
+
 def run_subject(folder: Path, recipe: Recipe, splits: Splits) -> Subject:
     """The trained network of a run on all its test images.
 
     Raises:
         CheckpointError: the run is not finished up to its trained network, or damaged.
     """
-    check_finished(folder)
-    ann = load_ann(recipe.model, recipe.data.image_size, folder / "ann")
-    qann = archive.load_quantized(folder / "train", recipe.quantize.spec())
-    return subject(recipe, recipe.data, splits, (ann, qann), None)
+    return subject(recipe, recipe.data, splits, load_trained(folder, recipe), None)
 
 
 def _load_subjects(
@@ -133,11 +143,7 @@ def _load_subjects(
     if act_bits is not None:
         faults.append(Fault("--act-bits", str(act_bits), f"{folder} holds no float network"))
     for source in data:
-        shape = (source.channels, source.image_size, source.image_size)
-        if shape != qann.image_shape:
-            what = f"images are {shape}, the network's {tuple(qann.image_shape)}"
-            faults.append(Fault(dataset_name(source), what, "name a recipe of such images"))
-        faults += head_faults(source, _head(qann))
+        faults += misfits(source, qann)
     if faults:
         raise RecipeError(f"{folder} cannot be evaluated", faults)
     subjects = []
@@ -153,10 +159,21 @@ def _load_subjects(
     return subjects
 
 
-def _head(qann: QuantizedModel | StoredNetwork) -> int:
-    """The number of classes that a network tells apart."""
+def misfits(source: DataSpec | EventSpec, network: Any) -> list[Fault]:
+    """What keeps a network, called on images alone, from images of another shape or classes."""
+    shape, expected = (source.channels, source.image_size, source.image_size), network.image_shape
+    label = dataset_name(source) if isinstance(source, DataSpec) else source.dataset
+    if shape != tuple(expected):
+        what = f"images are {shape}, the network's {tuple(expected)}"
+        return [Fault(label, what, "name a recipe of such images")]
     with torch.no_grad():
-        return int(qann(torch.zeros(1, *qann.image_shape)).shape[-1])
+        head = int(network(torch.zeros(1, *expected)).shape[-1])
+    if isinstance(source, DataSpec):
+        return head_faults(source, head)
+    if source.number_of_classes == head:
+        return []
+    what = f"has {source.number_of_classes} classes, the head has {head} rows"
+    return [Fault(label, what, "name recordings of as many classes")]
 
 
 def subject(
@@ -180,6 +197,22 @@ def subject(
             "seed": recipe.seed,
         },
         data=identity_of(data),
+    )
+
+
+def convert_as(
+    recipe: Recipe, qann: QuantizedModel, *, verify: Tensor | bool = False
+) -> SpikingModel:
+    """A quantized network as the ``convert`` block of a recipe says."""
+    block = recipe.convert
+    return convert(
+        qann,
+        ladder=block.ladder_for(recipe.quantize.levels),
+        firing=block.firing,
+        signed=block.signed,
+        presentation=block.presentation,
+        whole_window=block.waits,
+        verify=verify,
     )
 
 

@@ -68,13 +68,13 @@ def _acquire(path: Path) -> int:
     """The open lock file, locked and saying whose it is."""
     while True:
         if _is_held_here(path):  # without opening it: closing it again would give our lock back
-            raise OutputError(_taken(path, {"pid": os.getpid(), "host": platform.node()}))
+            raise OutputError(_refusal(path, {"pid": os.getpid(), "host": platform.node()}))
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise OutputError(f"{path} is no regular file: move it away")
             if not _lock(handle, path):
-                raise OutputError(_taken(path, _holder(path)))
+                raise OutputError(_refusal(path, _holder(path)))
             if _is_still(handle, path):
                 with suppress(OSError):  # a full disk is said by whoever has something to write
                     _sign(handle)
@@ -145,7 +145,7 @@ def _works(holder: dict[str, object]) -> bool:
     return pid != os.getpid()
 
 
-def _taken(path: Path, holder: dict[str, object]) -> str:
+def _refusal(path: Path, holder: dict[str, object]) -> str:
     since = f" since {holder['since']}" if "since" in holder else ""
     who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}{since}"
     return (

@@ -68,7 +68,7 @@ class ForeignWeights:
             CheckpointError: two prefixes fit equally well.
         """
         names = set(expected)
-        tensors = {_bare(name): tensor for name, tensor in self.tensors.items()}
+        tensors = {_unwrap_name(name): tensor for name, tensor in self.tensors.items()}
         fits = Counter(prefix for name in tensors for prefix in _prefixes(name, names))
         most = max(fits.values(), default=0)
         best = [prefix for prefix, count in fits.items() if count == most]
@@ -112,7 +112,7 @@ def load_foreign(path: str | Path) -> ForeignWeights:
         tensors = load_tensors(path)
         if not tensors:
             raise CheckpointError(f"{path} holds no tensors: expected named weights")
-        return ForeignWeights(_checked(path, tensors))
+        return ForeignWeights(_check_tensors(path, tensors))
     return _choose(path, _load_torch(path))
 
 
@@ -157,7 +157,7 @@ def _choose(path: Path, content: Any) -> ForeignWeights:
     for known in (*AVERAGED, *SETS):
         names = [name for name in sets if known in name.split(".")]
         if names:
-            return _taken(path, names[0], sets)
+            return _take(path, names[0], sets)
     if not own and len(sets) > 1:
         faults = [Fault(name, f"{len(item)} tensors", "") for name, item in sets.items()]
         allowed = ", ".join(SETS)
@@ -168,14 +168,14 @@ def _choose(path: Path, content: Any) -> ForeignWeights:
         )
     if not own and not sets:
         raise CheckpointError(f"{path} holds no tensors: expected a state_dict")
-    return _taken(path, "" if own else next(iter(sets)), {"": own, **sets} if own else sets)
+    return _take(path, "" if own else next(iter(sets)), {"": own, **sets} if own else sets)
 
 
-def _taken(path: Path, name: str, sets: Mapping[str, Mapping[Any, Any]]) -> ForeignWeights:
+def _take(path: Path, name: str, sets: Mapping[str, Mapping[Any, Any]]) -> ForeignWeights:
     content = sets[name]
     tensors = {key: item for key, item in content.items() if isinstance(item, Tensor)}
     over = tuple(other for other in sets if other not in ("", name))
-    return ForeignWeights(_checked(path, tensors), name, over)
+    return ForeignWeights(_check_tensors(path, tensors), name, over)
 
 
 def _sets(content: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Mapping[Any, Any]]]:
@@ -190,12 +190,12 @@ def _sets(content: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Map
             yield from _sets(item, at)
 
 
-def _checked(path: Path, tensors: Mapping[Any, Tensor]) -> dict[str, Tensor]:
+def _check_tensors(path: Path, tensors: Mapping[Any, Tensor]) -> dict[str, Tensor]:
     """The tensors, if each has a name and holds plain numbers."""
     faults = [
         Fault(str(name), wrong, "store it as a plain tensor under a name")
         for name, tensor in tensors.items()
-        if (wrong := _wrong(name, tensor))
+        if (wrong := _defect(name, tensor))
     ]
     if faults:
         raise CheckpointError(
@@ -205,7 +205,7 @@ def _checked(path: Path, tensors: Mapping[Any, Tensor]) -> dict[str, Tensor]:
     return {str(name): tensor.detach() for name, tensor in tensors.items()}
 
 
-def _wrong(name: Any, tensor: Tensor) -> str:
+def _defect(name: Any, tensor: Tensor) -> str:
     """What keeps a tensor from being weights; empty for nothing."""
     kinds: dict[str, Callable[[], bool]] = {
         f"is named by a {type(name).__name__}": lambda: not isinstance(name, str),
@@ -217,7 +217,7 @@ def _wrong(name: Any, tensor: Tensor) -> str:
     return next((what for what, holds in kinds.items() if holds()), "")
 
 
-def _bare(name: str) -> str:
+def _unwrap_name(name: str) -> str:
     """A name without what wrappers put into its middle."""
     for part in _WITHIN:
         name = name.replace(part, "")

@@ -15,7 +15,7 @@ from ..system.plain_data import as_type
 SCHEDULES = ("cosine", "tanh", "constant")
 PRECISIONS = ("no", "bf16")
 _NOT_NUMERIC = ("save_every", "workers")
-_LATER = {"mse_weight": 0.0}  # fields that came when trainings were stored already
+LATER = {"mse_weight": 0.0}  # fields that came when trainings and runs were stored already
 _ALWAYS = object()
 
 Checks = Mapping[str, tuple[Callable[[Any], bool], str]]
@@ -169,12 +169,12 @@ class TrainSpec:
         refuse(self, _faults(self))
 
     def numbers(self) -> dict[str, Any]:
-        """The fields that the trained weights depend on; those of `_LATER` only where used."""
+        """The fields that the trained weights depend on; those of `LATER` only where used."""
         fields = dataclasses.asdict(self)
         return {
             name: value
             for name, value in fields.items()
-            if name not in _NOT_NUMERIC and value != _LATER.get(name, _ALWAYS)
+            if name not in _NOT_NUMERIC and value != LATER.get(name, _ALWAYS)
         }
 
 

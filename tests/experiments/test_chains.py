@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_recipes import COMMON, SPIKING
 
 import mt_convert as mt
 from mt_convert.data import images, open_data
@@ -30,21 +31,12 @@ from mt_convert.system.storage import read_json
 from mt_convert.training.from_scratch.network import ScratchNetwork
 from mt_convert.training.spec import TrainSpec
 
-COMMON = """
-name: tiny
-model: {architecture: digits_cnn, classes: 4, channels: 1}
-data:
-  {dataset: synthetic, image_size: 8, channels: 1, classes: 4, limit: 16, validation_share: 0.5,
-  calibration_images: 8, test_images: 8}
-train: {epochs: 1, batch_size: 8}
-"""
 CHAIN = """
 quantize: {act_bits: 2}
 evaluate: {thresholds: [3], time_steps: [1], batch_size: 8, iso_level: false}
 calibrate: {calibration: mse+membrane_mean, presentation: every_step, time_steps: 4, signed: false}
 finetune: {learns: [weights], train: {epochs: 1, batch_size: 8}}
 """
-SCRATCH = "spiking: {neuron: lif, decay_input: false, time_steps: 2}\nevaluate: {batch_size: 8}"
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +51,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of a network trained from scratch."""
     folder = tmp_path_factory.mktemp("scratch")
-    (folder / "scratch.yaml").write_text(COMMON + SCRATCH)
+    (folder / "scratch.yaml").write_text(COMMON + SPIKING)
     return run(load(folder / "scratch.yaml"), folder / "run", resume=False)
 
 
@@ -143,6 +135,21 @@ def test_calibrated_fine_tuned_and_scratch_networks_are_evaluated(
     ]
     assert (tuned[0].weight_bits, from_scratch[0].weight_bits) == (4, None)
     assert "## finetune, as it is stored" in (tmp_path / "errors.md").read_text()
+
+
+@pytest.mark.slow
+def test_stored_networks_are_not_evaluated_on_other_images_or_classes(
+    chain: Path, scratch: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other.yaml").write_text(COMMON + CHAIN)
+    for keys, message in (
+        (("data.classes=3", "model.classes=3"), "is 3, the head has 4 rows"),
+        (("data.image_size=16",), r"images are \(1, 16, 16\), the network's \(1, 8, 8\)"),
+    ):
+        for folder in (chain / "finetune", scratch):
+            options = EvalOptions((str(folder),), keys, (str(tmp_path / "other.yaml"),))
+            with pytest.raises(RecipeError, match=message):
+                run_eval(options, tmp_path / "out")
 
 
 @pytest.mark.slow

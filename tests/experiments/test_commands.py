@@ -166,7 +166,8 @@ def ran(name: str, folder: Path) -> tuple[Path, str]:
     done = call_here(folder, "run", name, "--smoke")
     assert done.returncode == 0, done.stderr
     out = folder / "runs" / f"{name}_smoke"
-    assert " ".join(done.stdout.split()).endswith(f"artefacts are in runs/{out.name}.")
+    end = f"artefacts are in runs/{out.name}. page: runs/{out.name}/report.html"
+    assert " ".join(done.stdout.split()).endswith(end)
     return out, done.stdout
 
 
@@ -229,7 +230,10 @@ def test_a_run_leaves_the_house_and_is_checked_again(tmp_path: Path, earlier: Pa
     assert json.loads((earlier / "tables" / "verdict.json").read_text())["images"] == 300
     assert "checked out/tables" in call_here(tmp_path, *words, "--check").stdout
     shutil.rmtree(earlier / "convert")
-    assert "holds no converted network" in message(call_here(tmp_path, *words))
+    assert "holds no converted network; finish it" in message(call_here(tmp_path, *words))
+    (earlier / "network").mkdir()
+    (earlier / "network" / "network.json").touch()
+    assert "name its fine-tuned one: out/network" in message(call_here(tmp_path, *words))
 
 
 @pytest.mark.slow
@@ -499,7 +503,7 @@ def test_show_of_a_damaged_network_is_one_message(command: Command, earlier: Pat
 def test_show_prints_a_run_and_a_converted_network(command: Command, earlier: Path) -> None:
     done = command("show", "out")
     assert done.returncode == 0
-    assert done.stdout.rstrip().endswith("all artefacts are in out.")
+    assert done.stdout.rstrip().endswith("all artefacts are in out.\npage: out/report.html")
     assert "direct coding" in command("show", "out/convert").stdout
 
 

@@ -1,43 +1,39 @@
-"""One recipe from start to end: its folder, what is kept, and what a fault or a kill leaves."""
+"""One recipe from start to end: its folder, and what is kept."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
-import io
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from paths import ROOT
 from PIL import Image
-from rich.console import Console
+from small_runs import (
+    STAGES,
+    assert_equal_runs,
+    entered,
+    events,
+    files,
+    recipe,
+    run,
+)
 
 from mt_convert.data import batches, open_data
 from mt_convert.data.splits import select_test_images
-from mt_convert.errors import CheckpointError, DataError, OutputError, RecipeError
+from mt_convert.errors import CheckpointError, RecipeError
 from mt_convert.evaluation.settings import Setting
-from mt_convert.experiments import conversion_run, publication, stages
+from mt_convert.experiments import conversion_run, stages
 from mt_convert.experiments.models.build import load_ann
 from mt_convert.experiments.recipes.conversion import (
     EvaluateBlock,
-    Recipe,
     load_recipe,
 )
-from mt_convert.experiments.run import free_folder
-from mt_convert.experiments.run import run as run_recipe
-from mt_convert.experiments.show import show
 from mt_convert.neurons.ladder import Radix
 from mt_convert.quantization.chain import float_tensors
 from mt_convert.quantization.quantize import QuantizedModel
@@ -48,89 +44,10 @@ from mt_convert.training.accuracy import accuracy
 from mt_convert.training.loss import TrainLoss
 from mt_convert.training.spec import TrainSpec, without_quantizers
 
-STAGES = tuple(
-    name
-    for name in conversion_run.Conversion.NAMES
-    if name not in ("control", "calibrate", "finetune")
-)  # of recipes without one
-SMALL = ["evaluate.thresholds=[1,15]", "evaluate.time_steps=[1,2]"]
-
-pytestmark = pytest.mark.slow  # nearly every test runs a recipe
-
-
-def recipe(*overrides: str) -> Recipe:
-    """The digits' network on a few made-up images, in a second or two."""
-    return load_recipe("digits", [*SMALL, *overrides], smoke=True)
-
-
-def run(given: Recipe, out: Path, *, resume: bool) -> Path:
-    """A run that may take the place of an earlier one."""
-    return run_recipe(given, out, resume=resume, overwrite=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Any:
-    """Another process comes to the same sums only with as many threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run; nothing may change it."""
-    return run(recipe(), tmp_path_factory.mktemp("runs") / "digits", resume=False)
-
-
-@pytest.fixture
-def copied(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run, times of files included."""
-    return Path(shutil.copytree(finished, tmp_path / "copied"))
-
-
-def files(folder: Path, *without: str) -> dict[str, tuple[str, int]]:
-    """Digest and time of all files of a folder, by path."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(folder)): (
-            hashlib.sha256(path.read_bytes()).hexdigest(),
-            path.stat().st_mtime_ns,
-        )
-        for path in paths
-        if path.name not in without
-    }
-
-
-def events(folder: Path) -> list[tuple[str, str]]:
-    """Stage and event of every line of the log."""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [(line["stage"], line["event"]) for line in lines]
-
-
-def entered(folder: Path, before: int) -> list[str]:
-    """The stages that were run after the first ``before`` lines of the log."""
-    return [stage for stage, event in events(folder)[before:] if event == "finished"]
-
-
-def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors that the stages left, by file and name."""
-    return {
-        f"{path.relative_to(folder)}:{name}": tensor
-        for path in sorted(folder.rglob("*.safetensors"))
-        for name, tensor in load_tensors(path).items()
-    }
-
-
-def assert_equal_runs(one: Path, other: Path) -> None:
-    """Two runs of one recipe came to the same, bit for bit."""
-    for name in ("results.json", "recipe.yaml", "versions.json", "convert/report.json"):
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    first, second = tensors_of(one), tensors_of(other)
-    assert first.keys() == second.keys()
-    assert len(first) > 50
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert sorted(path.name for path in one.iterdir()) == sorted(p.name for p in other.iterdir())
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("one_thread"),
+]  # nearly every test runs a recipe
 
 
 # ------------------------------------------------------------------------------- what a run leaves
@@ -454,282 +371,6 @@ def test_settings_are_every_combination_in_a_fixed_order() -> None:
     assert len(found) == len(set(found)) == 2 * 2 * 2 * 2 * 2
     assert [setting.ladder.n for setting in found[:2]] == [1, 15]
     assert {setting.time_steps for setting in found} == {(1, 2)}
-
-
-# ------------------------------------------------------------------------------- faults and kills
-
-
-class Killed(BaseException):
-    """Stands for a SIGKILL: nothing of ours catches it."""
-
-
-def test_killed_at_the_end_of_each_stage_and_resumed_it_comes_to_the_same(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "killed"
-    replace = stages.replace_stage
-
-    def die_before(stage: str) -> Callable[[Path, Path], None]:
-        def stop(partial: Path, folder: Path) -> None:
-            if folder.name == stage:
-                raise Killed
-            replace(partial, folder)
-
-        return stop
-
-    for stage in STAGES:
-        monkeypatch.setattr(stages, "replace_stage", die_before(stage))
-        with pytest.raises(Killed):
-            run(recipe(), out, resume=True)
-        assert (out / f"{stage}.partial").is_dir()
-        assert not (out / "results.json").exists()
-    monkeypatch.setattr(stages, "replace_stage", replace)
-    assert_equal_runs(finished, run(recipe(), out, resume=True))
-
-
-def test_killed_before_the_new_stages_take_the_places_of_the_old_ones_it_goes_on(
-    finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = recipe("evaluate.iso_level=false")
-
-    def die(first: Path, second: Path) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(publication, "exchange", die)
-        with pytest.raises(Killed):
-            run(other, copied, resume=False)
-    for stage in STAGES:
-        for file in (finished / stage).iterdir():
-            assert (copied / stage / file.name).exists()
-    assert (copied / "results.json").read_bytes() == (finished / "results.json").read_bytes()
-    lines = len(events(copied))
-    run(other, copied, resume=False)
-    assert entered(copied, lines) == []
-    assert len(json.loads((copied / "results.json").read_text())["rows"]) == 8
-    assert {path.name for path in copied.iterdir()} == {path.name for path in finished.iterdir()}
-
-
-def test_a_finished_run_with_other_settings_stays_unless_it_is_to_be_overwritten(
-    finished: Path, copied: Path
-) -> None:
-    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
-    other = recipe("evaluate.iso_level=false")
-    with pytest.raises(OutputError, match="other settings; --overwrite") as raised:
-        run_recipe(other, copied, resume=True)
-    assert [item.where for item in raised.value.faults] == ["evaluate.iso_level"]
-    assert before == {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
-    assert free_folder(copied, other).name == f"{copied.name}-2"
-    assert free_folder(copied, recipe()) == copied
-
-
-def test_a_recipe_tried_in_between_leaves_nothing_behind(
-    finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(conversion_run.tables, "markdown_page", refuse)
-        with pytest.raises(DataError):
-            run(recipe("evaluate.iso_level=false"), copied, resume=False)
-    assert (copied / "evaluate.new").is_dir()
-    assert "every step" in printed(copied)  # the earlier run's table, whole
-    lines = len(events(copied))
-    run(recipe("evaluate.thresholds=[3]"), copied, resume=False)
-    assert entered(copied, lines) == ["evaluate", "inspect", "report"]
-    assert {path.name for path in copied.iterdir()} == {path.name for path in finished.iterdir()}
-
-
-def test_without_resume_an_unfinished_stage_starts_again(
-    copied: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (copied / "report.partial").mkdir()
-    (copied / "report.partial" / "stray").write_text("left by a kill")
-    run(recipe("name=other"), copied, resume=False)
-    assert not (copied / "report" / "stray").exists()
-
-
-def test_an_unfinished_stage_of_another_recipe_is_not_resumed(copied: Path) -> None:
-    partial = copied / "report.partial"
-    partial.mkdir()
-    (partial / "inputs.json").write_text('{"fingerprint": "of another recipe"}')
-    (partial / "stray").write_text("left by a kill")
-    run(recipe("name=other"), copied, resume=True)
-    assert not (copied / "report" / "stray").exists()
-
-
-def refuse(*_: Any, **__: Any) -> None:
-    raise DataError("an image is unreadable")
-
-
-@pytest.mark.parametrize(
-    ("broken", "override", "left"),
-    [
-        ("subject", "evaluate.thresholds=[3]", {"evaluate.partial"}),
-        ("convert", "convert.signed=true", {"convert.partial"}),
-        ("subject", "convert.signed=true", {"convert.new", "evaluate.partial"}),
-        ("quantize", "seed=3", {"ann.new", "quantize.partial"}),
-    ],
-)
-def test_a_stage_that_fails_leaves_everything_that_stood_there(
-    copied: Path, monkeypatch: pytest.MonkeyPatch, broken: str, override: str, left: set[str]
-) -> None:
-    before = files(copied, "log.jsonl")
-    monkeypatch.setattr(conversion_run, broken, refuse)
-    with pytest.raises(DataError):
-        run(recipe(override), copied, resume=False)
-    after = files(copied, "log.jsonl")
-    assert {name: after.get(name) for name in before} == before
-    assert {name.split("/")[0] for name in after.keys() - before.keys()} == left
-
-
-@pytest.mark.parametrize(
-    ("override", "error", "words"),
-    [
-        ("model.checkpoint=nowhere.th", RecipeError, "model.checkpoint  nowhere.th is not here"),
-        ("quantize.checkpoint=nowhere", RecipeError, "quantize.checkpoint  nowhere is not here"),
-        ("model.architecture=digits_cn", RecipeError, "did you mean digits_cnn"),
-    ],
-)
-def test_what_is_not_here_is_told_before_anything_is_written(
-    copied: Path, override: str, error: type[Exception], words: str
-) -> None:
-    before = files(copied)
-    with pytest.raises(error) as caught:
-        run(recipe(override), copied, resume=False)
-    assert words in str(caught.value)
-    assert files(copied) == before
-
-
-def test_a_network_quantized_otherwise_is_told_before_anything_is_written(
-    finished: Path, copied: Path
-) -> None:
-    before = files(copied)
-    other = recipe(
-        f"quantize.checkpoint={finished / 'train'}",
-        "quantize.weight_bits=2",
-        "quantize.act_bits=2",
-    )
-    with pytest.raises(CheckpointError) as caught:
-        run(other, copied, resume=False)
-    assert {fault.where for fault in caught.value.faults} == {"weight_bits", "act_bits"}
-    assert files(copied) == before
-
-
-@pytest.mark.parametrize("name", ["", "ann", "evaluate.partial"])
-def test_a_file_in_the_way_is_told_and_left_alone(tmp_path: Path, name: str) -> None:
-    out = tmp_path / "out"
-    way = out / name if name else out
-    way.parent.mkdir(exist_ok=True)
-    way.write_text("mine")
-    with pytest.raises(OutputError, match="is a file"):
-        run(recipe(), out, resume=False)
-    assert way.read_text() == "mine"
-
-
-# -------------------------------------------------------------------------------------------- show
-
-
-def printed(path: Path, width: int = 100) -> str:
-    """What `show` prints of a path."""
-    console = Console(file=io.StringIO(), width=width)
-    show(path, console)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
-
-
-def test_show_of_a_run_ends_with_the_sentence_and_the_folder(finished: Path) -> None:
-    text = printed(finished)
-    assert "ANN %" in text
-    assert text.rstrip().endswith(f"all artefacts are in {finished}.")
-
-
-def test_show_of_the_default_recipe_has_both_modes_side_by_side(finished: Path) -> None:
-    rows = [line.split() for line in printed(finished, width=80).splitlines()]
-    assert any(row[:4] == ["presented", "mode", "signed", "n"] for row in rows)
-    for mode in ("parallel", "cascade"):
-        (exact,) = [row for row in rows if row[:5] == ["once", mode, "yes", "15", "1"]]
-        assert exact[6:8] == ["1.0000", "1.0000"]
-
-
-def test_show_of_a_converted_network_lists_neurons_and_what_is_analog(finished: Path) -> None:
-    text = printed(finished / "convert")
-    for word in ("Neurons", "Weighted layers", "Analog", "direct coding"):
-        assert word in text
-
-
-def test_show_of_a_quantized_network_tells_its_bits(finished: Path) -> None:
-    assert "weight_bits=4" in printed(finished / "train")
-
-
-def test_show_of_nothing_and_of_an_unfinished_run_say_so(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds no finished run"):
-        printed(tmp_path)
-    with pytest.raises(CheckpointError, match="holds no finished run"):
-        printed(tmp_path / "nowhere")
-    (tmp_path / "train.partial").mkdir()
-    with pytest.raises(
-        CheckpointError, match=r"unfinished: train\.partial, continue with run --res"
-    ):
-        printed(tmp_path)
-
-
-def test_show_of_results_without_rows_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text('{"schema": "mt_convert.results/2", "rows": []}')
-    with pytest.raises(CheckpointError, match="has no rows"):
-        printed(tmp_path)
-
-
-# ------------------------------------------------------------------------------------ real kills
-
-
-LONG = [*SMALL, "data.dataset=digits", "data.limit=320", "data.test_images=64"] + [
-    f"{block}.{key}"
-    for block in ("ann", "train")
-    for key in ("epochs=5", "batch_size=16", "save_every=2")
-]
-
-
-def start(out: Path) -> subprocess.Popen[bytes]:
-    """The real command, resuming what is there."""
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    words = ["run", "digits", "--smoke", "--resume", "--out", str(out), *LONG]
-    return subprocess.Popen(
-        [sys.executable, "-m", "mt_convert.cli", *words],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def kill_in(stage: str, out: Path) -> None:
-    """SIGKILL the command after some checkpoints of a stage's training, before its end."""
-    process = start(out)
-    checkpoints = out / f"{stage}.partial" / "checkpoint"
-    deadline = time.monotonic() + 300
-    while process.poll() is None and time.monotonic() < deadline:
-        steps = [int(path.name) for path in checkpoints.glob("[0-9]*")]
-        if steps and max(steps) > 20:  # past the first of five epochs of 15 steps
-            break
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-    assert (out / f"{stage}.partial").is_dir()
-    assert not (out / stage).exists()
-    assert not (out / f"{stage}.partial" / "finished.json").exists()
-
-
-@pytest.mark.long
-def test_the_command_killed_in_both_trainings_and_resumed_gives_the_same_numbers(
-    tmp_path: Path,
-) -> None:
-    out = tmp_path / "killed"
-    kill_in("ann", out)
-    kill_in("train", out)
-    assert start(out).wait(300) == 0
-    assert [event for stage, event in events(out) if stage == "ann"] == [
-        *("started", "started", "finished", "kept")
-    ]
-    whole = run(load_recipe("digits", LONG, smoke=True), tmp_path / "whole", resume=False)
-    assert_equal_runs(whole, out)
 
 
 def test_fewer_images_are_drawn_from_all_classes_and_not_the_first_of_the_files(

@@ -101,6 +101,22 @@ CASES = {
     ),
     "answers {}": (unfinished("evaluate", references), RUN, "references"),
     "cells of another schema": (unfinished("evaluate", cells), RUN, "cells"),
+    "digits that are no points": (
+        unfinished("report", text("evaluate/truncation.json", '[{"curve": "read_out"}]')),
+        RUN,
+        "truncation.json",
+    ),
+    "digits of another curve": (
+        unfinished(
+            "report",
+            text(
+                "evaluate/truncation.json",
+                '[{"curve": "x", "digits": 1, "network_step": 1, "accuracy": 1.0}]',
+            ),
+        ),
+        RUN,
+        "truncation.json",
+    ),
     "training finished {}": (
         unfinished("ann", text("ann.partial/finished.json", "{}")),
         RUN,

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recipe_keys import enumerated
+from tiny_recipes import COMMON, SPIKING
 
 from mt_convert.calibration.spec import NAMES
 from mt_convert.calibration.text import parse
@@ -21,16 +22,7 @@ from mt_convert.experiments.recipes.from_scratch import SpikingRecipe, load
 from mt_convert.experiments.run import run
 from mt_convert.quantization.spec import ActNoise, BatchNorm, Scale, Spacing, WeightCode
 
-COMMON = """
-name: tiny
-model: {architecture: digits_cnn, classes: 4, channels: 1}
-data:
-  {dataset: synthetic, image_size: 8, channels: 1, classes: 4, limit: 16, validation_share: 0.5,
-  calibration_images: 8, test_images: 8}
-train: {epochs: 1, batch_size: 8}
-"""
 CONVERSION = "quantize: {act_bits: 2}\nevaluate: {thresholds: [3], time_steps: [2], batch_size: 8}"
-SPIKING = "spiking: {neuron: lif, decay_input: false, time_steps: 2}\nevaluate: {batch_size: 8}"
 FILES = {Recipe: COMMON + CONVERSION, SpikingRecipe: COMMON + SPIKING}
 
 COMPANIONS: dict[str, tuple[str, ...]] = {

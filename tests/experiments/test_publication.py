@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from system_calls import kill_after
 
 from mt_convert.errors import OutputError
 from mt_convert.experiments import publication
@@ -75,17 +74,8 @@ def killed_at(step: int, work: Callable[[], None]) -> bool:
     to its end before."""
     child = os.fork()
     if child == 0:
-        left = step
-
-        def count(event: str, _: object) -> None:
-            nonlocal left
-            if event != "os.kill" and event.split(".")[0] in ("os", "open", "shutil"):
-                left -= 1
-                if left < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
         try:
-            sys.addaudithook(count)
+            kill_after(step)
             work()
         finally:
             os._exit(0)

@@ -55,6 +55,22 @@ def test_a_folder_without_a_finished_run_gets_no_page(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("versions.json", []),
+        ("versions.json", {"packages": ["torch"]}),
+        ("convert/report.json", []),
+        ("convert/report.json", {"report": []}),
+    ],
+)
+def test_the_damaged_file_is_named_and_no_other(folder: Path, name: str, damage: object) -> None:
+    write_json(folder / name, damage)
+    with pytest.raises(CheckpointError, match=f"{name.replace('.', '[.]')} is damaged") as raised:
+        write_page(folder)
+    assert "inspection" not in str(raised.value)
+
+
 def test_a_damaged_log_is_named(folder: Path) -> None:
     (folder / "train").mkdir()
     (folder / "train" / "log.jsonl").write_text('{"epoch": 1}\n{"epo')

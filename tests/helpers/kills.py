@@ -21,11 +21,10 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
+from system_calls import kill_after
 
 from mt_convert import cli
-from mt_convert.experiments import publication
-from mt_convert.experiments.recipes.conversion import load_recipe
-from mt_convert.experiments.run import run
+from mt_convert.experiments import run as _imported_here_once  # noqa: F401
 from mt_convert.experiments.stages import StageRun
 
 SMALL = ("evaluate.thresholds=[1,15]", "evaluate.time_steps=[1,2]", "evaluate.iso_level=false")
@@ -57,8 +56,8 @@ def start(out: Path, words: Sequence[str], before: Callable[[], None] = lambda: 
         os._exit(code)
 
 
-def ended(child: int) -> int:
-    """The exit code of a process; minus the signal that ended it."""
+def wait_for(child: int) -> int:
+    """The exit code of a process; minus the signal that wait_for it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -82,21 +81,12 @@ def kill_in_publication(call: int, handle: int = 2) -> Callable[[], None]:
     def arm() -> None:
         publish = StageRun.publish
 
-        def killed(stages: StageRun) -> None:
-            left = call
-
-            def count(event: str, _: object) -> None:
-                nonlocal left
-                if event != "os.kill" and event.split(".")[0] in ("os", "open", "shutil"):
-                    left -= 1
-                    if left < 0:
-                        os.kill(os.getpid(), signal.SIGKILL)
-
-            sys.addaudithook(count)
+        def publish_and_die(stages: StageRun) -> None:
+            made = kill_after(call)
             publish(stages)
-            os.write(handle, b"%d" % (call - left))
+            os.write(handle, b"%d" % made())
 
-        StageRun.publish = killed  # type: ignore[method-assign]
+        StageRun.publish = publish_and_die  # type: ignore[method-assign]
 
     return arm
 
@@ -105,29 +95,29 @@ def kills_while_publishing(root: Path, times: int) -> Counter[str]:
     """An old run, whole, or the new one, whole; and the new one after the next command."""
     old, new = root / "old", root / "new"
     for out, words in ((old, SMALL), (new, OTHER)):
-        assert ended(start(out, words)) == 0
+        assert wait_for(start(out, words)) == 0
     expected = {"old": digests(old), "new": digests(new)}
     ready = root / "ready"  # all new stages beside the old ones, so that each kill is quick
     shutil.copytree(old, ready)
-    assert ended(start(ready, (*OTHER, "--overwrite"), kill_in_publication(0))) == -9
+    assert wait_for(start(ready, (*OTHER, "--overwrite"), kill_in_publication(0))) == -9
     reader, writer = os.pipe()
     shutil.copytree(ready, root / "counted")
     words = (*OTHER, "--overwrite")
-    assert ended(start(root / "counted", words, kill_in_publication(10**9, writer))) == 0
+    assert wait_for(start(root / "counted", words, kill_in_publication(10**9, writer))) == 0
     last = int(os.read(reader, 100))
     figures = Counter({"calls of the system": last})
     for number in range(times):
         out = root / f"published{number}" / "run"
         shutil.copytree(ready, out)
         call = 1 + number * last // times
-        code = ended(start(out, (*OTHER, "--overwrite"), kill_in_publication(call)))
-        figures["killed" if code == -9 else f"ended with {code}"] += 1
+        code = wait_for(start(out, (*OTHER, "--overwrite"), kill_in_publication(call)))
+        figures["killed" if code == -9 else f"wait_for with {code}"] += 1
         hidden = (".new", ".partial")
         kept = {k: v for k, v in digests(out).items() if not k.split("/")[0].endswith(hidden)}
         kept.pop(".lock", None)
         which = next((name for name, whole in expected.items() if whole == kept), "MIXED")
         figures[f"then {which}"] += 1
-        assert ended(start(out, (*OTHER, "--overwrite"))) == 0
+        assert wait_for(start(out, (*OTHER, "--overwrite"))) == 0
         figures["resumed: equal" if digests(out) == expected["new"] else "resumed: OTHER"] += 1
         left = [path.name for path in out.parent.iterdir() if path.suffix != ".txt"]
         figures["nothing left over" if left == ["run"] else f"left {left}"] += 1
@@ -143,7 +133,7 @@ def pairs_in_one_folder(root: Path, times: int) -> Counter[str]:
         children = [start(out, SMALL)]
         time.sleep(random.random() * 0.4)
         children.append(start(out, SMALL))
-        codes = sorted(map(ended, children))
+        codes = sorted(map(wait_for, children))
         figures[f"exit codes {codes}"] += 1
         said = "".join(path.read_text() for path in out.parent.glob("*.txt"))
         told = any(f"in use by process {child} on" in said for child in children)
@@ -156,7 +146,7 @@ def kills_of_a_run(root: Path, times: int) -> Counter[str]:
     """Killed at a random moment and resumed, a run gives the numbers of one that nobody killed."""
     expected, figures = digests(root / "old"), Counter[str]()
     begun = time.monotonic()
-    assert ended(start(root / "timed", SMALL)) == 0
+    assert wait_for(start(root / "timed", SMALL)) == 0
     seconds = time.monotonic() - begun
     for number in range(times):
         out = root / f"killed{number}" / "run"
@@ -164,8 +154,8 @@ def kills_of_a_run(root: Path, times: int) -> Counter[str]:
         child = start(out, SMALL)
         time.sleep(random.random() * seconds)
         os.kill(child, signal.SIGKILL)
-        figures["killed" if ended(child) == -9 else "had ended"] += 1
-        assert ended(start(out, SMALL)) == 0
+        figures["killed" if wait_for(child) == -9 else "had wait_for"] += 1
+        assert wait_for(start(out, SMALL)) == 0
         figures["equal" if digests(out) == expected else "OTHER"] += 1
         hidden = [str(path) for path in out.rglob("*") if path.name.startswith(".")]
         figures["nothing left over" if not hidden else f"left {hidden}"] += 1
@@ -182,11 +172,10 @@ def main(share: float) -> None:
             (pairs_in_one_folder, 9),
             (kills_of_a_run, 20),
         ):
-            measure(root, max(1, round(times * share)))
+            print(measure.__name__.replace("_", " "))
+            for what, number in measure(root, max(1, round(times * share))).items():
+                print(f"  {number:>4}  {what}", flush=True)
 
 
 if __name__ == "__main__":
-    assert publication
-    assert run
-    assert load_recipe
     main(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0)

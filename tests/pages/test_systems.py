@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -27,6 +28,17 @@ def test_the_page_is_made_from_the_stored_cells(regenerate: ModuleType) -> None:
     assert read_json(FOLDER / "results.json")["schema"] == regenerate.SCHEMA
     head = (FOLDER / "head.md").read_text()
     assert (FOLDER / "README.md").read_text() == regenerate.page(head, regenerate.stored_cells())
+
+
+@pytest.mark.slow
+def test_arms_of_one_recipe_follow_each_other_in_one_folder(
+    regenerate: ModuleType, tmp_path: Path
+) -> None:
+    system = next(item for item in regenerate.SYSTEMS if item.recipe == "digits_mt_cascade")
+    for arm in list(system.arms)[:2]:
+        cell = regenerate.measure(system, arm, 0, tmp_path, smoke=True)
+        assert (cell.arm, cell.T) == (arm, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["digits_mt_cascade_seed0"]
 
 
 def test_every_arm_is_another_recipe_and_stored_cells_are_of_the_recipes_in_sight(

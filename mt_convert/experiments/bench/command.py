@@ -1,8 +1,8 @@
 """``mt-convert bench``: networks timed beside everything else that runs them on this machine.
 
-Leaves ``results.json``, ``README.md`` and ``benchmark.png``, all written at the end: what an
-earlier benchmark left stays until then. ``networks/`` keeps quantized networks, and what the
-children that measure memory had to say.
+Leaves ``results.json``, ``README.md``, ``benchmark.png`` and ``report.html``, all written at the
+end: what an earlier benchmark left stays until then. ``networks/`` keeps quantized networks, and
+what the children that measure memory had to say.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ...system.devices import device as accelerator_or_cpu
 from ...system.folder_lock import folder_lock
 from ...system.progress import progress
 from ...system.storage import atomic, json_text, read_json, sweep, write_json
+from ..run_page import PAGE
 from . import pages, picture, training
 from .contenders import Case, Contender
 from .limits import measure_machine, product
@@ -55,7 +56,6 @@ class BenchOptions:
     threads: int | None = None
     device: str | None = None
     memory: bool = True
-    training: bool = False
 
     def __post_init__(self) -> None:
         faults = []
@@ -96,6 +96,7 @@ def run_training(options: BenchOptions, out: Path) -> TrainingSpeed:
     """
     device = accelerator_or_cpu() if options.device is None else torch.device(options.device)
     with folder_lock(out), _threads(options.threads):
+        sweep(out, deep=False)
         speeds = [
             training.time_training(
                 open_network(word, out / "networks").on(device),
@@ -129,7 +130,7 @@ def run(options: BenchOptions, out: Path) -> Benchmark:
         benchmark = time_networks(options, out / "networks")
         write_json(out / "results.json", benchmark.to_json())
         publish(HEAD, benchmark, out)
-        with atomic(out / "report.html") as temporary:
+        with atomic(out / PAGE) as temporary:
             temporary.write_text(pages.html(benchmark), encoding="utf-8")
     return benchmark
 
@@ -197,9 +198,8 @@ def show(out: Path, console: Console) -> None:
     for item in benchmark.absent:
         text = f"not timed: {item.contender} ({item.network}, {item.case}): {item.reason}"
         console.print(text, highlight=False, markup=False)
-    console.print(
-        f"all columns, page and picture: {out}/README.md", highlight=False, soft_wrap=True
-    )
+    console.print(f"all columns: {out}/README.md", highlight=False, soft_wrap=True)
+    console.print(f"page: {out / PAGE}", highlight=False, soft_wrap=True)
 
 
 def _device_fault(name: str | None) -> str | None:

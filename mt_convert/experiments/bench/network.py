@@ -21,9 +21,10 @@ from ...spiking import archive
 from ...spiking.convert import convert
 from ...spiking.model import SpikingModel
 from ...system.storage import digest
-from ..models.build import architecture_fault, load_ann
+from ..models.build import architecture_fault
 from ..models.lived_in import build
 from ..recipes.conversion import load_stored
+from ..subjects import load_trained
 
 BITS = 4
 PIXELS = 64 * 64 * 32  # of all calibration images together: 32 of 64 x 64 pixels
@@ -125,15 +126,8 @@ def _from_run(folder: Path, seed: int) -> Network:
             )
     if not (folder / "recipe.yaml").is_file():
         raise CheckpointError(f"{folder} is not the folder of a run: it holds no recipe.yaml")
-    for stage, file in (("ann", "model.safetensors"), ("train", "network.json")):
-        if not (folder / stage / file).is_file():
-            hint = f"finish it: mt-convert run RECIPE --out {folder} --resume"
-            raise CheckpointError(f"{folder} holds no finished stage {stage!r}; {hint}")
-    recipe = load_stored(folder)
-    qann = archive.load_quantized(folder / "train", recipe.quantize.spec())
-    images = _random_images(qann.image_shape, seed)
-    ann = load_ann(recipe.model, recipe.data.image_size, folder / "ann")
-    return Network(folder.name, ann, qann.eval(), images)
+    ann, qann = load_trained(folder, load_stored(folder))
+    return Network(folder.name, ann, qann.eval(), _random_images(qann.image_shape, seed))
 
 
 def _of_architecture(name: str, store: Path, seed: int) -> Network:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch import Tensor
 
 from ...integer_engine.backends import BACKENDS
 from ...integer_engine.model import integer
 from ...spiking.compiled import CompiledSimulation
 from ...spiking.model import SpikingModel
-from ...spiking.simulate import simulate
+from ...spiking.simulate import Run, simulate
 from .contenders import Case, Contender, ContenderKind, Runner
 from .network import Network
 
 REFERENCE = "torch"
+Prepare = Callable[[Network, Case], Runner]
 
 
-def _prepare(
-    name: str, spiking: Callable[[Network, int], SpikingModel]
-) -> Callable[[Network, Case], Runner]:
+def _prepare(name: str, spiking: Callable[[Network, int], SpikingModel]) -> Prepare:
     """The integer network on one backend."""
 
     def prepare(network: Network, case: Case) -> Runner:
@@ -53,22 +52,16 @@ def _missing(name: str) -> Callable[[torch.device], str | None]:
     return missing
 
 
-def _simulation(network: Network, case: Case) -> Runner:
-    assert case.T is not None
-    assert case.n is not None
-    snn, steps = network.spiking(case.n), case.T
+def _simulation(simulator: Callable[[SpikingModel], Callable[..., Run]]) -> Prepare:
+    """The simulation in float, as what a converted network becomes."""
 
-    def run(images: Tensor) -> Tensor:
-        return simulate(snn, images, time_steps=steps).logits
+    def prepare(network: Network, case: Case) -> Runner:
+        assert case.T is not None
+        assert case.n is not None
+        run, steps = simulator(network.spiking(case.n)), case.T
+        return lambda images: run(images, time_steps=steps).logits
 
-    return run
-
-
-def _compile(network: Network, case: Case) -> Runner:
-    assert case.T is not None
-    assert case.n is not None
-    fast, steps = CompiledSimulation(network.spiking(case.n)), case.T
-    return lambda images: fast(images, time_steps=steps).logits
+    return prepare
 
 
 CONTENDERS = (
@@ -93,8 +86,16 @@ CONTENDERS = (
     ),
     _backend("compile", "integer network in float containers, torch.compile"),
     _backend("torch", "integer network in float containers, plain torch: the reference"),
-    Contender("simulate", ContenderKind.INTEGER, "simulation in float, plain torch", _simulation),
     Contender(
-        "simulate_compile", ContenderKind.INTEGER, "simulation in float, torch.compile", _compile
+        "simulate",
+        ContenderKind.INTEGER,
+        "simulation in float, plain torch",
+        _simulation(lambda snn: partial(simulate, snn)),
+    ),
+    Contender(
+        "simulate_compile",
+        ContenderKind.INTEGER,
+        "simulation in float, torch.compile",
+        _simulation(CompiledSimulation),
     ),
 )

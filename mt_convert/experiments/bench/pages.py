@@ -90,7 +90,7 @@ def html(benchmark: Benchmark) -> str:
     parts = []
     for (network, batch), rows in groups(benchmark.rows).items():
         order = sorted(rows, key=lambda row: row.us_per_image)
-        shown = [(_called(row), [("time", row.us_per_image)]) for row in order]
+        shown = [(_label(row), [("time", row.us_per_image)]) for row in order]
         label = "; ".join(f"{name} {sizes[0][1]:.4g} µs" for name, sizes in shown)
         parts.append(
             {
@@ -127,7 +127,7 @@ def _fact(value: Any) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
 
-def _called(row: BenchRow) -> str:
+def _label(row: BenchRow) -> str:
     """A contender with its steps and thresholds."""
     return row.contender if row.T is None else f"{row.contender}, T = {row.T}, n = {row.n}"
 

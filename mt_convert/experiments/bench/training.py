@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, error_line
 from ...system.devices import compile_options
 from ...system.plain_data import as_type
 from ...system.progress import progress
@@ -94,16 +94,12 @@ def training_speed_from_json(stored: Any) -> TrainingSpeed:
     """What `TrainingSpeed.to_json` described.
 
     Raises:
-        CheckpointError: another schema, or a column missing.
+        CheckpointError: another schema, or a column missing or of another type.
     """
     if not isinstance(stored, dict) or stored.get("schema") != SCHEMA:
         raise CheckpointError(f"not a file of training speeds: its schema must be {SCHEMA}")
-    try:
-        rows = tuple(as_type(TrainingRow, row) for row in stored["rows"])
-        absent = tuple(as_type(NotTrained, item) for item in stored["absent"])
-        return TrainingSpeed(rows, absent, stored["threads"], stored["device"])
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"training speeds: {error}; make the file again") from error
+    speed: TrainingSpeed = as_type(TrainingSpeed, stored)
+    return speed
 
 
 @dataclass(frozen=True)
@@ -123,15 +119,19 @@ class Way:
 
 def ways(network: Network, time_steps: Sequence[int]) -> list[Way]:
     """All that are timed, the float network's first."""
-    found = []
-    for compiled in (False, True):
-        for precision in PRECISIONS:
-            found += [Way("float", compiled, precision), Way("quantized", compiled, precision)]
-            found += [
+    return [
+        way
+        for compiled in (False, True)
+        for precision in PRECISIONS
+        for way in (
+            Way("float", compiled, precision),
+            Way("quantized", compiled, precision),
+            *(
                 Way("spiking", compiled, precision, T, thresholds_for(network.levels, T))
                 for T in time_steps
-            ]
-    return found
+            ),
+        )
+    ]
 
 
 def time_training(
@@ -147,14 +147,8 @@ def time_training(
             step = step_of(network, way)
             step(probe)
         except Exception as error:  # whatever a compiler or a kernel says
-            reason = (
-                f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-                if str(error)
-                else type(error).__name__
-            )
-            absent.append(
-                NotTrained(network.name, way.trained, way.compiled, way.precision, reason)
-            )
+            form = (way.trained, way.compiled, way.precision)
+            absent.append(NotTrained(network.name, *form, error_line(error)))
         else:
             steps[way] = step
     seconds: dict[Way, list[float]] = {way: [] for way in steps}
@@ -282,7 +276,7 @@ def markdown(speed: TrainingSpeed, head: str = HEAD) -> str:
         lines += [f"| {' | '.join(cells(row))} |" for row in rows]
         lines.append("")
     lines += [f"- {text}" for text in findings(speed)]
-    lines += [f"- not timed: {text}" for text in _missing(speed)]
+    lines += [f"- {text}" for text in missing(speed)]
     return "\n".join(lines) + "\n"
 
 
@@ -316,16 +310,11 @@ def read(out: Path) -> TrainingSpeed:
     return read_json(out / "training.json", training_speed_from_json)
 
 
-def _missing(speed: TrainingSpeed) -> Iterator[str]:
-    """What is not timed, in words."""
+def missing(speed: TrainingSpeed) -> Iterator[str]:
+    """What is not timed, with reasons."""
     for item in speed.absent:
         way = Way(item.trained, item.compiled, item.precision)
-        yield f"{item.network}, {way}: {item.reason}"
-
-
-def missing(speed: TrainingSpeed) -> list[str]:
-    """What is not timed, with reasons."""
-    return list(_missing(speed))
+        yield f"not timed: {item.network}, {way}: {item.reason}"
 
 
 def _where(speed: TrainingSpeed) -> str:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field
@@ -184,6 +184,12 @@ class Recipe(BaseModel):
         """The rows that its evaluation asks for and its network allows."""
         return self.evaluate.settings(self.quantize.levels, self.quantize.spacing)
 
+    def own_settings(self) -> list[Setting]:
+        """Those of its rows that are no other package's; where there are none, the usual ones."""
+        usual = EvaluateBlock().settings(self.quantize.levels, self.quantize.spacing)
+        rows = [item for item in self.settings() if isinstance(item, Setting)]
+        return rows or [item for item in usual if isinstance(item, Setting)]
+
     def calibrated_setting(self) -> Setting:
         """The network of its ``calibrate`` block."""
         assert self.calibrate is not None
@@ -229,18 +235,14 @@ def load_stored(folder: str | FilePath, overrides: Sequence[str] = ()) -> Recipe
     """
     path = FilePath(folder) / "recipe.yaml"
     recipe = load_recipe(path, overrides)
-    stored, whole, last = (
-        tree_of(path)[1].value,
-        load_recipe(path).model_dump(mode="json", by_alias=True),
-        [],
-    )
+    stored: Any = tree_of(path)[1].value
+    whole: Any = load_recipe(path).model_dump(mode="json", by_alias=True)
+    last: list[str] = []
     while isinstance(whole, dict) and whole:
         last.append(list(whole)[-1])
-        whole = whole[last[-1]]
         if not isinstance(stored, dict) or last[-1] not in stored:
-            stored = None
             break
-        stored = stored[last[-1]]
+        stored, whole = stored[last[-1]], whole[last[-1]]
     else:
         if path.read_text(encoding="utf-8").endswith("\n"):
             return recipe

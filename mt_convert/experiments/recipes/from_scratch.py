@@ -137,7 +137,7 @@ def faults_here(recipe: AnyRecipe) -> list[Fault]:
     return missing_inputs(recipe.model, image, {"ann": recipe.ann, "train": recipe.train}, files)
 
 
-def looked_at(recipe: AnyRecipe) -> str:
+def describe_trial(recipe: AnyRecipe) -> str:
     """What `faults_here` has tried, in words."""
     images = recipe.images if isinstance(recipe, SpikingRecipe) else recipe.data
     shape = f"{images.channels}x{images.image_size}x{images.image_size}"

@@ -10,7 +10,8 @@ import timm
 import yaml
 
 from mt_convert.errors import Fault, RecipeError
-from mt_convert.evaluation.settings import OwnThresholds
+from mt_convert.evaluation.inspection import pick_setting
+from mt_convert.evaluation.settings import OwnThresholds, Setting
 from mt_convert.experiments.recipes import yaml_tree
 from mt_convert.experiments.recipes.catalogue import (
     find_recipe,
@@ -405,3 +406,16 @@ def test_what_does_not_go_with_learned_thresholds_is_refused_by_key() -> None:
     ]
     good = load_recipe("digits", ["quantize.spacing=learned"])
     assert {item.ladder for item in good.settings()} == {OwnThresholds(15)}
+
+
+@pytest.mark.parametrize("spacing", ["equal", "learned"])
+def test_a_recipe_of_other_packages_alone_has_settings_of_its_own_to_look_into(
+    spacing: str,
+) -> None:
+    peers = ("evaluate.methods=[sinabs]", "evaluate.modes=[cascade]", "evaluate.iso_level=false")
+    recipe = load_recipe("digits", [*peers, f"quantize.spacing={spacing}"])
+    assert not any(isinstance(item, Setting) for item in recipe.settings())
+    chosen = pick_setting(recipe.own_settings(), recipe.quantize.levels)
+    assert chosen.time_steps[-1] > 1
+    usual = load_recipe("digits", [f"quantize.spacing={spacing}"])
+    assert usual.own_settings() == usual.settings()
