@@ -13,11 +13,12 @@ from PIL import Image
 from torch import nn
 
 from mt_convert.data import DataSpec, images, open_data
+from mt_convert.evaluation import inspection
 from mt_convert.evaluation.inspection import inspect, pick_setting, picture
 from mt_convert.evaluation.settings import Setting
 from mt_convert.evaluation.subject import Subject
 from mt_convert.neurons.ladder import Uniform
-from mt_convert.quantization.quantize import quantize
+from mt_convert.quantization.quantize import levels_of, quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.simulate import simulate
@@ -114,6 +115,32 @@ def test_channels_that_never_fire_and_activations_at_the_end_are_counted(made: A
     assert first["dead"] == int((levels.amax((0, 2, 3)) == 0).sum()) >= 1
     assert first["saturated"] == pytest.approx(float((levels == 15).double().mean()))
     assert first["rate"] > 0
+
+
+class ChannelsLast(nn.Module):
+    """Channels behind a linear layer lie last, those behind a convolution over a line do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.line, self.head = nn.Linear(8, 6), nn.Conv1d(6, 5, 3), nn.Linear(30, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.last(x).relu()
+        return self.head(self.line(x.flatten(1, 2).transpose(1, 2)).relu().flatten(1))
+
+
+def test_channels_are_counted_where_they_lie() -> None:
+    torch.manual_seed(0)
+    net, shown = ChannelsLast().eval(), torch.randn(8, 1, 8, 8)
+    with torch.no_grad():
+        net.last.bias[:2] = net.line.bias[:3] = -100.0  # channels that never fire
+    qann = quantize(net, QuantSpec(4, 4), calibration=shown)
+    snn = convert(qann)
+    with levels_of(qann) as reached, torch.no_grad():
+        qann(shown)
+    run = simulate(snn, shown, time_steps=2)
+    rows = inspection._layers(snn, reached, run)
+    assert [(row["channels"], row["dead"]) for row in rows] == [(6, 2), (5, 3)]
 
 
 def test_the_worst_images_are_sorted_by_the_distance_of_their_logits(made: Any) -> None:
