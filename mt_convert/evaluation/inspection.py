@@ -27,6 +27,7 @@ from ..graph.rules import OperatorKind
 from ..graph.signals import Signal
 from ..neurons.ladder import Ladder, Radix
 from ..neurons.layer import MTNeuron
+from ..neurons.totals import leak_of
 from ..quantization.quantize import QuantizedModel, levels_of
 from ..spiking.levels import levels
 from ..spiking.model import SpikingModel
@@ -276,6 +277,7 @@ def _example(snn: SpikingModel, image: Tensor, label: int, T: int) -> dict[str, 
     watch = _Watch()
     spikes: dict[str, list[Tensor]] = {name: [] for name in shown}
     potentials: dict[str, list[Tensor]] = {name: [] for name in shown}
+    lost: dict[str, Tensor] = {}  # what has leaked away, as `leak_of` says
 
     def observe(t: int, name: str, total: Tensor, emitted: Tensor) -> None:
         given, watch.given = watch.given, None
@@ -286,8 +288,13 @@ def _example(snn: SpikingModel, image: Tensor, label: int, T: int) -> dict[str, 
             potentials[name].append(potentials[name][-1])
             return
         neuron = layers[name]
-        offset = 0 if neuron.offset is None else neuron.offset
-        potentials[name].append((given + offset - total + neuron.spec.initial).flatten())
+        start = neuron.spec.initial + (0 if neuron.offset is None else neuron.offset)
+        potential = given - total + start
+        if (leak := leak_of(neuron.spec)) is not None:
+            before = potentials[name][-1].view_as(given) if t else start
+            lost[name] = lost.get(name, torch.zeros_like(given)) + leak * before
+            potential = potential - lost[name]
+        potentials[name].append(potential.flatten())
 
     run = simulate(snn, image, time_steps=T, observe=observe, arithmetic=watch)
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from mt_convert.evaluation.inspection import inspect, pick_setting, picture
 from mt_convert.evaluation.settings import Setting
 from mt_convert.evaluation.subject import Subject
 from mt_convert.neurons.ladder import Uniform
+from mt_convert.neurons.layer import MTNeuron
+from mt_convert.neurons.spec import LIF
 from mt_convert.quantization.quantize import levels_of, quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.convert import convert
@@ -83,6 +86,25 @@ def test_spikes_are_those_of_the_simulation_and_potentials_keep_the_charge(made:
     potentials = drive[first["chosen"]][:, None] - totals + 0.5
     assert torch.allclose(torch.tensor(first["potentials"]), potentials, atol=1e-3)
     assert stored["example"]["classes"] == run.logits[:, 0].argmax(1).tolist()
+
+
+def test_potentials_of_leaky_neurons_are_those_that_leaked(made: Any) -> None:
+    _, subject, qann = made
+    snn = convert(qann, ladder=Uniform(3), signed=True)
+    neuron = dict(snn.neurons())["act1"]
+    leaky = replace(neuron.spec, charge=LIF(4.0, decay_input=False))
+    snn = snn.with_neurons({"act1": MTNeuron(leaky, neuron.delta, offset=torch.tensor(0.125))})
+    image = images(subject.test, 1)
+    run = simulate(snn, image, time_steps=5, record=True)
+    assert run.spikes is not None
+    first = inspection._example(snn, image, 0, 5)["layers"][0]
+    v, arriving = 0.5 + 0.125, (subject_first_current(qann, image) / neuron.delta).flatten()
+    wanted = []
+    for emitted in run.spikes["act1"].flatten(1):
+        v = v - v / 4 + arriving - emitted
+        wanted.append(v[first["chosen"]])
+        arriving = torch.zeros_like(arriving)
+    assert torch.allclose(torch.tensor(first["potentials"]), torch.stack(wanted, 1), atol=1e-3)
 
 
 def subject_first_current(qann: Any, image: torch.Tensor) -> torch.Tensor:
