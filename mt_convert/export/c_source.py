@@ -27,6 +27,7 @@ FLAGS = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic")
 SANITIZE = ("-g", "-fsanitize=undefined,address", "-fno-sanitize-recover=all")
 LARGEST, SMALLEST = 2.0**60, 2.0**-60  # multipliers for which no step of a formula is subnormal
 SECONDS = 3600
+_SILENT = ("encode", "reshape")  # nodes without a function
 _TYPES = (("uint8_t", 0, 255), ("int8_t", -128, 127), ("int16_t", -(2**15), 2**15 - 1))
 _WIDTH = {"uint8_t": 1, "int8_t": 1, "int16_t": 2, "int32_t": 4, "uint32_t": 4}
 
@@ -146,7 +147,7 @@ def _lines(form: IntegerForm) -> Iterable[str]:
     if any("levels" in node.arrays for node in form.nodes):
         yield _LEVEL
     for node in form.nodes:
-        if node.op not in ("encode", "reshape"):
+        if node.op not in _SILENT:
             yield from _FUNCTIONS[node.op](form, node)
     yield from _main(form, encode, last)
 
@@ -447,7 +448,7 @@ def _main(form: IntegerForm, encode: Node, last: Node) -> Iterable[str]:
         f"uint32_t scores[{classes}]) {{\n"
     )
     for node in form.nodes:
-        if node.op in ("encode", "reshape"):
+        if node.op in _SILENT:
             continue
         words = [names[index] for index in node.inputs]
         out = "scores" if node is last else names[node.out]
@@ -463,16 +464,21 @@ def _main(form: IntegerForm, encode: Node, last: Node) -> Iterable[str]:
     )
 
 
+def _owners(form: IntegerForm) -> dict[int, int]:
+    """For each value the one whose memory it lies in: that of which it is another shape."""
+    owner: dict[int, int] = {}
+    for node in form.nodes:
+        owner[node.out] = owner[node.inputs[0]] if node.op == "reshape" else node.out
+    return owner
+
+
 def _memory(form: IntegerForm, encode: Node) -> tuple[dict[int, str], dict[int, int]]:
     """An expression for each value, and how many numbers of each width the memory has."""
-    owner = {encode.out: encode.out}
+    owner = _owners(form)
     last_use: dict[int, int] = {}
     for step, node in enumerate(form.nodes):
-        if node.op == "encode":
-            continue
-        owner[node.out] = owner[node.inputs[0]] if node.op == "reshape" else node.out
-        for index in node.inputs:
-            last_use[owner[index]] = step
+        if node is not encode:
+            last_use |= {owner[index]: step for index in node.inputs}
     live: list[tuple[int, int, int, int]] = []  # width, start, end, last step
     sizes = {1: 0, 2: 0, 4: 0}
     names = {encode.out: "levels"}
@@ -541,7 +547,7 @@ class CProgram:
 
     def run_node(self, node: Node, inputs: list[np.ndarray]) -> np.ndarray:
         """One function; what has none (levels of the image, another shape) by the reader."""
-        if node.op in ("encode", "reshape"):
+        if node.op in _SILENT:
             arrays = {name: array.numpy() for name, array in node.arrays.items()}
             shape = self.form.values[node.out].shape
             row = {"op": node.op, **node.settings}
@@ -572,15 +578,13 @@ def _harness(form: IntegerForm, path: Path) -> Iterable[str]:
     """A main function: 0 N runs the network on N images, K N the function of value K."""
     yield f'#include "{path}"\n#include <stdio.h>\n#include <stdlib.h>\n'
     encode, last = form.node("encode"), form.nodes[-1]
-    owner: dict[int, int] = {}
-    for node in form.nodes:
-        owner[node.out] = owner[node.inputs[0]] if node.op == "reshape" else node.out
-        if node.op == "reshape":
-            continue
-        real = node is last
-        kind = "uint32_t" if real else c_type(form.values[node.out])
-        size = size_of(form.values[last.inputs[0] if real else node.out])
-        yield f"static {kind} v{node.out}[{size}];\n"
+    owner, steps = _owners(form), [node for node in form.nodes if node.op not in _SILENT]
+    real = {last.out: ("uint32_t", size_of(form.values[last.inputs[0]]))}
+    own = {encode.out, *(node.out for node in steps), *(x for node in steps for x in node.inputs)}
+    for index in sorted(own):  # a shape that is read has a place beside the value it is of
+        value = form.values.get(index)
+        kind, size = real[index] if value is None else (c_type(value), size_of(value))
+        yield f"static {kind} v{index}[{size}];\n"
     yield (
         "#define IN(v) if (fread(v, sizeof v, 1, stdin) != 1) return 2\n"
         "#define OUT(v) if (fwrite(v, sizeof v, 1, stdout) != 1) return 3\n"
@@ -590,21 +594,17 @@ def _harness(form: IntegerForm, path: Path) -> Iterable[str]:
         f"    case 0: IN(v{encode.out}); network_run(v{encode.out}, v{last.out}); "
         f"OUT(v{last.out});\n"
     )
-    calls = {
-        node.out: f"step_{node.out}({', '.join(f'v{owner[index]}' for index in node.inputs)}, "
-        f"v{node.out});"
-        for node in form.nodes
-        if node.op not in ("encode", "reshape")
-    }
-    for node in form.nodes[:-1]:
-        if node.out in calls:
-            shown = f" OUT(v{node.out});" if node.op == "fire" else ""
-            yield f"      {calls[node.out]}{shown}\n"
+
+    def call(node: Node, places: Iterable[int]) -> str:
+        return f"step_{node.out}({', '.join(f'v{index}' for index in (*places, node.out))});"
+
+    for node in steps[:-1]:
+        shown = f" OUT(v{node.out});" if node.op == "fire" else ""
+        yield f"      {call(node, (owner[index] for index in node.inputs))}{shown}\n"
     yield "      break;\n"
-    for node in form.nodes:
-        if node.out in calls:
-            reads = " ".join(f"IN(v{owner[index]});" for index in node.inputs)
-            yield f"    case {node.out}: {reads} {calls[node.out]} OUT(v{node.out}); break;\n"
+    for node in steps:
+        reads = " ".join(f"IN(v{index});" for index in node.inputs)
+        yield f"    case {node.out}: {reads} {call(node, node.inputs)} OUT(v{node.out}); break;\n"
     yield "    default: return 4;\n  }\n  return 0;\n}\n"
 
 

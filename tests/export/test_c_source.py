@@ -17,7 +17,7 @@ from mt_convert.export.integer_form import IntegerForm, integer_form
 
 CASES = [
     *(("residual", None), ("mixed", None), ("pre_activation", None), ("volume", None)),
-    *(("line", "binary_4"), ("line", "uniform_3")),
+    *(("line", "binary_4"), ("line", "uniform_3"), ("doubled", None)),
 ]
 
 

@@ -50,14 +50,31 @@ def volume() -> nn.Module:
     )
 
 
-OWN: dict[str, Any] = {"mixed": Mixed, "volume": volume}
+class Doubled(nn.Module):
+    """Values that are read twice: as they are, and in another shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = networks.conv(2, 4), networks.conv(4, 4)
+        self.head = nn.Linear(256, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        x = F.relu(self.second(F.relu(x + x)))
+        x = F.relu(x + x.flatten(1).reshape(-1, 4, 8, 8))
+        return self.head(x.flatten(1))
+
+
+OWN: dict[str, Any] = {"mixed": Mixed, "volume": volume, "doubled": Doubled}
 LADDERS: dict[str, dict[str, Any]] = {
     "uniform_3": {"ladder": Uniform(3), "signed": True},
     "binary_4": {"ladder": Binary(4)},
     "power_of_two_4": {"ladder": PowerOfTwo(4)},
     "every_step": {"ladder": Uniform(15), "presentation": "every_step"},
 }
-NAMES = ("residual", "mixed", "pre_activation", "kinds_of_convolution", "line", "volume")
+NAMES = (
+    *("residual", "mixed", "pre_activation", "kinds_of_convolution", "line", "volume", "doubled"),
+)
 
 
 def shape_of(name: str) -> tuple[int, ...]:
