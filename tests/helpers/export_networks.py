@@ -27,14 +27,17 @@ class Mixed(nn.Module):
         self.depthwise, self.mixed = networks.conv(8, 8, groups=8), nn.Conv2d(8, 6, 1)
         self.head = nn.Linear(6, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """All but the read-out."""
         x = torch.cat([F.relu(self.stem(x)), F.relu(self.side(x))], 1)
         x = F.max_pool2d(x, 3, 2, 1, ceil_mode=True)
         x = torch.cat(x.split([3, 5], 1)[::-1], 1)
         x = F.relu(self.depthwise(x))
         x = F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
-        x = F.relu(self.mixed(x))
-        return self.head(x.flip(3).amax((2, 3)))
+        return F.relu(self.mixed(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).flip(3).amax((2, 3)))
 
 
 def volume() -> nn.Module:
