@@ -5,6 +5,7 @@ The batch is free in both. Values are called value_N, as in the tables.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,13 @@ def missing(*packages: str) -> str | None:
 
 
 class Graph:
-    """Nodes and constants so far."""
+    """Nodes and constants so far; whole numbers are of one ``kind``, int32 or float32."""
 
-    def __init__(self, form: IntegerForm) -> None:
+    def __init__(self, form: IntegerForm, kind: Any) -> None:
         import onnx
 
         self.onnx: Any = onnx
-        self.form = form
+        self.form, self.kind = form, kind
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
         self._made: set[str] = set()
@@ -64,22 +65,23 @@ class Graph:
         to = getattr(self.onnx.TensorProto, kind.upper())
         return self.add("Cast", [source], out or f"{source}_{kind}", to=to)
 
-    def model(self, opsets: dict[str, int], kind: str) -> Any:
+    def model(self, opsets: dict[str, int]) -> Any:
         """The whole, as a model."""
-        helper, types = self.onnx.helper, self.onnx.TensorProto
-        form, last = self.form, self.form.nodes[-1]
+        helper, form, last = self.onnx.helper, self.form, self.form.nodes[-1]
 
-        def tensor(name: str, kind: str, shape: tuple[int, ...]) -> Any:
-            return helper.make_tensor_value_info(name, getattr(types, kind), ["batch", *shape])
+        def tensor(name: str, kind: Any, shape: tuple[int, ...]) -> Any:
+            number = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+            return helper.make_tensor_value_info(name, number, ["batch", *shape])
 
         graph = helper.make_graph(
             self.nodes,
             "network",
-            [tensor("image", "FLOAT", form.image_shape)],
-            [tensor("logits", "FLOAT", form.values[last.inputs[0]].shape)],
+            [tensor("image", np.float32, form.image_shape)],
+            [tensor("logits", np.float32, form.values[last.inputs[0]].shape)],
             self.constants,
             value_info=[
-                tensor(value_name(index), kind, value.shape) for index, value in form.values.items()
+                tensor(value_name(index), self.kind, value.shape)
+                for index, value in form.values.items()
             ],
         )
         imports = [helper.make_opsetid(name, number) for name, number in opsets.items()]
@@ -112,7 +114,7 @@ def encode(graph: Graph, node: Node, inputs: list[str], out: str) -> str:
 
 
 def formula(
-    graph: Graph, arrays: dict[str, Tensor], inputs: list[str], out: str, offset: Tensor | None
+    graph: Graph, arrays: Mapping[str, Tensor], inputs: list[str], out: str, offset: Tensor | None
 ) -> str:
     """A written sum on float32 inputs."""
 
@@ -136,7 +138,7 @@ def reshape(graph: Graph, source: str, shape: tuple[int, ...] | list[int], out: 
     return graph.add("Reshape", [source, size], out)
 
 
-def gather(graph: Graph, node: Node, inputs: list[str], out: str, kind: Any) -> None:
+def _gather(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
     """Entries of the inputs, flattened and joined behind a zero."""
     index = node.arrays["index"].long()
     flat = [
@@ -145,7 +147,7 @@ def gather(graph: Graph, node: Node, inputs: list[str], out: str, kind: Any) -> 
     joined = flat[0] if len(flat) == 1 else graph.add("Concat", flat, f"{out}_joined", axis=1)
     if bool((index == 0).any()):
         amounts = graph.constant(f"{out}_amounts", [0, 1, 0, 0], np.int64)
-        zero = graph.constant(f"{out}_zero", 0, kind)
+        zero = graph.constant(f"{out}_zero", 0, graph.kind)
         joined, index = graph.add("Pad", [joined, amounts, zero], f"{out}_padded"), index + 1
     places = graph.constant(f"{out}_places", index.flatten() - 1, np.int64)
     chosen = graph.add("Gather", [joined, places], f"{out}_chosen", axis=1)
@@ -200,26 +202,59 @@ def furthest(form: IntegerForm, node: Node) -> float:
     return float(weight.max()) * max(-value.low, value.high)
 
 
-def reduce(graph: Graph, node: Node, source: str, out: str) -> None:
+def _reduce(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
+    """A maximum or a sum over whole axes."""
     op = "ReduceMax" if node.op == "max" else "ReduceSum"
     axes = graph.constant(f"{out}_axes", node.settings["axes"], np.int64)
-    reduced = graph.add(op, [source, axes], f"{out}_reduced", keepdims=0)
+    reduced = graph.add(op, [inputs[0], axes], f"{out}_reduced", keepdims=0)
     reshape(graph, reduced, graph.form.values[node.out].shape, out)
 
 
-def whole_sum(graph: Graph, node: Node, inputs: list[str], out: str, kind: Any) -> str:
+def _scale(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
+    """Whole numbers times whole numbers."""
+    factor = graph.constant(f"{out}_factor", node.arrays["factor"], graph.kind)
+    graph.add("Mul", [inputs[0], factor], out)
+
+
+def _reshape(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
+    """The same numbers in another shape."""
+    reshape(graph, inputs[0], graph.form.values[node.out].shape, out)
+
+
+def whole_sum(graph: Graph, node: Node, inputs: list[str], out: str) -> str:
     """The sum that is compared: each input times its factor."""
     total = ""
     for index, source in enumerate(inputs):
         factor = node.arrays[f"factor_{index}"][node.arrays["place"].long()]
         if bool((factor != 1).any()):
-            constant = graph.constant(f"{out}_factor_{index}", factor, kind)
+            constant = graph.constant(f"{out}_factor_{index}", factor, graph.kind)
             source = graph.add("Mul", [source, constant], f"{out}_times_{index}")
         total = graph.add("Add", [total, source], f"{out}_total_{index}") if total else source
     return total
 
 
+Writer = Callable[[Graph, Node, list[str], str], object]
+ALIKE: dict[str, Writer] = {
+    "gather": _gather,
+    "reshape": _reshape,
+    "max": _reduce,
+    "sum": _reduce,
+    "scale": _scale,
+}
+"""What is written in the same way for whole numbers of any kind."""
+
+
+def build(form: IntegerForm, kind: Any, writers: Mapping[str, Writer]) -> Graph:
+    """A graph of all nodes; ``writers`` for those that are not in `ALIKE`."""
+    graph = Graph(form, kind)
+    for node in form.nodes:
+        inputs, out = names_of(form, node)
+        {**ALIKE, **writers}[node.op](graph, node, inputs, out)
+    return graph
+
+
 def store(model: Any, path: Path) -> None:
+    """Write a model, looked through by the checker where it knows all operators."""
     import onnx
 
     if len(model.opset_import) == 1:  # the checker knows no operators of QONNX

@@ -18,14 +18,12 @@ from .onnx_graph import (
     FLOAT32_WHOLE,
     OPSET,
     Graph,
+    Writer,
+    build,
     encode,
     formula,
     furthest,
-    gather,
-    names_of,
     pool,
-    reduce,
-    reshape,
     store,
     sum_fits,
     whole_sum,
@@ -54,38 +52,30 @@ def onnx_refused(form: IntegerForm) -> list[Fault]:
 
 def write_onnx(form: IntegerForm, path: Path) -> None:
     """Write the graph for onnxruntime."""
-    graph = Graph(form)
-    for node in form.nodes:
-        inputs, out = names_of(form, node)
-        if node.op == "encode":
-            graph.cast(encode(graph, node, inputs, f"{out}_levels"), "int32", out)
-        elif node.op in ("conv", "linear"):
-            _products(graph, node, inputs[0], out)
-        elif node.op == "gather":
-            gather(graph, node, inputs, out, np.int32)
-        elif node.op == "reshape":
-            reshape(graph, inputs[0], form.values[node.out].shape, out)
-        elif node.op in ("max_pool", "sum_pool"):
-            source = graph.cast(inputs[0], "float", f"{out}_float")
-            graph.cast(pool(graph, node, source, f"{out}_pooled"), "int32", out)
-        elif node.op in ("max", "sum"):
-            reduce(graph, node, inputs[0], out)
-        elif node.op == "scale":
-            factor = graph.constant(f"{out}_factor", node.arrays["factor"], np.int32)
-            graph.add("Mul", [inputs[0], factor], out)
-        elif node.op == "fire":
-            _count(graph, node, inputs, out)
-        else:
-            floats = [
-                graph.cast(name, "float", f"{out}_float_{place}")
-                for place, name in enumerate(inputs)
-            ]
-            formula(graph, dict(node.arrays), floats, out, None)
-    store(graph.model({"": OPSET}, "INT32"), path)
+    store(build(form, np.int32, _WRITERS).model({"": OPSET}), path)
 
 
-def _products(graph: Graph, node: Node, source: str, out: str) -> None:
+def _encode(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
+    graph.cast(encode(graph, node, inputs, f"{out}_levels"), "int32", out)
+
+
+def _pool(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
+    source = graph.cast(inputs[0], "float", f"{out}_float")
+    graph.cast(pool(graph, node, source, f"{out}_pooled"), "int32", out)
+
+
+def _read_out(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
+    formula(graph, node.arrays, _floats(graph, inputs, out), out, None)
+
+
+def _floats(graph: Graph, inputs: list[str], out: str) -> list[str]:
+    """Inputs as float32."""
+    return [graph.cast(name, "float", f"{out}_float_{place}") for place, name in enumerate(inputs)]
+
+
+def _products(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
     """Sums of products of unsigned bytes, or, of wider levels, in float32."""
+    (source,) = inputs
     value, weight = graph.form.values[node.inputs[0]], node.arrays["weight"].int()
     linear = node.op == "linear"
     settings = (
@@ -117,7 +107,7 @@ def _count(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
     if "levels" in arrays or arrays["thresholds"].shape[1] > MOST_COMPARED:
         _levels_by_formula(graph, node, inputs, out)
         return
-    total = whole_sum(graph, node, inputs, out, np.int32)
+    total = whole_sum(graph, node, inputs, out)
     axis = graph.constant("last_axis", [-1], np.int64)
     wide = graph.add("Unsqueeze", [total, axis], f"{out}_wide")
     thresholds = arrays["thresholds"][arrays["place"].long()]
@@ -133,11 +123,10 @@ def _count(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
 def _levels_by_formula(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
     """clamp(round(formula)), and which level that is."""
     item = graph.form.sources[node.out]
-    floats = [
-        graph.cast(name, "float", f"{out}_float_{place}") for place, name in enumerate(inputs)
-    ]
     offset = None if item.offset is None else item.offset.detach().float()
-    drive = formula(graph, formula_arrays(item.input), floats, f"{out}_drive", offset)
+    drive = formula(
+        graph, formula_arrays(item.input), _floats(graph, inputs, out), f"{out}_drive", offset
+    )
     low, high = (int(end) for end in item.spec.limits)
     ends = [
         graph.constant(f"{out}_low", low, np.float32),
@@ -151,3 +140,14 @@ def _levels_by_formula(graph: Graph, node: Node, inputs: list[str], out: str) ->
     rows = graph.cast(clipped, "int64", f"{out}_row")
     rows = graph.add("Sub", [rows, graph.constant(f"{out}_first_row", low, np.int64)], f"{out}_at")
     graph.add("Gather", [graph.constant(f"{out}_levels", levels, np.int32), rows], out, axis=0)
+
+
+_WRITERS: dict[str, Writer] = {
+    "encode": _encode,
+    "conv": _products,
+    "linear": _products,
+    "max_pool": _pool,
+    "sum_pool": _pool,
+    "fire": _count,
+    "read_out": _read_out,
+}

@@ -56,7 +56,7 @@ class GraphRuntime:
         names, out = names_of(self.form, node)
         if node.out not in self._parts:
             self._parts[node.out] = self._start(self._cut(names, [out]))
-        kind = np.float32 if node.op == "encode" else self._start.kind(self.model)
+        kind = np.float32 if node.op == "encode" else self._start.kind
         given = {name: array.astype(kind) for name, array in zip(names, inputs, strict=True)}
         (found,) = self._parts[node.out](given)
         result: np.ndarray = found
@@ -117,7 +117,9 @@ def read_graph(path: Path) -> Any:
 
 
 class _OnnxRuntime:
-    """Starts models in onnxruntime, as it comes."""
+    """Starts models in onnxruntime, as it comes. ``kind``: of values between nodes."""
+
+    kind = np.int32
 
     def __init__(self, guard: Callable[..., Any]) -> None:
         self._guard = guard
@@ -136,13 +138,11 @@ class _OnnxRuntime:
         )
         return lambda given: self._guard(lambda: session.run(None, given))
 
-    def kind(self, model: Any) -> Any:
-        """The type of values between nodes."""
-        return np.int32
-
 
 class _Qonnx:
-    """Starts models in QONNX's own executor."""
+    """Starts models in QONNX's own executor. ``kind``: of values between nodes."""
+
+    kind = np.float32
 
     def __init__(self, guard: Callable[..., Any]) -> None:
         self._guard = guard
@@ -164,10 +164,6 @@ class _Qonnx:
             return [found[name] for name in outputs]
 
         return lambda given: self._guard(lambda: run(given))
-
-    def kind(self, model: Any) -> Any:
-        """The type of values between nodes."""
-        return np.float32
 
 
 def with_batch(model: Any, batch: int) -> Any:

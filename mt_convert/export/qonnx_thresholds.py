@@ -17,13 +17,12 @@ from .onnx_graph import (
     FLOAT32_WHOLE,
     OPSET,
     Graph,
+    Writer,
+    build,
     encode,
     formula,
     furthest,
-    gather,
-    names_of,
     pool,
-    reduce,
     reshape,
     store,
     sum_fits,
@@ -72,37 +71,27 @@ def _reach(form: IntegerForm, node: Node) -> int:
 
 def write_qonnx(form: IntegerForm, path: Path) -> None:
     """Write the graph for QONNX."""
-    graph = Graph(form)
-    for node in form.nodes:
-        inputs, out = names_of(form, node)
-        if node.op == "encode":
-            encode(graph, node, inputs, out)
-        elif node.op in ("conv", "linear"):
-            linear = node.op == "linear"
-            weight = node.arrays["weight"].T if linear else node.arrays["weight"]
-            names = [inputs[0], graph.constant(f"{out}_weight", weight, np.float32)]
-            settings = (
-                {} if linear else window_settings(form, node) | {"group": node.settings["groups"]}
-            )
-            graph.add("MatMul" if linear else "Conv", names, out, **settings)
-        elif node.op == "gather":
-            gather(graph, node, inputs, out, np.float32)
-        elif node.op == "reshape":
-            reshape(graph, inputs[0], form.values[node.out].shape, out)
-        elif node.op in ("max_pool", "sum_pool"):
-            pool(graph, node, inputs[0], out)
-        elif node.op in ("max", "sum"):
-            reduce(graph, node, inputs[0], out)
-        elif node.op == "scale":
-            factor = graph.constant(f"{out}_factor", node.arrays["factor"], np.float32)
-            graph.add("Mul", [inputs[0], factor], out)
-        elif node.op == "fire":
-            _multi_threshold(graph, node, inputs, out)
-        else:
-            formula(graph, dict(node.arrays), inputs, out, None)
-    model = graph.model({"": OPSET, QONNX_DOMAIN: 1}, "FLOAT")
+    model = build(form, np.float32, _WRITERS).model({"": OPSET, QONNX_DOMAIN: 1})
     _annotate(model, form)
     store(model, path)
+
+
+def _products(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
+    """Sums of products."""
+    linear = node.op == "linear"
+    weight = node.arrays["weight"].T if linear else node.arrays["weight"]
+    names = [inputs[0], graph.constant(f"{out}_weight", weight, np.float32)]
+    groups = {} if linear else {"group": node.settings["groups"]}
+    window = {} if linear else window_settings(graph.form, node)
+    graph.add("MatMul" if linear else "Conv", names, out, **window, **groups)
+
+
+def _pool(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
+    pool(graph, node, inputs[0], out)
+
+
+def _read_out(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
+    formula(graph, node.arrays, inputs, out, None)
 
 
 def _annotate(model: Any, form: IntegerForm) -> None:
@@ -136,12 +125,12 @@ def _multi_threshold(graph: Graph, node: Node, inputs: list[str], out: str) -> N
     """One MultiThreshold node, channels on axis 1; other rows of thresholds are laid out so."""
     shape, place = graph.form.values[node.out].shape, node.arrays["place"].long()
     value = graph.form.values[node.out]
-    total = whole_sum(graph, node, inputs, out, np.float32)
+    total = whole_sum(graph, node, inputs, out)
     by_channel = place.numel() == place.shape[0] if place.dim() else False
     rows = place.expand(shape[0], *place.shape[1:]).flatten() if by_channel else None
-    laid = shape if by_channel else (value_size(shape),)
+    laid = shape if by_channel else (math.prod(shape),)
     if by_channel and len(shape) not in (1, 3):
-        laid = (shape[0], value_size(shape[1:]), 1)
+        laid = (shape[0], math.prod(shape[1:]), 1)
     if laid != shape:
         total = reshape(graph, total, laid, f"{out}_laid")
     thresholds = node.arrays["thresholds"][place.expand(shape).flatten() if rows is None else rows]
@@ -159,11 +148,12 @@ def _multi_threshold(graph: Graph, node: Node, inputs: list[str], out: str) -> N
         reshape(graph, made, shape, out)
 
 
-def value_size(shape: tuple[int, ...]) -> int:
-    """How many numbers a shape has.
-
-    Example:
-        >>> value_size((2, 3)), value_size(())
-        (6, 1)
-    """
-    return math.prod(shape)
+_WRITERS: dict[str, Writer] = {
+    "encode": encode,
+    "conv": _products,
+    "linear": _products,
+    "max_pool": _pool,
+    "sum_pool": _pool,
+    "fire": _multi_threshold,
+    "read_out": _read_out,
+}
