@@ -18,7 +18,15 @@ from ..errors import CheckpointError, Fault, OutputError, SpecError, Unsupported
 from ..graph.nodes import check_images
 from ..spiking.model import SpikingModel
 from ..system.storage import write_json
-from . import c_source, onnx_graph, onnx_integers, onnx_runtimes, qonnx_thresholds, table_folder
+from . import (
+    c_program,
+    c_source,
+    onnx_graph,
+    onnx_integers,
+    onnx_runtimes,
+    qonnx_thresholds,
+    table_folder,
+)
 from .integer_form import IntegerForm, integer_form
 from .verdict import FEWEST_IMAGES, Runtime, Verdict, verify
 
@@ -53,10 +61,10 @@ TARGETS = {
     "c": Target(
         "c",
         c_source.write_c,
-        c_source.CProgram,
-        c_source.sizes,
+        c_program.CProgram,
+        c_program.sizes,
         "network.c",
-        missing=c_source.missing,
+        missing=c_program.missing,
         refused=c_source.refused,
     ),
     "onnx": Target(
