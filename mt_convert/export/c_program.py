@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from . import numpy_reader
-from .c_source import SILENT, c_type, owners, size_of
+from .c_source import SILENT, c_type, owners
 from .integer_form import IntegerForm, Node, Value
 
 FLAGS = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic")
@@ -51,11 +51,11 @@ class CProgram:
         levels = self.run_node(encode, [images])
         raw = self._start(0, [(encode.out, levels)])
         shown = [node for node in form.nodes if node.op == "fire"]
-        classes = size_of(form.values[last.inputs[0]])
+        classes = form.values[last.inputs[0]].size
         row = np.dtype(
             [("scores", "<f4", classes)]
             + [
-                (str(node.out), _numpy_type(form.values[node.out]), size_of(form.values[node.out]))
+                (str(node.out), _numpy_type(form.values[node.out]), form.values[node.out].size)
                 for node in shown
             ]
         )
@@ -101,11 +101,11 @@ def _harness(form: IntegerForm, path: Path) -> Iterable[str]:
     yield f'#include "{path}"\n#include <stdio.h>\n#include <stdlib.h>\n'
     encode, last = form.node("encode"), form.nodes[-1]
     owner, steps = owners(form), [node for node in form.nodes if node.op not in SILENT]
-    real = {last.out: ("uint32_t", size_of(form.values[last.inputs[0]]))}
+    real = {last.out: ("uint32_t", form.values[last.inputs[0]].size)}
     own = {encode.out, *(node.out for node in steps), *(x for node in steps for x in node.inputs)}
     for index in sorted(own):  # a shape that is read has a place beside the value it is of
         value = form.values.get(index)
-        kind, size = real[index] if value is None else (c_type(value), size_of(value))
+        kind, size = real[index] if value is None else (c_type(value), value.size)
         yield f"static {kind} v{index}[{size}];\n"
     yield (
         "#define IN(v) if (fread(v, sizeof v, 1, stdin) != 1) return 2\n"

@@ -149,11 +149,6 @@ def c_type(value: Value) -> str:
     return fitting[0] if fitting else "int32_t"
 
 
-def size_of(value: Value) -> int:
-    """How many numbers one image has."""
-    return int(np.prod(value.shape)) if value.shape else 1
-
-
 def _array(name: str, numbers: Tensor, kind: str | None = None) -> str:
     """A constant array of the narrowest type, or bits of real numbers."""
     flat = numbers.detach().contiguous().flatten()
@@ -203,8 +198,9 @@ def _index(shape: Sequence[int], of: Sequence[int]) -> str:
     return " + ".join(reversed(parts)) or "0"
 
 
-def _windows(form: IntegerForm, node: Node, body: str, before: str, after: str) -> Iterable[str]:
-    """Loops over windows of up to three axes; ``body`` where a tap meets an entry, ``at`` it."""
+def _windows(form: IntegerForm, node: Node, plane: str, body: str, before: str, after: str) -> str:
+    """Loops over windows of up to three axes; ``body`` where a tap meets an entry: @ is its place,
+    in the plane of that name."""
     source, value = form.values[node.inputs[0]], form.values[node.out]
     axes = len(value.shape) - 1
     names = ("kernel", "stride", "padding", "dilation")
@@ -220,7 +216,7 @@ def _windows(form: IntegerForm, node: Node, body: str, before: str, after: str) 
     for axis in range(axes):
         text += f"{pad}for (int32_t k{axis} = 0; k{axis} < {kernel[axis]}; k{axis}++)\n"
     text += f"{pad}{{\n"
-    place = "plane"
+    place = plane
     for axis, size in enumerate(source.shape[1:]):
         text += (
             f"{inner}int32_t a{axis} = i{axis + 1} * {stride[axis]} - {padding[axis]}"
@@ -231,7 +227,7 @@ def _windows(form: IntegerForm, node: Node, body: str, before: str, after: str) 
         f"a{axis} < 0 || a{axis} >= {size}" for axis, size in enumerate(source.shape[1:])
     )
     text += f"{inner}if ({outside}) continue;\n{inner}{body.replace('@', place)}\n{pad}}}\n"
-    yield f"{text}{pad}{after}\n{pad}}}\n"
+    return f"{text}{pad}{after}\n{pad}}}\n"
 
 
 def _conv(form: IntegerForm, node: Node) -> Iterable[str]:
@@ -244,10 +240,7 @@ def _conv(form: IntegerForm, node: Node) -> Iterable[str]:
         tap = f"({tap}) * {size} + k{axis}"
     plane = f"i0 / {len(weight) // groups} * {weight.shape[1]} + c"
     body = f"sum += (int32_t)w_{node.out}[{tap}] * x0[@];"
-    yield from (
-        line.replace("(plane)", f"({plane})")
-        for line in _windows(form, node, body, "int32_t sum = 0;", _store(form, node, "sum"))
-    )
+    yield _windows(form, node, plane, body, "int32_t sum = 0;", _store(form, node, "sum"))
     yield "}\n"
 
 
@@ -261,14 +254,13 @@ def _pool(form: IntegerForm, node: Node) -> Iterable[str]:
     yield "  int32_t n = 0;\n"
     before = f"int32_t best = {'-2147483647' if largest else '0'};"
     body = "if (x0[@] > best) best = x0[@];" if largest else "best += x0[@];"
-    lines = _windows(form, node, body, before, _store(form, node, "best"))
-    yield from (line.replace("(plane)", "(i0)") for line in lines)
+    yield _windows(form, node, "i0", body, before, _store(form, node, "best"))
     yield "}\n"
 
 
 def _linear(form: IntegerForm, node: Node) -> Iterable[str]:
     weight = node.arrays["weight"]
-    rows = size_of(form.values[node.out]) // len(weight)
+    rows = form.values[node.out].size // len(weight)
     yield _array(f"w_{node.out}", weight, "int8_t")
     yield _head(form, node)
     store = f"y[r * {len(weight)} + o] = ({c_type(form.values[node.out])})sum;"
@@ -287,11 +279,11 @@ def _gather(form: IntegerForm, node: Node) -> Iterable[str]:
     index, value = node.arrays["index"], form.values[node.out]
     yield _array(f"g_{node.out}", index, "int32_t")
     yield _head(form, node)
-    yield f"  for (int32_t n = 0; n < {size_of(value)}; n++) {{\n"
+    yield f"  for (int32_t n = 0; n < {value.size}; n++) {{\n"
     yield f"    int32_t from = g_{node.out}[n];\n"
     kind, start = c_type(value), 1
     for place, source in enumerate(node.inputs):
-        end = start + size_of(form.values[source])
+        end = start + form.values[source].size
         yield (
             f"    if (from >= {start} && from < {end}) y[n] = ({kind})x{place}[from - {start}];\n"
         )
@@ -314,7 +306,7 @@ def _reduce(form: IntegerForm, node: Node) -> Iterable[str]:
         else f"y[{where}] = ({kind})(y[{where}] + x0[at]);"
     )
     yield _head(form, node)
-    yield f"  for (int32_t n = 0; n < {size_of(value)}; n++) y[n] = {_literal(first)};\n"
+    yield f"  for (int32_t n = 0; n < {value.size}; n++) y[n] = {_literal(first)};\n"
     yield _loops(source.shape, join) + "}\n"
 
 
@@ -355,11 +347,7 @@ def _fire(form: IntegerForm, node: Node) -> Iterable[str]:
         text, steps = _formula(form, node, value.shape)
         yield text + _array(f"levels_{out}", arrays["levels"]) + _head(form, node)
         low, high = node.settings["low"], node.settings["high"]
-        shift = (
-            f"real_level(t, {low}, {high}) - {low}"
-            if low >= 0
-            else (f"real_level(t, {low}, {high}) + {-low}")
-        )
+        shift = f"real_level(t, {low}, {high}) {'-' if low >= 0 else '+'} {abs(low)}"
         yield _loops(value.shape, f"{steps} y[at] = ({kind})levels_{out}[{shift}];") + "}\n"
         return
     thresholds, place = arrays["thresholds"], arrays["place"]
@@ -389,11 +377,12 @@ def _fire(form: IntegerForm, node: Node) -> Iterable[str]:
     else:
         steps += f"while (k < {count} && u >= t[k]) k++; "
     yield _head(form, node)
-    yield _loops(value.shape, f"{steps}y[at] = ({kind})(k + {_signed(node.settings['first'])});")
+    yield _loops(value.shape, f"{steps}y[at] = ({kind})(k + {_operand(node.settings['first'])});")
     yield "}\n"
 
 
-def _signed(number: int) -> str:
+def _operand(number: int) -> str:
+    """A number behind an operator."""
     return f"({number})" if number < 0 else str(number)
 
 
@@ -425,12 +414,12 @@ def _main(form: IntegerForm, encode: Node, last: Node) -> Iterable[str]:
         if size:
             kind = {1: "uint8_t", 2: "int16_t", 4: "int32_t"}[width]
             yield f"\nstatic {kind} memory_{8 * width}[{size}];"
-    classes = size_of(form.values[last.inputs[0]])
+    classes = form.values[last.inputs[0]].size
     levels = form.values[encode.out]
     yield (
-        f"\n\nvoid network_run(const {c_type(levels)} levels[{size_of(levels)}], "
+        f"\n\nvoid network_run(const {c_type(levels)} levels[{levels.size}], "
         f"uint32_t scores[{classes}]);\nint32_t network_class(const uint32_t scores[{classes}]);\n"
-        f"\nvoid network_run(const {c_type(levels)} levels[{size_of(levels)}], "
+        f"\nvoid network_run(const {c_type(levels)} levels[{levels.size}], "
         f"uint32_t scores[{classes}]) {{\n"
     )
     for node in form.nodes:
@@ -474,7 +463,7 @@ def _memory(form: IntegerForm, encode: Node) -> tuple[dict[int, str], dict[int, 
         if owner[node.out] != node.out:
             names[node.out] = names[owner[node.out]]
             continue
-        kind, size = c_type(form.values[node.out]), size_of(form.values[node.out])
+        kind, size = c_type(form.values[node.out]), form.values[node.out].size
         width, start = _WIDTH[kind], 0
         live = [entry for entry in live if entry[3] >= step]
         for _, low, high, _ in sorted(entry for entry in live if entry[0] == width):

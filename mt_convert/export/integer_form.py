@@ -61,6 +61,11 @@ class Value:
     high: int
 
     @property
+    def size(self) -> int:
+        """How many numbers it is."""
+        return math.prod(self.shape)
+
+    @property
     def bits(self) -> int:
         """Bits that hold it; with a sign where it can be below 0."""
         return max((-self.low - 1).bit_length(), self.high.bit_length()) + (self.low < 0) or 1
