@@ -218,7 +218,7 @@ def _check_again(info: Target, form: IntegerForm, path: Path, images: Tensor) ->
 
 
 def _verdict_file(info: Target, path: Path) -> Path:
-    return path / VERDICT if info.file is None else path.with_suffix(f".{VERDICT}")
+    return path / VERDICT if info.file is None else path.with_name(f"{path.name}.{VERDICT}")
 
 
 def _is_other(path: Path) -> bool:

@@ -59,6 +59,7 @@ def test_the_verb_reports_sizes_and_the_class(tmp_path: Path) -> None:
     assert set(found.sizes) >= {"source_bytes"}
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "network.c",
+        "network.c.verdict.json",
         "network.verdict.json",
     ]
     form = integer_form(snn)

@@ -36,7 +36,7 @@ def test_onnxruntime_gives_every_level_and_logit(name: str, tmp_path: Path) -> N
     assert sum(row.op == "fire" for row in found.on_images) > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "network.onnx",
-        "network.verdict.json",
+        "network.onnx.verdict.json",
     ]
 
 
