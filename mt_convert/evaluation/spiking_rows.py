@@ -53,7 +53,6 @@ def rows_of(
         raise SpecError("no images to evaluate on: raise evaluate.images or data.test_images")
     _check_steps(steps, network.time_steps)
     counts, neurons = _count_steps(network.eval(), test, batch_size, processes)
-    images = len(test)
     ladder = spec.neuron_spec().ladder
     row = Row(
         mode=str(spec.mode),
@@ -62,7 +61,7 @@ def rows_of(
         T=steps[-1],
         snn_accuracy=0.0,
         spikes_per_neuron=0.0,
-        images=images,
+        images=len(test),
         qann_accuracy=None,
         agreement=None,
         exact_share=None,
@@ -75,16 +74,7 @@ def rows_of(
         digest=network_digest(network),
         **columns,
     )
-    correct, events = counts.tolist()
-    return [
-        replace(
-            row,
-            T=T,
-            snn_accuracy=percent(correct[T - 1], images),
-            spikes_per_neuron=sum(events[:T]) / (neurons * images),
-        )
-        for T in steps
-    ]
+    return [_after(T, row, counts, neurons) for T in steps]
 
 
 def rows_of_stored(
@@ -111,14 +101,14 @@ def rows_of_stored(
     if isinstance(network, ScratchNetwork):
         _check_steps(steps, network.time_steps)
         counts, neurons = _count_steps(network.eval(), test, batch_size, processes)
-        at = {T: (counts[0, T - 1], counts[1, :T].sum(), neurons) for T in steps}
+        counted = dict.fromkeys(steps, (counts, neurons))
     else:
-        runs = steps if network.whole_window else steps[-1:]
-        at = {}
-        for last in runs:
-            counts, neurons = _count_converted(network, test, last, batch_size, processes)
-            shown = [last] if network.whole_window else steps
-            at |= {T: (counts[0, T - 1], counts[1, :T].sum(), neurons) for T in shown}
+        runs = {T: T if network.whole_window else steps[-1] for T in steps}
+        done = {
+            T: _count_snn_steps(network, test, T, batch_size, processes)
+            for T in dict.fromkeys(runs.values())
+        }
+        counted = {T: done[run] for T, run in runs.items()}
     presentation, waits = Presentation.EVERY_STEP, False
     if isinstance(network, SpikingModel):
         presentation, waits = network.presentation, network.whole_window
@@ -144,15 +134,17 @@ def rows_of_stored(
         digest=network_digest(network),
         **columns,
     )
-    return [
-        replace(
-            first,
-            T=T,
-            snn_accuracy=percent(float(correct), len(test)),
-            spikes_per_neuron=float(events) / (size * len(test)),
-        )
-        for T, (correct, events, size) in at.items()
-    ]
+    return [_after(T, first, *counted[T]) for T in steps]
+
+
+def _after(T: int, row: Row, counts: Tensor, neurons: int) -> Row:
+    """The row behind T steps, from what was counted in each, [2, T]."""
+    return replace(
+        row,
+        T=T,
+        snn_accuracy=percent(float(counts[0, T - 1]), row.images),
+        spikes_per_neuron=float(counts[1, :T].sum()) / (neurons * row.images),
+    )
 
 
 def _usual_bits(network: nn.Module) -> int | None:
@@ -170,7 +162,7 @@ def _check_steps(steps: Sequence[int], most: int) -> None:
 
 
 @torch.no_grad()
-def _count_converted(
+def _count_snn_steps(
     snn: SpikingModel, test: ImageSet, time_steps: int, batch_size: int, processes: Processes
 ) -> tuple[Tensor, int]:
     """As `_count_steps`, of a converted network."""
