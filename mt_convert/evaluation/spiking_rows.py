@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from ..data import ImageSet, batches
 from ..errors import Fault, SpecError
 from ..graph.nodes import WEIGHTED
+from ..neurons.ladder import Uniform
 from ..neurons.layer import MTNeuron
+from ..neurons.spec import NeuronSpec
 from ..neurons.totals import count_events
 from ..report.rows import Row
 from ..spiking.model import SpikingModel
@@ -26,7 +28,7 @@ from ..system.processes import Processes
 from ..system.progress import progress
 from ..training.from_scratch.network import ScratchNetwork
 from ..training.from_scratch.spec import SpikingSpec
-from .counter import percent
+from .counter import over_layers, percent
 from .energy.bits import weight_bits as bits_of
 from .subject import network_digest
 
@@ -93,7 +95,7 @@ def rows_of_stored(
     """
     if not len(test):
         raise SpecError("no images to evaluate on: raise evaluate.images or data.test_images")
-    specs = [layer.spec for _, layer in network.neurons()]
+    specs = [layer.spec for _, layer in network.neurons()] or [NeuronSpec(Uniform(1))]
     ladders = [spec.ladder for spec in specs]
     widest = max(ladders, key=lambda ladder: ladder.n)
     charge = next((spec.charge.kind.lower() for spec in specs if spec.charge.kind != "IF"), "if")
@@ -143,7 +145,7 @@ def _after(T: int, row: Row, counts: Tensor, neurons: int) -> Row:
         row,
         T=T,
         snn_accuracy=percent(float(counts[0, T - 1]), row.images),
-        spikes_per_neuron=float(counts[1, :T].sum()) / (neurons * row.images),
+        spikes_per_neuron=float(counts[1, :T].sum()) / (max(1, neurons) * row.images),
     )
 
 
@@ -171,7 +173,7 @@ def _count_snn_steps(
     for images, labels in batches(test, batch_size, share=processes.share):
         run = simulate(snn, images.to(where), time_steps=time_steps)
         counts[0] += (run.logits.argmax(2).cpu() == labels).sum(1)
-        counts[1] += torch.stack(list(run.spike_counts.values())).sum(0).double().cpu()
+        counts[1] += over_layers(run.spike_counts, time_steps)
         neurons = sum(run.neurons.values())
     return processes.sum(counts), max(processes.all_of(neurons))
 
