@@ -373,7 +373,9 @@ def test_runs_have_names_where_nothing_else_tells_them_apart(rows: list[Row]) ->
 
 
 def test_a_network_without_neurons_has_rows_of_no_spikes() -> None:
-    spec = DataSpec(dataset="synthetic", image_size=8, channels=1, classes=10, limit=24)
+    spec = DataSpec(
+        dataset="synthetic", image_size=8, channels=1, classes=10, limit=24, calibration_images=8
+    )
     test = open_data(spec).test
     shown, labels = next(iter(batches(test, len(test))))
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
