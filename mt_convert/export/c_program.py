@@ -38,9 +38,10 @@ class CProgram:
         self.form, self.path = form, path
         self._folder = tempfile.TemporaryDirectory()
         harness = Path(self._folder.name) / "harness.c"
-        harness.write_text("".join(_harness(form, path.resolve())))
+        harness.write_text("".join(_harness(form)))
         self._program = Path(self._folder.name) / "harness"
-        command = ["cc", *FLAGS, *flags, str(harness), "-o", str(self._program)]
+        network = ["-include", str(path.resolve())]  # whatever characters its name has
+        command = ["cc", *FLAGS, *flags, *network, str(harness), "-o", str(self._program)]
         call_tool(command, path, "does not compile")
         first = call_tool(["cc", "--version"], path, "has no compiler").decode().splitlines()[0]
         self.version = f"{first}, {' '.join((*FLAGS, *flags))}"
@@ -96,9 +97,9 @@ def _numpy_type(value: Value) -> str:
     return {"uint8_t": "<u1", "int8_t": "<i1", "int16_t": "<i2"}.get(c_type(value), "<i4")
 
 
-def _harness(form: IntegerForm, path: Path) -> Iterable[str]:
+def _harness(form: IntegerForm) -> Iterable[str]:
     """A main function: 0 N runs the network on N images, K N the function of value K."""
-    yield f'#include "{path}"\n#include <stdio.h>\n#include <stdlib.h>\n'
+    yield "#include <stdio.h>\n#include <stdlib.h>\n"
     encode, last = form.node("encode"), form.nodes[-1]
     owner, steps = owners(form), [node for node in form.nodes if node.op not in SILENT]
     real = {last.out: ("uint32_t", form.values[last.inputs[0]].size)}

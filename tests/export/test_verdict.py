@@ -199,6 +199,6 @@ def test_the_reference_is_the_integer_engine_itself() -> None:
 
 def test_exports_beside_one_another_keep_verdicts_of_their_own(tmp_path: Path) -> None:
     snn, images = converted("line"), some_images("line", 2)
-    for name in ("network.c", "network.w8.c", "network.w4.c"):
+    for name in ("network.c", "network.w8.c", 'a "network".c'):
         mt.export.c(snn, tmp_path / name, images=images)
     assert len(list(tmp_path.glob("*.verdict.json"))) == 3
