@@ -7,7 +7,7 @@ the one network and the totals behind every step of the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,25 @@ from ..spiking.shapes import images_not_first
 
 Values = dict[fx.Node, Any]
 Call = Callable[..., Any]
+
+
+def channel_axis(
+    layers: fx.GraphModule, node: fx.Node, dimensions: int, mixed: Collection[fx.Node]
+) -> int:
+    """Where the channels of a layer of neurons lie: as the weighted layer or batch norm behind has
+    them; last at nodes of ``mixed``, where the images are not alone on the first axis."""
+    if node in mixed:
+        return dimensions - 1
+    queue = list(node.all_input_nodes)
+    for item in queue:  # grows: nearest first
+        layer = layer_of(layers, item)
+        if isinstance(layer, (*CONVS, *NORMS)):
+            return 1
+        if isinstance(layer, WEIGHTED):
+            return dimensions - 1
+        if item.op != "placeholder" and not isinstance(layer, MTNeuron):
+            queue.extend(other for other in item.all_input_nodes if not is_constant(other))
+    return 1
 
 
 class Lockstep:
@@ -103,20 +122,8 @@ class Lockstep:
         return list(range(self.time_steps))
 
     def channel_axis(self, node: fx.Node, dimensions: int) -> int:
-        """Where the channels of a layer lie: as the weighted layer or batch norm behind has them;
-        last where the images are not alone on the first axis."""
-        if node in self._mixed:
-            return dimensions - 1
-        queue = list(node.all_input_nodes)
-        for item in queue:  # grows: nearest first
-            layer = layer_of(self.snn.layers, item)
-            if isinstance(layer, (*CONVS, *NORMS)):
-                return 1
-            if isinstance(layer, WEIGHTED):
-                return dimensions - 1
-            if not self._is_source(item):
-                queue.extend(other for other in item.all_input_nodes if not is_constant(other))
-        return 1
+        """Where the channels of a layer lie: see `channel_axis`."""
+        return channel_axis(self.snn.layers, node, dimensions, self._mixed)
 
     def feature_axes(self, node: fx.Node, dimensions: int, per_neuron: bool) -> list[int]:
         """The axes over which neurons share an initial potential, the images' among them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from warnings import catch_warnings, filterwarnings
 
@@ -77,16 +78,17 @@ class Counter:
             (answers == labels).sum(1),
             (answers == predicted).sum(1),
             exact.sum(1),
-            torch.stack(list(run.spike_counts.values())).sum(0).cumsum(0),
-            torch.stack(list(run.packets.values())).sum(0).cumsum(0),
+            over_layers(run.spike_counts, time_steps).cumsum(0),
+            over_layers(run.packets, time_steps).cumsum(0),
         )
         shown = slice(time_steps - 1 if self.setting.whole_window else 0, time_steps)
-        self.counts[:, shown] += torch.stack([item.double() for item in sums])[:, shown].cpu()
+        self.counts[:, shown] += torch.stack([item.double().cpu() for item in sums])[:, shown]
 
     def rows(self, columns: dict[str, Any]) -> list[Row]:
         """The rows of the setting; ``columns``: those that it does not measure."""
         setting, total = self.setting, columns["images"]
         correct, agreed, exact, events, packets = self.counts.tolist()
+        neurons = max(1, self.neuron_count)
         seen = setting.time_steps if setting.whole_window else range(1, setting.time_steps[-1] + 1)
         inexact = [T for T in seen if exact[T - 1] < total]
         later = [T for T in seen if not inexact or inexact[-1] < T]
@@ -102,8 +104,8 @@ class Counter:
                 snn_accuracy=percent(correct[T - 1], total),
                 agreement=agreed[T - 1] / total,
                 exact_share=exact[T - 1] / total,
-                spikes_per_neuron=events[T - 1] / self.neuron_count / total,
-                packets_per_neuron=packets[T - 1] / self.neuron_count / total,
+                spikes_per_neuron=events[T - 1] / neurons / total,
+                packets_per_neuron=packets[T - 1] / neurons / total,
                 ladder=setting.ladder_name,
                 whole_window=setting.whole_window,
                 settling_T=later[0] if later and once else None,
@@ -114,6 +116,17 @@ class Counter:
             )
             for T in setting.time_steps
         ]
+
+
+def over_layers(counts: Mapping[str, Tensor], time_steps: int) -> Tensor:
+    """The sum over all layers in each step, float64 on the CPU; 0 of a network without neurons.
+
+    Example:
+        >>> over_layers({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([0.0, 1.0])}, 2).tolist()
+        [1.0, 3.0]
+    """
+    none = torch.zeros(time_steps, dtype=torch.float64)
+    return torch.stack([none, *(item.double().cpu() for item in counts.values())]).sum(0)
 
 
 def percent(part: float, whole: int) -> float:

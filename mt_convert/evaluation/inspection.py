@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -18,26 +18,29 @@ import torch
 from PIL import Image
 from torch import Tensor, fx
 
+from ..calibration.lockstep import channel_axis
 from ..data import batches
 from ..errors import MTConvertError
-from ..evaluation.settings import OwnThresholds
+from ..graph.nodes import layer_nodes
 from ..graph.operations import Operation, Operations
 from ..graph.rules import OperatorKind
 from ..graph.signals import Signal
 from ..neurons.ladder import Ladder, Radix
 from ..neurons.layer import MTNeuron
+from ..neurons.totals import leak_of
 from ..quantization.quantize import QuantizedModel, levels_of
 from ..spiking.levels import levels
 from ..spiking.model import SpikingModel
 from ..spiking.presentation import Encoder
-from ..spiking.simulate import FloatArithmetic, simulate
+from ..spiking.shapes import images_not_first
+from ..spiking.simulate import FloatArithmetic, Run, simulate
 from ..system.devices import device_of
 from .analysis import analyse
 from .energy.account import account
 from .energy.macs import count_macs
 from .energy.measure import energy
 from .evaluate import convert_for
-from .settings import Setting
+from .settings import OwnThresholds, Setting
 from .subject import Subject
 
 INSPECTION_SCHEMA = "mt_convert.inspection/1"
@@ -83,9 +86,7 @@ def inspect(subject: Subject, settings: Sequence[Any], built: SpikingModel) -> d
             "presentation": str(setting.presentation),
         },
         "nodes": graph_nodes(snn.operations, macs, built),
-        "layers": [
-            _layer(name, neuron, reached[name], run, len(images)) for name, neuron in snn.neurons()
-        ],
+        "layers": _layers(snn, reached, run),
         "example": _example(snn, images[:1], int(labels[0]), T),
         "worst": _worst(images, labels, logits, run.logits[-1]),
         **analysis,
@@ -221,14 +222,24 @@ def _feeders(row: Operation, operations: Operations, places: dict[fx.Node, int])
 # ------------------------------------------------------------------------------------ the layers
 
 
-def _layer(name: str, neuron: MTNeuron, levels: Tensor, run: Any, images: int) -> dict[str, Any]:
-    """How a layer of neurons is used: its quantizer's ends, its channels, its spikes."""
+def _layers(snn: SpikingModel, reached: Mapping[str, Tensor], run: Run) -> list[dict[str, Any]]:
+    """How each layer of neurons is used."""
+    mixed, rows = set(images_not_first(snn.layers)), []
+    for node, neuron in layer_nodes(snn.layers, MTNeuron):
+        levels = reached[str(node.target)]
+        axis = channel_axis(snn.layers, node, levels.dim(), mixed)
+        silent = (levels == 0).movedim(axis, 0).reshape(levels.shape[axis], -1).all(1)
+        rows.append(
+            _layer(str(node.target), neuron, levels, run)
+            | {"channels": int(silent.numel()), "dead": int(silent.sum())}
+        )
+    return rows
+
+
+def _layer(name: str, neuron: MTNeuron, levels: Tensor, run: Run) -> dict[str, Any]:
+    """Its quantizer's ends, its spikes."""
     low, high = (int(item) for item in neuron.spec.limits)
     ends = (levels == high) | ((levels == low) if low < 0 else torch.zeros_like(levels).bool())
-    axis = 1 if levels.dim() == 4 else levels.dim() - 1
-    silent = (levels == 0).movedim(axis, 0).flatten(1).all(1) if levels.dim() > 1 else levels == 0
-    events = float(run.spike_counts[name].sum())
-    steps = len(run.spike_counts[name])
     return {
         "name": name,
         "ladder": str(neuron.spec.ladder),
@@ -237,10 +248,8 @@ def _layer(name: str, neuron: MTNeuron, levels: Tensor, run: Any, images: int) -
         "levels": [low, high],
         "step": float(neuron.delta.detach()),
         "neurons": run.neurons[name],
-        "rate": events / (max(1, run.neurons[name]) * steps * images),
+        "rate": run.firing_rates[name],
         "saturated": float(ends.double().mean()),
-        "channels": int(silent.numel()),
-        "dead": int(silent.sum()),
     }
 
 
@@ -268,6 +277,7 @@ def _example(snn: SpikingModel, image: Tensor, label: int, T: int) -> dict[str, 
     watch = _Watch()
     spikes: dict[str, list[Tensor]] = {name: [] for name in shown}
     potentials: dict[str, list[Tensor]] = {name: [] for name in shown}
+    lost: dict[str, Tensor] = {}  # what has leaked away, as `leak_of` says
 
     def observe(t: int, name: str, total: Tensor, emitted: Tensor) -> None:
         given, watch.given = watch.given, None
@@ -278,8 +288,13 @@ def _example(snn: SpikingModel, image: Tensor, label: int, T: int) -> dict[str, 
             potentials[name].append(potentials[name][-1])
             return
         neuron = layers[name]
-        offset = 0 if neuron.offset is None else neuron.offset
-        potentials[name].append((given + offset - total + neuron.spec.initial).flatten())
+        start = neuron.spec.initial + (0 if neuron.offset is None else neuron.offset)
+        potential = given - total + start
+        if (leak := leak_of(neuron.spec)) is not None:
+            before = potentials[name][-1].view_as(given) if t else start
+            lost[name] = lost.get(name, torch.zeros_like(given)) + leak * before
+            potential = potential - lost[name]
+        potentials[name].append(potential.flatten())
 
     run = simulate(snn, image, time_steps=T, observe=observe, arithmetic=watch)
     return {

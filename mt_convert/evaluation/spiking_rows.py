@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from ..data import ImageSet, batches
 from ..errors import Fault, SpecError
 from ..graph.nodes import WEIGHTED
+from ..neurons.ladder import Uniform
 from ..neurons.layer import MTNeuron
+from ..neurons.spec import NeuronSpec
 from ..neurons.totals import count_events
 from ..report.rows import Row
 from ..spiking.model import SpikingModel
@@ -26,7 +28,7 @@ from ..system.processes import Processes
 from ..system.progress import progress
 from ..training.from_scratch.network import ScratchNetwork
 from ..training.from_scratch.spec import SpikingSpec
-from .counter import percent
+from .counter import over_layers, percent
 from .energy.bits import weight_bits as bits_of
 from .subject import network_digest
 
@@ -53,7 +55,6 @@ def rows_of(
         raise SpecError("no images to evaluate on: raise evaluate.images or data.test_images")
     _check_steps(steps, network.time_steps)
     counts, neurons = _count_steps(network.eval(), test, batch_size, processes)
-    images = len(test)
     ladder = spec.neuron_spec().ladder
     row = Row(
         mode=str(spec.mode),
@@ -62,7 +63,7 @@ def rows_of(
         T=steps[-1],
         snn_accuracy=0.0,
         spikes_per_neuron=0.0,
-        images=images,
+        images=len(test),
         qann_accuracy=None,
         agreement=None,
         exact_share=None,
@@ -75,16 +76,7 @@ def rows_of(
         digest=network_digest(network),
         **columns,
     )
-    correct, events = counts.tolist()
-    return [
-        replace(
-            row,
-            T=T,
-            snn_accuracy=percent(correct[T - 1], images),
-            spikes_per_neuron=sum(events[:T]) / (neurons * images),
-        )
-        for T in steps
-    ]
+    return [_after(T, row, counts, neurons) for T in steps]
 
 
 def rows_of_stored(
@@ -103,7 +95,7 @@ def rows_of_stored(
     """
     if not len(test):
         raise SpecError("no images to evaluate on: raise evaluate.images or data.test_images")
-    specs = [layer.spec for _, layer in network.neurons()]
+    specs = [layer.spec for _, layer in network.neurons()] or [NeuronSpec(Uniform(1))]
     ladders = [spec.ladder for spec in specs]
     widest = max(ladders, key=lambda ladder: ladder.n)
     charge = next((spec.charge.kind.lower() for spec in specs if spec.charge.kind != "IF"), "if")
@@ -111,14 +103,14 @@ def rows_of_stored(
     if isinstance(network, ScratchNetwork):
         _check_steps(steps, network.time_steps)
         counts, neurons = _count_steps(network.eval(), test, batch_size, processes)
-        at = {T: (counts[0, T - 1], counts[1, :T].sum(), neurons) for T in steps}
+        counted = dict.fromkeys(steps, (counts, neurons))
     else:
-        runs = steps if network.whole_window else steps[-1:]
-        at = {}
-        for last in runs:
-            counts, neurons = _count_converted(network, test, last, batch_size, processes)
-            shown = [last] if network.whole_window else steps
-            at |= {T: (counts[0, T - 1], counts[1, :T].sum(), neurons) for T in shown}
+        runs = {T: T if network.whole_window else steps[-1] for T in steps}
+        done = {
+            T: _count_snn_steps(network, test, T, batch_size, processes)
+            for T in dict.fromkeys(runs.values())
+        }
+        counted = {T: done[run] for T, run in runs.items()}
     presentation, waits = Presentation.EVERY_STEP, False
     if isinstance(network, SpikingModel):
         presentation, waits = network.presentation, network.whole_window
@@ -144,15 +136,17 @@ def rows_of_stored(
         digest=network_digest(network),
         **columns,
     )
-    return [
-        replace(
-            first,
-            T=T,
-            snn_accuracy=percent(float(correct), len(test)),
-            spikes_per_neuron=float(events) / (size * len(test)),
-        )
-        for T, (correct, events, size) in at.items()
-    ]
+    return [_after(T, first, *counted[T]) for T in steps]
+
+
+def _after(T: int, row: Row, counts: Tensor, neurons: int) -> Row:
+    """The row behind T steps, from what was counted in each, [2, T]."""
+    return replace(
+        row,
+        T=T,
+        snn_accuracy=percent(float(counts[0, T - 1]), row.images),
+        spikes_per_neuron=float(counts[1, :T].sum()) / (max(1, neurons) * row.images),
+    )
 
 
 def _usual_bits(network: nn.Module) -> int | None:
@@ -170,7 +164,7 @@ def _check_steps(steps: Sequence[int], most: int) -> None:
 
 
 @torch.no_grad()
-def _count_converted(
+def _count_snn_steps(
     snn: SpikingModel, test: ImageSet, time_steps: int, batch_size: int, processes: Processes
 ) -> tuple[Tensor, int]:
     """As `_count_steps`, of a converted network."""
@@ -179,7 +173,7 @@ def _count_converted(
     for images, labels in batches(test, batch_size, share=processes.share):
         run = simulate(snn, images.to(where), time_steps=time_steps)
         counts[0] += (run.logits.argmax(2).cpu() == labels).sum(1)
-        counts[1] += torch.stack(list(run.spike_counts.values())).sum(0).double().cpu()
+        counts[1] += over_layers(run.spike_counts, time_steps)
         neurons = sum(run.neurons.values())
     return processes.sum(counts), max(processes.all_of(neurons))
 

@@ -71,7 +71,7 @@ class StoredNetwork(nn.Module):
         self.spec = StoredSpec(
             limits.most_common(1)[0][0] if limits else 0,
             _weight_bits(snn),
-            (*(_described(neuron.spec) for neuron in neurons), str(snn.presentation)),
+            (*(_description(neuron.spec) for neuron in neurons), str(snn.presentation)),
         )
 
     @property
@@ -117,7 +117,7 @@ class StoredNetwork(nn.Module):
         return [item for text in texts for item in with_calibration(plain, text, calibrated_for)]
 
 
-def _described(spec: NeuronSpec) -> Any:
+def _description(spec: NeuronSpec) -> Any:
     """What tells layers of neurons apart whose tensors are equal."""
     bounds = [None if bound is None else int(bound) for bound in spec.bounds or ()]
     return [to_json(spec.ladder), str(spec.rule), spec.signed, float(spec.initial), bounds]

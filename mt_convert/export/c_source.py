@@ -3,15 +3,12 @@
 The image comes in as levels, the scores go out as the bits of IEEE 754 binary32 numbers: the
 written formula of the read-out, and of sums that no shift was proved for, is worked out on
 integers, each operator rounded half to even by itself. Nothing is reserved, `stdint.h` is all that
-is included, and what is written is checked with a compiler of this machine.
+is included.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -19,14 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, Fault
-from . import numpy_reader
+from ..errors import Fault
 from .integer_form import IntegerForm, Node, Value
 
-FLAGS = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic")
-SANITIZE = ("-g", "-fsanitize=undefined,address", "-fno-sanitize-recover=all")
 LARGEST, SMALLEST = 2.0**60, 2.0**-60  # multipliers for which no step of a formula is subnormal
-SECONDS = 3600
+SILENT = ("encode", "reshape")  # nodes without a function
 _TYPES = (("uint8_t", 0, 255), ("int8_t", -128, 127), ("int16_t", -(2**15), 2**15 - 1))
 _WIDTH = {"uint8_t": 1, "int8_t": 1, "int16_t": 2, "int32_t": 4, "uint32_t": 4}
 
@@ -102,13 +96,6 @@ static int32_t real_level(real y, int32_t low, int32_t high) {
 """
 
 
-def missing() -> str | None:
-    """What this machine lacks to check a C file."""
-    if shutil.which("cc") is None:
-        return "no C compiler: install one that answers to `cc`, such as gcc or clang"
-    return None
-
-
 def refused(form: IntegerForm) -> list[Fault]:
     """Multipliers for which a step of a formula could leave the normal range of binary32."""
     faults = []
@@ -146,7 +133,7 @@ def _lines(form: IntegerForm) -> Iterable[str]:
     if any("levels" in node.arrays for node in form.nodes):
         yield _LEVEL
     for node in form.nodes:
-        if node.op not in ("encode", "reshape"):
+        if node.op not in SILENT:
             yield from _FUNCTIONS[node.op](form, node)
     yield from _main(form, encode, last)
 
@@ -160,11 +147,6 @@ def c_type(value: Value) -> str:
     """
     fitting = [name for name, low, high in _TYPES if low <= value.low and value.high <= high]
     return fitting[0] if fitting else "int32_t"
-
-
-def size_of(value: Value) -> int:
-    """How many numbers one image has."""
-    return int(np.prod(value.shape)) if value.shape else 1
 
 
 def _array(name: str, numbers: Tensor, kind: str | None = None) -> str:
@@ -216,8 +198,9 @@ def _index(shape: Sequence[int], of: Sequence[int]) -> str:
     return " + ".join(reversed(parts)) or "0"
 
 
-def _windows(form: IntegerForm, node: Node, body: str, before: str, after: str) -> Iterable[str]:
-    """Loops over windows of up to three axes; ``body`` where a tap meets an entry, ``at`` it."""
+def _windows(form: IntegerForm, node: Node, plane: str, body: str, before: str, after: str) -> str:
+    """Loops over windows of up to three axes; ``body`` where a tap meets an entry: @ is its place,
+    in the plane of that name."""
     source, value = form.values[node.inputs[0]], form.values[node.out]
     axes = len(value.shape) - 1
     names = ("kernel", "stride", "padding", "dilation")
@@ -233,7 +216,7 @@ def _windows(form: IntegerForm, node: Node, body: str, before: str, after: str) 
     for axis in range(axes):
         text += f"{pad}for (int32_t k{axis} = 0; k{axis} < {kernel[axis]}; k{axis}++)\n"
     text += f"{pad}{{\n"
-    place = "plane"
+    place = plane
     for axis, size in enumerate(source.shape[1:]):
         text += (
             f"{inner}int32_t a{axis} = i{axis + 1} * {stride[axis]} - {padding[axis]}"
@@ -244,7 +227,7 @@ def _windows(form: IntegerForm, node: Node, body: str, before: str, after: str) 
         f"a{axis} < 0 || a{axis} >= {size}" for axis, size in enumerate(source.shape[1:])
     )
     text += f"{inner}if ({outside}) continue;\n{inner}{body.replace('@', place)}\n{pad}}}\n"
-    yield f"{text}{pad}{after}\n{pad}}}\n"
+    return f"{text}{pad}{after}\n{pad}}}\n"
 
 
 def _conv(form: IntegerForm, node: Node) -> Iterable[str]:
@@ -257,10 +240,7 @@ def _conv(form: IntegerForm, node: Node) -> Iterable[str]:
         tap = f"({tap}) * {size} + k{axis}"
     plane = f"i0 / {len(weight) // groups} * {weight.shape[1]} + c"
     body = f"sum += (int32_t)w_{node.out}[{tap}] * x0[@];"
-    yield from (
-        line.replace("(plane)", f"({plane})")
-        for line in _windows(form, node, body, "int32_t sum = 0;", _store(form, node, "sum"))
-    )
+    yield _windows(form, node, plane, body, "int32_t sum = 0;", _store(form, node, "sum"))
     yield "}\n"
 
 
@@ -274,14 +254,13 @@ def _pool(form: IntegerForm, node: Node) -> Iterable[str]:
     yield "  int32_t n = 0;\n"
     before = f"int32_t best = {'-2147483647' if largest else '0'};"
     body = "if (x0[@] > best) best = x0[@];" if largest else "best += x0[@];"
-    lines = _windows(form, node, body, before, _store(form, node, "best"))
-    yield from (line.replace("(plane)", "(i0)") for line in lines)
+    yield _windows(form, node, "i0", body, before, _store(form, node, "best"))
     yield "}\n"
 
 
 def _linear(form: IntegerForm, node: Node) -> Iterable[str]:
     weight = node.arrays["weight"]
-    rows = size_of(form.values[node.out]) // len(weight)
+    rows = form.values[node.out].size // len(weight)
     yield _array(f"w_{node.out}", weight, "int8_t")
     yield _head(form, node)
     store = f"y[r * {len(weight)} + o] = ({c_type(form.values[node.out])})sum;"
@@ -300,11 +279,11 @@ def _gather(form: IntegerForm, node: Node) -> Iterable[str]:
     index, value = node.arrays["index"], form.values[node.out]
     yield _array(f"g_{node.out}", index, "int32_t")
     yield _head(form, node)
-    yield f"  for (int32_t n = 0; n < {size_of(value)}; n++) {{\n"
+    yield f"  for (int32_t n = 0; n < {value.size}; n++) {{\n"
     yield f"    int32_t from = g_{node.out}[n];\n"
     kind, start = c_type(value), 1
     for place, source in enumerate(node.inputs):
-        end = start + size_of(form.values[source])
+        end = start + form.values[source].size
         yield (
             f"    if (from >= {start} && from < {end}) y[n] = ({kind})x{place}[from - {start}];\n"
         )
@@ -327,7 +306,7 @@ def _reduce(form: IntegerForm, node: Node) -> Iterable[str]:
         else f"y[{where}] = ({kind})(y[{where}] + x0[at]);"
     )
     yield _head(form, node)
-    yield f"  for (int32_t n = 0; n < {size_of(value)}; n++) y[n] = {_literal(first)};\n"
+    yield f"  for (int32_t n = 0; n < {value.size}; n++) y[n] = {_literal(first)};\n"
     yield _loops(source.shape, join) + "}\n"
 
 
@@ -368,11 +347,7 @@ def _fire(form: IntegerForm, node: Node) -> Iterable[str]:
         text, steps = _formula(form, node, value.shape)
         yield text + _array(f"levels_{out}", arrays["levels"]) + _head(form, node)
         low, high = node.settings["low"], node.settings["high"]
-        shift = (
-            f"real_level(t, {low}, {high}) - {low}"
-            if low >= 0
-            else (f"real_level(t, {low}, {high}) + {-low}")
-        )
+        shift = f"real_level(t, {low}, {high}) {'-' if low >= 0 else '+'} {abs(low)}"
         yield _loops(value.shape, f"{steps} y[at] = ({kind})levels_{out}[{shift}];") + "}\n"
         return
     thresholds, place = arrays["thresholds"], arrays["place"]
@@ -402,11 +377,12 @@ def _fire(form: IntegerForm, node: Node) -> Iterable[str]:
     else:
         steps += f"while (k < {count} && u >= t[k]) k++; "
     yield _head(form, node)
-    yield _loops(value.shape, f"{steps}y[at] = ({kind})(k + {_signed(node.settings['first'])});")
+    yield _loops(value.shape, f"{steps}y[at] = ({kind})(k + {_operand(node.settings['first'])});")
     yield "}\n"
 
 
-def _signed(number: int) -> str:
+def _operand(number: int) -> str:
+    """A number behind an operator."""
     return f"({number})" if number < 0 else str(number)
 
 
@@ -438,16 +414,16 @@ def _main(form: IntegerForm, encode: Node, last: Node) -> Iterable[str]:
         if size:
             kind = {1: "uint8_t", 2: "int16_t", 4: "int32_t"}[width]
             yield f"\nstatic {kind} memory_{8 * width}[{size}];"
-    classes = size_of(form.values[last.inputs[0]])
+    classes = form.values[last.inputs[0]].size
     levels = form.values[encode.out]
     yield (
-        f"\n\nvoid network_run(const {c_type(levels)} levels[{size_of(levels)}], "
+        f"\n\nvoid network_run(const {c_type(levels)} levels[{levels.size}], "
         f"uint32_t scores[{classes}]);\nint32_t network_class(const uint32_t scores[{classes}]);\n"
-        f"\nvoid network_run(const {c_type(levels)} levels[{size_of(levels)}], "
+        f"\nvoid network_run(const {c_type(levels)} levels[{levels.size}], "
         f"uint32_t scores[{classes}]) {{\n"
     )
     for node in form.nodes:
-        if node.op in ("encode", "reshape"):
+        if node.op in SILENT:
             continue
         words = [names[index] for index in node.inputs]
         out = "scores" if node is last else names[node.out]
@@ -463,16 +439,21 @@ def _main(form: IntegerForm, encode: Node, last: Node) -> Iterable[str]:
     )
 
 
+def owners(form: IntegerForm) -> dict[int, int]:
+    """For each value the one whose memory it lies in: that of which it is another shape."""
+    owner: dict[int, int] = {}
+    for node in form.nodes:
+        owner[node.out] = owner[node.inputs[0]] if node.op == "reshape" else node.out
+    return owner
+
+
 def _memory(form: IntegerForm, encode: Node) -> tuple[dict[int, str], dict[int, int]]:
     """An expression for each value, and how many numbers of each width the memory has."""
-    owner = {encode.out: encode.out}
+    owner = owners(form)
     last_use: dict[int, int] = {}
     for step, node in enumerate(form.nodes):
-        if node.op == "encode":
-            continue
-        owner[node.out] = owner[node.inputs[0]] if node.op == "reshape" else node.out
-        for index in node.inputs:
-            last_use[owner[index]] = step
+        if node is not encode:
+            last_use |= {owner[index]: step for index in node.inputs}
     live: list[tuple[int, int, int, int]] = []  # width, start, end, last step
     sizes = {1: 0, 2: 0, 4: 0}
     names = {encode.out: "levels"}
@@ -482,7 +463,7 @@ def _memory(form: IntegerForm, encode: Node) -> tuple[dict[int, str], dict[int, 
         if owner[node.out] != node.out:
             names[node.out] = names[owner[node.out]]
             continue
-        kind, size = c_type(form.values[node.out]), size_of(form.values[node.out])
+        kind, size = c_type(form.values[node.out]), form.values[node.out].size
         width, start = _WIDTH[kind], 0
         live = [entry for entry in live if entry[3] >= step]
         for _, low, high, _ in sorted(entry for entry in live if entry[0] == width):
@@ -494,144 +475,3 @@ def _memory(form: IntegerForm, encode: Node) -> tuple[dict[int, str], dict[int, 
         place = f"memory_{8 * width}" + (f" + {start}" if start else "")
         names[node.out] = f"(int8_t *)({place})" if kind == "int8_t" else place
     return names, sizes
-
-
-# --------------------------------------------------------------------------------------- running
-
-
-class CProgram:
-    """A C file, compiled with what runs its functions one by one.
-
-    Raises:
-        CheckpointError: it does not compile, or stops before its end.
-    """
-
-    def __init__(self, path: Path, form: IntegerForm, flags: Sequence[str] = ()) -> None:
-        self.form, self.path = form, path
-        self._folder = tempfile.TemporaryDirectory()
-        harness = Path(self._folder.name) / "harness.c"
-        harness.write_text("".join(_harness(form, path.resolve())))
-        self._program = Path(self._folder.name) / "harness"
-        command = ["cc", *FLAGS, *flags, str(harness), "-o", str(self._program)]
-        _call(command, path, "does not compile")
-        first = _call(["cc", "--version"], path, "has no compiler").decode().splitlines()[0]
-        self.version = f"{first}, {' '.join((*FLAGS, *flags))}"
-
-    def run(self, images: np.ndarray) -> dict[int, np.ndarray]:
-        """Scores of the network's function; levels of its neurons from its parts in order."""
-        form, encode, last = self.form, self.form.node("encode"), self.form.nodes[-1]
-        levels = self.run_node(encode, [images])
-        raw = self._start(0, [(encode.out, levels)])
-        shown = [node for node in form.nodes if node.op == "fire"]
-        classes = size_of(form.values[last.inputs[0]])
-        row = np.dtype(
-            [("scores", "<f4", classes)]
-            + [
-                (str(node.out), _numpy_type(form.values[node.out]), size_of(form.values[node.out]))
-                for node in shown
-            ]
-        )
-        table = np.frombuffer(raw, row)
-        shape = form.values[last.inputs[0]].shape
-        values = {last.out: table["scores"].reshape(-1, *shape)}
-        for node in shown:
-            found = table[str(node.out)].reshape(-1, *form.values[node.out].shape)
-            values[node.out] = found.astype(np.int64)
-        return values
-
-    def run_node(self, node: Node, inputs: list[np.ndarray]) -> np.ndarray:
-        """One function; what has none (levels of the image, another shape) by the reader."""
-        if node.op in ("encode", "reshape"):
-            arrays = {name: array.numpy() for name, array in node.arrays.items()}
-            shape = self.form.values[node.out].shape
-            row = {"op": node.op, **node.settings}
-            return numpy_reader.run_node(row, shape, arrays, inputs)
-        raw = self._start(node.out, list(zip(node.inputs, inputs, strict=True)))
-        if node.op == "read_out":
-            shape = self.form.values[node.inputs[0]].shape
-            return np.frombuffer(raw, "<f4").reshape(-1, *shape)
-        value = self.form.values[node.out]
-        return np.frombuffer(raw, _numpy_type(value)).reshape(-1, *value.shape).astype(np.int64)
-
-    def _start(self, number: int, inputs: list[tuple[int, np.ndarray]]) -> bytes:
-        """The program on numbers, image by image."""
-        count = len(inputs[0][1])
-        columns = [
-            array.astype(_numpy_type(self.form.values[index])).reshape(count, -1).view(np.uint8)
-            for index, array in inputs
-        ]
-        words = [str(self._program), str(number), str(count)]
-        return _call(words, self.path, "stops", np.concatenate(columns, 1).tobytes())
-
-
-def _numpy_type(value: Value) -> str:
-    return {"uint8_t": "<u1", "int8_t": "<i1", "int16_t": "<i2"}.get(c_type(value), "<i4")
-
-
-def _harness(form: IntegerForm, path: Path) -> Iterable[str]:
-    """A main function: 0 N runs the network on N images, K N the function of value K."""
-    yield f'#include "{path}"\n#include <stdio.h>\n#include <stdlib.h>\n'
-    encode, last = form.node("encode"), form.nodes[-1]
-    owner: dict[int, int] = {}
-    for node in form.nodes:
-        owner[node.out] = owner[node.inputs[0]] if node.op == "reshape" else node.out
-        if node.op == "reshape":
-            continue
-        real = node is last
-        kind = "uint32_t" if real else c_type(form.values[node.out])
-        size = size_of(form.values[last.inputs[0] if real else node.out])
-        yield f"static {kind} v{node.out}[{size}];\n"
-    yield (
-        "#define IN(v) if (fread(v, sizeof v, 1, stdin) != 1) return 2\n"
-        "#define OUT(v) if (fwrite(v, sizeof v, 1, stdout) != 1) return 3\n"
-        "int main(int count, char **words) {\n"
-        "  if (count != 3) return 1;\n"
-        "  for (long n = atol(words[2]); n > 0; n--) switch (atoi(words[1])) {\n"
-        f"    case 0: IN(v{encode.out}); network_run(v{encode.out}, v{last.out}); "
-        f"OUT(v{last.out});\n"
-    )
-    calls = {
-        node.out: f"step_{node.out}({', '.join(f'v{owner[index]}' for index in node.inputs)}, "
-        f"v{node.out});"
-        for node in form.nodes
-        if node.op not in ("encode", "reshape")
-    }
-    for node in form.nodes[:-1]:
-        if node.out in calls:
-            shown = f" OUT(v{node.out});" if node.op == "fire" else ""
-            yield f"      {calls[node.out]}{shown}\n"
-    yield "      break;\n"
-    for node in form.nodes:
-        if node.out in calls:
-            reads = " ".join(f"IN(v{owner[index]});" for index in node.inputs)
-            yield f"    case {node.out}: {reads} {calls[node.out]} OUT(v{node.out}); break;\n"
-    yield "    default: return 4;\n  }\n  return 0;\n}\n"
-
-
-def _call(words: list[str], path: Path, what: str, given: bytes = b"") -> bytes:
-    done = subprocess.run(words, input=given, capture_output=True, timeout=SECONDS, check=False)
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        why = next((line for line in said if "error" in line), f"exit code {done.returncode}")
-        raise CheckpointError(f"{path} {what}: {why[:300]}")
-    return done.stdout
-
-
-def sizes(path: Path) -> dict[str, int]:
-    """Bytes of the compiled file: code and constants, and the memory it needs."""
-    found = {"source_bytes": path.stat().st_size}
-    if shutil.which("size") is None:
-        return found
-    with tempfile.TemporaryDirectory() as folder:
-        compiled = str(Path(folder) / "network.o")
-        _call(["cc", *FLAGS, "-x", "c", "-c", str(path), "-o", compiled], path, "does not compile")
-        listed = _call(["size", "-A", compiled], path, "cannot be measured").decode()
-    sections: dict[str, int] = {}
-    for line in listed.splitlines():
-        words = line.split()
-        if len(words) == 3 and words[1].isdecimal():
-            sections[words[0]] = int(words[1])
-    parts = {"code_bytes": ".text", "constant_bytes": ".rodata", "memory_bytes": ".bss"}
-    for name, start in parts.items():
-        found[name] = sum(size for section, size in sections.items() if section.startswith(start))
-    return found

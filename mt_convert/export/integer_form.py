@@ -7,7 +7,7 @@ language has. Nothing is computed anew: thresholds come from the written float32
     encode      levels of the image: clamp(rint(x / scale), low, high)
     conv        sums of products, zeros around      linear   the same over the last axis
     gather      the numbers of the inputs, flattened and joined, elsewhere; 0 stands for a zero
-    reshape     the same numbers in another shape
+    reshape     the same numbers in another shape, or once more for a node that reads them twice
     max_pool, sum_pool    over windows              max, sum over whole axes
     scale       times whole numbers
     fire        a level for the number of thresholds reached (see `Fire`)
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,6 +35,7 @@ from ..integer_engine.program import (
     Operate,
     Program,
     ReadOut,
+    Slot,
     Sum,
     Whole,
     slots,
@@ -58,6 +59,11 @@ class Value:
     shape: tuple[int, ...]
     low: int
     high: int
+
+    @property
+    def size(self) -> int:
+        """How many numbers it is."""
+        return math.prod(self.shape)
 
     @property
     def bits(self) -> int:
@@ -140,7 +146,7 @@ def integer_form(snn: SpikingModel) -> IntegerForm:
         tuple(writer.nodes),
         writer.values,
         tuple(program.values[0].shape),
-        program,
+        writer.program,
         model,
         writer.sources,
     )
@@ -198,6 +204,29 @@ class _Writer:
     def _at(self, index: int) -> int:
         return self.aliases.get(index, index)
 
+    def _apart(self, inputs: Iterable[int]) -> tuple[int, ...]:
+        """Inputs of a node that are values of their own, so that it can be run by itself."""
+        apart: dict[int, None] = {}
+        for index in map(self._at, inputs):
+            apart[self._again(index) if index in apart else index] = None
+        return tuple(apart)
+
+    def _again(self, index: int) -> int:
+        """A value once more."""
+        out, value = max(self.program.values) + 1, self.values[index]
+        values = {**self.program.values, out: Whole(value.shape, value.low, value.high)}
+        self.program = replace(self.program, values=values)
+        source = Operate((out,), aten.alias.default, (Slot(index),), {})
+        bounds = value.low, value.high
+        self._add("reshape", f"again {index}", (index,), out, bounds, {}, {}, source)
+        return out
+
+    def _terms_apart(self, formula: Sum) -> Sum:
+        """A written sum of values of their own."""
+        inputs = self._apart(term.value for term in formula.terms)
+        terms = zip(formula.terms, inputs, strict=True)
+        return replace(formula, terms=tuple(replace(term, value=index) for term, index in terms))
+
     def _accumulate(self, item: Accumulate) -> None:
         source = self._at(item.value)
         low, high = self.values[source].low, self.values[source].high
@@ -221,7 +250,8 @@ class _Writer:
         self._add("conv", item.name, (source,), item.out, bounds, settings, arrays, item)
 
     def _fire(self, item: Fire) -> None:
-        inputs = tuple(self._at(term.value) for term in item.input.terms)
+        item = replace(item, input=self._terms_apart(item.input))
+        inputs = tuple(term.value for term in item.input.terms)
         program = narrow_program(self.program, item, self.values, inputs)
         steps, levels = emitted_levels(item)
         settings: dict[str, Any] = {"search": isinstance(item.spec.ladder, Binary)}
@@ -239,7 +269,8 @@ class _Writer:
         self._add("fire", item.name, inputs, item.out, bounds, settings, arrays, item)
 
     def _read_out(self, item: ReadOut) -> None:
-        inputs = tuple(self._at(term.value) for term in item.input.terms)
+        item = replace(item, input=self._terms_apart(item.input))
+        inputs = tuple(term.value for term in item.input.terms)
         out = max(self.program.values) + 1
         self.nodes.append(
             Node("read_out", "class scores", inputs, out, {}, formula_arrays(item.input))
@@ -258,7 +289,7 @@ class _Writer:
 
     def _move(self, item: Operate) -> None:
         named = dict.fromkeys(slots((item.args, item.kwargs)))
-        inputs = tuple(self._at(index) for index in named)
+        inputs = self._apart(named)
         shapes = {index: torch.zeros(1, *self.program.values[index].shape) for index in named}
         pieces = tables.move_sources(item, shapes, 1)
         for out, piece in zip(item.out, pieces, strict=True):

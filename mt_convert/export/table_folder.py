@@ -74,7 +74,7 @@ class TableReader:
             with np.errstate(all="ignore"):
                 return call()
         except Exception as error:
-            raise _damaged(self.folder, f"{type(error).__name__}: {error}") from error
+            raise _damage(self.folder, f"{type(error).__name__}: {error}") from error
 
 
 def write_tables(form: IntegerForm, folder: Path) -> None:
@@ -155,57 +155,57 @@ def read_tables(folder: Path) -> tuple[dict[str, Any], list[dict[str, np.ndarray
     path = folder / "network.json"
     try:
         if path.stat().st_size > LARGEST:
-            raise _damaged(folder, f"network.json has {path.stat().st_size} bytes")
+            raise _damage(folder, f"network.json has {path.stat().st_size} bytes")
     except OSError as error:
         raise CheckpointError(f"no tables at {folder}: {error.strerror or error}") from error
     network = read_json(path)
     tensors = load_tensors(folder / "network.safetensors")
     try:
-        return network, _checked(network, tensors)
+        return network, _arrays_of(network, tensors)
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-        raise _damaged(folder, f"{type(error).__name__}: {error}") from error
+        raise _damage(folder, f"{type(error).__name__}: {error}") from error
     except _NoTables as error:
-        raise _damaged(folder, str(error)) from error
+        raise _damage(folder, str(error)) from error
 
 
 class _NoTables(Exception):
     """What is wrong with a description."""
 
 
-def _damaged(folder: Path, why: str) -> CheckpointError:
+def _damage(folder: Path, why: str) -> CheckpointError:
     return CheckpointError(f"{folder} holds no whole tables ({why[:200]}): write them again")
 
 
-def _need(fact: bool, what: str) -> None:
+def _require(fact: bool, what: str) -> None:
     if not fact:
         raise _NoTables(what)
 
 
-def _checked(network: Any, tensors: Mapping[str, Tensor]) -> list[dict[str, np.ndarray]]:
+def _arrays_of(network: Any, tensors: Mapping[str, Tensor]) -> list[dict[str, np.ndarray]]:
     """The arrays of each node; everything that a node names is there and fits."""
-    _need(isinstance(network, dict) and network.get("format") == FORMAT, "of another kind")
-    _need(network["version"] == VERSION, f"version {network['version']}, this reads {VERSION}")
+    _require(isinstance(network, dict) and network.get("format") == FORMAT, "of another kind")
+    _require(network["version"] == VERSION, f"version {network['version']}, this reads {VERSION}")
     shapes: dict[int, tuple[int, ...]] = {0: _shape(network["image_shape"])}
     arrays = []
     for node in network["nodes"]:
         op, out = node["op"], node["out"]
-        _need(op in OPS, f"unknown operator {str(op)[:40]}")
-        _need(type(out) is int and out not in shapes, f"value {out} is made twice")
-        _need(
+        _require(op in OPS, f"unknown operator {str(op)[:40]}")
+        _require(type(out) is int and out not in shapes, f"value {out} is made twice")
+        _require(
             bool(node["in"]) and all(index in shapes for index in node["in"]), f"{out} reads ahead"
         )
         shape = _shape(network["values"][str(out)]["shape"])
         own = {name: tensors[key] for name, key in node["arrays"].items()}
         for name, tensor in own.items():
             allowed = (torch.float32, torch.int32, torch.int8)
-            _need(tensor.dtype in allowed, f"{out} has {name} of {tensor.dtype}")
-        _need(all(name in own for name in OPS[op]), f"{out} lacks an array")
+            _require(tensor.dtype in allowed, f"{out} has {name} of {tensor.dtype}")
+        _require(all(name in own for name in OPS[op]), f"{out} lacks an array")
         _check_node(node, [shapes[index] for index in node["in"]], shape, own)
         shapes[out] = shape
         arrays.append({name: _wide(tensor) for name, tensor in own.items()})
-    _need(bool(arrays) and network["nodes"][-1]["op"] == "read_out", "no read-out at its end")
+    _require(bool(arrays) and network["nodes"][-1]["op"] == "read_out", "no read-out at its end")
     return arrays
 
 
@@ -216,7 +216,7 @@ def _wide(tensor: Tensor) -> np.ndarray:
 
 def _shape(sizes: Any) -> tuple[int, ...]:
     good = isinstance(sizes, list) and all(type(size) is int and size > 0 for size in sizes)
-    _need(good and len(sizes) <= 8 and math.prod(sizes) < LARGEST, f"shape {str(sizes)[:60]}")
+    _require(good and len(sizes) <= 8 and math.prod(sizes) < LARGEST, f"shape {str(sizes)[:60]}")
     return tuple(sizes)
 
 
@@ -232,27 +232,27 @@ def _check_node(
         names = ("kernel", "stride", "padding", "dilation")
         for name in names:
             whole = all(type(size) is int and 0 <= size < 2**16 for size in node[name])
-            _need(whole and len(node[name]) == len(first) - 1, f"{name} of {node['out']}")
+            _require(whole and len(node[name]) == len(first) - 1, f"{name} of {node['out']}")
         for index, size in enumerate(first[1:]):
             kernel, stride, padding, dilation = (node[name][index] for name in names)
             whole = kernel > 0 and stride > 0 and dilation > 0
-            _need(whole and padding <= 2 * kernel * dilation, f"windows of {node['out']}")
+            _require(whole and padding <= 2 * kernel * dilation, f"windows of {node['out']}")
             fit = (size + 2 * padding - (kernel - 1) * dilation - 1) // stride + 1
             slack = padding if op == "conv" else stride  # an even kernel; a pool past its rim
-            _need(0 <= shape[1 + index] - fit <= slack, f"windows of {node['out']}")
+            _require(0 <= shape[1 + index] - fit <= slack, f"windows of {node['out']}")
     if op == "conv":
         groups, weight = node["groups"], arrays["weight"]
-        _need(type(groups) is int and 0 < groups <= first[0], "groups")
-        _need(tuple(weight.shape[2:]) == tuple(node["kernel"]), "the kernel of a weight")
-        _need(weight.shape[1] * groups == first[0] and weight.shape[0] == shape[0], "channels")
+        _require(type(groups) is int and 0 < groups <= first[0], "groups")
+        _require(tuple(weight.shape[2:]) == tuple(node["kernel"]), "the kernel of a weight")
+        _require(weight.shape[1] * groups == first[0] and weight.shape[0] == shape[0], "channels")
     elif op == "linear":
         good = (shape[-1], first[-1]) == tuple(arrays["weight"].shape)
-        _need(good and shape[:-1] == first[:-1], f"the weight of {node['out']}")
+        _require(good and shape[:-1] == first[:-1], f"the weight of {node['out']}")
     elif op == "gather":
         places = arrays["index"]
         top = sum(math.prod(one) for one in inputs)
-        _need(tuple(places.shape) == shape and not places.is_floating_point(), "places moved to")
-        _need(int(places.min()) >= 0 and int(places.max()) <= top, "places moved from")
+        _require(tuple(places.shape) == shape and not places.is_floating_point(), "places moved to")
+        _require(int(places.min()) >= 0 and int(places.max()) <= top, "places moved from")
     elif op == "fire":
         _check_fire(node, inputs, shape, arrays)
 
@@ -266,16 +266,18 @@ def _check_fire(
     """The rows and columns of a layer of neurons."""
     if "levels" in arrays:
         low, high = node["low"], node["high"]
-        _need(type(low) is int and type(high) is int, "bounds of levels")
-        _need(len(arrays["levels"]) == high - low + 1, "the number of levels")
-        _need(all(f"multiplier_{index}" in arrays for index in range(len(inputs))), "multipliers")
+        _require(type(low) is int and type(high) is int, "bounds of levels")
+        _require(len(arrays["levels"]) == high - low + 1, "the number of levels")
+        _require(
+            all(f"multiplier_{index}" in arrays for index in range(len(inputs))), "multipliers"
+        )
         return
     place, thresholds = arrays["place"], arrays["thresholds"]
-    _need(int(place.min()) >= 0 and int(place.max()) < len(thresholds), "rows of thresholds")
+    _require(int(place.min()) >= 0 and int(place.max()) < len(thresholds), "rows of thresholds")
     rows = [len(arrays[f"factor_{index}"]) for index in range(len(inputs))]
-    _need(thresholds.dim() == 2 and {*rows} == {len(thresholds)}, "rows of factors")
-    _need(torch.broadcast_shapes(place.shape, shape) == shape, "the shape of rows")
-    _need(type(node["first"]) is int, "the first level")
+    _require(thresholds.dim() == 2 and {*rows} == {len(thresholds)}, "rows of factors")
+    _require(torch.broadcast_shapes(place.shape, shape) == shape, "the shape of rows")
+    _require(type(node["first"]) is int, "the first level")
 
 
 def bytes_of(folder: Path) -> int:

@@ -18,7 +18,15 @@ from ..errors import CheckpointError, Fault, OutputError, SpecError, Unsupported
 from ..graph.nodes import check_images
 from ..spiking.model import SpikingModel
 from ..system.storage import write_json
-from . import c_source, onnx_graph, table_folder
+from . import (
+    c_program,
+    c_source,
+    onnx_graph,
+    onnx_integers,
+    onnx_runtimes,
+    qonnx_thresholds,
+    table_folder,
+)
 from .integer_form import IntegerForm, integer_form
 from .verdict import FEWEST_IMAGES, Runtime, Verdict, verify
 
@@ -53,29 +61,29 @@ TARGETS = {
     "c": Target(
         "c",
         c_source.write_c,
-        c_source.CProgram,
-        c_source.sizes,
+        c_program.CProgram,
+        c_program.sizes,
         "network.c",
-        missing=c_source.missing,
+        missing=c_program.missing,
         refused=c_source.refused,
     ),
     "onnx": Target(
         "onnx",
-        onnx_graph.write_onnx,
-        onnx_graph.open_onnx,
-        onnx_graph.sizes,
+        onnx_integers.write_onnx,
+        onnx_runtimes.open_onnx,
+        onnx_runtimes.sizes,
         "network.onnx",
         missing=lambda: onnx_graph.missing("onnx", "onnxruntime"),
-        refused=onnx_graph.onnx_refused,
+        refused=onnx_integers.onnx_refused,
     ),
     "qonnx": Target(
         "qonnx",
-        onnx_graph.write_qonnx,
-        onnx_graph.open_qonnx,
-        onnx_graph.sizes,
+        qonnx_thresholds.write_qonnx,
+        onnx_runtimes.open_qonnx,
+        onnx_runtimes.sizes,
         "network.qonnx.onnx",
         missing=lambda: onnx_graph.missing("onnx", "onnxruntime", "qonnx"),
-        refused=onnx_graph.qonnx_refused,
+        refused=qonnx_thresholds.qonnx_refused,
     ),
 }
 
@@ -210,7 +218,7 @@ def _check_again(info: Target, form: IntegerForm, path: Path, images: Tensor) ->
 
 
 def _verdict_file(info: Target, path: Path) -> Path:
-    return path / VERDICT if info.file is None else path.with_suffix(f".{VERDICT}")
+    return path / VERDICT if info.file is None else path.with_name(f"{path.name}.{VERDICT}")
 
 
 def _is_other(path: Path) -> bool:

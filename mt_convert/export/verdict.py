@@ -9,6 +9,7 @@ sum furthest. The reference is the integer engine's own instruction, which never
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -101,13 +102,12 @@ def verify(
     """Compare a runtime with the network on ``images`` and node by node."""
     by_node = tuple(_compare_node(form, node, runtime) for node in form.nodes)
     on_images = _compare_on_images(form, runtime, images)
-    shapes = [form.values[node.out].shape for node in form.nodes if node.op == "fire"]
     return Verdict(
         target,
         not any(row.different for row in (*by_node, *on_images)),
         runtime.version,
         len(images),
-        sum(int(np.prod(shape)) for shape in shapes),
+        sum(form.values[node.out].size for node in form.nodes if node.op == "fire"),
         on_images,
         by_node,
         sizes,
@@ -277,7 +277,7 @@ def _beside(values: list[Any], random: torch.Generator) -> Tensor:
     if not values:
         return torch.zeros(1, 0, dtype=torch.long)
     sizes = [one.high - one.low + 1 for one in values]
-    if int(np.prod([float(size) for size in sizes])) <= BESIDE:
+    if math.prod(sizes) <= BESIDE:
         ranges = [torch.arange(one.low, one.high + 1) for one in values]
         return torch.cartesian_prod(*ranges).reshape(-1, len(values))
     columns = [

@@ -227,7 +227,7 @@ class _Run:
         entry = self.thresholds.get(item.out)
         if entry is None or entry[0] is not item:  # presented in every step: a table for each
             entry = self.thresholds[item.out] = item, threshold_tables.ThresholdTable(item, program)
-        free, reaches = self._comparing(item, entry[1], self.t)
+        free, reaches = self._comparison(item, entry[1], self.t)
         total = emit(item.spec, reaches, self._last(item.out, free))
         unary = torch.full_like(total, isinstance(item.spec.ladder, Uniform), dtype=torch.bool)
         self.totals[item.name] = total
@@ -242,7 +242,7 @@ class _Run:
             if table is None:
                 step = replace(item, input=formula, spec=spec)
                 table = threshold_tables.ThresholdTable(step, program)
-            free, reaches = self._comparing(item, table, t)
+            free, reaches = self._comparison(item, table, t)
             before = torch.zeros_like(free) if total is None else total
             total = emit(spec, reaches, before)
             change, ladder = total - before, spec.ladder
@@ -255,7 +255,7 @@ class _Run:
         self.totals[item.name] = total
         self.values[item.out] = Value(total, events, unary)
 
-    def _comparing(
+    def _comparison(
         self, item: Fire, table: threshold_tables.ThresholdTable, t: int
     ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The number that neurons compare, and whether it has come to a position of their total."""

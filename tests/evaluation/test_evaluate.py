@@ -11,9 +11,11 @@ import torch
 from networks import images, levels_of, lived_in
 from torch import Tensor, nn
 
+from mt_convert.data import DataSpec, batches, open_data
 from mt_convert.errors import DataError, SpecError
 from mt_convert.evaluation.evaluate import evaluate
 from mt_convert.evaluation.settings import OwnThresholds, Setting, iso_level
+from mt_convert.evaluation.spiking_rows import rows_of_stored
 from mt_convert.neurons.ladder import Binary, Firing, PowerOfTwo, Uniform
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import Override, QuantSpec, Spacing
@@ -25,6 +27,7 @@ from mt_convert.spiking.convert import convert
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.presentation import Presentation
 from mt_convert.spiking.simulate import simulate
+from mt_convert.system.processes import Processes
 
 L = 3
 SEED = 7
@@ -367,3 +370,22 @@ def test_runs_have_names_where_nothing_else_tells_them_apart(rows: list[Row]) ->
         f"network {one.digest}",
         "network another",
     ]
+
+
+def test_a_network_without_neurons_has_rows_of_no_spikes() -> None:
+    spec = DataSpec(
+        dataset="synthetic", image_size=8, channels=1, classes=10, limit=24, calibration_images=8
+    )
+    test = open_data(spec).test
+    shown, labels = next(iter(batches(test, len(test))))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    qann = quantize(net, QuantSpec(), calibration=shown)
+    right = 100 * float((qann(shown).argmax(1) == labels).double().mean())
+    for waits in (False, True):
+        setting = Setting(Uniform(1), (1, 2), whole_window=waits)
+        rows = evaluate(None, qann, (shown, labels), setting)
+        assert [(row.snn_accuracy, row.spikes_per_neuron) for row in rows] == [(right, 0.0)] * 2
+    stored = rows_of_stored(
+        convert(qann), test, (1, 2), DESCRIBE, batch_size=5, processes=Processes()
+    )
+    assert [(row.snn_accuracy, row.spikes_per_neuron) for row in stored] == [(right, 0.0)] * 2

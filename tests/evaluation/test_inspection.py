@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,11 +14,14 @@ from PIL import Image
 from torch import nn
 
 from mt_convert.data import DataSpec, images, open_data
+from mt_convert.evaluation import inspection
 from mt_convert.evaluation.inspection import inspect, pick_setting, picture
 from mt_convert.evaluation.settings import Setting
 from mt_convert.evaluation.subject import Subject
 from mt_convert.neurons.ladder import Uniform
-from mt_convert.quantization.quantize import quantize
+from mt_convert.neurons.layer import MTNeuron
+from mt_convert.neurons.spec import LIF
+from mt_convert.quantization.quantize import levels_of, quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.simulate import simulate
@@ -84,6 +88,25 @@ def test_spikes_are_those_of_the_simulation_and_potentials_keep_the_charge(made:
     assert stored["example"]["classes"] == run.logits[:, 0].argmax(1).tolist()
 
 
+def test_potentials_of_leaky_neurons_are_those_that_leaked(made: Any) -> None:
+    _, subject, qann = made
+    snn = convert(qann, ladder=Uniform(3), signed=True)
+    neuron = dict(snn.neurons())["act1"]
+    leaky = replace(neuron.spec, charge=LIF(4.0, decay_input=False))
+    snn = snn.with_neurons({"act1": MTNeuron(leaky, neuron.delta, offset=torch.tensor(0.125))})
+    image = images(subject.test, 1)
+    run = simulate(snn, image, time_steps=5, record=True)
+    assert run.spikes is not None
+    first = inspection._example(snn, image, 0, 5)["layers"][0]
+    v, arriving = 0.5 + 0.125, (subject_first_current(qann, image) / neuron.delta).flatten()
+    wanted = []
+    for emitted in run.spikes["act1"].flatten(1):
+        v = v - v / 4 + arriving - emitted
+        wanted.append(v[first["chosen"]])
+        arriving = torch.zeros_like(arriving)
+    assert torch.allclose(torch.tensor(first["potentials"]), torch.stack(wanted, 1), atol=1e-3)
+
+
 def subject_first_current(qann: Any, image: torch.Tensor) -> torch.Tensor:
     """What the first layer of neurons is given: the first convolution of the encoded image."""
     layers = qann.layers
@@ -114,6 +137,32 @@ def test_channels_that_never_fire_and_activations_at_the_end_are_counted(made: A
     assert first["dead"] == int((levels.amax((0, 2, 3)) == 0).sum()) >= 1
     assert first["saturated"] == pytest.approx(float((levels == 15).double().mean()))
     assert first["rate"] > 0
+
+
+class ChannelsLast(nn.Module):
+    """Channels behind a linear layer lie last, those behind a convolution over a line do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.line, self.head = nn.Linear(8, 6), nn.Conv1d(6, 5, 3), nn.Linear(30, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.last(x).relu()
+        return self.head(self.line(x.flatten(1, 2).transpose(1, 2)).relu().flatten(1))
+
+
+def test_channels_are_counted_where_they_lie() -> None:
+    torch.manual_seed(0)
+    net, shown = ChannelsLast().eval(), torch.randn(8, 1, 8, 8)
+    with torch.no_grad():
+        net.last.bias[:2] = net.line.bias[:3] = -100.0  # channels that never fire
+    qann = quantize(net, QuantSpec(4, 4), calibration=shown)
+    snn = convert(qann)
+    with levels_of(qann) as reached, torch.no_grad():
+        qann(shown)
+    run = simulate(snn, shown, time_steps=2)
+    rows = inspection._layers(snn, reached, run)
+    assert [(row["channels"], row["dead"]) for row in rows] == [(6, 2), (5, 3)]
 
 
 def test_the_worst_images_are_sorted_by_the_distance_of_their_logits(made: Any) -> None:

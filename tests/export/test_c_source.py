@@ -12,12 +12,12 @@ from export_networks import converted, some_images
 
 import mt_convert as mt
 from mt_convert.errors import CheckpointError, SpecError
-from mt_convert.export import c_source, targets, verdict
+from mt_convert.export import c_program, c_source, targets, verdict
 from mt_convert.export.integer_form import IntegerForm, integer_form
 
 CASES = [
     *(("residual", None), ("mixed", None), ("pre_activation", None), ("volume", None)),
-    *(("line", "binary_4"), ("line", "uniform_3")),
+    *(("line", "binary_4"), ("line", "uniform_3"), ("doubled", None)),
 ]
 
 
@@ -37,7 +37,7 @@ def test_a_file_of_integers_runs_clean_under_sanitizers_and_is_equal(
     assert not re.search(r"(?i)float|double|malloc|\d\.\d", text.split("#include", 1)[1])
     assert re.findall(r"#include.*", text) == ["#include <stdint.h>"]
     assert "float" not in text
-    program = c_source.CProgram(path, form, c_source.SANITIZE)
+    program = c_program.CProgram(path, form, c_program.SANITIZE)
     found = verdict.verify("c", form, program, some_images(name), {})
     assert found.exact, found.faults()
     assert len(found.on_images) == 1 + sum(node.op == "fire" for node in form.nodes)
@@ -59,11 +59,12 @@ def test_the_verb_reports_sizes_and_the_class(tmp_path: Path) -> None:
     assert set(found.sizes) >= {"source_bytes"}
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "network.c",
+        "network.c.verdict.json",
         "network.verdict.json",
     ]
     form = integer_form(snn)
     run = form.model.run(images)
-    program = c_source.CProgram(tmp_path / "network.c", form)
+    program = c_program.CProgram(tmp_path / "network.c", form)
     scores = program.run(images.numpy())[form.nodes[-1].out]
     assert torch.equal(torch.tensor(scores), run.logits[-1])
 
@@ -84,7 +85,7 @@ def test_a_changed_file_is_red(change: str, tmp_path: Path) -> None:
     assert count == 1
     path.write_text(text)
     found = verdict.verify(
-        "c", form, c_source.CProgram(path, form, ["-O0"]), some_images("line", 2), {}
+        "c", form, c_program.CProgram(path, form, ["-O0"]), some_images("line", 2), {}
     )
     assert not found.exact
     assert found.faults()
@@ -95,10 +96,10 @@ def test_a_damaged_file_is_one_message(tmp_path: Path) -> None:
     whole = path.read_text()
     path.write_text(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match=r"network\.c does not compile"):
-        c_source.CProgram(path, form)
+        c_program.CProgram(path, form)
     path.write_text(whole.replace("void network_run(", "void network_ran("))
     with pytest.raises(CheckpointError, match=r"network\.c does not compile"):
-        c_source.CProgram(path, form)
+        c_program.CProgram(path, form)
 
 
 def test_without_a_compiler_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +121,7 @@ def test_formulas_on_integers_round_as_binary32_does(tmp_path: Path) -> None:
         "    fwrite(&y, 4, 1, stdout);\n  }\n  (void)network_run; return 0;\n}\n"
     )
     binary = str(tmp_path / "try")
-    c_source._call(["cc", *c_source.FLAGS, str(program), "-o", binary], program, "fails")
+    c_program.call_tool(["cc", *c_program.FLAGS, str(program), "-o", binary], program, "fails")
     draw = np.random.default_rng(0)
     count = 20000
     numbers = (draw.integers(-(2**31) + 1, 2**31, count) >> draw.integers(0, 31, count)).astype(
@@ -134,5 +135,5 @@ def test_formulas_on_integers_round_as_binary32_does(tmp_path: Path) -> None:
     third = np.trunc(numbers / 3).astype(np.int32).astype(np.float32)
     wanted = numbers.astype(np.float32) * factors[:, 0] + factors[:, 1] + third * factors[:, 2]
     given = np.concatenate([numbers[:, None].view(np.uint8), factors.view(np.uint8)], 1).tobytes()
-    found = np.frombuffer(c_source._call([binary], program, "stops", given), np.float32)
+    found = np.frombuffer(c_program.call_tool([binary], program, "stops", given), np.float32)
     assert np.array_equal(found, wanted)

@@ -14,7 +14,7 @@ from torch import nn
 
 import mt_convert as mt
 from mt_convert.errors import CheckpointError, SpecError, UnsupportedLayerError
-from mt_convert.export import onnx_graph, targets, verdict
+from mt_convert.export import onnx_graph, onnx_runtimes, targets, verdict
 from mt_convert.export.integer_form import integer_form
 
 onnx = pytest.importorskip("onnx", reason="make installs it: it is in the extra dev")
@@ -36,7 +36,7 @@ def test_onnxruntime_gives_every_level_and_logit(name: str, tmp_path: Path) -> N
     assert sum(row.op == "fire" for row in found.on_images) > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "network.onnx",
-        "network.verdict.json",
+        "network.onnx.verdict.json",
     ]
 
 
@@ -67,7 +67,7 @@ def test_qonnx_keeps_its_levels_through_inference_of_shapes_and_types_and_cleanu
 
     write("qonnx", "residual", tmp_path / "network.onnx")
     form, batch = integer_form(converted("residual")), some_images("residual", 3)
-    model = onnx_graph.with_batch(onnx_graph.read_graph(tmp_path / "network.onnx"), 3)
+    model = onnx_runtimes.with_batch(onnx_runtimes.read_graph(tmp_path / "network.onnx"), 3)
     wrapped = ModelWrapper(model).transform(InferShapes()).transform(InferDataTypes())
     fire = next(node for node in form.nodes if node.op == "fire")
     name = onnx_graph.value_name(fire.out)
@@ -106,7 +106,7 @@ def test_more_thresholds_than_are_compared_go_by_the_formula(tmp_path: Path) -> 
         snn = mt.convert(qann, ladder=ladder)
         path = tmp_path / "network.onnx"
         assert targets.export(snn, "onnx", path, images=some_images("line")).exact
-        kinds = {node.op_type for node in onnx_graph.read_graph(path).graph.node}
+        kinds = {node.op_type for node in onnx_runtimes.read_graph(path).graph.node}
         assert "GreaterOrEqual" not in kinds
         assert ("Gather" in kinds) == (ladder is not None)
 
@@ -125,7 +125,7 @@ def test_a_changed_file_is_red(target: str, tmp_path: Path) -> None:
     path = tmp_path / "network.onnx"
     write(target, "line", path)
     form, info = integer_form(converted("line")), targets.TARGETS[target]
-    whole = onnx_graph.read_graph(path)
+    whole = onnx_runtimes.read_graph(path)
 
     def is_red(change: Any) -> bool:
         model = type(whole)()
@@ -169,7 +169,7 @@ def test_truncated_changed_and_foreign_files_are_one_message(tmp_path: Path) -> 
             content[draw.randrange(len(content))] = draw.randrange(256)
         path.write_bytes(content)
         try:
-            onnx_graph.open_onnx(path, form).run(batch)
+            onnx_runtimes.open_onnx(path, form).run(batch)
         except CheckpointError as error:
             refused += len(str(error).splitlines()) >= 1
     assert refused >= 15
@@ -177,14 +177,14 @@ def test_truncated_changed_and_foreign_files_are_one_message(tmp_path: Path) -> 
     model.graph.initializer[0].data_location = 1
     path.write_bytes(model.SerializeToString())
     with pytest.raises(CheckpointError, match="no ONNX file of ours"):
-        onnx_graph.read_graph(path)
+        onnx_runtimes.read_graph(path)
     model = onnx.ModelProto.FromString(whole)
     model.graph.node[0].domain = "somebody.else"
     path.write_bytes(model.SerializeToString())
     with pytest.raises(CheckpointError, match="no ONNX file of ours"):
-        onnx_graph.read_graph(path)
+        onnx_runtimes.read_graph(path)
     with pytest.raises(CheckpointError, match="cannot read"):
-        onnx_graph.read_graph(tmp_path / "none")
+        onnx_runtimes.read_graph(tmp_path / "none")
 
 
 def test_a_missing_extra_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,6 +177,15 @@ def test_what_has_no_exact_form_is_refused_with_every_reason(tmp_path: Path) -> 
         mt.export.tables(net, tmp_path / "out")
 
 
+@pytest.mark.parametrize("target", ["tables", "c"])
+def test_a_value_that_is_read_twice_is_two_inputs(target: str, tmp_path: Path) -> None:
+    form = integer_form(converted("doubled"))
+    assert all(len({*node.inputs}) == len(node.inputs) for node in form.nodes)
+    assert [node.name for node in form.nodes if node.name.startswith("again")] == ["again 3"]
+    found = targets.export(converted("doubled"), target, tmp_path / "out", images=some_images("x"))
+    assert found.exact
+
+
 def test_the_reference_is_the_integer_engine_itself() -> None:
     form = integer_form(converted("residual"))
     node = next(node for node in form.nodes if node.op == "fire")
@@ -186,3 +195,10 @@ def test_the_reference_is_the_integer_engine_itself() -> None:
     at = torch.full((1, *shape), threshold)
     first = node.settings["first"]
     assert int(verdict.expected(form, node, [at]).flatten()[0]) == first + 1
+
+
+def test_exports_beside_one_another_keep_verdicts_of_their_own(tmp_path: Path) -> None:
+    snn, images = converted("line"), some_images("line", 2)
+    for name in ("network.c", "network.w8.c", 'a "network".c'):
+        mt.export.c(snn, tmp_path / name, images=images)
+    assert len(list(tmp_path.glob("*.verdict.json"))) == 3

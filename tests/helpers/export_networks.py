@@ -27,14 +27,17 @@ class Mixed(nn.Module):
         self.depthwise, self.mixed = networks.conv(8, 8, groups=8), nn.Conv2d(8, 6, 1)
         self.head = nn.Linear(6, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """All but the read-out."""
         x = torch.cat([F.relu(self.stem(x)), F.relu(self.side(x))], 1)
         x = F.max_pool2d(x, 3, 2, 1, ceil_mode=True)
         x = torch.cat(x.split([3, 5], 1)[::-1], 1)
         x = F.relu(self.depthwise(x))
         x = F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
-        x = F.relu(self.mixed(x))
-        return self.head(x.flip(3).amax((2, 3)))
+        return F.relu(self.mixed(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).flip(3).amax((2, 3)))
 
 
 def volume() -> nn.Module:
@@ -50,14 +53,31 @@ def volume() -> nn.Module:
     )
 
 
-OWN: dict[str, Any] = {"mixed": Mixed, "volume": volume}
+class Doubled(nn.Module):
+    """Values that are read twice: as they are, and in another shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = networks.conv(2, 4), networks.conv(4, 4)
+        self.head = nn.Linear(256, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        x = F.relu(self.second(F.relu(x + x)))
+        x = F.relu(x + x.flatten(1).reshape(-1, 4, 8, 8))
+        return self.head(x.flatten(1))
+
+
+OWN: dict[str, Any] = {"mixed": Mixed, "volume": volume, "doubled": Doubled}
 LADDERS: dict[str, dict[str, Any]] = {
     "uniform_3": {"ladder": Uniform(3), "signed": True},
     "binary_4": {"ladder": Binary(4)},
     "power_of_two_4": {"ladder": PowerOfTwo(4)},
     "every_step": {"ladder": Uniform(15), "presentation": "every_step"},
 }
-NAMES = ("residual", "mixed", "pre_activation", "kinds_of_convolution", "line", "volume")
+NAMES = (
+    *("residual", "mixed", "pre_activation", "kinds_of_convolution", "line", "volume", "doubled"),
+)
 
 
 def shape_of(name: str) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 import networks
 import pytest
 import torch
+from export_networks import Mixed, shape_of, volume
 from networks_of_operators import network as network_of_operators
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -51,37 +52,11 @@ WAYS: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-class Wide(nn.Module):
-    """What the small networks lack: rims that divide unevenly, overlapping and padded windows, two
-    ladders side by side, channels split and shuffled, a maximum of a concatenation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.side = networks.conv(2, 6), networks.conv(2, 2)
-        self.depthwise, self.mixed = networks.conv(8, 8, groups=8), nn.Conv2d(8, 6, 1)
-        self.head = nn.Linear(6, 3)
+class Wide(Mixed):
+    """What the small networks lack, with a mean at its end."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.cat([F.relu(self.stem(x)), F.relu(self.side(x))], 1)
-        x = F.max_pool2d(x, 3, 2, 1, ceil_mode=True)
-        x = torch.cat(x.split([3, 5], 1)[::-1], 1)
-        x = F.relu(self.depthwise(x))
-        x = F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
-        x = F.relu(self.mixed(x))
-        return self.head(F.avg_pool2d(x, 2, 1).flip(3).mean((2, 3)))
-
-
-def volume() -> nn.Module:
-    """Three axes of space, each with a geometry of its own."""
-    return nn.Sequential(
-        nn.Conv3d(1, 4, 3, padding=(1, 0, 1)),
-        nn.ReLU(),
-        nn.Conv3d(4, 4, (2, 3, 1), (1, 2, 1), (0, 1, 0), groups=2, bias=False),
-        nn.ReLU(),
-        nn.MaxPool3d(2, 1),
-        nn.Flatten(),
-        nn.LazyLinear(3),
-    )
+        return self.head(F.avg_pool2d(self.features(x), 2, 1).flip(3).mean((2, 3)))
 
 
 def maximum() -> nn.Module:
@@ -91,7 +66,6 @@ def maximum() -> nn.Module:
     return nn.Sequential(*layers, nn.LazyLinear(3))
 
 
-SHAPES = {"volume": (1, 3, 5, 4)}
 OWN: dict[str, Callable[[], nn.Module]] = {"wide": Wide, "volume": volume, "maximum": maximum}
 _KEPT: dict[str, QuantizedModel] = {}
 
@@ -105,10 +79,6 @@ def quantized(name: str) -> QuantizedModel:
         model.eval()(batch)
         _KEPT[name] = quantize(networks.lived_in(model), QuantSpec(), calibration=batch)
     return _KEPT[name]
-
-
-def shape_of(name: str) -> tuple[int, ...]:
-    return SHAPES.get(name) or networks.shape_of(name)
 
 
 def fresh(name: str, batch: int = 3, seed: int = 77) -> Tensor:

@@ -89,7 +89,7 @@ def energy(
         prices=table,
         rows=tuple(rows),
         totals=tuple(_total([row for row in rows if row.time_steps == T], T, table) for T in steps),
-        not_counted=tuple(_list_uncounted(paths)),
+        not_counted=tuple(_list_what_has_no_number(paths)),
     )
 
 
@@ -189,7 +189,7 @@ _EVERYWHERE = (
 )
 
 
-def _list_uncounted(paths: Paths) -> list[NotCounted]:
+def _list_what_has_no_number(paths: Paths) -> list[NotCounted]:
     """Everything in the graph that works and has no number, then what every network has."""
     rows = []
     for row in paths.operations.values():

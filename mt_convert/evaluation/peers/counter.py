@@ -64,7 +64,7 @@ class PeerCounter:
             snn_accuracy=percent(correct, total),
             agreement=agreed / total,
             exact_share=0.0,
-            spikes_per_neuron=events / self.neuron_count / total,
+            spikes_per_neuron=events / max(1, self.neuron_count) / total,
             ladder="uniform",
             whole_window=False,
             settling_T=None,

@@ -31,7 +31,7 @@ def compile_library(source: Path, folder: Path, flags: list[str]) -> Path:
     return Path(command.get_ext_fullpath("kernels"))
 
 
-def measured(library: Path, count: int) -> list[int]:
+def structure_sizes(library: Path, count: int) -> list[int]:
     """The sizes of a library's structures, as it says itself."""
     sizes = (ctypes.c_int64 * count)()
     ctypes.CDLL(str(library)).mt_sizes(sizes)
@@ -43,7 +43,7 @@ def main(words: list[str]) -> None:
     source, folder, expected = Path(words[0]), Path(words[1]), words[2].split(",")
     try:
         library = compile_library(source, folder, words[3:])
-        sizes = measured(library, len(expected))
+        sizes = structure_sizes(library, len(expected))
     except Exception as fact:  # compilers fail in many ways
         sys.exit(f"{type(fact).__name__}: {fact}")
     if [str(size) for size in sizes] != expected:

@@ -96,6 +96,7 @@ def _view(content: PageContent) -> dict[str, Any]:
     """What the template shows, section by section; None or empty where there is nothing."""
     rows, inspection = content.rows, content.inspection or {}
     example = inspection.get("example")
+    traces = example["layers"] if example else ()
     return {
         "verdict": _verdict(content.report),
         "accuracies": _accuracies(rows),
@@ -107,13 +108,9 @@ def _view(content: PageContent) -> dict[str, Any]:
         "spike_share": _spike_share(inspection.get("nodes", ())),
         "analog": (content.report or {}).get("analog", ()),
         "example": example,
-        "rasters": [charts.raster(item, k) for k, item in enumerate(example["layers"])]
-        if example
-        else [],
-        "potentials": [charts.potentials(item, k) for k, item in enumerate(example["layers"])]
-        if example
-        else [],
-        "busiest": [charts.busiest_neuron(item) for item in example["layers"]] if example else [],
+        "rasters": [charts.raster(item, k) for k, item in enumerate(traces)],
+        "potentials": [charts.potentials(item, k) for k, item in enumerate(traces)],
+        "busiest": [charts.busiest_neuron(item) for item in traces],
         "setting": inspection.get("setting"),
         "looked_at": inspection.get("images"),
         "worst": inspection.get("worst"),
@@ -165,9 +162,8 @@ def _accuracies(rows: Sequence[Row]) -> list[dict[str, Any]]:
     after the step that is best, which is said."""
     if len({(row.model, row.dataset, row.ann_accuracy, row.qann_accuracy) for row in rows}) != 1:
         return []
-    first, alike = rows[0], rows
-    exact = [row for row in alike if row.exact_share == 1]
-    best = min(exact, key=lambda row: (row.T, row.n)) if exact else _best(alike)
+    first, exact = rows[0], [row for row in rows if row.exact_share == 1]
+    best = min(exact, key=lambda row: (row.T, row.n)) if exact else _best(rows)
     where = f"n = {best.n}, T = {best.T}" + ("" if exact else ", the best of the table")
     values = [
         ("float", "float network (ANN)", first.ann_accuracy, ""),

@@ -1,0 +1,153 @@
+"""The file of `onnx`, for onnxruntime: int32 throughout.
+
+Products are ConvInteger and MatMulInteger of unsigned bytes, weights moved up by 128: products of
+signed bytes saturate at 16 bits on some processors. A level is a count of comparisons, or, of more
+thresholds than `MOST_COMPARED`, the written float32 formula.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import Fault
+from .integer_form import IntegerForm, Node, Value, emitted_levels, formula_arrays
+from .onnx_graph import (
+    FLOAT32_WHOLE,
+    OPSET,
+    Graph,
+    Writer,
+    build,
+    encode,
+    formula,
+    furthest,
+    pool,
+    store,
+    sum_fits,
+    whole_sum,
+    window_settings,
+)
+
+MOST_COMPARED = 15
+
+
+def _bytes(value: Value) -> bool:
+    return value.high - min(value.low, 0) <= 255
+
+
+def onnx_refused(form: IntegerForm) -> list[Fault]:
+    """What onnxruntime has no exact kernels for."""
+    faults = []
+    for node in form.nodes:
+        if node.op in ("conv", "linear") and not _bytes(form.values[node.inputs[0]]):
+            if furthest(form, node) >= FLOAT32_WHOLE:
+                hint = "inputs beyond 8 bits and sums beyond 2^24: use fewer bits"
+                faults.append(Fault(node.name, node.op, hint))
+        elif node.op in ("max_pool", "sum_pool") and not sum_fits(form, node):
+            faults.append(Fault(node.name, node.op, "sums beyond 2^24: use fewer bits"))
+    return faults
+
+
+def write_onnx(form: IntegerForm, path: Path) -> None:
+    """Write the graph for onnxruntime."""
+    store(build(form, np.int32, _WRITERS).model({"": OPSET}), path)
+
+
+def _encode(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
+    graph.cast(encode(graph, node, inputs, f"{out}_levels"), "int32", out)
+
+
+def _pool(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
+    source = graph.cast(inputs[0], "float", f"{out}_float")
+    graph.cast(pool(graph, node, source, f"{out}_pooled"), "int32", out)
+
+
+def _read_out(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
+    formula(graph, node.arrays, _floats(graph, inputs, out), out, None)
+
+
+def _floats(graph: Graph, inputs: list[str], out: str) -> list[str]:
+    """Inputs as float32."""
+    return [graph.cast(name, "float", f"{out}_float_{place}") for place, name in enumerate(inputs)]
+
+
+def _products(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
+    """Sums of products of unsigned bytes, or, of wider levels, in float32."""
+    (source,) = inputs
+    value, weight = graph.form.values[node.inputs[0]], node.arrays["weight"].int()
+    linear = node.op == "linear"
+    settings = (
+        {} if linear else window_settings(graph.form, node) | {"group": node.settings["groups"]}
+    )
+    weight = weight.T if linear else weight
+    if not _bytes(value):
+        constant = graph.constant(f"{out}_weight", weight, np.float32)
+        floats = graph.cast(source, "float", f"{out}_float")
+        op = "MatMul" if linear else "Conv"
+        summed = graph.add(op, [floats, constant], f"{out}_summed", **settings)
+        graph.cast(summed, "int32", out)
+        return
+    up = -min(value.low, 0)
+    if up:
+        source = graph.add(
+            "Add", [source, graph.constant(f"{out}_up", up, np.int32)], f"{out}_raised"
+        )
+    names = [graph.cast(source, "uint8", f"{out}_bytes")]
+    names.append(graph.constant(f"{out}_weight", weight + 128, np.uint8))
+    names.append(graph.constant(f"{out}_zero", up, np.uint8))
+    names.append(graph.constant(f"{out}_weight_zero", 128, np.uint8))
+    graph.add("MatMulInteger" if linear else "ConvInteger", names, out, **settings)
+
+
+def _count(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
+    """Levels: comparisons of whole numbers, or the written formula."""
+    arrays = node.arrays
+    if "levels" in arrays or arrays["thresholds"].shape[1] > MOST_COMPARED:
+        _levels_by_formula(graph, node, inputs, out)
+        return
+    total = whole_sum(graph, node, inputs, out)
+    axis = graph.constant("last_axis", [-1], np.int64)
+    wide = graph.add("Unsqueeze", [total, axis], f"{out}_wide")
+    thresholds = arrays["thresholds"][arrays["place"].long()]
+    constant = graph.constant(f"{out}_thresholds", thresholds, np.int32)
+    reached = graph.add("GreaterOrEqual", [wide, constant], f"{out}_reached")
+    ones = graph.cast(reached, "int32", f"{out}_ones")
+    first = node.settings["first"]
+    counted = graph.add("ReduceSum", [ones, axis], f"{out}_count" if first else out, keepdims=0)
+    if first:
+        graph.add("Add", [counted, graph.constant(f"{out}_first", first, np.int32)], out)
+
+
+def _levels_by_formula(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
+    """clamp(round(formula)), and which level that is."""
+    item = graph.form.sources[node.out]
+    offset = None if item.offset is None else item.offset.detach().float()
+    drive = formula(
+        graph, formula_arrays(item.input), _floats(graph, inputs, out), f"{out}_drive", offset
+    )
+    low, high = (int(end) for end in item.spec.limits)
+    ends = [
+        graph.constant(f"{out}_low", low, np.float32),
+        graph.constant(f"{out}_high", high, np.float32),
+    ]
+    clipped = graph.add("Clip", [graph.add("Round", [drive], f"{out}_round"), *ends], f"{out}_clip")
+    steps, levels = emitted_levels(item)
+    if torch.equal(levels, steps):
+        graph.cast(clipped, "int32", out)
+        return
+    rows = graph.cast(clipped, "int64", f"{out}_row")
+    rows = graph.add("Sub", [rows, graph.constant(f"{out}_first_row", low, np.int64)], f"{out}_at")
+    graph.add("Gather", [graph.constant(f"{out}_levels", levels, np.int32), rows], out, axis=0)
+
+
+_WRITERS: dict[str, Writer] = {
+    "encode": _encode,
+    "conv": _products,
+    "linear": _products,
+    "max_pool": _pool,
+    "sum_pool": _pool,
+    "fire": _count,
+    "read_out": _read_out,
+}
