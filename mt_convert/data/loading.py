@@ -38,7 +38,7 @@ def _as_is(item: Any) -> Any:
 def loader(
     dataset: Dataset[Batch], draws: Sequence[Draw], workers: int = 0
 ) -> StatefulDataLoader[Any]:
-    """A stateful loader that reads ``draws`` in turn; pass what it yields through `unwrap_batch`."""
+    """A stateful loader that reads ``draws`` in turn; pass each through `unwrap_batch`."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "'set_vital' is deprecated")
         return StatefulDataLoader(
