@@ -49,6 +49,7 @@ WITHOUT_TORCH = (
         "calibration/report",
         "experiments/recipes/catalogue",
         "experiments/run_page",
+        "experiments/comparison",
     ),
 )
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))

@@ -39,6 +39,7 @@ from .analysis import analyse
 from .energy.account import account
 from .energy.macs import count_macs
 from .energy.measure import energy
+from .energy.report import EnergyReport
 from .evaluate import convert_for
 from .settings import OwnThresholds, Setting
 from .subject import Subject
@@ -140,17 +141,23 @@ def _account(
 ) -> dict[str, Any]:
     """What it costs, as it was converted where that is exact, and in the setting looked into."""
     ladders = [neuron.spec.ladder for _, neuron in built.neurons()]
-    ways = {}
+    ways: dict[str, tuple[EnergyReport, int]] = {}
+    thresholds: dict[str, int] = {}
     if ladders and isinstance(ladders[0], Radix) and ladders[0].steps:
         steps = max(item.steps for item in ladders if isinstance(item, Radix) and item.steps)
-        ways[f"n = {ladders[0].n}, T = {steps}"] = (energy(built, images, time_steps=steps), steps)
+        name, n = f"n = {ladders[0].n}, T = {steps}", ladders[0].n
+        ways[name], thresholds[name] = (energy(built, images, time_steps=steps), steps), n
     elif ladders and all(
         _reach(neuron.spec.ladder) >= levels(neuron.spec) for _, neuron in built.neurons()
     ):
         n = max(item.n for item in ladders)
-        ways[f"n = {n}, T = 1"] = (energy(built, images, time_steps=1), 1)
-    ways.setdefault(f"n = {setting.ladder.n}, T = {T}", (energy(snn, images, time_steps=T), T))
-    return account(ways)
+        name = f"n = {n}, T = 1"
+        ways[name], thresholds[name] = (energy(built, images, time_steps=1), 1), n
+    name, n = f"n = {setting.ladder.n}, T = {T}", setting.ladder.n
+    if name not in ways:
+        reported = (T,) if snn.whole_window else _until(setting, T).time_steps
+        ways[name], thresholds[name] = (energy(snn, images, time_steps=reported), T), n
+    return account(ways) | {"thresholds": thresholds}
 
 
 def _until(setting: Setting, T: int) -> Setting:

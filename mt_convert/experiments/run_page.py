@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..report.html.page import Download, PageContent, render
+from ..report.html.page import PageContent, render
+from ..report.html.parts import Download
 from ..report.records import csv_text
 from ..report.rows import Row, results_from_json
 from ..report.tables import title

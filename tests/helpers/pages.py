@@ -10,7 +10,8 @@ from results import ROW
 from mt_convert.evaluation.energy.account import account
 from mt_convert.evaluation.energy.report import FP32_45NM, EnergyReport, EnergyRow
 from mt_convert.graph.signals import Signal
-from mt_convert.report.html.page import Download, PageContent
+from mt_convert.report.html.page import PageContent
+from mt_convert.report.html.parts import Download
 
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
