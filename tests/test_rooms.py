@@ -50,6 +50,8 @@ WITHOUT_TORCH = (
         "experiments/recipes/catalogue",
         "experiments/run_page",
         "experiments/comparison",
+        "experiments/coverage/rows",
+        "experiments/coverage/browser_page",
     ),
 )
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))

@@ -217,6 +217,8 @@ def export(
       mt-convert export runs/digits --to c --out runs/digits/c --check
     """
     from ..experiments import export as command
+    from ..report.html.export import page_of
 
     typer.echo(str(command.run(network, to, out, count=images, again=check)))
     typer.echo(f"{'checked' if check else 'wrote'} {out}")
+    typer.echo(f"page: {page_of(out)}")

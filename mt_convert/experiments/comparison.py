@@ -21,14 +21,22 @@ from rich.table import Table
 
 from ..errors import CheckpointError, Fault, OutputError, many
 from ..report.html.pareto import KINDS, Point, frontier, pareto_chart
-from ..report.html.parts import Answer, Cell, Part, PartsContent, Verdict, render_parts
+from ..report.html.parts import (
+    PAGE,
+    Answer,
+    Cell,
+    Part,
+    PartsContent,
+    Verdict,
+    downloads,
+    render_parts,
+)
 from ..report.intervals import wilson
 from ..report.records import csv_text
 from ..report.row_groups import bits_of, networks_of, working_point
 from ..report.rows import Row
 from ..system.folder_lock import folder_lock
 from ..system.storage import atomic, json_text, read_json, reading, write_json
-from .run_page import PAGE, downloads
 from .show import stored_rows
 
 SCHEMA = "mt_convert.comparison/1"

@@ -33,12 +33,13 @@ from ..evaluation.subject import Subject
 from ..report import pictures, tables
 from ..report.columns import LEGEND, markdown_table
 from ..report.html.page import PageContent, render
+from ..report.html.parts import PAGE, downloads
 from ..report.rows import Row, results_from_json, results_to_json
 from ..system.processes import Processes, alone_in
 from ..system.progress import notice
 from ..system.storage import atomic, read_json, sweep, write_json
 from .recipes.conversion import EvaluateBlock, Recipe, load_recipe, load_stored
-from .run_page import PAGE, downloads, write_csv
+from .run_page import write_csv
 from .stored_networks import stored_energy, stored_network, stored_rows
 from .subjects import calibrates_on_images, subjects_of
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from .rendering import render_template
+
+PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -112,3 +115,12 @@ def render_parts(content: PartsContent) -> str:
         ('<!DOCTYPE html>', True)
     """
     return render_template("parts.html", content=content, heading=content.heading)
+
+
+def downloads(folder: Path, files: Mapping[str, str]) -> list[Download]:
+    """Those of some files that are there, with what they are."""
+    return [
+        Download(file, about, path.stat().st_size)
+        for file, about in files.items()
+        if (path := folder / file).is_file()
+    ]
