@@ -39,6 +39,7 @@ from .analysis import analyse
 from .energy.account import account
 from .energy.macs import count_macs
 from .energy.measure import energy
+from .energy.neurobench import neurobench
 from .energy.report import EnergyReport
 from .evaluate import convert_for
 from .settings import OwnThresholds, Setting
@@ -142,22 +143,30 @@ def _account(
     """What it costs, as it was converted where that is exact, and in the setting looked into."""
     ladders = [neuron.spec.ladder for _, neuron in built.neurons()]
     ways: dict[str, tuple[EnergyReport, int]] = {}
+    networks: dict[str, tuple[SpikingModel, int]] = {}
     thresholds: dict[str, int] = {}
     if ladders and isinstance(ladders[0], Radix) and ladders[0].steps:
         steps = max(item.steps for item in ladders if isinstance(item, Radix) and item.steps)
         name, n = f"n = {ladders[0].n}, T = {steps}", ladders[0].n
         ways[name], thresholds[name] = (energy(built, images, time_steps=steps), steps), n
+        networks[name] = built, steps
     elif ladders and all(
         _reach(neuron.spec.ladder) >= levels(neuron.spec) for _, neuron in built.neurons()
     ):
         n = max(item.n for item in ladders)
         name = f"n = {n}, T = 1"
         ways[name], thresholds[name] = (energy(built, images, time_steps=1), 1), n
+        networks[name] = built, 1
     name, n = f"n = {setting.ladder.n}, T = {T}", setting.ladder.n
     if name not in ways:
         reported = (T,) if snn.whole_window else _until(setting, T).time_steps
         ways[name], thresholds[name] = (energy(snn, images, time_steps=reported), T), n
-    return account(ways) | {"thresholds": thresholds}
+        networks[name] = snn, T
+    measured = {
+        way: neurobench(network, images, time_steps=steps).to_json()
+        for way, (network, steps) in networks.items()
+    }
+    return account(ways) | {"thresholds": thresholds, "neurobench": measured}
 
 
 def _until(setting: Setting, T: int) -> Setting:

@@ -110,7 +110,10 @@ def plain(path: Path, form: str) -> str:
         return text
     if (path / "results.json").is_file():
         rows = stored_rows(path)
-        return json_text(results_to_json(rows)) if form == "json" else csv_text(Row, rows)
+        if form == "csv":
+            return csv_text(Row, rows)
+        more = read_json(path / "results.json")  # what stands beside the rows, such as neurobench
+        return json_text(more | results_to_json(rows))
     if verdicts := stored_verdicts(path):
         if form == "csv":
             raise CheckpointError(f"{path} holds an export, which has no rows: use --json")

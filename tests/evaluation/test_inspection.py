@@ -79,6 +79,7 @@ def test_energy_is_stored_over_the_steps_of_the_table(made: Any) -> None:
         "n = 3, T = 4": [1, 4],
     }
     _, exact, several, _ = account["networks"]
+    assert list(account["neurobench"]) == list(account["thresholds"])
     assert costs["n = 15, T = 1"][1] == exact["total"]
     assert costs["n = 3, T = 4"][4] == several["total"] > costs["n = 3, T = 4"][1]
 
