@@ -266,7 +266,17 @@ def _layer(name: str, neuron: MTNeuron, levels: Tensor, run: Run) -> dict[str, A
         "neurons": run.neurons[name],
         "rate": run.firing_rates[name],
         "saturated": float(ends.double().mean()),
+        "typical": _typical(levels),
     }
+
+
+def _typical(levels: Tensor) -> int:
+    """The level that a thousandth of all that are not 0 exceeds, whatever their sign."""
+    sizes = levels.abs().flatten()
+    sizes = sizes[sizes > 0]
+    if not len(sizes):
+        return 0
+    return int(sizes.kthvalue(max(1, math.ceil(0.999 * len(sizes)))).values)
 
 
 # ----------------------------------------------------------------------------- spikes of one image

@@ -43,7 +43,7 @@ def test_the_page_of_an_export_tells_each_node_and_turns_red(tmp_path: Path) -> 
     out = tmp_path / "out"
     export.run(str(tmp_path / "net"), "tables", out, count=4)
     page = (out / "report.html").read_text()
-    assert "✓ Exact in" in page
+    assert "✓ Exact as tables" in page
     assert 'href="network.safetensors"' in page
     verdict = json.loads((out / "verdict.json").read_text())
     nodes = [row["name"] for row in verdict["by_node"]]

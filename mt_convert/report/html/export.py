@@ -45,7 +45,7 @@ def export_page(
     Example:
         >>> verdict = {"target": "c", "exact": True, "runtime": "cc", "images": 4, "neurons": 2}
         >>> verdict |= {"on_images": [], "by_node": [], "sizes": {}}
-        >>> "Exact in cc" in export_page("digits", {"network.c": verdict})
+        >>> "Exact as c" in export_page("digits", {"network.c": verdict})
         True
     """
     return render_parts(
@@ -69,11 +69,11 @@ def _verdict(verdicts: Sequence[Mapping[str, Any]]) -> Verdict:
     """Whether all that was written answers as the network does."""
     exact = all(item["exact"] for item in verdicts)
     told = [item for item in verdicts if item["exact"] is exact]
-    runtimes = ", ".join(dict.fromkeys(item["runtime"] for item in told))
+    targets = ", ".join(item["target"] for item in told)
     words = (
-        f"✓ Exact in {runtimes}: every level and every logit is the network's"
+        f"✓ Exact as {targets}: every level and every logit is the network's"
         if exact
-        else f"✗ Not exact in {runtimes}: it does not answer as the network"
+        else f"✗ Not exact as {targets}: it does not answer as the network"
     )
     note = (
         "It would be red if one number of one node differed. Every node is also run by itself: "
@@ -107,7 +107,7 @@ def _answers(verdict: Mapping[str, Any]) -> list[Answer]:
         Answer(f"neurons-{target}", f"Neurons, {target}", count(verdict["neurons"])),
     ]
     if (us := verdict.get("us_per_image")) is not None:
-        answer = f"{us:,.0f} µs per image in {verdict['runtime']} (not a benchmark)"
+        answer = f"{us:,.0f} µs per image, on 64 at once; not a benchmark"
         said.append(Answer(f"speed-{target}", f"Speed, {target}", answer))
     return said
 

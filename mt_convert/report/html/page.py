@@ -23,6 +23,9 @@ from .rendering import percent, render_template
 
 SATURATED = 0.05
 """The share of activations at the ends of a quantizer above which a layer is marked."""
+FAR, SMALLEST = 4, 1.01e-10
+"""How far the last level lies beyond all but a thousandth of activations in a layer that is marked;
+the range of a quantizer below which it cannot learn."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +233,18 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if item["dead"]:
             alerts.append(f"{item['dead']} of {item['channels']} channels never fire")
         low, high = item["levels"]
-        shown.append({**item, "alerts": alerts, "bits": (high - low).bit_length()})
+        bits = (high - low).bit_length()
+        typical = item.get("typical") or high  # not stored by earlier versions
+        if item["step"] * (high - low) <= SMALLEST:
+            alerts.append("its step is at the smallest that is allowed")
+        elif not low and high < 2**bits - 1:
+            alerts.append(f"{high} of {2**bits - 1} levels: the function it replaces ends there")
+        if typical * FAR <= high:
+            alerts.append(
+                f"99.9 % of what fires lies at level {typical} of {high} or below: a few large "
+                "values set its step"
+            )
+        shown.append({**item, "alerts": alerts, "bits": bits})
     return shown
 
 

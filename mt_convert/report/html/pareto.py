@@ -14,6 +14,7 @@ WIDTH, HEIGHT, RIGHT = 520, 330, 18
 COLOURS = 6
 SHORT = 18  # letters of a name beside its point
 RADIUS = 5.0
+LETTER = 7.8  # wide, at most, in the larger print of small screens
 
 KINDS = {
     "spiking": "spiking network",
@@ -141,7 +142,7 @@ def _names(axes: Axes, points: Sequence[Point], names: Sequence[str]) -> Iterabl
             continue
         name = names[point.run]
         text = name if len(name) <= SHORT else name[: SHORT - 1] + "…"
-        x, y, wide = axes.x(point.cost), axes.y(point.accuracy), 6.2 * len(text)
+        x, y, wide = axes.x(point.cost), axes.y(point.accuracy), LETTER * len(text)
         places = [
             (x + across, y + down)
             for across in (9, -9 - wide, -wide / 2)
