@@ -1,6 +1,7 @@
 """The page in a browser: no errors, nothing cut; sorting, pointing and choosing work.
 
-Needs playwright and a chromium: ``pip install playwright`` and the system's package.
+Needs playwright and a chromium: ``pip install playwright axe-playwright-python`` and the system's
+package.
 """
 
 from __future__ import annotations
@@ -160,6 +161,18 @@ def test_what_a_reader_asks_is_answered_within_two_screens(
         place = page.locator(f"#{name}").bounding_box()
         assert place["y"] + place["height"] <= 2 * 900, name
         assert page.is_visible(f"#{name}"), name
+
+
+@pytest.mark.parametrize("name", ["file", "parts_file"])
+@pytest.mark.parametrize("width", [360, 1440])
+def test_axe_finds_no_violation(
+    browser: Any, name: str, width: int, request: pytest.FixtureRequest
+) -> None:
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe is missing"
+    ).Axe()
+    page, _ = opened(browser, request.getfixturevalue(name), width)
+    assert [item["id"] for item in axe.run(page).response["violations"]] == []
 
 
 @pytest.mark.parametrize("name", ["file", "parts_file"])
