@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from paths import ROOT
 from results import ROW
 from rich.console import Console
 
+from mt_convert.cli import recipes
 from mt_convert.errors import CheckpointError
 from mt_convert.experiments.run_page import write_page
 from mt_convert.experiments.show import plain, show
@@ -155,6 +157,24 @@ def test_the_page_of_a_fine_tuning_tells_before_and_after(tmp_path: Path) -> Non
     console = Console(record=True, width=80)
     show(tmp_path, console)
     assert "+1.70 points, 69% of what conversion had taken" in console.export_text()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", [50, 80, 120])
+def test_ls_cuts_nothing_in_a_terminal_and_breaks_between_words(
+    monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((columns, 24)))
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    text = ("some words that say it " * 9).strip()
+    lines = recipes._entry("a_name", text, 32).splitlines()
+    assert len(lines) > 1
+    assert all(len(line) <= columns for line in lines)
+    assert " ".join(" ".join(lines).split()) == f"a_name {text}"
 
 
 def test_what_ls_lists_is_given_as_json_and_csv(command: Command) -> None:
