@@ -49,7 +49,9 @@ FILES = {
     "results.json": "the table, every number",
     "results.csv": "the table for a spreadsheet",
     "README.md": "the table as Markdown",
-    "accuracy.png": "accuracy and agreement over time steps",
+    "accuracy.png": "accuracy over time steps",
+    "accuracy.pdf": "the same, for print",
+    "accuracy.svg": "the same, to edit",
     "eval.json": "what was asked for",
     "errors.json": "errors by cause, and energy",
     "errors.md": "the same as Markdown, with pictures",
@@ -223,7 +225,8 @@ def _publish(
     out: Path,
 ) -> None:
     """The pages and their pictures."""
-    pictures.accuracy_over_time(rows, out / "accuracy.png")
+    for form in pictures.FORMS:
+        pictures.accuracy_over_time(rows, out / f"accuracy.{form}")
     with atomic(out / "README.md") as temporary:
         temporary.write_text(page(rows))
     if not results and not energies:
