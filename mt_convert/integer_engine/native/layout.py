@@ -1,4 +1,4 @@
-"""What Python and the kernels share: the numbers and structures of kernels.cpp, in its order.
+"""What Python and the kernels share: the numbers and structures of structures.h, in its order.
 
 `build.library` compares their sizes with those of the build.
 """

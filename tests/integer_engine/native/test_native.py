@@ -564,9 +564,10 @@ def test_without_a_compiler_the_message_says_what_to_do(
 
 def test_a_failing_build_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MT_CONVERT_CACHE", str(tmp_path / "cache"))
-    broken = tmp_path / "kernels.cpp"
-    broken.write_text("this is not C++")
-    monkeypatch.setattr(build, "SOURCE", broken)
+    broken = tmp_path / "kernels"
+    broken.mkdir()
+    (broken / "kernels.cpp").write_text("this is not C++")
+    monkeypatch.setattr(build, "KERNELS", broken)
     with pytest.raises(build.NativeUnavailable, match="the build failed"):
         build.library.__wrapped__("portable")
     assert list((tmp_path / "cache").iterdir()) == []
