@@ -76,6 +76,7 @@ class Call(ctypes.Structure):
         *((name, c_int32) for name in ("n_values", "n_ops", "n_last_ops", "n_externals")),
         *((name, c_int32) for name in ("batch", "first_step", "end_step", "threads")),
         *((name, c_int32) for name in ("keep_images", "skip")),
+        ("times", c_void_p),
     ]
 
 

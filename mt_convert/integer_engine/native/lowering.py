@@ -16,6 +16,7 @@ from ...errors import SpecError
 from ...neurons.ladder import PowerOfTwo
 from ..program import Accumulate, Encode, Fire, Instruction, Operate, Program, Sum
 from .arena import Arena
+from .build import EMULATED_VNNI
 from .layout import (
     BYTES,
     BYTES_AND_OWN,
@@ -91,7 +92,8 @@ class _Writer:
         )
         self.values, self.number = self.arena.values, self.arena.number
         self.kept = Kept()
-        self.packing = Packing(self.kept, short_sums=instruction_set == "avx2")
+        vnni = instruction_set in ("avx512_vnni", EMULATED_VNNI)
+        self.packing = Packing(self.kept, short_sums=instruction_set == "avx2", quads=vnni)
         self.externals: dict[tuple[str, int], int] = {}
 
     def lower(self) -> Lowered:

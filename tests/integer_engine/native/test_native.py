@@ -338,6 +338,50 @@ def test_long_sums_of_any_width_do_not_saturate(high: int, most: int) -> None:
     check(net.program(Sum((Term(value, torch.ones(1, 1, 1, 1)),), None)), scale=8.0, steps=(1,))
 
 
+WINDOWS = [
+    ((3, 3), (1, 1), (1, 1)),
+    ((3, 3), (2, 2), (1, 1)),
+    ((2, 3), (2, 1), (1, 1)),
+    ((5, 5), (1, 1), (1, 1)),
+    ((3, 3), (1, 1), (1, 2)),
+    ((1, 5), (1, 2), (1, 1)),
+]
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("columns", [3, 8, 13, 31])
+@pytest.mark.parametrize("channels", [5, 24, 70])
+def test_windows_of_any_shape(channels: int, columns: int) -> None:
+    """Channels by themselves and together: what kernels do in quads, pairs, rows and tiles."""
+    net = Net(columns + channels, image=(3, 5, columns))
+    wide = net.fire(net.sum(net.layer(net.image, channels)), bounds=(-8, 7))
+    votes = []
+    for kernel, stride, dilation in WINDOWS:
+        padding = (kernel[0] // 2 * dilation[0], kernel[1] // 2 * dilation[1])
+        ways = {"stride": stride, "padding": padding, "dilation": dilation}
+        own = net.layer(wide, channels, kernel, groups=channels, most=127, **ways)
+        value = net.fire(net.sum(own), bounds=(0, 255))
+        joined = net.layer(value, channels, kernel, most=127, **ways)
+        votes.append(net.layer(net.pooled(net.fire(net.sum(joined))), 3, None))
+    check(net.program(net.sum(*votes)), steps=(1, 2), batches=(1,), threads=(1, 2))
+
+
+@pytest.mark.parametrize("high", [15, 8191, 8192, 15000])
+def test_sums_of_numbers_beyond_int16(high: int) -> None:
+    net = Net(3, image=(2, 2, 2))
+    value = net.fire(net.sum(net.layer(net.image, 21)), Uniform(high), bounds=(-high, high))
+    votes = net.layer(net.pooled(value), 19, None, most=127)
+    check(net.program(net.sum(votes)), scale=1e6, steps=(1,), batches=(8,))
+
+
+@pytest.mark.parametrize("columns", [1, 63, 64, 65, 130])
+def test_images_of_few_and_of_many_columns(columns: int) -> None:
+    for channels in (1, 3, 4, 5):
+        net = Net(columns, image=(channels, 2, columns))
+        fired = net.fire(net.sum(net.layer(net.image, 7)))
+        check(net.program(net.sum(net.layer(net.pooled(fired), 3, None))), steps=(1,), batches=(2,))
+
+
 @pytest.mark.parametrize("make", LADDERS)
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("bounds", [(0, 15), (-8, 7), (0, 300)])

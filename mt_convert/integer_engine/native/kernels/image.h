@@ -32,7 +32,15 @@ struct Image {  // one image on its way through the ops; several threads may sha
 struct Place {  // a pixel of the output
     int y, x;
     int64_t flat;  // y * columns + x
+    int64_t out;   // entries of the output before it
 };
+
+inline Place place_of(const Image& im, const Op& op, int y, int x) {
+    const int64_t flat = int64_t(y) * op.columns + x;
+    if (op.out < 0) return {y, x, flat, 0};
+    const Value& out = im.call.values[op.out];
+    return {y, x, flat, int64_t(y) * out.row + int64_t(x) * out.pixel};
+}
 
 struct Span {  // rows and blocks of channels to do
     int y0, y1, b0, b1;

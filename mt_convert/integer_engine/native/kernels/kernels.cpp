@@ -15,6 +15,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <iterator>
@@ -29,6 +30,7 @@ void run_rows(const Image& im, const Op& op, const Span& span) {
         case LOAD: return load_rows(im, op, span);
         case STORE: return store_rows(im, op, span);
         case DOT: return dot_layer(im, op, span);
+        case DEPTHWISE: return depthwise_layer(im, op, span);
         case MAX_POOL: return max_pool(im, op, span);
         case SUM_POOL: return sum_pool(im, op, span);
         case COPY: return copy_rows(im, op, span);
@@ -78,11 +80,21 @@ void run_op(const Image& im, const Op& op) {
         const bool by_rows = op.rows >= im.threads || op.n_blocks == 0;
         int& from = by_rows ? span.y0 : span.b0;
         int& to = by_rows ? span.y1 : span.b1;
-        const int64_t all = to;
-        from = int(all * im.thread / im.threads);
-        to = int(all * (im.thread + 1) / im.threads);
+        const int unit = !by_rows && op.kind == DEPTHWISE ? depthwise_blocks : 1;
+        const int64_t all = (to + unit - 1) / unit;
+        const int end = to;
+        from = std::min(end, int(all * im.thread / im.threads) * unit);
+        to = std::min(end, int(all * (im.thread + 1) / im.threads) * unit);
     }
     if (span.y0 < span.y1) im.skip ? run_moving_rows(im, op, span) : run_rows(im, op, span);
+}
+
+void run_timed(const Image& im, const Op& op, int64_t& nanoseconds) {
+    const auto begun = std::chrono::steady_clock::now();
+    run_op(im, op);
+    const auto took = std::chrono::steady_clock::now() - begun;
+    if (im.thread == 0)
+        nanoseconds += std::chrono::duration_cast<std::chrono::nanoseconds>(took).count();
 }
 
 void wait_for_others(const Image& im) {
@@ -103,7 +115,7 @@ void run_image(Image im) {
         if (im.skip) moving[(im.t + 1) % 3] = 0;
         const Op* ops = call.steps[im.t - call.first_step];
         for (int i = 0; i < call.n_ops; ++i) {
-            run_op(im, ops[i]);
+            call.times ? run_timed(im, ops[i], call.times[i]) : run_op(im, ops[i]);
             wait_for_others(im);
         }
         if (!im.skip || moving[im.t % 3]) continue;

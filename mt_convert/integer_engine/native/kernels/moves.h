@@ -25,26 +25,36 @@ inline void put(const Image& im, const Value& v, int y, int x, int c, int32_t nu
     else im.ints(v, y, x)[c] = number;
 }
 
-// Floats from outside as whole numbers, images divided by their scale.
+// Some pixels of a row of one channel as whole numbers, images divided by their scale.
+inline void whole_numbers(const Op& op, const float* row, int n, int low, int32_t* whole) {
+    float ratio[64] = {};
+    if (op.axes[1] == 1) std::memcpy(ratio, row, size_t(n) * sizeof(float));
+    else for (int i = 0; i < n; ++i) ratio[i] = row[i * op.axes[1]];
+    if (op.scale != 0) {  // |levels| stay far below 2^22
+        for (int i = 0; i < 64; ++i) ratio[i] = ratio[i] / op.scale;
+        for (int i = 0; i < 64; i += 8)
+            store(ratio + i, rounded(clamp(load(ratio + i), all(op.low), all(op.high))));
+    }
+    for (int i = 0; i < 64; ++i) whole[i] = int32_t(ratio[i]) - low;
+}
+
+// Floats from outside as whole numbers: pixels of up to four bytes are written as one number.
 void load_rows(const Image& im, const Op& op, const Span& span) {
     const Value out = im.call.values[op.out];
     const int pixel = out.pixel;
     const float* from = im.external(op.external);
-    for (int c = 0; c < out.channels; ++c) {
-        for (int y = span.y0; y < span.y1; ++y) {
-            const float* row = from + y * op.axes[0] + c * op.axes[2];
-            for (int x0 = 0; x0 < op.columns; x0 += 64) {
-                const int n = std::min(64, op.columns - x0);
+    const bool as_quads = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ && out.kind == BYTES && pixel == 4;
+    for (int y = span.y0; y < span.y1; ++y) {
+        for (int x0 = 0; x0 < op.columns; x0 += 64) {
+            const int n = std::min(64, op.columns - x0);
+            uint32_t quads[64] = {};
+            for (int c = 0; c < out.channels; ++c) {
                 int32_t whole[64];
-                float ratio[64] = {};
-                for (int i = 0; i < n; ++i) ratio[i] = row[(x0 + i) * op.axes[1]];
-                if (op.scale != 0) {  // |levels| stay far below 2^22
-                    for (int i = 0; i < 64; ++i) ratio[i] = ratio[i] / op.scale;
-                    for (int i = 0; i < 64; i += 8)
-                        store(ratio + i, rounded(clamp(load(ratio + i), all(op.low), all(op.high))));
-                }
-                for (int i = 0; i < 64; ++i) whole[i] = int32_t(ratio[i]) - out.low;
-                if (out.kind == BYTES) {
+                const float* row = from + y * op.axes[0] + c * op.axes[2] + x0 * op.axes[1];
+                whole_numbers(op, row, n, out.low, whole);
+                if (as_quads) {
+                    for (int i = 0; i < 64; ++i) quads[i] |= uint32_t(u8(whole[i])) << (8 * c);
+                } else if (out.kind == BYTES) {
                     u8* to = im.bytes(out, y, x0) + c;
                     for (int i = 0; i < n; ++i, to += pixel) *to = u8(whole[i]);
                 } else {
@@ -52,6 +62,7 @@ void load_rows(const Image& im, const Op& op, const Span& span) {
                     for (int i = 0; i < n; ++i, to += pixel) *to = whole[i];
                 }
             }
+            if (as_quads) std::memcpy(im.bytes(out, y, x0), quads, size_t(n) * 4);
         }
     }
 }

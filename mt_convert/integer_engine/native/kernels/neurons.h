@@ -137,12 +137,88 @@ void fire(const Image& im, const Op& op, const Block& block, const int32_t (*sum
     }
 }
 
-#if defined(__AVX2__)
+using Firing = void (*)(const Image&, const Op&, const Block&, const int32_t (*)[16], const Place*,
+                        int);
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define MT_SUMMED_FIRING
+// 16 neurons of some pixels at once, as most networks have them: totals are bytes, the ladder is
+// uniform, and the sum is one of `Summed`. ``watch``: somebody asks what moved.
+template <bool first, bool watch, int summed>
+void fire_summed(const Image& im, const Op& op, const Block& block, const int32_t (*sums)[16],
+                 const Place* places, int count) {
+    const int channel = block.channel;
+    const __mmask16 valid = __mmask16((1u << block.count) - 1);
+    constexpr int own_term = summed == BYTES_AND_OWN;
+    const Value out = im.call.values[op.out];
+    const __m512 bias = op.bias.data ? _mm512_loadu_ps(op.bias.data + channel)
+                                     : _mm512_setzero_ps();
+    const __m512 own = _mm512_loadu_ps(op.terms[own_term].multiplier.data + channel);
+    Value other = {};
+    __m512 factor = _mm512_setzero_ps();
+    if (summed != OWN) {
+        const Term& term = op.terms[1 - own_term];
+        other = im.call.values[term.value];
+        factor = _mm512_loadu_ps(term.multiplier.data + channel);
+    }
+    // From 0, the bounds of the first step are bounds of the total.
+    constexpr bool once = first && !watch;
+    const __m512 low = _mm512_set1_ps(once ? std::max(op.low, op.down) : op.low);
+    const __m512 high = _mm512_set1_ps(once ? std::min(op.high, op.up) : op.high);
+    const __m512i start = _mm512_set1_epi32(out.low), others_low = _mm512_set1_epi32(other.low);
+    const __m512i down = _mm512_set1_epi32(int32_t(op.down));
+    const __m512i up = _mm512_set1_epi32(int32_t(op.up));
+    u8* const totals = im.bytes(out, 0, 0) + channel;
+    const u8* const others = summed == OWN ? nullptr : im.bytes(other, 0, 0) + channel;
+    int16_t* const targets = (int16_t*)(im.arena + op.target) + channel;
+    __mmask16 changed = 0, unsettled = 0;
+    for (int p = 0; p < count; ++p) {
+        const Place& place = places[p];
+        u8* total = totals + place.out;
+        const __m512 mine = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(sums[p])), own);
+        __m512 y = _mm512_add_ps(mine, bias);
+        if (summed != OWN) {
+            const u8* from = others + int64_t(place.y) * other.row + int64_t(place.x) * other.pixel;
+            const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
+            const __m512i whole = _mm512_add_epi32(bytes, others_low);
+            const __m512 given = _mm512_mul_ps(_mm512_cvtepi32_ps(whole), factor);
+            y = summed == OWN_AND_BYTES ? _mm512_add_ps(y, given)
+                                        : _mm512_add_ps(_mm512_add_ps(given, bias), mine);
+        }
+        const __m512i target =  // rounds, half to even
+            _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(y, low), high));
+        __m512i now = target, step = target;
+        if (!once) {
+            const __m128i bytes = _mm_loadu_si128((const __m128i*)total);
+            const __m512i old = first ? _mm512_setzero_si512()
+                                      : _mm512_add_epi32(_mm512_cvtepu8_epi32(bytes), start);
+            step = _mm512_min_epi32(_mm512_max_epi32(_mm512_sub_epi32(target, old), down), up);
+            now = _mm512_add_epi32(old, step);
+        }
+        const __m128i stored = _mm512_cvtepi32_epi8(_mm512_sub_epi32(now, start));
+        if (valid == 0xffff) _mm_storeu_si128((__m128i*)total, stored);
+        else _mm_mask_storeu_epi8(total, valid, stored);
+        if (!watch) continue;
+        _mm256_mask_storeu_epi16(targets + place.flat * out.channels, valid,
+                                 _mm512_cvtepi32_epi16(target));
+        changed |= _mm512_mask_test_epi32_mask(valid, step, step);
+        const __m512i left = _mm512_max_epi32(_mm512_sub_epi32(target, now), down);
+        unsettled |= _mm512_mask_test_epi32_mask(valid, left, left);
+        if (p + 1 < count && places[p + 1].y == place.y) continue;
+        mark_row(im, op, place.y, changed, unsettled);
+        changed = unsettled = 0;
+    }
+}
+
+// Fewer than 16 channels too.
+inline bool fires_summed(const Op& op, const Block&) { return op.summed != OTHERWISE; }
+#elif defined(__AVX2__)
+#define MT_SUMMED_FIRING
 // 16 neurons of some pixels in int16, as most networks have them: totals are bytes, the ladder is
 // uniform, and the sum is one of `Summed`. ``watch``: somebody asks what moved.
 template <bool first, bool watch, int summed>
-void fire_short(const Image& im, const Op& op, const Block& block, const int32_t (*sums)[16],
-                const Place* places, int count) {
+void fire_summed(const Image& im, const Op& op, const Block& block, const int32_t (*sums)[16],
+                 const Place* places, int count) {
     static const float zeros[16] = {};
     const int channel = block.channel;
     constexpr int own_term = summed == BYTES_AND_OWN;
@@ -169,7 +245,7 @@ void fire_short(const Image& im, const Op& op, const Block& block, const int32_t
     __m256i changed = zero, unsettled = zero;
     for (int p = 0; p < count; ++p) {
         const Place place = places[p];
-        u8* total = totals + int64_t(place.y) * out.row + int64_t(place.x) * out.pixel;
+        u8* total = totals + place.out;
         Ints whole[2];
         for (int h = 0; h < 2; ++h) {
             const Floats mine = multiply(to_floats(load(sums[p] + 8 * h)), own[h]);
@@ -203,13 +279,16 @@ void fire_short(const Image& im, const Op& op, const Block& block, const int32_t
     }
 }
 
-using Firing = void (*)(const Image&, const Op&, const Block&, const int32_t (*)[16], const Place*,
-                        int);
+inline bool fires_summed(const Op& op, const Block& block) {
+    return op.summed != OTHERWISE && block.count == 16;
+}
+#endif
 
+#if defined(MT_SUMMED_FIRING)
 template <int summed>
-Firing short_firing(const Image& im) {
-    if (im.first) return im.skip ? fire_short<true, true, summed> : fire_short<true, false, summed>;
-    return im.skip ? fire_short<false, true, summed> : fire_short<false, false, summed>;
+Firing summed_firing(const Image& im) {
+    if (im.first) return im.skip ? fire_summed<true, true, summed> : fire_summed<true, false, summed>;
+    return im.skip ? fire_summed<false, true, summed> : fire_summed<false, false, summed>;
 }
 #endif
 
@@ -220,7 +299,7 @@ void move_row(const Image& im, const Op& op, int y, int b0, int b1) {
     const Dynamics dynamics(im, op);
     int changed = 0, unsettled = 0;
     for (int x = 0; x < op.columns; ++x) {
-        const Place place = {y, x, int64_t(y) * op.columns + x};
+        const Place place = place_of(im, op, y, x);
         const int16_t* target = (int16_t*)(im.arena + op.target) + place.flat * out.channels;
         for (int b = b0; b < b1; ++b) {
             const Block& block = op.blocks[b];
@@ -244,11 +323,11 @@ void move_row(const Image& im, const Op& op, int y, int b0, int b1) {
 void finish(const Image& im, const Op& op, const Block& block, const int32_t (*sums)[16],
             const Place* places, int count) {
     if (op.finish == FIRE) {
-#if defined(__AVX2__)
-        if (op.summed != OTHERWISE && block.count == 16) {
-            const Firing run = op.summed == OWN             ? short_firing<OWN>(im)
-                               : op.summed == OWN_AND_BYTES ? short_firing<OWN_AND_BYTES>(im)
-                                                            : short_firing<BYTES_AND_OWN>(im);
+#if defined(MT_SUMMED_FIRING)
+        if (fires_summed(op, block)) {
+            const Firing run = op.summed == OWN             ? summed_firing<OWN>(im)
+                               : op.summed == OWN_AND_BYTES ? summed_firing<OWN_AND_BYTES>(im)
+                                                            : summed_firing<BYTES_AND_OWN>(im);
             return run(im, op, block, sums, places, count);
         }
 #endif

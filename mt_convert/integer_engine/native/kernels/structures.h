@@ -87,5 +87,6 @@ struct Call {
     int32_t batch, first_step, end_step, threads;
     int32_t keep_images;  // each image has an arena of its own, kept between calls
     int32_t skip;         // the ops of all steps are the same: rows at rest need not run again
+    int64_t* times;       // nanoseconds of each op, added up by one thread; may be null
 };
 }
