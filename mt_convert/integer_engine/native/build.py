@@ -30,7 +30,7 @@ from .library_cache import ForeignFolder, LibraryCache
 
 COMPILE = Path(__file__).with_name("compile.py")
 KERNELS = Path(__file__).with_name("kernels")
-FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-fno-fast-math", "-ffp-contract=off")
+FLAGS = ("-O3", "-std=c++17", "-pthread", "-fno-fast-math", "-ffp-contract=off")
 _AVX512 = ("f", "bw", "vl", "dq", "vnni")
 INSTRUCTION_SETS = {  # best first: flags, and what the CPU must have
     "avx512_vnni": (
@@ -219,5 +219,5 @@ def _last_line(said: str, code: int | None) -> str:
 
 
 def _unavailable(what: str) -> NativeUnavailable:
-    hint = 'backend="torch" gives the same numbers; or install g++ 9 or newer with OpenMP'
+    hint = 'backend="torch" gives the same numbers; or install g++ 9 or newer'
     return NativeUnavailable("the native backend cannot run here", [Fault("native", what, hint)])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import random
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -307,6 +309,26 @@ def test_random_networks_give_the_numbers_of_torch(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(40, 46))
 def test_two_threads_give_the_numbers_of_torch(seed: int) -> None:
     check(random_program(seed), steps=(1, 4), batches=(1, 5), threads=(2,), sets=SETS[:1])
+
+
+def test_callers_at_once_and_a_child_of_a_fork_give_the_numbers_of_torch() -> None:
+    """The kernels' threads serve one caller at a time, and a fork leaves them behind."""
+    backend = check(random_program(40), steps=(1,), batches=(5,), threads=(1, 2, 7))
+    images = torch.randn(5, *backend._lowered.programs[0].values[0].shape)
+    wanted = backend.run(images, 1, threads=1)[0]
+    programs = backend._lowered.programs
+    with ThreadPoolExecutor(4) as callers:
+        found = callers.map(
+            lambda number: NativeBackend(programs).run(images[: number % 5 + 1], 1, threads=2)[0],
+            range(24),
+        )
+        for number, logits in enumerate(found):
+            assert torch.equal(logits, wanted[:, : number % 5 + 1])
+    child = os.fork()
+    if child == 0:
+        equal = torch.equal(backend.run(images[:1], 1, threads=2)[0], wanted[:, :1])
+        os._exit(0 if equal else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -6,11 +6,11 @@
 
 namespace {
 
-struct Image {  // one image on its way through the ops; several threads may share it
+struct Image {  // one image on its way through the ops
     const Call& call;
     u8* arena;
     int64_t index;
-    int thread, threads;
+    int threads;  // that share it
     int t;
     bool first, skip;
 

@@ -9,10 +9,8 @@
 // integers, whatever the instruction set; floats are multiplied and added one by one, which is why
 // this file must be built with -ffp-contract=off and never with -ffast-math.
 //
-// Files: structures.h (shared with layout.py), lanes.h, dot_products.h, neurons.h, layers.h,
-// moves.h; here: time steps, images and threads.
-
-#include <omp.h>
+// Files: structures.h (shared with layout.py), image.h, lanes.h, dot_products.h, neurons.h, layers.h,
+// moves.h, threads.h; here: time steps, images and their parts.
 
 #include <algorithm>
 #include <chrono>
@@ -22,6 +20,7 @@
 
 #include "layers.h"
 #include "moves.h"
+#include "threads.h"
 
 namespace {
 
@@ -73,53 +72,47 @@ void run_moving_rows(const Image& im, const Op& op, const Span& span) {
     }
 }
 
-// One op, or this thread's share of it: some of the rows, or of the channels of a single row.
+constexpr int parts_each = 4;  // of an op, for each thread: whoever is late does fewer
+
+// One op, shared out by rows, or by channels of a few rows, where the pool is ours.
 void run_op(const Image& im, const Op& op) {
-    Span span = {0, op.rows, 0, op.n_blocks};
-    if (im.threads > 1) {
-        const bool by_rows = op.rows >= im.threads || op.n_blocks == 0;
-        int& from = by_rows ? span.y0 : span.b0;
-        int& to = by_rows ? span.y1 : span.b1;
-        const int unit = !by_rows && op.kind == DEPTHWISE ? depthwise_blocks : 1;
-        const int64_t all = (to + unit - 1) / unit;
-        const int end = to;
-        from = std::min(end, int(all * im.thread / im.threads) * unit);
-        to = std::min(end, int(all * (im.thread + 1) / im.threads) * unit);
-    }
-    if (span.y0 < span.y1) im.skip ? run_moving_rows(im, op, span) : run_rows(im, op, span);
+    const auto run = [&](const Span& span) {
+        im.skip ? run_moving_rows(im, op, span) : run_rows(im, op, span);
+    };
+    const bool by_rows = op.rows >= im.threads || op.n_blocks == 0;
+    const int unit = !by_rows && op.kind == DEPTHWISE ? depthwise_blocks : 1;
+    const int end = by_rows ? op.rows : op.n_blocks;
+    const int units = (end + unit - 1) / unit;
+    const int parts = std::min(units, parts_each * im.threads);
+    if (im.threads == 1 || parts <= 1) return run({0, op.rows, 0, op.n_blocks});
+    Pool::shared().run(parts, [&](int part, int) {
+        const int from = int(int64_t(units) * part / parts) * unit;
+        const int to = std::min(end, int(int64_t(units) * (part + 1) / parts) * unit);
+        run(by_rows ? Span{from, to, 0, op.n_blocks} : Span{0, op.rows, from, to});
+    });
 }
 
 void run_timed(const Image& im, const Op& op, int64_t& nanoseconds) {
     const auto begun = std::chrono::steady_clock::now();
     run_op(im, op);
     const auto took = std::chrono::steady_clock::now() - begun;
-    if (im.thread == 0)
-        nanoseconds += std::chrono::duration_cast<std::chrono::nanoseconds>(took).count();
-}
-
-void wait_for_others(const Image& im) {
-    if (im.threads > 1) {
-#pragma omp barrier
-    }
+    nanoseconds += std::chrono::duration_cast<std::chrono::nanoseconds>(took).count();
 }
 
 // All steps of one image. At rest, what the step said holds for all that would follow.
 void run_image(Image im) {
     const Call& call = im.call;
     u8* marks = im.arena + call.marks;
-    if (im.skip && im.thread == 0) std::memset(marks, 0, size_t(call.n_marks));
-    wait_for_others(im);
+    if (im.skip) std::memset(marks, 0, size_t(call.n_marks));
     for (im.t = call.first_step; im.t < call.end_step; ++im.t) {
         im.first = im.t == 0;
         u8* moving = marks + call.n_marks - 3;
         if (im.skip) moving[(im.t + 1) % 3] = 0;
         const Op* ops = call.steps[im.t - call.first_step];
-        for (int i = 0; i < call.n_ops; ++i) {
+        for (int i = 0; i < call.n_ops; ++i)
             call.times ? run_timed(im, ops[i], call.times[i]) : run_op(im, ops[i]);
-            wait_for_others(im);
-        }
         if (!im.skip || moving[im.t % 3]) continue;
-        for (int i = 0; i < call.n_externals && im.thread == 0; ++i) {
+        for (int i = 0; i < call.n_externals; ++i) {
             const External& e = call.externals[i];
             if (e.step == 0) continue;
             const float* rest = im.external(i);
@@ -131,7 +124,6 @@ void run_image(Image im) {
     im.skip = false;
     im.t = 0;
     for (int i = 0; i < call.n_last_ops; ++i) run_op(im, call.last_ops[i]);
-    wait_for_others(im);
 }
 
 }  // namespace
@@ -153,21 +145,26 @@ void mt_prepare(const Value* values, int32_t n_values, u8* arena) {
     }
 }
 
+// Threads share out images, or parts of each image where these are few. Where another caller has the
+// pool, or for timing, the caller does all of it.
 void mt_run(const Call* call) {
-    const auto image = [&](int64_t index, int thread, int threads) {
-        const int64_t arena = call->keep_images ? index : threads > 1 ? 0 : thread;
-        u8* start = call->arena + arena * call->arena_bytes;
-        const int who = threads > 1 ? thread : 0;
-        run_image({*call, start, index, who, threads, 0, true, call->skip != 0});
+    const int64_t batch = call->batch;
+    const bool in_turns = batch < call->threads || call->times;
+    const bool shared = call->threads > 1 && Pool::shared().take(call->threads, in_turns);
+    const int threads = shared ? call->threads : 1;
+    const auto image = [&](int64_t index, int64_t arena, int sharing) {
+        u8* start = call->arena + (call->keep_images ? index : arena) * call->arena_bytes;
+        run_image({*call, start, index, sharing, 0, true, call->skip != 0});
     };
-    if (call->threads == 1) {
-        for (int i = 0; i < call->batch; ++i) image(i, 0, 1);
-    } else if (call->batch >= call->threads) {  // each thread its own images
-#pragma omp parallel for schedule(dynamic) num_threads(call->threads)
-        for (int i = 0; i < call->batch; ++i) image(i, omp_get_thread_num(), 1);
-    } else {  // all threads share each image
-#pragma omp parallel num_threads(call->threads)
-        for (int i = 0; i < call->batch; ++i) image(i, omp_get_thread_num(), omp_get_num_threads());
+    if (shared && !in_turns) {
+        const int64_t parts = std::min<int64_t>(batch, Pool::most_parts);
+        Pool::shared().run(int(parts), [&](int part, int thread) {
+            for (int64_t i = batch * part / parts; i < batch * (part + 1) / parts; ++i)
+                image(i, thread, 1);
+        });
+    } else {
+        for (int64_t i = 0; i < batch; ++i) image(i, 0, threads);
     }
+    if (shared) Pool::shared().give_back(in_turns);
 }
 }
