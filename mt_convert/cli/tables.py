@@ -152,6 +152,14 @@ def bench(
             "in float32 and bfloat16.",
         ),
     ] = False,
+    layers: Annotated[
+        bool,
+        typer.Option(
+            "--layers",
+            help="Time the layers of the integer network instead, worst first: multiply-adds, "
+            "bytes, share of what the machine can do.",
+        ),
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for table, page and picture.")] = Path(
         "runs/bench"
     ),
@@ -170,12 +178,21 @@ def bench(
       mt-convert bench runs/r20 --time-steps 1,2,4,8,16 --batch 32
       mt-convert bench resnet18 --contender integer_native --contender fp32_compile
       mt-convert bench runs/r20 --training --batch 128 --time-steps 2
+      mt-convert bench mobilenetv2_100 --layers --batch 1 --time-steps 1
     """
     from ..experiments.bench import command
 
     form = form_of(json_, csv_)
+    if training and layers:
+        raise SpecError("--training and --layers time different things: give one of them")
     if training and csv_:
         raise SpecError("--csv: --training leaves tables of several kinds; use --json")
+    kind = "training" if training else "layers" if layers else "results"
+    run, show = {
+        "training": (command.run_training, command.show_training),
+        "layers": (command.run_layers, command.show_layers),
+        "results": (command.run, command.show),
+    }[kind]
     options = command.BenchOptions(
         networks=tuple(networks),
         batches=numbers("--batch", batch),
@@ -188,11 +205,11 @@ def bench(
         memory=memory,
     )
     with stoppable(f"earlier results in {out} are unchanged"):
-        (command.run_training if training else command.run)(options, out)
+        run(options, out)
     if form is not None:
-        typer.echo(command.plain(out, form, training=training), nl=False)
+        typer.echo(command.plain(out, form, kind), nl=False)
         return
-    (command.show_training if training else command.show)(out, console())
+    show(out, console())
 
 
 @app.command()

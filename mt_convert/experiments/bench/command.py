@@ -22,7 +22,7 @@ from ...system.folder_lock import folder_lock
 from ...system.progress import progress
 from ...system.storage import atomic, json_text, read_json, sweep, write_json
 from ..run_page import PAGE
-from . import pages, picture, training
+from . import layers, pages, picture, training
 from .contenders import Case, Contender
 from .limits import measure_machine, product
 from .measure import Group
@@ -119,6 +119,29 @@ def show_training(out: Path, console: Console) -> None:
     console.print(f"page: {out}/training.md", highlight=False, soft_wrap=True)
 
 
+def run_layers(options: BenchOptions, out: Path) -> layers.LayerTimes:
+    """Time the native kernels layer by layer; write table and page to ``out``.
+
+    Raises:
+        MTConvertError: whatever the user can mend; what stood in ``out`` stays.
+    """
+    with folder_lock(out), _threads(options.threads):
+        sweep(out, deep=False)
+        networks = [open_network(word, out / "networks") for word in options.networks]
+        times = layers.time_layers(networks, options.time_steps, options.batches, options.rounds)
+        return layers.publish(times, out)
+
+
+def show_layers(out: Path, console: Console) -> None:
+    """Print what `run_layers` wrote."""
+    times = layers.read(out)
+    for table in layers.rich_tables(times):
+        console.print(table)
+    for line in layers.findings(times):
+        console.print(f"- {line}", highlight=False, markup=False)
+    console.print(f"all layers: {out}/layers.md", highlight=False, soft_wrap=True)
+
+
 def run(options: BenchOptions, out: Path) -> Benchmark:
     """Time everything; write table, page and picture to ``out`` when all is done.
 
@@ -180,10 +203,13 @@ def _rows(group: Group, place: Place, *, memory: bool) -> list[BenchRow]:
     return rows
 
 
-def plain(out: Path, form: str, *, training: bool = False) -> str:
-    """What a finished benchmark stored, as ``json``, or its rows as ``csv``."""
-    if training:
-        return json_text(read_json(out / "training.json"))
+def plain(out: Path, form: str, kind: str = "results") -> str:
+    """What a finished benchmark stored, as ``json``, or its rows as ``csv``; ``kind`` says which of
+    its files: results, training or layers."""
+    if kind == "layers" and form == "csv":
+        return csv_text(layers.LayerRow, layers.read(out).rows)
+    if kind != "results":
+        return json_text(read_json(out / f"{kind}.json"))
     benchmark = read_json(out / "results.json", benchmark_from_json)
     return json_text(benchmark.to_json()) if form == "json" else csv_text(BenchRow, benchmark.rows)
 
