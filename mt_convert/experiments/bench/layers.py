@@ -225,7 +225,13 @@ def markdown(times: LayerTimes, head: str = HEAD) -> str:
 def rich_tables(times: LayerTimes) -> Iterator[Table]:
     """The worst rows for a terminal, a table for each network."""
     for title, rows in groups(times):
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(
+            title=title,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
         places = [k for k, heading in enumerate(HEADINGS) if heading != "KiB moved"]
         for k in places:
             words = k < 2
