@@ -139,8 +139,10 @@ struct Lanes {  // any machine
 };
 #endif
 
+constexpr int pixels_in_turn = 24;  // whose sums wait for their neurons
+
 // P pixels and G blocks of 16 channels, which read the same input; ``stride`` bytes lie between the
-// weights of one block and the next, P sums between theirs.
+// weights of one block and the next, `pixels_in_turn` sums between theirs.
 template <int P, int G>
 void dots(const u8* const* pixel, const Op& op, const Block& block, const int8_t* weights,
           [[maybe_unused]] int64_t stride, int32_t (*sums)[16]) {
@@ -165,7 +167,7 @@ void dots(const u8* const* pixel, const Op& op, const Block& block, const int8_t
         }
     }
     for (int g = 0; g < G; ++g)
-        for (int p = 0; p < P; ++p) Lanes::finish(sum[g][p], sums[g * P + p]);
+        for (int p = 0; p < P; ++p) Lanes::finish(sum[g][p], sums[g * pixels_in_turn + p]);
 }
 
 #if defined(__AVX2__)
@@ -259,7 +261,7 @@ struct Kernel {
     int pixels;  // that it does
 };
 
-constexpr int most_sums = 24;  // of a kernel: pixels times blocks
+constexpr int most_sums = 24;  // of a kernel, in registers: pixels times blocks
 
 // How many pixels a kernel for some blocks does at most.
 inline int pixels_at_once(int sums, int groups) {
@@ -344,7 +346,7 @@ void row_dots(const u8* first, int64_t right, const Op& op, const Block& block,
         weights += 2 * tap;
     }
     for (int g = 0; g < G; ++g)
-        for (int p = 0; p < P; ++p) Lanes::finish(sum[g][p], sums[g * P + p]);
+        for (int p = 0; p < P; ++p) Lanes::finish(sum[g][p], sums[g * pixels_in_turn + p]);
 }
 
 using RowDots = void (*)(const u8*, int64_t, const Op&, const Block&, const int8_t*, int64_t,

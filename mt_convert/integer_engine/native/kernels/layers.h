@@ -35,15 +35,19 @@ void dot_layer(const Image& im, const Op& op, const Span& span) {
     const u8* start = input_at(im, op, 0, 0);
     const int columns = op.columns, out_pixel = op.out < 0 ? 0 : im.call.values[op.out].pixel;
     const bool by_rows = three_in_a_row(op, in) && columns >= 4;
-    alignas(64) int32_t sums[most_sums][16];
-    const u8* pixel[most_sums] = {};
-    Place place[most_sums];
+    alignas(64) int32_t sums[most_groups * pixels_in_turn][16];
+    const u8* pixel[pixels_in_turn + Lanes::most] = {};
+    Place place[pixels_in_turn];
     for (int y0 = span.y0; y0 < span.y1; y0 += op.tile) {
         const int y1 = std::min(span.y1, y0 + op.tile), count = (y1 - y0) * columns;
         for (int b = span.b0, groups; b < span.b1; b += groups) {
             groups = blocks_at_once(op, b, span.b1);
             const Block* block = op.blocks + b;
             const int8_t* weights = op.weights + b * stride;
+            const auto fire_all = [&](const int32_t(*first)[16], int n) {
+                for (int g = 0; g < groups; ++g)
+                    finish(im, op, block[g], first + g * pixels_in_turn, place, n);
+            };
             if (groups <= 2 && by_rows) {
                 for (int y = y0; y < y1; ++y)
                     for (int x = 0; x < columns;) {
@@ -53,27 +57,27 @@ void dot_layer(const Image& im, const Op& op, const Span& span) {
                         for (int p = 0; p < n; ++p) place[p] = place_of(im, op, y, x + p);
                         kernel.run(start + y * down + from * right, right, op, *block, weights,
                                    stride, sums);
-                        for (int g = 0; g < groups; ++g)
-                            finish(im, op, block[g], sums + g * kernel.pixels + x - from, place, n);
+                        fire_all(sums + x - from, n);
                         x += n;
                     }
                 continue;
             }
             const int most = pixels_at_once(op.sums, groups);
             Place next = place_of(im, op, y0, 0);
-            for (int i = 0; i < count; i += most) {
-                const int n = std::min(most, count - i);
-                const Kernel kernel = kernel_for(n, op.sums, groups);
+            for (int i = 0; i < count; i += pixels_in_turn) {
+                const int n = std::min(pixels_in_turn, count - i);
                 for (int p = 0; p < n; ++p) {
                     place[p] = next;
                     pixel[p] = start + next.y * down + next.x * right;
                     ++next.x, ++next.flat, next.out += out_pixel;
                     if (next.x == columns) next = place_of(im, op, next.y + 1, 0);
                 }
-                for (int p = n; p < kernel.pixels; ++p) pixel[p] = pixel[0];
-                kernel.run(pixel, op, *block, weights, stride, sums);
-                for (int g = 0; g < groups; ++g)
-                    finish(im, op, block[g], sums + g * kernel.pixels, place, n);
+                for (int p = n; p < n + Lanes::most; ++p) pixel[p] = pixel[n - 1];
+                for (int p = 0; p < n; p += most) {
+                    const Kernel kernel = kernel_for(std::min(most, n - p), op.sums, groups);
+                    kernel.run(pixel + p, op, *block, weights, stride, sums + p);
+                }
+                fire_all(sums, n);
             }
         }
     }
