@@ -120,7 +120,7 @@ def bench(
     ],
     batch: Annotated[
         str, typer.Option("--batch", help="Images at once.", metavar="N,N,...")
-    ] = "1,32,128",
+    ] = "1,32",
     time_steps: Annotated[
         str, typer.Option(help="Numbers of steps T of spiking networks.", metavar="T,T,...")
     ] = "1,4",
@@ -132,7 +132,8 @@ def bench(
         ),
     ] = None,
     contender: Annotated[
-        list[str] | None, typer.Option(help="Time these alone; may be repeated. [default: all]")
+        list[str] | None,
+        typer.Option(help="Time these alone; may be repeated. [default: all but those of --all]"),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Turns of each contender, 5 or more.")] = 5,
     threads: Annotated[
@@ -142,8 +143,12 @@ def bench(
         str | None, typer.Option(help="cpu or cuda. [default: the accelerator if there is one]")
     ] = None,
     memory: Annotated[
-        bool, typer.Option(help="Measure peak memory too, each in a process of its own.")
-    ] = True,
+        bool,
+        typer.Option("--memory", help="Measure peak memory too, each in a process of its own."),
+    ] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Time those too that take minutes to compile.")
+    ] = False,
     training: Annotated[
         bool,
         typer.Option(
@@ -203,6 +208,7 @@ def bench(
         threads=threads,
         device=device,
         memory=memory,
+        every=every,
     )
     with stoppable(f"earlier results in {out} are unchanged"):
         run(options, out)

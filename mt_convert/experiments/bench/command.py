@@ -41,6 +41,7 @@ class BenchOptions:
     """What is to be timed; the fields are the options of ``mt-convert bench``.
 
     ``levels``: thresholds n, each with every T; None for the fewest with which T steps emit all.
+    ``every``: those too that take minutes to compile; where contenders are named these alone count.
 
     Raises:
         SpecError: nothing named, unknown contenders, too few rounds, a device that is not here; all
@@ -48,14 +49,15 @@ class BenchOptions:
     """
 
     networks: tuple[str, ...]
-    batches: tuple[int, ...] = (1, 32, 128)
+    batches: tuple[int, ...] = (1, 32)
     time_steps: tuple[int, ...] = (1, 4)
     levels: tuple[int, ...] | None = None
     contenders: tuple[str, ...] = ()
     rounds: int = LEAST_ROUNDS
     threads: int | None = None
     device: str | None = None
-    memory: bool = True
+    memory: bool = False
+    every: bool = False
 
     def __post_init__(self) -> None:
         faults = []
@@ -79,11 +81,19 @@ class BenchOptions:
             return [(T, thresholds_for(network.levels, T)) for T in self.time_steps]
         return [(T, n) for T in self.time_steps for n in self.levels]
 
+    def left_out(self, network: Network, batch: int) -> list[Absent]:
+        """What nobody asked for, and how to."""
+        if self.contenders or self.every:
+            return []
+        reason = "takes minutes to compile; --all times it too"
+        slow = [item.name for item in choose_contenders(()) if item.slow]
+        return [Absent(network.name, name, f"batch {batch}", reason) for name in slow]
+
     def entries(self, network: Network, batch: int) -> list[tuple[Contender, Case]]:
         """Everything that is timed together."""
         return [
             (contender, case)
-            for contender in choose_contenders(self.contenders)
+            for contender in choose_contenders(self.contenders, every=self.every)
             for case in contender.cases(batch, self.steps(network), network.levels)
         ]
 
@@ -180,6 +190,7 @@ def time_networks(options: BenchOptions, store: Path) -> Benchmark:
             place = Place(word, store, str(device), torch.get_num_threads())
             for batch in options.batches:
                 group = Group(network, options.entries(network, batch), options.rounds, limit)
+                group.absent += options.left_out(network, batch)
                 rows = _rows(group, place, memory=options.memory)
                 parts.append(Benchmark(tuple(rows), tuple(group.absent), networks=sizes))
     return merge(parts)
