@@ -216,6 +216,10 @@ def write(figure: Figure, path: str | Path) -> None:
         hint = f"allowed are files of {', '.join(FORMS)}"
         raise SpecError("a picture in no known form", [Fault(str(path), "cannot be drawn", hint)])
     undated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[form]
-    settings = {"svg.hashsalt": "mt_convert", "svg.fonttype": "none", "pdf.fonttype": 42}
+    settings: dict[Any, Any] = {
+        "svg.hashsalt": "mt_convert",
+        "svg.fonttype": "none",
+        "pdf.fonttype": 42,
+    }
     with rc_context(settings), atomic(path) as temporary:
         figure.savefig(temporary, format=form, dpi=120, metadata=undated)

@@ -236,7 +236,8 @@ def show(out: Path, console: Console) -> None:
         text = f"not timed: {item.contender} ({item.network}, {item.case}): {item.reason}"
         console.print(text, highlight=False, markup=False)
     console.print(f"all columns: {out}/README.md", highlight=False, soft_wrap=True)
-    console.print(f"page: {out / PAGE}", highlight=False, soft_wrap=True)
+    if (out / PAGE).is_file():
+        console.print(f"page: {out / PAGE}", highlight=False, soft_wrap=True)
 
 
 def _device_fault(name: str | None) -> str | None:
