@@ -127,7 +127,8 @@ def test_show_and_ls_do_not_wait_for_torch(folder: Path, words: tuple[str, ...])
 
 
 @pytest.mark.parametrize(
-    ("folder", "said"), [("coverage", "architectures of timm's registry"), ("benchmark", "integer_native")]
+    ("folder", "said"),
+    [("coverage", "architectures of timm's registry"), ("benchmark", "integer_native")],
 )
 def test_show_tells_tables_of_other_rows_too(command: Command, folder: str, said: str) -> None:
     stored = ROOT / "eval" / folder
