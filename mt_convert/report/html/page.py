@@ -99,7 +99,9 @@ def _view(content: PageContent) -> dict[str, Any]:
         "account_bars": _account_bars(inspection.get("account")),
         "layers": _layers(inspection.get("layers", ())),
         "training": [
-            (stage, charts.training_panels(log)) for stage, log in content.training.items() if log
+            (stage, drawn)
+            for stage, log in content.training.items()
+            if (drawn := charts.training_panels(log))  # of one epoch there is no curve
         ],
         "settles": _settles(rows),
         "rate": _rate(inspection.get("layers", ())),

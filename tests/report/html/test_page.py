@@ -218,6 +218,12 @@ def test_what_was_not_stored_is_left_out_and_nothing_else() -> None:
     ]
 
 
+def test_one_epoch_has_no_curve_and_no_section() -> None:
+    log = {"quantized network": [{"epoch": 1, "train_loss": 0.5}]}
+    parsed = Parsed(render(replace(CONTENT, training=log)))
+    assert "training" not in [item["id"] for item, _ in parsed.all("section")]
+
+
 def test_names_and_warnings_cannot_write_into_the_page() -> None:
     evil = '<script>alert("x")</script>'
     report: Any = {**CONTENT.report, "warnings": [evil]}  # type: ignore[dict-item]
