@@ -49,6 +49,9 @@ WITHOUT_TORCH = (
         "calibration/report",
         "experiments/recipes/catalogue",
         "experiments/run_page",
+        "experiments/comparison",
+        "experiments/coverage/rows",
+        "experiments/coverage/browser_page",
     ),
 )
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))

@@ -26,7 +26,8 @@ def write(rows: list[Row], missing: list[str], analyses: Sequence[Analysis], fol
     groups = group_rows(rows)
     for name in PICTURES:
         if groups[name]:
-            pictures.accuracy_over_time(groups[name], folder / f"{name}.png")
+            for form in pictures.FORMS:
+                pictures.accuracy_over_time(groups[name], folder / f"{name}.{form}")
     for number, item in enumerate(analyses, 1):
         n, T = layers_setting(item)
         pictures.error_by_layer(item.errors, n, T, folder / f"errors_{number}.png")
@@ -139,7 +140,8 @@ def section(title: str, rows: Sequence[Row], picture: str | None) -> list[str]:
         return [*lines, "No cell of this part is made yet.", ""]
     lines += [*accuracy_lines(rows), ""]
     if picture is not None:
-        lines += [f"![accuracy and agreement over time steps]({picture}.png)", ""]
+        lines += [f"![accuracy over time steps]({picture}.png)", ""]
+        lines += [f"For print: [PDF]({picture}.pdf), [SVG]({picture}.svg).", ""]
     return lines
 
 

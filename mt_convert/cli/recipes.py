@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +16,9 @@ from ..errors import OutputError
 from ..experiments.models.names import CIFAR_MODELS
 from ..experiments.recipes import catalogue
 from .shared import AsCsv, AsJson, Overrides, RecipeName, Smoke, app, form_of
+
+READABLE = 40
+"""Columns that a sentence needs."""
 
 
 @app.command("ls")
@@ -30,10 +35,24 @@ def list_(json_: AsJson = False, csv_: AsCsv = False) -> None:
     if (form := form_of(json_, csv_)) is not None:
         _print_names({"recipes": recipes, "networks": CIFAR_MODELS}, form)
         return
+    wide = max(map(len, (*recipes, *CIFAR_MODELS)))
     for title, rows in (("Recipes", recipes), ("Networks", CIFAR_MODELS)):
         typer.echo(title)
         for name, text in rows.items():
-            typer.echo(f"  {name:<26} {text}")
+            typer.echo(_entry(name, text, wide))
+
+
+def _entry(name: str, text: str, wide: int) -> str:
+    """A name and what it is: in a terminal within its columns, elsewhere in one line."""
+    head = f"  {name:<{wide}}  "
+    if not sys.stdout.isatty():
+        return head + text
+    columns = shutil.get_terminal_size().columns
+    indent = len(head) if columns - len(head) >= READABLE else 6
+    lines = textwrap.wrap(text, max(READABLE, columns - indent))
+    if indent != len(head):
+        return "\n".join([head.rstrip(), *(" " * indent + line for line in lines)])
+    return head + f"\n{' ' * indent}".join(lines)
 
 
 def _print_names(names: dict[str, dict[str, str]], form: str) -> None:

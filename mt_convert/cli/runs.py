@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import SpecError
 from ..experiments.recipes import catalogue
 from ..system.progress import speaks
 from .shared import (
@@ -117,16 +118,24 @@ def finetune(
 
 @app.command()
 def show(
-    path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="The folder of a run, or of a converted model.")
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH...", help="The folder of a run, or of a converted model."),
     ],
     open_: Annotated[
         bool, typer.Option("--open", help="Make the page of the run again, and open it.")
     ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the page of several runs. [default: runs/comparison]"),
+    ] = None,
     json_: AsJson = False,
     csv_: AsCsv = False,
 ) -> None:
     """Print the table of a finished run, or the conversion report of a converted model.
+
+    Several runs are compared: a line each, and one page with their accuracies against energy and
+    against time steps.
 
     \b
     Examples:
@@ -134,21 +143,45 @@ def show(
       mt-convert show runs/digits --open
       mt-convert show runs/digits --csv > digits.csv
       mt-convert show runs/digits/convert
+      mt-convert show runs/w4 runs/w3 runs/w2 --out runs/bits --open
     """
+    form = form_of(json_, csv_)
+    if len(paths) > 1:
+        _compare(paths, out, form, open_=open_)
+        return
+    if out is not None:
+        raise SpecError("--out: the page of one run is in its folder; name several to compare")
     from ..experiments.show import plain
     from ..experiments.show import show as show_run
 
-    form = form_of(json_, csv_)
+    (path,) = paths
     if open_:
         from ..experiments.run_page import write_page
 
-        page = write_page(path).resolve()
-        typer.echo(f"the page is {page}", err=form is not None)
-        typer.launch(page.as_uri())
+        _open(write_page(path), form)
     if form is not None:
         typer.echo(plain(path, form), nl=False)
     elif not open_:
         show_run(path, console())
+
+
+def _compare(paths: list[Path], out: Path | None, form: str | None, *, open_: bool) -> None:
+    """Several runs on one page."""
+    from ..experiments import comparison
+
+    compared = comparison.compare(paths, out or comparison.OUT)
+    if open_:
+        _open(compared.out / comparison.PAGE, form)
+    if form is not None:
+        typer.echo(compared.plain(form), nl=False)
+    else:
+        comparison.show(compared, console())
+
+
+def _open(page: Path, form: str | None) -> None:
+    """Open a page in a browser; where rows are printed as data, its name is said apart."""
+    typer.echo(f"the page is {page.resolve()}", err=form is not None)
+    typer.launch(page.resolve().as_uri())
 
 
 @app.command()
@@ -184,6 +217,8 @@ def export(
       mt-convert export runs/digits --to c --out runs/digits/c --check
     """
     from ..experiments import export as command
+    from ..report.html.export import page_of
 
     typer.echo(str(command.run(network, to, out, count=images, again=check)))
     typer.echo(f"{'checked' if check else 'wrote'} {out}")
+    typer.echo(f"page: {page_of(out)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -261,7 +262,7 @@ def coverage(
       mt-convert coverage "vit_*" --size 96 --all --workers 2
       mt-convert coverage --memory 12 --minutes 20 --out runs/coverage
     """
-    from ..experiments.coverage import pages, sweep
+    from ..experiments.coverage import browser_page, pages, sweep
     from ..experiments.coverage.rows import Settings
     from ..system.bounded import Limits
     from ..system.folder_lock import folder_lock
@@ -273,9 +274,19 @@ def coverage(
         chosen = sweep.plan(plans, patterns or (), every=every)
         table = sweep.run(plans, chosen, again=again)
         pages.write_pages(table, out)
+        browser_page.write_html(
+            table, out, _coverage_command(patterns or [], size, out, every=every)
+        )
     asked = table.only(item.name for item in chosen)
     if form is not None:
         typer.echo(pages.plain(asked, form), nl=False)
         return
     pages.show(asked, console())
     typer.echo(f"all {len(table.rows)} rows and the pages are in {out}")
+    typer.echo(f"page: {out / 'report.html'}")
+
+
+def _coverage_command(patterns: list[str], size: int | None, out: Path, *, every: bool) -> str:
+    """The command that makes a sweep again."""
+    words = ["mt-convert", "coverage", *patterns, *(["--size", str(size)] if size else [])]
+    return shlex.join([*words, *(["--all"] if every else []), "--out", str(out)])

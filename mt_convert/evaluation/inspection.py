@@ -27,18 +27,19 @@ from ..graph.rules import OperatorKind
 from ..graph.signals import Signal
 from ..neurons.ladder import Ladder, Radix
 from ..neurons.layer import MTNeuron
-from ..neurons.totals import leak_of
 from ..quantization.quantize import QuantizedModel, levels_of
 from ..spiking.levels import levels
 from ..spiking.model import SpikingModel
 from ..spiking.presentation import Encoder
 from ..spiking.shapes import images_not_first
-from ..spiking.simulate import FloatArithmetic, Run, simulate
+from ..spiking.simulate import Run, simulate
 from ..system.devices import device_of
 from .analysis import analyse
 from .energy.account import account
 from .energy.macs import count_macs
 from .energy.measure import energy
+from .energy.neurobench import neurobench
+from .energy.report import EnergyReport
 from .evaluate import convert_for
 from .settings import OwnThresholds, Setting
 from .subject import Subject
@@ -140,17 +141,31 @@ def _account(
 ) -> dict[str, Any]:
     """What it costs, as it was converted where that is exact, and in the setting looked into."""
     ladders = [neuron.spec.ladder for _, neuron in built.neurons()]
-    ways = {}
+    ways: dict[str, tuple[EnergyReport, int]] = {}
+    networks: dict[str, tuple[SpikingModel, int]] = {}
+    thresholds: dict[str, int] = {}
     if ladders and isinstance(ladders[0], Radix) and ladders[0].steps:
         steps = max(item.steps for item in ladders if isinstance(item, Radix) and item.steps)
-        ways[f"n = {ladders[0].n}, T = {steps}"] = (energy(built, images, time_steps=steps), steps)
+        name, n = f"n = {ladders[0].n}, T = {steps}", ladders[0].n
+        ways[name], thresholds[name] = (energy(built, images, time_steps=steps), steps), n
+        networks[name] = built, steps
     elif ladders and all(
         _reach(neuron.spec.ladder) >= levels(neuron.spec) for _, neuron in built.neurons()
     ):
         n = max(item.n for item in ladders)
-        ways[f"n = {n}, T = 1"] = (energy(built, images, time_steps=1), 1)
-    ways.setdefault(f"n = {setting.ladder.n}, T = {T}", (energy(snn, images, time_steps=T), T))
-    return account(ways)
+        name = f"n = {n}, T = 1"
+        ways[name], thresholds[name] = (energy(built, images, time_steps=1), 1), n
+        networks[name] = built, 1
+    name, n = f"n = {setting.ladder.n}, T = {T}", setting.ladder.n
+    if name not in ways:
+        reported = (T,) if snn.whole_window else _until(setting, T).time_steps
+        ways[name], thresholds[name] = (energy(snn, images, time_steps=reported), T), n
+        networks[name] = snn, T
+    measured = {
+        way: neurobench(network, images, time_steps=steps).to_json()
+        for way, (network, steps) in networks.items()
+    }
+    return account(ways) | {"thresholds": thresholds, "neurobench": measured}
 
 
 def _until(setting: Setting, T: int) -> Setting:
@@ -250,20 +265,20 @@ def _layer(name: str, neuron: MTNeuron, levels: Tensor, run: Run) -> dict[str, A
         "neurons": run.neurons[name],
         "rate": run.firing_rates[name],
         "saturated": float(ends.double().mean()),
+        "typical": _typical(levels),
     }
 
 
+def _typical(levels: Tensor) -> int:
+    """The level that a thousandth of all that are not 0 exceeds, whatever their sign."""
+    sizes = levels.abs().flatten()
+    sizes = sizes[sizes > 0]
+    if not len(sizes):
+        return 0
+    return int(sizes.kthvalue(max(1, math.ceil(0.999 * len(sizes)))).values)
+
+
 # ----------------------------------------------------------------------------- spikes of one image
-
-
-class _Watch(FloatArithmetic):
-    """Remembers the input that a layer of neurons was last given, in levels."""
-
-    given: Tensor | None = None
-
-    def drive(self, value: Tensor, step: Tensor) -> Tensor:
-        self.given = super().drive(value, step)
-        return self.given
 
 
 def _example(snn: SpikingModel, image: Tensor, label: int, T: int) -> dict[str, Any]:
@@ -274,47 +289,30 @@ def _example(snn: SpikingModel, image: Tensor, label: int, T: int) -> dict[str, 
     layers = dict(snn.neurons())
     names = list(layers)
     shown = list(dict.fromkeys([names[0], names[len(names) // 2], names[-1]])) if names else []
-    watch = _Watch()
-    spikes: dict[str, list[Tensor]] = {name: [] for name in shown}
-    potentials: dict[str, list[Tensor]] = {name: [] for name in shown}
-    lost: dict[str, Tensor] = {}  # what has leaked away, as `leak_of` says
-
-    def observe(t: int, name: str, total: Tensor, emitted: Tensor) -> None:
-        given, watch.given = watch.given, None
-        if name not in spikes:
-            return
-        spikes[name].append(emitted.flatten())
-        if given is None:  # at rest
-            potentials[name].append(potentials[name][-1])
-            return
-        neuron = layers[name]
-        start = neuron.spec.initial + (0 if neuron.offset is None else neuron.offset)
-        potential = given - total + start
-        if (leak := leak_of(neuron.spec)) is not None:
-            before = potentials[name][-1].view_as(given) if t else start
-            lost[name] = lost.get(name, torch.zeros_like(given)) + leak * before
-            potential = potential - lost[name]
-        potentials[name].append(potential.flatten())
-
-    run = simulate(snn, image, time_steps=T, observe=observe, arithmetic=watch)
+    run = simulate(snn, image, time_steps=T, record=True)
+    spikes, potentials = run.spikes or {}, run.potentials or {}
     return {
         "label": label,
         "classes": run.logits[:, 0].argmax(1).tolist(),
         "picture": picture(image[0]),
-        "layers": [_traces(name, spikes[name], potentials[name], layers[name]) for name in shown],
+        "layers": [
+            _traces(name, spikes[name].flatten(1), potentials[name].flatten(1), layers[name])
+            for name in shown
+        ],
     }
 
 
-def _traces(
-    name: str, spikes: list[Tensor], potentials: list[Tensor], neuron: MTNeuron
-) -> dict[str, Any]:
-    """Some neurons of a layer: those that fire, evenly over the layer, then silent ones."""
-    emitted = torch.stack(spikes, 1)
+def _traces(name: str, spikes: Tensor, potentials: Tensor, neuron: MTNeuron) -> dict[str, Any]:
+    """Some neurons of a layer: those that fire, evenly over the layer, then silent ones.
+
+    Shapes: spikes, potentials [T, neurons].
+    """
+    emitted = spikes.T
     fires = emitted.abs().sum(1) > 0
     active, silent = torch.where(fires)[0], torch.where(~fires)[0]
     chosen = _evenly(active, NEURONS)
     chosen = torch.cat([chosen, _evenly(silent, NEURONS - len(chosen))]).sort().values
-    left = torch.stack(potentials, 1)[chosen]
+    left = potentials.T[chosen]
     return {
         "name": name,
         "neurons": len(emitted),

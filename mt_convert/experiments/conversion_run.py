@@ -125,6 +125,11 @@ def _accuracies(stored: Any) -> dict[str, float]:
     return accuracies
 
 
+def _account(stored: Any) -> dict[str, Any]:
+    """The account of what a network costs; nothing where none was made."""
+    return as_type(dict[str, Any], stored.get("account", {}))
+
+
 def _digits_table(stored: Any) -> str:
     """The curves of a network of digits."""
     return markdown(as_type(list[Truncation], stored))
@@ -208,7 +213,10 @@ class Conversion(StageRun):
             with reading(self.at["control"] / "accuracy.json"):
                 own = control[data_labels((self.recipe.data,))[0]]
             rows = [replace(row, control_accuracy=control.get(row.dataset, own)) for row in rows]
-        return json_text(results_to_json(rows))
+        path = self.at["inspect"] / "inspection.json"
+        paid = read_json(path, _account) if "inspect" in self.stages and path.is_file() else {}
+        more = {key: paid[key] for key in ("neurobench",) if key in paid}
+        return json_text(results_to_json(rows) | more)
 
     # ----------------------------------------------------------------------------------- stages
 

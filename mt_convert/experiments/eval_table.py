@@ -33,12 +33,13 @@ from ..evaluation.subject import Subject
 from ..report import pictures, tables
 from ..report.columns import LEGEND, markdown_table
 from ..report.html.page import PageContent, render
+from ..report.html.parts import PAGE, downloads
 from ..report.rows import Row, results_from_json, results_to_json
 from ..system.processes import Processes, alone_in
 from ..system.progress import notice
 from ..system.storage import atomic, read_json, sweep, write_json
 from .recipes.conversion import EvaluateBlock, Recipe, load_recipe, load_stored
-from .run_page import PAGE, downloads, write_csv
+from .run_page import write_csv
 from .stored_networks import stored_energy, stored_network, stored_rows
 from .subjects import calibrates_on_images, subjects_of
 
@@ -48,7 +49,9 @@ FILES = {
     "results.json": "the table, every number",
     "results.csv": "the table for a spreadsheet",
     "README.md": "the table as Markdown",
-    "accuracy.png": "accuracy and agreement over time steps",
+    "accuracy.png": "accuracy over time steps",
+    "accuracy.pdf": "the same, for print",
+    "accuracy.svg": "the same, to edit",
     "eval.json": "what was asked for",
     "errors.json": "errors by cause, and energy",
     "errors.md": "the same as Markdown, with pictures",
@@ -222,7 +225,8 @@ def _publish(
     out: Path,
 ) -> None:
     """The pages and their pictures."""
-    pictures.accuracy_over_time(rows, out / "accuracy.png")
+    for form in pictures.FORMS:
+        pictures.accuracy_over_time(rows, out / f"accuracy.{form}")
     with atomic(out / "README.md") as temporary:
         temporary.write_text(page(rows))
     if not results and not energies:

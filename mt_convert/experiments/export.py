@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..errors import CheckpointError, Fault, SpecError
 from ..export.targets import TARGETS, check_target, export, form_for
 from ..export.verdict import Verdict
 from ..quantization.quantize import QuantizedModel, quantize
+from ..report.html.export import stored_verdicts, write_page
 from ..spiking import archive
 from ..spiking.convert import convert
 from ..spiking.model import SpikingModel
@@ -35,7 +37,17 @@ def run(name: str, target: str, out: Path, *, count: int = IMAGES, again: bool =
     check_target(target)
     snn, shown = _network(Path(name), count)
     file = TARGETS[target].file
-    return export(snn, target, out if file is None else out / file, images=shown, again=again)
+    path = out if file is None else out / file
+    words = ["mt-convert", "export", name, "--to", target, "--out", str(out)]
+    command = shlex.join([*words, "--images", str(count)])
+    try:
+        verdict = export(snn, target, path, images=shown, again=again)
+    except CheckpointError:
+        if again and stored_verdicts(out):  # the page tells that it turned red
+            write_page(out, Path(name).name, command)
+        raise
+    write_page(out, Path(name).name, command)
+    return verdict
 
 
 def check(recipe: Any, target: str) -> None:

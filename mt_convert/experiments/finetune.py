@@ -1,12 +1,13 @@
 """``mt-convert finetune``, and the stage of a run: the converted network learns; before and after.
 
 The command leaves ``learn/`` (the training), ``network/`` (the fine-tuned network),
-``recipe.yaml``, ``results.json`` and ``README.md``; and in the run's ``finetuned`` folder the
-conversions' numbers.
+``recipe.yaml``, ``results.json``, ``versions.json``, ``README.md`` and ``report.html``; and in the
+run's ``finetuned`` folder the conversions' numbers.
 """
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from ..evaluation.row_cache import RowCache
 from ..evaluation.subject import Subject, network_digest
 from ..report import tables
 from ..report.columns import LEGEND, markdown_table
+from ..report.html.parts import PAGE
 from ..report.rows import Row, results_from_json, results_to_json
 from ..spiking import archive
 from ..system.devices import device_of
@@ -32,6 +34,8 @@ from ..training.finetune.progressive_tandem import tandem
 from ..training.spec import History
 from .recipes.conversion import Recipe, dump, load_stored
 from .recipes.finetune_job import FinetuneBlock
+from .run_page import write_page
+from .stages import versions
 from .subjects import run_subject
 
 
@@ -65,6 +69,9 @@ def run(name: str, overrides: Sequence[str], out: Path | None) -> Path:
         _describe(out, recipe)
         with atomic(out / "README.md") as temporary:
             temporary.write_text(_page(rows, history.best_epoch))
+        command = shlex.join(["mt-convert", "finetune", name, *overrides])
+        write_json(out / "versions.json", versions() | {"command": command})
+        write_page(out)
     return out
 
 
@@ -72,8 +79,9 @@ def show(out: Path, console: Console) -> None:
     """Print the table and what came of it."""
     rows = read_json(out / "results.json", results_from_json)
     console.print(tables.rich_table(rows))
-    console.print(_sentence(rows), highlight=False, soft_wrap=True)
+    console.print(tables.finetune_sentence(rows), highlight=False, soft_wrap=True)
     console.print(f"the fine-tuned network is in {out / 'network'}", highlight=False)
+    console.print(f"page: {out / PAGE}", highlight=False, soft_wrap=True)
 
 
 def _name(block: FinetuneBlock) -> str:
@@ -100,27 +108,14 @@ def _describe(out: Path, recipe: Recipe) -> None:
         temporary.write_text(dump(recipe))
 
 
-def _sentence(rows: Sequence[Row]) -> str:
-    """What fine-tuning gave back of what conversion took."""
-    before, after = rows[0], rows[-1]
-    assert before.qann_accuracy is not None
-    lost = before.qann_accuracy - before.snn_accuracy
-    gained = after.snn_accuracy - before.snn_accuracy
-    share = f", {gained / lost:.0%} of what conversion had taken" if lost > 0 else ""
-    return (
-        f"{after.algorithm} over {after.epochs} epochs: {before.snn_accuracy:.2f} % to "
-        f"{after.snn_accuracy:.2f} % of {after.images} test images (quantized network "
-        f"{after.qann_accuracy:.2f} %): {gained:+.2f} points{share}."
-    )
-
-
 def _page(rows: Sequence[Row], best_epoch: int) -> str:
     kept = (
         f"The weights are those of epoch {best_epoch}, the best on the validation images."
         if best_epoch
         else "No epoch was better on the validation images: the network is the converted one."
     )
-    return f"# Fine-tuning\n\n{_sentence(rows)} {kept}\n\n{markdown_table(rows)}\n{LEGEND}.\n"
+    said = f"{tables.finetune_sentence(rows)} {kept}"
+    return f"# Fine-tuning\n\n{said}\n\n{markdown_table(rows)}\n{LEGEND}.\n"
 
 
 def run_finetune(

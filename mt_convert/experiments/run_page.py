@@ -1,4 +1,4 @@
-"""``report.html`` of a run of either kind, made from its stored files alone. No torch."""
+"""``report.html`` of a run of either kind, or of a fine-tuning, from its stored files. No torch."""
 
 from __future__ import annotations
 
@@ -9,27 +9,31 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..report.html.page import Download, PageContent, render
+from ..report.html.page import PageContent, render
+from ..report.html.parts import PAGE, downloads
 from ..report.records import csv_text
 from ..report.rows import Row, results_from_json
-from ..report.tables import title
+from ..report.tables import finetune_sentence, title
 from ..system.storage import atomic, digest, read_json, reading
 
-PAGE = "report.html"
 TRAINED = {"ann": "float network", "train": "quantized network", "control": "control"}
-LOGS = {"spiking/learn": "spiking network", "finetune": "fine-tuning"}
+LOGS = {"spiking/learn": "spiking network", "finetune": "fine-tuning", "learn": "fine-tuning"}
 FILES = {
     "results.json": "the table, every number",
     "results.csv": "the table for a spreadsheet",
     "recipe.yaml": "the experiment, complete",
     "versions.json": "software, machine, images",
     "report/report.md": "the table as Markdown",
+    "README.md": "the table as Markdown",
     "convert/network.json": "the converted network: its graph",
     "convert/tensors.safetensors": "the converted network: its numbers",
     "convert/report.json": "what was converted, and the verdict",
     "train/tensors.safetensors": "the quantized network: its numbers",
     "spiking/network.json": "the spiking network: its graph",
     "spiking/tensors.safetensors": "the spiking network: its numbers",
+    "network/network.json": "the fine-tuned network: its graph",
+    "network/tensors.safetensors": "the fine-tuned network: its numbers",
+    "learn/log.jsonl": "the training, epoch by epoch",
     "inspect/inspection.json": "spikes, errors by cause and energy behind this page",
 }
 
@@ -63,7 +67,7 @@ def content_of(run: Path, rows: Sequence[Row]) -> PageContent:
     """All that a run stored, for its page."""
     converted = _json(run / "convert" / "report.json", _object) or {}
     with reading(run / "versions.json"):
-        facts = _facts(run, rows)
+        facts, command = _facts(run, rows), _command(run)
     recipe = _text(run / "recipe.yaml")
     name = _name(recipe) or run.name
     return PageContent(
@@ -73,21 +77,17 @@ def content_of(run: Path, rows: Sequence[Row]) -> PageContent:
         report=converted.get("report"),
         inspection=_json(run / "inspect" / "inspection.json"),
         training=_training(run),
-        command=f"mt-convert run recipe.yaml --out runs/{name}",
+        command=command or f"mt-convert run recipe.yaml --out runs/{name}",
         recipe=recipe,
         facts=facts,
         downloads=downloads(run, FILES),
-        sentence=_training_sentence(rows),
+        sentence=finetune_sentence(rows) if is_finetuning(run) else _training_sentence(rows),
     )
 
 
-def downloads(folder: Path, files: Mapping[str, str]) -> list[Download]:
-    """Those of some files that are there, with what they are."""
-    return [
-        Download(file, about, path.stat().st_size)
-        for file, about in files.items()
-        if (path := folder / file).is_file()
-    ]
+def is_finetuning(folder: Path) -> bool:
+    """Whether a folder is what ``mt-convert finetune`` leaves."""
+    return (folder / "learn").is_dir() and not (folder / "spiking").is_dir()
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
@@ -133,6 +133,11 @@ def _facts(run: Path, rows: Sequence[Row]) -> dict[str, str]:
             f"{name} {value}" for name, value in machine.items() if value is not None
         )
     return facts
+
+
+def _command(run: Path) -> str:
+    """The command that made it, where it was stored."""
+    return str((_json(run / "versions.json", _object) or {}).get("command", ""))
 
 
 def _name(recipe: str) -> str:

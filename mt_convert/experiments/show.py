@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,27 @@ from rich.console import Console
 from ..errors import CheckpointError
 from ..report import tables
 from ..report.columns import legend
+from ..report.html.export import page_of, sentences, stored_verdicts
+from ..report.html.parts import PAGE
 from ..report.records import csv_text
 from ..report.rows import Row, results_from_json, results_to_json
 from ..system.storage import json_text, read_json
-from .run_page import PAGE
+from .bench import rows as bench_rows
+from .coverage import rows as coverage_rows
+from .run_page import is_finetuning
 
 
 def show(path: Path, console: Console) -> None:
-    """Print the table of a run, or the conversion report of a converted network.
+    """Print the table of a run, a sweep or a benchmark, the verdicts of an export, or what was
+    converted of a network.
 
     Raises:
-        CheckpointError: ``path`` holds neither.
+        CheckpointError: ``path`` holds none of them.
     """
     path = Path(path)
+    if (tell := _other_table(path)) is not None:
+        tell(path, console)
+        return
     if (path / "results.json").is_file():
         rows = stored_rows(path)
         if (path / "eval.json").is_file():
@@ -35,10 +43,60 @@ def show(path: Path, console: Console) -> None:
         if (path / PAGE).is_file():
             console.print(f"page: {path / PAGE}", highlight=False, soft_wrap=True)
         return
+    if stored_verdicts(path):
+        for line in sentences(path):
+            console.print(line, highlight=False, soft_wrap=True)
+        if page_of(path).is_file():
+            console.print(f"page: {page_of(path)}", highlight=False, soft_wrap=True)
+        return
     if (path / "network.json").is_file():
         _show_network(path, console)
         return
     raise CheckpointError(_nothing(path))
+
+
+def _other_table(path: Path) -> Callable[[Path, Console], None] | None:
+    """What shows a table of other rows than a run's: a sweep, a benchmark; None for all else."""
+    schema = _schema(path)
+    if schema == coverage_rows.SCHEMA:
+        return _show_coverage
+    return _show_benchmark if schema == bench_rows.SCHEMA else None
+
+
+def _schema(path: Path) -> str | None:
+    """What the rows in a folder are, by their own word."""
+    if not (path / "results.json").is_file():
+        return None
+    stored = read_json(path / "results.json")
+    return str(stored.get("schema")) if isinstance(stored, dict) else None
+
+
+def _show_coverage(path: Path, console: Console) -> None:
+    """The rows of a sweep over architectures."""
+    from .coverage import pages
+
+    pages.show(coverage_rows.read_table(path / "results.json"), console)
+
+
+def _show_benchmark(path: Path, console: Console) -> None:
+    """The tables of a benchmark."""
+    from .bench import command
+
+    command.show(path, console)
+
+
+def _other_plain(path: Path, form: str) -> str | None:
+    """The rows of a sweep or a benchmark as ``json`` or ``csv``; None for all else."""
+    schema = _schema(path)
+    if schema == coverage_rows.SCHEMA:
+        table = coverage_rows.read_table(path / "results.json")
+        text = csv_text(coverage_rows.CoverageRow, table.rows)
+        return json_text(table.to_json()) if form == "json" else text
+    if schema == bench_rows.SCHEMA:
+        benchmark = read_json(path / "results.json", bench_rows.benchmark_from_json)
+        text = csv_text(bench_rows.BenchRow, benchmark.rows)
+        return json_text(benchmark.to_json()) if form == "json" else text
+    return None
 
 
 def plain(path: Path, form: str) -> str:
@@ -48,9 +106,18 @@ def plain(path: Path, form: str) -> str:
         CheckpointError: ``path`` holds neither; a network has no rows to give as ``csv``.
     """
     path = Path(path)
+    if (text := _other_plain(path, form)) is not None:
+        return text
     if (path / "results.json").is_file():
         rows = stored_rows(path)
-        return json_text(results_to_json(rows)) if form == "json" else csv_text(Row, rows)
+        if form == "csv":
+            return csv_text(Row, rows)
+        more = read_json(path / "results.json")  # what stands beside the rows, such as neurobench
+        return json_text(more | results_to_json(rows))
+    if verdicts := stored_verdicts(path):
+        if form == "csv":
+            raise CheckpointError(f"{path} holds an export, which has no rows: use --json")
+        return json_text(verdicts)
     if not (path / "network.json").is_file():
         raise CheckpointError(_nothing(path))
     if form == "csv":
@@ -102,6 +169,9 @@ def _nothing(path: Path) -> str:
 
 def _closing_sentence(out: Path, rows: Sequence[Row]) -> str:
     """The closing sentence of a run of either kind; a table of ``eval`` has none."""
+    if is_finetuning(out):
+        sentence = tables.finetune_sentence(rows)
+        return f"{sentence} The fine-tuned network is in {out / 'network'}."
     if (out / "spiking").is_dir():
         return f"{from_scratch_sentence(rows, out / 'spiking')} All artefacts are in {out}."
     return conversion_sentence(out, out / "convert", rows) + "."

@@ -30,6 +30,7 @@ import torch
 from ..data import DataSpec, EventSpec, Splits, open_data, open_events
 from ..data.fingerprint import describe_files
 from ..errors import CheckpointError, DataError, OutputError, RecipeError, many
+from ..report.html.parts import PAGE
 from ..report.rows import Row, results_from_json
 from ..system.processes import Processes, alone_in
 from ..system.progress import notice
@@ -39,7 +40,7 @@ from .publication import NEW, PARTIAL, publish, recover, remove, replace_stage
 from .recipes.conversion import dump
 from .recipes.from_scratch import AnyRecipe, faults_here
 from .recipes.stored import differences_from_finished
-from .run_page import PAGE, write_page
+from .run_page import write_page
 
 _ENDS = ("", NEW, PARTIAL)
 
@@ -210,7 +211,7 @@ class StageRun(ABC):
         with atomic(folder / "recipe.yaml") as temporary:
             temporary.write_text(dump(self.settings))
         data = {"data": self.files} if any(self.files.values()) else {}
-        write_json(folder / "versions.json", {**_versions(), **data})
+        write_json(folder / "versions.json", {**versions(), **data})
 
     def _same(self, folder: Path) -> bool:
         """Whether a folder is there and was begun with these inputs."""
@@ -310,15 +311,15 @@ def _content(path: str | None) -> str | None:
     return sha.hexdigest()
 
 
-def _versions() -> dict[str, Any]:
+def versions() -> dict[str, Any]:
     """The software and the machine that numbers depend on."""
-    names = ("mt-convert", "torch", "torchvision", "timm", "brevitas", "numpy", "accelerate")
-    versions = {}
-    for name in names:
+    packages = ("mt-convert", "torch", "torchvision", "timm", "brevitas", "numpy", "accelerate")
+    installed = {}
+    for name in packages:
         try:
-            versions[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed as a distribution"
+            installed[name] = "not installed as a distribution"
     machine = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -326,4 +327,4 @@ def _versions() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-    return {"packages": versions, "machine": machine}
+    return {"packages": installed, "machine": machine}

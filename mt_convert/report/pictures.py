@@ -1,7 +1,8 @@
 """Pictures of conversion error, from stored values alone: error by layer, accuracy over time,
 firing rates and potentials left.
 
-Each function writes one PNG file and leaves no state: figures have a canvas of their own.
+Each function writes one file, PNG, PDF or SVG by its name, and leaves no state: figures have a
+canvas of their own.
 """
 
 from __future__ import annotations
@@ -11,18 +12,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..errors import SpecError
+from ..errors import Fault, SpecError
 from ..system.storage import atomic
 from .row_groups import kinds_of, subject
 from .rows import Row
 
 _ACROSS = 4  # panels in a row
+FORMS = ("png", "pdf", "svg")
+PANELS = 8
+"""Kinds of rows that panels can show; more are one map."""
+COLUMN, PAGE = 3.35, 7.0
+"""Widths of a printed column and of two, in inches."""
 
 
 # ------------------------------------------------------------------------------ accuracy over time
@@ -31,7 +37,8 @@ _ACROSS = 4  # panels in a row
 def accuracy_over_time(rows: Sequence[Row], path: str | Path) -> None:
     """Draw accuracy and agreement against T, a line for each n, ANN and QANN as lines across.
 
-    Rows that differ in more than n and T get panels for each kind, headed by what differs.
+    Rows that differ in more than n and T get panels for each kind, headed by what differs; where
+    there are more kinds than panels can show, `accuracy_map` shows them.
 
     Raises:
         SpecError: no rows.
@@ -40,6 +47,9 @@ def accuracy_over_time(rows: Sequence[Row], path: str | Path) -> None:
     kinds = kinds_of(rows)
     if not kinds:
         raise SpecError("there are no rows to draw: give the rows of a results.json")
+    if len(kinds) > PANELS:
+        accuracy_map(rows, path)
+        return
     across = min(_ACROSS, len(kinds))
     down = -(-len(kinds) // across)
     size = (2.0 + max(4.0, 2.9 * across), 0.8 + 4.9 * down)
@@ -70,6 +80,66 @@ def accuracy_over_time(rows: Sequence[Row], path: str | Path) -> None:
     figure.legend(handles=lines, loc="outside right center", fontsize=9, frameon=False)
     figure.suptitle(subject(rows), fontsize=11)
     write(figure, path)
+
+
+def accuracy_map(rows: Sequence[Row], path: str | Path) -> None:
+    """Draw accuracies as a map, as wide as a page: a line for each kind of rows and n, a column for
+    each T; the darker, the nearer to the quantized network. ``=``: every activation is equal.
+
+    Raises:
+        SpecError: no rows.
+        OutputError: the file cannot be written.
+    """
+    kinds = kinds_of(rows)
+    if not kinds:
+        raise SpecError("there are no rows to draw: give the rows of a results.json")
+    times = sorted({row.T for row in rows})
+    lines: list[tuple[str, dict[int, Row]]] = []
+    starts = []
+    for words, alike in kinds.items():
+        starts.append(len(lines))
+        for n in sorted({row.n for row in alike}):
+            head = words.replace("\n", ", ") if starts[-1] == len(lines) else ""
+            at = {row.T: row for row in alike if row.n == n}
+            lines.append((f"{head}{', ' if head else ''}n = {n or '∞'}", at))
+    figure, (axes,) = make_figure((PAGE, 1.1 + 0.165 * len(lines)), (1, 1))
+    image = axes.imshow(
+        [[_below(at.get(T)) for T in times] for _, at in lines],
+        cmap="Blues_r",
+        vmin=0,
+        vmax=FAR,
+        aspect="auto",
+    )
+    axes.set_facecolor("0.9")  # not measured
+    for y, (_, at) in enumerate(lines):
+        for x, T in enumerate(times):
+            if (row := at.get(T)) is None:
+                continue
+            text = f"{row.snn_accuracy:.1f}" + "=" * (row.exact_share == 1)
+            colour = "white" if _below(row) < 0.45 * FAR else "black"
+            axes.text(x, y, text, ha="center", va="center", fontsize=6, color=colour)
+    for start in starts[1:]:
+        axes.axhline(start - 0.5, color="black", linewidth=0.6)
+    axes.set_xticks(range(len(times)), [str(T) for T in times])
+    axes.set_yticks(range(len(lines)), [label for label, _ in lines])
+    axes.tick_params(labelsize=6.5, length=2)
+    axes.set_xlabel("time steps T", fontsize=8)
+    bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.03, ticks=[0, FAR / 2, FAR])
+    bar.ax.set_yticklabels(["0", f"{FAR / 2:g}", f"≥ {FAR:g}"], fontsize=6.5)
+    bar.set_label("points below the quantized network", fontsize=7)
+    figure.suptitle(f"Accuracy in %, {subject(rows)}", fontsize=8)
+    write(figure, path)
+
+
+FAR = 20.0  # points below, from which on all are white
+
+
+def _below(row: Row | None) -> float:
+    """Points below the quantized network, or the float one where there is none; NaN if unknown."""
+    if row is None:
+        return math.nan
+    reference = row.ann_accuracy if row.qann_accuracy is None else row.qann_accuracy
+    return 0.0 if reference is None else min(FAR, max(0.0, reference - row.snn_accuracy))
 
 
 _LINES: dict[str, dict[str, Any]] = {
@@ -135,6 +205,21 @@ def draw_grid(axes: Axes) -> None:
 
 
 def write(figure: Figure, path: str | Path) -> None:
-    """Write the file, whole or not at all."""
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    """Write the file, whole or not at all, in the form that its name ends with: the same figure
+    makes the same bytes.
+
+    Raises:
+        SpecError: it is none of `FORMS`.
+    """
+    form = Path(path).suffix.removeprefix(".")
+    if form not in FORMS:
+        hint = f"allowed are files of {', '.join(FORMS)}"
+        raise SpecError("a picture in no known form", [Fault(str(path), "cannot be drawn", hint)])
+    undated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[form]
+    settings: dict[Any, Any] = {
+        "svg.hashsalt": "mt_convert",
+        "svg.fonttype": "none",
+        "pdf.fonttype": 42,
+    }
+    with rc_context(settings), atomic(path) as temporary:
+        figure.savefig(temporary, format=form, dpi=120, metadata=undated)

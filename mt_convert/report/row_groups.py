@@ -34,6 +34,7 @@ _WORDS: dict[str, Callable[[Row], str]] = {
 """The columns that tell one kind of rows from another, in words."""
 _SUBJECT = ("model", "dataset", "images", "weight_bits", "weights", "levels", "spacing", "seed")
 _USUAL = {"weights": "uniform", "spacing": "equal"}  # which needs no word
+_NETWORK = (*_SUBJECT, "qat_noise", "algorithm", "run")  # not how it is run
 NAMES = ("run", "digest")
 """What tells networks apart that nothing else does."""
 
@@ -74,11 +75,59 @@ def kinds_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
         for name in _WORDS
         if (name in named if name in NAMES else len({getattr(row, name) for row in rows}) > 1)
     ]
-    kinds: dict[str, list[Row]] = {}
+    return _group(rows, differing)
+
+
+def networks_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each network, however it is run, under what tells it from the others.
+
+    Example:
+        >>> networks_of([])
+        {}
+    """
+    differing = [name for name in _NETWORK if len({getattr(row, name) for row in rows}) > 1]
+    return _group(rows, differing)
+
+
+def _group(rows: Sequence[Row], differing: Sequence[str]) -> dict[str, list[Row]]:
+    """The rows that are alike in some columns, under these in words."""
+    groups: dict[str, list[Row]] = {}
     for row in rows:
         title = "\n".join(_WORDS[name](row) for name in differing)
-        kinds.setdefault(title, []).append(row)
-    return kinds
+        groups.setdefault(title, []).append(row)
+    return groups
+
+
+def working_point(rows: Sequence[Row]) -> Row:
+    """The row that stands for a network: of those where every activation is the quantized
+    network's that of fewest steps; where there is none, the most accurate, of fewest steps.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> values = dict.fromkeys(Row.fields(), 0) | {"exact_share": 0.5, "T": 4, "n": 1}
+        >>> row = Row(**values)
+        >>> working_point([row, replace(row, exact_share=1, T=8)]).T
+        8
+    """
+    exact = [row for row in rows if row.exact_share == 1]
+    if exact:
+        return min(exact, key=lambda row: (row.T, row.n))
+    return max(rows, key=lambda row: (row.snn_accuracy, -row.T, -row.n))
+
+
+def bits_of(row: Row) -> str:
+    """The bits of weights and activations, in a word or two.
+
+    Example:
+        >>> values = dict.fromkeys(Row.fields(), 0) | {"weight_bits": 4, "levels": 15}
+        >>> bits_of(Row(**values)), bits_of(Row(**values | {"qann_accuracy": None}))
+        ('W4A4', 'W4')
+    """
+    weights = "float" if row.weight_bits is None else f"W{row.weight_bits:g}"
+    if row.qann_accuracy is None:
+        return weights
+    bits = (row.levels + 1).bit_length() - 1
+    return f"{weights}A{bits}" if row.weight_bits is not None else f"{weights} A{bits}"
 
 
 def subject(rows: Sequence[Row]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from ..errors import many
+from ..errors import CheckpointError, many
 from .columns import COLUMNS, IF_SEVERAL, LEGEND, cells, columns, markdown_table
 from .row_groups import kinds_of
 from .rows import Row
@@ -152,6 +152,21 @@ def summary(rows: Sequence[Row], report: dict[str, Any], where: str) -> str:
         f"{row.model} became {spiking} of multi-threshold neurons ({fed} of "
         f"{len(report['weighted'])} weighted layers are fed by spikes), {claim}; "
         f"all artefacts are in {where}"
+    )
+
+
+def finetune_sentence(rows: Sequence[Row]) -> str:
+    """What fine-tuning gave back of what conversion took: the first row is the conversion's."""
+    before, after = rows[0], rows[-1]
+    if before.qann_accuracy is None or after.qann_accuracy is None:
+        raise CheckpointError("rows of a fine-tuning without a quantized network: make them again")
+    lost = before.qann_accuracy - before.snn_accuracy
+    gained = after.snn_accuracy - before.snn_accuracy
+    share = f", {gained / lost:.0%} of what conversion had taken" if lost > 0 else ""
+    return (
+        f"{after.algorithm} over {after.epochs} epochs: {before.snn_accuracy:.2f} % to "
+        f"{after.snn_accuracy:.2f} % of {after.images} test images (quantized network "
+        f"{after.qann_accuracy:.2f} %): {gained:+.2f} points{share}."
     )
 
 

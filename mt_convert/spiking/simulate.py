@@ -45,6 +45,7 @@ class Run(Records):
         emitted by the end. spike_counts[layer] [T]: events in each step, summed over the batch.
         packets[layer] [T]: neurons that emit anything in each step, summed over the batch.
         spikes[layer] [T, batch, ...]: levels emitted in each step, only where recorded.
+        potentials[layer] [T, batch, ...]: v behind each step, in levels, only where recorded.
     Units: levels are multiples of the layer's step; an event is one threshold crossed (a set bit of
         a binary ladder, one spike of a power-of-two ladder; a digit of a radix ladder is as many as
         its size). neurons[layer] counts one image's.
@@ -56,6 +57,7 @@ class Run(Records):
     neurons: dict[str, int]
     packets: dict[str, Tensor]
     spikes: dict[str, Tensor] | None = None
+    potentials: dict[str, Tensor] | None = None
 
     @property
     def firing_rates(self) -> dict[str, float]:
@@ -156,7 +158,8 @@ def simulate(
     ``layer_by_layer`` takes each layer through all T steps at once instead of each step through all
     layers: the same numbers (invariant 3), T times the memory. ``literal`` fires threshold by
     threshold, the reference. ``observe(t, layer, total, emitted)`` is called after each layer and
-    step with tensors in levels, t from 0. ``record`` keeps every step's spikes.
+    step with tensors in levels, t from 0. ``record`` keeps every step's spikes
+    and potentials.
 
     Shapes:
         images [batch, channels, height, width], normalised as in training.
@@ -182,6 +185,7 @@ def simulate(
         loop.observers.append(observe)
     recording: dict[str, list[Tensor]] = {}
     if record:
+        loop.residuals = {}
         loop.observers.append(
             lambda t, name, total, out: recording.setdefault(name, []).append(out)
         )
@@ -197,8 +201,14 @@ def simulate(
         spike_counts={name: torch.stack(counts) for name, counts in loop.counts.items()},
         neurons={name: total.numel() // max(1, len(images)) for name, total in loop.totals.items()},
         packets={name: torch.stack(counts) for name, counts in loop.packets.items()},
-        spikes={name: torch.stack(steps) for name, steps in recording.items()} if record else None,
+        spikes=_stacked(recording) if record else None,
+        potentials=None if loop.residuals is None else _stacked(loop.residuals),
     )
+
+
+def _stacked(steps: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+    """The tensors of all steps of each layer as one, in the order of the layers."""
+    return {name: torch.stack(tensors) for name, tensors in steps.items()}
 
 
 def check_run(snn: SpikingModel, images: Tensor, time_steps: int) -> Tensor:
@@ -252,6 +262,7 @@ class _Loop:
         self.potentials: dict[str, Tensor] = {}
         self.lost: dict[str, Tensor] = {}
         self.observers: list[Observer] = []
+        self.residuals: dict[str, list[Tensor]] | None = None  # potentials of each step, if asked
         self.moved = False
         nodes = snn.layers.graph.nodes
         self.operations = snn.operations
@@ -267,6 +278,8 @@ class _Loop:
                 for row in self.operations.values():
                     if isinstance(row.layer, MTNeuron):
                         self._record(t, row.name, row.layer, self.totals[row.name])
+                        if self.residuals is not None:
+                            self.residuals[row.name].append(self.residuals[row.name][-1])
                 logits.append(logits[-1])
                 continue
             self.moved = False
@@ -393,6 +406,8 @@ class _Loop:
         if leak is not None:
             self.moved = True  # a potential that leaks is not at rest
             self.potentials[name] = drive - total + spec.initial
+        if self.residuals is not None:
+            self.residuals.setdefault(name, []).append(drive - total + spec.initial)
         self._record(t, name, neuron, total)
         return total
 

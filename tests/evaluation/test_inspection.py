@@ -67,6 +67,30 @@ def test_it_is_plain_data(made: Any) -> None:
     assert made[0]["account"]["way"] == "n = 15, T = 1"
 
 
+def test_the_level_that_a_thousandth_exceeds_leaves_out_what_is_silent() -> None:
+    levels = torch.cat([torch.zeros(5000), torch.full((999,), 2.0), torch.tensor([-15.0])])
+    assert inspection._typical(levels) == 2
+    assert inspection._typical(levels[-500:]) == 15
+    assert inspection._typical(torch.zeros(3)) == 0
+
+
+def test_energy_is_stored_over_the_steps_of_the_table(made: Any) -> None:
+    account = made[0]["account"]
+    assert account["thresholds"] == {"n = 15, T = 1": 15, "n = 3, T = 4": 3}
+    costs = {
+        way: {item["T"]: item["total"] for item in items}
+        for way, items in account["over_time"].items()
+    }
+    assert {way: list(item) for way, item in costs.items()} == {
+        "n = 15, T = 1": [1],
+        "n = 3, T = 4": [1, 4],
+    }
+    _, exact, several, _ = account["networks"]
+    assert list(account["neurobench"]) == list(account["thresholds"])
+    assert costs["n = 15, T = 1"][1] == exact["total"]
+    assert costs["n = 3, T = 4"][4] == several["total"] > costs["n = 3, T = 4"][1]
+
+
 def test_spikes_are_those_of_the_simulation_and_potentials_keep_the_charge(made: Any) -> None:
     stored, subject, qann = made
     snn = convert(qann, ladder=Uniform(3), signed=True)

@@ -74,6 +74,11 @@ def test_results_hold_a_row_for_each_setting_and_end_with_the_iso_level_rows(
 ) -> None:
     stored = json.loads((finished / "results.json").read_text())
     assert stored["schema"] == "mt_convert.results/2"
+    measured = stored["neurobench"]["n = 15, T = 1"]
+    assert set(measured) == {
+        *("footprint", "connection_sparsity", "activation_sparsity", "synaptic_operations")
+    }
+    assert set(measured["synaptic_operations"]) == {"Effective_MACs", "Effective_ACs", "Dense"}
     found = [
         (row["presentation"], row["mode"], row["signed"], row["n"], row["T"])
         for row in stored["rows"]

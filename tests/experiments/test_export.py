@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pytest
 from commands import Command
 from export_networks import converted
 from networks import quantized
+from safetensors.numpy import load_file, save_file
 
 import mt_convert as mt
+from mt_convert.errors import CheckpointError
 from mt_convert.experiments import export
+from mt_convert.report.html.export import stored_verdicts, write_page
 
 
 def failed(command: Command, *words: str) -> str:
@@ -24,10 +29,51 @@ def test_a_stored_network_leaves_on_a_thousand_images(command: Command, tmp_path
     done = command("export", "net", "--to", "tables", "--out", "net_tables")
     assert done.returncode == 0, done.stderr
     assert "1000 images" in done.stdout
+    assert "page: net_tables/report.html" in done.stdout
+    shown = command("show", "net_tables")
+    assert "network.safetensors: exact as tables in numpy" in shown.stdout, shown.stdout
     path = tmp_path / "net_tables" / "network.json"
     path.write_text(path.read_text()[:-9])
     words = ("export", "net", "--to", "tables", "--out", "net_tables", "--check")
     assert "is not JSON" in failed(command, *words)
+
+
+def test_the_page_of_an_export_tells_each_node_and_turns_red(tmp_path: Path) -> None:
+    mt.save(converted("line"), tmp_path / "net")
+    out = tmp_path / "out"
+    export.run(str(tmp_path / "net"), "tables", out, count=4)
+    page = (out / "report.html").read_text()
+    assert "✓ Exact as tables" in page
+    assert 'href="network.safetensors"' in page
+    verdict = json.loads((out / "verdict.json").read_text())
+    nodes = [row["name"] for row in verdict["by_node"]]
+    assert len(nodes) > 2
+    assert all(f">{name}</td>" in page for name in nodes)
+    golden = load_file(out / "network.safetensors")
+    name = next(key for key in golden if key.endswith("weight"))
+    golden[name] = golden[name] + 1
+    save_file(golden, out / "network.safetensors")
+    with pytest.raises(CheckpointError, match="does not answer"):
+        export.run(str(tmp_path / "net"), "tables", out, count=4, again=True)
+    page = (out / "report.html").read_text()
+    assert "✗ Not exact" in page
+    assert 'class="bad"' in page
+
+
+def test_a_run_keeps_its_own_page_when_a_file_is_written_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "report.html").write_text("of the run")
+    written = {**dict.fromkeys(("target", "runtime"), "c"), "exact": True, "images": 4}
+    written |= {"neurons": 2, "on_images": [], "by_node": [], "sizes": {"bytes": 8}}
+    (tmp_path / "network.c.verdict.json").write_text(json.dumps(written))
+    assert write_page(tmp_path, "net", "mt-convert export net").name == "export.html"
+    assert (tmp_path / "report.html").read_text() == "of the run"
+
+
+def test_a_damaged_verdict_is_named(tmp_path: Path) -> None:
+    (tmp_path / "verdict.json").write_text('{"target": "c"}')
+    with pytest.raises(CheckpointError, match=r"verdict\.json is damaged"):
+        stored_verdicts(tmp_path)
 
 
 def test_wrong_words_are_one_message(command: Command, tmp_path: Path) -> None:

@@ -60,6 +60,9 @@ def test_the_command_fine_tunes_a_run_and_tells_before_and_after(
     page = (out / "README.md").read_text()
     assert "bptt over 1 epochs" in page
     assert "| trained by |" in page
+    page = (out / "report.html").read_text()
+    assert f"mt-convert finetune {finished}" in page
+    assert 'id="accuracy-fine-tuned-bptt"' in page
     console = Console(record=True, width=100)
     finetune.show(out, console)
     assert "of 16 test images" in console.export_text()

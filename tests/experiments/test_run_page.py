@@ -5,17 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from commands import Command
+from paths import ROOT
 from results import ROW
+from rich.console import Console
 
+from mt_convert.cli import recipes
 from mt_convert.errors import CheckpointError
 from mt_convert.experiments.run_page import write_page
-from mt_convert.experiments.show import plain
+from mt_convert.experiments.show import plain, show
 from mt_convert.report.records import csv_text
 from mt_convert.report.rows import Row, results_to_json
 from mt_convert.system.storage import write_json
@@ -119,6 +124,58 @@ def test_show_and_ls_do_not_wait_for_torch(folder: Path, words: tuple[str, ...])
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [("coverage", "architectures of timm's registry"), ("benchmark", "integer_native")],
+)
+def test_show_tells_tables_of_other_rows_too(command: Command, folder: str, said: str) -> None:
+    stored = ROOT / "eval" / folder
+    done = command("show", str(stored))
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+    rows = json.loads((stored / "results.json").read_text())["rows"]
+    assert json.loads(plain(stored, "json"))["rows"] == rows
+    assert len(list(csv.DictReader(io.StringIO(plain(stored, "csv"))))) == len(rows)
+
+
+def test_the_page_of_a_fine_tuning_tells_before_and_after(tmp_path: Path) -> None:
+    before = replace(ROW, n=3, T=2, snn_accuracy=88.4, exact_share=0.25)
+    after = replace(before, algorithm="bptt", epochs=2, snn_accuracy=90.1)
+    write_json(tmp_path / "results.json", results_to_json([before, after]))
+    write_json(tmp_path / "versions.json", {"command": "mt-convert finetune runs/r20"})
+    (tmp_path / "recipe.yaml").write_text("name: r20\n")
+    (tmp_path / "learn").mkdir()
+    log = [{"epoch": k, "train_loss": 1 / k, "validation_accuracy": 88.0 + k} for k in (1, 2)]
+    (tmp_path / "learn" / "log.jsonl").write_text("\n".join(map(json.dumps, log)))
+    page = write_page(tmp_path).read_text()
+    assert "bptt over 2 epochs: 88.40 % to 90.10 % of 10000 test images" in page
+    assert 'id="accuracy-spiking"' in page
+    assert 'id="accuracy-fine-tuned-bptt"' in page
+    assert "fine-tuning: validation accuracy, %" in page
+    assert 'id="command">mt-convert finetune runs/r20<' in page
+    console = Console(record=True, width=80)
+    show(tmp_path, console)
+    assert "+1.70 points, 69% of what conversion had taken" in console.export_text()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", [50, 80, 120])
+def test_ls_cuts_nothing_in_a_terminal_and_breaks_between_words(
+    monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((columns, 24)))
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    text = ("some words that say it " * 9).strip()
+    lines = recipes._entry("a_name", text, 32).splitlines()
+    assert len(lines) > 1
+    assert all(len(line) <= columns for line in lines)
+    assert " ".join(" ".join(lines).split()) == f"a_name {text}"
 
 
 def test_what_ls_lists_is_given_as_json_and_csv(command: Command) -> None:

@@ -70,6 +70,7 @@ DRAWINGS: dict[str, Callable[[Path], None]] = {
     "errors": lambda path: error_by_layer(made(), 15, 2, path),
     "histograms": lambda path: histograms(made(), 15, 2, path),
     "accuracy": lambda path: accuracy_over_time(rows(), path),
+    "map": lambda path: accuracy_over_time(kinds(pictures.PANELS + 1), path),
 }
 
 
@@ -82,7 +83,7 @@ def test_a_picture_is_a_png_of_a_size_that_can_be_read_and_nothing_else_is_left(
     DRAWINGS[name](path)
     with Image.open(path) as picture:
         assert picture.format == "PNG"
-        assert all(600 < side < 2400 for side in picture.size)
+        assert all(400 < side < 2400 for side in picture.size)
         assert len(picture.convert("RGB").resize((64, 64)).getcolors(64 * 64)) > 20  # not blank
     assert [item.name for item in path.parent.iterdir()] == ["picture.png"]
 
@@ -105,6 +106,54 @@ def test_text_does_not_leave_the_picture_nor_titles_cover_each_other(
     for k, text in enumerate(texts):
         others = [*texts[:k], *boxes]
         assert not any(text.overlaps(other) for other in others)
+
+
+def kinds(count: int) -> list[Row]:
+    """Rows of so many calibrations, of which the last has no row at T = 32."""
+    given = [row for k in range(count) for row in rows(calibration=f"way_{k}")]
+    return given[:-1]
+
+
+def test_more_kinds_than_panels_are_a_map_with_every_number(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    given = kinds(pictures.PANELS + 1)
+    accuracy_over_time(given, tmp_path / "accuracy.png")
+    axes, bar = drawn[0].axes
+    shades = axes.images[0].get_array()
+    assert shades.shape == (2 * (pictures.PANELS + 1), len(TIMES))
+    texts = {tuple(map(int, text.get_position())): text.get_text() for text in axes.texts}
+    assert len(texts) == len(given) == shades.size - 1
+    for row, text in zip(given, texts.values(), strict=True):
+        assert text == f"{row.snn_accuracy:.1f}" + "=" * (row.exact_share == 1)
+    first = given[0]
+    assert first.qann_accuracy is not None
+    assert shades[0, 0] == min(pictures.FAR, first.qann_accuracy - first.snn_accuracy)
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert labels[:3] == ["by way_0, n = 1", "n = 15", "by way_1, n = 1"]
+    assert "points below" in bar.get_ylabel()
+    assert drawn[0].get_size_inches()[0] == pictures.PAGE
+
+
+@pytest.mark.parametrize(("form", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_the_name_of_a_file_says_its_form_and_the_same_figure_makes_the_same_bytes(
+    form: str, start: bytes, tmp_path: Path
+) -> None:
+    figure, (axes,) = pictures.make_figure((1.5, 1.5), (1, 1))
+    axes.plot([0, 1], [1, 0])
+    contents = []
+    for name in "ab":
+        pictures.write(figure, tmp_path / f"{name}.{form}")
+        contents.append((tmp_path / f"{name}.{form}").read_bytes())
+    assert contents[0].startswith(start)
+    assert contents[0] == contents[1]
+
+
+def test_a_form_that_cannot_be_drawn_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="no known form") as raised:
+        accuracy_over_time(rows(), tmp_path / "picture.gif")
+    assert "png, pdf, svg" in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_pictures_are_drawn_without_the_global_state_of_pyplot() -> None:

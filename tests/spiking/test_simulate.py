@@ -98,6 +98,9 @@ def check_orders(snn: SpikingModel, steps: int, arithmetic: IntegerArithmetic | 
         assert torch.equal(one.logits, run.logits)
         assert same(one.totals, run.totals)
         assert same(one.spike_counts, run.spike_counts)
+        assert one.potentials is not None
+        assert run.potentials is not None
+        assert same(one.potentials, run.potentials)
         assert one.spikes is not None
         assert run.spikes is not None
         assert same(one.spikes, run.spikes)
@@ -259,6 +262,17 @@ def test_spikes_over_time_add_up_to_the_totals_and_to_the_read_outs_input() -> N
     for t in range(6):
         read = head((run.spikes["3"][: t + 1].sum(0) * step).flatten(1))
         assert torch.equal(read, run.logits[t])
+
+
+def test_potentials_are_what_arrived_less_what_was_emitted_and_stay_at_rest() -> None:
+    x = torch.tensor([[-2.0, 5.0, 3.25, 99.0]])
+    run = simulate(alone(4, Uniform(3)), x, time_steps=8, record=True)
+    assert run.spikes is not None
+    assert run.potentials is not None
+    emitted = run.spikes["0"].cumsum(0)
+    assert torch.equal(run.potentials["0"], x - emitted + 0.5)
+    assert torch.equal(run.potentials["0"][-1], run.potentials["0"][-2])
+    assert simulate(alone(4, Uniform(3)), x, time_steps=8).potentials is None
 
 
 def test_spikes_are_kept_only_when_asked_for() -> None:

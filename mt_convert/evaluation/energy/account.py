@@ -173,6 +173,10 @@ def account(
         "prices": [asdict(item) for item in PRICES.values()],
         "memory": {**asdict(memory), "weights": str(memory.weights)},
         "networks": [_network_json(item, spiking[0]) for item in shown],
+        "over_time": {
+            name: [_at(report, steps, prices, memory) for steps in _steps(report)]
+            for name, (report, _) in reports.items()
+        },
         "pays": spiking[0].total < quantized.total,
         "sentence": _sentence(first, spiking[0], quantized, ann, prices, sweep),
         "short": _short(first, spiking[0], quantized, ann),
@@ -192,6 +196,19 @@ def account(
 def _rows_at(report: EnergyReport, T: int) -> list[EnergyRow]:
     """The rows of one number of steps."""
     return [row for row in report.rows if row.time_steps == T]
+
+
+def _steps(report: EnergyReport) -> list[int]:
+    """All numbers of steps of a report."""
+    return sorted({row.time_steps for row in report.rows})
+
+
+def _at(
+    report: EnergyReport, steps: int, prices: EnergyTable, memory: MemoryModel
+) -> dict[str, Any]:
+    """What the spiking network costs after so many steps."""
+    cost = spiking_cost("", _rows_at(report, steps), prices, memory)
+    return {"T": steps, "total": cost.total}
 
 
 def _network_json(cost: Cost, spiking: Cost) -> dict[str, Any]:

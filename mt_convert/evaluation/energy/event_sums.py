@@ -68,9 +68,9 @@ def in_bins(events: Tensor, output_size: Any) -> Tensor:
     return events
 
 
-def connections(layer: Any, events: Tensor) -> Tensor:
+def connections(layer: Any, events: Tensor, *, zero_weights: bool = True) -> Tensor:
     """Additions that events cause in a linear layer or a convolution, all together: each, times the
-    outputs that its entry is connected to.
+    outputs that its entry is connected to, by a weight of 0 too or not.
 
     Shapes: events [batch, ...] as the layer's input, float64; returns a scalar.
 
@@ -78,6 +78,8 @@ def connections(layer: Any, events: Tensor) -> Tensor:
         >>> connections(nn.Conv1d(1, 5, 3, padding=1), torch.tensor([[[1.0, 0, 0]]])).item()
         10.0
     """
+    if not zero_weights:
+        return _by_weights(layer, events)
     if isinstance(layer, nn.Linear):
         return layer.out_features * events.sum()
     shape = (layer.groups, *layer.weight.shape[1:])  # one output channel of a group stands for all
@@ -85,6 +87,16 @@ def connections(layer: Any, events: Tensor) -> Tensor:
     convolve: Any = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[ones.dim()]
     geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
     return (layer.out_channels // layer.groups) * convolve(events, ones, None, *geometry).sum()
+
+
+def _by_weights(layer: Any, events: Tensor) -> Tensor:
+    """The same over weights that are not 0."""
+    present = (layer.weight != 0).to(events.dtype)
+    if isinstance(layer, nn.Linear):
+        return F.linear(events, present).sum()
+    convolve: Any = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[present.dim()]
+    geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    return convolve(events, present, None, *geometry).sum()
 
 
 def _each(item: Any, axes: int) -> list[int]:

@@ -76,8 +76,8 @@ class Paths:
     lost: frozenset[fx.Node]
 
 
-def event_paths(snn: SpikingModel) -> Paths:
-    """Follow the events of every layer of neurons to what they reach.
+def event_paths(snn: SpikingModel, *, zero_weights: bool = True) -> Paths:
+    """Follow the events of every layer of neurons to what they reach, over weights of 0 too or not.
 
     Example:
         >>> from torch import nn
@@ -92,7 +92,7 @@ def event_paths(snn: SpikingModel) -> Paths:
     """
     tensors = list(snn.state_dict().values())
     example = next((item for item in tensors if item.is_floating_point()), torch.empty(0))
-    walk = _Walk(snn)
+    walk = _Walk(snn, zero_weights)
     with torch.inference_mode(False), torch.no_grad():
         walk.run(torch.zeros(1, *snn.image_shape, dtype=example.dtype, device=example.device))
     return Paths(
@@ -130,8 +130,9 @@ def pick_maximum(operations: Operations, node: fx.Node, values: Mapping[fx.Node,
 class _Walk(fx.Interpreter):
     """The run on one image, and the events beside it."""
 
-    def __init__(self, snn: SpikingModel) -> None:
+    def __init__(self, snn: SpikingModel, zero_weights: bool) -> None:
         super().__init__(snn.layers)
+        self.zero_weights = zero_weights
         self.operations, self.macs = snn.operations, count_macs(snn)
         self.neurons: list[fx.Node] = []
         self.shows: dict[fx.Node, Tensor] = {}
@@ -260,7 +261,8 @@ class _Walk(fx.Interpreter):
         node, layer = row.node, row.layer
         sides: Any = node.args[:2]
         if isinstance(layer, WEIGHTED):
-            return connections(layer, self.events[sides[0]].double())
+            events = self.events[sides[0]].double()
+            return connections(layer, events, zero_weights=self.zero_weights)
         if layer is not None or not set(row.inputs) <= set(sides):
             return None
         total: Any = 0

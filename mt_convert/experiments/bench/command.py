@@ -16,12 +16,12 @@ import torch
 from rich.console import Console
 
 from ...errors import Fault, SpecError, many
+from ...report.html.parts import PAGE
 from ...report.records import csv_text
 from ...system.devices import device as accelerator_or_cpu
 from ...system.folder_lock import folder_lock
 from ...system.progress import progress
 from ...system.storage import atomic, json_text, read_json, sweep, write_json
-from ..run_page import PAGE
 from . import layers, pages, picture, training
 from .contenders import Case, Contender
 from .limits import measure_machine, product
@@ -236,7 +236,8 @@ def show(out: Path, console: Console) -> None:
         text = f"not timed: {item.contender} ({item.network}, {item.case}): {item.reason}"
         console.print(text, highlight=False, markup=False)
     console.print(f"all columns: {out}/README.md", highlight=False, soft_wrap=True)
-    console.print(f"page: {out / PAGE}", highlight=False, soft_wrap=True)
+    if (out / PAGE).is_file():
+        console.print(f"page: {out / PAGE}", highlight=False, soft_wrap=True)
 
 
 def _device_fault(name: str | None) -> str | None:

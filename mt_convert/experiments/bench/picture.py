@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ...errors import SpecError
-from ...system.storage import atomic
+from ...report.pictures import write
 from .contenders import ContenderKind
 from .pages import groups, kind_of, most_steps
 from .rows import Benchmark, BenchRow
@@ -39,8 +39,9 @@ def draw(benchmark: Benchmark, path: str | Path) -> None:
     if not each:
         raise SpecError("there is nothing to draw: no contender was timed")
     down = -(-len(each) // _ACROSS)
-    tall = max(len(rows) for rows in each.values())
-    heights = [0.9 + 0.2 * tall] * down + [3.4]
+    sizes = [len(rows) for rows in each.values()]
+    tall = [max(sizes[k * _ACROSS : (k + 1) * _ACROSS]) for k in range(down)]
+    heights = [*(0.9 + 0.2 * bars for bars in tall), 3.4]
     figure = Figure(figsize=(5.2 * _ACROSS, sum(heights) + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(down + 1, 2 * _ACROSS, height_ratios=heights)
@@ -58,8 +59,7 @@ def draw(benchmark: Benchmark, path: str | Path) -> None:
         fontsize=9,
         frameon=False,
     )
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    write(figure, path)
 
 
 def _patch(kind: ContenderKind) -> Patch:
@@ -112,7 +112,8 @@ def _over_time(axes: Axes, rows: Sequence[BenchRow]) -> None:
 
 
 def _over_size(axes: Axes, benchmark: Benchmark) -> None:
-    """Microseconds per image against multiply-adds, at T = 1 or without steps, largest batches."""
+    """Microseconds per image against multiply-adds, at T = 1 or without steps, largest batches: the
+    fastest contender of each kind, the others in grey behind them."""
     largest = {
         network: max(b for n, b in groups(benchmark.rows) if n == network)
         for network in benchmark.networks
@@ -126,21 +127,28 @@ def _over_size(axes: Axes, benchmark: Benchmark) -> None:
     if not lines:
         axes.set_axis_off()
         return
+    kinds = {row.contender: kind_of(row) for row in benchmark.rows}
+    leading = {kinds[name]: name for name in sorted(lines, key=lambda name: _order(lines[name]))}
     for name, points in lines.items():
-        axes.plot(
-            *zip(*sorted(points), strict=True),
-            marker="o",
-            markersize=3.5,
-            linewidth=1.3,
-            label=name,
-        )
+        xs, ys = zip(*sorted(points), strict=True)
+        if name not in leading.values():
+            axes.plot(xs, ys, color="0.82", linewidth=0.8, zorder=1)
+            continue
+        colour = COLOURS[kinds[name]]
+        axes.plot(xs, ys, marker="o", markersize=3.5, linewidth=1.6, color=colour, label=name)
     _logarithmic(axes.xaxis)
     _logarithmic(axes.yaxis)
     axes.set_xlabel("million multiply-adds per image", fontsize=8)
     axes.set_ylabel("µs per image", fontsize=8)
-    axes.set_title("Growth over size, T = 1, largest batch of each", fontsize=9.5, loc="left")
-    axes.legend(fontsize=6, frameon=False, ncols=2)
+    title = "Growth over size, T = 1, largest batch of each: the fastest of each kind"
+    axes.set_title(title, fontsize=9.5, loc="left")
+    axes.legend(fontsize=7, frameon=False)
     _grid(axes)
+
+
+def _order(points: Sequence[tuple[float, float]]) -> tuple[int, float]:
+    """Last comes what was timed on most networks, and of these the fastest on the largest."""
+    return len(points), -max(points)[1]
 
 
 def _logarithmic(axis: Axis) -> None:

@@ -13,7 +13,6 @@ from rich.table import Table as RichTable
 
 from ...report.records import csv_text
 from ...system.storage import atomic, json_text
-from .heat_map import draw
 from .rows import CoverageRow, Table
 
 ENOUGH = 0.95
@@ -36,6 +35,8 @@ def write_pages(table: Table, folder: Path) -> None:
     Raises:
         OutputError: the folder cannot be written.
     """
+    from .heat_map import draw  # matplotlib, which a terminal does not need
+
     pages = {"README.md": page(table), "architectures.md": architectures_page(table)}
     for name, text in pages.items():
         with atomic(folder / name) as temporary:

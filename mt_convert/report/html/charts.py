@@ -16,14 +16,17 @@ CELL, GUTTER, ABOVE = 8, 38, 12
 
 
 def accuracy_panels(rows: Sequence[Row]) -> list[tuple[str, Markup]]:
-    """For each kind of rows a drawing: a line for each n over T, float and quantized as levels.
+    """For each kind of rows of several T a drawing: a line for each n, float and quantized as
+    levels.
 
     Example:
         >>> accuracy_panels([])
         []
     """
     return [
-        (words.replace("\n", ", "), _accuracy(alike)) for words, alike in kinds_of(rows).items()
+        (words.replace("\n", ", "), _accuracy(alike))
+        for words, alike in kinds_of(rows).items()
+        if len({row.T for row in alike}) > 1
     ]
 
 
@@ -57,14 +60,14 @@ def _accuracy(rows: Sequence[Row]) -> Markup:
         content.append(axes.line(points, f"s{place}"))
         exact = {row.T for row in rows if row.n == n and row.exact_share == 1}
         for T, value in points:
+            budget = _budget(first, n, T)
             said = f"n = {n}, T = {T}: {value:.2f} %" + (" (every activation equal)" * (T in exact))
-            mark = element("title", said)
+            mark = element("title", said + (f"; {budget}" if budget else ""))
             size = 4.5 if T in exact else 2.6
-            content.append(
-                element(
-                    "circle", mark, cx=axes.x(T), cy=axes.y(value), r=size, class_=f"dot s{place}"
-                )
-            )
+            at = {"cx": axes.x(T), "cy": axes.y(value)}
+            content.append(element("circle", mark, **at, r=size, class_=f"dot s{place}"))
+            if budget:
+                content.append(element("circle", **at, r=7, class_="ring"))
         names.append(f"n = {n}" if n else "n = ∞")
         places.append(axes.y(points[-1][1]))
         classes.append(f"s{place}")
@@ -78,6 +81,15 @@ def _accuracy(rows: Sequence[Row]) -> Markup:
         + [f"n = {n}: {points[-1][1]:.2f} % at T = {points[-1][0]}" for n, points in lines.items()]
     )
     return drawing(content, f"Accuracy over time steps: {said}")
+
+
+def _budget(row: Row, n: int, T: int) -> str:
+    """What is said where a window has exactly the levels of the quantizer, else nothing."""
+    if row.ladder == "radix":
+        return f"radix: {n + 1}^{T} = L + 1" if (n + 1) ** T == row.levels + 1 else ""
+    if row.ladder == "uniform" and row.presentation == "every_step" and n * T == row.levels:
+        return f"iso-level: {n} · {T} = L"
+    return ""
 
 
 def _some(items: Sequence[Any], count: int) -> list[Any]:

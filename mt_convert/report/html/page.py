@@ -8,32 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
-from ...errors import CheckpointError
 from ..columns import COLUMNS, cells, columns, legend
 from ..intervals import wilson
-from ..row_groups import kinds_of
+from ..row_groups import kinds_of, working_point
 from ..rows import Row
 from ..tables import title
 from . import charts
-from .svg import number
+from .parts import Download
+from .rendering import percent, render_template
 
 SATURATED = 0.05
 """The share of activations at the ends of a quantizer above which a layer is marked."""
-
-
-@dataclass(frozen=True)
-class Download:
-    """A file beside the page."""
-
-    name: str
-    about: str
-    size: int
+FAR, SMALLEST = 4, 1.01e-10
+"""How far the last level lies beyond all but a thousandth of activations in a layer that is marked;
+the range of a quantizer below which it cannot learn."""
 
 
 @dataclass(frozen=True)
@@ -71,25 +63,12 @@ def render(content: PageContent) -> str:
         >>> page.splitlines()[0], "mt-convert run digits" in page
         ('<!DOCTYPE html>', True)
     """
-    folder = resources.files(__package__) / "templates"
-    texts = {
-        name: (folder / name).read_text("utf-8") for name in ("page.html", "page.css", "page.js")
-    }
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    return render_template(
+        "page.html",
+        content=content,
+        heading=content.heading or title(content.rows),
+        **_view(content),
     )
-    environment.filters |= {"percent": percent, "number": number, "count": _count}
-    template = environment.from_string(texts["page.html"])
-    try:
-        return template.render(
-            style=Markup(texts["page.css"]),
-            script=Markup(texts["page.js"]),
-            content=content,
-            heading=content.heading or title(content.rows),
-            **_view(content),
-        )
-    except UndefinedError as error:
-        raise CheckpointError(f"what the page is made from lacks something: {error}") from error
 
 
 def _view(content: PageContent) -> dict[str, Any]:
@@ -120,7 +99,9 @@ def _view(content: PageContent) -> dict[str, Any]:
         "account_bars": _account_bars(inspection.get("account")),
         "layers": _layers(inspection.get("layers", ())),
         "training": [
-            (stage, charts.training_panels(log)) for stage, log in content.training.items() if log
+            (stage, drawn)
+            for stage, log in content.training.items()
+            if (drawn := charts.training_panels(log))  # of one epoch there is no curve
         ],
         "settles": _settles(rows),
         "rate": _rate(inspection.get("layers", ())),
@@ -128,28 +109,7 @@ def _view(content: PageContent) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------------- numbers
-
-
-def percent(share: float | None, places: int = 2) -> str:
-    """A share in percent; what is not 0 or 1 is never printed as if it were.
-
-    Example:
-        >>> percent(0.5), percent(1), percent(0.99999), percent(1e-6), percent(None)
-        ('50.00 %', '100 %', '99.99 %', '0.01 %', '–')
-    """
-    if share is None:
-        return "–"
-    if share in (0, 1):
-        return f"{int(share) * 100} %"
-    smallest = 10.0**-places
-    value = min(max(100 * share, smallest), 100 - smallest) if 0 < share < 1 else 100 * share
-    return f"{value:.{places}f} %"
-
-
-def _count(value: float) -> str:
-    """A number of things, with thin commas."""
-    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+# ------------------------------------------------------------------------------------ sections
 
 
 def _verdict(report: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
@@ -158,13 +118,11 @@ def _verdict(report: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
 
 
 def _accuracies(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Float, control, quantized and spiking accuracy with their 95 % intervals; the spiking one
-    after the step that is best, which is said."""
+    """Float, control, quantized and spiking accuracy with their 95 % intervals, as converted and as
+    trained on; a spiking one after the step that stands for it, which is said."""
     if len({(row.model, row.dataset, row.ann_accuracy, row.qann_accuracy) for row in rows}) != 1:
         return []
-    first, exact = rows[0], [row for row in rows if row.exact_share == 1]
-    best = min(exact, key=lambda row: (row.T, row.n)) if exact else _best(rows)
-    where = f"n = {best.n}, T = {best.T}" + ("" if exact else ", the best of the table")
+    first = rows[0]
     values = [
         ("float", "float network (ANN)", first.ann_accuracy, ""),
         (
@@ -174,8 +132,17 @@ def _accuracies(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "same schedule, no quantizers",
         ),
         ("quantized", "quantized network (QANN)", first.qann_accuracy, ""),
-        ("spiking", "spiking network (SNN)", best.snn_accuracy, where),
     ]
+    for algorithm in dict.fromkeys(row.algorithm for row in rows):
+        best = working_point([row for row in rows if row.algorithm == algorithm])
+        where = f"n = {best.n}, T = {best.T}"
+        if best.exact_share != 1:
+            where += ", the best of the table"
+        converted = algorithm == "none" or first.qann_accuracy is None
+        key = "spiking" if converted else f"fine-tuned-{algorithm.replace('_', '-')}"
+        words = "spiking network (SNN)"
+        words += "" if converted else f", fine-tuned by {algorithm}"
+        values.append((key, words, best.snn_accuracy, where))
     return [
         {
             "id": key,
@@ -188,11 +155,6 @@ def _accuracies(rows: Sequence[Row]) -> list[dict[str, Any]]:
         for key, words, value, where in values
         if value is not None
     ]
-
-
-def _best(rows: Sequence[Row]) -> Row:
-    """The row of the highest accuracy, of equal ones that of fewest steps."""
-    return max(rows, key=lambda row: (row.snn_accuracy, -row.T, -row.n))
 
 
 def _settles(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -273,7 +235,18 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if item["dead"]:
             alerts.append(f"{item['dead']} of {item['channels']} channels never fire")
         low, high = item["levels"]
-        shown.append({**item, "alerts": alerts, "bits": (high - low).bit_length()})
+        bits = (high - low).bit_length()
+        typical = item.get("typical") or high  # not stored by earlier versions
+        if item["step"] * (high - low) <= SMALLEST:
+            alerts.append("its step is at the smallest that is allowed")
+        elif not low and high < 2**bits - 1:
+            alerts.append(f"{high} of {2**bits - 1} levels: the function it replaces ends there")
+        if typical * FAR <= high:
+            alerts.append(
+                f"99.9 % of what fires lies at level {typical} of {high} or below: a few large "
+                "values set its step"
+            )
+        shown.append({**item, "alerts": alerts, "bits": bits})
     return shown
 
 

@@ -1,6 +1,7 @@
 """The page in a browser: no errors, nothing cut; sorting, pointing and choosing work.
 
-Needs playwright and a chromium: ``pip install playwright`` and the system's package.
+Needs playwright and a chromium: ``pip install playwright axe-playwright-python`` and the system's
+package.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import pytest
 from pages import CONTENT
 
 from mt_convert.report.html.page import render
+from mt_convert.report.html.pareto import Point, pareto_chart
+from mt_convert.report.html.parts import Answer, Cell, Part, PartsContent, Verdict, render_parts
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -31,6 +34,34 @@ def browser() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+def parts() -> str:
+    """A page of parts with everything that one can have."""
+    points = [Point(3.0 * k + 1, 90.0 + k, k, "spiking", f"run {k}", True) for k in range(4)]
+    chart = pareto_chart(points, ["a", "b", "a name that is too long", "d"], "energy, nJ")
+    heads = [f"column {k}" for k in range(14)]
+    rows = [[Cell(f"{k}.{j}", j, dark=0.9, classes="heat") for j in heads_of(heads)] for k in "ab"]
+    part = Part("pareto", "Accuracy", figures=[("energy", chart)], heads=heads, rows=rows)
+    more = Part("list", "What failed", items=["one"], keys=[("of-float", "float network")])
+    glance = [Answer("best", "The most accurate", "a"), Answer("pays", "Does it pay?", "no")]
+    return render_parts(
+        PartsContent(
+            *("Comparison", "a, b", [part, more], Verdict("no", "✗ Not exact", ["why"], "a note")),
+            *(["a warning"], glance, "mt-convert show a b"),
+        )
+    )
+
+
+def heads_of(heads: list[str]) -> range:
+    return range(len(heads))
+
+
+@pytest.fixture(scope="module")
+def parts_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path: Path = tmp_path_factory.mktemp("parts") / "report.html"
+    path.write_text(parts(), encoding="utf-8")
+    return path.as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +82,13 @@ def opened(browser: Any, file: str, width: int = 1440, **more: Any) -> tuple[Any
     return page, [item for item in said if not item.startswith("data:")]
 
 
+@pytest.mark.parametrize("name", ["file", "parts_file"])
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_cut_and_nothing_is_asked_for(
-    browser: Any, file: str, width: int, scheme: str
+    browser: Any, name: str, width: int, scheme: str, request: pytest.FixtureRequest
 ) -> None:
-    page, said = opened(browser, file, width, color_scheme=scheme)
+    page, said = opened(browser, request.getfixturevalue(name), width, color_scheme=scheme)
     assert said == []
     sizes = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert page.evaluate(sizes) == 0
@@ -114,10 +146,42 @@ def test_clicking_or_choosing_a_neuron_shows_its_potential(browser: Any, file: s
     assert page.locator(shown).count() == 1
 
 
+QUESTIONS = (
+    *("exact", "compared", "glance-accuracy", "settles", "spike-share", "analog", "rate", "pays"),
+    *("subject", "glance-again"),
+)
+
+
+@pytest.mark.parametrize("width", [768, 1440])
+def test_what_a_reader_asks_is_answered_within_two_screens(
+    browser: Any, file: str, width: int
+) -> None:
+    page, _ = opened(browser, file, width)
+    for name in QUESTIONS:
+        place = page.locator(f"#{name}").bounding_box()
+        assert place["y"] + place["height"] <= 2 * 900, name
+        assert page.is_visible(f"#{name}"), name
+
+
+@pytest.mark.parametrize("name", ["file", "parts_file"])
+@pytest.mark.parametrize("width", [360, 1440])
+def test_axe_finds_no_violation(
+    browser: Any, name: str, width: int, request: pytest.FixtureRequest
+) -> None:
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe is missing"
+    ).Axe()
+    page, _ = opened(browser, request.getfixturevalue(name), width)
+    assert [item["id"] for item in axe.run(page).response["violations"]] == []
+
+
+@pytest.mark.parametrize("name", ["file", "parts_file"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_what_is_behind_it(browser: Any, file: str, scheme: str) -> None:
+def test_text_stands_out_from_what_is_behind_it(
+    browser: Any, name: str, scheme: str, request: pytest.FixtureRequest
+) -> None:
     """The contrast of 4.5 that WCAG asks for, of every text that is seen."""
-    page, _ = opened(browser, file, color_scheme=scheme)
+    page, _ = opened(browser, request.getfixturevalue(name), color_scheme=scheme)
     faint = """() => {
         const parts = text => text.match(/[\\d.]+/g).map(Number);
         const light = ([r, g, b]) => [r, g, b].map(v => v / 255)

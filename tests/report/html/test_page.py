@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from pages import CONTENT, VOID
+from results import ROW
 
 from mt_convert.report.html.page import PageContent, render
 
@@ -92,6 +93,7 @@ def test_the_sections_stand_in_the_order_in_which_a_reader_asks(parsed: Parsed) 
         ("pays", "no: 1.50 times the quantized network"),
         ("subject", "resnet20_cifar, cifar10_jpeg, 10000 test images, W4A4 (L = 15), seed 0"),
         ("glance-again", "mt-convert run recipe.yaml"),
+        ("neurobench", "n = 15, T = 112012.50 %75.00 %1003601,000"),
     ],
 )
 def test_a_question_of_a_reader_is_answered_by_one_element(
@@ -161,6 +163,37 @@ def test_a_layer_with_saturated_or_dead_channels_is_marked(parsed: Parsed) -> No
     assert alerts == ["25.0 % of activations at the quantizer's end", "2 of 8 channels never fire"]
 
 
+@pytest.mark.parametrize(
+    ("more", "alert"),
+    [
+        ({"levels": [0, 11]}, "11 of 15 levels: the function it replaces ends there"),
+        ({"step": 1e-12}, "its step is at the smallest that is allowed"),
+        ({"typical": 3}, "99.9 % of what fires lies at level 3 of 15 or below"),
+        ({"typical": 4}, ""),
+        ({"levels": [-7, 15], "typical": 9}, ""),
+    ],
+)
+def test_a_layer_whose_step_is_not_what_it_should_be_is_marked(
+    more: dict[str, Any], alert: str
+) -> None:
+    inspection: Any = copy.deepcopy(CONTENT.inspection)
+    inspection["layers"][0] |= {"saturated": 0.0, "dead": 0} | more
+    parsed = Parsed(render(replace(CONTENT, inspection=inspection)))
+    alerts = [text for item, text in parsed.all("span") if item.get("class") == "alert"]
+    assert len(alerts) == bool(alert)
+    assert all(text.startswith(alert) for text in alerts)
+
+
+def test_iso_level_and_radix_points_are_ringed_and_told() -> None:
+    even = replace(ROW, presentation="every_step", signed=False, n=3)
+    digits = replace(ROW, ladder="radix", n=1, method="mt_radix")
+    rows = [replace(row, T=T) for row in (even, digits) for T in (1, 4, 5)]
+    page = render(replace(CONTENT, rows=rows))
+    assert page.count('class="ring"') == 2
+    assert "iso-level: 3 · 5 = L" in page
+    assert "radix: 2^4 = L + 1" in page
+
+
 def test_the_reason_for_what_is_analog_is_told_by_its_layer(parsed: Parsed) -> None:
     told = [str(item["data-told"]) for item, _ in parsed.all("li") if "data-told" in item]
     (conv,) = [text for text in told if text.startswith("conv ")]
@@ -183,6 +216,12 @@ def test_what_was_not_stored_is_left_out_and_nothing_else() -> None:
     assert [item["id"] for item, _ in parsed.all("section")] == [
         *("verdict", "accuracies", "over-time", "again"),
     ]
+
+
+def test_one_epoch_has_no_curve_and_no_section() -> None:
+    log = {"quantized network": [{"epoch": 1, "train_loss": 0.5}]}
+    parsed = Parsed(render(replace(CONTENT, training=log)))
+    assert "training" not in [item["id"] for item, _ in parsed.all("section")]
 
 
 def test_names_and_warnings_cannot_write_into_the_page() -> None:

@@ -73,7 +73,7 @@
       var parts = source.querySelectorAll("*"), copies = copy.querySelectorAll("*");
       parts.forEach(function (part, k) {
         var style = getComputedStyle(part);
-        ["fill", "stroke", "stroke-width", "stroke-dasharray", "font", "text-anchor", "display", "opacity"].forEach(function (key) {
+        ["fill", "stroke", "stroke-width", "stroke-dasharray", "paint-order", "font", "text-anchor", "display", "opacity"].forEach(function (key) {
           copies[k].style.setProperty(key, style.getPropertyValue(key));
         });
       });
