@@ -102,7 +102,7 @@ def step_table(
         >>> gelu = torch.nn.functional.gelu
         >>> table = step_table(gelu, sample(gelu), 0.25, (-1, 3))
         >>> table.weights.tolist(), [round(x, 3) for x in table.thresholds[0].tolist()]
-        ([[-1, 1, 1, 1, 1]], [-1.166, -0.39, 0.212, 0.535, 0.795])
+        ([[-1, 1, 1, 1, 1]], [-1.307, -0.341, 0.214, 0.533, 0.795])
     """
     channels = samples.values.shape[1]
     knots = _knots(function, samples, step, bounds, axis)
