@@ -25,6 +25,7 @@ _SAMPLES, _SAMPLES_OF_MANY = 2**17, 2**14  # of the lattice; where channels diff
 _SPANS = (1.0, 16.0, 256.0, 4096.0)  # evenly sampled too: features away from 0
 _SPAN_SAMPLES = 2**14
 _FLAT = 1e-7  # of a level from sample to sample: the rounding of float64
+_USUAL, _COARSE = 16.0, 1000.0  # inputs, and levels of their range, at which turns are counted
 _BLOCK = 2**22  # numbers at a time
 
 Function = Callable[[Tensor], Tensor]
@@ -72,7 +73,7 @@ def sample(function: Function, channels: int = 1, axis: int = -1) -> Samples:
     """A function at numbers of all sizes, more of them near 0.
 
     Raises:
-        NotAFunction: it is not a number somewhere.
+        NotAFunction: it is not a number somewhere, or turns again and again.
     """
     places = _places(channels)
     blocks = places.split(max(1, _BLOCK // channels))
@@ -80,6 +81,9 @@ def sample(function: Function, channels: int = 1, axis: int = -1) -> Samples:
     if bool(values.isnan().any()):
         where = numbers_at(places)[values.isnan().any(1)]
         raise NotAFunction(f"not a number at {float(where[len(where) // 2]):.4g}")
+    near = values[places.abs() <= int(places_of(torch.tensor([_USUAL]))[0])]
+    size = float((near.amax() - near.amin()).clamp(1e-30, 1e30)) / _COARSE
+    _check_turns(len(_turns((values / size).clamp(-10 * _COARSE, 10 * _COARSE))[0]), channels)
     return Samples(places, values)
 
 
@@ -162,10 +166,11 @@ def _level(values: Tensor, step: float, bounds: tuple[int, int]) -> Tensor:
 
 def _places(channels: int) -> Tensor:
     """Places all over the lattice, ascending."""
-    count = _SAMPLES if channels == 1 else _SAMPLES_OF_MANY
+    count = _SAMPLES if channels == 1 else max(2**10, min(_SAMPLES_OF_MANY, _BLOCK // channels))
     even = torch.linspace(-_LARGEST_PLACE, _LARGEST_PLACE, count, dtype=torch.float64).long()
     spans = [
-        torch.linspace(-span, span, _SPAN_SAMPLES) for span in _SPANS[: 4 if channels == 1 else 2]
+        torch.linspace(-span, span, min(count, _SPAN_SAMPLES))
+        for span in (_SPANS if channels == 1 else _SPANS[:2])
     ]
     ends = torch.tensor([-_LARGEST_PLACE, -1, 0, 1, _LARGEST_PLACE])
     return torch.cat([even, ends, *map(places_of, spans)]).unique()
@@ -173,7 +178,7 @@ def _places(channels: int) -> Tensor:
 
 def _at(function: Function, places: Tensor, channels: int, axis: int) -> Tensor:
     """f at places [N, C or 1], float64 [N, C]."""
-    x = numbers_at(places).double()
+    x = numbers_at(places).double().expand(-1, channels)
     shaped = x.reshape(*x.shape, *[1] * (-1 - axis))
     return function(shaped).reshape(len(places), -1).expand(-1, channels)
 
@@ -185,8 +190,7 @@ def _knots(
     channels with fewer."""
     channels = samples.values.shape[1]
     left, right, channel = _turns((samples.values / step).clamp(bounds[0] - 1, bounds[1] + 1))
-    if len(left) > MOST_TURNS * channels:
-        raise NotAFunction(f"turns {len(left) // channels} times")
+    _check_turns(len(left), channels)
     ends = samples.places[left], samples.places[right]
     turns = _refine(function, *ends, channel, channels, axis)
     most = int(torch.bincount(channel, minlength=channels).max()) if len(channel) else 0
@@ -196,6 +200,12 @@ def _knots(
         own = turns[channel == index].sort().values
         knots[index, 1 : 1 + len(own)] = own
     return knots
+
+
+def _check_turns(count: int, channels: int) -> None:
+    """Raise for a function that goes up and down without end."""
+    if count > MOST_TURNS * channels:
+        raise NotAFunction(f"turns {count // channels} times")
 
 
 def _turns(levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import fx
 from ..errors import many
 from ..graph.nodes import NORMS
 from ..graph.operations import Operation, Operations
-from ..graph.rules import CONSTANT_SIDE, OperatorKind
+from ..graph.rules import CONSTANT_SIDE, NON_LINEAR, OperatorKind
 from ..graph.signals import Signal
 from ..neurons.layer import MTNeuron
 from ..report.records import Records
@@ -224,7 +224,7 @@ def _report(operations: Operations, whole_window: bool) -> ConversionReport:
                 reason = _NOT_SPIKES[row.fed_by]
             elif row.reason == CONSTANT_SIDE:
                 reason = "fed by spikes, but its constant is a float"
-        elif row.kind is OperatorKind.DIFFERENCE:
+        elif row.kind in NON_LINEAR:
             reason = row.reason
         elif isinstance(row.layer, NORMS) and not _reaches_neurons_alone(operations, row):
             reason = "affine that no single neuron absorbs"

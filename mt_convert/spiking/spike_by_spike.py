@@ -24,7 +24,7 @@ from torch import Tensor, fx
 from ..graph.by_values import call
 from ..graph.float32 import in_float32
 from ..graph.nodes import NORMS, WEIGHTED, attribute, check_images
-from ..graph.rules import OperatorKind
+from ..graph.rules import NON_LINEAR, OperatorKind
 from ..graph.signals import Signal
 from ..neurons.dynamics import NeuronState, initial_state, mt_step_literal
 from ..neurons.layer import MTNeuron
@@ -129,7 +129,7 @@ class _Walk:
             return operate(*args, **kwargs)
         if row.kind is OperatorKind.PRODUCT and not self.every_step and len(node.args) == 2:
             return self._product(node, operate, values)
-        if row.kind in (OperatorKind.DIFFERENCE, OperatorKind.PRODUCT):
+        if row.kind in (*NON_LINEAR, OperatorKind.PRODUCT):
             return self._difference(node, operate, t, values)
         if layer is not None and isinstance(layer, (*WEIGHTED, *NORMS)) and not self._injects(t):
             return call_without_bias(layer, *args)

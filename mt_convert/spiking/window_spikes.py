@@ -26,7 +26,7 @@ from ..errors import Fault, SpecError
 from ..graph.by_values import call
 from ..graph.nodes import NORMS, WEIGHTED, attribute
 from ..graph.operations import Operation, reaching_output
-from ..graph.rules import OperatorKind
+from ..graph.rules import NON_LINEAR, OperatorKind
 from ..graph.signals import Signal
 from ..neurons.dynamics import NeuronState, initial_state, mt_step_literal
 from ..neurons.fixed_threshold import fixed_threshold_step, listen, start_speaking
@@ -232,7 +232,7 @@ class _Windows:
 
     def _over_time(self, node: fx.Node, row: Operation) -> Train:
         """The train of an operator, step by step where that is possible."""
-        if row.kind in (OperatorKind.DIFFERENCE, OperatorKind.PRODUCT):
+        if row.kind in (*NON_LINEAR, OperatorKind.PRODUCT):
             if self.every_step:
                 return self._difference(node, row)
             moving = [item for item in row.inputs if isinstance(self.values[item], Train)]

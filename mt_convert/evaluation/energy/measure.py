@@ -17,7 +17,7 @@ from ...errors import SpecError
 from ...graph.float32 import in_float32
 from ...graph.image_batches import collect
 from ...graph.operations import Operation
-from ...graph.rules import OperatorKind
+from ...graph.rules import NON_LINEAR, OperatorKind
 from ...graph.signals import Signal
 from ...neurons.ladder import Radix
 from ...neurons.layer import MTNeuron
@@ -216,7 +216,7 @@ def _reason(paths: Paths, row: Operation) -> str:
         return "its comparisons" + "; what it passes on is counted as events" * spiking
     if rule.kind is OperatorKind.LINEAR and spiking:
         return rule.reason or "its own additions: events are counted at the weights behind it"
-    said = rule.reason if rule.kind in (OperatorKind.DIFFERENCE, OperatorKind.LINEAR) else ""
+    said = rule.reason if rule.kind in (*NON_LINEAR, OperatorKind.LINEAR) else ""
     return said or _REASONS.get(rule.kind, "")
 
 
@@ -230,4 +230,5 @@ _REASONS = {
     OperatorKind.LINEAR: "additions without weights",
     OperatorKind.PRODUCT: "an element-wise product",
     OperatorKind.DIFFERENCE: "a non-linear function",
+    OperatorKind.FUNCTION: "a non-linear function",
 }
