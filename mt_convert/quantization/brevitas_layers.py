@@ -134,6 +134,11 @@ class QuantAct(nn.Module):
             self._made[0] = self._made[0].to(step.device)
         return self._made[0]  # type: ignore[no-any-return]
 
+    @property
+    def stored_table(self) -> StepTable | None:
+        """The thresholds of the function as they were made last, or loaded."""
+        return self._made[0] if self._made else None
+
     def take_table_(self, table: StepTable | None) -> None:
         """Take a stored table for the present step."""
         self._made = [] if table is None else [table, None]

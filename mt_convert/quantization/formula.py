@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from ..errors import CheckpointError
 from ..graph.functions import allowed_in_functions
 from ..graph.serialization import graph_from_json, graph_to_json
-from ..neurons.bisection import NotAFunction, Samples, sample, step_table
+from ..neurons.bisection import NotAFunction, Samples, level_in_float64, sample, step_table
 from ..neurons.step_table import StepTable
 
 _TYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
@@ -87,6 +87,16 @@ class Formula(nn.Module):
         """
         function = self._in_float64()
         return step_table(function, self.samples(), step, bounds, self.axis, name)
+
+    @torch.no_grad()
+    def levels(self, x: Tensor, step: float, bounds: tuple[int, int]) -> Tensor:
+        """The definition of its levels, in float64."""
+        if self.channels > 1:
+            shape = list(x.shape)
+            shape[self.axis] = self.channels
+            x = x.expand(shape)
+        function = self._in_float64()
+        return level_in_float64(function, x.detach().float().cpu(), step, bounds)
 
     def _in_float64(self) -> nn.Module:
         return copy.deepcopy(self.graph).cpu().double().eval()

@@ -33,6 +33,7 @@ from ..graph.nodes import (
     input_reach,
     is_constant,
     layer_nodes,
+    node_name,
     unused_name,
     warnings_of,
 )
@@ -274,9 +275,8 @@ def _quantize_functions_(
 
     functions, analog = find_functions(layers, decide, rules)
     rows = [
-        FunctionRow(names[node], str(item), reason)
+        FunctionRow(names.get(node, node_name(node)), str(item), reason)
         for node, (item, reason) in analog.items()
-        if node in names
     ]
     for function in functions:  # the last first: names were given in this order
         name = unused_name(layers, names[function.root])
