@@ -88,6 +88,8 @@ class MTNeuron(nn.Module):
             >>> float(other.delta), other.gain, other.spec == neuron.spec
             (0.5, None, True)
         """
+        if self.table is not None and delta is not None:
+            raise SpecError("the thresholds of a function belong to its step: it has no other")
         return MTNeuron(
             self.spec if spec is None else spec,
             self.delta if delta is None else delta,

@@ -13,7 +13,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..neurons.ladder import Binary, Ladder, Learned, PowerOfTwo, Radix, Uniform
+from ..neurons.ladder import (
+    Binary,
+    Ladder,
+    Learned,
+    PowerOfTwo,
+    Radix,
+    Uniform,
+    has_learned_gaps,
+)
 from ..neurons.layer import MTNeuron
 from ..neurons.spec import NeuronSpec
 from ..neurons.step_table import StepTable
@@ -102,6 +110,19 @@ def worth(neuron: Layer, presentation: Presentation, t: int) -> Tensor:
     """What one emitted level is worth behind step t: its unit, times the neuron's gain."""
     step = unit(neuron, presentation, t)
     return step if neuron.gain is None else step * neuron.gain
+
+
+def fixed_thresholds(neuron: Layer) -> str:
+    """Why no calibration can move a layer's thresholds by a factor; empty where it can.
+
+    Example:
+        >>> from ..neurons.ladder import Uniform
+        >>> fixed_thresholds(MTNeuron(NeuronSpec(Learned((0.5, 1.0)), initial=0.0), 1.0))
+        'learned gaps'
+    """
+    if neuron.table is not None:
+        return "a function"
+    return "learned gaps" if has_learned_gaps(neuron.spec.ladder) else ""
 
 
 def ladder_at(ladder: Ladder, t: int) -> Ladder:

@@ -35,6 +35,7 @@ from .presentation import Encoder, Presentation, check_time_steps
 from .shapes import images_not_first
 
 Observer = Callable[[int, str, Tensor, Tensor], None]
+PairObserver = Callable[[int, str, Tensor], None]
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,7 +49,7 @@ class Run(Records):
         spikes[layer] [T, batch, ...]: levels emitted in each step, only where recorded.
     Units: levels are multiples of the layer's step; an event is one threshold crossed (a set bit of
         a binary ladder, one spike of a power-of-two ladder; a digit of a radix ladder is as many as
-        its size). neurons[layer] counts one image's.
+        its size; on the dip of a function those really passed, up and down). neurons[layer] counts one image's.
     """
 
     logits: Tensor
@@ -148,6 +149,7 @@ def simulate(
     time_steps: int,
     record: bool = False,
     observe: Observer | None = None,
+    observe_pairs: PairObserver | None = None,
     arithmetic: Arithmetic | None = None,
     layer_by_layer: bool = False,
     literal: bool = False,
@@ -157,7 +159,8 @@ def simulate(
     ``layer_by_layer`` takes each layer through all T steps at once instead of each step through all
     layers: the same numbers (invariant 3), T times the memory. ``literal`` fires threshold by
     threshold, the reference. ``observe(t, layer, total, emitted)`` is called after each layer and
-    step with tensors in levels, t from 0. ``record`` keeps every step's spikes.
+    step with tensors in levels, t from 0; before it ``observe_pairs(t, layer, pairs)`` where the
+    thresholds of a function were crossed up and down. ``record`` keeps every step's spikes.
 
     Shapes:
         images [batch, channels, height, width], normalised as in training.
@@ -181,6 +184,7 @@ def simulate(
     loop = _Loop(snn, time_steps, arithmetic or FloatArithmetic(), literal)
     if observe is not None:
         loop.observers.append(observe)
+    loop.observe_pairs = observe_pairs
     recording: dict[str, list[Tensor]] = {}
     if record:
         loop.observers.append(
@@ -254,6 +258,7 @@ class _Loop:
         self.lost: dict[str, Tensor] = {}
         self.inputs: dict[str, Tensor] = {}
         self.observers: list[Observer] = []
+        self.observe_pairs: PairObserver | None = None
         self.moved = False
         nodes = snn.layers.graph.nodes
         self.operations = snn.operations
@@ -432,6 +437,8 @@ class _Loop:
         events = count_events(emitted, ladder_at(neuron.spec.ladder, t))
         if pairs is not None:
             events = events + pairs
+            if self.observe_pairs is not None:
+                self.observe_pairs(t, name, pairs)
         count = events.sum(-1).sum(dtype=torch.float64)  # exact: one row stays below 2^24
         self.moved = self.moved or bool(count)
         self.counts.setdefault(name, []).append(count)

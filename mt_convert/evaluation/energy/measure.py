@@ -120,7 +120,7 @@ def _rows(paths: Paths, counts: StepCounts, T: int, images: int) -> list[EnergyR
                     time_steps=T,
                     synops=0,
                     macs=0,
-                    comparisons=layer.spec.ladder.n * directions * neurons * T,
+                    comparisons=_comparisons(layer, directions) * neurons * T,
                     events=float(counts.events[node][:T].sum()) / images,
                     ann_macs=0,
                     bits=(0, 0),
@@ -131,6 +131,16 @@ def _rows(paths: Paths, counts: StepCounts, T: int, images: int) -> list[EnergyR
                 )
             )
     return rows
+
+
+def _comparisons(layer: MTNeuron, directions: int) -> int:
+    """Thresholds that one neuron looks at in a step, in both directions where it is signed. Of a
+    function all of its own at most; a level below a dip is reached from two sides."""
+    count = layer.spec.ladder.n * directions
+    if layer.table is None:
+        return count
+    dips = bool((layer.table.weights < 0).any())
+    return min(layer.table.thresholds.shape[1], count * (1 + dips))
 
 
 def _shifts(layer: MTNeuron, T: int) -> int:
