@@ -8,7 +8,7 @@ activations that no spikes would feed otherwise. The result trains like any modu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -212,6 +212,7 @@ def quantize(
     if EQUALIZE in spec.after:
         equalize_(layers, calibration[:CALIBRATION_BATCH])
     functions = _quantize_functions_(layers, spec, rules)
+    _check_function_names(functions, spec)
     _quantize_activations_(layers, spec)
     _quantize_inputs_(layers, spec, rules)
     _quantize_weights_(layers, spec, rules, calibration[:CALIBRATION_BATCH])
@@ -522,6 +523,20 @@ def _check_overrides(layers: fx.GraphModule, spec: QuantSpec) -> None:
     ]
     if faults:
         raise SpecError(f"{many(faults, 'override matches', 'overrides match')} no layer", faults)
+
+
+def _check_function_names(functions: Sequence[FunctionRow], spec: QuantSpec) -> None:
+    """A pattern that matches no function is a misspelt name; the one for all may match none."""
+    assert isinstance(spec.functions, Mapping)
+    names = [row.name for row in functions]
+    shown = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
+    faults = [
+        Fault(pattern, "matches no function", f"functions: {shown or 'none'}")
+        for pattern in spec.functions
+        if pattern != "*" and not any(fnmatchcase(name, pattern) for name in names)
+    ]
+    if faults:
+        raise SpecError(f"{many(faults, 'name', 'names')} under functions", faults)
 
 
 @contextmanager

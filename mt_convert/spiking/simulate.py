@@ -49,7 +49,8 @@ class Run(Records):
         spikes[layer] [T, batch, ...]: levels emitted in each step, only where recorded.
     Units: levels are multiples of the layer's step; an event is one threshold crossed (a set bit of
         a binary ladder, one spike of a power-of-two ladder; a digit of a radix ladder is as many as
-        its size; on the dip of a function those really passed, up and down). neurons[layer] counts one image's.
+        its size; on the dip of a function those really passed, up and down). neurons[layer] counts
+        one image's.
     """
 
     logits: Tensor
