@@ -180,7 +180,8 @@ def balance(
     for node in front.nodes:
         name, every = str(node.target), range(len(front.batches))
         layer = _Layer(name, front.neuron(node), samples)
-        inputs = [_inputs(layer, front.drives(node, k)) for k in every]
+        drives = [front.drives(node, k) for k in every]
+        inputs = [_inputs(layer, item) for item in drives]
         chosen: Chosen = fixed_thresholds(layer.neuron)
         if not chosen:
             largest = torch.stack([_largest(layer, item) for item in inputs]).amax()
@@ -191,7 +192,7 @@ def balance(
         front.pass_on(
             node,
             [front.target(node, k) for k in every],
-            [front.in_levels(node, item) for item in inputs],
+            drives if layer.neuron.table else [front.in_levels(node, x) for x in inputs],
         )
     return balanced.with_neurons({}), rows
 

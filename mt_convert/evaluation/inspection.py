@@ -29,7 +29,7 @@ from ..neurons.ladder import Ladder, Radix
 from ..neurons.layer import MTNeuron
 from ..neurons.totals import leak_of
 from ..quantization.quantize import QuantizedModel, levels_of
-from ..spiking.levels import levels
+from ..spiking.levels import level_at, levels
 from ..spiking.model import SpikingModel
 from ..spiking.presentation import Encoder
 from ..spiking.shapes import images_not_first
@@ -288,6 +288,7 @@ def _example(snn: SpikingModel, image: Tensor, label: int, T: int) -> dict[str, 
             potentials[name].append(potentials[name][-1])
             return
         neuron = layers[name]
+        given = level_at(neuron, snn.presentation, t, given)
         start = neuron.spec.initial + (0 if neuron.offset is None else neuron.offset)
         potential = given - total + start
         if (leak := leak_of(neuron.spec)) is not None:
