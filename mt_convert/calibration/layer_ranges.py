@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from ..errors import SpecError
-from ..neurons.ladder import has_learned_gaps
 from ..neurons.layer import MTNeuron
-from ..spiking.levels import analog, levels, quantized_activation, unit
+from ..spiking.levels import analog, fixed_thresholds, levels, quantized_activation, unit
 from ..spiking.model import SpikingModel
 from ..spiking.presentation import Presentation
 from .gaussian import gaussian_theta
@@ -156,8 +155,7 @@ def transform(
     neurons, rows = {}, []
     for name, neuron in snn.neurons():
         layer = _Layer(name, neuron, samples)
-        learned = has_learned_gaps(neuron.spec.ladder)
-        chosen = "learned gaps" if learned else _FINDERS[type(step)](step, layer)
+        chosen = fixed_thresholds(neuron) or _FINDERS[type(step)](step, layer)
         neurons[name], row = _judge(step, layer, chosen, keep_better)
         rows.append(row)
     return snn.with_neurons(neurons), rows
@@ -182,9 +180,10 @@ def balance(
     for node in front.nodes:
         name, every = str(node.target), range(len(front.batches))
         layer = _Layer(name, front.neuron(node), samples)
-        inputs = [_inputs(layer, front.drives(node, k)) for k in every]
-        chosen: Chosen = "learned gaps"
-        if not has_learned_gaps(layer.neuron.spec.ladder):
+        drives = [front.drives(node, k) for k in every]
+        inputs = [_inputs(layer, item) for item in drives]
+        chosen: Chosen = fixed_thresholds(layer.neuron)
+        if not chosen:
             largest = torch.stack([_largest(layer, item) for item in inputs]).amax()
             chosen = _with_theta(layer, step.scale * largest)
         neuron, row = _judge(step, layer, chosen, keep_better)
@@ -193,7 +192,7 @@ def balance(
         front.pass_on(
             node,
             [front.target(node, k) for k in every],
-            [front.in_levels(node, item) for item in inputs],
+            drives if layer.neuron.table else [front.in_levels(node, x) for x in inputs],
         )
     return balanced.with_neurons({}), rows
 
@@ -220,7 +219,7 @@ def _judge(
 ) -> tuple[MTNeuron, CalibrationRow]:
     """The neurons to continue with, and the row that says why."""
     name = name_of([step])
-    before = 0.0 if has_learned_gaps(layer.neuron.spec.ladder) else layer.loss(layer.neuron)
+    before = 0.0 if fixed_thresholds(layer.neuron) else layer.loss(layer.neuron)
     if isinstance(chosen, str):
         return layer.neuron, CalibrationRow(name, layer.name, chosen, before, before, False)
     after = layer.loss(chosen)

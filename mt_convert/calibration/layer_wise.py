@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..graph.nodes import WEIGHTED, is_constant, layer_nodes, layer_of, source_of
-from ..neurons.ladder import has_learned_gaps
-from ..spiking.levels import window_spec, worth
+from ..spiking.levels import fixed_thresholds, window_spec, worth
 from ..spiking.model import SpikingModel
 from ..spiking.weight_grid import OnGrid
 from .layer_results import Passed, report_rows
@@ -81,7 +80,7 @@ def _pass(
     passed = []
     for node in front.nodes:
         targets = [front.target(node, k) for k in range(len(front.batches))]
-        if has_learned_gaps(front.neuron(node).spec.ladder):
+        if fixed_thresholds(front.neuron(node)):
             passed.append(Passed(str(node.target)))
         else:
             layer = _Layer(front, node, targets, len(fit), step.loss, free)

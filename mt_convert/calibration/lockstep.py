@@ -26,7 +26,7 @@ from ..graph.nodes import (
 from ..neurons.layer import MTNeuron
 from ..neurons.spec import NeuronSpec
 from ..neurons.totals import totals_step
-from ..spiking.levels import quantized_activation, unit, window_spec, worth
+from ..spiking.levels import input_unit, level_at, quantized_activation, window_spec, worth
 from ..spiking.model import SpikingModel
 from ..spiking.presentation import Presentation
 from ..spiking.shapes import images_not_first
@@ -159,7 +159,10 @@ class Lockstep:
     def in_levels(self, node: fx.Node, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Inputs of a layer behind each step, in units of the network, in levels of that step."""
         neuron, presentation = self.neuron(node), self.snn.presentation
-        return [x / unit(neuron, presentation, t) for t, x in enumerate(inputs)]
+        return [
+            level_at(neuron, presentation, t, x / input_unit(neuron, presentation, t))
+            for t, x in enumerate(inputs)
+        ]
 
     @torch.no_grad()
     def target(self, node: fx.Node, k: int) -> Tensor:

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from ..neurons.ladder import has_learned_gaps
 from ..neurons.layer import MTNeuron
-from ..spiking.levels import unit, worth
+from ..spiking.levels import fixed_thresholds, unit, worth
 from ..spiking.model import SpikingModel
 from .layer_results import Passed, report_rows
 from .lockstep import Lockstep, emissions, with_offset
@@ -67,7 +66,7 @@ def _pass(
     passed = []
     for node in front.nodes:
         layer = _Layer.at(front, node, len(fit), per_neuron)
-        if has_learned_gaps(layer.neuron.spec.ladder):
+        if fixed_thresholds(layer.neuron):
             passed.append(Passed(str(node.target)))
         else:
             old, before = layer.start(held_out=True)

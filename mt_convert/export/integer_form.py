@@ -130,13 +130,15 @@ def integer_form(snn: SpikingModel) -> IntegerForm:
         raise UnsupportedLayerError(headline, faults)
     model = integer(snn, backend="torch")
     program = model.program()
-    faults = []
+    faults = _functions(program)
     if not any(isinstance(item, Encode) for item in program.instructions):
-        faults = [Fault("the image", "is not quantized", "give QuantSpec input_bits")]
+        faults.append(Fault("the image", "is not quantized", "give QuantSpec input_bits"))
     try:
         tables.check(program)
     except MTConvertError as fact:
         raise UnsupportedLayerError(headline, [*faults, *fact.faults]) from fact
+    if faults:
+        raise UnsupportedLayerError(headline, faults)
     writer = _Writer(program)
     for item in program.instructions:
         writer.write(item)
@@ -150,6 +152,16 @@ def integer_form(snn: SpikingModel) -> IntegerForm:
         model,
         writer.sources,
     )
+
+
+def _functions(program: Program) -> list[Fault]:
+    """Layers that stand for a function, whose thresholds rise and fall: no format has them yet."""
+    hint = "snn.layers holds its thresholds and weights; or quantize with functions='analog'"
+    return [
+        Fault(item.name, "stands for a function", hint)
+        for item in program.instructions
+        if isinstance(item, Fire) and item.table is not None
+    ]
 
 
 class _Writer:

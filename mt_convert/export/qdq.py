@@ -135,7 +135,9 @@ def _quantizer(name: str, layer: Any) -> tuple[nn.Module, Fault | None]:
         return _Levels(float(layer.scale), *layer.level_bounds), None
     low, high = (int(bound) for bound in layer.spec.limits)
     fault = None
-    if has_learned_gaps(layer.spec.ladder):
+    if layer.table is not None:
+        fault = Fault(name, "stands for a function", "QDQ nodes round, they compute no function")
+    elif has_learned_gaps(layer.spec.ladder):
         fault = Fault(name, "learned thresholds", "QDQ nodes have equal steps")
     elif high - low > _BYTE:
         fault = Fault(name, f"{high - low + 1} levels", "8 bits hold 256")

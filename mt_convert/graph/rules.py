@@ -1,10 +1,11 @@
 """What each operator and layer does over time: the one table that knows operators.
 
-A converted network runs on running totals, so five cases cover everything (DESIGN, section 2):
-data movement, linear operators, neurons, products of two activations, and non-linear operators.
-Of the last two the emission in a step is the difference of f(total up to t) and f(total up to t-1);
-a product of spike trains is still driven by spikes: a step's spikes on one side meet the total on
-the other. Whatever is not in the table is refused.
+A converted network runs on running totals, so six cases cover everything (DESIGN, section 2):
+data movement, linear operators, neurons, functions of each number by itself, products of two
+activations, and other non-linear operators. Functions are thresholds of neurons (`functions` finds
+them); where they are kept, and of the last two, the emission in a step is the difference of
+f(total up to t) and f(total up to t-1); a product of spike trains is still driven by spikes: a
+step's spikes on one side meet the total on the other. Whatever is not in the table is refused.
 """
 
 from __future__ import annotations
@@ -33,8 +34,13 @@ class OperatorKind(StrEnum):
     MOVE = "move"  # the same numbers elsewhere: reshape, slice, concatenate, pad with zeros
     LINEAR = "linear"  # sums and averages without weights: add, average pool
     PRODUCT = "product"  # of two activations: a temporal difference, both sides fed by neurons
+    FUNCTION = "function"  # of each number by itself: thresholds of a neuron, or as difference
     DIFFERENCE = "difference"  # non-linear: runs as a temporal difference, analog
     SIZE = "size"  # arithmetic on shapes, no data
+
+
+NON_LINEAR = (OperatorKind.FUNCTION, OperatorKind.DIFFERENCE)
+"""What runs as a temporal difference where no neuron stands for it."""
 
 
 class Sign(StrEnum):
@@ -80,27 +86,30 @@ _LINEAR = {
     "upsample_trilinear3d _upsample_bilinear2d_aa col2im cumsum",
     Sign.ANY: "sub rsub neg upsample_bicubic2d _upsample_bicubic2d_aa",
 }
-_DIFFERENCES = (  # reason in the report, sign, operators
+_FUNCTIONS = (  # sign, operators
+    (Sign.NONNEGATIVE, "sigmoid hardsigmoid softplus exp abs square sqrt rsqrt"),
+    (Sign.KEPT, "reciprocal clamp_min maximum"),
     (
-        "a non-linear function",
-        Sign.NONNEGATIVE,
-        "sigmoid hardsigmoid softplus exp abs square sqrt rsqrt",
-    ),
-    ("a non-linear function", Sign.KEPT, "reciprocal clamp_min maximum"),
-    (
-        "a non-linear function",
         Sign.ANY,
         "silu gelu tanh hardswish mish elu celu selu leaky_relu prelu _prelu_kernel log_sigmoid "
         "hardshrink softshrink threshold log log1p log2 expm1 erf sin cos sign floor "
         "round hardtanh relu6 atan pow floor_divide remainder nan_to_num clamp clamp_max minimum",
     ),
-    ("compares", Sign.NONNEGATIVE, "gt ge lt le eq ne logical_not logical_and logical_or"),
+    (Sign.NONNEGATIVE, "gt ge lt le eq ne logical_not logical_and logical_or"),
+)
+_COMPARING = _FUNCTIONS[-1][1].split()
+_DIFFERENCES = (  # reason in the report, sign, operators
     ("normalises by its own statistics", Sign.ANY, "layer_norm group_norm rms_norm"),
     ("normalises by its own statistics", Sign.NONNEGATIVE, "linalg_vector_norm norm var std"),
     ("softmax divides by a sum over its input", Sign.NONNEGATIVE, "softmax _softmax"),
     ("softmax divides by a sum over its input", Sign.ANY, "log_softmax _log_softmax logsumexp"),
 )
 _MAXIMA = "max_pool1d max_pool2d max_pool3d amax amin"
+
+
+def _what(name: str) -> str:
+    """What a function is called in the report."""
+    return "compares" if name in _COMPARING else "a non-linear function"
 
 
 def _table() -> dict[Key, Rule]:
@@ -118,6 +127,11 @@ def _table() -> dict[Key, Rule]:
         *((names, Rule(OperatorKind.LINEAR, sign=sign)) for sign, names in _LINEAR.items()),
         (_MAXIMA, Rule(OperatorKind.DIFFERENCE, maximum, Sign.KEPT, selects=True)),
         *(
+            (name, Rule(OperatorKind.FUNCTION, f"{_what(name)}: temporal difference", sign))
+            for sign, names in _FUNCTIONS
+            for name in names.split()
+        ),
+        *(
             (names, Rule(OperatorKind.DIFFERENCE, f"{reason}: temporal difference", sign))
             for reason, sign, names in _DIFFERENCES
         ),
@@ -129,7 +143,7 @@ def _table() -> dict[Key, Rule]:
             rules.update({getattr(packet, overload): rule for overload in packet.overloads()})
     for function in (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod):
         rules[function] = Rule(OperatorKind.SIZE)
-    between = Rule(OperatorKind.DIFFERENCE, "a non-linear function: temporal difference", Sign.KEPT)
+    between = Rule(OperatorKind.FUNCTION, "a non-linear function: temporal difference", Sign.KEPT)
     rules |= {aten.max.other: between, aten.min.other: rules[aten.minimum.default]}
     rules[operator.getitem] = Rule(OperatorKind.MOVE, sign=Sign.KEPT)
     return rules
@@ -205,7 +219,7 @@ def _conditional(node: fx.Node) -> Rule | None:
         return None
     if len(data) <= 1 and (node.target in _FACTORS or data in ([], [node.args[0]])):
         if node.target in _FACTORS and node.args[0] is node.args[1]:
-            return Rule(OperatorKind.DIFFERENCE, "a square: temporal difference", Sign.NONNEGATIVE)
+            return Rule(OperatorKind.FUNCTION, "a square: temporal difference", Sign.NONNEGATIVE)
         return Rule(OperatorKind.LINEAR, "scaled by a constant", sign_of_constants(node))
     if node.target in _QUOTIENTS:
         return Rule(OperatorKind.DIFFERENCE, "divides by an activation: temporal difference")

@@ -11,6 +11,7 @@ from torch import fx, nn
 from .nodes import is_constant, layer_of
 from .rules import (
     DEFAULT_RULES,
+    NON_LINEAR,
     Key,
     OperatorKind,
     Rule,
@@ -47,7 +48,7 @@ def signal_of(
         return Signal.IMAGE if getattr(layer, "encodes_input", False) else Signal.SPIKES
     if rule.kind in (OperatorKind.WEIGHTED, OperatorKind.AFFINE, OperatorKind.PRODUCT):
         return Signal.CURRENT
-    if rule.kind is OperatorKind.DIFFERENCE and not rule.selects:
+    if rule.kind in NON_LINEAR and not rule.selects:
         return Signal.CURRENT
     if Signal.CURRENT in given or adds_constant(node):
         return Signal.CURRENT

@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from ..neurons.spec import NeuronSpec
+from ..neurons.step_table import StepTable
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,9 @@ class Fire:
 
     ``spec`` has the bounds of the running total in this step; ``offset`` is added last. Layers that
     wait fire a whole ``window`` at once, from a total of 0: an input and a neuron for each of its
-    steps. Where ``together``, ``input`` and ``spec`` come to the same in one step.
+    steps. Where ``together``, ``input`` and ``spec`` come to the same in one step. A function has
+    a ``table``: its thresholds turn the sum, in the network's own numbers, into a level, before
+    the offset is added; ``tables`` are those of the steps of a window where they differ.
     """
 
     out: int
@@ -104,6 +107,8 @@ class Fire:
     spec: NeuronSpec
     window: tuple[tuple[Sum, NeuronSpec], ...] = ()
     together: bool = True
+    table: StepTable | None = None
+    tables: tuple[StepTable, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -240,7 +240,8 @@ class _Run:
         for t, (formula, spec) in enumerate(item.window):
             table = shared
             if table is None:
-                step = replace(item, input=formula, spec=spec)
+                own = item.tables[t] if item.tables else item.table
+                step = replace(item, input=formula, spec=spec, table=own)
                 table = threshold_tables.ThresholdTable(step, program)
             free, reaches = self._comparison(item, table, t)
             before = torch.zeros_like(free) if total is None else total
@@ -264,6 +265,8 @@ class _Run:
         rows = torch.stack([table.places.expand(free.shape), *numbers], -1).flatten(0, -2)
         distinct, row = torch.unique(rows, dim=0, return_inverse=True)
         thresholds, falling = table.thresholds(distinct)
+        if table.is_function:
+            return free, self._function_level(item, table, t, free, distinct, row)
         thresholds, falling = (
             one[row].reshape(*free.shape, *one.shape[1:]) for one in (thresholds, falling)
         )
@@ -275,6 +278,28 @@ class _Run:
             return torch.where(falling, free <= threshold, free >= threshold)
 
         return free, reaches
+
+    def _function_level(
+        self,
+        item: Fire,
+        table: threshold_tables.ThresholdTable,
+        t: int,
+        free: Tensor,
+        distinct: Tensor,
+        row: Tensor,
+    ) -> Callable[[Tensor], Tensor]:
+        """Whether the level of a function has come to a position: every threshold is compared, and
+        each adds or takes away one level."""
+        thresholds, falling = table.thresholds(distinct)
+        weights, start = table.weights(distinct)
+        level = start[row].reshape(free.shape)
+        down = falling[row].reshape(free.shape)
+        for column, adds in zip(thresholds.unbind(1), weights.unbind(1), strict=True):
+            threshold = column[row].reshape(free.shape)
+            there = torch.where(down, free <= threshold, free >= threshold)
+            level = level + torch.where(there, adds[row].reshape(free.shape), 0)
+            self.comparisons[item.name][t] += free.numel()
+        return lambda position: level >= position
 
     def _operate(self, item: Operate, program: Program) -> None:
         """An operator that is not a layer."""

@@ -60,8 +60,31 @@ def _subtract(_: Any, first: Any, second: Any, alpha: float = 1) -> Terms:
 
 
 def _scale(_: Any, first: Any, second: Any) -> Terms:
-    """A value times a constant, on either side."""
+    """A value times a constant, on either side, or times another value."""
+    if isinstance(first, Terms) and isinstance(second, Terms):
+        return _product(first, second)
     return first.scale_by(second) if isinstance(first, Terms) else second.scale_by(first)
+
+
+def _product(first: Terms, second: Terms) -> Terms:
+    """Every part of one value times every part of the other; a bias is a multiplier."""
+    if len(first.shape) != len(second.shape):
+        raise NoIntegers("multiplies values of different numbers of axes")
+    shape = torch.broadcast_shapes(first.shape, second.shape)
+    parts = []
+    for one in first.parts:
+        for two in second.parts:
+            limit = one.limit * two.limit
+            numbers = whole_numbers(one, limit) * whole_numbers(two, limit)
+            parts.append(Part(numbers, one.multiplier * two.multiplier, limit))
+    for value, other in ((first, second), (second, first)):
+        if other.bias is not None:
+            parts += [
+                Part(part.numbers.expand(shape), part.multiplier * other.bias, part.limit)
+                for part in value.parts
+            ]
+    both = None if first.bias is None or second.bias is None else first.bias * second.bias
+    return Terms(tuple(parts), both)
 
 
 def _move(move: Any, value: Any, *rest: Any, **named: Any) -> Any:

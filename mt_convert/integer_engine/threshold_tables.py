@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import Fault, SpecError
 from ..graph.rules import DEFAULT_RULES, OperatorKind
 from ..neurons.ladder import has_learned_gaps
+from ..neurons.step_table import StepTable
 from ..neurons.totals import totals_step
 from .program import Accumulate, Fire, Operate, Program, ReadOut, Slot, Sum, Whole, slots
 from .terms import written_sum
@@ -45,7 +46,8 @@ class ThresholdTable:
     the others (levels along a residual connection, a second accumulator) choose the thresholds,
     and so does the class of a neuron: ``places`` says which neurons share multipliers, bias and
     offset. The written float32 formula never falls as the free number, times the sign of its
-    multiplier, rises: so each threshold is found by bisection on the formula itself.
+    multiplier, rises: so each threshold is found by bisection on the formula itself. Those of a
+    function are found one by one, whether the level rises or falls there (``weights``, ``start``).
 
     Shapes: ``places`` int64, that of the layer for one image.
 
@@ -63,6 +65,9 @@ class ThresholdTable:
         factors = [term.multiplier for term in terms] + [one for one in optional if one is not None]
         constants = [one for one in factors if isinstance(one, Tensor)]
         assert len(constants) == len(factors), "check() refuses factors that depend on the image"
+        self._function = item.table
+        if item.table is not None:
+            constants.append(_channels(item.table, len(shape)))
         wide = [torch.broadcast_to(one, (1, *shape)).flatten() for one in constants]
         stacked = torch.stack([one.double() for one in wide], 1)
         distinct, place = torch.unique(stacked, dim=0, return_inverse=True)
@@ -88,11 +93,14 @@ class ThresholdTable:
         Shapes: rows int64 [rows, 1 + other terms]; returns int64 [rows, levels] and bool [rows].
         """
         constants = [column[rows[:, 0], None] for column in self._columns]
+        channel = None if self._function is None else constants.pop()[:, 0]
         multipliers, rest = constants[: self._terms], constants[self._terms :]
         falling = multipliers[self.free] < 0
         sign = torch.where(falling, -1, 1)
         targets = torch.arange(self.low + 1, self.high + 1, device=rows.device)
-        low = torch.full((len(rows), len(targets)), -self._limit, device=rows.device)
+        if self._function is not None:
+            targets = self._function.thresholds[channel]  # [rows, n], in the formula's numbers
+        low = torch.full((len(rows), targets.shape[-1]), -self._limit, device=rows.device)
         high = torch.full_like(low, self._limit + 1)
         others = [column[:, None] for column in rows[:, 1:].unbind(1)]
         while bool((low < high).any()):
@@ -101,10 +109,31 @@ class ThresholdTable:
             level = written_sum(numbers, multipliers, rest[0] if self._biased else None)
             for offset in rest[self._biased :]:
                 level = level + offset
-            reached = level.round() >= targets
+            rounded = level.round() if self._function is None else level
+            reached = rounded >= targets
             high = torch.where(reached & (low < high), middle, high)
             low = torch.where(~reached & (low < high), middle + 1, low)
         return sign * low, falling[:, 0]
+
+    @property
+    def is_function(self) -> bool:
+        """Whether its thresholds are those of a function, in no order of levels."""
+        return self._function is not None
+
+    def weights(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What each threshold of a function adds in these rows, +1 or -1, int64 [rows, n], and the
+        level before all of them, [rows]."""
+        assert self._function is not None
+        channel = self._columns[-1][rows[:, 0]]
+        return self._function.weights[channel].long(), self._function.start[channel].long()
+
+
+def _channels(table: StepTable, axes: int) -> Tensor:
+    """Which thresholds of a function each neuron has, shaped to meet one image of it."""
+    numbers = torch.arange(len(table.start), device=table.start.device)
+    shape = [1] * (axes + 1)
+    shape[table.axis] = -1
+    return numbers.reshape(shape) if len(numbers) > 1 else numbers.reshape([1] * (axes + 1))
 
 
 def _reach(value: Whole) -> int:
@@ -261,6 +290,9 @@ def _real_neurons(program: Program) -> list[Fault]:
         if has_learned_gaps(ladder):
             hint = "its thresholds are real numbers: convert with Uniform, Binary or PowerOfTwo"
             faults.append(Fault(item.name, name, hint))
+        elif item.table is not None and item.offset is not None:
+            hint = "its offset is none of the sum: convert without a calibration of potentials"
+            faults.append(Fault(item.name, "a function with an offset", hint))
         elif None in (item.spec.bounds or (None,)):
             faults.append(Fault(item.name, name, "no bounds: convert from a quantized network"))
         else:

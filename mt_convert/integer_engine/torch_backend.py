@@ -56,8 +56,12 @@ def fire(item: Fire, values: Mapping[int, Tensor], before: Tensor | None) -> Ten
     """The running total behind this step, or behind a window."""
     before = None if item.window else before  # a window begins afresh
     one_by_one = item.window and not item.together
-    for formula, spec in item.window if one_by_one else ((item.input, item.spec),):
+    steps = item.window if one_by_one else ((item.input, item.spec),)
+    tables = item.tables if one_by_one and item.tables else (item.table,) * len(steps)
+    for (formula, spec), table in zip(steps, tables, strict=True):
         drive = real_sum(formula, values)
+        if table is not None:
+            drive = table(drive)
         if item.offset is not None:
             drive = drive + item.offset
         before = totals_step(drive, torch.zeros_like(drive) if before is None else before, spec)

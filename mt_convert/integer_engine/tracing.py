@@ -20,7 +20,7 @@ from ..errors import Fault, UnsupportedLayerError
 from ..graph.operations import Operation, reaching_output
 from ..graph.rules import DEFAULT_RULES, OperatorKind
 from ..neurons.layer import MTNeuron
-from ..spiking.levels import in_one_step, unit, window_spec, worth
+from ..spiking.levels import in_one_step, input_unit, table_at, window_spec, worth
 from ..spiking.model import SpikingModel
 from ..spiking.presentation import Encoder, Presentation
 from ..system.devices import device_of
@@ -276,8 +276,9 @@ class _Walk(fx.Interpreter):
         presentation, t = self.snn.presentation, self.t
         spec = window_spec(neuron.spec, presentation, t)
         total = self.tracing.value(value.parts[0].numbers, *spec.limits)
-        drive = self.tracing.sum(value, unit(neuron, presentation, t))
-        fire = Fire(total.slot, name, drive, neuron.offset, spec)
+        drive = self.tracing.sum(value, input_unit(neuron, presentation, t))
+        table = None if neuron.table is None else table_at(neuron, presentation, t)
+        fire = Fire(total.slot, name, drive, neuron.offset, spec, table=table)
         if self.snn.whole_window:
             fire = self._whole_window(fire, neuron, value)
         self.tracing.instructions.append(fire)
@@ -291,10 +292,12 @@ class _Walk(fx.Interpreter):
             one = in_one_step(neuron.spec, self.t + 1)
             window = tuple((fire.input, spec) for spec in specs)
             return replace(fire, spec=one or fire.spec, window=window, together=one is not None)
-        units = [unit(neuron, presentation, t) for t in steps[:-1]]
+        units = [input_unit(neuron, presentation, t) for t in steps[:-1]]
         drives = [*(self.tracing.sum(value, step) for step in units), fire.input]
-        window = tuple(zip(drives, specs, strict=True))
-        return replace(fire, window=window, together=len(window) == 1)
+        window, tables = tuple(zip(drives, specs, strict=True)), ()
+        if neuron.table is not None:
+            tables = tuple(table_at(neuron, presentation, t) for t in steps)
+        return replace(fire, window=window, together=len(window) == 1, tables=tables)
 
 
 @torch.no_grad()

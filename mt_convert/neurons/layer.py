@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import SpecError
 from .dynamics import NeuronState, initial_state, mt_step
 from .spec import PLIF, NeuronSpec
+from .step_table import StepTable
 
 
 class MTNeuron(nn.Module):
@@ -22,6 +23,10 @@ class MTNeuron(nn.Module):
     each feature, and ``gain``, the ratio of what a spike carries to the threshold it crossed (None
     stands for 0 and 1). ``clip`` holds the bounds of the function whose quantizer it replaced,
     (0, 6) for ReLU6.
+
+    A layer that stands for a function such as GELU has the ``table`` of its thresholds: its level
+    is looked up there, from the sum of its input so far, and emitted as any other neuron emits its
+    level. ``formula`` is the function itself, which nothing but comparisons with it needs.
 
     Units:
         ``offset`` in thresholds Δ of one step; it broadcasts over the batch, as [C, 1, 1] does.
@@ -46,9 +51,12 @@ class MTNeuron(nn.Module):
         offset: Tensor | None = None,
         gain: Tensor | None = None,
         clip: tuple[float, float] = (0.0, math.inf),
+        table: StepTable | None = None,
+        formula: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.spec, self.clip = spec, clip
+        self.table, self.formula = table, formula
         step = delta if isinstance(delta, Tensor) else torch.tensor(float(delta))
         if not bool(torch.all(step.detach() > 0)):
             raise SpecError(f"MTNeuron: delta={delta!r}; every step must be above 0")
@@ -80,17 +88,37 @@ class MTNeuron(nn.Module):
             >>> float(other.delta), other.gain, other.spec == neuron.spec
             (0.5, None, True)
         """
+        if self.table is not None and delta is not None:
+            raise SpecError("the thresholds of a function belong to its step: it has no other")
         return MTNeuron(
             self.spec if spec is None else spec,
             self.delta if delta is None else delta,
             offset=self.offset if isinstance(offset, EllipsisType) else offset,
             gain=self.gain if isinstance(gain, EllipsisType) else gain,
             clip=self.clip,
+            table=self.table,
+            formula=self.formula,
         )
+
+    def level(self, y: Tensor) -> Tensor:
+        """What the neuron rounds: its input as it is, in units of its step, or the level that a
+        function's thresholds give to its input.
+
+        Example:
+            >>> from mt_convert.neurons.ladder import Uniform
+            >>> MTNeuron(NeuronSpec(Uniform(2)), delta=1.0).level(torch.tensor(0.75)).item()
+            0.75
+        """
+        level: Tensor = y if self.table is None else self.table(y)
+        return level
 
     def forward(
         self, current: Tensor, state: NeuronState | None = None
     ) -> tuple[Tensor, NeuronState]:
+        if self.table is not None:
+            raise SpecError(
+                "MTNeuron: the thresholds of a function look at the sum of all input: use simulate"
+            )
         if state is None:
             state = self.initial_state(current)
         decay = self.w.sigmoid() if isinstance(self.spec.charge, PLIF) else None

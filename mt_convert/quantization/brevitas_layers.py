@@ -33,9 +33,11 @@ with warnings.catch_warnings(), without_torch_log():  # that there is no CUDA
 from ..errors import Fault, SpecError
 from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
 from ..neurons.ladder import Learned
+from ..neurons.step_table import StepTable
+from .formula import Formula, NotAFunction, table_placeholder
 from .learned_gaps import MOST_BITS, LearnedGaps
 from .noise import Noise, add_noise
-from .signed_range import fit_range
+from .signed_range import fit_dip, fit_range
 from .spec import ActNoise, Scale, Spacing, WeightCode
 from .weight_codes import CODED, encode_layer, weight_code
 from .weight_norm import normalize_first
@@ -53,6 +55,10 @@ class QuantAct(nn.Module):
     chose; None stands for as many levels on either side (an image, or not yet calibrated).
     ``noise`` disturbs it in training mode once it is calibrated, but never an image; it is not
     stored. With learned ``spacing``, no levels below 0 and few bits, `LearnedGaps` rounds instead.
+
+    With a ``formula`` it is the function that the quantizer stands behind: training runs it in
+    float32, and in eval form thresholds of its input say the level (`table`), which are made again
+    when the step, the levels or constants of the function have changed.
     """
 
     def __init__(
@@ -63,6 +69,7 @@ class QuantAct(nn.Module):
         encodes_input: bool,
         below: int | None = None,
         spacing: Spacing = Spacing.EQUAL,
+        formula: Formula | None = None,
     ) -> None:
         super().__init__()
         self.bits, self.clip, self.kind, self.encodes_input = bits, clip, scale, encodes_input
@@ -72,6 +79,9 @@ class QuantAct(nn.Module):
         quantizer = _act_quantizer(bits, self.signed, scale, self.fitted)
         self.quant = qnn.QuantIdentity(act_quant=quantizer)
         unequal = spacing is Spacing.LEARNED and not self.signed and bits <= MOST_BITS
+        unequal = unequal and formula is None
+        self.formula, self.rounds = formula, True
+        self._made: list[Any] = []  # a table and what it was made for; no part of the state
         self.gaps = LearnedGaps(2**bits - 1) if unequal and not encodes_input else None
         self.watched = False
         self.level_sum: tuple[Tensor, int] | None = None
@@ -101,6 +111,46 @@ class QuantAct(nn.Module):
         """The thresholds where they are learned, in units of the step: level k from the k-th on."""
         return None if self.gaps is None else self.gaps.ladder
 
+    def table(self) -> StepTable:
+        """The thresholds of the function in front, for the step and levels as they are now.
+
+        Raises:
+            SpecError: a threshold is not clean, or the function is no ladder.
+        """
+        assert self.formula is not None
+        if self._made and torch.compiler.is_compiling():
+            return self._made[0]  # type: ignore[no-any-return]
+        step, bounds = self.scale, self._levels()
+        made_for = (float(step), bounds, self.formula.constants())
+        if not self._made or self._made[1] not in (None, made_for):
+            try:
+                self._made = [self.formula.table(float(step), bounds, self.formula.text), made_for]
+            except NotAFunction as fact:
+                hint = "functions={'NAME': 'analog'} keeps it as it is"
+                fault = Fault(self.formula.text, str(fact), hint)
+                raise SpecError("a function is no ladder", [fault]) from fact
+        self._made[1] = made_for  # a table that was loaded is not made again
+        if self._made[0].thresholds.device != step.device:
+            self._made[0] = self._made[0].to(step.device)
+        return self._made[0]  # type: ignore[no-any-return]
+
+    @property
+    def stored_table(self) -> StepTable | None:
+        """The thresholds of the function as they were made last, or loaded."""
+        return self._made[0] if self._made else None
+
+    def take_table_(self, table: StepTable | None) -> None:
+        """Take a stored table for the present step."""
+        self._made = [] if table is None else [table, None]
+
+    def _by_table(self, x: Tensor) -> Tensor:
+        """The level by thresholds, times the step; gradients are those of the function."""
+        value = self.table()(x) * self.scale
+        if torch.is_grad_enabled() and x.requires_grad:
+            through = self._clip(x)
+            value = value + (through - through.detach())
+        return value
+
     def _levels(self) -> tuple[int, int]:
         """Smallest and largest level of the quantizer."""
         if self.below is not None:
@@ -109,6 +159,8 @@ class QuantAct(nn.Module):
         return (-high if self.signed else 0), high
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.formula is not None and not self.training and self._is_calibrated():
+            return self._by_table(x) if self.rounds else self.formula(x)
         if self._is_noisy():
             out = add_noise(x, self._step(), self.noise, self._quantize, self._clip)
         else:
@@ -165,6 +217,8 @@ class QuantAct(nn.Module):
 
     def function(self, x: Tensor) -> Tensor:
         """The activation that the quantizer replaces."""
+        if self.formula is not None:
+            return self.formula(x)
         low, high = self.clip
         if low == 0 and high == float("inf"):
             return F.relu(x)
@@ -182,7 +236,8 @@ class QuantAct(nn.Module):
         """Set step and levels to the least squared error on ``sample``, whose values lie between
         ``low`` and ``high``."""
         top, power = 2**self.bits - 1, self.kind is Scale.POWER_OF_TWO
-        step, self.below = fit_range(sample, (low, high), top, power)
+        fit = fit_range if self.formula is None else fit_dip
+        step, self.below = fit(sample, (low, high), top, power)
         proxy = self.quant.act_quant.fused_activation_quant_proxy
         value = proxy.tensor_quant.scaling_impl.value  # the range, or its logarithm
         value.data.fill_(math.log2(step) + self.bits if power else step * top)
@@ -190,7 +245,8 @@ class QuantAct(nn.Module):
     def extra_repr(self) -> str:
         below = "" if self.below is None else f", below={self.below}"
         spacing = "" if self.gaps is None else ", spacing=learned"
-        return f"bits={self.bits}, clip={self.clip}, scale={self.kind}{below}{spacing}"
+        text = "" if self.formula is None else f", of {self.formula.text}"
+        return f"bits={self.bits}, clip={self.clip}, scale={self.kind}{below}{spacing}{text}"
 
 
 def _act_quantizer(bits: int, signed: bool, scale: Scale, fitted: bool) -> type:
@@ -254,7 +310,9 @@ def calibrating(model: nn.Module) -> Iterator[None]:
     samples: dict[QuantAct, list[Tensor]] = {}
 
     def watch(layer: QuantAct, inputs: tuple[Tensor, ...]) -> None:
-        values = inputs[0].detach().clamp(*layer.clip).flatten()
+        values = inputs[0].detach()
+        values = values.clamp(*layer.clip) if layer.formula is None else layer.function(values)
+        values = values.flatten()
         edges = torch.stack([values.min(), values.max()])
         picked = values[:: max(1, values.numel() // SAMPLE)]
         samples.setdefault(layer, []).append(torch.cat([edges, picked]))
@@ -395,6 +453,7 @@ def quant_layer_to_json(layer: nn.Module) -> dict[str, Any]:
             "encodes_input": layer.encodes_input,
             "below": layer.below,
             "spacing": str(Spacing.EQUAL if layer.gaps is None else Spacing.LEARNED),
+            **formula_to_json(layer),
         }
     if isinstance(layer, CODED):
         code, plain = layer.code, plain_layer_to_json(layer)
@@ -409,6 +468,24 @@ def quant_layer_to_json(layer: nn.Module) -> dict[str, Any]:
     return plain_layer_to_json(layer)
 
 
+def formula_to_json(layer: QuantAct) -> dict[str, Any]:
+    """The function in front of a quantizer and the shape of its thresholds, where there is one."""
+    if layer.formula is None:
+        return {}
+    shape = list(layer.table().thresholds.shape) if layer._is_calibrated() else None
+    return {"function": {**layer.formula.to_json(), "table": shape}}
+
+
+def tables_of(layers: nn.Module) -> dict[str, StepTable]:
+    """The thresholds of functions, which are stored with a network but no part of its state: a
+    training makes them anew."""
+    return {
+        f"{name}.table": layer.table()
+        for name, layer in layers.named_modules()
+        if isinstance(layer, QuantAct) and layer.formula is not None and layer._is_calibrated()
+    }
+
+
 def quant_layer_from_json(config: Mapping[str, Any]) -> nn.Module:
     """The layer that `quant_layer_to_json` described, its tensors not yet filled in."""
     config = dict(config)
@@ -417,7 +494,11 @@ def quant_layer_from_json(config: Mapping[str, Any]) -> nn.Module:
         clip = (float("-inf") if low is None else low, float("inf") if high is None else high)
         bits, scale, encodes = config["bits"], Scale(config["scale"]), config["encodes_input"]
         spacing = Spacing(config.get("spacing", Spacing.EQUAL))
-        return QuantAct(bits, clip, scale, encodes, config.get("below"), spacing)
+        formula = Formula.from_json(config["function"]) if "function" in config else None
+        act = QuantAct(bits, clip, scale, encodes, config.get("below"), spacing, formula)
+        if formula is not None:
+            act.take_table_(table_placeholder(config["function"].get("table"), formula.axis))
+        return act
     if "code" in config:
         kind, scale = WeightCode(config.pop("code")), Scale(config.pop("scale"))
         code = weight_code(kind, config.pop("codeword_bits"), scale)

@@ -8,8 +8,9 @@ activations that no spikes would feed otherwise. The result trains like any modu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..errors import DataError, Fault, SpecError, UnsupportedLayerError, many
 from ..graph.by_values import ByValues
 from ..graph.copies import NotPickled
 from ..graph.float32 import in_float32, network_dtype
+from ..graph.functions import Function, extract, find_functions, replace_
 from ..graph.given_network import idle_parts, plain_network
 from ..graph.image_batches import collect
 from ..graph.leftovers import forget_leftovers
@@ -31,6 +33,7 @@ from ..graph.nodes import (
     input_reach,
     is_constant,
     layer_nodes,
+    node_name,
     unused_name,
     warnings_of,
 )
@@ -50,8 +53,9 @@ from .brevitas_layers import (
 )
 from .chain import float_tensors, take_
 from .corrections import correct_, equalize_
+from .formula import Formula, NotAFunction
 from .noise import Noise
-from .spec import EQUALIZE, BatchNorm, QuantSpec, WeightCode, spec_of
+from .spec import ANALOG, EQUALIZE, LADDER, BatchNorm, QuantSpec, WeightCode, spec_of
 from .suspicions import (
     far_pixels,
     not_finite,
@@ -67,16 +71,26 @@ UNBOUNDED = (float("-inf"), float("inf"))
 POSITIVE = (0.0, float("inf"))
 
 
+@dataclass(frozen=True)
+class FunctionRow:
+    """What became of a function: its place, its operators, and "ladder" or why it stays analog."""
+
+    name: str
+    function: str
+    taken: str
+
+
 class QuantizedModel(NotPickled):
     """A quantized network: ``layers`` is its graph, ``spec`` says how it was quantized.
 
     ``image_shape`` is the (channels, height, width) that it was traced for. Its quantizers get the
     noise that the spec asks for, which acts in training mode alone. ``warnings`` are what the user
     should know of it; ``float_agreement`` is the share of ``float_images`` calibration images that
-    got the float network's class when it was quantized, before any training. Both are stored, and
-    stand in the report of its conversion. Under torch.compile, torch.export and the exporters of
-    ONNX the images are not looked at, since a look at their values would cut the graph in two:
-    `check` does it.
+    got the float network's class when it was quantized, before any training; with functions that
+    became ladders computed as they are, ``unrounded_agreement`` did. ``functions`` says of each
+    what it became. All of it is stored, and stands in the report of its conversion. Under
+    torch.compile, torch.export and the exporters of ONNX the images are not looked at, since a
+    look at their values would cut the graph in two: `check` does it.
 
     Shapes:
         forward takes images [batch, channels, height, width], returns logits [batch, classes].
@@ -90,6 +104,8 @@ class QuantizedModel(NotPickled):
         self.warnings: tuple[str, ...] = ()
         self.float_agreement: float | None = None
         self.float_images = 0
+        self.functions: tuple[FunctionRow, ...] = ()
+        self.unrounded_agreement: float | None = None
         self.image_shape: tuple[int, ...] = image_shape_of(layers)
         for _, layer in layer_nodes(layers, QuantAct):
             layer.noise = Noise(spec.act_noise, spec.drop_share)
@@ -134,7 +150,9 @@ def quantize(
 ) -> QuantizedModel:
     """A calibrated, trainable quantized copy of ``ann``, in eval mode; ``ann`` is untouched.
 
-    Every ReLU, ReLU6 or Hardtanh (module, functional or re-used) gets a quantizer of its own. A
+    Every ReLU, ReLU6 or Hardtanh (module, functional or re-used) gets a quantizer of its own, and
+    so does every other function of each number by itself (GELU, SiLU, x * tanh(softplus(x))): its
+    quantizer stands at the function, and its levels are found by thresholds of its input. A
     weighted layer, and each side of a product of two activations, that no activation feeds gets one
     in front: signed, with as many levels below 0 as fit the data, or unsigned where values cannot
     fall below 0 (softmax, sigmoid). With ``start``, a quantized network of the same architecture,
@@ -193,6 +211,8 @@ def quantize(
         take_(layers, float_tensors(start.layers))
     if EQUALIZE in spec.after:
         equalize_(layers, calibration[:CALIBRATION_BATCH])
+    functions = _quantize_functions_(layers, spec, rules)
+    _check_function_names(functions, spec)
     _quantize_activations_(layers, spec)
     _quantize_inputs_(layers, spec, rules)
     _quantize_weights_(layers, spec, rules, calibration[:CALIBRATION_BATCH])
@@ -200,12 +220,17 @@ def quantize(
     layers.graph.lint()
     layers.recompile()
     qann = QuantizedModel(layers, spec)
+    qann.functions = functions
     calibrate_(qann, calibration)
     correct_(layers, spec.after, calibration)
     qann.warnings = (*warnings_of(layers), *suspicions, *quantized_read_out(layers))
     compared = calibration[:CALIBRATION_BATCH]
     if (agreement := same_class(ann, qann, compared)) is not None:
         qann.float_agreement, qann.float_images = agreement[0], len(compared)
+        if any(row.taken == LADDER for row in functions):
+            with _unrounded(layers):
+                other = same_class(ann, qann, compared)
+            qann.unrounded_agreement = None if other is None else other[0]
         if not bool(torch.isfinite(agreement[1]).all()):
             hint = "its sums overflow on the calibration images: normalise them as in training"
             raise SpecError(f"{type(ann).__name__}: logits are not finite; {hint}")
@@ -223,6 +248,89 @@ def calibrate_(qann: QuantizedModel, images: Tensor) -> None:
     for _, layer in layer_nodes(qann.layers, WEIGHTED):
         if has_quantized_weight(layer):
             quantized_weight(layer)  # a trained weight step takes its start on first use
+
+
+def _quantize_functions_(
+    layers: fx.GraphModule, spec: QuantSpec, rules: Mapping[Any, Rule]
+) -> tuple[FunctionRow, ...]:
+    """Each function of one input becomes a quantizer that knows it, or stays; what became of it."""
+    names: dict[fx.Node, str] = {}
+
+    def decide(function: Function) -> str:
+        """Why a function stays analog; empty where it does not."""
+        root = function.root
+        path = str(root.meta.get("path") or str(root.target).split(".")[1])
+        name = unused_name(layers, path)
+        if name != path:
+            name = unused_name(layers, f"{path}.{str(root.target).split('.')[1]}")
+        names[root] = name
+        if spec.function_word(name) == ANALOG:
+            return "as asked"
+        if _only_moved_to_output(function.root, rules):
+            return "it is the read-out"
+        try:
+            _formula(layers, function).samples()
+        except NotAFunction as fact:
+            return str(fact)
+        return ""
+
+    functions, analog = find_functions(layers, decide, rules)
+    rows = [
+        FunctionRow(names.get(node, node_name(node)), str(item), reason)
+        for node, (item, reason) in analog.items()
+    ]
+    for function in functions:  # the last first: names were given in this order
+        name = unused_name(layers, names[function.root])
+        formula = _formula(layers, function)
+        positive = _nonnegative_function(layers, function, rules)
+        bits = _act_bits(spec, name, spec.act_bits if positive else max(spec.act_bits, 2))
+        clip = POSITIVE if positive else UNBOUNDED
+        act = _quant_act(layers, bits, clip, spec, name, formula=formula)
+        rows.append(FunctionRow(name, str(function), LADDER))
+        replace_(layers, function, name, act)
+    return tuple(reversed(rows))
+
+
+def _formula(layers: fx.GraphModule, function: Function) -> Formula:
+    """A function with the network's constants."""
+    graph = extract(layers, function)
+    return Formula(graph, str(function), function.channels, function.axis)
+
+
+def _nonnegative_function(
+    layers: fx.GraphModule, function: Function, rules: Mapping[Any, Rule]
+) -> bool:
+    """Whether a function never falls below 0: by its rules, or in all its samples."""
+    if nonnegative(layers, function.root, rules):
+        return True
+    return bool((_formula(layers, function).samples().values >= 0).all())
+
+
+def _only_moved_to_output(root: fx.Node, rules: Mapping[Any, Rule]) -> bool:
+    """Whether a value is the read-out itself, moved at most."""
+    stack = list(root.users)
+    while stack:
+        user = stack.pop()
+        if user.op == "output":
+            continue
+        rule = rules.get(user.target) if user.op == "call_function" else None
+        if rule is None or rule.kind is not OperatorKind.MOVE:
+            return False
+        stack.extend(user.users)
+    return True
+
+
+@contextmanager
+def _unrounded(layers: fx.GraphModule) -> Iterator[None]:
+    """While it lasts, functions that are ladders are computed as they are."""
+    acts = [act for _, act in layer_nodes(layers, QuantAct) if act.formula is not None]
+    for act in acts:
+        act.rounds = False
+    try:
+        yield
+    finally:
+        for act in acts:
+            act.rounds = True
 
 
 def _quantize_activations_(layers: fx.GraphModule, spec: QuantSpec) -> None:
@@ -243,12 +351,13 @@ def _quant_act(
     spec: QuantSpec,
     name: str,
     encodes_input: bool = False,
+    formula: Formula | None = None,
 ) -> QuantAct:
     """A quantizer on the device of the network; 1 bit cannot be signed."""
     if clip[0] < 0 and bits < 2:
         hint = "raise act_bits to 2, or give the layer its own bits under overrides"
         raise SpecError("1-bit activations cannot be signed", [Fault(name, "1 bit, signed", hint)])
-    act = QuantAct(bits, clip, spec.scale, encodes_input, spacing=spec.spacing)
+    act = QuantAct(bits, clip, spec.scale, encodes_input, spacing=spec.spacing, formula=formula)
     return act.to(device_of(layers))
 
 
@@ -414,6 +523,20 @@ def _check_overrides(layers: fx.GraphModule, spec: QuantSpec) -> None:
     ]
     if faults:
         raise SpecError(f"{many(faults, 'override matches', 'overrides match')} no layer", faults)
+
+
+def _check_function_names(functions: Sequence[FunctionRow], spec: QuantSpec) -> None:
+    """A pattern that matches no function is a misspelt name; the one for all may match none."""
+    assert isinstance(spec.functions, Mapping)
+    names = [row.name for row in functions]
+    shown = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
+    faults = [
+        Fault(pattern, "matches no function", f"functions: {shown or 'none'}")
+        for pattern in spec.functions
+        if pattern != "*" and not any(fnmatchcase(name, pattern) for name in names)
+    ]
+    if faults:
+        raise SpecError(f"{many(faults, 'name', 'names')} under functions", faults)
 
 
 @contextmanager

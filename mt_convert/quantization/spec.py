@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from typing import Any
 
 from ..errors import Fault, SpecError, did_you_mean, many, near_names
@@ -59,6 +60,9 @@ _CHOICES = {
 EQUALIZE = "equalize"
 AFTER = (EQUALIZE, "gptq", "reestimate_bn", "correct_bias")
 """Corrections without training, by name."""
+LADDER, ANALOG = "ladder", "analog"
+FUNCTIONS = (LADDER, ANALOG)
+"""What becomes of a function such as GELU: thresholds of a neuron, or it stays as it is."""
 _MOST_LEARNED = 4  # bits of activations with learned thresholds
 
 
@@ -96,6 +100,9 @@ class QuantSpec:
         ``weights`` other than uniform are for layers without bits of their own (first, last and
         overridden ones have them): ternary for all of these, sub-bit with ``codeword_bits`` (1 to
         9) per kernel for 3×3 convolutions, while others keep uniform ``weight_bits``.
+        ``functions`` says by name, or shell pattern, which functions (GELU, SiLU, sigmoid …) stay
+        analog; all others become thresholds. "analog" alone is meant for all. The last pattern
+        that matches counts.
 
     Source:
         LSQ (ICLR 2020) for the uneven range; APoT (ICLR 2020), section 2.3, for normalised weights.
@@ -123,6 +130,7 @@ class QuantSpec:
     narrow_range: bool = True
     normalize_weights: bool = False
     after: tuple[str, ...] = ()
+    functions: Mapping[str, str] | str = field(default_factory=dict, hash=False)
     overrides: tuple[Override, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -150,6 +158,7 @@ class QuantSpec:
             hint = "a batch norm must stand behind normalised weights: batch_norm keep"
             faults.append(Fault("normalize_weights", "batch norms are folded", hint))
         faults += self._after_faults()
+        faults += self._function_faults()
         if not _share(self.drop_share):
             faults.append(Fault("drop_share", repr(self.drop_share), "allowed: 0 to 1"))
         if faults:
@@ -186,6 +195,34 @@ class QuantSpec:
         if EQUALIZE in self.after[1:]:
             yield Fault("after", repr(list(self.after)), f"{EQUALIZE} comes first")
 
+    def _function_faults(self) -> Iterator[Fault]:
+        """What is no word for functions; one word alone is meant for all of them."""
+        given = self.functions
+        if given is None or isinstance(given, str):
+            given = {} if given is None else {"*": given}
+        if not isinstance(given, Mapping):
+            hint = f"allowed: {' or '.join(FUNCTIONS)}, or a mapping of names to them"
+            yield Fault("functions", repr(given), hint)
+            given = {}
+        for name, word in given.items():
+            if not isinstance(name, str) or word not in FUNCTIONS:
+                yield Fault(f"functions[{name}]", repr(word), "allowed: " + ", ".join(FUNCTIONS))
+        object.__setattr__(self, "functions", dict(given))
+
+    def function_word(self, name: str) -> str:
+        """What becomes of the function of this name.
+
+        Example:
+            >>> spec = QuantSpec(functions={"blocks.*": "analog", "blocks.0.act": "ladder"})
+            >>> spec.function_word("blocks.3.act"), spec.function_word("blocks.0.act")
+            ('analog', 'ladder')
+        """
+        assert isinstance(self.functions, Mapping)
+        for pattern, word in reversed(list(self.functions.items())):
+            if fnmatchcase(name, pattern):
+                return word
+        return LADDER
+
     def _bit_fields(self) -> list[tuple[str, Any, int, bool]]:
         """Name, value, least allowed, whether None is allowed, of everything counted in bits."""
         rows: list[tuple[str, Any, int, bool]] = [
@@ -207,7 +244,12 @@ class QuantSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for recipes and sidecar files; `from_json` is the inverse."""
-        return {**asdict(self), **{name: str(getattr(self, name)) for name in _CHOICES}}
+        fields_ = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {
+            **{name: value for name, value in fields_.items() if name != "overrides"},
+            **{name: str(getattr(self, name)) for name in _CHOICES},
+            "overrides": tuple(asdict(item) for item in self.overrides),
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> QuantSpec:

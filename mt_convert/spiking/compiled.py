@@ -18,8 +18,9 @@ from ..errors import SpecError
 from ..graph.float32 import in_float32
 from ..neurons.layer import MTNeuron
 from ..neurons.totals import count_events, totals_step
-from .levels import unit, window_spec, worth
+from .levels import input_unit, window_spec, worth
 from .model import SpikingModel, spiking_network
+from .presentation import Presentation
 from .shapes import neuron_shapes
 from .simulate import Run, check_run
 
@@ -28,6 +29,8 @@ class _Firing(nn.Module):
     """A layer of neurons whose state lies in buffers."""
 
     total: Tensor
+    input: Tensor
+    begun: Tensor
     unit: Tensor
     worth: Tensor
     low: Tensor
@@ -36,7 +39,11 @@ class _Firing(nn.Module):
 
     def __init__(self, neuron: MTNeuron, like: Tensor) -> None:
         super().__init__()
-        self.spec, self.offset = neuron.spec, neuron.offset
+        self.spec, self.offset, self.table = neuron.spec, neuron.offset, neuron.table
+        self.dips = self.table is not None and bool((self.table.weights < 0).any())
+        if self.dips:
+            self.register_buffer("input", torch.zeros_like(like))
+            self.register_buffer("begun", like.new_zeros((), dtype=torch.bool))
         for name in ("unit", "worth", "low", "high"):
             self.register_buffer(name, like.new_zeros(()))
         self.register_buffer("events", like.new_zeros((2,), dtype=torch.float64))
@@ -44,15 +51,35 @@ class _Firing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x / self.unit
+        pairs = self._dips(y) if self.dips else None
+        if self.table is not None:
+            y = self.table(y)
         if self.offset is not None:
             y = y + self.offset
         total = totals_step(y, self.total, self.spec, (self.low, self.high))
         emitted = total - self.total
-        events = count_events(emitted, self.spec.ladder).sum(-1).sum(dtype=torch.float64)
+        crossed = count_events(emitted, self.spec.ladder)
+        crossed = crossed if pairs is None else crossed + pairs
+        events = crossed.sum(-1).sum(dtype=torch.float64)
         packets = (emitted != 0).sum(dtype=torch.float64)
         self.events.copy_(torch.stack([events, packets]))
         self.total.copy_(total)
         return total * self.worth
+
+    def _dips(self, y: Tensor) -> Tensor:
+        """Thresholds of a function that are crossed up and down in this step."""
+        assert self.table is not None
+        first, later = self.table.crossed(None, y), self.table.crossed(self.input, y)
+        pairs = torch.where(self.begun, later, first)
+        self.input.copy_(y)
+        self.begun.fill_(True)
+        return pairs
+
+    def reset(self) -> None:
+        """Fresh potentials."""
+        self.total.zero_()
+        if self.dips:
+            self.begun.fill_(False)
 
     def set(self, units: Tensor) -> None:
         """Unit, worth and bounds behind a step, [4]."""
@@ -113,6 +140,12 @@ class CompiledSimulation:
                 "CompiledSimulation: layers of this network wait for their whole window; convert "
                 "with whole_window=False, or use simulate"
             )
+        functions = any(neuron.table is not None for _, neuron in snn.neurons())
+        if functions and snn.presentation is Presentation.EVERY_STEP:
+            raise SpecError(
+                "CompiledSimulation: functions have other thresholds in every step of such a "
+                "window; use simulate"
+            )
         self._snn, self._backend, self._unrolled = copy.deepcopy(snn), backend, unrolled
         self._loops: dict[tuple[Any, ...], tuple[Any, dict[str, _Firing]]] = {}
 
@@ -127,7 +160,7 @@ class CompiledSimulation:
         images = check_run(self._snn, images, time_steps)
         loop, firing = self._loop(images)
         for layer in firing.values():
-            layer.total.zero_()
+            layer.reset()
         units = torch.stack([self._units(t) for t in range(time_steps)]).to(images)
         parts = [units] if self._unrolled else units.split(1)
         outputs = [tuple(item.clone() for item in loop(images, part)) for part in parts]
@@ -159,7 +192,7 @@ class CompiledSimulation:
         presentation, rows = self._snn.presentation, []
         for _, neuron in self._snn.neurons():
             low, high = window_spec(neuron.spec, presentation, t).limits
-            step = unit(neuron, presentation, t)
+            step = input_unit(neuron, presentation, t)
             bounds = step.new_tensor([low, high])
             rows.append(torch.stack([step, worth(neuron, presentation, t), *bounds]))
         return torch.stack(rows)

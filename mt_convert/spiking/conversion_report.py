@@ -11,9 +11,11 @@ from torch import fx
 from ..errors import many
 from ..graph.nodes import NORMS
 from ..graph.operations import Operation, Operations
-from ..graph.rules import CONSTANT_SIDE, OperatorKind
+from ..graph.rules import CONSTANT_SIDE, NON_LINEAR, OperatorKind
 from ..graph.signals import Signal
 from ..neurons.layer import MTNeuron
+from ..quantization.quantize import FunctionRow
+from ..quantization.spec import LADDER
 from ..report.records import Records
 from ..system.plain_data import as_type
 from .latency import Latency, latency_of
@@ -125,6 +127,9 @@ class ConversionReport(Records):
     the share of ``float_images`` calibration images to which the quantized network, before it was
     trained, gave the float network's class; exact is said of the quantized network alone.
     ``latency``: how long an image takes, where layers wait for their whole window.
+    ``functions``: what became of GELU and its kin, thresholds or analog; ``unrounded_agreement``:
+    the same share as ``float_agreement`` where those that became thresholds are computed as they
+    are, which is what their levels cost.
     ``calibrated_T``: the steps it was calibrated for; `simulate` warns where it runs for others.
     """
 
@@ -137,10 +142,13 @@ class ConversionReport(Records):
     float_images: int = 0
     latency: Latency | None = None
     calibrated_T: int | None = None
+    functions: tuple[FunctionRow, ...] = ()
+    unrounded_agreement: float | None = None
 
     def of_origin(self, origin: ConversionReport) -> ConversionReport:
         """With what holds of a network whatever its neurons are: what its origin's report says."""
         names = ("warnings", "float_agreement", "float_images", "calibrated_T")
+        names += ("functions", "unrounded_agreement")
         return replace(self, **{name: getattr(origin, name) for name in names})
 
     def to_json(self) -> dict[str, Any]:
@@ -167,6 +175,23 @@ class ConversionReport(Records):
             for (name, operator), reason in reasons.items()
         ]
         return rows
+
+    def _said_of_functions(self) -> list[str]:
+        """Which functions became thresholds, and what that costs."""
+        if not self.functions:
+            return []
+        ladders = [row for row in self.functions if row.taken == LADDER]
+        analog = [row for row in self.functions if row.taken != LADDER]
+        text = (
+            f"{len(ladders)} of {many(self.functions, 'function', 'functions')} became thresholds"
+        )
+        if self.float_agreement is not None and self.unrounded_agreement is not None:
+            text += (
+                f": the float network's class on {100 * self.float_agreement:.1f} % of "
+                f"{self.float_images} calibration images, on "
+                f"{100 * self.unrounded_agreement:.1f} % with these functions not rounded"
+            )
+        return [text, *(f"  {row.name}  {row.function}  analog: {row.taken}" for row in analog)]
 
     def __repr__(self) -> str:
         fed = sum(row.spike_fed for row in self.weighted)
@@ -205,6 +230,7 @@ class ConversionReport(Records):
             )
         if self.latency is not None:
             verdict.append(str(self.latency))
+        verdict += self._said_of_functions()
         warnings = [f"warning: {text}" for text in self.warnings]
         return "\n".join([head, *verdict, *warnings, *lines])
 
@@ -224,7 +250,7 @@ def _report(operations: Operations, whole_window: bool) -> ConversionReport:
                 reason = _NOT_SPIKES[row.fed_by]
             elif row.reason == CONSTANT_SIDE:
                 reason = "fed by spikes, but its constant is a float"
-        elif row.kind is OperatorKind.DIFFERENCE:
+        elif row.kind in NON_LINEAR:
             reason = row.reason
         elif isinstance(row.layer, NORMS) and not _reaches_neurons_alone(operations, row):
             reason = "affine that no single neuron absorbs"
@@ -246,9 +272,10 @@ def _neuron_row(name: str, layer: MTNeuron) -> NeuronRow:
     spec = layer.spec
     assert spec.bounds is not None
     low, high = spec.bounds
+    text = getattr(layer.formula, "text", None)
     return NeuronRow(
         name=name,
-        ladder=str(spec.ladder),
+        ladder=str(spec.ladder) + ("" if text is None else f" of {text}"),
         firing=str(spec.firing or spec.ladder.natural_firing),
         signed=spec.signed,
         levels=(int(low or 0), int(high or 0)),

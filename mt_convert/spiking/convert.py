@@ -7,6 +7,7 @@ layer what was done, what feeds it, and what stays analog and why (invariant 9).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from enum import StrEnum
@@ -111,6 +112,8 @@ def convert(
         warnings=(*qann.warnings, *warnings_of(layers)),
         float_agreement=qann.float_agreement,
         float_images=qann.float_images,
+        functions=qann.functions,
+        unrounded_agreement=qann.unrounded_agreement,
     )
     if verify is not False:
         probe = (
@@ -351,7 +354,10 @@ def _convert_layer(
             initial=0.5 if learned is None else 0.0,
             bounds=(low, high),
         )
-        return MTNeuron(spec, layer.scale.clone(), clip=layer.clip)
+        if layer.formula is None:
+            return MTNeuron(spec, layer.scale.clone(), clip=layer.clip)
+        table, formula = copy.deepcopy(layer.table()), layer.formula.frozen()
+        return MTNeuron(spec, layer.scale.clone(), clip=layer.clip, table=table, formula=formula)
     if not has_quantized_weight(layer):
         return plain_with_tensors(layer)
     value, step = quantized_weight(layer)

@@ -8,14 +8,23 @@ lo … hi. Presented in every step, the levels of a window of T steps span the q
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..neurons.ladder import Binary, Ladder, Learned, PowerOfTwo, Radix, Uniform
+from ..neurons.ladder import (
+    Binary,
+    Ladder,
+    Learned,
+    PowerOfTwo,
+    Radix,
+    Uniform,
+    has_learned_gaps,
+)
 from ..neurons.layer import MTNeuron
 from ..neurons.spec import NeuronSpec
+from ..neurons.step_table import StepTable
 from ..neurons.totals import totals_step
 from .presentation import Presentation
 
@@ -25,6 +34,8 @@ class Layer(Protocol):
 
     spec: NeuronSpec
     gain: Tensor | None
+    table: StepTable | None
+    formula: nn.Module | None
 
     @property
     def delta(self) -> Tensor:
@@ -57,10 +68,61 @@ def unit(neuron: Layer, presentation: Presentation, t: int) -> Tensor:
     return neuron.delta * (levels(neuron.spec) / (neuron.spec.ladder.reach * (t + 1)))
 
 
+def input_unit(neuron: Layer, presentation: Presentation, t: int) -> Tensor:
+    """What a neuron's input is measured in behind step t: its unit, or 1 where the thresholds of a
+    function are in the network's own numbers."""
+    if neuron.table is not None:
+        return torch.ones_like(neuron.delta.detach())
+    return unit(neuron, presentation, t)
+
+
+def level_at(neuron: Layer, presentation: Presentation, t: int, y: Tensor) -> Tensor:
+    """A neuron's input in levels of step t, not yet rounded; of a function the level itself.
+
+    Presented in every step, levels of a window of t + 1 steps are finer than the quantizer's: the
+    thresholds for those are bisected on first use.
+    """
+    if neuron.table is None:
+        return y
+    table = table_at(neuron, presentation, t)
+    level: Tensor = table(y)
+    return level
+
+
+def table_at(neuron: Layer, presentation: Presentation, t: int) -> StepTable:
+    """The thresholds of a function behind step t."""
+    assert neuron.table is not None
+    if presentation == Presentation.ONCE:
+        return neuron.table
+    formula: Any = neuron.formula
+    step = float(unit(neuron, presentation, t).double())
+    low, high = window_spec(neuron.spec, presentation, t).limits
+    made = neuron.__dict__.setdefault("windows", {})
+    key = step, low, high
+    if key not in made:
+        made[key] = formula.table(step, (int(low), int(high)))
+    if made[key].thresholds.device != neuron.delta.device:
+        made[key] = made[key].to(neuron.delta.device)
+    return made[key]  # type: ignore[no-any-return]
+
+
 def worth(neuron: Layer, presentation: Presentation, t: int) -> Tensor:
     """What one emitted level is worth behind step t: its unit, times the neuron's gain."""
     step = unit(neuron, presentation, t)
     return step if neuron.gain is None else step * neuron.gain
+
+
+def fixed_thresholds(neuron: Layer) -> str:
+    """Why no calibration can move a layer's thresholds by a factor; empty where it can.
+
+    Example:
+        >>> from ..neurons.ladder import Uniform
+        >>> fixed_thresholds(MTNeuron(NeuronSpec(Learned((0.5, 1.0)), initial=0.0), 1.0))
+        'learned gaps'
+    """
+    if neuron.table is not None:
+        return "a function"
+    return "learned gaps" if has_learned_gaps(neuron.spec.ladder) else ""
 
 
 def ladder_at(ladder: Ladder, t: int) -> Ladder:
@@ -123,6 +185,8 @@ def quantized_activation(neuron: MTNeuron, x: Tensor) -> Tensor:
         >>> quantized_activation(neuron, torch.tensor([-1.0, 0.75, 9.0])).tolist()
         [0.0, 1.0, 1.5]
     """
+    if neuron.table is not None:
+        return neuron.table(x) * neuron.delta  # type: ignore[no-any-return]
     ladder = neuron.spec.ladder
     if isinstance(ladder, Radix) and ladder.gaps:
         ladder = Learned(ladder.gaps)
@@ -143,6 +207,8 @@ def analog(neuron: MTNeuron, x: Tensor) -> Tensor:
         >>> analog(neuron, torch.tensor([-1.0, 0.75, 9.0])).tolist()
         [0.0, 0.75, 9.0]
     """
+    if neuron.formula is not None:
+        return neuron.formula(x)  # type: ignore[no-any-return]
     return x.clamp(*neuron.clip)
 
 
@@ -165,7 +231,7 @@ def even_response(
     """
     total = torch.zeros_like(x)
     for t in range(time_steps):
-        y = x / unit(neuron, presentation, t)
+        y = level_at(neuron, presentation, t, x / input_unit(neuron, presentation, t))
         if neuron.offset is not None:
             y = y + neuron.offset
         total = totals_step(y, total, window_spec(neuron.spec, presentation, t))

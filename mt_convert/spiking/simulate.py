@@ -24,16 +24,18 @@ from ..graph.by_values import call
 from ..graph.float32 import in_float32, network_dtype
 from ..graph.nodes import attribute, check_images, input_reach, node_name
 from ..graph.operations import Operation, reaching_output
+from ..neurons.ladder import Radix
 from ..neurons.layer import MTNeuron
 from ..neurons.totals import count_events, leak_of, totals_step, totals_step_literal, without_leak
 from ..report.records import Records
 from ..system.devices import device_of
-from .levels import ladder_at, unit, window_spec, worth
+from .levels import input_unit, ladder_at, level_at, table_at, window_spec, worth
 from .model import SpikingModel, spiking_network
 from .presentation import Encoder, Presentation, check_time_steps
 from .shapes import images_not_first
 
 Observer = Callable[[int, str, Tensor, Tensor], None]
+PairObserver = Callable[[int, str, Tensor], None]
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,7 +50,8 @@ class Run(Records):
         potentials[layer] [T, batch, ...]: v behind each step, in levels, only where recorded.
     Units: levels are multiples of the layer's step; an event is one threshold crossed (a set bit of
         a binary ladder, one spike of a power-of-two ladder; a digit of a radix ladder is as many as
-        its size). neurons[layer] counts one image's.
+        its size; on the dip of a function those really passed, up and down). neurons[layer] counts
+        one image's.
     """
 
     logits: Tensor
@@ -149,6 +152,7 @@ def simulate(
     time_steps: int,
     record: bool = False,
     observe: Observer | None = None,
+    observe_pairs: PairObserver | None = None,
     arithmetic: Arithmetic | None = None,
     layer_by_layer: bool = False,
     literal: bool = False,
@@ -158,8 +162,9 @@ def simulate(
     ``layer_by_layer`` takes each layer through all T steps at once instead of each step through all
     layers: the same numbers (invariant 3), T times the memory. ``literal`` fires threshold by
     threshold, the reference. ``observe(t, layer, total, emitted)`` is called after each layer and
-    step with tensors in levels, t from 0. ``record`` keeps every step's spikes
-    and potentials.
+    step with tensors in levels, t from 0; before it ``observe_pairs(t, layer, pairs)`` where the
+    thresholds of a function were crossed up and down. ``record`` keeps every step's spikes and
+    potentials.
 
     Shapes:
         images [batch, channels, height, width], normalised as in training.
@@ -183,6 +188,7 @@ def simulate(
     loop = _Loop(snn, time_steps, arithmetic or FloatArithmetic(), literal)
     if observe is not None:
         loop.observers.append(observe)
+    loop.observe_pairs = observe_pairs
     recording: dict[str, list[Tensor]] = {}
     if record:
         loop.residuals = {}
@@ -261,8 +267,10 @@ class _Loop:
         self.packets: dict[str, list[Tensor]] = {}
         self.potentials: dict[str, Tensor] = {}
         self.lost: dict[str, Tensor] = {}
+        self.inputs: dict[str, Tensor] = {}
         self.observers: list[Observer] = []
         self.residuals: dict[str, list[Tensor]] | None = None  # potentials of each step, if asked
+        self.observe_pairs: PairObserver | None = None
         self.moved = False
         nodes = snn.layers.graph.nodes
         self.operations = snn.operations
@@ -385,7 +393,7 @@ class _Loop:
 
     def _unit(self, neuron: MTNeuron, t: int) -> Tensor:
         """What a neuron's input is measured in behind step t."""
-        return unit(neuron, self.snn.presentation, t)
+        return input_unit(neuron, self.snn.presentation, t)
 
     def _worth(self, neuron: MTNeuron, t: int) -> Tensor:
         """What one level that it has emitted is worth behind step t."""
@@ -396,6 +404,13 @@ class _Loop:
         name = str(node.target)
         spec = window_spec(neuron.spec, self.snn.presentation, t)
         before = self.totals.get(name)
+        pairs = None
+        if neuron.table is not None:
+            pairs = self._dips(t, name, neuron, drive)
+            if self.advance is totals_step_literal:
+                drive = table_at(neuron, self.snn.presentation, t).literal(drive)
+            else:
+                drive = level_at(neuron, self.snn.presentation, t, drive)
         if neuron.offset is not None:
             drive = drive + neuron.offset
         leak = leak_of(spec)
@@ -408,8 +423,16 @@ class _Loop:
             self.potentials[name] = drive - total + spec.initial
         if self.residuals is not None:
             self.residuals.setdefault(name, []).append(drive - total + spec.initial)
-        self._record(t, name, neuron, total)
+        self._record(t, name, neuron, total, pairs)
         return total
+
+    def _dips(self, t: int, name: str, neuron: MTNeuron, drive: Tensor) -> Tensor | None:
+        """Thresholds of a function that were crossed up and down in this step; none in digits."""
+        assert neuron.table is not None
+        if isinstance(neuron.spec.ladder, Radix) or bool((neuron.table.weights >= 0).all()):
+            return None
+        before, self.inputs[name] = self.inputs.get(name), drive
+        return table_at(neuron, self.snn.presentation, t).crossed(before, drive)
 
     def _after_leak(self, name: str, neuron: MTNeuron, drive: Tensor, leak: float) -> Tensor:
         """The input so far, less all that leaked away."""
@@ -420,12 +443,18 @@ class _Loop:
         self.lost[name] = self.lost[name] + leak * self.potentials[name]
         return drive - self.lost[name]
 
-    def _record(self, t: int, name: str, neuron: MTNeuron, total: Tensor) -> None:
+    def _record(
+        self, t: int, name: str, neuron: MTNeuron, total: Tensor, pairs: Tensor | None = None
+    ) -> None:
         """Keep the new total, count events, tell the observers."""
         before = self.totals.get(name)
         emitted = total if before is None else total - before
         self.totals[name] = total
         events = count_events(emitted, ladder_at(neuron.spec.ladder, t))
+        if pairs is not None:
+            events = events + pairs
+            if self.observe_pairs is not None:
+                self.observe_pairs(t, name, pairs)
         count = events.sum(-1).sum(dtype=torch.float64)  # exact: one row stays below 2^24
         self.moved = self.moved or bool(count)
         self.counts.setdefault(name, []).append(count)

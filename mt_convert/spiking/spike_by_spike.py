@@ -24,11 +24,13 @@ from torch import Tensor, fx
 from ..graph.by_values import call
 from ..graph.float32 import in_float32
 from ..graph.nodes import NORMS, WEIGHTED, attribute, check_images
-from ..graph.rules import OperatorKind
+from ..graph.rules import NON_LINEAR, OperatorKind
 from ..graph.signals import Signal
 from ..neurons.dynamics import NeuronState, initial_state, mt_step_literal
 from ..neurons.layer import MTNeuron
-from .levels import unit, window_spec
+from ..neurons.spec import NeuronSpec
+from ..neurons.totals import totals_step_literal
+from .levels import table_at, unit, window_spec
 from .model import SpikingModel
 from .presentation import Presentation, check_time_steps
 from .simulate import like_network
@@ -129,7 +131,7 @@ class _Walk:
             return operate(*args, **kwargs)
         if row.kind is OperatorKind.PRODUCT and not self.every_step and len(node.args) == 2:
             return self._product(node, operate, values)
-        if row.kind in (OperatorKind.DIFFERENCE, OperatorKind.PRODUCT):
+        if row.kind in (*NON_LINEAR, OperatorKind.PRODUCT):
             return self._difference(node, operate, t, values)
         if layer is not None and isinstance(layer, (*WEIGHTED, *NORMS)) and not self._injects(t):
             return call_without_bias(layer, *args)
@@ -190,6 +192,19 @@ class _Walk:
         self.before[node] = now
         return now - before
 
+    def _compare(
+        self, name: str, neuron: MTNeuron, spec: NeuronSpec, state: NeuronState, t: int
+    ) -> tuple[Tensor, NeuronState]:
+        """One step of a function: its thresholds look at all charge so far, and what they say
+        beyond what was emitted is fired."""
+        heard = self.charges[name] / (t + 1 if self.every_step else 1)
+        level = table_at(neuron, self.presentation, t).literal(heard)
+        if neuron.offset is not None:
+            level = level + neuron.offset
+        total = totals_step_literal(level, state.total, spec)
+        emitted = total - state.total
+        return emitted * unit(neuron, self.presentation, 0), NeuronState(heard, total)
+
     def _fire(self, name: str, neuron: MTNeuron, current: Tensor, t: int) -> Tensor:
         """One step of a layer of neurons, on its membrane potential."""
         spec = window_spec(neuron.spec, self.presentation, t)
@@ -199,7 +214,10 @@ class _Walk:
             state = initial_state(current, spec, delta)
             if neuron.offset is not None:
                 state = state._replace(v=state.v + neuron.offset * delta)
-        spikes, self.states[name] = mt_step_literal(state, current, spec, delta)
         self.charges[name] = self.charges.get(name, torch.zeros_like(current)) + current
+        if neuron.table is None:
+            spikes, self.states[name] = mt_step_literal(state, current, spec, delta)
+        else:
+            spikes, self.states[name] = self._compare(name, neuron, spec, state, t)
         self.steps[name] = delta
         return spikes if neuron.gain is None else spikes * neuron.gain

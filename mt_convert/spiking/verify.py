@@ -26,6 +26,7 @@ from ..graph.nodes import layer_nodes
 from ..neurons.ladder import Firing, Ladder, Learned, Uniform
 from ..neurons.layer import MTNeuron
 from ..neurons.spec import NeuronSpec
+from ..neurons.step_table import StepTable
 from ..neurons.totals import literal_from_rest, totals_step
 from ..quantization.brevitas_layers import QuantAct
 from ..quantization.quantize import QuantizedModel, levels_of
@@ -135,11 +136,15 @@ class _Sample(FloatArithmetic):
     def observe(self, t: int, name: str, totals: Tensor, emitted: Tensor) -> None:
         """One layer of neurons, behind its step."""
         assert self.arrived is not None
-        y, level = self.arrived.flatten(), self.expected[name].flatten()
+        table, level = self.neurons[name].table, self.expected[name].flatten()
+        each = table is not None and len(table.start) > 1
+        y = (table.literal(self.arrived) if table and each else self.arrived).flatten()
         if (count := sample_size(len(y))) < len(y):
             generator = torch.Generator().manual_seed(len(y))
             picked = torch.randint(len(y), (count,), generator=generator).to(y.device)
             y, level = y[picked], level[picked]
+        if table is not None and not each:
+            y = table.literal(y)
         if _differ(literal_from_rest(y, self.neurons[name].spec), level):
             self.wrong.add(name)
 
@@ -216,6 +221,11 @@ def _adversarial(
     tried, wrong = 0, set()
     for name, neuron in snn.neurons():
         inputs = next_to_thresholds(neuron)
+        if neuron.table is not None:
+            tried += inputs.numel()
+            if _differs_from_function(quantizers[name], neuron, inputs):
+                wrong.add(f"{name} (within {ULPS} ulp of a threshold)")
+            continue
         step, channels = neuron.delta.detach(), _channels(expected[name])
         each = inputs.unflatten(0, (2 * ULPS + 1, -1))
         turn = torch.arange(channels, device=inputs.device)[:, None]
@@ -230,6 +240,20 @@ def _adversarial(
             if any(_differ(one, level) for one in found):
                 wrong.add(f"{name} (within {ULPS} ulp of a threshold)")
     return tried, wrong
+
+
+def _differs_from_function(quantizer: QuantAct, neuron: MTNeuron, x: Tensor) -> bool:
+    """Whether the thresholds of a function are not its levels, as its quantizer and as float64
+    have them, in any way of firing."""
+    assert neuron.table is not None
+    assert quantizer.formula is not None
+    step, (low, high) = neuron.delta.detach(), neuron.spec.limits
+    level, y = torch.round(quantizer(x) / step), neuron.table(x)
+    literal = neuron.table.literal(x)
+    found = [totals_step(y, torch.zeros_like(y), neuron.spec)]
+    found += [literal_from_rest(literal, spec) for spec in (neuron.spec, _in_cascade(neuron.spec))]
+    definition = quantizer.formula.levels(x, float(step), (int(low), int(high)))
+    return any(_differ(one, level) for one in (*found, definition.to(level)))
 
 
 def _in_cascade(spec: NeuronSpec) -> NeuronSpec:
@@ -254,15 +278,31 @@ def next_to_thresholds(neuron: MTNeuron) -> Tensor:
         (27, 0.24999994039535522)
     """
     ladder = neuron.spec.ladder
+    if neuron.table is not None:
+        return _around_table(neuron.table)
     low, high = neuron.spec.bounds or (0, ladder.reach)
     if isinstance(ladder, Learned):
         edges = torch.tensor(ladder.thresholds, device=neuron.delta.device)
     else:
         edges = torch.arange((low or 0) + 1, (high or 0) + 1, device=neuron.delta.device) - 0.5
-    below = above = edges * neuron.delta.detach()
-    around = [below]
+    return torch.cat(_around(edges * neuron.delta.detach()))
+
+
+def _around(edges: Tensor) -> list[Tensor]:
+    """Numbers, and those up to `ULPS` below and above."""
+    below = above = edges
+    around = [edges]
     for _ in range(ULPS):
         below = torch.nextafter(below, torch.full_like(below, float("-inf")))
         above = torch.nextafter(above, torch.full_like(above, float("inf")))
         around += [below, above]
-    return torch.cat(around)
+    return around
+
+
+def _around_table(table: StepTable) -> Tensor:
+    """Inputs next to the thresholds of a function, [9 n], of many channels [9 n, C, 1 …]."""
+    real = table.thresholds.where(table.weights != 0, torch.zeros_like(table.thresholds))
+    around = torch.cat(_around(real.T))
+    if len(table.start) == 1:
+        return around[:, 0]
+    return around.reshape(*around.shape, *[1] * (-1 - table.axis))

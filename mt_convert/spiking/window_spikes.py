@@ -26,14 +26,15 @@ from ..errors import Fault, SpecError
 from ..graph.by_values import call
 from ..graph.nodes import NORMS, WEIGHTED, attribute
 from ..graph.operations import Operation, reaching_output
-from ..graph.rules import OperatorKind
+from ..graph.rules import NON_LINEAR, OperatorKind
 from ..graph.signals import Signal
 from ..neurons.dynamics import NeuronState, initial_state, mt_step_literal
 from ..neurons.fixed_threshold import fixed_threshold_step, listen, start_speaking
 from ..neurons.ladder import Learned, Radix
 from ..neurons.layer import MTNeuron
 from ..neurons.spec import IF
-from .levels import unit, window_spec
+from ..neurons.totals import totals_step_literal
+from .levels import table_at, unit, window_spec
 from .model import SpikingModel
 from .presentation import Presentation
 
@@ -232,7 +233,7 @@ class _Windows:
 
     def _over_time(self, node: fx.Node, row: Operation) -> Train:
         """The train of an operator, step by step where that is possible."""
-        if row.kind in (OperatorKind.DIFFERENCE, OperatorKind.PRODUCT):
+        if row.kind in (*NON_LINEAR, OperatorKind.PRODUCT):
             if self.every_step:
                 return self._difference(node, row)
             moving = [item for item in row.inputs if isinstance(self.values[item], Train)]
@@ -388,12 +389,14 @@ class _Windows:
         """A layer listens to a window, then it speaks for one."""
         heard = self._mean(train, self.length)
         self.charges[name], self.steps[name] = heard, neuron.delta
-        y = heard / neuron.delta
+        y = heard / neuron.delta if neuron.table is None else neuron.table.literal(heard)
         if neuron.offset is not None:
             y = y + neuron.offset
         ladder = neuron.spec.ladder
         base = ladder.base if isinstance(ladder, Radix) else 1
-        if not isinstance(neuron.spec.charge, IF) or self.every_step:
+        if neuron.table is not None and self.every_step:
+            emitted = self._compare(neuron, heard)
+        elif not isinstance(neuron.spec.charge, IF) or self.every_step:
             emitted = self._integrate(name, neuron, heard)
         elif isinstance(ladder, Radix) and not ladder.gaps:
             emitted = self._digits(neuron, y)
@@ -465,6 +468,19 @@ class _Windows:
         for _ in range(self.time_steps):
             spikes, state = mt_step_literal(state, torch.zeros_like(v), spec, 1.0)
             said.append(spikes.to(y.dtype))
+        return said
+
+    def _compare(self, neuron: MTNeuron, heard: Tensor) -> list[Tensor]:
+        """A constant current on the thresholds of a function, which get finer step by step."""
+        said, total = [], torch.zeros_like(heard)
+        for t in range(self.time_steps):
+            level = table_at(neuron, self.presentation, t).literal(heard)
+            if neuron.offset is not None:
+                level = level + neuron.offset
+            spec = window_spec(neuron.spec, self.presentation, t)
+            now = totals_step_literal(level, total, spec)
+            said.append(now - total)
+            total = now
         return said
 
     def _integrate(self, name: str, neuron: MTNeuron, heard: Tensor) -> list[Tensor]:

@@ -285,6 +285,77 @@ MUTANTS = (
         ("integer_engine/test_windows.py::test_windows_are_the_same_bits_behind_every_step",),
     ),
     Mutant(
+        15,
+        "neurons/bisection.py",
+        "weights[own, index] = sign.to(torch.int8)",
+        "weights[own, index] = sign.abs().to(torch.int8)",
+        ("neurons/test_bisection.py::test_each_channel_has_thresholds_of_its_own",),
+    ),
+    Mutant(
+        15,
+        "neurons/step_table.py",
+        "level = level + place(weight) * (x >= place(threshold)).to(x.dtype)",
+        "level = level + place(weight).abs() * (x >= place(threshold)).to(x.dtype)",
+        ("neurons/test_bisection.py::test_each_channel_has_thresholds_of_its_own",),
+    ),
+    Mutant(
+        15,
+        "neurons/bisection.py",
+        "places, order = high.sort(stable=True, dim=0)",
+        "places, order = (high + 1).sort(stable=True, dim=0)",
+        ("neurons/test_bisection.py::test_each_channel_has_thresholds_of_its_own",),
+    ),
+    Mutant(
+        15,
+        "neurons/step_table.py",
+        "return torch.bucketize(x.contiguous(), self.thresholds[0].to(x.dtype), right=True)",
+        "return torch.bucketize(x.contiguous(), self.thresholds[0].to(x.dtype), right=False)",
+        (
+            "neurons/test_bisection.py::test_the_table_is_the_definition_next_to_every_threshold_"
+            "and_everywhere[tanh]",
+        ),
+    ),
+    Mutant(
+        15,
+        "neurons/step_table.py",
+        "return torch.cat([start, start + self.weights.long().cumsum(1)], 1)",
+        "return torch.cat([0 * start, self.weights.long().cumsum(1)], 1)",
+        (
+            "neurons/test_bisection.py::test_the_table_is_the_definition_next_to_every_threshold_"
+            "and_everywhere[tanh]",
+        ),
+    ),
+    Mutant(
+        15,
+        "integer_engine/shift_add.py",
+        "there = torch.where(down, free <= threshold, free >= threshold)",
+        "there = free >= threshold",
+        (
+            "integer_engine/test_functions.py::test_networks_of_functions_are_whole_numbers_in_"
+            "every_backend[prelu]",
+        ),
+    ),
+    Mutant(
+        15,
+        "quantization/brevitas_layers.py",
+        "if not self._made or self._made[1] not in (None, made_for):",
+        "if not self._made:",
+        (
+            "quantization/test_formula.py::test_the_table_is_made_again_after_training_moved_the_"
+            "step_and_only_then",
+        ),
+    ),
+    Mutant(
+        15,
+        "spiking/simulate.py",
+        "events = events + pairs",
+        "events = events + 0 * pairs",
+        (
+            "spiking/test_functions.py::test_events_are_thresholds_crossed_and_packets_what_is_"
+            "emitted",
+        ),
+    ),
+    Mutant(
         17,
         "graph/tracing/trace.py",
         "_keep_dropouts_(exported.graph)",

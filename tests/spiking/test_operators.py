@@ -55,7 +55,8 @@ class Made:
 
 @cache
 def made(name: str) -> Made:
-    """A family's network, traced once: what `quantize` traced is kept before it is changed."""
+    """A family's network, traced once: what `quantize` traced is kept before it is changed. Its
+    functions stay analog, so that each operator runs as its rule says."""
     model, kept = network(name), []
 
     def keeping(*words: object) -> fx.GraphModule:
@@ -65,7 +66,7 @@ def made(name: str) -> Made:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(import_module("mt_convert.quantization.quantize"), "trace", keeping)
-        qann = quantize(model, QuantSpec(), calibration=images(16, seed=2))
+        qann = quantize(model, QuantSpec(functions="analog"), calibration=images(16, seed=2))
     return Made(model, kept[0], qann)
 
 
@@ -119,6 +120,28 @@ def test_a_family_is_traced_as_it_computes_converted_exactly_and_fully_reported(
     snn = convert(made(name).qann, verify=images(4, seed=5))
     check_the_verdict(snn)
     check_the_report(snn, name)
+
+
+WITH_FUNCTIONS = {  # families, and what of them stays analog where functions are neurons
+    **{"silu": "", "star_relu": "", "quick_gelu": "", "leaky_by_hand": "", "glu": "", "gate": ""},
+    **{"smooth": "", "shrinking": "", "squeeze_excite": "", "channel_attention": ""},
+    **{"mixer": "layer_norm layer_norm", "routed": ""},
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        n if n in ("quick_gelu", "mixer") else pytest.param(n, marks=pytest.mark.long)
+        for n in WITH_FUNCTIONS
+    ],
+)
+def test_where_functions_are_neurons_only_what_mixes_values_is_analog(name: str) -> None:
+    qann = quantize(network(name), QuantSpec(), calibration=images(16, seed=2))
+    snn = convert(qann, verify=images(4, seed=5))
+    check_the_verdict(snn)
+    analog = [short(row.operator) for row in snn.report.analog[1:]]
+    assert sorted(analog) == WITH_FUNCTIONS[name].split()
 
 
 @pytest.mark.sampled

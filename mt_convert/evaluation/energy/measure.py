@@ -17,7 +17,7 @@ from ...errors import SpecError
 from ...graph.float32 import in_float32
 from ...graph.image_batches import collect
 from ...graph.operations import Operation
-from ...graph.rules import OperatorKind
+from ...graph.rules import NON_LINEAR, OperatorKind
 from ...graph.signals import Signal
 from ...neurons.ladder import Radix
 from ...neurons.layer import MTNeuron
@@ -120,7 +120,7 @@ def _rows(paths: Paths, counts: StepCounts, T: int, images: int) -> list[EnergyR
                     time_steps=T,
                     synops=0,
                     macs=0,
-                    comparisons=layer.spec.ladder.n * directions * neurons * T,
+                    comparisons=_comparisons(layer, directions) * neurons * T,
                     events=float(counts.events[node][:T].sum()) / images,
                     ann_macs=0,
                     bits=(0, 0),
@@ -131,6 +131,16 @@ def _rows(paths: Paths, counts: StepCounts, T: int, images: int) -> list[EnergyR
                 )
             )
     return rows
+
+
+def _comparisons(layer: MTNeuron, directions: int) -> int:
+    """Thresholds that one neuron looks at in a step, in both directions where it is signed. Of a
+    function all of its own at most; a level below a dip is reached from two sides."""
+    count = layer.spec.ladder.n * directions
+    if layer.table is None:
+        return count
+    dips = bool((layer.table.weights < 0).any())
+    return min(layer.table.thresholds.shape[1], count * (1 + dips))
 
 
 def _shifts(layer: MTNeuron, T: int) -> int:
@@ -216,7 +226,7 @@ def _reason(paths: Paths, row: Operation) -> str:
         return "its comparisons" + "; what it passes on is counted as events" * spiking
     if rule.kind is OperatorKind.LINEAR and spiking:
         return rule.reason or "its own additions: events are counted at the weights behind it"
-    said = rule.reason if rule.kind in (OperatorKind.DIFFERENCE, OperatorKind.LINEAR) else ""
+    said = rule.reason if rule.kind in (*NON_LINEAR, OperatorKind.LINEAR) else ""
     return said or _REASONS.get(rule.kind, "")
 
 
@@ -230,4 +240,5 @@ _REASONS = {
     OperatorKind.LINEAR: "additions without weights",
     OperatorKind.PRODUCT: "an element-wise product",
     OperatorKind.DIFFERENCE: "a non-linear function",
+    OperatorKind.FUNCTION: "a non-linear function",
 }

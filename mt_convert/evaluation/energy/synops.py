@@ -53,7 +53,13 @@ def count_synops(
     tally = _Tally(snn, paths, time_steps)
     for images in batches:
         tally.pending.clear()
-        simulate(snn, images, time_steps=time_steps, observe=tally.observe)
+        simulate(
+            snn,
+            images,
+            time_steps=time_steps,
+            observe=tally.observe,
+            observe_pairs=tally.observe_pairs,
+        )
     neurons = {node: tally.events[node] for node in paths.neurons}
     packets = {node: tally.packets[node] for node in paths.neurons}
     return StepCounts(neurons, packets, tally.synops)
@@ -75,6 +81,7 @@ class _Tally:
                 self.reached.setdefault(source, []).append((node, additions))
         self.maxima = [node for node in paths.feeders if node not in paths.neurons]
         self.watched = {item for node in self.maxima for item in paths.feeders[node]}
+        self.pairs: dict[str, Tensor] = {}
         self.pending: dict[int, dict[fx.Node, tuple[Tensor, Tensor]]] = {}
         self.events = {node: _nothing(time_steps) for node in paths.shows}
         self.packets = {node: _nothing(time_steps) for node in paths.shows}
@@ -83,7 +90,7 @@ class _Tally:
     def observe(self, t: int, name: str, total: Tensor, emitted: Tensor) -> None:
         """One layer's totals and emission in one step, in levels."""
         node = self.nodes[name]
-        self._count(t, node, emitted)
+        self._count(t, node, emitted, self.pairs.pop(name, None))
         if node in self.watched:
             arrived = self.pending.setdefault(t, {})
             arrived[node] = total, total - emitted
@@ -102,12 +109,17 @@ class _Tally:
             if len(arrived) == len(self.watched):
                 del self.pending[t]
 
-    def _count(self, t: int, source: fx.Node, emitted: Tensor) -> None:
+    def observe_pairs(self, t: int, name: str, pairs: Tensor) -> None:
+        """Thresholds of a function that were crossed up and down: events beyond its levels."""
+        self.pairs[name] = pairs
+
+    def _count(self, t: int, source: fx.Node, emitted: Tensor, pairs: Tensor | None = None) -> None:
         """Add the events of one source, and what they cause wherever they arrive."""
         shows, axis = self.paths.shows[source], self.axes[source]
         places = torch.zeros(shows.shape, dtype=torch.float64, device=emitted.device)
         for number in self.shown[source] - {0}:
             events = count_events(emitted, ladder_at(self.ladders[number - 1], t))
+            events = events if pairs is None else events + pairs
             images = events.unflatten(axis, (-1, shows.shape[axis]))
             here = images.sum(axis, dtype=torch.float64)
             places += here * (shows == number)

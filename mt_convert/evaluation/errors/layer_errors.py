@@ -25,9 +25,10 @@ from ...spiking.interpreter import Activation, forward_with
 from ...spiking.levels import (
     analog,
     even_response,
+    input_unit,
     ladder_at,
+    level_at,
     quantized_activation,
-    unit,
     worth,
 )
 from ...spiking.model import SpikingModel, spiking_network
@@ -226,6 +227,7 @@ class _NetworkSums:
                 images,
                 time_steps=steps[-1],
                 observe=watch.observe,
+                observe_pairs=watch.observe_pairs,
                 arithmetic=watch.arithmetic,
             )
             for T in steps:
@@ -263,6 +265,7 @@ class _Watch:
         self.arithmetic = _Listening()
         self.arrived: dict[str, Tensor] = {}
         self.events: dict[str, Tensor] = {}
+        self.pairs: dict[str, Tensor] = {}
         self.negative: dict[str, float] = {}
 
     def observe(self, t: int, name: str, totals: Tensor, emitted: Tensor) -> None:
@@ -270,6 +273,8 @@ class _Watch:
         spec = self.sums.neurons[name].spec
         ladder = ladder_at(spec.ladder, t)
         events = count_events(emitted, ladder)
+        if name in self.pairs:
+            events = events + self.pairs.pop(name)
         self.events[name] = self.events[name] + events if name in self.events else events
         if spec.signed:
             down = count_events(emitted.clamp(max=0), ladder).sum(dtype=torch.float64)
@@ -279,6 +284,10 @@ class _Watch:
         if t + 1 in self.steps:
             self._compare(t, name, totals)
             self._count(t, name, totals)
+
+    def observe_pairs(self, t: int, name: str, pairs: Tensor) -> None:
+        """Thresholds of a function that were crossed up and down."""
+        self.pairs[name] = pairs
 
     def _compare(self, t: int, name: str, totals: Tensor) -> None:
         """The layer's errors by cause, in each view."""
@@ -298,7 +307,8 @@ class _Watch:
         """What the layer's neurons have fired, and the potential that is left in them."""
         neuron = self.sums.neurons[name]
         ladder = neuron.spec.ladder
-        charge = self.arrived[name] / unit(neuron, self.presentation, t) + neuron.spec.initial
+        charge = self.arrived[name] / input_unit(neuron, self.presentation, t)
+        charge = level_at(neuron, self.presentation, t, charge) + neuron.spec.initial
         if neuron.offset is not None:
             charge = charge + neuron.offset
         firing = LayerBatch(

@@ -239,6 +239,7 @@ def _known_neuron(item: Fire) -> bool:
     """Whether `totals_step` describes it, with whole thresholds one level apart, in one step."""
     spec = item.spec
     plain = isinstance(spec.charge, IF) and spec.reset is Reset.SOFT and spec.initial == 0.5
+    plain = plain and item.table is None
     return plain and item.together and not isinstance(spec.ladder, (Learned, Digit))
 
 

@@ -14,6 +14,7 @@ from ...errors import CheckpointError, Fault
 from ...graph.nodes import PLAIN, WEIGHTED, layer_of
 from ...graph.serialization import plain_layer_from_json
 from ...quantization.brevitas_layers import QuantAct
+from ...quantization.formula import size_of
 from ...system.plain_data import as_type
 from ..model import SpikingModel
 from ..shapes import ShapeRun
@@ -44,6 +45,17 @@ class _Quantizer:
 
 
 @dataclass(frozen=True)
+class _Function:
+    text: str
+    channels: int
+    axis: int
+    graph: list[_Node]
+    tensors: dict[str, list[str | int]]
+    trained: list[str]
+    table: list[int] | None = None
+
+
+@dataclass(frozen=True)
 class _Content:
     kind: str
     layers: dict[str, dict[str, Any]]
@@ -55,6 +67,8 @@ class _Content:
     tied: list[list[str]] | None = None
     warnings: list[str] | None = None
     float_agreement: list[float | int | None] | None = None
+    functions: list[list[str]] | None = None
+    unrounded_agreement: float | None = None
     calibrated_T: int | None = None
 
 
@@ -155,6 +169,8 @@ def _layer_faults(
             return
     if config.get("type") == "QuantAct":
         as_type(_Quantizer, config)
+    if "function" in config:
+        as_type(_Function, config["function"])
     if config.get("type") == "ConvByStep":
         for half in ("early", "late"):
             inner = as_type(dict[str, Any], config.get(half))
@@ -162,6 +178,8 @@ def _layer_faults(
         return
     held = sum(item.numel() for key, item in tensors.items() if key.startswith(f"{name}."))
     asked = _size(config)
+    if (function := config.get("function")) is not None:
+        asked += size_of(as_type(dict[str, Any], function))
     if asked > held + _SPARE:
         yield Fault(name, f"asks for {asked} numbers", f"its tensors hold {held}")
 

@@ -15,6 +15,7 @@ from ...graph.serialization import plain_layer_from_json, plain_layer_to_json
 from ...neurons.ladder import Firing, ladder_from_json, ladder_to_json
 from ...neurons.layer import MTNeuron
 from ...neurons.spec import IF, LIF, PLIF, NeuronSpec, Reset
+from ...quantization.formula import Formula, table_placeholder
 from ..presentation import Encoder
 from ..weight_grid import weight_levels, weight_step
 
@@ -28,6 +29,7 @@ def spiking_layer_to_json(layer: nn.Module) -> dict[str, Any]:
             "clip": [None if math.isinf(bound) else bound for bound in layer.clip],
             "offset": None if layer.offset is None else list(layer.offset.shape),
             "gain": None if layer.gain is None else list(layer.gain.shape),
+            **_function_to_json(layer),
         }
     if isinstance(layer, Encoder):
         return {"type": "Encoder", "level_bounds": list(layer.level_bounds)}
@@ -44,12 +46,16 @@ def spiking_layer_from_json(config: Mapping[str, Any]) -> nn.Module:
     kind = config["type"]
     if kind == "MTNeuron":
         low, high = config.get("clip") or (0.0, None)  # files of the first version have none
+        function = config.get("function")
+        formula = None if function is None else Formula.from_json(function)
         return MTNeuron(
             neuron_spec_from_json(config),
             torch.ones(()),
             offset=_placeholder(config.get("offset")),
             gain=_placeholder(config.get("gain")),
             clip=(-math.inf if low is None else low, math.inf if high is None else high),
+            table=None if formula is None else table_placeholder(function["table"], formula.axis),
+            formula=formula,
         )
     if kind == "Encoder":
         low, high = config["level_bounds"]
@@ -61,6 +67,15 @@ def spiking_layer_from_json(config: Mapping[str, Any]) -> nn.Module:
     if uneven:
         layer.register_buffer("weight_range", torch.zeros(2, dtype=torch.int64))
     return layer
+
+
+def _function_to_json(layer: MTNeuron) -> dict[str, Any]:
+    """The function that a layer stands for, and the shape of its thresholds."""
+    if layer.table is None:
+        return {}
+    assert isinstance(layer.formula, Formula)
+    shape = list(layer.table.thresholds.shape)
+    return {"function": {**layer.formula.to_json(), "table": shape}}
 
 
 def _placeholder(shape: list[int] | None) -> torch.Tensor | None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,13 @@ from ...graph.leftovers import forget_leftovers
 from ...graph.operations import unknown_operators
 from ...graph.rules import DEFAULT_RULES, Rule
 from ...graph.serialization import graph_from_json, graph_to_json
-from ...quantization.brevitas_layers import quant_layer_from_json, quant_layer_to_json
-from ...quantization.quantize import QuantizedModel
+from ...quantization.brevitas_layers import (
+    QuantAct,
+    quant_layer_from_json,
+    quant_layer_to_json,
+    tables_of,
+)
+from ...quantization.quantize import FunctionRow, QuantizedModel
 from ...quantization.spec import QuantSpec
 from ...quantization.suspicions import not_finite
 from ...system.plain_data import as_type
@@ -80,6 +85,9 @@ def save(network: QuantizedModel | SpikingModel, folder: str | Path) -> None:
         settings["warnings"] = list(said.warnings)
     if said.float_agreement is not None:
         settings["float_agreement"] = [said.float_agreement, said.float_images]
+    if said.functions:
+        settings["functions"] = [list(astuple(row)) for row in said.functions]
+        settings["unrounded_agreement"] = said.unrounded_agreement
     settings["image_shape"] = list(network.image_shape)
     write_network(folder, kind, network.layers, to_json, settings)
 
@@ -103,6 +111,8 @@ def write_network(
         )
     folder = Path(folder)
     tensors = {name: tensor.clone() for name, tensor in layers.state_dict().items()}
+    for name, table in tables_of(layers).items():
+        tensors |= {f"{name}.{leaf}": item.clone() for leaf, item in table.state_dict().items()}
     called = {str(node.target) for node in layers.graph.nodes if node.op == "call_module"}
     content: dict[str, Any] = {
         "schema": NETWORK_SCHEMA,
@@ -208,6 +218,7 @@ def load_quantized(folder: str | Path, spec: QuantSpec) -> QuantizedModel:
     qann = QuantizedModel(network.layers, spec)
     qann.warnings = network.warnings
     qann.float_agreement, qann.float_images = network.float_agreement, network.float_images
+    qann.functions, qann.unrounded_agreement = network.functions, network.unrounded_agreement
     return qann.eval()
 
 
@@ -223,6 +234,8 @@ def _rebuild(
     )
     warnings = tuple(map(str, content.get("warnings", ())))
     agreement = content.get("float_agreement", (None, 0))
+    functions = tuple(FunctionRow(*row) for row in content.get("functions", ()))
+    unrounded = content.get("unrounded_agreement")
     if spiking:
         presentation = Presentation(content["presentation"])
         whole_window = as_type(bool, content["whole_window"])
@@ -233,6 +246,8 @@ def _rebuild(
             float_agreement=agreement[0],
             float_images=agreement[1],
             calibrated_T=content.get("calibrated_T"),
+            functions=functions,
+            unrounded_agreement=unrounded,
         )
         faults = unknown_operators(snn.operations)
         if faults:
@@ -246,6 +261,7 @@ def _rebuild(
     check_network(layers)
     qann.warnings = warnings
     qann.float_agreement, qann.float_images = agreement
+    qann.functions, qann.unrounded_agreement = functions, unrounded
     return qann
 
 
@@ -291,7 +307,7 @@ def _parameters_to_json(layers: fx.GraphModule) -> dict[str, Any]:
 
 def _load_strictly(layers: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:
     """Every tensor to its place, or every misfit in one error."""
-    here = layers.state_dict()
+    here, tensors = layers.state_dict(), _without_tables(layers, tensors)
     faults = [
         Fault(name, f"shape {list(tensors[name].shape)}", f"expected {list(here[name].shape)}")
         for name in here
@@ -313,6 +329,30 @@ def _load_strictly(layers: fx.GraphModule, tensors: Mapping[str, Tensor]) -> Non
         raise CheckpointError(
             f"{many(faults, 'tensor does', 'tensors do')} not fit the network", faults
         )
+
+
+def _without_tables(layers: fx.GraphModule, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that are part of the state; the thresholds of functions of a quantized network
+    are not, and are put in their place here."""
+    left = dict(tensors)
+    for name, layer in layers.named_modules():
+        if not isinstance(layer, QuantAct) or layer.stored_table is None:
+            continue
+        stored = layer.stored_table.state_dict()
+        own = {leaf: left.get(f"{name}.table.{leaf}") for leaf in stored}
+        fits = all(
+            item is not None
+            and item.shape == stored[leaf].shape
+            and item.dtype == stored[leaf].dtype
+            for leaf, item in own.items()
+        )
+        if not fits:
+            fault = Fault(f"{name}.table", "missing, or of another shape", "the file is damaged")
+            raise CheckpointError("the thresholds of a function are not stored", [fault])
+        for leaf, item in own.items():
+            stored[leaf].copy_(item)
+            del left[f"{name}.table.{leaf}"]
+    return left
 
 
 def _tensor(layers: fx.GraphModule, path: str) -> Tensor:

@@ -18,7 +18,7 @@ from ...neurons.layer import MTNeuron
 from ...neurons.spec import LIF, NeuronSpec
 from ...neurons.surrogate import SpikeTime, Surrogate
 from ...neurons.totals import leak_of, totals_step, without_leak
-from ...spiking.levels import unit, window_spec, worth
+from ...spiking.levels import level_at, unit, window_spec, worth
 from ...spiking.presentation import Presentation
 from ..algorithm import Derivative
 from ..surrogate_step import fire, fire_learned, in_place_of
@@ -95,7 +95,9 @@ class TrainedNeuron(nn.Module):
         self.surrogate, self.detach_reset = surrogate, detach_reset
         self.register_buffer("start", neuron.delta.detach().clone())
         self.register_buffer("gain", None if neuron.gain is None else neuron.gain.clone())
-        self.factor = _parameter(self.start.new_zeros(()), learns.thresholds)
+        self.table, self.formula = neuron.table, neuron.formula
+        moves = learns.thresholds and neuron.table is None  # a function's belong to its step
+        self.factor = _parameter(self.start.new_zeros(()), moves)
         self.leak = _parameter(self.start.new_tensor(leak_of(neuron.spec) or 0.0), learns.leaks)
         offset = neuron.offset
         if offset is None and learns.potentials:
@@ -139,7 +141,7 @@ class TrainedNeuron(nn.Module):
             with torch.no_grad():
                 value, state = self(x, presentation, t, before)
             return in_place_of(self._smooth(x, presentation, t, derivative), value), state
-        y = x.to(self.start.dtype) / unit(self, presentation, t)
+        y = self._in_levels(x.to(self.start.dtype), presentation, t)
         y = y if self.offset is None else y + self.offset
         before = self._fresh(y) if before is None else before
         lost = v = None
@@ -151,6 +153,16 @@ class TrainedNeuron(nn.Module):
         if lost is not None:
             v = y - (total.detach() if self.detach_reset else total) + spec.initial
         return total * worth(self, presentation, t), State(total, lost, v, since)
+
+    def _in_levels(self, x: Tensor, presentation: Presentation, t: int) -> Tensor:
+        """The input in levels of step t. Of a function it is the level that its thresholds give,
+        with the gradient of the function."""
+        if self.formula is None:
+            return x / unit(self, presentation, t)
+        smooth: Tensor = self.formula(x) / unit(self, presentation, t)
+        with torch.no_grad():
+            level = level_at(self, presentation, t, x)
+        return level + (smooth - smooth.detach())
 
     def share(self) -> Tensor:
         """The leak within 0 and 1; its gradient passes at the ends too."""
@@ -175,14 +187,26 @@ class TrainedNeuron(nn.Module):
         if share > 0:
             spec = replace(spec, charge=LIF(1 / share, decay_input=False))
         offset = None if self.offset is None else self.offset.detach().clone()
-        return MTNeuron(spec, self.delta, offset=offset, gain=self.gain, clip=self.clip)
+        return MTNeuron(
+            spec,
+            self.delta,
+            offset=offset,
+            gain=self.gain,
+            clip=self.clip,
+            table=self.table,
+            formula=self.formula,
+        )
 
     def _smooth(
         self, x: Tensor, presentation: Presentation, t: int, derivative: Derivative
     ) -> Tensor:
         """The function whose derivative stands for that of the total behind step t."""
-        if derivative is Derivative.ANALOG:
+        if self.formula is not None:
+            x = self.formula(x)
+        elif derivative is Derivative.ANALOG:
             return x.clamp(*self.clip)
+        if derivative is Derivative.ANALOG:
+            return x
         step = unit(self, presentation, t)
         if self.offset is not None:
             x = x + self.offset * step

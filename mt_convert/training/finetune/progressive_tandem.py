@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from ...data import Splits, images
 from ...errors import Fault, SpecError
 from ...graph.nodes import WEIGHTED, layer_nodes
-from ...neurons.ladder import Learned
-from ...spiking.levels import levels
+from ...spiking.levels import fixed_thresholds, levels
 from ...spiking.model import SpikingModel
 from ..accuracy import accuracy
 from ..gradients import Tandem
@@ -125,7 +124,8 @@ def _check(snn: SpikingModel, spec: TrainSpec) -> None:
         hint = "set it to some epochs (the original has 6)"
         fault = Fault("patience", "None", hint)
         raise SpecError("the next layer spikes when accuracy stands still", [fault])
-    learned = [name for name, neuron in snn.neurons() if isinstance(neuron.spec.ladder, Learned)]
-    if learned:
-        fault = Fault(learned[0], "learned gaps", "quantize with equal spacing")
+    fixed = [(name, why) for name, neuron in snn.neurons() if (why := fixed_thresholds(neuron))]
+    if fixed:
+        hint = "quantize with equal spacing, and functions='analog'"
+        fault = Fault(*fixed[0], hint)
         raise SpecError("tandem learning sets thresholds by a percentile", [fault])
