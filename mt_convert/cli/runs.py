@@ -159,7 +159,7 @@ def export(
             metavar="RUN|MODEL", help="The folder of a finished run, or of a stored network."
         ),
     ],
-    to: Annotated[str, typer.Option("--to", help="What to write: tables, c, onnx or qonnx.")],
+    to: Annotated[str, typer.Option("--to", help="What to write: one of the targets below.")],
     out: Annotated[Path, typer.Option(help="Folder for what is written and its verdict.")],
     images: Annotated[int, typer.Option(min=1, help="Compare on at least so many images.")] = 1000,
     check: Annotated[
@@ -177,6 +177,7 @@ def export(
       c       one C99 file of integers alone
       onnx    whole numbers for onnxruntime
       qonnx   whole weights and MultiThreshold nodes, for FINN
+      torch   a program of torch.export on whole numbers
     \b
     Examples:
       mt-convert export runs/digits --to tables --out runs/digits/tables

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .targets import c, onnx, qonnx, tables
+from .verbs import c, onnx, qonnx, tables, torch
 from .verdict import Verdict
 
 __all__ = [
@@ -11,4 +11,5 @@ __all__ = [
     "onnx",
     "qonnx",
     "tables",
+    "torch",
 ]
