@@ -178,6 +178,7 @@ def export(
       onnx    whole numbers for onnxruntime
       qonnx   whole weights and MultiThreshold nodes, for FINN
       torch   a program of torch.export on whole numbers
+      hub     config.json, model.safetensors and a card; networks of every kind, whole
     \b
     Examples:
       mt-convert export runs/digits --to tables --out runs/digits/tables
@@ -186,5 +187,8 @@ def export(
     """
     from ..experiments import export as command
 
-    typer.echo(str(command.run(network, to, out, count=images, again=check)))
+    if to == command.HUB:
+        typer.echo(command.run_hub(network, out, again=check))
+    else:
+        typer.echo(str(command.run(network, to, out, count=images, again=check)))
     typer.echo(f"{'checked' if check else 'wrote'} {out}")

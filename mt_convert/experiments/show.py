@@ -35,7 +35,7 @@ def show(path: Path, console: Console) -> None:
         if (path / PAGE).is_file():
             console.print(f"page: {path / PAGE}", highlight=False, soft_wrap=True)
         return
-    if (path / "network.json").is_file():
+    if _is_network(path):
         _show_network(path, console)
         return
     raise CheckpointError(_nothing(path))
@@ -51,7 +51,7 @@ def plain(path: Path, form: str) -> str:
     if (path / "results.json").is_file():
         rows = stored_rows(path)
         return json_text(results_to_json(rows)) if form == "json" else csv_text(Row, rows)
-    if not (path / "network.json").is_file():
+    if not _is_network(path):
         raise CheckpointError(_nothing(path))
     if form == "csv":
         raise CheckpointError(f"{path} holds a network, which has no rows: use --json")
@@ -91,6 +91,11 @@ def _show_network(path: Path, console: Console) -> None:
         warnings = network.warnings
     for text in warnings:
         console.print(f"warning: {text}", soft_wrap=True, style="yellow")
+
+
+def _is_network(path: Path) -> bool:
+    """Whether a network lies there, as `save` writes it or as the Hub knows it."""
+    return any((path / name).is_file() for name in ("network.json", "config.json"))
 
 
 def _nothing(path: Path) -> str:

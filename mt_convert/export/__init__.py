@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from .hub import from_pretrained, push_to_hub, save_pretrained
 from .verbs import c, onnx, qonnx, tables, torch
 from .verdict import Verdict
 
 __all__ = [
     "Verdict",
     "c",
+    "from_pretrained",
     "onnx",
+    "push_to_hub",
     "qonnx",
+    "save_pretrained",
     "tables",
     "torch",
 ]

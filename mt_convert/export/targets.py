@@ -124,7 +124,7 @@ def export(
 def check_target(target: str) -> None:
     """Raise `SpecError` unless there is such a target."""
     if target not in TARGETS:
-        hint = f"allowed are {', '.join(TARGETS)}"
+        hint = f"allowed are {', '.join(TARGETS)}, and hub"
         raise SpecError("unknown target", [Fault("target", str(target), hint)])
 
 

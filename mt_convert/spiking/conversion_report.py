@@ -126,6 +126,7 @@ class ConversionReport(Records):
     trained, gave the float network's class; exact is said of the quantized network alone.
     ``latency``: how long an image takes, where layers wait for their whole window.
     ``calibrated_T``: the steps it was calibrated for; `simulate` warns where it runs for others.
+    ``data_settings``: how its images are prepared, as timm's ``pretrained_cfg`` says it.
     """
 
     neurons: tuple[NeuronRow, ...]
@@ -137,10 +138,11 @@ class ConversionReport(Records):
     float_images: int = 0
     latency: Latency | None = None
     calibrated_T: int | None = None
+    data_settings: Mapping[str, Any] | None = None
 
     def of_origin(self, origin: ConversionReport) -> ConversionReport:
         """With what holds of a network whatever its neurons are: what its origin's report says."""
-        names = ("warnings", "float_agreement", "float_images", "calibrated_T")
+        names = ("warnings", "float_agreement", "float_images", "calibrated_T", "data_settings")
         return replace(self, **{name: getattr(origin, name) for name in names})
 
     def to_json(self) -> dict[str, Any]:

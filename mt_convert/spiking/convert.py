@@ -111,6 +111,7 @@ def convert(
         warnings=(*qann.warnings, *warnings_of(layers)),
         float_agreement=qann.float_agreement,
         float_images=qann.float_images,
+        data_settings=qann.data_settings,
     )
     if verify is not False:
         probe = (

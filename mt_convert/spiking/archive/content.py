@@ -56,6 +56,7 @@ class _Content:
     warnings: list[str] | None = None
     float_agreement: list[float | int | None] | None = None
     calibrated_T: int | None = None
+    data_settings: dict[str, Any] | None = None
 
 
 def check_content(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
