@@ -178,6 +178,7 @@ def export(
       onnx    whole numbers for onnxruntime
       qonnx   whole weights and MultiThreshold nodes, for FINN
       torch   a program of torch.export on whole numbers
+      nir     integrate-and-fire neurons with scalar thresholds, for other simulators
       hub     config.json, model.safetensors and a card; networks of every kind, whole
     \b
     Examples:

@@ -29,6 +29,7 @@ from . import (
 )
 from .integer_form import IntegerForm, integer_form
 from .programs import torch_program
+from .spiking_graphs import nir_graph, nir_runtime
 from .verdict import FEWEST_IMAGES, Runtime, Verdict, verify
 
 VERDICT = "verdict.json"
@@ -92,6 +93,15 @@ TARGETS = {
         torch_program.TorchProgram,
         onnx_runtimes.sizes,
         "network.pt2",
+    ),
+    "nir": Target(
+        "nir",
+        nir_graph.write_nir,
+        nir_runtime.NirGraph,
+        onnx_runtimes.sizes,
+        "network.nir",
+        missing=lambda: onnx_graph.missing("nir"),
+        refused=nir_graph.nir_refused,
     ),
 }
 

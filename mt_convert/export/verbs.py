@@ -71,3 +71,13 @@ def torch(snn: SpikingModel, file: str | Path, *, images: Any = None) -> Verdict
     It is run in a process of its own. See `tables` for ``images`` and what is raised.
     """
     return export(snn, "torch", file, images=images)
+
+
+def nir(snn: SpikingModel, file: str | Path, *, images: Any = None) -> Verdict:
+    """Write one time step of a converted network as a graph of NIR: whole weights, and for each
+    threshold a population of integrate-and-fire neurons. It reads levels of the image.
+
+    Where SpikingJelly is installed it reads the file, and its logits are compared. See `tables` for
+    ``images`` and what is raised.
+    """
+    return export(snn, "nir", file, images=images)
