@@ -65,7 +65,7 @@ def write_nir(form: IntegerForm, path: Path) -> None:
     encode = form.node("encode")
     metadata = {
         "writer": "mt_convert",
-        "time_steps": 1,
+        "time_steps": form.time_steps,
         "dt": 1.0,
         "image_scale": float(encode.arrays["scale"]),
         "image_low": int(encode.settings["low"]),
