@@ -71,6 +71,7 @@ def main() -> None:
             threads=arguments.threads,
             device=arguments.device,
             memory=not arguments.no_memory,
+            every=True,
         )
         benchmark = merge([time_part(part, arguments.parts) for part in parts(base, arguments.run)])
         write_json(arguments.out / "results.json", benchmark.to_json())

@@ -120,7 +120,7 @@ def bench(
     ],
     batch: Annotated[
         str, typer.Option("--batch", help="Images at once.", metavar="N,N,...")
-    ] = "1,32,128",
+    ] = "1,32",
     time_steps: Annotated[
         str, typer.Option(help="Numbers of steps T of spiking networks.", metavar="T,T,...")
     ] = "1,4",
@@ -132,7 +132,8 @@ def bench(
         ),
     ] = None,
     contender: Annotated[
-        list[str] | None, typer.Option(help="Time these alone; may be repeated. [default: all]")
+        list[str] | None,
+        typer.Option(help="Time these alone; may be repeated. [default: all but those of --all]"),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Turns of each contender, 5 or more.")] = 5,
     threads: Annotated[
@@ -142,14 +143,26 @@ def bench(
         str | None, typer.Option(help="cpu or cuda. [default: the accelerator if there is one]")
     ] = None,
     memory: Annotated[
-        bool, typer.Option(help="Measure peak memory too, each in a process of its own.")
-    ] = True,
+        bool,
+        typer.Option("--memory", help="Measure peak memory too, each in a process of its own."),
+    ] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Time those too that take minutes to compile.")
+    ] = False,
     training: Annotated[
         bool,
         typer.Option(
             "--training",
             help="Time training steps instead: float, quantized and spiking, eager and compiled, "
             "in float32 and bfloat16.",
+        ),
+    ] = False,
+    layers: Annotated[
+        bool,
+        typer.Option(
+            "--layers",
+            help="Time the layers of the integer network instead, worst first: multiply-adds, "
+            "bytes, share of what the machine can do.",
         ),
     ] = False,
     out: Annotated[Path, typer.Option(help="Folder for table, page and picture.")] = Path(
@@ -170,12 +183,21 @@ def bench(
       mt-convert bench runs/r20 --time-steps 1,2,4,8,16 --batch 32
       mt-convert bench resnet18 --contender integer_native --contender fp32_compile
       mt-convert bench runs/r20 --training --batch 128 --time-steps 2
+      mt-convert bench mobilenetv2_100 --layers --batch 1 --time-steps 1
     """
     from ..experiments.bench import command
 
     form = form_of(json_, csv_)
+    if training and layers:
+        raise SpecError("--training and --layers time different things: give one of them")
     if training and csv_:
         raise SpecError("--csv: --training leaves tables of several kinds; use --json")
+    kind = "training" if training else "layers" if layers else "results"
+    run, show = {
+        "training": (command.run_training, command.show_training),
+        "layers": (command.run_layers, command.show_layers),
+        "results": (command.run, command.show),
+    }[kind]
     options = command.BenchOptions(
         networks=tuple(networks),
         batches=numbers("--batch", batch),
@@ -186,13 +208,14 @@ def bench(
         threads=threads,
         device=device,
         memory=memory,
+        every=every,
     )
     with stoppable(f"earlier results in {out} are unchanged"):
-        (command.run_training if training else command.run)(options, out)
+        run(options, out)
     if form is not None:
-        typer.echo(command.plain(out, form, training=training), nl=False)
+        typer.echo(command.plain(out, form, kind), nl=False)
         return
-    (command.show_training if training else command.show)(out, console())
+    show(out, console())
 
 
 @app.command()

@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from ..spiking.model import SpikingModel, spiking_network
 from ..spiking.presentation import Presentation, check_time_steps
 from ..system.devices import device_of
 from .backends import BACKENDS, choose_backend
+from .native.segments import OpNote
 from .program import Accumulate, Program
 from .tracing import trace
 
@@ -121,6 +122,26 @@ class IntegerModel:
             now, emitted = runner.run(images, 1, totals and t == time_steps - 1)
             logits.append(now[0])
         return IntegerRun(torch.stack(logits), emitted)
+
+    @torch.inference_mode()
+    @in_float32()
+    def layer_times(self, images: Tensor, time_steps: int = 1) -> list[tuple[OpNote, float]]:
+        """What the native kernels do for these images, op by op, and the seconds of each.
+
+        Raises:
+            SpecError: another backend; layers that wait for their window.
+        """
+        check_time_steps(time_steps)
+        if self.backend != "native" or self.waits:
+            waits = " and waits for its window" if self.waits else ""
+            raise SpecError(
+                f"layer_times: this network runs by backend {self.backend}{waits}; only the native "
+                "kernels of networks that do not wait are timed by layer"
+            )
+        runner: Any = self._runner(time_steps)
+        images = check_images(images, self._image_shape, reach=self._reach)
+        times: list[tuple[OpNote, float]] = runner.op_times(images, time_steps)
+        return times
 
     def program(self, t: int = 0, time_steps: int | None = None) -> Program:
         """What step t computes; the same in every step where the image is presented once. Where

@@ -9,6 +9,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The batch norms of a network that keep statistics.
+
+    Example:
+        >>> [norm.num_features for norm in batch_norms(nn.Sequential(nn.BatchNorm1d(3)))]
+        [3]
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    return [norm for norm in norms if norm.running_mean is not None]
+
+
 @torch.no_grad()
 def estimate_batch_norm_(
     model: nn.Module, norms: Sequence[_BatchNorm], batches: Iterable[Tensor]

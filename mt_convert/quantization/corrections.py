@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Brevitas warns about torch's own renamings on import
@@ -19,7 +18,7 @@ with warnings.catch_warnings():
 
 from ..errors import Fault, SpecError
 from ..graph.nodes import WEIGHTED, layer_nodes
-from .batch_norm import estimate_batch_norm_
+from .batch_norm import batch_norms, estimate_batch_norm_
 from .brevitas_layers import has_quantized_weight, is_normalized
 from .spec import EQUALIZE
 
@@ -78,14 +77,13 @@ def round_by_gptq_(layers: fx.GraphModule, images: Tensor) -> None:
             gptq.update()
 
 
-def reestimate_batch_norm_(layers: fx.GraphModule, images: Tensor) -> None:
+def estimate_again_(layers: fx.GraphModule, images: Tensor) -> None:
     """Estimate batch-norm statistics again, of the network as it now is.
 
     Raises:
         SpecError: there is no batch norm with statistics.
     """
-    norms = [module for module in layers.modules() if isinstance(module, _BatchNorm)]
-    norms = [norm for norm in norms if norm.running_mean is not None]
+    norms = batch_norms(layers)
     if not norms:
         fault = Fault("after", "reestimate_bn", "keep the batch norms, or leave it out")
         raise SpecError("there is no batch norm whose statistics could be estimated", [fault])
@@ -112,7 +110,7 @@ def correct_bias_(layers: fx.GraphModule, images: Tensor) -> None:
 
 CORRECTIONS: dict[str, Callable[[fx.GraphModule, Tensor], None]] = {
     "gptq": round_by_gptq_,
-    "reestimate_bn": reestimate_batch_norm_,
+    "reestimate_bn": estimate_again_,
     "correct_bias": correct_bias_,
 }
 """What `QuantSpec.after` names, but `equalize_`, which comes before the quantizers."""

@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data import Draw, ImageSet, loader
 from ..data.loading import unwrap_batch
 from ..errors import DataError, Fault, SpecError
-from ..quantization.batch_norm import estimate_batch_norm_
-
-
-def batch_norms(model: nn.Module) -> list[_BatchNorm]:
-    """The batch norms of a network that keep statistics.
-
-    Example:
-        >>> [norm.num_features for norm in batch_norms(nn.Sequential(nn.BatchNorm1d(3)))]
-        [3]
-    """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    return [norm for norm in norms if norm.running_mean is not None]
+from ..quantization.batch_norm import batch_norms, estimate_batch_norm_
 
 
 def check_reestimation(model: nn.Module, dataset: ImageSet, count: int) -> None:

@@ -11,8 +11,9 @@ from small_training import IMAGES, SPEC, quantized_net, splits
 from torch import Tensor, nn
 
 from mt_convert.errors import DataError, SpecError
+from mt_convert.quantization.batch_norm import batch_norms
 from mt_convert.training.accuracy import accuracy
-from mt_convert.training.batch_norm import batch_norms, reestimate_batch_norm_
+from mt_convert.training.batch_norm import reestimate_batch_norm_
 from mt_convert.training.loop import fit
 from mt_convert.training.spec import TrainSpec
 

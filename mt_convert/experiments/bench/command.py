@@ -22,7 +22,7 @@ from ...system.folder_lock import folder_lock
 from ...system.progress import progress
 from ...system.storage import atomic, json_text, read_json, sweep, write_json
 from ..run_page import PAGE
-from . import pages, picture, training
+from . import layers, pages, picture, training
 from .contenders import Case, Contender
 from .limits import measure_machine, product
 from .measure import Group
@@ -41,6 +41,7 @@ class BenchOptions:
     """What is to be timed; the fields are the options of ``mt-convert bench``.
 
     ``levels``: thresholds n, each with every T; None for the fewest with which T steps emit all.
+    ``every``: those too that take minutes to compile; where contenders are named these alone count.
 
     Raises:
         SpecError: nothing named, unknown contenders, too few rounds, a device that is not here; all
@@ -48,14 +49,15 @@ class BenchOptions:
     """
 
     networks: tuple[str, ...]
-    batches: tuple[int, ...] = (1, 32, 128)
+    batches: tuple[int, ...] = (1, 32)
     time_steps: tuple[int, ...] = (1, 4)
     levels: tuple[int, ...] | None = None
     contenders: tuple[str, ...] = ()
     rounds: int = LEAST_ROUNDS
     threads: int | None = None
     device: str | None = None
-    memory: bool = True
+    memory: bool = False
+    every: bool = False
 
     def __post_init__(self) -> None:
         faults = []
@@ -79,11 +81,19 @@ class BenchOptions:
             return [(T, thresholds_for(network.levels, T)) for T in self.time_steps]
         return [(T, n) for T in self.time_steps for n in self.levels]
 
+    def left_out(self, network: Network, batch: int) -> list[Absent]:
+        """What nobody asked for, and how to."""
+        if self.contenders or self.every:
+            return []
+        reason = "takes minutes to compile; --all times it too"
+        slow = [item.name for item in choose_contenders(()) if item.slow]
+        return [Absent(network.name, name, f"batch {batch}", reason) for name in slow]
+
     def entries(self, network: Network, batch: int) -> list[tuple[Contender, Case]]:
         """Everything that is timed together."""
         return [
             (contender, case)
-            for contender in choose_contenders(self.contenders)
+            for contender in choose_contenders(self.contenders, every=self.every)
             for case in contender.cases(batch, self.steps(network), network.levels)
         ]
 
@@ -117,6 +127,29 @@ def show_training(out: Path, console: Console) -> None:
     for line in (*training.findings(speed), *training.missing(speed)):
         console.print(f"- {line}", highlight=False, markup=False)
     console.print(f"page: {out}/training.md", highlight=False, soft_wrap=True)
+
+
+def run_layers(options: BenchOptions, out: Path) -> layers.LayerTimes:
+    """Time the native kernels layer by layer; write table and page to ``out``.
+
+    Raises:
+        MTConvertError: whatever the user can mend; what stood in ``out`` stays.
+    """
+    with folder_lock(out), _threads(options.threads):
+        sweep(out, deep=False)
+        networks = [open_network(word, out / "networks") for word in options.networks]
+        times = layers.time_layers(networks, options.time_steps, options.batches, options.rounds)
+        return layers.publish(times, out)
+
+
+def show_layers(out: Path, console: Console) -> None:
+    """Print what `run_layers` wrote."""
+    times = layers.read(out)
+    for table in layers.rich_tables(times):
+        console.print(table)
+    for line in layers.findings(times):
+        console.print(f"- {line}", highlight=False, markup=False)
+    console.print(f"all layers: {out}/layers.md", highlight=False, soft_wrap=True)
 
 
 def run(options: BenchOptions, out: Path) -> Benchmark:
@@ -157,6 +190,7 @@ def time_networks(options: BenchOptions, store: Path) -> Benchmark:
             place = Place(word, store, str(device), torch.get_num_threads())
             for batch in options.batches:
                 group = Group(network, options.entries(network, batch), options.rounds, limit)
+                group.absent += options.left_out(network, batch)
                 rows = _rows(group, place, memory=options.memory)
                 parts.append(Benchmark(tuple(rows), tuple(group.absent), networks=sizes))
     return merge(parts)
@@ -180,10 +214,13 @@ def _rows(group: Group, place: Place, *, memory: bool) -> list[BenchRow]:
     return rows
 
 
-def plain(out: Path, form: str, *, training: bool = False) -> str:
-    """What a finished benchmark stored, as ``json``, or its rows as ``csv``."""
-    if training:
-        return json_text(read_json(out / "training.json"))
+def plain(out: Path, form: str, kind: str = "results") -> str:
+    """What a finished benchmark stored, as ``json``, or its rows as ``csv``; ``kind`` says which of
+    its files: results, training or layers."""
+    if kind == "layers" and form == "csv":
+        return csv_text(layers.LayerRow, layers.read(out).rows)
+    if kind != "results":
+        return json_text(read_json(out / f"{kind}.json"))
     benchmark = read_json(out / "results.json", benchmark_from_json)
     return json_text(benchmark.to_json()) if form == "json" else csv_text(BenchRow, benchmark.rows)
 

@@ -59,6 +59,7 @@ class Contender:
     ``thresholds``: n of a peer's neurons, 0 for any number of spikes in a step; of ours None.
     ``binary``: n thresholds emit the n bits of a level, so that n follows from the levels.
     ``digits``: a level is emitted in digits, so that T follows from n and the levels.
+    ``slow``: it takes minutes to compile, and is left out unless asked for.
     ``reference`` is what it is compared with, if not what its kind is.
     """
 
@@ -71,6 +72,7 @@ class Contender:
     thresholds: int | None = None
     binary: bool = False
     digits: bool = False
+    slow: bool = False
     reference: Callable[[Network, Case], Runner] | None = None
 
     def available(self, device: torch.device) -> str | None:

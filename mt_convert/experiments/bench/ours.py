@@ -34,10 +34,11 @@ def _prepare(name: str, spiking: Callable[[Network, int], SpikingModel]) -> Prep
     return prepare
 
 
-def _backend(name: str, about: str) -> Contender:
+def _backend(name: str, about: str, *, slow: bool = False) -> Contender:
     """The integer network of equal thresholds on one backend."""
     prepare = _prepare(name, Network.spiking)
-    return Contender(f"integer_{name}", ContenderKind.INTEGER, about, prepare, _missing(name))
+    kind, missing = ContenderKind.INTEGER, _missing(name)
+    return Contender(f"integer_{name}", kind, about, prepare, missing, slow=slow)
 
 
 def _missing(name: str) -> Callable[[torch.device], str | None]:
@@ -84,7 +85,7 @@ CONTENDERS = (
         digits=True,
         reference=_prepare(REFERENCE, Network.radix),
     ),
-    _backend("compile", "integer network in float containers, torch.compile"),
+    _backend("compile", "integer network in float containers, torch.compile", slow=True),
     _backend("torch", "integer network in float containers, plain torch: the reference"),
     Contender(
         "simulate",
@@ -97,5 +98,6 @@ CONTENDERS = (
         ContenderKind.INTEGER,
         "simulation in float, torch.compile",
         _simulation(CompiledSimulation),
+        slow=True,
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from ...report.html.charts import bars
@@ -17,6 +18,17 @@ from .rows import Benchmark, BenchRow
 
 HEADINGS = ("contender", "T", "n", "µs per image", "range", "× best float")
 MORE = ("of the limit", "peak MiB", "checked")
+NARROW = {  # on a terminal of 80 columns
+    "contender": "contender",
+    "T": "T",
+    "n": "n",
+    "median µs": "µs per image",
+    "least": "fastest",
+    "× float": "× best float",
+    "limit": "of the limit",
+    "MiB": "peak MiB",
+    "checked": "checked",
+}
 ONNX_INT8 = ("onnxruntime_int8", "onnxruntime_int8_sums")
 LEGEND = (
     "µs per image: the median of the rounds, in each of which every contender had its turn; range: "
@@ -136,12 +148,20 @@ def rich_tables(benchmark: Benchmark) -> list[Table]:
     """A table for each network and batch."""
     tables = []
     for (network, batch), rows in groups(benchmark.rows).items():
-        table = Table(title=f"{network}, batch {batch}", title_justify="left")
-        for name in (*HEADINGS, *MORE):
+        table = Table(
+            title=f"{network}, batch {batch}",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
+        for heading, name in NARROW.items():
             left = name in ("contender", "checked")
-            table.add_column(name, justify="left" if left else "right", no_wrap=name == "contender")
+            table.add_column(heading, justify="left" if left else "right", no_wrap=not left)
         for row in rows:
-            table.add_row(*cells(row))
+            text = dict(zip((*HEADINGS, *MORE), cells(row), strict=True))
+            text["fastest"] = _short(row.us_low)
+            table.add_row(*(text[name] for name in NARROW.values()))
         tables.append(table)
     return tables
 

@@ -20,8 +20,9 @@ def all_contenders() -> Mapping[str, Contender]:
     return {item.name: item for item in (*ours.CONTENDERS, *rivals.CONTENDERS)}
 
 
-def choose_contenders(names: Iterable[str]) -> list[Contender]:
-    """The contenders of these names, in the order of the table; all where none is named.
+def choose_contenders(names: Iterable[str], *, every: bool = True) -> list[Contender]:
+    """The contenders of these names, in the order of the table; where none is named ``every`` one,
+    or those that are not slow to make ready.
 
     Raises:
         SpecError: unknown names, all of them.
@@ -31,4 +32,8 @@ def choose_contenders(names: Iterable[str]) -> list[Contender]:
     faults = [Fault("--contender", name, allowed) for name in sorted(selected - set(contenders))]
     if faults:
         raise SpecError(f"{many(faults, 'unknown contender', 'unknown contenders')}", faults)
-    return [item for name, item in contenders.items() if not selected or name in selected]
+    return [
+        item
+        for name, item in contenders.items()
+        if (name in selected if selected else every or not item.slow)
+    ]

@@ -1,7 +1,8 @@
 """The text of a recipe: YAML to a tree of plain values that knows the line of each of its keys.
 
 Knows nothing of what a recipe may contain; `validation` checks that. Duplicate keys, anchors and
-tags are refused, and ``1e-4`` is a number, which plain YAML 1.1 takes for text.
+tags are refused; ``1e-4`` is a number, which plain YAML 1.1 takes for text, and ``no`` is a word,
+which it takes for false: as in YAML 1.2, ``true`` and ``false`` alone are truths.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ _PLAIN_TAGS = (
 
 
 class _Loader(yaml.SafeLoader):
-    """yaml.SafeLoader without anchors, dates and merges, and with 1e-4 as a number."""
+    """yaml.SafeLoader without anchors, dates and merges, with 1e-4 as a number and no as a word."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, Any]]]] = {
         first: [
-            (tag, pattern) for tag, pattern in rules if not tag.endswith(("timestamp", "merge"))
+            (tag, pattern)
+            for tag, pattern in rules
+            if not tag.endswith(("timestamp", "merge", "bool"))
         ]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -48,6 +51,9 @@ class _Loader(yaml.SafeLoader):
             self.depth -= 1
 
 
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,8 @@ from .. import torch_backend
 from ..program import Accumulate, Encode, Fire, Operate, Program, ReadOut
 from . import build
 from .layout import IMAGES, LOGITS, Call, External
-from .lowering import Lowered, lower
-from .segments import Segment
+from .lowering import Lowered, lower, title
+from .segments import OpNote, Segment
 
 
 class NativeBackend:
@@ -47,6 +48,7 @@ class NativeBackend:
         self._externals = (External * (len(self._lowered.externals) + 2))()
         self._call = _prepare_call(self._lowered, self._externals)
         self._steps: dict[tuple[int, int], Any] = {}
+        self._times: dict[int, Any] = {}  # of each op, by piece of work, while somebody asks
 
     @torch.inference_mode()
     def run(
@@ -82,6 +84,31 @@ class NativeBackend:
                 layer_totals = self._run_pieces(images, logits, totals)
         return logits, layer_totals
 
+    def op_times(
+        self, images: Tensor, time_steps: int, *, threads: int | None = None
+    ) -> list[tuple[OpNote, float]]:
+        """What each op of the kernels does, and the seconds that it took for these images, over all
+        steps; last, what ran in torch, op by op. Parameters are those of `run`.
+        """
+        work = self._lowered.work
+        self._times = {
+            index: (ctypes.c_int64 * len(piece.notes))() if isinstance(piece, Segment) else [0.0]
+            for index, piece in enumerate(work)
+        }
+        try:
+            self.run(images, time_steps, threads=threads)
+            found: list[tuple[OpNote, float]] = []
+            for index, piece in enumerate(work):
+                taken = self._times[index]
+                if isinstance(piece, Segment):
+                    found += zip(piece.notes, (value / 1e9 for value in taken), strict=True)
+                else:
+                    item = self._lowered.programs[0].instructions[piece]
+                    found.append((OpNote(title(item), "in torch"), taken[0]))
+            return found
+        finally:
+            self._times, self._call.times = {}, None
+
     def _prepare(self, images: Tensor, logits: Tensor, threads: int) -> None:
         """Set up the arena and the fields shared by all calls of a run."""
         call, lowered = self._call, self._lowered
@@ -116,6 +143,7 @@ class NativeBackend:
             assert isinstance(piece, Segment)
             call.n_ops = len(piece.ops[0])
             call.steps = ctypes.addressof(self._step_pointers(segment, end)) + 8 * first
+            call.times = ctypes.addressof(self._times[segment]) if self._times else None
         self._library.mt_run(ctypes.addressof(call))
 
     def _step_pointers(self, segment: int, end: int) -> Any:
@@ -159,7 +187,10 @@ class NativeBackend:
                 if isinstance(piece, Segment):
                     self._run_segment(index, piece, values, t, len(images))
                 else:
+                    begun = time.perf_counter()
                     self._run_in_torch(program.instructions[piece], values, state, logits[t])
+                    if self._times:
+                        self._times[index][0] += time.perf_counter() - begun
         if not totals:
             return {}
         tensors = self._total_tensors(len(images))

@@ -29,8 +29,8 @@ from .layout import STRUCTURES
 from .library_cache import ForeignFolder, LibraryCache
 
 COMPILE = Path(__file__).with_name("compile.py")
-SOURCE = Path(__file__).with_name("kernels.cpp")
-FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-fno-fast-math", "-ffp-contract=off")
+KERNELS = Path(__file__).with_name("kernels")
+FLAGS = ("-O3", "-std=c++17", "-pthread", "-fno-fast-math", "-ffp-contract=off")
 _AVX512 = ("f", "bw", "vl", "dq", "vnni")
 INSTRUCTION_SETS = {  # best first: flags, and what the CPU must have
     "avx512_vnni": (
@@ -118,7 +118,8 @@ def _library_path(instruction_set: str) -> Path:
     flags = ("-DMT_EMULATE_VNNI",) if emulated else INSTRUCTION_SETS[instruction_set][0]
     flags = (*FLAGS, *flags)
     surroundings = [os.environ.get(name, "") for name in ("CFLAGS", "CPPFLAGS", "LDFLAGS")]
-    parts = [SOURCE.read_text(), *flags, _compiler_version(), *surroundings]
+    sources = (path.read_text() for path in sorted(KERNELS.iterdir()))
+    parts = [*sources, *flags, _compiler_version(), *surroundings]
     digest = hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()[:16]
     name, where = f"kernels-{instruction_set}-{digest}", _cache()
     hint = "set MT_CONVERT_CACHE to a folder of your own that can be written"
@@ -157,7 +158,7 @@ def _compiler_version() -> str:
 def _build(cache: LibraryCache, name: str, flags: tuple[str, ...]) -> Path:
     """Compile beside the target, then move: several processes may do so at once."""
     with cache.building() as folder:
-        source = str(shutil.copy(SOURCE, folder))
+        source = str(Path(shutil.copytree(KERNELS, folder / KERNELS.name), "kernels.cpp"))
         sizes = ",".join(map(str, _sizes()))
         command = [sys.executable, "-P", str(COMPILE), source, str(folder), sizes, *flags]
         code, said = _run(command, BUILDING_S)
@@ -218,5 +219,5 @@ def _last_line(said: str, code: int | None) -> str:
 
 
 def _unavailable(what: str) -> NativeUnavailable:
-    hint = 'backend="torch" gives the same numbers; or install g++ 9 or newer with OpenMP'
+    hint = 'backend="torch" gives the same numbers; or install g++ 9 or newer'
     return NativeUnavailable("the native backend cannot run here", [Fault("native", what, hint)])

@@ -22,7 +22,7 @@ def compile_library(source: Path, folder: Path, flags: list[str]) -> Path:
         [str(source)],
         language="c++",
         extra_compile_args=flags,
-        extra_link_args=["-fopenmp"],
+        extra_link_args=["-pthread"],
     )
     command = build_ext(Distribution({"name": "kernels", "ext_modules": [extension]}))
     command.build_lib = command.build_temp = str(folder)

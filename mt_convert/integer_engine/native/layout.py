@@ -1,4 +1,4 @@
-"""What Python and the kernels share: the numbers and structures of kernels.cpp, in its order.
+"""What Python and the kernels share: the numbers and structures of structures.h, in its order.
 
 `build.library` compares their sizes with those of the build.
 """
@@ -76,6 +76,7 @@ class Call(ctypes.Structure):
         *((name, c_int32) for name in ("n_values", "n_ops", "n_last_ops", "n_externals")),
         *((name, c_int32) for name in ("batch", "first_step", "end_step", "threads")),
         *((name, c_int32) for name in ("keep_images", "skip")),
+        ("times", c_void_p),
     ]
 
 

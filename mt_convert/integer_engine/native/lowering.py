@@ -16,10 +16,12 @@ from ...errors import SpecError
 from ...neurons.ladder import PowerOfTwo
 from ..program import Accumulate, Encode, Fire, Instruction, Operate, Program, Sum
 from .arena import Arena
+from .build import EMULATED_VNNI
 from .layout import (
     BYTES,
     BYTES_AND_OWN,
     COPY,
+    DEPTHWISE,
     FIRE,
     FLATTEN,
     IMAGES,
@@ -40,7 +42,7 @@ from .layout import (
 from .operators import Grid, Move, Window, grid_of
 from .packing import Kept, Packing
 from .plans import FARTHEST_TARGET, Plan, Plans, inputs, outputs
-from .segments import Segment, layers_to_fuse, segments
+from .segments import OpNote, Segment, layers_to_fuse, segments
 
 L1_BYTES = 16384  # of input rows to work on at a time
 
@@ -91,7 +93,8 @@ class _Writer:
         )
         self.values, self.number = self.arena.values, self.arena.number
         self.kept = Kept()
-        self.packing = Packing(self.kept, short_sums=instruction_set == "avx2")
+        vnni = instruction_set in ("avx512_vnni", EMULATED_VNNI)
+        self.packing = Packing(self.kept, short_sums=instruction_set == "avx2", quads=vnni)
         self.externals: dict[tuple[str, int], int] = {}
 
     def lower(self) -> Lowered:
@@ -114,7 +117,9 @@ class _Writer:
             needs = {plans.roots[v] for item in later for v in inputs(plans.items[item])}
             segment.after = sorted(needs & results & set(self.number))
             for index in range(len(self.programs)):
+                self.notes: list[OpNote] = []
                 segment.ops.append(self._array(self._ops(segment, index)))
+                segment.notes = self.notes
         fires = [item for item in plans.items if isinstance(item, Fire) and item.out in self.number]
         totals = {item.name: item.out for item in fires if item.out in plans.producers}
         stores = [self._border(STORE, value, "total") for value in totals.values()]
@@ -129,7 +134,7 @@ class _Writer:
             externals=self.externals,
             totals=totals,
             total_ops=self._array(stores),
-            outside=tuple(_title(plans.items[i]) for i in self.work if isinstance(i, int)),
+            outside=tuple(title(plans.items[i]) for i in self.work if isinstance(i, int)),
             alive=self.kept.alive,
         )
 
@@ -137,8 +142,9 @@ class _Writer:
         return (Op * len(ops))(*ops)
 
     def _ops(self, segment: Segment, index: int) -> list[Any]:
-        """The ops of a segment in one program."""
+        """The ops of a segment in one program, and a note of each."""
         ops = [self._border(LOAD, value, "value") for value in segment.before]
+        self.notes += [OpNote(f"value {value}", "from torch") for value in segment.before]
         inside = set(self.fused_layers.values())
         for place in segment.items:
             item, plan = self.programs[index].instructions[place], self.plans.plans[place]
@@ -152,7 +158,25 @@ class _Writer:
                 ops += self._operator(item, plan)
             else:
                 ops.append(self._sum(place, item, index))
+            self.notes += [self._note(place, op) for op in ops[len(self.notes) :]]
+        self.notes += [OpNote(f"value {value}", "to torch") for value in segment.after]
         return ops + [self._border(STORE, value, "value") for value in segment.after]
+
+    def _note(self, place: int, op: Any) -> OpNote:
+        """What an op does, of the instruction ``place``."""
+        item = self.plans.items[place]
+        layer = self.plans.items[self.fused_layers.get(place, place)]
+        moved = sum(self.values[number].bytes for number in (op.in_, op.out) if number >= 0)
+        if not isinstance(layer, Accumulate):
+            kind = "image" if isinstance(item, Encode) else type(item).__name__.lower()
+            return OpNote(title(item), kind, moved=moved)
+        kind = f"linear {len(layer.weight)}"
+        if layer.weight.dim() == 4:
+            size, (stride, _) = "x".join(map(str, layer.weight.shape[2:])), layer.geometry[0]
+            own = "depthwise" if op.kind == DEPTHWISE else "conv"
+            kind = f"{own} {size}" + (f" /{stride}" if stride > 1 else "")
+        weights = layer.weight.numel()
+        return OpNote(layer.name, kind, weights * op.rows * op.columns, weights, moved)
 
     def _op(self, kind: int, grid: Grid, **fields: Any) -> Any:
         op = Op(kind=kind, in_=-1, out=-1, rows=grid.height, columns=grid.width)
@@ -298,7 +322,7 @@ class _Writer:
         return kinds.get(tuple(term.value < 0 for term in terms), OTHERWISE)
 
 
-def _title(item: Instruction) -> str:
+def title(item: Instruction) -> str:
     """What to call an instruction that runs in torch."""
     if isinstance(item, Operate):
         return str(getattr(item.target, "__name__", item.target))

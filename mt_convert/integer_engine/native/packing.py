@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..program import Accumulate
-from .layout import DEPTHWISE, DOT, INT16_WEIGHTS, SHORT, WHOLE, Block, Constant, Piece, Value
+from .layout import DEPTHWISE, DOT, INT16_WEIGHTS, SHORT, WHOLE, WIDE, Block, Constant, Piece, Value
 from .operators import Grid
 from .plans import Plan
 
@@ -54,11 +54,12 @@ class Kept:
 class Packing:
     """The weights of layers, in the form that an instruction set wants.
 
-    ``short_sums``: the kernels add pairs of products in int16 as long as they fit.
+    ``short_sums``: the kernels add pairs of products in int16 as long as they fit. ``quads``: they
+    add four products at once also where each channel has weights of its own.
     """
 
-    def __init__(self, kept: Kept, short_sums: bool) -> None:
-        self.kept, self.short_sums = kept, short_sums
+    def __init__(self, kept: Kept, *, short_sums: bool, quads: bool) -> None:
+        self.kept, self.short_sums, self.quads = kept, short_sums, quads
         self.packed: dict[int, list[tuple[Tensor, dict[str, Any]]]] = {}
 
     def layer(
@@ -75,7 +76,7 @@ class Packing:
         groups = item.geometry[3] if item.geometry else 1
         packed: dict[str, Any] = {}
         sums = weight.flatten(1).long().sum(1) * value.low
-        packed["correction"] = self.kept.tensor(F.pad(sums.int(), (0, 32)), torch.int32)
+        packed["correction"] = self.kept.tensor(F.pad(sums.int(), (0, 64)), torch.int32)
         each = len(weight) if plan.kind == DEPTHWISE else len(weight) // groups
         blocks = [
             Block(start + c, min(16, each - c), start // each * weight.shape[1] + c * own)
@@ -97,14 +98,24 @@ class Packing:
             taps = [(offset, length) for offset in offsets[::joined]]
             packed |= self._dot_weights(quads, taps, most)
         else:
-            rows = weight.flatten(1).t()  # by tap, or by input channel
-            rows = F.pad(rows, (0, -len(weight) % 16))
-            by_block = rows.reshape(len(rows), -1, 16).transpose(0, 1)
-            packed["weights"] = self.kept.tensor(by_block, torch.int8)
+            own = plan.kind == DEPTHWISE
+            in_order = self._depthwise(weight, plan) if own else _sixteen_by_pair(weight.flatten(1))
+            packed["weights"] = self.kept.tensor(in_order, torch.int8)
+            packed["sums"] = SHORT if plan.kind == WIDE and most <= 32767 else WHOLE
             pieces = [Piece(offset, 1, 0) for offset in offsets]
             packed["pieces"], packed["n_pieces"] = self.kept.structs(Piece, pieces), len(pieces)
         self.packed[place].append((item.weight, packed))
         return packed
+
+    def _depthwise(self, weight: Tensor, plan: Plan) -> Tensor:
+        """Weights of channels by themselves, in the order of the kernel for their windows."""
+        if not self.quads:
+            return _sixteen_by_tap(weight.flatten(1))
+        columns = weight.shape[3], plan.window.stride[1], plan.window.dilation[1]
+        if columns != (3, 1, 1):
+            return _quads_of_taps(weight.flatten(1))
+        pairs = [F.pad(weight, (shift, 1 - shift)) for shift in range(2)]  # two pixels, one read
+        return _quads_of_taps(torch.stack(pairs, 3).flatten(1))
 
     def _dot_weights(self, quads: Tensor, taps: list[tuple[int, int]], most: int) -> dict[str, Any]:
         """Weights [blocks, quads, 16, 4] in order of use, and the pieces of input they meet."""
@@ -140,6 +151,25 @@ def _quads(weight: Tensor, each: int) -> Tensor:
     flat = channels_last.reshape(len(weight) // each, each, -1, 4)
     padded = F.pad(flat, (0, 0, 0, 0, 0, -each % 16))
     return padded.reshape(-1, 16, *padded.shape[2:]).transpose(1, 2).contiguous()
+
+
+def _sixteen_by_tap(weight: Tensor) -> Tensor:
+    """Weights [channels, taps] as [blocks, taps, 16]."""
+    rows = F.pad(weight.t(), (0, -len(weight) % 16))
+    return rows.reshape(len(rows), -1, 16).transpose(0, 1)
+
+
+def _sixteen_by_pair(weight: Tensor) -> Tensor:
+    """Weights [out, inputs] as [blocks, pairs of inputs, 16, 2]."""
+    padded = F.pad(weight, (0, weight.shape[1] % 2, 0, -len(weight) % 16))
+    return padded.reshape(len(padded) // 16, 16, -1, 2).transpose(1, 2)
+
+
+def _quads_of_taps(weight: Tensor) -> Tensor:
+    """Weights [channels, taps] as `join_taps` in the kernels orders bytes, 64 channels after 64."""
+    padded = F.pad(weight, (0, -weight.shape[1] % 4, 0, -len(weight) % 64))
+    parts = padded.reshape(len(padded) // 64, 4, 4, 4, -1, 4)  # 16 j + 4 k + i, quad, tap
+    return parts.permute(0, 4, 2, 1, 3, 5)
 
 
 def _int16_chunks(quads: Tensor, most: int) -> list[int] | None:

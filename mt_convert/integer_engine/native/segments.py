@@ -11,12 +11,25 @@ from ..program import Accumulate, Fire, ReadOut
 from .plans import Plans, inputs
 
 
+@dataclass(frozen=True)
+class OpNote:
+    """What an op does: multiply-adds for an image, bytes of weights and of what is read and written
+    of an image."""
+
+    name: str
+    kind: str
+    macs: int = 0
+    weights: int = 0
+    moved: int = 0
+
+
 @dataclass
 class Segment:
     """Ops of each program, and the values to fetch from torch before and to hand to it after."""
 
     items: list[int]
     ops: list[Any] = field(default_factory=list)
+    notes: list[OpNote] = field(default_factory=list)  # of the ops
     before: list[int] = field(default_factory=list)
     after: list[int] = field(default_factory=list)
 

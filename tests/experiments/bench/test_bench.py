@@ -294,6 +294,21 @@ def test_contenders_are_chosen_by_name_and_all_unknown_ones_are_told() -> None:
     assert "fp32_eager" in told.value.faults[0].hint
 
 
+def test_what_is_slow_to_compile_is_named_unless_it_is_asked_for(tiny: Network) -> None:
+    usual = command.BenchOptions(("tiny",))
+    slow = {item.name for item in all_contenders().values() if item.slow}
+    named = {item.contender for item in usual.left_out(tiny, 1)}
+    timed = {contender.name for contender, _ in usual.entries(tiny, 1)}
+    assert slow == named == {"integer_compile", "simulate_compile"}
+    assert timed | named == set(all_contenders())
+    assert dataclasses.replace(usual, every=True).left_out(tiny, 1) == []
+    assert "simulate_compile" in {
+        contender.name for contender, _ in dataclasses.replace(usual, every=True).entries(tiny, 1)
+    }
+    asked = dataclasses.replace(usual, contenders=("simulate_compile",))
+    assert {contender.name for contender, _ in asked.entries(tiny, 1)} == {"simulate_compile"}
+
+
 def test_brevitas_in_its_own_inference_mode_computes_the_same(tiny: Network) -> None:
     pytest.importorskip("onnx", reason="Brevitas keeps it beside its exporters, which import onnx")
     qann = copy.deepcopy(tiny.qann)
@@ -476,7 +491,7 @@ def test_the_command_leaves_rows_page_and_picture_and_ctrl_c_leaves_them_be(
     monkeypatch.setattr(limits, "COPIED", {"cpu": 4096})
     monkeypatch.setattr(timing, "PAUSE", 0.0)
     threads = torch.get_num_threads()
-    done = quick(tmp_path, "--no-memory", "--threads", "1")
+    done = quick(tmp_path, "--threads", "1")
     assert done.exit_code == 0, done.output
     assert torch.get_num_threads() == threads
     assert "digits_cnn, batch 2" in done.output
@@ -495,7 +510,7 @@ def test_the_command_leaves_rows_page_and_picture_and_ctrl_c_leaves_them_be(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "_rows", stopped)
-    done = quick(tmp_path, "--no-memory")
+    done = quick(tmp_path)
     assert done.exit_code == 130
     assert (tmp_path / "results.json").read_text() == stored
 

@@ -359,6 +359,19 @@ def test_numbers_are_read_as_people_write_them() -> None:
     assert yaml_tree.parse("layer1e5", "text").value == "layer1e5"
 
 
+def test_no_is_a_word_and_true_is_a_truth(write: Write) -> None:
+    for text in ("no", "yes", "on", "Off", "n"):
+        assert yaml_tree.parse(text, "text").value == text
+    for text, value in (("true", True), ("False", False)):
+        assert yaml_tree.parse(text, "text").value is value
+    training = load_recipe(write(SMALL), ["train.mixed_precision=no"]).train
+    assert training is not None
+    assert training.mixed_precision == "no"
+    with pytest.raises(RecipeError) as error:
+        load_recipe(write(SMALL), ["train.compile=no"])
+    assert error.value.faults[0].hint == "allowed: true or false"
+
+
 def test_here_faults_name_what_this_machine_lacks(write: Write) -> None:
     words = ["model.architecture=resnet19", "model.checkpoint=gone.pt", "data.root=/nowhere"]
     found = {fault.where: fault for fault in faults_here(load_recipe(write(SMALL), words))}

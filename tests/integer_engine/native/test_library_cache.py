@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -204,10 +203,11 @@ def test_the_fall_back_is_said_once(
 
 
 def test_a_program_is_stopped_with_all_it_started(tmp_path: Path) -> None:
-    begun = time.monotonic()
-    code, _ = build._run(["sh", "-c", f"sleep 1000 & echo $! > {tmp_path}/pid; wait"], 0.3)
-    assert code is None
-    child = (tmp_path / "pid").read_text().strip()
+    started = tmp_path / "pid"
+    for seconds in (0.3, 3.0, 30.0):  # until the shell came so far: a busy machine is slow
+        code, _ = build._run(["sh", "-c", f"sleep 1000 & echo $! > {started}; wait"], seconds)
+        assert code is None
+        if started.is_file() and (child := started.read_text().strip()):
+            break
     found = subprocess.run(["ps", "-o", "stat=", "-p", child], capture_output=True, text=True)
     assert found.stdout.strip() in ("", "Z", "Zs")
-    assert time.monotonic() - begun < 30

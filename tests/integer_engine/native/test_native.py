@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import random
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -309,6 +311,26 @@ def test_two_threads_give_the_numbers_of_torch(seed: int) -> None:
     check(random_program(seed), steps=(1, 4), batches=(1, 5), threads=(2,), sets=SETS[:1])
 
 
+def test_callers_at_once_and_a_child_of_a_fork_give_the_numbers_of_torch() -> None:
+    """The kernels' threads serve one caller at a time, and a fork leaves them behind."""
+    backend = check(random_program(40), steps=(1,), batches=(5,), threads=(1, 2, 7))
+    images = torch.randn(5, *backend._lowered.programs[0].values[0].shape)
+    wanted = backend.run(images, 1, threads=1)[0]
+    programs = backend._lowered.programs
+    with ThreadPoolExecutor(4) as callers:
+        found = callers.map(
+            lambda number: NativeBackend(programs).run(images[: number % 5 + 1], 1, threads=2)[0],
+            range(24),
+        )
+        for number, logits in enumerate(found):
+            assert torch.equal(logits, wanted[:, : number % 5 + 1])
+    child = os.fork()
+    if child == 0:
+        equal = torch.equal(backend.run(images[:1], 1, threads=2)[0], wanted[:, :1])
+        os._exit(0 if equal else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("most", [64, 127])
 def test_extreme_sums_do_not_saturate(sign: int, most: int) -> None:
@@ -336,6 +358,50 @@ def test_long_sums_of_any_width_do_not_saturate(high: int, most: int) -> None:
     limit = 70.0 * 9 * most * high
     net.values[value] = Whole((18, 3, 3), -limit, limit)
     check(net.program(Sum((Term(value, torch.ones(1, 1, 1, 1)),), None)), scale=8.0, steps=(1,))
+
+
+WINDOWS = [
+    ((3, 3), (1, 1), (1, 1)),
+    ((3, 3), (2, 2), (1, 1)),
+    ((2, 3), (2, 1), (1, 1)),
+    ((5, 5), (1, 1), (1, 1)),
+    ((3, 3), (1, 1), (1, 2)),
+    ((1, 5), (1, 2), (1, 1)),
+]
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("columns", [3, 8, 13, 31])
+@pytest.mark.parametrize("channels", [5, 24, 70])
+def test_windows_of_any_shape(channels: int, columns: int) -> None:
+    """Channels by themselves and together: what kernels do in quads, pairs, rows and tiles."""
+    net = Net(columns + channels, image=(3, 5, columns))
+    wide = net.fire(net.sum(net.layer(net.image, channels)), bounds=(-8, 7))
+    votes = []
+    for kernel, stride, dilation in WINDOWS:
+        padding = (kernel[0] // 2 * dilation[0], kernel[1] // 2 * dilation[1])
+        ways = {"stride": stride, "padding": padding, "dilation": dilation}
+        own = net.layer(wide, channels, kernel, groups=channels, most=127, **ways)
+        value = net.fire(net.sum(own), bounds=(0, 255))
+        joined = net.layer(value, channels, kernel, most=127, **ways)
+        votes.append(net.layer(net.pooled(net.fire(net.sum(joined))), 3, None))
+    check(net.program(net.sum(*votes)), steps=(1, 2), batches=(1,), threads=(1, 2))
+
+
+@pytest.mark.parametrize("high", [15, 8191, 8192, 15000])
+def test_sums_of_numbers_beyond_int16(high: int) -> None:
+    net = Net(3, image=(2, 2, 2))
+    value = net.fire(net.sum(net.layer(net.image, 21)), Uniform(high), bounds=(-high, high))
+    votes = net.layer(net.pooled(value), 19, None, most=127)
+    check(net.program(net.sum(votes)), scale=1e6, steps=(1,), batches=(8,))
+
+
+@pytest.mark.parametrize("columns", [1, 63, 64, 65, 130])
+def test_images_of_few_and_of_many_columns(columns: int) -> None:
+    for channels in (1, 3, 4, 5):
+        net = Net(columns, image=(channels, 2, columns))
+        fired = net.fire(net.sum(net.layer(net.image, 7)))
+        check(net.program(net.sum(net.layer(net.pooled(fired), 3, None))), steps=(1,), batches=(2,))
 
 
 @pytest.mark.parametrize("make", LADDERS)
@@ -564,9 +630,10 @@ def test_without_a_compiler_the_message_says_what_to_do(
 
 def test_a_failing_build_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MT_CONVERT_CACHE", str(tmp_path / "cache"))
-    broken = tmp_path / "kernels.cpp"
-    broken.write_text("this is not C++")
-    monkeypatch.setattr(build, "SOURCE", broken)
+    broken = tmp_path / "kernels"
+    broken.mkdir()
+    (broken / "kernels.cpp").write_text("this is not C++")
+    monkeypatch.setattr(build, "KERNELS", broken)
     with pytest.raises(build.NativeUnavailable, match="the build failed"):
         build.library.__wrapped__("portable")
     assert list((tmp_path / "cache").iterdir()) == []
