@@ -151,7 +151,7 @@ def push_to_hub(
 
         def save_pretrained(self, save_directory: Any, **_: Any) -> None:
             head = {"model_name": repo_id, **(card or {})}
-            given = {"rows": rows, "data_settings": data_settings, "notes": notes}
+            given: dict[str, Any] = {"rows": rows, "data_settings": data_settings, "notes": notes}
             save_pretrained(network, save_directory, card=head, **given)
 
     try:

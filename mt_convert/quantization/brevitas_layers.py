@@ -363,12 +363,13 @@ def take_weight_(layer: nn.Module, value: Tensor, step: Tensor) -> bool:
     """
     assert not layer.narrow_range, "half the range is a power of two: every step can be held"
     quantized_weight(layer)  # a trained step takes its start on first use
-    (own,) = (item for item in layer.weight_quant.parameters() if item is not layer.weight)
+    quantizer, weight = layer.get_submodule("weight_quant"), layer.get_parameter("weight")
+    (own,) = (item for item in quantizer.parameters() if item is not weight)
     bits: Any = layer.weight_bits
     own.data.copy_((step * 2 ** (bits - 1)).expand_as(own))
     if torch.equal(quantized_weight(layer)[0], value):
         return True
-    layer.weight.data.copy_(value)
+    weight.data.copy_(value)
     return torch.equal(quantized_weight(layer)[0], value)
 
 

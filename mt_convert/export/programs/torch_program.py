@@ -71,6 +71,19 @@ class Network(nn.Module):
 class _Node(nn.Module):
     """A node; its arrays as buffers."""
 
+    scale: Tensor
+    weight: Tensor
+    ones: Tensor
+    index: Tensor
+    factor: Tensor
+    factor_0: Tensor
+    thresholds: Tensor
+    rows: Tensor
+    levels: Tensor
+    multiplier_0: Tensor
+    bias: Tensor
+    offset: Tensor
+
     def __init__(self, form: IntegerForm, node: Node) -> None:
         super().__init__()
         self.settings: Mapping[str, Any] = node.settings

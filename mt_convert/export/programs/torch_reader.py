@@ -151,7 +151,7 @@ def serve(path, source, sink):
 
 
 if __name__ == "__main__":
-    sys.modules["mt_convert"] = None  # what was written must not need it
+    sys.modules.update({"mt_convert": None})  # type: ignore[dict-item]  # what was written must not need it
     try:
         serve(sys.argv[1], sys.stdin.buffer, sys.stdout.buffer)
     except Exception as error:

@@ -340,12 +340,12 @@ def _flatten(graph: _Graph, node: Node, source: Signal, shape: tuple[int, ...]) 
 
         return nir.Flatten(input_type=np.array(shape), start_dim=0, end_dim=-1)
 
-    name, plus, minus = f"value_{node.out}", (), ()
+    name, plus, minus = f"value_{node.out}", [], []
     if source.plus or not source.minus:
-        plus = (graph.add(name, make, source.plus),)
+        plus.append(graph.add(name, make, source.plus))
     if source.minus:
-        minus = (graph.add(f"{name}_minus", make, source.minus),)
-    return Signal(plus, minus)
+        minus.append(graph.add(f"{name}_minus", make, source.minus))
+    return Signal(tuple(plus), tuple(minus))
 
 
 def _scale(graph: _Graph, node: Node) -> Signal:
