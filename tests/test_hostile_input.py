@@ -39,6 +39,7 @@ from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.report.rows import Row, results_from_json, results_to_json
 from mt_convert.spiking.archive import network as archive
+from mt_convert.spiking.archive.layouts import digest_of
 from mt_convert.spiking.conversion_report import ConversionReport
 from mt_convert.spiking.convert import convert
 from mt_convert.system.folder_lock import _holder, _works
@@ -300,7 +301,7 @@ def test_stored_networks_whose_digest_is_right(data: st.DataObject) -> None:
         )
     with TemporaryDirectory() as folder:
         if isinstance(content, dict):
-            content["digest"] = archive._digest(content, tensors)
+            content["digest"] = digest_of(content, tensors)
         written(folder, "network.json", content)
         save_tensors(Path(folder) / "tensors.safetensors", tensors)
         with bounded():

@@ -3,8 +3,8 @@
     mt-convert run digits --out runs/digits
     python eval/export/regenerate.py runs/digits
 
-Each network leaves to every target; what is refused is a row too. Rows of networks that are not
-named stay as they are.
+Each network leaves to every target, or to those of --to; what is refused is a row too. All other
+rows stay as they are.
 """
 
 from __future__ import annotations
@@ -103,13 +103,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("runs", nargs="+", help="folders of finished runs, or of stored networks")
-    names = parser.parse_args().runs
+    parser.add_argument("--to", nargs="+", choices=[*TARGETS], default=[*TARGETS])
+    given = parser.parse_args()
     path = HERE / "results.json"
     stored = [Row(**item) for item in read_json(path)["rows"]] if path.is_file() else []
-    made = [row(name, target) for name in names for target in TARGETS]
-    again = {item.network for item in made}
+    made = [row(name, target) for name in given.runs for target in given.to]
+    again = {(item.network, item.target) for item in made}
     rows = sorted(
-        [*(item for item in stored if item.network not in again), *made],
+        [*(item for item in stored if (item.network, item.target) not in again), *made],
         key=lambda item: (item.network, [*TARGETS].index(item.target)),
     )
     write_json(path, {"schema": SCHEMA, "rows": [asdict(item) for item in rows]})

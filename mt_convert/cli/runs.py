@@ -192,7 +192,7 @@ def export(
             metavar="RUN|MODEL", help="The folder of a finished run, or of a stored network."
         ),
     ],
-    to: Annotated[str, typer.Option("--to", help="What to write: tables, c, onnx or qonnx.")],
+    to: Annotated[str, typer.Option("--to", help="What to write: one of the targets below.")],
     out: Annotated[Path, typer.Option(help="Folder for what is written and its verdict.")],
     images: Annotated[int, typer.Option(min=1, help="Compare on at least so many images.")] = 1000,
     check: Annotated[
@@ -210,6 +210,9 @@ def export(
       c       one C99 file of integers alone
       onnx    whole numbers for onnxruntime
       qonnx   whole weights and MultiThreshold nodes, for FINN
+      torch   a program of torch.export on whole numbers
+      nir     integrate-and-fire neurons with scalar thresholds, for other simulators
+      hub     config.json, model.safetensors and a card; networks of every kind, whole
     \b
     Examples:
       mt-convert export runs/digits --to tables --out runs/digits/tables
@@ -219,6 +222,9 @@ def export(
     from ..experiments import export as command
     from ..report.html.export import page_of
 
-    typer.echo(str(command.run(network, to, out, count=images, again=check)))
+    if to == command.HUB:
+        typer.echo(command.run_hub(network, out, again=check))
+    else:
+        typer.echo(str(command.run(network, to, out, count=images, again=check)))
     typer.echo(f"{'checked' if check else 'wrote'} {out}")
     typer.echo(f"page: {page_of(out)}")

@@ -35,6 +35,7 @@ from ..report.columns import LEGEND, markdown_table
 from ..report.html.page import PageContent, render
 from ..report.html.parts import PAGE, downloads
 from ..report.rows import Row, results_from_json, results_to_json
+from ..spiking.archive.layouts import holds_network
 from ..system.processes import Processes, alone_in
 from ..system.progress import notice
 from ..system.storage import atomic, read_json, sweep, write_json
@@ -280,7 +281,7 @@ def _labels(recipes: list[Recipe], options: EvalOptions) -> dict[str, list[str]]
     for name in options.names:
         if stored_network(name) is not None:
             own[name] = []
-        elif recipes or (Path(name) / "network.json").is_file():
+        elif recipes or holds_network(name):
             own[name] = recipes
         else:
             is_run = (Path(name) / "recipe.yaml").is_file()

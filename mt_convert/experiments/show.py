@@ -49,7 +49,7 @@ def show(path: Path, console: Console) -> None:
         if page_of(path).is_file():
             console.print(f"page: {page_of(path)}", highlight=False, soft_wrap=True)
         return
-    if (path / "network.json").is_file():
+    if _is_network(path):
         _show_network(path, console)
         return
     raise CheckpointError(_nothing(path))
@@ -118,7 +118,7 @@ def plain(path: Path, form: str) -> str:
         if form == "csv":
             raise CheckpointError(f"{path} holds an export, which has no rows: use --json")
         return json_text(verdicts)
-    if not (path / "network.json").is_file():
+    if not _is_network(path):
         raise CheckpointError(_nothing(path))
     if form == "csv":
         raise CheckpointError(f"{path} holds a network, which has no rows: use --json")
@@ -158,6 +158,11 @@ def _show_network(path: Path, console: Console) -> None:
         warnings = network.warnings
     for text in warnings:
         console.print(f"warning: {text}", soft_wrap=True, style="yellow")
+
+
+def _is_network(path: Path) -> bool:
+    """Whether a network lies there, as `save` writes it or as the Hub knows it."""
+    return any((path / name).is_file() for name in ("network.json", "config.json"))
 
 
 def _nothing(path: Path) -> str:

@@ -20,6 +20,7 @@ from ..evaluation.energy.report import EnergyReport
 from ..evaluation.spiking_rows import rows_of_stored
 from ..evaluation.stored import StoredNetwork
 from ..report.rows import Row
+from ..spiking.archive.layouts import holds_network
 from ..spiking.model import SpikingModel
 from ..system.devices import device
 from ..system.processes import Processes
@@ -45,7 +46,7 @@ def stored_network(name: str) -> Path | None:
     folder = Path(name)
     for place in (folder, folder / "network", folder / "spiking"):
         kinds = ("spiking",) if place == folder else ("snn", "spiking")
-        if (place / "network.json").is_file() and kind_of(place) in kinds:
+        if holds_network(place) and kind_of(place) in kinds:
             return place
     return None
 

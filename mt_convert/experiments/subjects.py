@@ -27,6 +27,7 @@ from ..evaluation.subject import Subject
 from ..quantization.quantize import QuantizedModel, quantize
 from ..quantization.spec import QuantSpec
 from ..spiking import archive
+from ..spiking.archive.layouts import holds_network
 from ..spiking.convert import convert
 from ..spiking.model import SpikingModel
 from ..system.devices import device
@@ -70,7 +71,7 @@ def subjects_of(
             without ``data``.
     """
     folder = Path(name)
-    if (folder / "network.json").is_file():
+    if holds_network(folder):
         return _load_subjects(folder, [item.data for item in data], act_bits, count, calibrates)
     is_run = (folder / "recipe.yaml").is_file()
     recipe = load_stored(folder, overrides) if is_run else load_recipe(name, overrides)

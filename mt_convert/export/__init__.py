@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from .targets import c, onnx, qonnx, tables
+from .hub import from_pretrained, push_to_hub, save_pretrained
+from .verbs import c, nir, onnx, qonnx, tables, torch
 from .verdict import Verdict
 
 __all__ = [
     "Verdict",
     "c",
+    "from_pretrained",
+    "nir",
     "onnx",
+    "push_to_hub",
     "qonnx",
+    "save_pretrained",
     "tables",
+    "torch",
 ]

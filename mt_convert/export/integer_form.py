@@ -40,8 +40,9 @@ from ..integer_engine.program import (
     Whole,
     slots,
 )
-from ..neurons.ladder import Binary
+from ..neurons.ladder import Binary, Radix
 from ..neurons.totals import totals_step
+from ..spiking.levels import levels
 from ..spiking.model import SpikingModel, spiking_network
 from ..system.devices import device_of
 
@@ -88,7 +89,7 @@ class IntegerForm:
     """A network as nodes. ``values`` by index; value 0 is the image, as real numbers.
 
     ``program`` and ``model`` are what it came from, to compare with; ``sources[out]`` is the
-    program's instruction of a node.
+    program's instruction of a node. Where layers wait, all ``time_steps`` of a window are one pass.
     """
 
     nodes: tuple[Node, ...]
@@ -97,6 +98,7 @@ class IntegerForm:
     program: Program
     model: IntegerModel
     sources: Mapping[int, Any]
+    time_steps: int = 1
 
     def node(self, op: str) -> Node:
         """The only node of a kind."""
@@ -106,7 +108,8 @@ class IntegerForm:
 
 @torch.no_grad()
 def integer_form(snn: SpikingModel) -> IntegerForm:
-    """One time step of a converted network as nodes of whole numbers.
+    """One time step of a converted network as nodes of whole numbers; where layers wait for their
+    whole window, all of it.
 
     Raises:
         UnsupportedLayerError: what has no such form, all of it.
@@ -124,12 +127,15 @@ def integer_form(snn: SpikingModel) -> IntegerForm:
     if device_of(snn).type != "cpu":
         snn = copy.deepcopy(snn).cpu()
     headline = "this network does not leave the house exactly"
-    if snn.whole_window:
-        hint = "one step of it is no answer: convert with whole_window=False"
-        faults = [Fault("all layers", "wait for their whole window", hint)]
-        raise UnsupportedLayerError(headline, faults)
+    time_steps = window_steps(snn) if snn.whole_window else 1
     model = integer(snn, backend="torch")
-    program = model.program()
+    program = model.program(time_steps - 1, time_steps)
+    apart = [item for item in program.instructions if isinstance(item, Fire) and not item.together]
+    if apart:
+        hint = "one pass does not say its window: use uniform, binary or radix ladders, image once"
+        raise UnsupportedLayerError(
+            headline, [Fault(item.name, "fires step by step", hint) for item in apart]
+        )
     faults = _functions(program)
     if not any(isinstance(item, Encode) for item in program.instructions):
         faults.append(Fault("the image", "is not quantized", "give QuantSpec input_bits"))
@@ -151,6 +157,7 @@ def integer_form(snn: SpikingModel) -> IntegerForm:
         writer.program,
         model,
         writer.sources,
+        time_steps,
     )
 
 
@@ -162,6 +169,29 @@ def _functions(program: Program) -> list[Fault]:
         for item in program.instructions
         if isinstance(item, Fire) and item.table is not None
     ]
+
+
+def window_steps(snn: SpikingModel) -> int:
+    """The steps of a whole window behind which every level can be said.
+
+    Example:
+        >>> from torch import nn
+        >>> from ..neurons.ladder import Radix
+        >>> from ..spiking.convert import convert
+        >>> from ..quantization.quantize import QuantSpec, quantize
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+        >>> qann = quantize(net, QuantSpec(), calibration=torch.randn(8, 1, 4, 4))
+        >>> window_steps(convert(qann, ladder=Radix(1), whole_window=True))
+        4
+    """
+    steps = [1]
+    for _, neuron in snn.neurons():
+        ladder, most = neuron.spec.ladder, levels(neuron.spec)
+        if isinstance(ladder, Radix):
+            steps.append(ladder.steps or ladder.digits(most))
+        else:
+            steps.append(math.ceil(most / ladder.reach))
+    return max(steps)
 
 
 class _Writer:

@@ -154,7 +154,7 @@ def _gather(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
     reshape(graph, chosen, tuple(index.shape), out)
 
 
-def _pads(form: IntegerForm, node: Node) -> list[int]:
+def window_pads(form: IntegerForm, node: Node) -> list[int]:
     """Zeros before and behind each axis of space, as far as the last window reaches."""
     source, value = form.values[node.inputs[0]], form.values[node.out]
     before, behind = [], []
@@ -174,7 +174,7 @@ def window_settings(form: IntegerForm, node: Node) -> dict[str, Any]:
         "kernel_shape": settings["kernel"],
         "strides": settings["stride"],
         "dilations": settings["dilation"],
-        "pads": _pads(form, node),
+        "pads": window_pads(form, node),
     }
 
 

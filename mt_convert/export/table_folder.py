@@ -103,7 +103,7 @@ def write_tables(form: IntegerForm, folder: Path) -> None:
     description = {
         "format": FORMAT,
         "version": VERSION,
-        "time_steps": 1,
+        "time_steps": form.time_steps,
         "image_shape": list(form.image_shape),
         "values": values,
         "nodes": nodes,

@@ -1,4 +1,4 @@
-"""The verbs of this room: write a network for a target, run it there, keep it if it is exact."""
+"""Targets: write a network for one, run it there, keep it if it is exact."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ from . import (
     table_folder,
 )
 from .integer_form import IntegerForm, integer_form
+from .programs import torch_program
+from .spiking_graphs import nir_graph, nir_runtime
 from .verdict import FEWEST_IMAGES, Runtime, Verdict, verify
 
 VERDICT = "verdict.json"
@@ -85,61 +87,23 @@ TARGETS = {
         missing=lambda: onnx_graph.missing("onnx", "onnxruntime", "qonnx"),
         refused=qonnx_thresholds.qonnx_refused,
     ),
+    "torch": Target(
+        "torch",
+        torch_program.write_torch,
+        torch_program.TorchProgram,
+        onnx_runtimes.sizes,
+        "network.pt2",
+    ),
+    "nir": Target(
+        "nir",
+        nir_graph.write_nir,
+        nir_runtime.NirGraph,
+        onnx_runtimes.sizes,
+        "network.nir",
+        missing=lambda: onnx_graph.missing("nir"),
+        refused=nir_graph.nir_refused,
+    ),
 }
-
-
-def tables(snn: SpikingModel, folder: str | Path, *, images: Any = None) -> Verdict:
-    """Write one time step of a converted network as integers to take away: a folder of weights,
-    thresholds and multipliers, golden vectors of every layer, and a reader in NumPy.
-
-    ``images`` to compare on, normalised as in training; without, 1,000 random ones.
-
-    Raises:
-        UnsupportedLayerError: what of the network has no exact form, all of it; or the folder does
-            not answer as the network, of which nothing is kept then.
-        OutputError: the folder cannot be written, or is something else.
-
-    Example:
-        >>> import tempfile
-        >>> from torch import nn
-        >>> from ..spiking.convert import convert
-        >>> from ..quantization.quantize import QuantSpec, quantize
-        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
-        >>> images = torch.randn(8, 1, 4, 4)
-        >>> snn = convert(quantize(net, QuantSpec(), calibration=images))
-        >>> folder = Path(tempfile.mkdtemp()) / "tables"
-        >>> tables(snn, folder, images=images).exact
-        True
-        >>> sorted(path.name for path in folder.iterdir())
-        ['golden', 'network.json', 'network.safetensors', 'reader.py', 'verdict.json']
-    """
-    return export(snn, "tables", folder, images=images)
-
-
-def c(snn: SpikingModel, file: str | Path, *, images: Any = None) -> Verdict:
-    """Write one time step of a converted network as one C99 file of integers alone.
-
-    The verdict stands beside it. See `tables` for ``images`` and what is raised; a compiler must be
-    installed.
-    """
-    return export(snn, "c", file, images=images)
-
-
-def onnx(snn: SpikingModel, file: str | Path, *, images: Any = None) -> Verdict:
-    """Write one time step of a converted network as an ONNX file of whole numbers, for onnxruntime.
-
-    See `tables` for ``images`` and what is raised.
-    """
-    return export(snn, "onnx", file, images=images)
-
-
-def qonnx(snn: SpikingModel, file: str | Path, *, images: Any = None) -> Verdict:
-    """Write one time step of a converted network as a QONNX file: whole weights, and neurons as
-    MultiThreshold nodes.
-
-    See `tables` for ``images`` and what is raised.
-    """
-    return export(snn, "qonnx", file, images=images)
 
 
 def export(
@@ -170,7 +134,7 @@ def export(
 def check_target(target: str) -> None:
     """Raise `SpecError` unless there is such a target."""
     if target not in TARGETS:
-        hint = f"allowed are {', '.join(TARGETS)}"
+        hint = f"allowed are {', '.join(TARGETS)}, and hub"
         raise SpecError("unknown target", [Fault("target", str(target), hint)])
 
 

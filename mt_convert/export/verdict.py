@@ -72,10 +72,11 @@ class Verdict:
     by_node: tuple[Compared, ...]
     sizes: dict[str, int]
     us_per_image: float | None = None
+    time_steps: int = 1
 
     def json(self) -> dict[str, Any]:
         """As it stands beside the file."""
-        return asdict(self) | {"time_steps": 1, "reference": "mt_convert.integer, backend torch"}
+        return asdict(self) | {"reference": "mt_convert.integer, backend torch"}
 
     def faults(self) -> list[Fault]:
         """What differs, node by node."""
@@ -111,6 +112,7 @@ def verify(
         on_images,
         by_node,
         sizes,
+        time_steps=form.time_steps,
     )
 
 
@@ -119,7 +121,7 @@ def _compare_on_images(form: IntegerForm, runtime: Runtime, images: Tensor) -> t
     last = form.nodes[-1]
     counts = {node.out: [0, 0] for node in form.nodes if node.op in ("fire", "read_out")}
     for batch in images.split(BATCH):
-        run = form.model.run(batch, totals=True)
+        run = form.model.run(batch, form.time_steps, totals=True)
         values = runtime.run(batch.numpy())
         for node in form.nodes:
             if node.out not in counts or node.out not in values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .adoption import adopt
 from .quantize import QuantizedModel
 from .spec import ActNoise, BatchNorm, Override, QuantSpec, Scale, Spacing, WeightCode
 
@@ -14,4 +15,5 @@ __all__ = [
     "Scale",
     "Spacing",
     "WeightCode",
+    "adopt",
 ]

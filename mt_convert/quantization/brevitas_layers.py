@@ -75,7 +75,8 @@ class QuantAct(nn.Module):
         self.bits, self.clip, self.kind, self.encodes_input = bits, clip, scale, encodes_input
         self.below = below
         self.noise = Noise()
-        self.fitted = self.signed and not encodes_input  # its range is fitted to both sides
+        both = not encodes_input or below is not None
+        self.fitted = self.signed and both  # its range is fitted to both sides
         quantizer = _act_quantizer(bits, self.signed, scale, self.fitted)
         self.quant = qnn.QuantIdentity(act_quant=quantizer)
         unequal = spacing is Spacing.LEARNED and not self.signed and bits <= MOST_BITS
@@ -248,6 +249,32 @@ class QuantAct(nn.Module):
         text = "" if self.formula is None else f", of {self.formula.text}"
         return f"bits={self.bits}, clip={self.clip}, scale={self.kind}{below}{spacing}{text}"
 
+    def take_step_(self, step: Tensor, below: int | None) -> bool:
+        """Set the step itself, and how many levels lie below 0; whether it is that to the last
+        bit, which not every width can hold.
+        """
+        self.below = below
+        top = 2**self.bits - 1
+        scaling = self.quant.act_quant.fused_activation_quant_proxy.tensor_quant.scaling_impl
+        scaling.counter = scaling.collect_stats_steps + 1  # a step that is set is not looked for
+        step = step.detach().float().reshape(())
+        for value in _beside(step * top):
+            scaling.value.data.fill_(value)
+            if torch.equal(self.scale.float(), step):
+                return True
+        scaling.value.data.fill_(step * top)
+        return False
+
+
+def _beside(value: Tensor) -> Iterator[float]:
+    """A number and those a few units in the last place beside it, the nearest first."""
+    up = down = value
+    yield float(value)
+    for _ in range(3):
+        up = up.nextafter(torch.tensor(math.inf))
+        down = down.nextafter(torch.tensor(-math.inf))
+        yield from (float(up), float(down))
+
 
 def _act_quantizer(bits: int, signed: bool, scale: Scale, fitted: bool) -> type:
     """Per tensor. The step starts from a high percentile, and where levels are few (3 bits and
@@ -345,16 +372,14 @@ def for_inference(model: nn.Module, images: Tensor) -> None:
         model(images)  # its first pass fills the caches
 
 
-def _weight_quantizer(bits: int, scale: Scale, narrow_range: bool) -> type:
+def _weight_quantizer(bits: int, scale: Scale, narrow_range: bool, learned: bool) -> type:
     """Per output channel, symmetric unless the range is not narrow. From 5 bits up the step follows
     the largest weight; below, that wastes levels, so it starts from the least squared error and is
     trained."""
     if scale is Scale.POWER_OF_TWO:
         base: type = Int8WeightPerChannelFixedPointMSE
     else:
-        base = (
-            Int8WeightPerChannelFloat if bits not in LEARNED_BITS else Int8WeightPerChannelFloatMSE
-        )
+        base = Int8WeightPerChannelFloatMSE if learned else Int8WeightPerChannelFloat
     return type("Quantizer", (base,), {"bit_width": bits, "narrow_range": narrow_range})
 
 
@@ -364,16 +389,18 @@ def quantize_weighted(
     scale: Scale,
     narrow_range: bool = True,
     normalized: bool = False,
+    learned: bool = False,
 ) -> nn.Module:
     """The Brevitas layer of a convolution or linear, with the same parameters, not copies.
 
-    With bits that are not in `LEARNED_BITS` the range is narrow. ``normalized``: weights that are,
-    and stay so while they are trained.
+    Steps are trained with bits in `LEARNED_BITS`, or where they are ``learned``; without, the range
+    is narrow. ``normalized``: weights that are, and stay so while they are trained.
     """
-    narrow_range = narrow_range or bits not in LEARNED_BITS
+    trained = learned or bits in LEARNED_BITS
+    narrow_range = narrow_range or not trained
     config = plain_layer_to_json(layer)
     kind = getattr(qnn, "Quant" + config.pop("type"))
-    quantizer = _weight_quantizer(bits, scale, narrow_range)
+    quantizer = _weight_quantizer(bits, scale, narrow_range, trained)
     quant_layer = kind(**config, weight_quant=quantizer, bias_quant=None)
     quant_layer.weight = layer.weight  # the same parameter: shared, frozen and named as it was
     if layer.bias is not None:
@@ -382,7 +409,26 @@ def quantize_weighted(
         quant_layer.weight_quant.register_forward_pre_hook(normalize_first)
     quant_layer.weight_bits, quant_layer.weight_scale_kind = bits, scale
     quant_layer.narrow_range, quant_layer.normalized = narrow_range, normalized
+    quant_layer.learned_step = trained
     return quant_layer.to(layer.weight.device)
+
+
+def take_weight_(layer: nn.Module, value: Tensor, step: Tensor) -> bool:
+    """Set the step of a layer's weights, whose range is not narrow, and the weights themselves
+    where theirs are others; whether they are ``value`` to the last bit.
+
+    Shapes: step [out, 1, …].
+    """
+    assert not layer.narrow_range, "half the range is a power of two: every step can be held"
+    quantized_weight(layer)  # a trained step takes its start on first use
+    quantizer, weight = layer.get_submodule("weight_quant"), layer.get_parameter("weight")
+    (own,) = (item for item in quantizer.parameters() if item is not weight)
+    bits: Any = layer.weight_bits
+    own.data.copy_((step * 2 ** (bits - 1)).expand_as(own))
+    if torch.equal(quantized_weight(layer)[0], value):
+        return True
+    weight.data.copy_(value)
+    return torch.equal(quantized_weight(layer)[0], value)
 
 
 def weight_range(layer: nn.Module) -> tuple[int, int] | None:
@@ -464,6 +510,8 @@ def quant_layer_to_json(layer: nn.Module) -> dict[str, Any]:
         settings = {"weight_bits": layer.weight_bits, "scale": str(layer.weight_scale_kind)}
         settings |= {} if layer.narrow_range else {"narrow_range": False}
         settings |= {"normalized": True} if layer.normalized else {}
+        own_step = layer.learned_step and layer.weight_bits not in LEARNED_BITS
+        settings |= {"learned_step": True} if own_step else {}
         return {**plain, **settings}
     return plain_layer_to_json(layer)
 
@@ -506,7 +554,9 @@ def quant_layer_from_json(config: Mapping[str, Any]) -> nn.Module:
     if "weight_bits" in config:
         bits, scale = config.pop("weight_bits"), Scale(config.pop("scale"))
         kind_of_range = config.pop("narrow_range", True), config.pop("normalized", False)
-        return quantize_weighted(plain_layer_from_json(config), bits, scale, *kind_of_range)
+        learned = config.pop("learned_step", False)
+        plain = plain_layer_from_json(config)
+        return quantize_weighted(plain, bits, scale, *kind_of_range, learned)
     return plain_layer_from_json(config)
 
 

@@ -88,9 +88,10 @@ class QuantizedModel(NotPickled):
     should know of it; ``float_agreement`` is the share of ``float_images`` calibration images that
     got the float network's class when it was quantized, before any training; with functions that
     became ladders computed as they are, ``unrounded_agreement`` did. ``functions`` says of each
-    what it became. All of it is stored, and stands in the report of its conversion. Under
-    torch.compile, torch.export and the exporters of ONNX the images are not looked at, since a
-    look at their values would cut the graph in two: `check` does it.
+    what it became, ``data_settings`` what timm's ``pretrained_cfg`` said of its images. All of it
+    is stored, and stands in the report of its conversion. Under torch.compile, torch.export and
+    the exporters of ONNX the images are not looked at, since a look at their values would cut the
+    graph in two: `check` does it.
 
     Shapes:
         forward takes images [batch, channels, height, width], returns logits [batch, classes].
@@ -106,6 +107,7 @@ class QuantizedModel(NotPickled):
         self.float_images = 0
         self.functions: tuple[FunctionRow, ...] = ()
         self.unrounded_agreement: float | None = None
+        self.data_settings: Mapping[str, Any] | None = None
         self.image_shape: tuple[int, ...] = image_shape_of(layers)
         for _, layer in layer_nodes(layers, QuantAct):
             layer.noise = Noise(spec.act_noise, spec.drop_share)
@@ -224,6 +226,7 @@ def quantize(
     calibrate_(qann, calibration)
     correct_(layers, spec.after, calibration)
     qann.warnings = (*warnings_of(layers), *suspicions, *quantized_read_out(layers))
+    qann.data_settings = data_settings_of(ann)
     compared = calibration[:CALIBRATION_BATCH]
     if (agreement := same_class(ann, qann, compared)) is not None:
         qann.float_agreement, qann.float_images = agreement[0], len(compared)
@@ -235,6 +238,26 @@ def quantize(
             hint = "its sums overflow on the calibration images: normalise them as in training"
             raise SpecError(f"{type(ann).__name__}: logits are not finite; {hint}")
     return qann
+
+
+_OF_IMAGES = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
+
+
+def data_settings_of(ann: nn.Module) -> dict[str, Any] | None:
+    """What timm says of a network's images; None for networks of others.
+
+    Example:
+        >>> net = nn.Sequential()
+        >>> net.pretrained_cfg = {"mean": (0.5,), "url": "https://example.org"}
+        >>> data_settings_of(net)
+        {'mean': [0.5]}
+    """
+    said = getattr(ann, "pretrained_cfg", None)
+    if not isinstance(said, Mapping):
+        return None
+    plain = {key: said[key] for key in _OF_IMAGES if said.get(key) is not None}
+    lists = {key: list(item) if isinstance(item, tuple) else item for key, item in plain.items()}
+    return lists or None
 
 
 def calibrate_(qann: QuantizedModel, images: Tensor) -> None:

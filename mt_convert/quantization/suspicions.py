@@ -57,7 +57,8 @@ def quantizers_of(ann: nn.Module, layers: fx.GraphModule) -> Iterator[str]:
     if own:
         yield (
             f"the network quantizes already: {', '.join(own[:4])}{' …' if len(own) > 4 else ''}; "
-            "it was quantized a second time, and exact means equal to that, not to its own levels"
+            "it was quantized a second time, and exact means equal to that, not to its own levels; "
+            "mt.quantization.adopt(model, calibration=images) takes those over"
         )
 
 

@@ -131,6 +131,7 @@ class ConversionReport(Records):
     the same share as ``float_agreement`` where those that became thresholds are computed as they
     are, which is what their levels cost.
     ``calibrated_T``: the steps it was calibrated for; `simulate` warns where it runs for others.
+    ``data_settings``: how its images are prepared, as timm's ``pretrained_cfg`` says it.
     """
 
     neurons: tuple[NeuronRow, ...]
@@ -144,11 +145,12 @@ class ConversionReport(Records):
     calibrated_T: int | None = None
     functions: tuple[FunctionRow, ...] = ()
     unrounded_agreement: float | None = None
+    data_settings: Mapping[str, Any] | None = None
 
     def of_origin(self, origin: ConversionReport) -> ConversionReport:
         """With what holds of a network whatever its neurons are: what its origin's report says."""
         names = ("warnings", "float_agreement", "float_images", "calibrated_T")
-        names += ("functions", "unrounded_agreement")
+        names += ("functions", "unrounded_agreement", "data_settings")
         return replace(self, **{name: getattr(origin, name) for name in names})
 
     def to_json(self) -> dict[str, Any]:

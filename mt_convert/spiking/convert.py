@@ -114,6 +114,7 @@ def convert(
         float_images=qann.float_images,
         functions=qann.functions,
         unrounded_agreement=qann.unrounded_agreement,
+        data_settings=qann.data_settings,
     )
     if verify is not False:
         probe = (

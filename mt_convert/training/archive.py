@@ -9,8 +9,8 @@ from typing import Any
 from ..graph.rules import DEFAULT_RULES, Rule
 from ..quantization.quantize import QuantizedModel
 from ..spiking import archive as converted
+from ..spiking.archive.layouts import read_description
 from ..spiking.model import SpikingModel
-from ..system.storage import read_json
 from .from_scratch import archive as from_scratch
 from .from_scratch.network import ScratchNetwork
 
@@ -63,5 +63,5 @@ def kind_of(folder: str | Path) -> str | None:
     Raises:
         CheckpointError: no description there, or a damaged one.
     """
-    content = read_json(Path(folder) / "network.json")
+    content = read_description(folder)
     return content.get("kind") if isinstance(content, dict) else None

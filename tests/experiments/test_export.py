@@ -104,3 +104,17 @@ def test_check_says_before_training_what_will_not_leave(command: Command) -> Non
     assert "allowed are tables, c, onnx, qonnx" in message
     message = failed(command, "check", "digits_plif", "--smoke", "--target", "c")
     assert "trained from scratch" in message
+
+
+def test_a_network_goes_to_the_hub_and_is_compared_again(command: Command, tmp_path: Path) -> None:
+    mt.save(converted("line"), tmp_path / "net")
+    done = command("export", "net", "--to", "hub", "--out", "hub")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("hub: equal when read back, all ")
+    assert "# net\n" in (tmp_path / "hub" / "README.md").read_text()
+    words = ("export", "net", "--to", "hub", "--out", "hub", "--check")
+    assert command(*words).returncode == 0
+    mt.save(converted("residual"), tmp_path / "net")
+    assert "holds another network" in failed(command, *words)
+    assert command("show", "hub").returncode == 0
+    assert "layer" in command("show", "hub").stdout

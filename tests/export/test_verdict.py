@@ -168,8 +168,8 @@ def test_what_has_no_exact_form_is_refused_with_every_reason(tmp_path: Path) -> 
         mt.export.tables(snn, tmp_path / "out", images=images)
     assert len(error.value.faults) >= 2
     assert not (tmp_path / "out").exists()
-    waiting = mt.convert(quantized("line"), whole_window=True)
-    with pytest.raises(UnsupportedLayerError, match="wait for their whole window"):
+    waiting = mt.convert(quantized("line"), ladder=mt.PowerOfTwo(2), whole_window=True)
+    with pytest.raises(UnsupportedLayerError, match="one pass does not say its window"):
         mt.export.tables(waiting, tmp_path / "out")
     with pytest.raises(SpecError, match="allowed are tables"):
         targets.export(converted("residual"), "zip", tmp_path / "out")
@@ -202,3 +202,22 @@ def test_exports_beside_one_another_keep_verdicts_of_their_own(tmp_path: Path) -
     for name in ("network.c", "network.w8.c", 'a "network".c'):
         mt.export.c(snn, tmp_path / name, images=images)
     assert len(list(tmp_path.glob("*.verdict.json"))) == 3
+
+
+@pytest.mark.parametrize(("ladder", "steps"), [(mt.Radix(1), 4), (mt.Uniform(4), 4)])
+@pytest.mark.parametrize("target", ["tables", "onnx"])
+def test_a_whole_window_leaves_as_one_pass(
+    target: str, ladder: Any, steps: int, tmp_path: Path
+) -> None:
+    if target == "onnx":
+        pytest.importorskip("onnxruntime", reason="make installs it: it is in the extra dev")
+    waiting = mt.convert(quantized("line"), ladder=ladder, whole_window=True)
+    form, plain = integer_form(waiting), integer_form(converted("line"))
+    assert form.time_steps == steps
+    assert [node.op for node in form.nodes] == [node.op for node in plain.nodes]
+    images = some_images("line")
+    found = targets.export(waiting, target, tmp_path / "out", images=images)
+    assert found.exact
+    assert found.json()["time_steps"] == steps
+    runs = form.model.run(images, steps).logits[-1], plain.model.run(images).logits[-1]
+    assert torch.equal(*runs)

@@ -13,7 +13,7 @@ from paths import ROOT
 import mt_convert as mt
 
 DOCUMENT = (ROOT / "docs" / "export.md").read_text()
-(READER,) = re.findall(r"^```python\n(.*?)^```", DOCUMENT, re.S | re.M)
+READER, *_ = re.findall(r"^```python\n(.*?)^```", DOCUMENT, re.S | re.M)
 
 
 def test_the_printed_reader_reproduces_the_logits_bit_for_bit(tmp_path: Path) -> None:

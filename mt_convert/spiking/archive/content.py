@@ -70,6 +70,7 @@ class _Content:
     functions: list[list[str]] | None = None
     unrounded_agreement: float | None = None
     calibrated_T: int | None = None
+    data_settings: dict[str, Any] | None = None
 
 
 def check_content(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

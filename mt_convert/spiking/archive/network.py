@@ -3,11 +3,11 @@
 A folder holds ``network.json`` (the graph, each layer's settings, how it was quantized) and
 ``tensors.safetensors``. The JSON names the digest of both, so that two halves of different networks
 are never read as one, nor a file that was changed (a W4A4 file does not load into a W2A2 network).
+The Hub's form of a folder (`layouts`) is read as well.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +15,6 @@ from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from ...errors import CheckpointError, Fault, SpecError, UnsupportedLayerError, many
@@ -34,12 +33,13 @@ from ...quantization.quantize import FunctionRow, QuantizedModel
 from ...quantization.spec import QuantSpec
 from ...quantization.suspicions import not_finite
 from ...system.plain_data import as_type
-from ...system.storage import atomic, load_tensors, read_json, save_tensors
+from ...system.storage import atomic, save_tensors
 from ..conversion_report import ConversionReport
 from ..model import SpikingModel
 from ..presentation import Presentation
 from .content import check_content, check_network, check_steps
 from .layers import spiking_layer_from_json, spiking_layer_to_json
+from .layouts import digest_of, files_of, read_description, read_tensors
 
 NETWORK_SCHEMA = "mt_convert.network/1"
 _DAMAGED = (
@@ -88,6 +88,8 @@ def save(network: QuantizedModel | SpikingModel, folder: str | Path) -> None:
     if said.functions:
         settings["functions"] = [list(astuple(row)) for row in said.functions]
         settings["unrounded_agreement"] = said.unrounded_agreement
+    if said.data_settings:
+        settings["data_settings"] = dict(said.data_settings)
     settings["image_shape"] = list(network.image_shape)
     write_network(folder, kind, network.layers, to_json, settings)
 
@@ -126,7 +128,7 @@ def write_network(
         "graph": graph_to_json(layers),
         **settings,
     }
-    content["digest"] = _digest(content, tensors)
+    content["digest"] = digest_of(content, tensors)
     with atomic(folder / "network.json") as temporary:  # both are written before either is renamed
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
         save_tensors(folder / "tensors.safetensors", tensors)
@@ -157,19 +159,18 @@ def read_network(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
     Raises:
         CheckpointError: files missing, damaged, of different networks, or of another version.
     """
-    folder = Path(folder)
-    content = read_json(folder / "network.json")
+    description, stored = files_of(folder)
+    content = read_description(folder)
     if not isinstance(content, dict) or content.get("schema") != NETWORK_SCHEMA:
         raise CheckpointError(
-            f"{folder / 'network.json'} is no network of this version: its schema must be "
-            f"{NETWORK_SCHEMA}"
+            f"{description} is no network of this version: its schema must be {NETWORK_SCHEMA}"
         )
-    tensors = load_tensors(folder / "tensors.safetensors")
+    tensors = read_tensors(folder)
     with name_file_in_errors(folder):
         check_content(content, tensors)
-    if content.pop("digest", None) != _digest(content, tensors):
+    if content.pop("digest", None) != digest_of(content, tensors):
         raise CheckpointError(
-            f"{folder}: network.json and tensors.safetensors belong to different networks, or one "
+            f"{folder}: {description.name} and {stored.name} belong to different networks, or one "
             "was changed; write the network again with save"
         )
     return content, tensors
@@ -183,7 +184,7 @@ def name_file_in_errors(folder: str | Path) -> Iterator[None]:
     except UnsupportedLayerError:
         raise
     except (CheckpointError, SpecError, *_DAMAGED) as error:
-        path = Path(folder) / "network.json"
+        path = files_of(folder)[0]
         headline = getattr(error, "headline", None)
         if headline is None:
             headline = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
@@ -219,6 +220,7 @@ def load_quantized(folder: str | Path, spec: QuantSpec) -> QuantizedModel:
     qann.warnings = network.warnings
     qann.float_agreement, qann.float_images = network.float_agreement, network.float_images
     qann.functions, qann.unrounded_agreement = network.functions, network.unrounded_agreement
+    qann.data_settings = network.data_settings
     return qann.eval()
 
 
@@ -248,6 +250,7 @@ def _rebuild(
             calibrated_T=content.get("calibrated_T"),
             functions=functions,
             unrounded_agreement=unrounded,
+            data_settings=content.get("data_settings"),
         )
         faults = unknown_operators(snn.operations)
         if faults:
@@ -262,6 +265,7 @@ def _rebuild(
     qann.warnings = warnings
     qann.float_agreement, qann.float_images = agreement
     qann.functions, qann.unrounded_agreement = functions, unrounded
+    qann.data_settings = content.get("data_settings")
     return qann
 
 
@@ -361,13 +365,3 @@ def _tensor(layers: fx.GraphModule, path: str) -> Tensor:
     tensor = getattr(layers.get_submodule(owner), leaf)
     assert isinstance(tensor, Tensor)
     return tensor
-
-
-def _digest(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the description, and over names, shapes and bytes of all tensors."""
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -15,7 +15,8 @@ from torch import nn
 from mt_convert.errors import CheckpointError
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
-from mt_convert.spiking.archive.network import _digest, load, save
+from mt_convert.spiking.archive.layouts import digest_of
+from mt_convert.spiking.archive.network import load, save
 from mt_convert.spiking.convert import convert
 from mt_convert.system.storage import load_tensors, save_tensors
 
@@ -41,7 +42,7 @@ def forge(folder: Path, to: Path, change: Callable[[Content, Content], Any]) -> 
     tensors: Content = load_tensors(folder / "tensors.safetensors")
     change(content, tensors)
     content.pop("digest", None)
-    content["digest"] = _digest(content, tensors)
+    content["digest"] = digest_of(content, tensors)
     to.mkdir()
     (to / "network.json").write_text(json.dumps(content))
     save_tensors(to / "tensors.safetensors", tensors)

@@ -23,6 +23,7 @@ from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import BatchNorm, Override, QuantSpec, Scale
 from mt_convert.spiking.archive import load, load_quantized, save
 from mt_convert.spiking.archive import network as archive
+from mt_convert.spiking.archive.layouts import digest_of
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.presentation import Presentation
@@ -269,7 +270,7 @@ def edit(folder: Path, change: Callable[[Any], None], sign: bool = False) -> Non
     if sign:
         content.pop("digest")
         tensors = storage.load_tensors(folder / "tensors.safetensors")
-        content["digest"] = archive._digest(content, tensors)
+        content["digest"] = digest_of(content, tensors)
     path.write_text(json.dumps(content))
 
 

@@ -1,0 +1,1 @@
+"""Graphs and modules that other simulators of spiking networks read."""
