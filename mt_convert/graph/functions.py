@@ -249,6 +249,7 @@ def extract(graph_module: fx.GraphModule, function: Function) -> fx.GraphModule:
 
     for node in function.nodes:
         layer: Any = layer_of(graph_module, node)
+        target: Any = node.target
         args, kwargs = fx.map_arg((node.args, node.kwargs), argument)
         if isinstance(layer, nn.ReLU):
             new[node] = graph.call_function(aten.relu.default, args)
@@ -256,7 +257,7 @@ def extract(graph_module: fx.GraphModule, function: Function) -> fx.GraphModule:
             bounds = (layer.min_val, layer.max_val)
             new[node] = graph.call_function(aten.hardtanh.default, (*args, *bounds))
         else:
-            new[node] = graph.call_function(node.target, args, kwargs)
+            new[node] = graph.call_function(target, args, kwargs)
     graph.output(new[function.root])
     return fx.GraphModule(held, graph)
 

@@ -294,9 +294,9 @@ class _Walk(fx.Interpreter):
             return replace(fire, spec=one or fire.spec, window=window, together=one is not None)
         units = [input_unit(neuron, presentation, t) for t in steps[:-1]]
         drives = [*(self.tracing.sum(value, step) for step in units), fire.input]
-        window, tables = tuple(zip(drives, specs, strict=True)), ()
-        if neuron.table is not None:
-            tables = tuple(table_at(neuron, presentation, t) for t in steps)
+        window = tuple(zip(drives, specs, strict=True))
+        steps = range(0) if neuron.table is None else steps
+        tables = tuple(table_at(neuron, presentation, t) for t in steps)
         return replace(fire, window=window, together=len(window) == 1, tables=tables)
 
 

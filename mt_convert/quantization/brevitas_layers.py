@@ -120,7 +120,7 @@ class QuantAct(nn.Module):
         """
         assert self.formula is not None
         if self._made and torch.compiler.is_compiling():
-            return self._made[0]  # type: ignore[no-any-return]
+            return self._made[0]
         step, bounds = self.scale, self._levels()
         made_for = (float(step), bounds, self.formula.constants())
         if not self._made or self._made[1] not in (None, made_for):
@@ -133,7 +133,7 @@ class QuantAct(nn.Module):
         self._made[1] = made_for  # a table that was loaded is not made again
         if self._made[0].thresholds.device != step.device:
             self._made[0] = self._made[0].to(step.device)
-        return self._made[0]  # type: ignore[no-any-return]
+        return self._made[0]
 
     @property
     def stored_table(self) -> StepTable | None:

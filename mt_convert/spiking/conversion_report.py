@@ -149,8 +149,8 @@ class ConversionReport(Records):
 
     def of_origin(self, origin: ConversionReport) -> ConversionReport:
         """With what holds of a network whatever its neurons are: what its origin's report says."""
-        names = ("warnings", "float_agreement", "float_images", "calibrated_T")
-        names += ("functions", "unrounded_agreement", "data_settings")
+        agreement = ("float_agreement", "float_images", "unrounded_agreement")
+        names = ("warnings", *agreement, "calibrated_T", "functions", "data_settings")
         return replace(self, **{name: getattr(origin, name) for name in names})
 
     def to_json(self) -> dict[str, Any]:

@@ -103,7 +103,8 @@ def table_at(neuron: Layer, presentation: Presentation, t: int) -> StepTable:
         made[key] = formula.table(step, (int(low), int(high)))
     if made[key].thresholds.device != neuron.delta.device:
         made[key] = made[key].to(neuron.delta.device)
-    return made[key]  # type: ignore[no-any-return]
+    table: StepTable = made[key]
+    return table
 
 
 def worth(neuron: Layer, presentation: Presentation, t: int) -> Tensor:
@@ -186,7 +187,7 @@ def quantized_activation(neuron: MTNeuron, x: Tensor) -> Tensor:
         [0.0, 1.0, 1.5]
     """
     if neuron.table is not None:
-        return neuron.table(x) * neuron.delta  # type: ignore[no-any-return]
+        return neuron.table(x) * neuron.delta
     ladder = neuron.spec.ladder
     if isinstance(ladder, Radix) and ladder.gaps:
         ladder = Learned(ladder.gaps)
@@ -208,7 +209,7 @@ def analog(neuron: MTNeuron, x: Tensor) -> Tensor:
         [0.0, 0.75, 9.0]
     """
     if neuron.formula is not None:
-        return neuron.formula(x)  # type: ignore[no-any-return]
+        return neuron.formula(x)
     return x.clamp(*neuron.clip)
 
 

@@ -46,7 +46,7 @@ def spiking_layer_from_json(config: Mapping[str, Any]) -> nn.Module:
     kind = config["type"]
     if kind == "MTNeuron":
         low, high = config.get("clip") or (0.0, None)  # files of the first version have none
-        function = config.get("function")
+        function: Any = config.get("function")
         formula = None if function is None else Formula.from_json(function)
         return MTNeuron(
             neuron_spec_from_json(config),
