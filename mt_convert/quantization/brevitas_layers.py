@@ -121,16 +121,15 @@ class QuantAct(nn.Module):
         assert self.formula is not None
         if self._made and torch.compiler.is_compiling():
             return self._made[0]
-        step, bounds = self.scale, self._levels()
-        made_for = (float(step), bounds, self.formula.constants())
-        if not self._made or self._made[1] not in (None, made_for):
+        step, made_for = self.scale, self._now()
+        if not self._made or self._made[1] != made_for:
             try:
+                bounds = self._levels()
                 self._made = [self.formula.table(float(step), bounds, self.formula.text), made_for]
             except NotAFunction as fact:
                 hint = "functions={'NAME': 'analog'} keeps it as it is"
                 fault = Fault(self.formula.text, str(fact), hint)
                 raise SpecError("a function is no ladder", [fault]) from fact
-        self._made[1] = made_for  # a table that was loaded is not made again
         if self._made[0].thresholds.device != step.device:
             self._made[0] = self._made[0].to(step.device)
         return self._made[0]
@@ -141,8 +140,19 @@ class QuantAct(nn.Module):
         return self._made[0] if self._made else None
 
     def take_table_(self, table: StepTable | None) -> None:
-        """Take a stored table for the present step."""
+        """Take a stored table, which is good for the step that `keep_table_` finds."""
         self._made = [] if table is None else [table, None]
+
+    def keep_table_(self) -> None:
+        """From here on the stored table is that of the present step: it is not made again before
+        the step changes."""
+        if self._made:
+            self._made[1] = self._now()
+
+    def _now(self) -> tuple[Any, ...]:
+        """What a table hangs on, as it is now."""
+        assert self.formula is not None
+        return float(self.scale), self._levels(), self.formula.constants()
 
     def _by_table(self, x: Tensor) -> Tensor:
         """The level by thresholds, times the step; gradients are those of the function."""

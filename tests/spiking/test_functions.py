@@ -13,6 +13,7 @@ from mt_convert.evaluation.energy.measure import energy
 from mt_convert.evaluation.errors.layer_errors import layer_errors
 from mt_convert.integer_engine.arithmetic import IntegerArithmetic
 from mt_convert.neurons.ladder import Radix
+from mt_convert.quantization.brevitas_layers import QuantAct, step_parameters
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.archive import load, save
@@ -101,6 +102,25 @@ def test_saving_and_loading_change_nothing_and_compute_no_threshold(
     assert stored.functions == spiking.report.functions == qann.functions
     assert spiking.report.unrounded_agreement == qann.unrounded_agreement
     assert str(spiking.report) == str(snn.report)
+
+
+def test_a_stored_network_that_is_trained_on_gets_the_thresholds_of_its_new_steps(
+    tmp_path: Path,
+) -> None:
+    """As a run does it: quantized, stored, loaded, trained before anybody asks for a threshold."""
+    save(quantized("silu"), tmp_path / "qann")
+    qann = load(tmp_path / "qann")
+    assert isinstance(qann, QuantizedModel)
+    acts = [act for act in qann.layers.modules() if isinstance(act, QuantAct) and act.formula]
+    assert acts
+    with torch.no_grad():
+        for parameter in step_parameters(qann):
+            parameter.mul_(1.25)
+    for act in acts:
+        assert act.formula is not None
+        fresh = act.formula.table(float(act.scale), act._levels(), "fresh")
+        assert torch.equal(act.table().thresholds, fresh.thresholds)
+    assert convert(qann, verify=images(4)).report.verdict.exact_t1 is True
 
 
 def test_a_changed_threshold_or_a_missing_one_is_noticed(tmp_path: Path) -> None:

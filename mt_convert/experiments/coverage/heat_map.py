@@ -25,6 +25,7 @@ def draw(table: Table, path: Path) -> None:
 
     Example:
         >>> import tempfile
+        >>> from .rows import CoverageRow
         >>> path = Path(tempfile.mkdtemp()) / "families.png"
         >>> draw(Table({}, {}, (CoverageRow("vgg11", "vgg", error="no time"),)), path)
         >>> path.read_bytes()[1:4]

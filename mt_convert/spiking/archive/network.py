@@ -329,6 +329,9 @@ def _load_strictly(layers: fx.GraphModule, tensors: Mapping[str, Tensor]) -> Non
             ("too many", misfits.unexpected_keys),
         ):
             faults += [Fault(name, what, "the file is of another network") for name in names]
+        for layer in layers.modules():
+            if isinstance(layer, QuantAct) and layer.stored_table is not None:
+                layer.keep_table_()
     if faults:
         raise CheckpointError(
             f"{many(faults, 'tensor does', 'tensors do')} not fit the network", faults
