@@ -263,7 +263,7 @@ def test_made_up_images_can_be_told_apart() -> None:
     assert rows(splits.test) == rows(open_data(spec).test)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_jpeg_cifar10_is_read_from_its_tar_files() -> None:
     if not (CIFAR / "train.tar").exists():
         pytest.skip("the JPEG CIFAR-10 tar files are not in ../shared/data")

@@ -94,7 +94,7 @@ def test_images_that_changed_under_their_names_are_seen(
     assert again(recipe(root), copied)[0] == "ann"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_where_images_are_gone_what_is_finished_is_kept_and_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,7 +129,7 @@ def test_by_times_a_copy_is_another_and_by_content_the_same(kind: str, tmp_path:
         assert again(given, out) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_tar_files_and_other_data_sets_of_the_evaluation_are_looked_at(tmp_path: Path) -> None:
     pictures(tmp_path / "images", 3)
     packed = tmp_path / "packed"

@@ -139,8 +139,7 @@ SPIKING = (
 )
 SPIKING_TWINS = ("cifar100_resnet18_plif", "cifar100_vgg16_plif")  # of CIFAR-10's
 QUICK = (  # run by `make test`: convolutions, transformers, networks from scratch
-    *("digits", "cifar10_resnet20_w4a4", "digits_vit"),
-    *("digits_plif", "cifar10_jpeg_vgg7_plif", "digits_fatnn", "digits_ottt"),
+    *("digits", "digits_vit", "digits_plif", "digits_fatnn", "digits_ottt"),
 )
 
 
@@ -510,7 +509,7 @@ def test_show_prints_a_run_and_a_converted_network(command: Command, earlier: Pa
 # -------------------------------------------------------------------------------- several processes
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_share_the_training_and_one_of_them_writes(
     process: Command, tmp_path: Path
 ) -> None:

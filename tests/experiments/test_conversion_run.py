@@ -215,6 +215,7 @@ def test_the_same_recipe_in_two_folders_gives_the_same_bytes(
     assert_equal_runs(finished, run(recipe(), tmp_path / "again", resume=False))
 
 
+@pytest.mark.long
 def test_a_checkpoint_that_changes_under_its_name_is_noticed(
     finished: Path, copied: Path, tmp_path: Path
 ) -> None:
@@ -243,6 +244,7 @@ def test_a_run_goes_on_from_a_stored_quantized_network(finished: Path, tmp_path:
     assert (out / "results.json").read_bytes() == (finished / "results.json").read_bytes()
 
 
+@pytest.mark.long
 def test_a_run_starts_from_the_trained_network_of_another(finished: Path, tmp_path: Path) -> None:
     start = tmp_path / "wide"
     shutil.copytree(finished, start)

@@ -51,7 +51,7 @@ def evaluated(out: Path, names: list[Path], data: list[Path] | None = None) -> s
     return {(row.model, row.dataset) for row in rows}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_data_sets_of_equal_folder_names_have_labels_of_their_own(tmp_path: Path) -> None:
     one = written(tmp_path / "one", "mine", seed=1)
     other = written(tmp_path / "other", "yours", seed=2)

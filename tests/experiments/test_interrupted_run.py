@@ -104,6 +104,7 @@ def test_a_finished_run_with_other_settings_stays_unless_it_is_to_be_overwritten
     assert free_folder(copied, recipe()) == copied
 
 
+@pytest.mark.long
 def test_a_recipe_tried_in_between_leaves_nothing_behind(
     finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,7 +82,7 @@ def killed_at(step: int, work: Callable[[], None]) -> bool:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_at_every_call_of_the_system_one_of_both_runs_is_there_whole(tmp_path: Path) -> None:
     found, step = [], 0
     while True:

@@ -79,7 +79,7 @@ def test_a_wrong_value_of_the_block_is_a_fault(key: str, value: tuple[object, ..
         load_recipe("digits", [f"evaluate.{key}={text}"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_block_is_run_by_a_recipe_on_every_data_set(tmp_path: Path) -> None:
     extra = (
         "{dataset: digits, image_size: 8, channels: 1, classes: 10, name: again, mean: [0.3],"
@@ -130,7 +130,7 @@ def test_everything_wrong_with_what_is_wanted_is_told_at_once() -> None:
     assert "mt_signed" in str(caught.value)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_eval_compares_networks_methods_and_calibrations(
     command: Command, folder: Path, tmp_path: Path
 ) -> None:

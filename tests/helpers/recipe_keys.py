@@ -26,6 +26,7 @@ NAMED: dict[str, tuple[Value, ...]] = {
     "TrainSpec.scheduler": train_spec.SCHEDULES,
     "TrainSpec.mixed_precision": train_spec.PRECISIONS,
     "QuantizeBlock.after": tuple([name] for name in quant_spec.AFTER),
+    "QuantizeBlock.functions": quant_spec.FUNCTIONS,
     "CalibrateBlock.calibration": (
         *("initial_potential", "percentile", "maximum", "mse", "alpha_beta", "gaussian"),
         *("alpha_beta(signed)", "membrane_mean", "membrane_mean(per=neuron)"),

@@ -187,7 +187,7 @@ def test_real_operators_run_between_integer_segments_and_are_listed(name: str) -
     assert mt.integer(snn, backend="torch").real == tuple(arithmetic.real)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_integer_is_not_listed_as_real() -> None:
     for name in NETWORKS:
         assert mt.integer(mt.convert(quantized(name)), backend="torch").real == (), name

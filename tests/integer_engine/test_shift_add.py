@@ -389,7 +389,9 @@ def test_pools_and_maxima_are_counted_apart() -> None:
 @pytest.mark.slow
 def test_what_needs_real_numbers_is_refused_by_name_and_runs_otherwise() -> None:
     model = network_of_operators("silu")
-    snn = convert(quantize(model, QuantSpec(), calibration=networks.images(8, seed=2)))
+    snn = convert(
+        quantize(model, QuantSpec(functions="analog"), calibration=networks.images(8, seed=2))
+    )
     images = fresh("residual", 2)
     exact = IntegerModel(snn, "torch")
     with pytest.raises(SpecError, match=r"(?s)shifts and additions.*1 .*integer\(snn\)"):

@@ -88,7 +88,7 @@ def test_what_no_ladder_describes_is_said() -> None:
     jitter = torch.Generator().manual_seed(0)
 
     def unclean(x: Tensor) -> Tensor:
-        return x + 1e-8 * (torch.rand(x.shape, generator=jitter, dtype=x.dtype) - 0.5)
+        return x + 1e-9 * (torch.rand(x.shape, generator=jitter, dtype=x.dtype) - 0.5)
 
     with pytest.raises(SpecError, match="not clean") as caught:
         step_table(unclean, sample(unclean), 0.125, (-8, 7), name="act")

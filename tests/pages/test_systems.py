@@ -30,7 +30,7 @@ def test_the_page_is_made_from_the_stored_cells(regenerate: ModuleType) -> None:
     assert (FOLDER / "README.md").read_text() == regenerate.page(head, regenerate.stored_cells())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_arms_of_one_recipe_follow_each_other_in_one_folder(
     regenerate: ModuleType, tmp_path: Path
 ) -> None:

@@ -221,13 +221,17 @@ def test_one_bit_and_levels_below_zero_do_not_go_together() -> None:
 
 
 @pytest.mark.slow
-def test_a_clamp_that_excludes_zero_is_no_neuron_but_has_one_behind_it() -> None:
-    """A neuron at rest emits 0, which such a clamp never gives."""
+def test_a_clamp_that_excludes_zero_is_a_function_and_no_other_neuron() -> None:
+    """A neuron at rest emits 0, which such a clamp never gives: its level at rest is another."""
     model = lived_in(nn.Sequential(conv(2, 2), nn.Hardtanh(0.5, 2), conv(2, 2)))
     qann = quantize(model, QuantSpec(), calibration=images(4))
     names = [str(node.target) for node, _ in layer_nodes(qann.layers, QuantAct)]
-    assert names == ["input_quant", "2_input"]
-    assert 0.5 <= qann.layers.get_submodule("2_input")(torch.tensor(0.7)) < 1
+    assert names == ["input_quant", "1"]
+    act = qann.layers.get_submodule("1")
+    assert isinstance(act, QuantAct)
+    assert act.formula is not None
+    given = act(torch.tensor([-3.0, 0.7, 5.0]))
+    assert torch.equal(given, act.scale * torch.round(torch.tensor([0.5, 0.7, 2.0]) / act.scale))
 
 
 @pytest.mark.slow

@@ -127,7 +127,6 @@ def test_both_products_of_attention_are_fed_by_spikes_on_both_sides(trained: Tra
         "Conv2d": 1,
         "aten.layer_norm.default": 2 * DEPTH + 1,
         "aten.softmax.int": DEPTH,
-        "aten.gelu.default": DEPTH,
     }
 
 

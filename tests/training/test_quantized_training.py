@@ -155,7 +155,7 @@ def mean_level(qann: QuantizedModel) -> float:
     return float(sum(sums)) / sum(counts)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_mean_level_is_that_of_all_activations_and_has_their_gradient() -> None:
     qann = quantized_net()
     expected = mean_level(qann)

@@ -272,7 +272,7 @@ def test_the_calls_of_a_peer_can_be_printed() -> None:
     assert "estimate_delay_start" in calls("spikingjelly_ltb")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_peers_are_imported_only_where_they_are_used() -> None:
     code = (
         "import sys, mt_convert.evaluation.peers\n"

@@ -155,6 +155,7 @@ def test_a_run_keeps_its_code_and_every_command_uses_it(
     assert subjects_of(str(tmp_path / "downloaded"), [], [])
 
 
+@pytest.mark.long
 def test_changed_code_makes_the_network_again(tmp_path: Path) -> None:
     file = written(tmp_path, "net.py", NET)
     path = written(tmp_path, "own.yaml", RECIPE.format(model=f"architecture: '{file}:Net'"))

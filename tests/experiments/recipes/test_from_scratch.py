@@ -177,7 +177,7 @@ def test_a_run_leaves_the_network_its_rows_and_a_page(finished: Path) -> None:
     assert f"{row.snn_accuracy:.2f} % of 16 test images after 3 steps" in page
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_float_network_can_be_the_teacher(tmp_path: Path) -> None:
     words = ("train.epochs=1", "spiking.time_steps=1", "train.distillation_weight=0.9")
     taught = experiment.run(small(*words), tmp_path / "taught", resume=False)
