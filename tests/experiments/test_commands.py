@@ -371,7 +371,7 @@ def of_running_products(pretrained=False, **kwargs):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_unsupported_layers_are_all_named(process: Command, tmp_path: Path, earlier: Path) -> None:
     before = contents(earlier)
     (tmp_path / "sitecustomize.py").write_text(UNSUPPORTED)

@@ -338,7 +338,7 @@ MUTANTS = (
     Mutant(
         15,
         "quantization/brevitas_layers.py",
-        "if not self._made or self._made[1] not in (None, made_for):",
+        "if not self._made or self._made[1] != made_for:",
         "if not self._made:",
         (
             "quantization/test_formula.py::test_the_table_is_made_again_after_training_moved_the_"

@@ -110,6 +110,7 @@ def test_a_loaded_table_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> No
     loaded.load_state_dict(act.state_dict(), strict=False)
     assert loaded.stored_table is not None
     loaded.stored_table.load_state_dict(table.state_dict())
+    loaded.keep_table_()
     monkeypatch.setattr(Formula, "table", None)
     assert torch.equal(loaded.eval()(x), expected)
 

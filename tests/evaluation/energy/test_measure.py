@@ -224,7 +224,7 @@ class Through(nn.Module):
         return self.layer(self.function(F.relu(x)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_movement_takes_events_along_drops_and_copies_them() -> None:
     image = levels(2, 4, 4)
     line = nn.Linear(4, 3)

@@ -66,6 +66,7 @@ def test_rows_hold_steps_rates_and_ratios_and_are_read_again() -> None:
     assert "fastest with train.compile=false train.mixed_precision=no: 500.0 ms, 1.00 ×" in text
 
 
+@pytest.mark.long
 def test_a_step_trains_a_copy() -> None:
     source = network()
     before = network()
