@@ -21,7 +21,7 @@ test: $(STAMP)  ## the tests of every change, and the examples in docstrings (10
 test-long: $(STAMP)  ## what `make test` leaves out: whole networks, every recipe, every family
 	$(PYTEST) -m long
 
-check: $(STAMP)  ## format, lint, types and the fast tests (two and a half minutes)
+check: $(STAMP)  ## format, lint, types and the fast tests (three and a half minutes)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
