@@ -74,7 +74,7 @@ def _head(rows: Sequence[Mapping[str, Any]], head: Mapping[str, Any], name: str)
                     {
                         "type": "accuracy",
                         "value": round(float(row["snn_accuracy"]), 4),
-                        "name": _called(row),
+                        "name": _network_name(row),
                         "args": {key: row[key] for key in ("n", "T") if row.get(key) is not None},
                     }
                 ],
@@ -87,7 +87,7 @@ def _head(rows: Sequence[Mapping[str, Any]], head: Mapping[str, Any], name: str)
     return own | given | {"tags": tags}
 
 
-def _called(row: Mapping[str, Any]) -> str:
+def _network_name(row: Mapping[str, Any]) -> str:
     method = str(row.get("method") or "mt")
     calibration = row.get("calibration")
     more = "" if calibration in (None, "none") else f", {calibration}"
@@ -128,7 +128,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         quantized = row.get("qann_accuracy")
         cells = (
             str(row["dataset"]),
-            _called(row),
+            _network_name(row),
             f"{float(row['snn_accuracy']):.2f}",
             "–" if quantized is None else f"{float(quantized):.2f}",
             str(row.get("images", "–")),

@@ -49,7 +49,7 @@ class StepTable(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The level of every number, in the type of x."""
-        return self._of_passed(self.passed(x), x)
+        return self._levels_behind(self.passed(x), x)
 
     def literal(self, x: Tensor) -> Tensor:
         """The same, each threshold compared with each number: the reference."""
@@ -84,13 +84,13 @@ class StepTable(nn.Module):
             [2.0, 0.0, 0.0, 0.0]
         """
         now = self.passed(x)
-        levels = self._of_passed(now, x)
+        levels = self._levels_behind(now, x)
         if before is None:
             places, rest = self._rest()
             then, at_rest = self._along(places, x).expand(x.shape), self._along(rest, x)
         else:
             then = self.passed(before)
-            at_rest = self._of_passed(then, x)
+            at_rest = self._levels_behind(then, x)
         real = self.weights != 0
         counts = torch.cat([real.new_zeros(len(real), 1), real], 1).cumsum(1)
         passed = self._entries(counts, now) - self._entries(counts, then)
@@ -119,7 +119,7 @@ class StepTable(nn.Module):
             return column.reshape([1] * x.dim())
         return column.reshape(-1, *[1] * (-1 - self.axis))
 
-    def _of_passed(self, passed: Tensor, x: Tensor) -> Tensor:
+    def _levels_behind(self, passed: Tensor, x: Tensor) -> Tensor:
         """Levels from numbers of thresholds passed."""
         return self._entries(self.levels.to(x.dtype), passed)
 

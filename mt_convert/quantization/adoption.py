@@ -150,7 +150,7 @@ class _Plain:
         """What stands in a module's place; None where it is none of ours to replace."""
         try:
             if is_of_brevitas(module) and hasattr(module, "weight_quant"):
-                return self._weighted(module, name)
+                return self._weighted_layer(module, name)
             stairs = staircase_of(module)
             if stairs is None and is_of_brevitas(module):
                 raise NoQuantizer("is a layer of Brevitas that has no rule")
@@ -163,7 +163,7 @@ class _Plain:
         self.stairs[name] = stairs
         return nn.Hardtanh(*stairs.clip)
 
-    def _weighted(self, layer: Any, name: str) -> nn.Module:
+    def _weighted_layer(self, layer: Any, name: str) -> nn.Module:
         kind = _PLAIN.get(type(layer).__name__)
         if kind is None:
             raise NoQuantizer("is a layer of Brevitas that has no rule")

@@ -86,9 +86,9 @@ def staircase_of(module: nn.Module) -> Staircase | None:
     if is_of_brevitas(module):
         if not hasattr(module, "act_quant") or hasattr(module, "weight_quant"):
             return None
-        return _tried(module, _of_proxy(module.act_quant))
-    candidate = _named(module)
-    return None if candidate is None else _tried(module, candidate)
+        return _try(module, _of_proxy(module.act_quant))
+    candidate = _by_name(module)
+    return None if candidate is None else _try(module, candidate)
 
 
 def staircase_in_front(layer: nn.Module) -> Staircase | None:
@@ -118,7 +118,7 @@ def _of_proxy(proxy: Any) -> Staircase:
     return Staircase(scale.detach().float().reshape(()), low, high)
 
 
-def _named(module: nn.Module) -> Staircase | None:
+def _by_name(module: nn.Module) -> Staircase | None:
     """A candidate, from the names of attributes: the largest value, and levels or bits."""
     if type(module).__module__.startswith("torch.") or next(module.children(), None) is not None:
         return None
@@ -143,7 +143,7 @@ def _first(module: nn.Module, names: tuple[str, ...]) -> Tensor | None:
     return None
 
 
-def _tried(module: nn.Module, stairs: Staircase) -> Staircase:
+def _try(module: nn.Module, stairs: Staircase) -> Staircase:
     """The candidate, if the module does that: between the thresholds, and on them."""
     if stairs.high - stairs.low > MOST_LEVELS:
         raise NoQuantizer(f"has {stairs.high - stairs.low + 1} levels: allowed are 256")

@@ -231,7 +231,7 @@ def quantize(
     if (agreement := same_class(ann, qann, compared)) is not None:
         qann.float_agreement, qann.float_images = agreement[0], len(compared)
         if any(row.taken == LADDER for row in functions):
-            with _unrounded(layers):
+            with _without_rounding(layers):
                 other = same_class(ann, qann, compared)
             qann.unrounded_agreement = None if other is None else other[0]
         if not bool(torch.isfinite(agreement[1]).all()):
@@ -344,7 +344,7 @@ def _only_moved_to_output(root: fx.Node, rules: Mapping[Any, Rule]) -> bool:
 
 
 @contextmanager
-def _unrounded(layers: fx.GraphModule) -> Iterator[None]:
+def _without_rounding(layers: fx.GraphModule) -> Iterator[None]:
     """While it lasts, functions that are ladders are computed as they are."""
     acts = [act for _, act in layer_nodes(layers, QuantAct) if act.formula is not None]
     for act in acts:

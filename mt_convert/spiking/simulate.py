@@ -207,12 +207,12 @@ def simulate(
         spike_counts={name: torch.stack(counts) for name, counts in loop.counts.items()},
         neurons={name: total.numel() // max(1, len(images)) for name, total in loop.totals.items()},
         packets={name: torch.stack(counts) for name, counts in loop.packets.items()},
-        spikes=_stacked(recording) if record else None,
-        potentials=None if loop.residuals is None else _stacked(loop.residuals),
+        spikes=_stack(recording) if record else None,
+        potentials=None if loop.residuals is None else _stack(loop.residuals),
     )
 
 
-def _stacked(steps: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+def _stack(steps: dict[str, list[Tensor]]) -> dict[str, Tensor]:
     """The tensors of all steps of each layer as one, in the order of the layers."""
     return {name: torch.stack(tensors) for name, tensors in steps.items()}
 

@@ -92,7 +92,7 @@ def neurobench(
     neurons = sum(paths.shows[node].numel() for node in paths.neurons)
     fanouts = paths.fanouts.values()
     synops = sum(float(steps.sum()) for steps in counts.synops.values())
-    weights = [layer.weight for layer in _weighted(paths)]
+    weights = [layer.weight for layer in _weighted_layers(paths)]
     zeros = sum(int((item == 0).sum()) for item in weights)
     emissions = max(1, neurons * T * len(shown))
     return NeuroBench(
@@ -107,7 +107,7 @@ def neurobench(
     )
 
 
-def _weighted(paths: Paths) -> list[Any]:
+def _weighted_layers(paths: Paths) -> list[Any]:
     """The weighted layers, each once."""
     rows = (paths.operations[node] for node in paths.fanouts)
     return list(dict.fromkeys(row.layer for row in rows if isinstance(row.layer, WEIGHTED)))

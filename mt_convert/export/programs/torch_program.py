@@ -300,7 +300,7 @@ class TorchProgram:
                 self._process.stdin.write(np.ascontiguousarray(one).tobytes())
             self._process.stdin.flush()
         except OSError as error:
-            raise self._stopped(str(error)) from error
+            raise self._refusal(str(error)) from error
         found = []
         for kind, *shape in self._answer()["values"]:
             size = np.dtype(kind).itemsize * int(np.prod(shape))
@@ -314,12 +314,12 @@ class TorchProgram:
         try:
             head: dict[str, Any] = json.loads(line)
         except ValueError as error:
-            raise self._stopped("no answer") from error
+            raise self._refusal("no answer") from error
         if "error" in head:
-            raise self._stopped(head["error"])
+            raise self._refusal(head["error"])
         return head
 
-    def _stopped(self, why: str) -> CheckpointError:
+    def _refusal(self, why: str) -> CheckpointError:
         self._end()
         return CheckpointError(f"{self.path} does not run ({why[:200]}): write it again")
 

@@ -80,10 +80,10 @@ def _verdict(verdicts: Sequence[Mapping[str, Any]]) -> Verdict:
         "neurons on accumulators at each threshold and one beside it, sums of products at the ends "
         "of their range."
     )
-    return Verdict("yes" if exact else "no", words, [_compared(item) for item in verdicts], note)
+    return Verdict("yes" if exact else "no", words, [_comparison(item) for item in verdicts], note)
 
 
-def _compared(verdict: Mapping[str, Any]) -> str:
+def _comparison(verdict: Mapping[str, Any]) -> str:
     """On how much it was tried."""
     on_images, by_node = _sum(verdict, "on_images"), _sum(verdict, "by_node")
     beside = sum(row["next_to"] for row in verdict["by_node"])
@@ -164,13 +164,13 @@ def stored_verdicts(folder: Path) -> dict[str, Any]:
     files = sorted(folder.glob(f"*{VERDICT}")) if folder.is_dir() else []
     return {
         path.name.removesuffix(VERDICT).rstrip(".") or "network.safetensors": read_json(
-            path, _checked
+            path, _check
         )
         for path in files
     }
 
 
-def _checked(stored: Any) -> Any:
+def _check(stored: Any) -> Any:
     """What a verdict must say."""
     for key in ("target", "exact", "runtime", "images", "neurons", "on_images", "by_node", "sizes"):
         stored[key]

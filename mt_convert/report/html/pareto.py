@@ -156,14 +156,14 @@ def _names(axes: Axes, points: Sequence[Point], names: Sequence[str]) -> Iterabl
             and top >= TOP - 12
             and top + 12 <= axes.height - BOTTOM
         ] or [(max(LEFT, min(x, axes.width - wide)), y - 18, wide, 12.0)]
-        box = min(boxes, key=lambda item: sum(_covered(item, other) for other in taken))
+        box = min(boxes, key=lambda item: sum(_overlap(item, other) for other in taken))
         taken.append(box)
         yield element(
             "text", text, x=box[0], y=box[1] + 10, class_=f"axis halo s{point.run % COLOURS}"
         )
 
 
-def _covered(one: Sequence[float], other: Sequence[float]) -> float:
+def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
     """How much of two boxes (left, top, wide, high) lies on each other."""
     wide = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
     high = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
