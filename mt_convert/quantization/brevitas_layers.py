@@ -483,18 +483,39 @@ def step_parameters(model: nn.Module) -> list[nn.Parameter]:
         >>> [list(step.shape) for step in step_parameters(layer)]
         [[3, 1, 1, 1]]
     """
-    steps: dict[int, nn.Parameter] = {}
+    return [step for step, _ in _learned_steps(model)]
+
+
+def step_sizes(model: nn.Module) -> dict[nn.Parameter, float]:
+    """Of each learned step, how much it must move to become e times as large: its mean size, or
+    1 / ln 2 where it is kept as a logarithm.
+
+    A step that no image was shown yet has no size: it counts as 1.
+
+    Example:
+        >>> list(step_sizes(quantize_weighted(nn.Conv2d(1, 3, 1), 4, Scale.LEARNED)).values())
+        [1.0]
+    """
+    return {
+        step: 1 / math.log(2) if kind is Scale.POWER_OF_TWO else float(step.detach().abs().mean())
+        for step, kind in _learned_steps(model)
+    }
+
+
+def _learned_steps(model: nn.Module) -> list[tuple[nn.Parameter, Scale]]:
+    """Each learned step once, and its kind."""
+    steps: dict[nn.Parameter, Scale] = {}
     for layer in model.modules():
         if isinstance(layer, QuantAct):
             quantizer: nn.Module = layer.quant
+            kind = layer.kind
         elif has_quantized_weight(layer) and not isinstance(layer, CODED):
-            quantizer = layer.get_submodule("weight_quant")
+            quantizer, kind = layer.get_submodule("weight_quant"), layer.weight_scale_kind
         else:
             continue
         weight = getattr(layer, "weight", None)  # which Brevitas' quantizer holds as well
-        own = (step for step in quantizer.parameters() if step is not weight)
-        steps |= {id(step): step for step in own}
-    return list(steps.values())
+        steps |= {step: kind for step in quantizer.parameters() if step is not weight}
+    return list(steps.items())
 
 
 def quant_layer_to_json(layer: nn.Module) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..data import Draw, ImageSet
 from ..data.randomness import generator
 from ..errors import DataError, Fault, SpecError
-from ..quantization.brevitas_layers import step_parameters
+from ..quantization.brevitas_layers import step_sizes
 from .spec import StepGroup, TrainSpec
 
 
@@ -25,8 +25,8 @@ def make_optimizer(
 ) -> tuple[torch.optim.Optimizer, Any]:
     """timm's optimizer (no decay for biases and norms) and its schedule per update.
 
-    Warm-up rises linearly from the rate of one step to ``spec.lr``. Quantizers' steps are a group
-    of their own, the last, by ``spec.steps``: timm would decay those of weights, which have as many
+    Warm-up rises linearly from the rate of one step to ``spec.lr``. Quantizers' steps are groups of
+    their own, the last, by ``spec.steps``: timm would decay those of weights, which have as many
     dimensions as the weights.
     """
     optimizer = create_optimizer_v2(
@@ -36,7 +36,7 @@ def make_optimizer(
         weight_decay=spec.weight_decay,
         momentum=spec.momentum,
     )
-    _separate_steps_(optimizer, step_parameters(model), spec)
+    _separate_steps_(optimizer, step_sizes(model), spec)
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=spec.scheduler,
@@ -50,22 +50,32 @@ def make_optimizer(
 
 
 def _separate_steps_(
-    optimizer: torch.optim.Optimizer, steps: Sequence[nn.Parameter], spec: TrainSpec
+    optimizer: torch.optim.Optimizer, sizes: Mapping[nn.Parameter, float], spec: TrainSpec
 ) -> None:
-    """Move these parameters into a group whose rate timm's schedules multiply by ``lr_scale``."""
-    own = {id(parameter) for parameter in steps if parameter.requires_grad}
-    if not own:
+    """Move these parameters into groups whose rate timm's schedules multiply by ``lr_scale``."""
+    learned = {step: size for step, size in sizes.items() if step.requires_grad}
+    if not learned:
         if spec.steps != StepGroup():
             fault = Fault("steps", str(spec.steps), "leave steps out where nothing is quantized")
             raise SpecError("this network has no learned steps", [fault])
         return
+    own = {id(parameter) for parameter in learned}
     for group in optimizer.param_groups:
         group["params"] = [item for item in group["params"] if id(item) not in own]
     optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
-    learned = [parameter for parameter in steps if id(parameter) in own]
-    optimizer.add_param_group(
-        {"params": learned, "lr": spec.lr, "initial_lr": spec.lr, **dataclasses.asdict(spec.steps)}
-    )
+    shares: dict[float, list[nn.Parameter]] = {}
+    for step, size in learned.items():
+        share = _power_of_two(size) if spec.steps.relative else 1.0
+        shares.setdefault(share, []).append(step)
+    for share, steps in sorted(shares.items()):
+        settings = {"lr": spec.lr, "initial_lr": spec.lr, "weight_decay": spec.steps.weight_decay}
+        rate = {"lr_scale": spec.steps.lr_scale * share}
+        optimizer.add_param_group({"params": steps, **settings, **rate})
+
+
+def _power_of_two(size: float) -> float:
+    """The power of two nearest to a size, so that few groups are made; 1 for none."""
+    return 2.0 ** round(math.log2(size)) if 0 < size < math.inf else 1.0
 
 
 def steps_per_epoch(images: int, batch_size: int, processes: int) -> int:

@@ -185,7 +185,8 @@ class Session:
         judged = self.model if self.ema is None else self.ema.module
         if self.spec.reestimate_bn is not None:
             count, size = self.spec.reestimate_bn, self.spec.batch_size
-            reestimate_batch_norm_(judged, self.splits.train, count, size, self.workers)
+            key = (self.spec.seed, self.epoch)
+            reestimate_batch_norm_(judged, self.splits.train, count, size, key, self.workers)
         if self.share[1] > 1:
             broadcast([buffer for buffer in judged.buffers() if buffer.numel()])
         percent = self._validate(judged)

@@ -50,7 +50,10 @@ class StepGroup:
     """How the learned steps of quantizers are trained, activations' and weights'.
 
     Units: ``lr_scale`` times the rate of all else, at every moment of the schedule, the warm-up
-        included; ``weight_decay`` as in `TrainSpec`, by default none.
+        included; ``weight_decay`` as in `TrainSpec`, by default none. ``relative``: the rate is a
+        share of what a step is when training begins, rounded to a power of two. What is learned is
+        the range that a quantizer covers, a few tenths for weights and several units for
+        activations, which Adam otherwise moves by the same amount.
 
     Source:
         EWGS (CVPR 2021) trains steps at a hundredth of the weights' rate and does not decay them;
@@ -66,6 +69,7 @@ class StepGroup:
 
     lr_scale: float = 1.0
     weight_decay: float = 0.0
+    relative: bool = False
 
     def __post_init__(self) -> None:
         refuse(self, outside(self, _OF_STEPS))
@@ -117,8 +121,8 @@ class TrainSpec:
         after each epoch; ``mixup`` alpha of timm's Mixup, 0 for none; ``ema_decay`` per step:
         then the averaged weights are validated and kept; ``clip_grad`` largest gradient norm;
         ``freeze_bn_after`` epochs, after which batch-norm statistics stand still;
-        ``reestimate_bn`` training images, from which batch-norm statistics are estimated again
-        before an epoch is validated and kept, None for the running ones;
+        ``reestimate_bn`` training images, from which batch-norm statistics are estimated again,
+        augmented as in that epoch, before it is validated and kept, None for the running ones;
         ``distillation_weight`` from 0 (labels alone) to 1 (teacher alone), see `TrainLoss`;
         ``mse_weight`` is the share of the squared distance to the label, 0 to 1, see `TrainLoss`;
         ``spike_weight`` times the mean level of all quantized activations is added to the loss;

@@ -10,6 +10,8 @@ import torch
 from small_training import IMAGES, SPEC, quantized_net, splits
 from torch import Tensor, nn
 
+from mt_convert.data import DataSpec, Splits
+from mt_convert.data.image_set import ImageSet, make_source
 from mt_convert.errors import DataError, SpecError
 from mt_convert.quantization.batch_norm import batch_norms
 from mt_convert.training.accuracy import accuracy
@@ -77,10 +79,26 @@ def test_what_is_validated_and_kept_has_estimated_statistics(
     history = fit(model, parts, spec, tmp_path, classes=3)
     assert history.best_accuracy == accuracy(model, parts.validation, 12)
     kept = {name: value.clone() for name, value in model.state_dict().items()}
-    reestimate_batch_norm_(model, parts.train, 24, 12)
+    key = (spec.seed, history.best_epoch - 1)
+    reestimate_batch_norm_(model, parts.train, 24, 12, key)
     assert all(torch.equal(kept[name], value) for name, value in model.state_dict().items())
-    reestimate_batch_norm_(model, parts.train, 12, 12)
+    reestimate_batch_norm_(model, parts.train, 12, 12, key)
     assert not torch.equal(kept["0.running_mean"], model[0].running_mean)
+
+
+def test_images_are_augmented_as_in_the_epoch_that_was_learned(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 3))
+    images, labels = torch.rand(48, 1, 8, 8), torch.arange(48) % 3
+    spec = DataSpec("mine", image_size=8, channels=1, classes=3, augmentation="crop_flip")
+    plain = replace(spec, augmentation="none")
+    train = ImageSet(make_source(images, labels, spec, "train"), spec)
+    rest = ImageSet(make_source(images, labels, plain, "rest"), plain)
+    how = TrainSpec(epochs=1, batch_size=12, lr=0.1, reestimate_bn=24, seed=5)
+    fit(model, Splits(train, rest, rest, rest), how, tmp_path, classes=3)
+    kept = model[0].running_mean.clone()
+    for key, same in (((5, 0), True), ((5, 1), False), (None, False)):
+        reestimate_batch_norm_(model, train, 24, 12, key)
+        assert torch.equal(kept, model[0].running_mean) is same, key
 
 
 def test_what_cannot_be_estimated_is_refused_before_training(tmp_path: Path) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from networks import quantized
+from small_training import quantized_net
 from torch import nn
 
 from mt_convert.errors import SpecError
-from mt_convert.quantization.brevitas_layers import step_parameters
-from mt_convert.quantization.spec import BatchNorm
+from mt_convert.quantization.brevitas_layers import step_parameters, step_sizes
+from mt_convert.quantization.spec import BatchNorm, QuantSpec, Scale
 from mt_convert.training.optimizer import make_optimizer
 from mt_convert.training.spec import StepGroup, TrainSpec
 
@@ -74,6 +76,34 @@ def test_a_step_of_the_optimizer_moves_steps_by_their_rate() -> None:
     optimizer.step()
     for old, new in zip(before, step_parameters(qann), strict=True):
         torch.testing.assert_close(old - new, torch.full_like(new, 0.001))  # Adam's first step
+
+
+def test_relative_rates_move_every_step_by_about_the_same_share() -> None:
+    qann = quantized("residual")
+    before = [step.detach().clone() for step in step_parameters(qann)]
+    assert max(step.mean() for step in before) > 8 * min(step.mean() for step in before)
+    steps = StepGroup(lr_scale=0.1, relative=True)
+    spec = replace(SPEC, warmup_epochs=0, scheduler="constant", steps=steps)
+    optimizer, _ = make_optimizer(qann, spec, steps=1)
+    for parameter in qann.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for old, new in zip(before, step_parameters(qann), strict=True):
+        share = ((old - new).mean() / old.mean()).item()
+        assert 0.01 / 1.42 < share < 0.01 * 1.42, "0.1 of the rate of 0.1, to a power of two"
+
+
+def test_steps_that_are_logarithms_move_by_a_share_as_they_are() -> None:
+    qann = quantized_net(QuantSpec(weight_bits=4, act_bits=4, scale=Scale.POWER_OF_TWO))
+    assert set(step_sizes(qann).values()) == {1 / math.log(2)}
+
+
+def test_relative_steps_of_like_size_share_a_group() -> None:
+    qann = quantized("residual")
+    optimizer, _ = make_optimizer(qann, replace(SPEC, steps=StepGroup(relative=True)), steps=1)
+    groups = [group for group in optimizer.param_groups if "lr_scale" in group]
+    assert len({group["lr_scale"] for group in groups}) == len(groups)
+    assert sum(len(group["params"]) for group in groups) == len(step_parameters(qann))
 
 
 def test_a_float_network_has_timms_groups_alone() -> None:
