@@ -508,7 +508,7 @@ def _learned_steps(model: nn.Module) -> list[tuple[nn.Parameter, Scale]]:
     for layer in model.modules():
         if isinstance(layer, QuantAct):
             quantizer: nn.Module = layer.quant
-            kind = layer.kind
+            kind: Any = layer.kind
         elif has_quantized_weight(layer) and not isinstance(layer, CODED):
             quantizer, kind = layer.get_submodule("weight_quant"), layer.weight_scale_kind
         else:
