@@ -41,9 +41,9 @@ def reestimate_batch_norm_(
 
     All else is in evaluation mode, and each whole batch counts the same (what is left over does
     not). ``key`` is that of the augmentation, None for none. Training passes its own: padded crops
-    change means and variances, and with statistics of images that are not augmented a trained
-    ResNet-20 lost two points. Weights that oscillate between two levels of their quantizer spoil
-    the running averages of training; these are of the weights as they now are.
+    change means and variances, and the weights have learned with those. Weights that oscillate
+    between two levels of their quantizer spoil the running averages of training; these are of the
+    weights as they now are.
 
     Source:
         Overcoming Oscillations in Quantization-Aware Training (ICML 2022), section 3.2.

@@ -59,9 +59,8 @@ def _separate_steps_(
             fault = Fault("steps", str(spec.steps), "leave steps out where nothing is quantized")
             raise SpecError("this network has no learned steps", [fault])
         return
-    own = {id(parameter) for parameter in learned}
     for group in optimizer.param_groups:
-        group["params"] = [item for item in group["params"] if id(item) not in own]
+        group["params"] = [item for item in group["params"] if item not in learned]
     optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
     shares: dict[float, list[nn.Parameter]] = {}
     for step, size in learned.items():

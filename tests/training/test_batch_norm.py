@@ -86,7 +86,7 @@ def test_what_is_validated_and_kept_has_estimated_statistics(
     assert not torch.equal(kept["0.running_mean"], model[0].running_mean)
 
 
-def test_images_are_augmented_as_in_the_epoch_that_was_learned(tmp_path: Path) -> None:
+def test_statistics_come_from_images_as_the_epoch_shows_them(tmp_path: Path) -> None:
     model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 3))
     images, labels = torch.rand(48, 1, 8, 8), torch.arange(48) % 3
     spec = DataSpec("mine", image_size=8, channels=1, classes=3, augmentation="crop_flip")
