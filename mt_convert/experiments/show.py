@@ -38,7 +38,7 @@ def show(path: Path, console: Console) -> None:
             console.print(tables.accuracy_table(rows))
             return
         console.print(tables.rich_table(rows))
-        console.print(legend(rows) + ".\n", style="dim")
+        console.print(legend(rows, left_out=tables.PAGES_ALONE) + ".\n", style="dim")
         console.print(_closing_sentence(path, rows), highlight=False, soft_wrap=True)
         if (path / PAGE).is_file():
             console.print(f"page: {path / PAGE}", highlight=False, soft_wrap=True)

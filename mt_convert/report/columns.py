@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from .row_groups import NAMES, needed_names
@@ -96,14 +96,16 @@ _LEGENDS = {
 LEGEND = "; ".join(text for name, text in _LEGENDS.items() if name not in IF_SEVERAL)
 
 
-def legend(rows: Sequence[Row]) -> str:
-    """What the columns of these rows mean, where their heading does not say it.
+def legend(rows: Sequence[Row], *, left_out: Collection[str] = ()) -> str:
+    """What the columns of these rows mean, where their heading does not say it; without those that
+    a table leaves out.
 
     Example:
         >>> legend([]) == LEGEND
         True
     """
-    return "; ".join(text for name, text in _LEGENDS.items() if name in columns(rows))
+    shown = set(columns(rows)).difference(left_out)
+    return "; ".join(text for name, text in _LEGENDS.items() if name in shown)
 
 
 def cells(row: Row, names: Iterable[str] = COLUMNS) -> list[str]:

@@ -13,6 +13,9 @@ from .columns import COLUMNS, IF_SEVERAL, LEGEND, cells, columns, markdown_table
 from .row_groups import kinds_of
 from .rows import Row
 
+PAGES_ALONE = ("packets_per_neuron",)
+"""Columns that 80 characters have no room for."""
+
 
 def rich_table(rows: Sequence[Row]) -> Table:
     """The rows for a terminal of 80 columns: what all of them share stands in the title. Rows on
@@ -24,7 +27,7 @@ def rich_table(rows: Sequence[Row]) -> Table:
     """
     plain = all(row.method == f"mt_{row.ladder}" for row in rows)  # else said twice
     digits = plain and {row.ladder for row in rows} == {"uniform", "radix"}  # as presented says
-    wide = {"packets_per_neuron", *(["method"] * plain), *(["ladder"] * digits)}  # pages have room
+    wide = {*PAGES_ALONE, *(["method"] * plain), *(["ladder"] * digits)}
     names = [name for name in columns(rows) if name not in wide]
 
     def printed(row: Row, names: Sequence[str]) -> list[str]:

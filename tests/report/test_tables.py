@@ -10,10 +10,17 @@ from results import ROW
 from rich.console import Console
 from rich.table import Table
 
-from mt_convert.report.columns import COLUMNS, LEGEND
+from mt_convert.report.columns import COLUMNS, LEGEND, legend
 from mt_convert.report.columns import columns as shown_columns
 from mt_convert.report.rows import Row
-from mt_convert.report.tables import conversion_table, markdown_page, rich_table, summary, title
+from mt_convert.report.tables import (
+    PAGES_ALONE,
+    conversion_table,
+    markdown_page,
+    rich_table,
+    summary,
+    title,
+)
 
 ROWS = [
     ROW,
@@ -93,6 +100,14 @@ def test_the_page_holds_table_sentence_neurons_and_what_stays_analog() -> None:
     analog = lines[lines.index("## Analog") :]
     assert "- conv1 (Conv2d): fed by the encoded image" in analog
     assert "- maxpool (max_pool2d): by temporal difference" in analog
+
+
+def test_the_legend_of_a_terminal_explains_no_column_that_it_has_no_room_for() -> None:
+    rows = [replace(row, packets_per_neuron=1.5) for row in ROWS]
+    headings = {str(column.header) for column in rich_table(rows).columns}
+    said = {part.split(":")[0] for part in legend(rows, left_out=PAGES_ALONE).split("; ")}
+    assert {"agree", "exact", "spikes"} <= said <= headings
+    assert "packets" in legend(rows)
 
 
 def test_a_page_with_nothing_analog_says_so() -> None:

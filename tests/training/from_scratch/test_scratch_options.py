@@ -148,8 +148,8 @@ def test_thresholds_learn_stay_positive_and_are_stored(tmp_path: Path) -> None:
         network(IMAGES).square().sum().backward()
         optimizer.step()
     for start, (_, layer) in zip(steps, network.neurons(), strict=True):
-        assert float(layer.delta) > 0
-        assert float(layer.delta) != float(start)
+        assert layer.delta.item() > 0
+        assert layer.delta.item() != float(start)
     network.eval()
     archive.save(network.merge_tensor_trains(), tmp_path)
     assert torch.equal(archive.load(tmp_path)(IMAGES), network(IMAGES))
