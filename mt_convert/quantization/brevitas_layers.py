@@ -34,10 +34,10 @@ from ..errors import Fault, SpecError
 from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
 from ..neurons.ladder import Learned
 from ..neurons.step_table import StepTable
-from .formula import Formula, NotAFunction, table_placeholder
-from .learned_gaps import MOST_BITS, LearnedGaps
-from .noise import Noise, add_noise
-from .signed_range import fit_dip, fit_range
+from .activations.formula import Formula, NotAFunction, table_placeholder
+from .activations.learned_gaps import MOST_BITS, LearnedGaps
+from .activations.noise import Noise, add_noise
+from .activations.signed_range import fit_dip, fit_range
 from .spec import ActNoise, Scale, Spacing, WeightCode
 from .weight_codes import CODED, encode_layer, weight_code
 from .weight_norm import normalize_first

@@ -42,6 +42,8 @@ from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule
 from ..graph.signals import Signal, nonnegative
 from ..graph.tracing.trace import trace
 from ..system.devices import device_of
+from .activations.formula import Formula, NotAFunction
+from .activations.noise import Noise
 from .brevitas_layers import (
     LEARNED_BITS,
     QuantAct,
@@ -53,8 +55,6 @@ from .brevitas_layers import (
 )
 from .chain import float_tensors, take_
 from .corrections import correct_, equalize_
-from .formula import Formula, NotAFunction
-from .noise import Noise
 from .spec import ANALOG, EQUALIZE, LADDER, BatchNorm, QuantSpec, WeightCode, spec_of
 from .suspicions import (
     far_pixels,

@@ -341,7 +341,7 @@ MUTANTS = (
         "if not self._made or self._made[1] != made_for:",
         "if not self._made:",
         (
-            "quantization/test_formula.py::test_the_table_is_made_again_after_training_moved_the_"
+            "quantization/activations/test_formula.py::test_the_table_is_made_again_after_training_moved_the_"
             "step_and_only_then",
         ),
     ),

@@ -23,7 +23,7 @@ from mt_convert.neurons.ladder import Firing, Radix, Uniform
 from mt_convert.neurons.spec import NeuronSpec
 from mt_convert.neurons.step_table import StepTable
 from mt_convert.neurons.totals import totals_step, totals_step_literal
-from mt_convert.quantization.formula import Formula, NotAFunction
+from mt_convert.quantization.activations.formula import Formula, NotAFunction
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.convert import convert

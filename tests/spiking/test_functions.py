@@ -93,7 +93,7 @@ def test_saving_and_loading_change_nothing_and_compute_no_threshold(
     snn = convert(qann)
     save(qann, tmp_path / "qann")
     save(snn, tmp_path / "snn")
-    monkeypatch.setattr("mt_convert.quantization.formula.step_table", None)
+    monkeypatch.setattr("mt_convert.quantization.activations.formula.step_table", None)
     stored, spiking = load(tmp_path / "qann"), load(tmp_path / "snn")
     expected = qann(images())
     assert torch.equal(stored(images()), expected)

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from ...errors import CheckpointError
 from ..integer_form import INT32, IntegerForm, Node
-from ..onnx_graph import FLOAT32_WHOLE, furthest, sum_fits, window_pads
+from ..onnx_formats.onnx_graph import FLOAT32_WHOLE, furthest, sum_fits, window_pads
 from . import torch_reader
 
 MOST_COMPARED = 15

@@ -22,10 +22,10 @@ from typer.testing import CliRunner
 from mt_convert import cli
 from mt_convert.errors import CheckpointError, SpecError, UnsupportedLayerError
 from mt_convert.experiments.bench import command, limits, memory, pages, picture, timing
-from mt_convert.experiments.bench.contenders import Case, Contender, ContenderKind
+from mt_convert.experiments.bench.contenders.contender import Case, Contender, ContenderKind
+from mt_convert.experiments.bench.contenders.registry import all_contenders, choose_contenders
 from mt_convert.experiments.bench.measure import Group, check, compare, with_ratios
 from mt_convert.experiments.bench.network import Network, open_network
-from mt_convert.experiments.bench.registry import all_contenders, choose_contenders
 from mt_convert.experiments.bench.rows import (
     Absent,
     Benchmark,
@@ -33,7 +33,7 @@ from mt_convert.experiments.bench.rows import (
     benchmark_from_json,
     merge,
 )
-from mt_convert.export import qdq
+from mt_convert.export.onnx_formats import qdq
 from mt_convert.quantization.brevitas_layers import for_inference
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..errors import Fault
-from .integer_form import INT32, IntegerForm, Node, Value
+from ...errors import Fault
+from ..integer_form import INT32, IntegerForm, Node, Value
 from .onnx_graph import (
     FLOAT32_WHOLE,
     OPSET,

@@ -14,8 +14,9 @@ from torch import nn
 
 import mt_convert as mt
 from mt_convert.errors import CheckpointError, SpecError, UnsupportedLayerError
-from mt_convert.export import onnx_graph, onnx_runtimes, targets, verdict
+from mt_convert.export import targets, verdict
 from mt_convert.export.integer_form import integer_form
+from mt_convert.export.onnx_formats import onnx_graph, onnx_runtimes
 
 onnx = pytest.importorskip("onnx", reason="make installs it: it is in the extra dev")
 pytest.importorskip("onnxruntime", reason="make installs it: it is in the extra dev")

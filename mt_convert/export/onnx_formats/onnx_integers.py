@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import Fault
-from .integer_form import IntegerForm, Node, Value, emitted_levels, formula_arrays
+from ...errors import Fault
+from ..integer_form import IntegerForm, Node, Value, emitted_levels, formula_arrays
 from .onnx_graph import (
     FLOAT32_WHOLE,
     OPSET,

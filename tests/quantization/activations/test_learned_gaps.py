@@ -16,12 +16,12 @@ from mt_convert.graph.nodes import layer_nodes
 from mt_convert.neurons.ladder import Learned
 from mt_convert.neurons.spec import NeuronSpec
 from mt_convert.neurons.totals import totals_step, totals_step_literal
+from mt_convert.quantization.activations.learned_gaps import LearnedGaps
 from mt_convert.quantization.brevitas_layers import (
     QuantAct,
     quant_layer_from_json,
     quant_layer_to_json,
 )
-from mt_convert.quantization.learned_gaps import LearnedGaps
 from mt_convert.quantization.quantize import QuantizedModel, calibrate_, quantize
 from mt_convert.quantization.spec import ActNoise, Override, QuantSpec, Spacing
 from mt_convert.spiking.archive import load, save
