@@ -35,8 +35,8 @@ from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
 from ..neurons.ladder import Firing, Ladder, Learned, Radix, Uniform, ladder_of
 from ..neurons.layer import MTNeuron
 from ..neurons.spec import NeuronSpec
+from ..quantization.activations.quant_act import QuantAct
 from ..quantization.brevitas_layers import (
-    QuantAct,
     has_quantized_weight,
     quantized_weight,
     weight_range,

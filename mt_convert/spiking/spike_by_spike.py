@@ -34,7 +34,8 @@ from .levels import table_at, unit, window_spec
 from .model import SpikingModel
 from .presentation import Presentation, check_time_steps
 from .simulate import like_network
-from .window_spikes import INJECTING, SpikeRun, call_without_bias, run_windows
+from .trains import INJECTING, SpikeRun, call_without_bias
+from .window_spikes import run_windows
 
 
 @torch.no_grad()

@@ -233,7 +233,7 @@ MUTANTS = (
     ),
     Mutant(
         14,
-        "spiking/window_spikes.py",
+        "spiking/trains.py",
         "return self.steps[-1] if self.base is None else self.so_far()[-1]",
         "return self.steps[-1] if self.base is None else self.so_far()[len(self.steps) // 2]",
         (
@@ -337,12 +337,12 @@ MUTANTS = (
     ),
     Mutant(
         15,
-        "quantization/brevitas_layers.py",
+        "quantization/activations/quant_act.py",
         "if not self._made or self._made[1] != made_for:",
         "if not self._made:",
         (
-            "quantization/activations/test_formula.py::test_the_table_is_made_again_after_training_moved_the_"
-            "step_and_only_then",
+            "quantization/activations/test_formula.py::test_the_table_is_made_again_after_"
+            "training_moved_the_step_and_only_then",
         ),
     ),
     Mutant(

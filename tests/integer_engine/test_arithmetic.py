@@ -25,7 +25,7 @@ from mt_convert.neurons.ladder import Binary, PowerOfTwo, Uniform
 from mt_convert.neurons.layer import MTNeuron
 from mt_convert.neurons.spec import NeuronSpec
 from mt_convert.neurons.totals import totals_step
-from mt_convert.quantization.brevitas_layers import QuantAct
+from mt_convert.quantization.activations.quant_act import QuantAct
 from mt_convert.quantization.quantize import QuantizedModel, QuantSpec, quantize
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.model import SpikingModel

@@ -13,7 +13,8 @@ import mt_convert as mt
 from mt_convert.errors import SpecError, UnsupportedLayerError
 from mt_convert.graph.nodes import layer_nodes
 from mt_convert.quantization import adopt
-from mt_convert.quantization.brevitas_layers import QuantAct, qnn
+from mt_convert.quantization.activations.quant_act import QuantAct
+from mt_convert.quantization.brevitas_layers import qnn
 
 
 class QCFS(nn.Module):

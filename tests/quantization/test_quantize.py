@@ -24,9 +24,8 @@ from torch import nn
 from mt_convert.data import borrow_random
 from mt_convert.errors import DataError, SpecError
 from mt_convert.graph.nodes import NORMS, WEIGHTED, layer_nodes
+from mt_convert.quantization.activations.quant_act import QuantAct, calibrating
 from mt_convert.quantization.brevitas_layers import (
-    QuantAct,
-    calibrating,
     quant_layer_from_json,
     quant_layer_to_json,
     quantized_weight,

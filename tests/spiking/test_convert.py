@@ -28,7 +28,7 @@ from mt_convert.graph.nodes import layer_nodes
 from mt_convert.graph.rules import DEFAULT_RULES, OperatorKind, Rule
 from mt_convert.neurons.ladder import Binary, Firing, Learned, PowerOfTwo, Uniform
 from mt_convert.neurons.spec import LIF, PLIF, NeuronSpec, Reset
-from mt_convert.quantization.brevitas_layers import QuantAct
+from mt_convert.quantization.activations.quant_act import QuantAct
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import BatchNorm, QuantSpec, Scale
 from mt_convert.spiking.archive.layers import (

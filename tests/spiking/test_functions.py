@@ -13,7 +13,8 @@ from mt_convert.evaluation.energy.measure import energy
 from mt_convert.evaluation.errors.layer_errors import layer_errors
 from mt_convert.integer_engine.arithmetic import IntegerArithmetic
 from mt_convert.neurons.ladder import Radix
-from mt_convert.quantization.brevitas_layers import QuantAct, step_parameters
+from mt_convert.quantization.activations.quant_act import QuantAct
+from mt_convert.quantization.brevitas_layers import step_parameters
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.archive import load, save

@@ -20,7 +20,7 @@ from mt_convert.graph.rules import DEFAULT_RULES, OperatorKind, Rule, Sign
 from mt_convert.graph.signals import nonnegative
 from mt_convert.graph.tracing.trace import trace
 from mt_convert.neurons.ladder import Uniform
-from mt_convert.quantization.brevitas_layers import QuantAct
+from mt_convert.quantization.activations.quant_act import QuantAct
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.archive import load, save

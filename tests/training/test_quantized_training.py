@@ -18,12 +18,12 @@ from torch._dynamo.utils import counters
 from mt_convert.data import DataSpec, Splits, tensor_set
 from mt_convert.errors import CheckpointError, DataError, SpecError
 from mt_convert.graph.nodes import layer_nodes
-from mt_convert.quantization.brevitas_layers import (
+from mt_convert.quantization.activations.quant_act import (
     QuantAct,
-    step_parameters,
     take_mean_level,
     watching_levels,
 )
+from mt_convert.quantization.brevitas_layers import step_parameters
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.training.loop import fit

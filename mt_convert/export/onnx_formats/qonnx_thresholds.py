@@ -12,7 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from ...errors import Fault
-from ..integer_form import INT32, IntegerForm, Node, Value
+from ..integer_form import IntegerForm, Node, Value
+from ..threshold_sums import INT32
 from .onnx_graph import (
     FLOAT32_WHOLE,
     OPSET,

@@ -14,7 +14,7 @@ from ...errors import CheckpointError, Fault
 from ...graph.nodes import PLAIN, WEIGHTED, layer_of
 from ...graph.serialization import plain_layer_from_json
 from ...quantization.activations.formula import size_of
-from ...quantization.brevitas_layers import QuantAct
+from ...quantization.activations.quant_act import QuantAct
 from ...system.plain_data import as_type
 from ..model import SpikingModel
 from ..shapes import ShapeRun

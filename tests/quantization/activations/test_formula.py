@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from mt_convert.errors import CheckpointError, SpecError
 from mt_convert.graph.nodes import layer_nodes
 from mt_convert.quantization.activations.formula import Formula
+from mt_convert.quantization.activations.quant_act import QuantAct
 from mt_convert.quantization.activations.signed_range import fit_dip
 from mt_convert.quantization.brevitas_layers import (
-    QuantAct,
     quant_layer_from_json,
     quant_layer_to_json,
 )

@@ -17,8 +17,8 @@ from mt_convert.neurons.ladder import Learned
 from mt_convert.neurons.spec import NeuronSpec
 from mt_convert.neurons.totals import totals_step, totals_step_literal
 from mt_convert.quantization.activations.learned_gaps import LearnedGaps
+from mt_convert.quantization.activations.quant_act import QuantAct
 from mt_convert.quantization.brevitas_layers import (
-    QuantAct,
     quant_layer_from_json,
     quant_layer_to_json,
 )
