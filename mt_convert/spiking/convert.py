@@ -357,7 +357,7 @@ def _convert_layer(
         )
         if layer.formula is None:
             return MTNeuron(spec, layer.scale.clone(), clip=layer.clip)
-        table, formula = copy.deepcopy(layer.table()), layer.formula.frozen()
+        table, formula = copy.deepcopy(layer.table()), layer.formula.freeze()
         return MTNeuron(spec, layer.scale.clone(), clip=layer.clip, table=table, formula=formula)
     if not has_quantized_weight(layer):
         return plain_with_tensors(layer)

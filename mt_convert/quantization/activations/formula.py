@@ -101,7 +101,7 @@ class Formula(nn.Module):
     def _in_float64(self) -> nn.Module:
         return copy.deepcopy(self.graph).cpu().double().eval()
 
-    def frozen(self) -> Formula:
+    def freeze(self) -> Formula:
         """A copy whose constants are not trained."""
         graph = copy.deepcopy(self.graph)
         for name, tensor in list(graph.named_parameters()):

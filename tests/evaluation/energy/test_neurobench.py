@@ -84,7 +84,7 @@ def test_without_weights_of_zero_the_additions_are_the_synops_of_the_energy(
     assert zeros > 0, "or the next line says nothing"
     assert measured.synaptic_operations.Effective_ACs < counted
     assert measured.connection_sparsity == zeros / sum(item.numel() for item in weights)
-    filled = convert_filled(snn)
+    filled = fill_zeros(snn)
     counted = energy(filled, images, time_steps=T).totals[0].synops
     measured = neurobench(filled, images, time_steps=T)
     assert measured.connection_sparsity == 0
@@ -92,7 +92,7 @@ def test_without_weights_of_zero_the_additions_are_the_synops_of_the_energy(
     assert whole == pytest.approx(counted * len(images), rel=1e-12)
 
 
-def convert_filled(snn: SpikingModel) -> SpikingModel:
+def fill_zeros(snn: SpikingModel) -> SpikingModel:
     """A copy whose weights of 0 are one step of their grid."""
     filled = copy.deepcopy(snn)
     with torch.no_grad():

@@ -72,7 +72,7 @@ def test_a_class_or_function_of_a_file_makes_the_network(tmp_path: Path) -> None
         one, other = (build(spec, seed=1, image_size=8) for _ in range(2))
         assert one(images).shape == (2, 3)
         assert torch.equal(one(images), other(images))
-        assert spec.called == name
+        assert spec.short_name == name
     assert not torch.equal(build(spec, seed=2)(images), one(images))
 
 

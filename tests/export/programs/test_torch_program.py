@@ -50,7 +50,7 @@ class InThisProcess:
         return np.asarray(found)
 
 
-def changed(path: Path, to: Path, change: Change) -> Path:
+def change_parts(path: Path, to: Path, change: Change) -> Path:
     """The same archive with other parts."""
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(to, "w") as sink:
         for item in source.infolist():
@@ -117,7 +117,7 @@ def test_a_changed_program_is_red(written: tuple[Path, verdict.Verdict], tmp_pat
     form, images = integer_form(converted("line")), some_images("line", 2)
 
     def is_red(change: Change) -> bool:
-        runtime = InThisProcess(changed(path, tmp_path / "network.pt2", change))
+        runtime = InThisProcess(change_parts(path, tmp_path / "network.pt2", change))
         return not verdict.verify("torch", form, runtime, images, {}).exact
 
     with zipfile.ZipFile(path) as archive:
@@ -177,7 +177,7 @@ def test_what_would_run_code_or_is_damaged_is_refused_unread(
 
     for change in (pickled, example, *(described(edit) for edit in (target, size, guard))):
         with pytest.raises(ValueError, match=r"pickled|no operator|no size|no part"):
-            torch_reader.check(changed(path, other, change))
+            torch_reader.check(change_parts(path, other, change))
     whole = path.read_bytes()
     for index in range(40):
         content = bytearray(whole)

@@ -32,11 +32,11 @@ def cut(path: Path) -> None:
     path.write_bytes(GOOD[:3])
 
 
-def emptied(path: Path) -> None:
+def empty_out(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def changed(path: Path) -> None:
+def change_last_byte(path: Path) -> None:
     path.write_bytes(GOOD[:-1] + b"!")
 
 
@@ -48,7 +48,7 @@ def open_to_the_group(path: Path) -> None:
     path.chmod(0o770)
 
 
-def linked(path: Path) -> None:
+def link_instead(path: Path) -> None:
     elsewhere = path.with_name("elsewhere.so")
     path.rename(elsewhere)
     path.symlink_to(elsewhere)
@@ -72,8 +72,8 @@ def dangling(path: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        *(cut, emptied, changed, open_to_all, open_to_the_group),
-        *(linked, folder_instead, pipe_instead, dangling),
+        *(cut, empty_out, change_last_byte, open_to_all, open_to_the_group),
+        *(link_instead, folder_instead, pipe_instead, dangling),
     ],
 )
 def test_what_is_damaged_or_not_ours_alone_is_removed(
