@@ -131,7 +131,7 @@ def test_responses_to_several_thetas_are_those_to_each() -> None:
 # ----------------------------------------------------------------------------- percentile and grid
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("percent", [80.0, 99.0, 100.0])
 def test_a_percentile_is_that_of_all_activations(percent: float) -> None:
     snn, batch = spiking("clamps", 3), images(16)
@@ -263,7 +263,7 @@ def test_inputs_that_are_almost_0_are_no_alpha() -> None:
     assert (alpha, beta) == (1.0, 1.0)
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("presentation", PRESENTATIONS)
 def test_beta_folds_into_the_next_weights(presentation: Presentation) -> None:
     qann = quantize(dense(), QuantSpec(), calibration=images(8))

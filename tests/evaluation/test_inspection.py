@@ -59,6 +59,7 @@ def made() -> tuple[dict[str, Any], Subject, Any]:
     return inspect(subject, SETTINGS, convert(qann)), subject, qann
 
 
+@pytest.mark.slow
 def test_it_is_plain_data(made: Any) -> None:
     assert len(json.dumps(made[0], allow_nan=False)) < 200_000
     assert made[0]["setting"]["n"] == 3
@@ -175,6 +176,7 @@ class ChannelsLast(nn.Module):
         return self.head(self.line(x.flatten(1, 2).transpose(1, 2)).relu().flatten(1))
 
 
+@pytest.mark.slow
 def test_channels_are_counted_where_they_lie() -> None:
     torch.manual_seed(0)
     net, shown = ChannelsLast().eval(), torch.randn(8, 1, 8, 8)

@@ -167,6 +167,7 @@ def test_what_may_have_no_end_is_read_up_to_1024_images() -> None:
     assert len(collect([torch.zeros(100, 1)] * 20)) == 2000  # a list was given whole
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4),

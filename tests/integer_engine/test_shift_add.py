@@ -119,7 +119,7 @@ def test_every_small_network_runs_without_multiplying_and_gives_the_same_bits(wa
     assert refused == []
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("ladder", [Uniform(3), Binary(3), PowerOfTwo(4)], ids=str)
 def test_neurons_that_never_take_back_run_too(ladder: Any) -> None:
     for name in ("residual", "pools", "pre_activation"):
@@ -248,7 +248,7 @@ OFFLINE = [  # tables and wiring are made before a run; both ends of a network a
 ]
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["uniform", "binary_4", "power_of_two", "every_step"])
 @pytest.mark.parametrize("name", ["residual", "wide"])
 def test_between_the_levels_of_the_image_and_the_scores_are_integers_and_no_product(
@@ -268,6 +268,7 @@ def test_between_the_levels_of_the_image_and_the_scores_are_integers_and_no_prod
     assert torch.equal(run.logits, model.run(images, steps).logits)
 
 
+@pytest.mark.slow
 def test_the_guard_sees_what_the_reference_does() -> None:
     model, images = IntegerModel(convert(quantized("residual")), "torch"), fresh("residual")
     with torch.no_grad(), IntegersOnly() as guard:
@@ -421,6 +422,7 @@ def test_learned_ladders_are_refused_all_of_them_at_once() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [0, 1.5])
 def test_steps_that_are_no_whole_numbers_from_1_are_refused(steps: Any) -> None:
     model = IntegerModel(convert(quantized("line")), "torch")

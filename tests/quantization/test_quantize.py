@@ -113,7 +113,7 @@ def test_without_special_bits_all_layers_are_alike() -> None:
     assert found == {"0": 3, "1": 2, "2": 3, "3": 2, "5": 3}
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4, 5, 8])
 def test_weights_have_the_levels_of_their_bits(count: int) -> None:
     spec = QuantSpec(weight_bits=count, first_bits=None, last_bits=None)
@@ -193,6 +193,7 @@ def test_a_model_that_has_an_input_quant_already_keeps_it() -> None:
     assert qann.layers.get_submodule("input_quant_1").encodes_input
 
 
+@pytest.mark.slow
 def test_relu6_and_hardtanh_reach_no_level_above_their_bounds() -> None:
     qann = quantized("clamps")
     step = 0.9  # round(6 / 0.9) = 7: levels 8 to 15 cannot occur
@@ -302,7 +303,7 @@ def test_the_short_way_of_positive_values_is_brevitas_bit_for_bit(
         assert results[0][0].dtype == dtype
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KEPT)
 def test_batch_norms_are_folded_or_kept(name: str) -> None:
     norms = nn.modules.batchnorm._BatchNorm
@@ -312,7 +313,7 @@ def test_batch_norms_are_folded_or_kept(name: str) -> None:
     assert (kept, folded) == (count, 2 if name == "pre_activation" else 0)
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_norm", BatchNorm)
 def test_quantizing_to_8_bits_stays_close_to_the_model(batch_norm: BatchNorm) -> None:
     model, x = network("line"), images(32, shape_of("line"))
@@ -422,6 +423,7 @@ def test_a_training_step_is_one_graph_without_breaks(spec: QuantSpec) -> None:
         assert torch.equal(one.grad, other.grad)
 
 
+@pytest.mark.slow
 def test_compiled_networks_leave_the_look_at_the_images_to_check() -> None:
     qann = quantized("one_relu")
     with pytest.raises(DataError, match="NaN"):
@@ -431,7 +433,7 @@ def test_compiled_networks_leave_the_look_at_the_images_to_check() -> None:
 # ------------------------------------------------------------------------------------ stored form
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", Scale)
 def test_quantized_layers_come_back_from_json(scale: Scale) -> None:
     spec = QuantSpec(scale=scale, act_bits=3, batch_norm=BatchNorm.KEEP)

@@ -30,6 +30,7 @@ def quantized(name: str) -> QuantizedModel:
     return quantize(network(name), QuantSpec(4, 4), calibration=images())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", EACH)
 def test_the_spiking_network_equals_the_quantized_one_in_every_way_of_firing(name: str) -> None:
     qann = quantized(name)
@@ -49,6 +50,7 @@ def test_the_spiking_network_equals_the_quantized_one_in_every_way_of_firing(nam
     assert analog == {"conv"} if name != "gate" else analog <= {"conv", "pad", "slice_1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 @pytest.mark.parametrize("name", ["silu", "prelu", "tanh"])
 def test_single_spikes_say_the_same(name: str, presentation: str) -> None:
@@ -61,6 +63,7 @@ def test_single_spikes_say_the_same(name: str, presentation: str) -> None:
             assert (total != spikes.totals[layer]).float().mean() < 0.01, (layer, settings)
 
 
+@pytest.mark.slow
 def test_presented_in_every_step_means_come_closer_to_the_function() -> None:
     qann = quantized("silu")
     few = convert(qann, ladder=2, signed=True, presentation="every_step")
@@ -70,6 +73,7 @@ def test_presented_in_every_step_means_come_closer_to_the_function() -> None:
     assert missed[-1] < 0.3 * missed[0]
 
 
+@pytest.mark.slow
 def test_all_steps_at_once_are_the_steps_one_by_one() -> None:
     snn = convert(quantized("gelu"), ladder=3, signed=True)
     one, two = (
@@ -86,6 +90,7 @@ def test_all_steps_at_once_are_the_steps_one_by_one() -> None:
     assert all(torch.equal(one.spike_counts[name], fast.spike_counts[name]) for name in one.totals)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["silu", "prelu", "square of relu"])
 def test_saving_and_loading_change_nothing_and_compute_no_threshold(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -105,6 +110,7 @@ def test_saving_and_loading_change_nothing_and_compute_no_threshold(
     assert str(spiking.report) == str(snn.report)
 
 
+@pytest.mark.slow
 def test_a_stored_network_that_is_trained_on_gets_the_thresholds_of_its_new_steps(
     tmp_path: Path,
 ) -> None:
@@ -124,6 +130,7 @@ def test_a_stored_network_that_is_trained_on_gets_the_thresholds_of_its_new_step
     assert convert(qann, verify=images(4)).report.verdict.exact_t1 is True
 
 
+@pytest.mark.slow
 def test_a_changed_threshold_or_a_missing_one_is_noticed(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -135,6 +142,7 @@ def test_a_changed_threshold_or_a_missing_one_is_noticed(tmp_path: Path) -> None
         load(tmp_path)
 
 
+@pytest.mark.slow
 def test_events_are_thresholds_crossed_and_packets_what_is_emitted() -> None:
     snn = convert(quantized("silu"))
     neuron = dict(snn.neurons())["silu"]
@@ -156,6 +164,7 @@ def test_events_are_thresholds_crossed_and_packets_what_is_emitted() -> None:
     assert row.comparisons == neuron.table.thresholds.shape[1] * row.neurons
 
 
+@pytest.mark.slow
 def test_the_three_errors_add_up_at_a_function() -> None:
     qann = quantized("silu")
     exact, few = convert(qann), convert(qann, ladder=2, signed=True)
@@ -168,6 +177,7 @@ def test_the_three_errors_add_up_at_a_function() -> None:
     assert all(row.clipping.maximum > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_the_report_says_what_was_taken_and_what_it_cost() -> None:
     spec = QuantSpec(4, 4, functions={"sig*": "analog"})
     report = convert(quantize(network("gate"), spec, calibration=images())).report
@@ -177,6 +187,7 @@ def test_the_report_says_what_was_taken_and_what_it_cost() -> None:
     assert any(row.ladder.endswith("of silu") for row in report.neurons)
 
 
+@pytest.mark.slow
 def test_thresholds_of_a_function_cannot_get_another_step() -> None:
     snn: SpikingModel = convert(quantized("silu"))
     neuron = dict(snn.neurons())["silu"]

@@ -102,6 +102,7 @@ def test_spike_by_spike_equals_simulate_at_every_step(
     assert not torch.equal(run.logits[0], run.logits[-1])
 
 
+@pytest.mark.slow
 def test_one_step_with_all_levels_is_the_quantized_networks_answer(qann: Any) -> None:
     images = _images(4)
     run = spike_by_spike(convert(qann), images, time_steps=1)

@@ -60,6 +60,7 @@ def test_the_verdict_says_exact_and_what_it_looked_at(qann: QuantizedModel) -> N
     assert verdict_of(convert(copy.deepcopy(qann).train(), verify=BATCH)) == verdict
 
 
+@pytest.mark.slow
 def test_a_quarter_of_the_thresholds_settles_later_and_the_verdict_says_when(
     qann: QuantizedModel,
 ) -> None:

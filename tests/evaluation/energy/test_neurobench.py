@@ -49,6 +49,7 @@ def products(layer: nn.Module, value: Tensor) -> float:
     return float(F.conv2d(present, weight, stride=layer.stride, padding=layer.padding).sum())  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_effective_operations_are_those_of_what_is_not_zero(
     snn: SpikingModel, images: Tensor
 ) -> None:

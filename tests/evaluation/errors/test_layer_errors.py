@@ -289,7 +289,7 @@ def test_every_row_is_what_the_tensors_say_and_its_causes_add_up(
             assert means == pytest.approx(row.whole.mean, rel=1e-6, abs=1e-12)
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", [False, True])
 def test_rates_are_what_the_spikes_say(changed: bool) -> None:
     plain = converted("clamps", 3, signed=True)

@@ -256,6 +256,7 @@ def test_every_contender_has_a_name_of_its_own_and_says_what_it_is() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_binary_thresholds_are_as_many_as_a_level_has_bits_and_compared_with_their_own_kind(
     tiny: Network,
 ) -> None:
@@ -336,6 +337,7 @@ def test_learned_thresholds_have_no_form_for_onnx(tiny: Network) -> None:
         qdq.qdq_form(qann, tiny.calibration, quantize_sums=False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(qdq.missing() is not None, reason=str(qdq.missing()))
 @pytest.mark.parametrize("name", ["onnxruntime_fp32", "onnxruntime_int8", "onnxruntime_int8_sums"])
 def test_onnxruntime_runs_what_was_exported(tiny: Network, name: str) -> None:

@@ -33,6 +33,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "product", lambda *_: (lambda: None, 1e6))
 
 
+@pytest.mark.slow
 def test_every_layer_has_a_row_of_its_time_and_of_what_it_does(network: Network) -> None:
     times = layers.time_layers([network], (1, 2), (1, 3), 5)
     cases = {(row.T, row.batch) for row in times.rows}

@@ -119,6 +119,7 @@ def test_names_of_timm_and_of_hubs_are_no_files() -> None:
     assert code_files("a/b.py:Net", "c.py") == {"import.py": "c.py", "architecture.py": "a/b.py"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["architecture", "import"])
 def test_a_run_keeps_its_code_and_every_command_uses_it(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch

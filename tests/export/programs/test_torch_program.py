@@ -71,6 +71,7 @@ def described(edit: Callable[[Any], None]) -> Change:
     return change
 
 
+@pytest.mark.slow
 def test_a_process_without_this_package_gives_every_level_and_logit(
     written: tuple[Path, verdict.Verdict],
 ) -> None:
@@ -112,6 +113,7 @@ def test_many_thresholds_are_searched_in_halves(monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(network(images), form.model.run(images).logits[-1])
 
 
+@pytest.mark.slow
 def test_a_changed_program_is_red(written: tuple[Path, verdict.Verdict], tmp_path: Path) -> None:
     path, _ = written
     form, images = integer_form(converted("line")), some_images("line", 2)

@@ -147,6 +147,7 @@ def test_what_nir_has_no_form_for_is_refused_by_name(name: str, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_truncated_changed_and_foreign_files_are_one_message(
     written: Written, tmp_path: Path
 ) -> None:

@@ -137,6 +137,7 @@ COMPILERS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", COMPILERS)
 def test_odd_compilers_leave_one_message_and_nothing_behind(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -210,4 +211,4 @@ def test_a_program_is_stopped_with_all_it_started(tmp_path: Path) -> None:
         if started.is_file() and (child := started.read_text().strip()):
             break
     found = subprocess.run(["ps", "-o", "stat=", "-p", child], capture_output=True, text=True)
-    assert found.stdout.strip() in ("", "Z", "Zs")
+    assert found.stdout.strip()[:1] in ("", "Z")

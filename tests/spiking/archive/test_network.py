@@ -152,6 +152,7 @@ def test_a_loaded_network_trains_as_the_one_that_was_saved(name: str, tmp_path: 
     assert any("running_mean" in name for name in moved)
 
 
+@pytest.mark.slow
 def test_what_is_converted_from_a_loaded_network_equals_what_was_converted_before(
     tmp_path: Path,
 ) -> None:

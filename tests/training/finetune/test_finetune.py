@@ -68,7 +68,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("algorithm", [BPTT(), BPTT(0.5), OTTT(), OTTT(True), DSR()], ids=repr)
 def test_it_starts_at_the_conversion_and_never_ends_below(

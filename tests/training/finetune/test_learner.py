@@ -285,7 +285,7 @@ def test_ottt_is_bptt_with_the_carry_of_the_layers_above_cut() -> None:
             assert same == (name == LINEARS[-2])  # the last spiking layer alone
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("detached", [True, False])
 def test_bptt_on_totals_is_bptt_on_potentials(detached: bool) -> None:
     learner, batch = _chain(detached)
