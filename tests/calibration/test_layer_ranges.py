@@ -455,6 +455,7 @@ def test_inputs_are_spread_over_images_neurons_and_columns() -> None:
         assert top == pytest.approx(float(x.max()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_few_inputs_are_all_there_and_means_are_of_quantized_activations() -> None:
     snn = spiking("clamps")
     samples = Samples.split(snn, images(9), 1)

@@ -127,6 +127,7 @@ def test_layers_in_lockstep_emit_what_a_simulation_emits(
             assert torch.equal(targets[k], found[str(node.target)])
 
 
+@pytest.mark.slow
 def test_what_no_later_layer_reads_is_forgotten() -> None:
     snn = converted("residual")
     front = Lockstep(snn, snn, [images(2)], T)

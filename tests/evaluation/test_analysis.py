@@ -68,6 +68,7 @@ def test_an_analysis_holds_what_its_parts_measure(subject: Subject, tmp_path: Pa
     assert found.errors.images == 10
 
 
+@pytest.mark.slow
 def test_a_calibrated_network_is_compared_with_the_quantizers_that_it_came_from(
     subject: Subject, tmp_path: Path
 ) -> None:

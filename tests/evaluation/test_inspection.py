@@ -75,6 +75,7 @@ def test_the_level_that_a_thousandth_exceeds_leaves_out_what_is_silent() -> None
     assert inspection._typical(torch.zeros(3)) == 0
 
 
+@pytest.mark.slow
 def test_energy_is_stored_over_the_steps_of_the_table(made: Any) -> None:
     account = made[0]["account"]
     assert account["thresholds"] == {"n = 15, T = 1": 15, "n = 3, T = 4": 3}

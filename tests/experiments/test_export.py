@@ -24,6 +24,7 @@ def failed(command: Command, *words: str) -> str:
     return str(done.stderr)
 
 
+@pytest.mark.slow
 def test_a_stored_network_leaves_on_a_thousand_images(command: Command, tmp_path: Path) -> None:
     mt.save(converted("line"), tmp_path / "net")
     done = command("export", "net", "--to", "tables", "--out", "net_tables")

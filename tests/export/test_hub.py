@@ -145,6 +145,7 @@ def test_a_download_is_read_as_a_folder(tmp_path: Path, monkeypatch: pytest.Monk
         mt.export.from_pretrained("./nowhere")
 
 
+@pytest.mark.slow
 def test_without_the_package_folders_still_go_and_the_hub_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -226,6 +226,7 @@ def _levels(qann: QuantizedModel, images: Tensor) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["folded", "kept"])
 def test_levels_agree_with_the_brevitas_network(norm: str, request: pytest.FixtureRequest) -> None:
     qann = request.getfixturevalue(norm)

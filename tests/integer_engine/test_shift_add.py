@@ -376,6 +376,7 @@ def test_windows_of_different_sizes_cost_a_shifted_addition_for_each_bit_of_thei
     assert sum(run.additions["mixed"]) > sum(reported["mixed"])
 
 
+@pytest.mark.slow
 def test_pools_and_maxima_are_counted_apart() -> None:
     snn, images = convert(quantized("pools")), fresh("pools", 2)
     run = shift_add(IntegerModel(snn, "torch"), images)
@@ -408,6 +409,7 @@ def test_an_image_that_is_not_quantized_is_refused() -> None:
         shift_add(IntegerModel(snn, "torch"), fresh("residual", 2))
 
 
+@pytest.mark.slow
 def test_learned_ladders_are_refused_all_of_them_at_once() -> None:
     program = IntegerModel(convert(quantized("residual")), "torch").program()
     learned = NeuronSpec(Learned((0.5, 1.0)), initial=0, bounds=(0, 2))

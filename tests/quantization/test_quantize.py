@@ -183,6 +183,7 @@ def test_each_input_without_activation_gets_a_quantizer_of_its_own() -> None:
     assert names == ["input_quant", "shared_input", "shared_input_1", "relu"]
 
 
+@pytest.mark.slow
 def test_a_model_that_has_an_input_quant_already_keeps_it() -> None:
     model = lived_in(nn.Sequential())
     model.add_module("input_quant", conv(2, 3))
@@ -452,6 +453,7 @@ def test_quantized_layers_come_back_from_json(scale: Scale) -> None:
     assert torch.equal(qann(x), expected)
 
 
+@pytest.mark.slow
 def test_a_clone_is_whole_and_independent() -> None:
     qann, x = quantized("one_relu"), images(3)
     copied = copy.deepcopy(qann)

@@ -193,7 +193,7 @@ def levels(name: str, neuron: str) -> tuple[int, int]:
     return rows[neuron].levels
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "neuron"),
     [

@@ -291,6 +291,7 @@ def test_spikes_are_kept_only_when_asked_for() -> None:
     assert torch.equal(plain.logits, kept.logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", [False, True])
 def test_spikes_of_earlier_steps_are_let_go_unless_recorded(record: bool) -> None:
     """Memory does not grow with T."""

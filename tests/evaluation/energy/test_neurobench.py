@@ -73,6 +73,7 @@ def test_effective_operations_are_those_of_what_is_not_zero(
     assert measured.activation_sparsity == pytest.approx(silent / (one.numel() + two.numel()))
 
 
+@pytest.mark.slow
 def test_without_weights_of_zero_the_additions_are_the_synops_of_the_energy(
     snn: SpikingModel, images: Tensor
 ) -> None:

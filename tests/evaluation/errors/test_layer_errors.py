@@ -406,6 +406,7 @@ def test_one_pass_over_all_n_and_t_equals_a_run_for_each(whole_window: bool) -> 
         assert one.logits == tuple(row for row in together.logits if (row.n, row.T) == (n, T))
 
 
+@pytest.mark.slow
 def test_a_shared_reference_that_is_the_same_changes_nothing() -> None:
     networks = {n: converted("clamps", n, signed=True) for n in (2, 3)}
     own = layer_errors(networks, [pictures(2)], time_steps=[1, 3])

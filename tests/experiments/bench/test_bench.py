@@ -271,6 +271,7 @@ def test_binary_thresholds_are_as_many_as_a_level_has_bits_and_compared_with_the
     assert check(tiny, item, cases[1], uniform).bit_equal is False
 
 
+@pytest.mark.slow
 def test_digits_take_the_steps_that_their_base_needs_and_are_compared_with_their_own_kind(
     tiny: Network,
 ) -> None:

@@ -49,6 +49,7 @@ def test_every_layer_has_a_row_of_its_time_and_of_what_it_does(network: Network)
     assert layers.layer_times_from_json(json.loads(json.dumps(times.to_json()))) == times
 
 
+@pytest.mark.slow
 def test_times_are_of_the_run_that_gives_the_logits_of_others(network: Network) -> None:
     model = integer(network.spiking(15), backend="native")
     images = network.images(2, torch.Generator().manual_seed(3))

@@ -153,6 +153,7 @@ def test_a_changed_program_is_red(written: tuple[Path, verdict.Verdict], tmp_pat
     assert is_red(described(unpad))
 
 
+@pytest.mark.slow
 def test_what_would_run_code_or_is_damaged_is_refused_unread(
     written: tuple[Path, verdict.Verdict], tmp_path: Path
 ) -> None:

@@ -256,6 +256,7 @@ def test_folding_is_in_place_and_folded_weights_stay_trainable() -> None:
     assert layer.bias.requires_grad
 
 
+@pytest.mark.slow
 def test_a_layer_used_by_others_too_keeps_its_norm_apart() -> None:
     class TwoReaders(nn.Module):
         def __init__(self) -> None:
@@ -388,6 +389,7 @@ def test_a_hostile_layer_is_refused(config: dict[str, Any], message: str) -> Non
         plain_layer_from_json(config)
 
 
+@pytest.mark.slow
 def test_dropout_is_active_in_training_alone() -> None:
     graph = copy.deepcopy(traced("pools"))
     x = images(4)

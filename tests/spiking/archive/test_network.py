@@ -368,6 +368,7 @@ def test_a_spiking_network_is_not_taken_for_a_quantized_one(tmp_path: Path) -> N
         load_quantized(tmp_path, KINDS["residual"])
 
 
+@pytest.mark.slow
 def test_a_network_on_the_way_through_training_has_no_gradients_in_its_files(
     tmp_path: Path,
 ) -> None:

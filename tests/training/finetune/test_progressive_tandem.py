@@ -112,6 +112,7 @@ def test_with_enough_thresholds_a_layer_counts_what_the_quantized_network_has(
     assert list(states) == names[:1]
 
 
+@pytest.mark.slow
 def test_a_range_is_the_percentile_of_what_the_layer_reads(
     digits: Splits, qann: QuantizedModel
 ) -> None:

@@ -272,6 +272,7 @@ def saved_bytes(run: Callable[[], Any]) -> int:
     return sum(storage.nbytes() for storage in held.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("charge", CHARGES[:2], ids=repr)
 def test_what_the_gradient_holds_does_not_grow_with_t(charge: Charge) -> None:
     batch = drawn(8, 2, 8, 8, seed=7)
@@ -378,6 +379,7 @@ class Wrapped(nn.Module):
         return self.model(*args)
 
 
+@pytest.mark.slow
 def test_however_it_is_wrapped_it_runs_once() -> None:
     found, batch = built("chain", IF(), 4), drawn(6, 1, 4, 4, seed=12)
     ways = [found, Wrapped(Wrapped(found))]
