@@ -50,7 +50,6 @@ WITHOUT_TORCH = (
         "experiments/recipes/catalogue",
         "experiments/run_page",
         "experiments/comparison",
-        "experiments/compared_runs",
         "experiments/coverage/rows",
         "experiments/coverage/browser_page",
     ),

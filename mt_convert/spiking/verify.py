@@ -33,7 +33,7 @@ from ..quantization.quantize import QuantizedModel, levels_of
 from .conversion_report import Verdict, WindowVerdict
 from .model import SpikingModel
 from .simulate import FloatArithmetic, Run, simulate
-from .spike_by_spike import spike_by_spike
+from .single_spikes.spike_by_spike import spike_by_spike
 
 PROBE_IMAGES = 4
 SETTLING_STEPS = 32

@@ -39,7 +39,7 @@ from mt_convert.spiking.levels import quantized_activation as activation
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.presentation import Presentation
 from mt_convert.spiking.simulate import simulate
-from mt_convert.spiking.spike_by_spike import spike_by_spike
+from mt_convert.spiking.single_spikes.spike_by_spike import spike_by_spike
 
 FLOAT = QuantSpec(weight_bits=None, first_bits=None, last_bits=None, input_bits=None, act_bits=8)
 SPECS = {"w4a4": QuantSpec(), "float": FLOAT}

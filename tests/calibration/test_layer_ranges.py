@@ -44,7 +44,7 @@ from mt_convert.spiking.levels import quantized_activation as activation
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.presentation import Presentation
 from mt_convert.spiking.simulate import simulate
-from mt_convert.spiking.spike_by_spike import spike_by_spike
+from mt_convert.spiking.single_spikes.spike_by_spike import spike_by_spike
 
 ONCE, EVERY_STEP = Presentation.ONCE, Presentation.EVERY_STEP
 PRESENTATIONS = (ONCE, EVERY_STEP)

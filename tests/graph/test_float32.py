@@ -35,7 +35,7 @@ from mt_convert.spiking.interpreter import forward_with
 from mt_convert.spiking.levels import quantized_activation
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
-from mt_convert.spiking.spike_by_spike import spike_by_spike
+from mt_convert.spiking.single_spikes.spike_by_spike import spike_by_spike
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SMALL = tuple(item for item in FLOATS if item is not torch.float32)

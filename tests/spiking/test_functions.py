@@ -22,7 +22,7 @@ from mt_convert.spiking.compiled import CompiledSimulation
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
-from mt_convert.spiking.spike_by_spike import spike_by_spike
+from mt_convert.spiking.single_spikes.spike_by_spike import spike_by_spike
 
 
 def quantized(name: str) -> QuantizedModel:

@@ -28,7 +28,7 @@ from mt_convert.spiking.conversion_report import NeuronRow
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
-from mt_convert.spiking.spike_by_spike import spike_by_spike
+from mt_convert.spiking.single_spikes.spike_by_spike import spike_by_spike
 
 aten = torch.ops.aten
 FIRST = ("0", "Conv2d")  # each network starts with a convolution of the image

@@ -17,7 +17,7 @@ from mt_convert.spiking.convert import convert
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.presentation import Encoder
 from mt_convert.spiking.simulate import simulate
-from mt_convert.spiking.spike_by_spike import spike_by_spike
+from mt_convert.spiking.single_spikes.spike_by_spike import spike_by_spike
 
 STEPS = 6
 LADDERS = {"uniform": Uniform(3), "binary": Binary(2), "power_of_two": PowerOfTwo(4)}

@@ -26,7 +26,7 @@ from mt_convert.spiking.interpreter import forward_with
 from mt_convert.spiking.levels import quantized_activation
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
-from mt_convert.spiking.spike_by_spike import spike_by_spike
+from mt_convert.spiking.single_spikes.spike_by_spike import spike_by_spike
 
 Meeting = Callable[[Tensor, Tensor], Tensor]
 

@@ -20,21 +20,21 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..errors import Fault, SpecError
-from ..graph.by_values import call
-from ..graph.nodes import NORMS, WEIGHTED, attribute
-from ..graph.operations import Operation, reaching_output
-from ..graph.rules import NON_LINEAR, OperatorKind
-from ..graph.signals import Signal
-from ..neurons.dynamics import NeuronState, initial_state, mt_step_literal
-from ..neurons.fixed_threshold import fixed_threshold_step, start_speaking
-from ..neurons.ladder import Learned, Radix
-from ..neurons.layer import MTNeuron
-from ..neurons.spec import IF
-from ..neurons.totals import totals_step_literal
-from .levels import table_at, unit, window_spec
-from .model import SpikingModel
-from .presentation import Presentation
+from ...errors import Fault, SpecError
+from ...graph.by_values import call
+from ...graph.nodes import NORMS, WEIGHTED, attribute
+from ...graph.operations import Operation, reaching_output
+from ...graph.rules import NON_LINEAR, OperatorKind
+from ...graph.signals import Signal
+from ...neurons.dynamics import NeuronState, initial_state, mt_step_literal
+from ...neurons.fixed_threshold import fixed_threshold_step, start_speaking
+from ...neurons.ladder import Learned, Radix
+from ...neurons.layer import MTNeuron
+from ...neurons.spec import IF
+from ...neurons.totals import totals_step_literal
+from ..levels import table_at, unit, window_spec
+from ..model import SpikingModel
+from ..presentation import Presentation
 from .trains import INJECTING, SpikeRun, Train, call_without_bias
 
 aten = torch.ops.aten

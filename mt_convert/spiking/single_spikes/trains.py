@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ..neurons.fixed_threshold import listen
+from ...neurons.fixed_threshold import listen
 
 aten = torch.ops.aten
 

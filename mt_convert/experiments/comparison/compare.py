@@ -16,9 +16,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import CheckpointError, Fault, OutputError, many
-from ..report.html.pareto import KINDS, pareto_chart
-from ..report.html.parts import (
+from ...errors import CheckpointError, Fault, OutputError, many
+from ...report.html.pareto import KINDS, pareto_chart
+from ...report.html.parts import (
     PAGE,
     Answer,
     Cell,
@@ -28,8 +28,8 @@ from ..report.html.parts import (
     downloads,
     render_parts,
 )
-from ..system.folder_lock import folder_lock
-from ..system.storage import atomic, write_json
+from ...system.folder_lock import folder_lock
+from ...system.storage import atomic, write_json
 from .compared_runs import (
     SCHEMA,
     Compared,

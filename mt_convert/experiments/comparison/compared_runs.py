@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..report.html.pareto import KINDS, Point, frontier
-from ..report.intervals import wilson
-from ..report.records import csv_text
-from ..report.row_groups import bits_of, networks_of, working_point
-from ..report.rows import Row
-from ..system.storage import json_text, read_json, reading
-from .show import stored_rows
+from ...report.html.pareto import KINDS, Point, frontier
+from ...report.intervals import wilson
+from ...report.records import csv_text
+from ...report.row_groups import bits_of, networks_of, working_point
+from ...report.rows import Row
+from ...system.storage import json_text, read_json, reading
+from ..show import stored_rows
 
 SCHEMA = "mt_convert.comparison/1"
 
