@@ -22,7 +22,7 @@ test: $(STAMP)  ## the tests of every change, and the examples in docstrings (10
 test-long: $(STAMP)  ## what `make test` leaves out: whole networks, every recipe, every family
 	$(PYTEST) -m long
 
-check: $(STAMP)  ## format, lint, types and the fast tests (a minute and a half)
+check: $(STAMP)  ## format, lint, types and the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
