@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules mt_convert tests --ignore=tests/helpers -n 2 -rs
+FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 -rs -m "not slow and not long"
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-long check mutants fuzz durations lower-bounds format smoke golden coverage clean
@@ -21,11 +22,11 @@ test: $(STAMP)  ## the tests of every change, and the examples in docstrings (10
 test-long: $(STAMP)  ## what `make test` leaves out: whole networks, every recipe, every family
 	$(PYTEST) -m long
 
-check: $(STAMP)  ## format, lint, types and the fast tests (three and a half minutes)
+check: $(STAMP)  ## format, lint, types and the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(PYTEST) -m "not slow and not long"
+	$(FAST)
 
 mutants: $(STAMP)  ## one-line faults, each of which a guarding test must find (5 minutes); ONLY=WORD: some
 	$(BIN)/python tests/helpers/mutants.py $(ONLY)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if test in seen:
             item.add_marker(pytest.mark.slow)
         seen.add(test)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def tracing_once() -> Iterator[None]:
+    """Networks that are equal to the last bit are traced once for all that is quantized."""
+    from traces import tracing_once
+
+    with tracing_once():
+        yield
 
 
 @pytest.fixture

@@ -66,6 +66,7 @@ def test_a_number_a_name_and_a_mapping_stand_for_a_specification(given: Any, mea
     assert spec_of(given) == mt.QuantSpec(**meant)
 
 
+@pytest.mark.slow
 def test_images_in_any_form_calibrate_alike(qann: Any, snn: SpikingModel) -> None:
     assert same(mt.quantize(nn.DataParallel(network()), 4, calibration=LOADER), qann)
     plain = mt.calibrate(snn, X, [Means()], time_steps=2)
@@ -97,6 +98,7 @@ def test_a_number_of_thresholds_stands_for_equal_ones(qann: Any) -> None:
     assert setting == mt.Setting(mt.Uniform(3), (4,), calibration=meant)
 
 
+@pytest.mark.slow
 def test_an_evaluation_takes_loaders_pairs_and_one_setting(qann: Any) -> None:
     setting = mt.Setting(3, (1, 2), calibration="membrane_mean")  # type: ignore[arg-type]
     rows = [

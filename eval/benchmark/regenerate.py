@@ -17,8 +17,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from mt_convert.experiments.bench.command import BenchOptions, publish, time_networks
-from mt_convert.experiments.bench.contenders import ContenderKind
-from mt_convert.experiments.bench.registry import all_contenders
+from mt_convert.experiments.bench.contenders.contender import ContenderKind
+from mt_convert.experiments.bench.contenders.registry import all_contenders
 from mt_convert.experiments.bench.rows import Benchmark, benchmark_from_json, merge
 from mt_convert.system.storage import digest, read_json, write_json
 

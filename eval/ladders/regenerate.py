@@ -37,7 +37,7 @@ from mt_convert.report.rows import Row, results_from_json, results_to_json
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
-from mt_convert.spiking.spike_by_spike import spike_by_spike
+from mt_convert.spiking.single_spikes.spike_by_spike import spike_by_spike
 from mt_convert.system.progress import progress
 from mt_convert.system.storage import atomic, read_json, write_json
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from mt_convert.data import DataSpec, ImageSet, Splits, batches, images, open_data, tensor_set
 from mt_convert.experiments.models.build import ModelSpec, build
 from mt_convert.graph.nodes import layer_nodes
-from mt_convert.quantization.brevitas_layers import QuantAct
+from mt_convert.quantization.activations.quant_act import QuantAct
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.system.devices import device

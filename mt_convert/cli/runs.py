@@ -167,7 +167,7 @@ def show(
 
 def _compare(paths: list[Path], out: Path | None, form: str | None, *, open_: bool) -> None:
     """Several runs on one page."""
-    from ..experiments import comparison
+    from ..experiments.comparison import compare as comparison
 
     compared = comparison.compare(paths, out or comparison.OUT)
     if open_:

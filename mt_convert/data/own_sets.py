@@ -20,7 +20,7 @@ from torch.utils.data import (
 )
 
 from ..errors import DataError, Fault
-from ..graph.image_batches import join_images, labelled, parts_of, whole_labels
+from ..graph.image_batches import join_images, labelled_batches, parts_of, whole_labels
 from .image_set import Draw, ImageSet, draws_in_order, label_faults
 from .randomness import borrow_random, derive
 from .splits import Splits
@@ -135,7 +135,7 @@ def _samples_of(loader: DataLoader[Any], name: str) -> Sequence[int] | None:
 
 def _whole(given: Any, name: str) -> tuple[Tensor, Tensor]:
     """All images and labels of what is in memory."""
-    batches = list(labelled(given, image_shape=None))
+    batches = list(labelled_batches(given, image_shape=None))
     if not batches:
         raise DataError(f"{name} are an empty {type(given).__name__}: {_HINT}")
     labels = [label for _, label in batches if label is not None]

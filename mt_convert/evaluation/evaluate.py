@@ -12,7 +12,7 @@ from ..calibration.calibrate import calibrate
 from ..calibration.report import CalibrationReport
 from ..errors import Fault, SpecError
 from ..graph.float32 import in_float32
-from ..graph.image_batches import collect, labelled
+from ..graph.image_batches import collect, labelled_batches
 from ..quantization.quantize import QuantizedModel
 from ..report.rows import Row
 from ..spiking.convert import convert
@@ -54,7 +54,7 @@ def evaluate(
     if calibration is not None:
         calibration = collect(calibration, name="calibration images", image_shape=qann.image_shape)
     counters = [Counter(convert_for(qann, item, calibration)[0], item) for item in settings]
-    pairs = labelled(batches, image_shape=qann.image_shape)
+    pairs = labelled_batches(batches, image_shape=qann.image_shape)
     shown = (Batch(images, labels) for images, labels in pairs if labels is not None)
     answers = count_batches(qann, ann, shown, counters)
     named = {"model": type(ann or qann).__name__, "dataset": "images", "seed": None}

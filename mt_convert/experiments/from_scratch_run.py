@@ -139,7 +139,7 @@ class SpikingRun(StageRun):
             right = count_correct(whole, test, block.batch_size, processes=self.processes)
             ann = percent(right, len(test))
         shared_columns = {
-            "model": recipe.model.called,
+            "model": recipe.model.short_name,
             "dataset": _name(recipe),
             "run": recipe.name,
             "seed": recipe.seed,

@@ -100,11 +100,11 @@ def _link_all(out: Path, beside: Path, names: set[str], moved: Mapping[Path, str
     ends = {f"{name}{end}" for name in names for end in (NEW, PARTIAL, OLD)}
     left_out = ends | set(moved.values()) | {"results.json", "recipe.yaml", "versions.json"}
 
-    def ignored(folder: str, found: list[str]) -> set[str]:
+    def skip(folder: str, found: list[str]) -> set[str]:
         return left_out & set(found) if Path(folder) == whole else set()
 
     try:
-        shutil.copytree(whole, beside, symlinks=True, ignore=ignored, copy_function=_link)
+        shutil.copytree(whole, beside, symlinks=True, ignore=skip, copy_function=_link)
         for path, name in moved.items():
             shutil.copytree(path, beside / name, symlinks=True, copy_function=_link)
     except (OSError, shutil.Error) as error:

@@ -93,7 +93,7 @@ def subjects_of(
             )
         shown = subject(recipe, source, splits, (ann, qann), count)
         if not is_run and has_random_weights(recipe.model):
-            called = f"{recipe.model.called} (random weights)"
+            called = f"{recipe.model.short_name} (random weights)"
             notice(f"{name} names no checkpoint: {called} is evaluated, which was never trained")
             shown = replace(shown, describe={**shown.describe, "model": called})
         subjects.append(shown)
@@ -193,7 +193,7 @@ def subject(
         test=select_test_images(data, count, splits),
         calibration=_calibration(data, splits),
         describe={
-            "model": recipe.model.called,
+            "model": recipe.model.short_name,
             "dataset": dataset_name(data),
             "seed": recipe.seed,
         },

@@ -45,12 +45,9 @@ from ..neurons.totals import totals_step
 from ..spiking.levels import levels
 from ..spiking.model import SpikingModel, spiking_network
 from ..system.devices import device_of
+from .threshold_sums import INT32, threshold_sum
 
 aten = torch.ops.aten
-INT32 = 2**31
-MOST_COMBINATIONS = 4096  # of levels beside an accumulator, for which a sum is proved
-MOST_SHIFT = 16
-MOST_PROVED = 2**22  # thresholds compared at once while a sum is proved
 
 
 @dataclass(frozen=True)
@@ -298,7 +295,7 @@ class _Writer:
         steps, levels = emitted_levels(item)
         settings: dict[str, Any] = {"search": isinstance(item.spec.ladder, Binary)}
         table = tables.ThresholdTable(item, program)
-        known = [self.values[index] for index in inputs]
+        known = [(self.values[index].low, self.values[index].high) for index in inputs]
         arrays = threshold_sum(table, levels, known)
         if arrays is None:
             settings |= {"low": int(steps[0]), "high": int(steps[-1])}
@@ -435,98 +432,6 @@ def formula_arrays(formula: Sum) -> dict[str, Tensor]:
         f"multiplier_{index}": one(term.multiplier) for index, term in enumerate(formula.terms)
     }
     return arrays if formula.bias is None else arrays | {"bias": one(formula.bias)}
-
-
-# ------------------------------------------------------------------------------ sums by comparison
-
-
-def threshold_sum(
-    table: tables.ThresholdTable, levels: Tensor, inputs: list[Value]
-) -> dict[str, Tensor] | None:
-    """Whole numbers whose comparisons are the level of the written float32 formula.
-
-    With u = sum_i factor_i[c] x_i the level is that of the first, plus the number of thresholds[c]
-    with u >= threshold. ``place`` says which row c a neuron has. Of one accumulator the factor is
-    ±1; of an accumulator with levels beside it ±2^p, with the least p for which all (threshold,
-    level) pairs agree: then it is no approximation. A threshold whose level rises by several
-    stands there as often. None where no p is proved.
-    """
-    count = int(table.places.max()) + 1
-    others = [value for index, value in enumerate(inputs) if index != table.free]
-    combinations = math.prod(value.high - value.low + 1 for value in others)
-    if combinations > MOST_COMBINATIONS:
-        return None
-    grid = torch.zeros(1, 0, dtype=torch.long)
-    if others:
-        ranges = [torch.arange(value.low, value.high + 1) for value in others]
-        grid = torch.cartesian_prod(*ranges).reshape(combinations, len(others))
-    limit = max(-inputs[table.free].low, inputs[table.free].high)
-    jumps = levels.diff()
-    rows, step = [], max(1, MOST_PROVED // (combinations * max(len(jumps), 1)))
-    for start in range(0, count, step):
-        chosen = torch.arange(start, min(count, start + step))
-        index = chosen.repeat_interleave(combinations)[:, None]
-        thresholds, falling = table.thresholds(torch.cat([index, grid.repeat(len(chosen), 1)], 1))
-        sign = torch.where(falling, -1, 1)
-        rising = (thresholds * sign[:, None]).unflatten(0, (len(chosen), combinations))
-        part = _prove(table, chosen, rising, sign[::combinations], grid, limit)
-        if part is None:
-            return None
-        rows.append(part)
-    joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-    joined["thresholds"] = joined["thresholds"].repeat_interleave(jumps, 1)
-    joined["place"] = _compact(table.places)
-    return {name: array.int() for name, array in joined.items()}
-
-
-def _prove(
-    table: tables.ThresholdTable,
-    rows: Tensor,
-    rising: Tensor,
-    sign: Tensor,
-    grid: Tensor,
-    limit: int,
-) -> dict[str, Tensor] | None:
-    """The least shift of each row for which every threshold agrees at every level beside it.
-
-    Shapes: rising [rows, combinations, thresholds], grid [combinations, values beside].
-    """
-    free = f"factor_{table.free}"
-    if not grid.shape[1]:
-        return {free: sign, "thresholds": rising[:, 0]}
-    slope = table.multiplier(table.free, rows).double().abs()
-    indices = [index for index in range(table.terms) if index != table.free]
-    ratios = torch.stack([table.multiplier(index, rows).double() / slope for index in indices], 1)
-    if not bool(ratios.isfinite().all()):
-        return None
-    best: dict[str, Tensor] = {}
-    left = torch.ones(len(rows), dtype=torch.bool)
-    for shift in range(MOST_SHIFT + 1):
-        factors = torch.round(ratios * 2**shift).clamp(-INT32, INT32).long()
-        beside = factors @ grid.T
-        upper = ((rising << shift) + beside[..., None]).amin(1)
-        lower = (((rising - 1) << shift) + beside[..., None]).amax(1)
-        fits = beside.abs().amax(1) + ((limit + 1) << shift) < INT32
-        proved = left & (lower < upper).all(1) & fits
-        arrays = {free: sign << shift, "thresholds": upper}
-        arrays |= {f"factor_{index}": factors[:, at] for at, index in enumerate(indices)}
-        for name, array in arrays.items():
-            where = proved.reshape(-1, *[1] * (array.dim() - 1))
-            best[name] = torch.where(where, array, best.get(name, torch.zeros_like(array)))
-        left &= ~proved
-        if not bool(left.any()):
-            return best
-        if bool((left & ~fits).any()):
-            return None
-    return None
-
-
-def _compact(places: Tensor) -> Tensor:
-    """The same with one entry along each axis on which it does not change."""
-    for axis in range(places.dim()):
-        first = places.narrow(axis, 0, 1)
-        places = first if bool((places == first).all()) else places
-    return places
 
 
 def describe(form: IntegerForm, refused: Callable[[Node], str | None]) -> list[Fault]:

@@ -18,16 +18,9 @@ from ..errors import CheckpointError, Fault, OutputError, SpecError, Unsupported
 from ..graph.nodes import check_images
 from ..spiking.model import SpikingModel
 from ..system.storage import write_json
-from . import (
-    c_program,
-    c_source,
-    onnx_graph,
-    onnx_integers,
-    onnx_runtimes,
-    qonnx_thresholds,
-    table_folder,
-)
+from . import c_program, c_source, table_folder
 from .integer_form import IntegerForm, integer_form
+from .onnx_formats import onnx_graph, onnx_integers, onnx_runtimes, qonnx_thresholds
 from .programs import torch_program
 from .spiking_graphs import nir_graph, nir_runtime
 from .verdict import FEWEST_IMAGES, Runtime, Verdict, verify

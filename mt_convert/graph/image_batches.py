@@ -71,7 +71,7 @@ def join_images(parts: Sequence[Tensor], name: str = "images") -> Tensor:
     return torch.cat(list(parts))
 
 
-def labelled(
+def labelled_batches(
     given: Any, *, image_shape: tuple[int, ...] | None, required: bool = True
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Batches of images and their labels; of a data set of single samples, 128 at a time.
@@ -82,7 +82,7 @@ def labelled(
 
     Example:
         >>> pair = torch.zeros(4, 1, 2, 2), torch.arange(4)
-        >>> [labels.tolist() for _, labels in labelled([pair, pair], image_shape=(1, 2, 2))]
+        >>> [labels.tolist() for _, labels in labelled_batches([pair, pair], image_shape=(1, 2, 2))]
         [[0, 1, 2, 3], [0, 1, 2, 3]]
     """
     singles: list[tuple[Tensor, Tensor | None]] = []

@@ -18,7 +18,8 @@ from ..graph.nodes import WEIGHTED, check_images, layer_nodes, warnings_of
 from ..graph.operations import operations, unknown_operators
 from ..graph.rules import DEFAULT_RULES, Rule
 from ..graph.tracing.trace import trace
-from .brevitas_layers import QuantAct, calibrating, quantize_weighted, take_weight_
+from .activations.quant_act import QuantAct, calibrating
+from .brevitas_layers import quantize_weighted, take_weight_
 from .foreign_quantizers import (
     GridWeight,
     NoQuantizer,

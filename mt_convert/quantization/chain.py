@@ -9,7 +9,8 @@ from torch import Tensor, fx, nn
 
 from ..errors import CheckpointError, Fault, many
 from ..graph.nodes import attribute
-from .brevitas_layers import QuantAct, is_normalized
+from .activations.quant_act import QuantAct
+from .brevitas_layers import is_normalized
 from .weight_norm import normalize
 
 _PLAIN = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import Fault
 from ..graph.nodes import NORMS, WEIGHTED, is_constant, layer_nodes, layer_of, node_name
-from .brevitas_layers import QuantAct
+from .activations.quant_act import QuantAct
 
 aten = torch.ops.aten
 

@@ -8,13 +8,15 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from markupsafe import escape
 
-from ..errors import SpecError
+from ..errors import CheckpointError, SpecError
+from ..system.plain_data import as_type
 from ..system.storage import atomic
 
+T = TypeVar("T")
 SHOWN = 60
 """Rows that a notebook shows; the others are counted."""
 
@@ -85,6 +87,35 @@ def csv_text(kind: Any, rows: Iterable[Any]) -> str:
     writer.writerow(names)
     writer.writerows([getattr(row, name) for name in names] for row in rows)
     return text.getvalue()
+
+
+def with_schema(schema: str, table: Any) -> dict[str, Any]:
+    """The content of a file that holds one dataclass of rows and numbers.
+
+    Example:
+        >>> from dataclasses import make_dataclass
+        >>> with_schema("speeds/1", make_dataclass("Speeds", ["threads"])(2))
+        {'schema': 'speeds/1', 'threads': 2}
+    """
+    return {"schema": schema, **dataclasses.asdict(table)}
+
+
+def of_schema(schema: str, kind: type[T], what: str, stored: Any) -> T:
+    """What `with_schema` described; ``what`` says in an error what the file should hold.
+
+    Raises:
+        CheckpointError: another schema, or a column missing or of another type.
+
+    Example:
+        >>> from dataclasses import make_dataclass
+        >>> of_schema("speeds/1", make_dataclass("Speeds", [("threads", int)]), "speeds", {})
+        Traceback (most recent call last):
+        mt_convert.errors.CheckpointError: not a file of speeds: its schema must be speeds/1
+    """
+    if not isinstance(stored, dict) or stored.get("schema") != schema:
+        raise CheckpointError(f"not a file of {what}: its schema must be {schema}")
+    table: T = as_type(kind, stored)
+    return table
 
 
 def html_of(records: Sequence[Mapping[str, Any]], caption: str) -> str:

@@ -30,14 +30,14 @@ def rich_table(rows: Sequence[Row]) -> Table:
     wide = {*PAGES_ALONE, *(["method"] * plain), *(["ladder"] * digits)}
     names = [name for name in columns(rows) if name not in wide]
 
-    def printed(row: Row, names: Sequence[str]) -> list[str]:
+    def texts_of(row: Row, names: Sequence[str]) -> list[str]:
         in_digits = digits and row.ladder == "radix"
         return [
             "in digits" if in_digits and name == "presentation" else cells(row, [name])[0]
             for name in names
         ]
 
-    texts = {name: [printed(row, [name])[0] for row in rows] for name in names}
+    texts = {name: [texts_of(row, [name])[0] for row in rows] for name in names}
     same = {name for name in names if len(set(texts[name])) == 1}
     left = (*IF_SEVERAL, "presentation", "ladder", "mode", "signed")
     shared = [name for name in (*left, "ann_accuracy", "qann_accuracy") if name in same]
@@ -56,7 +56,7 @@ def rich_table(rows: Sequence[Row]) -> Table:
     for name in shown:
         table.add_column(COLUMNS[name], justify="left" if name in left else "right")
     for row in rows:
-        table.add_row(*printed(row, shown), style="green" if row.exact_share == 1 else None)
+        table.add_row(*texts_of(row, shown), style="green" if row.exact_share == 1 else None)
     return table
 
 

@@ -14,7 +14,7 @@ from ..graph.operations import Operation, Operations
 from ..graph.rules import CONSTANT_SIDE, NON_LINEAR, OperatorKind
 from ..graph.signals import Signal
 from ..neurons.layer import MTNeuron
-from ..quantization.quantize import FunctionRow
+from ..quantization.activations.placement import FunctionRow
 from ..quantization.spec import LADDER
 from ..report.records import Records
 from ..system.plain_data import as_type

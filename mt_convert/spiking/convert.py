@@ -35,8 +35,8 @@ from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
 from ..neurons.ladder import Firing, Ladder, Learned, Radix, Uniform, ladder_of
 from ..neurons.layer import MTNeuron
 from ..neurons.spec import NeuronSpec
+from ..quantization.activations.quant_act import QuantAct
 from ..quantization.brevitas_layers import (
-    QuantAct,
     has_quantized_weight,
     quantized_weight,
     weight_range,
@@ -357,7 +357,7 @@ def _convert_layer(
         )
         if layer.formula is None:
             return MTNeuron(spec, layer.scale.clone(), clip=layer.clip)
-        table, formula = copy.deepcopy(layer.table()), layer.formula.frozen()
+        table, formula = copy.deepcopy(layer.table()), layer.formula.freeze()
         return MTNeuron(spec, layer.scale.clone(), clip=layer.clip, table=table, formula=formula)
     if not has_quantized_weight(layer):
         return plain_with_tensors(layer)

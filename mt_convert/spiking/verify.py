@@ -28,12 +28,12 @@ from ..neurons.layer import MTNeuron
 from ..neurons.spec import NeuronSpec
 from ..neurons.step_table import StepTable
 from ..neurons.totals import literal_from_rest, totals_step
-from ..quantization.brevitas_layers import QuantAct
+from ..quantization.activations.quant_act import QuantAct
 from ..quantization.quantize import QuantizedModel, levels_of
 from .conversion_report import Verdict, WindowVerdict
 from .model import SpikingModel
 from .simulate import FloatArithmetic, Run, simulate
-from .spike_by_spike import spike_by_spike
+from .single_spikes.spike_by_spike import spike_by_spike
 
 PROBE_IMAGES = 4
 SETTLING_STEPS = 32

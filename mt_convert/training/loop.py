@@ -15,7 +15,7 @@ from torch import nn
 
 from ..data import Splits, borrow_random, own_splits
 from ..errors import DataError, Fault, SpecError
-from ..quantization.brevitas_layers import watching_levels
+from ..quantization.activations.quant_act import watching_levels
 from ..system.devices import compile_options, device_of
 from ..system.keys import key
 from ..system.storage import load_tensors, reading

@@ -18,7 +18,7 @@ from ..data import Splits, derive, loader
 from ..data.loading import unwrap_batch
 from ..data.randomness import seed_all
 from ..errors import Fault, MTConvertError
-from ..quantization.brevitas_layers import take_mean_level
+from ..quantization.activations.quant_act import take_mean_level
 from ..quantization.quantize import QuantizedModel
 from ..system.processes import Processes
 from ..system.progress import progress

@@ -39,7 +39,7 @@ from mt_convert.spiking.levels import quantized_activation as activation
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.presentation import Presentation
 from mt_convert.spiking.simulate import simulate
-from mt_convert.spiking.spike_by_spike import spike_by_spike
+from mt_convert.spiking.single_spikes.spike_by_spike import spike_by_spike
 
 FLOAT = QuantSpec(weight_bits=None, first_bits=None, last_bits=None, input_bits=None, act_bits=8)
 SPECS = {"w4a4": QuantSpec(), "float": FLOAT}
@@ -76,7 +76,7 @@ def losses(reference: SpikingModel, snn: SpikingModel, batch: Tensor) -> dict[st
     return found
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_no_calibration_is_a_copy() -> None:
     assert torch.equal(simulate(found.snn, batch, time_steps=T).logits, expected)
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 def test_a_calibrated_network_is_stored_and_loaded(
@@ -184,7 +184,7 @@ def test_a_calibrated_network_is_stored_and_loaded(
     assert torch.equal(simulate(loaded, batch, time_steps=T).logits, expected)
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 @pytest.mark.parametrize("signed", [False, True])
 def test_a_calibrated_network_runs_spike_by_spike(presentation: str, signed: bool) -> None:
@@ -199,6 +199,7 @@ def test_a_calibrated_network_runs_spike_by_spike(presentation: str, signed: boo
     torch.testing.assert_close(literal.logits, run.logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 def test_a_float_network_of_few_steps_gets_closer_to_its_analog_self(presentation: str) -> None:
     qann = qann_of("float")
@@ -270,6 +271,7 @@ def test_every_calibration_that_has_a_name_can_be_run() -> None:
     assert set(TRANSFORMS) == set(NAMES.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.kind)
 def test_windows_of_digits_are_calibrated_and_fire_by_the_literal_rule(step: Calibration) -> None:
     snn = convert(_digits(), ladder=Radix(1), whole_window=True)
@@ -298,6 +300,7 @@ def _digits() -> QuantizedModel:
     return quantize(dense(), QuantSpec(), calibration=images(8))
 
 
+@pytest.mark.slow
 def test_a_run_for_other_steps_than_those_of_the_calibration_is_warned_of(tmp_path: Path) -> None:
     snn = calibrate(convert(qann_of("w4a4")), images(8), "membrane_mean", time_steps=2).snn
     save(snn, tmp_path)

@@ -44,7 +44,7 @@ from mt_convert.spiking.levels import quantized_activation as activation
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.presentation import Presentation
 from mt_convert.spiking.simulate import simulate
-from mt_convert.spiking.spike_by_spike import spike_by_spike
+from mt_convert.spiking.single_spikes.spike_by_spike import spike_by_spike
 
 ONCE, EVERY_STEP = Presentation.ONCE, Presentation.EVERY_STEP
 PRESENTATIONS = (ONCE, EVERY_STEP)
@@ -131,7 +131,7 @@ def test_responses_to_several_thetas_are_those_to_each() -> None:
 # ----------------------------------------------------------------------------- percentile and grid
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("percent", [80.0, 99.0, 100.0])
 def test_a_percentile_is_that_of_all_activations(percent: float) -> None:
     snn, batch = spiking("clamps", 3), images(16)
@@ -263,7 +263,7 @@ def test_inputs_that_are_almost_0_are_no_alpha() -> None:
     assert (alpha, beta) == (1.0, 1.0)
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("presentation", PRESENTATIONS)
 def test_beta_folds_into_the_next_weights(presentation: Presentation) -> None:
     qann = quantize(dense(), QuantSpec(), calibration=images(8))
@@ -455,6 +455,7 @@ def test_inputs_are_spread_over_images_neurons_and_columns() -> None:
         assert top == pytest.approx(float(x.max()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_few_inputs_are_all_there_and_means_are_of_quantized_activations() -> None:
     snn = spiking("clamps")
     samples = Samples.split(snn, images(9), 1)

@@ -137,7 +137,7 @@ def test_losses_fall_where_few_steps_leave_unevenness(loss: Loss, spec: str) -> 
         assert rows[-1].after == pytest.approx(after, rel=1e-4)
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 @pytest.mark.parametrize(("n", "signed"), [(1, False), (3, False), (1, True), (3, True)])
@@ -155,7 +155,7 @@ def test_no_held_out_loss_rises(
         assert after <= before * (1 + 1e-6)
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pre_activation", "pools", "one_relu", "kinds_of_convolution"])
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 @pytest.mark.parametrize("whole_window", [False, True])
@@ -201,7 +201,7 @@ def test_a_rate_that_is_far_too_high_changes_nothing() -> None:
     assert not torch.equal(spoilt.layers.a.weight, snn.layers.a.weight)
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("ladder", [Binary(2), PowerOfTwo(3)])
 def test_other_ladders_train_too(ladder: Ladder) -> None:
     _, rows, _ = calibrated(converted(ladder=ladder))

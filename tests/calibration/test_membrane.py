@@ -99,7 +99,7 @@ def gaps(snn: SpikingModel, reference: SpikingModel, batch: Tensor) -> Iterator[
 # -------------------------------------------------------------------- two networks side by side
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["residual", "pools", "pre_activation", "clamps", "windows"])
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 @pytest.mark.parametrize(("signed", "whole_window"), [(False, False), (True, False), (True, True)])
@@ -127,6 +127,7 @@ def test_layers_in_lockstep_emit_what_a_simulation_emits(
             assert torch.equal(targets[k], found[str(node.target)])
 
 
+@pytest.mark.slow
 def test_what_no_later_layer_reads_is_forgotten() -> None:
     snn = converted("residual")
     front = Lockstep(snn, snn, [images(2)], T)
@@ -139,7 +140,7 @@ def test_what_no_later_layer_reads_is_forgotten() -> None:
 # ------------------------------------------------------------------------------- what it achieves
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("ladder", [Uniform(1), Uniform(3), Binary(2), PowerOfTwo(3)])
 @pytest.mark.parametrize("spec", SPECS)
 def test_mean_differences_fall_strictly_where_there_is_unevenness(
@@ -155,7 +156,7 @@ def test_mean_differences_fall_strictly_where_there_is_unevenness(
     assert rows[-1].after == pytest.approx(sum(after) / len(after), rel=1e-4)
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 @pytest.mark.parametrize(("n", "signed"), [(1, False), (3, False), (1, True), (3, True)])

@@ -69,7 +69,7 @@ def loss_of(snn: SpikingModel, reference: SpikingModel, batch: Tensor) -> float:
     return float((found - wanted).square().sum() / wanted.square().sum())
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 @pytest.mark.parametrize("signed", [False, True])
@@ -95,7 +95,7 @@ def test_a_budget_of_levels_is_kept_and_the_loss_is_not_above_the_uniform_choice
     assert rows[-1].loss_now == pytest.approx(loss_of(found, snn, samples.held_out), rel=1e-4)
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 def test_a_budget_of_spikes_is_kept_on_the_images_to_fit(presentation: str) -> None:
     snn = converted(None, True, presentation)
@@ -134,7 +134,7 @@ def test_a_budget_for_all_levels_takes_them_all_and_is_exact() -> None:
     assert rows[-1].loss_now == 0.0
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("ladder", [Binary(2), PowerOfTwo(3)])
 def test_ladders_keep_their_kind(ladder: Ladder) -> None:
     snn = converted(ladder)

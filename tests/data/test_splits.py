@@ -205,6 +205,7 @@ def test_workers_share_no_position_in_a_tar_file(
         assert torch.equal(torch.cat([batch for batch, _ in read]), images(held.test, 12))
 
 
+@pytest.mark.slow
 def test_test_images_asked_for_are_the_first_of_one_order() -> None:
     few = rows(open_data(replace(DIGITS, test_images=10)).test)
     more = rows(open_data(replace(DIGITS, test_images=50)).test)
@@ -212,6 +213,7 @@ def test_test_images_asked_for_are_the_first_of_one_order() -> None:
     assert len(more) == 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [None, 10])
 def test_a_subset_is_what_the_data_set_would_give_and_opens_nothing(
     root: Path, asked: int | None, monkeypatch: pytest.MonkeyPatch

@@ -56,6 +56,7 @@ def test_settings_that_differ_in_n_alone_are_one_analysis(subject: Subject, tmp_
     assert "calibrated by mse for T = 3" in found[1].title
 
 
+@pytest.mark.slow
 def test_an_analysis_holds_what_its_parts_measure(subject: Subject, tmp_path: Path) -> None:
     (found,) = analyses(subject, PLAIN, 10, tmp_path)
     snn = {item.ladder.n: convert_for(subject.qann, item, None)[0] for item in PLAIN}
@@ -67,6 +68,7 @@ def test_an_analysis_holds_what_its_parts_measure(subject: Subject, tmp_path: Pa
     assert found.errors.images == 10
 
 
+@pytest.mark.slow
 def test_a_calibrated_network_is_compared_with_the_quantizers_that_it_came_from(
     subject: Subject, tmp_path: Path
 ) -> None:

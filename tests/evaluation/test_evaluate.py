@@ -136,6 +136,7 @@ def test_a_row_for_each_setting_and_number_of_steps_in_order(rows: list[Row]) ->
     assert presented == ["once"] * (len(rows) - 2) + ["every_step"] * 2
 
 
+@pytest.mark.slow
 def test_every_row_has_the_columns_that_others_script_against(rows: list[Row]) -> None:
     wanted = "model dataset images presentation mode signed n T ann_accuracy qann_accuracy"
     wanted += " snn_accuracy agreement exact_share spikes_per_neuron"
@@ -280,6 +281,7 @@ def test_no_images_are_refused(ann: nn.Module, qann: QuantizedModel) -> None:
         evaluate(ann, qann, [], SETTINGS, DESCRIBE)
 
 
+@pytest.mark.slow
 def test_images_with_nan_are_refused_and_leave_no_hooks(
     ann: nn.Module, qann: QuantizedModel, labels: Tensor
 ) -> None:
@@ -372,6 +374,7 @@ def test_runs_have_names_where_nothing_else_tells_them_apart(rows: list[Row]) ->
     ]
 
 
+@pytest.mark.slow
 def test_a_network_without_neurons_has_rows_of_no_spikes() -> None:
     spec = DataSpec(
         dataset="synthetic", image_size=8, channels=1, classes=10, limit=24, calibration_images=8

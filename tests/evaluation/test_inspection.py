@@ -59,6 +59,7 @@ def made() -> tuple[dict[str, Any], Subject, Any]:
     return inspect(subject, SETTINGS, convert(qann)), subject, qann
 
 
+@pytest.mark.slow
 def test_it_is_plain_data(made: Any) -> None:
     assert len(json.dumps(made[0], allow_nan=False)) < 200_000
     assert made[0]["setting"]["n"] == 3
@@ -74,6 +75,7 @@ def test_the_level_that_a_thousandth_exceeds_leaves_out_what_is_silent() -> None
     assert inspection._typical(torch.zeros(3)) == 0
 
 
+@pytest.mark.slow
 def test_energy_is_stored_over_the_steps_of_the_table(made: Any) -> None:
     account = made[0]["account"]
     assert account["thresholds"] == {"n = 15, T = 1": 15, "n = 3, T = 4": 3}
@@ -175,6 +177,7 @@ class ChannelsLast(nn.Module):
         return self.head(self.line(x.flatten(1, 2).transpose(1, 2)).relu().flatten(1))
 
 
+@pytest.mark.slow
 def test_channels_are_counted_where_they_lie() -> None:
     torch.manual_seed(0)
     net, shown = ChannelsLast().eval(), torch.randn(8, 1, 8, 8)

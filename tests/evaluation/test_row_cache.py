@@ -157,6 +157,7 @@ def test_the_quantized_network_runs_once_for_all_settings(
     assert calls == 5 * [8, 8, 6]  # three that compare levels; the calibrated one reads the answers
 
 
+@pytest.mark.slow
 def test_settings_that_compare_no_levels_need_the_answers_alone(
     subject: Subject, tmp_path: Path, calls: list[int]
 ) -> None:
@@ -280,7 +281,7 @@ def test_a_network_without_its_float_original_has_no_ann_accuracy(
     assert row.qann_accuracy == row.snn_accuracy
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sinabs", "spikingjelly_rate"])
 def test_peers_stand_in_the_same_table(subject: Subject, tmp_path: Path, name: str) -> None:
     pytest.importorskip(name.split("_")[0])

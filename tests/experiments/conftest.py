@@ -25,6 +25,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def copied(finished: Path, tmp_path: Path) -> Path:
+def run_copy(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished run, times of files included."""
     return Path(shutil.copytree(finished, tmp_path / "copied"))

@@ -63,7 +63,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def copied(first: tuple[Path, Path], tmp_path: Path) -> Path:
+def run_copy(first: tuple[Path, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(first[1], tmp_path / "out"))
 
 
@@ -78,20 +78,20 @@ def test_a_run_says_what_it_was_made_from(first: tuple[Path, Path]) -> None:
 
 @pytest.mark.slow
 def test_images_that_changed_under_their_names_are_seen(
-    first: tuple[Path, Path], copied: Path
+    first: tuple[Path, Path], run_copy: Path
 ) -> None:
     root = first[0]
-    assert again(recipe(root), copied) == []
+    assert again(recipe(root), run_copy) == []
     before = (root / "test" / "a" / "0.png").read_bytes()
     stamp = (root / "test" / "a" / "0.png").stat()
     try:
         Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(root / "test" / "a" / "0.png")
-        assert again(recipe(root), copied)[0] == "ann"
-        assert again(recipe(root), copied) == []
+        assert again(recipe(root), run_copy)[0] == "ann"
+        assert again(recipe(root), run_copy) == []
     finally:
         (root / "test" / "a" / "0.png").write_bytes(before)
         os.utime(root / "test" / "a" / "0.png", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    assert again(recipe(root), copied)[0] == "ann"
+    assert again(recipe(root), run_copy)[0] == "ann"
 
 
 @pytest.mark.long

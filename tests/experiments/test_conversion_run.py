@@ -150,63 +150,63 @@ def test_the_stored_network_is_the_one_that_was_evaluated(finished: Path) -> Non
 # ------------------------------------------------------------------------------- what is run again
 
 
-def test_a_second_run_keeps_every_stage_and_touches_no_file(copied: Path) -> None:
-    before, lines = files(copied, "log.jsonl"), len(events(copied))
-    run(recipe(), copied, resume=False)
-    assert files(copied, "log.jsonl") == before
-    assert events(copied)[lines:] == [(stage, "kept") for stage in STAGES]
+def test_a_second_run_keeps_every_stage_and_touches_no_file(run_copy: Path) -> None:
+    before, lines = files(run_copy, "log.jsonl"), len(events(run_copy))
+    run(recipe(), run_copy, resume=False)
+    assert files(run_copy, "log.jsonl") == before
+    assert events(run_copy)[lines:] == [(stage, "kept") for stage in STAGES]
 
 
-def test_another_evaluation_runs_only_evaluate_and_report(finished: Path, copied: Path) -> None:
-    before, lines = files(copied), len(events(copied))
-    run(recipe("evaluate.thresholds=[3]", "evaluate.iso_level=false"), copied, resume=False)
-    assert entered(copied, lines) == ["evaluate", "inspect", "report"]
-    after = files(copied)
+def test_another_evaluation_runs_only_evaluate_and_report(finished: Path, run_copy: Path) -> None:
+    before, lines = files(run_copy), len(events(run_copy))
+    run(recipe("evaluate.thresholds=[3]", "evaluate.iso_level=false"), run_copy, resume=False)
+    assert entered(run_copy, lines) == ["evaluate", "inspect", "report"]
+    after = files(run_copy)
     kept = [
         name for name in before if name.split("/")[0] in ("ann", "quantize", "train", "convert")
     ]
     assert all(before[name] == after[name] for name in kept)
-    rows = json.loads((copied / "results.json").read_text())["rows"]
+    rows = json.loads((run_copy / "results.json").read_text())["rows"]
     assert [(row["n"], row["T"]) for row in rows] == 2 * [(3, 1), (3, 2)]  # of both modes
     assert "n = 3" not in (finished / "report" / "report.md").read_text()
-    assert load_recipe(copied / "recipe.yaml").evaluate.thresholds == (3,)
+    assert load_recipe(run_copy / "recipe.yaml").evaluate.thresholds == (3,)
 
 
 def test_a_network_of_digits_is_converted_and_read_before_all_digits_are_there(
-    copied: Path,
+    run_copy: Path,
 ) -> None:
-    lines = len(events(copied))
-    run(recipe("convert.ladder=radix", "evaluate.iso_level=false"), copied, resume=False)
-    assert entered(copied, lines) == ["convert", "evaluate", "inspect", "report"]
-    snn = archive.load(copied / "convert")
+    lines = len(events(run_copy))
+    run(recipe("convert.ladder=radix", "evaluate.iso_level=false"), run_copy, resume=False)
+    assert entered(run_copy, lines) == ["convert", "evaluate", "inspect", "report"]
+    snn = archive.load(run_copy / "convert")
     assert snn.whole_window
     assert {str(neuron.spec.ladder) for _, neuron in snn.neurons()} == {str(Radix(1, steps=4))}
-    report = json.loads((copied / "convert" / "report.json").read_text())["report"]
+    report = json.loads((run_copy / "convert" / "report.json").read_text())["report"]
     depth = report["latency"]["depth"]
-    points = json.loads((copied / "evaluate" / "truncation.json").read_text())
+    points = json.loads((run_copy / "evaluate" / "truncation.json").read_text())
     steps = [(point["curve"], point["network_step"]) for point in points]
     assert steps[:4] == [("read_out", 4 * depth + t) for t in (1, 2, 3, 4)]
     assert steps[4:] == [("every_layer", t * (depth + 1)) for t in (1, 2, 3, 4)]
-    rows = json.loads((copied / "results.json").read_text())["rows"]
+    rows = json.loads((run_copy / "results.json").read_text())["rows"]
     assert points[3]["accuracy"] == points[7]["accuracy"] == rows[0]["qann_accuracy"]
-    assert "first digits" in (copied / "report" / "report.md").read_text()
+    assert "first digits" in (run_copy / "report" / "report.md").read_text()
 
 
-def test_another_name_alone_writes_only_the_report_anew(copied: Path) -> None:
-    lines = len(events(copied))
-    run(recipe("name=other"), copied, resume=False)
-    assert entered(copied, lines) == ["report"]
-    assert "name: other" in (copied / "recipe.yaml").read_text()
+def test_another_name_alone_writes_only_the_report_anew(run_copy: Path) -> None:
+    lines = len(events(run_copy))
+    run(recipe("name=other"), run_copy, resume=False)
+    assert entered(run_copy, lines) == ["report"]
+    assert "name: other" in (run_copy / "recipe.yaml").read_text()
 
 
-def test_results_that_were_lost_or_changed_are_put_back(finished: Path, copied: Path) -> None:
+def test_results_that_were_lost_or_changed_are_put_back(finished: Path, run_copy: Path) -> None:
     wanted = (finished / "results.json").read_bytes()
-    (copied / "results.json").unlink()
-    run(recipe(), copied, resume=False)
-    assert (copied / "results.json").read_bytes() == wanted
-    (copied / "results.json").write_text("{}")
-    run(recipe(), copied, resume=False)
-    assert (copied / "results.json").read_bytes() == wanted
+    (run_copy / "results.json").unlink()
+    run(recipe(), run_copy, resume=False)
+    assert (run_copy / "results.json").read_bytes() == wanted
+    (run_copy / "results.json").write_text("{}")
+    run(recipe(), run_copy, resume=False)
+    assert (run_copy / "results.json").read_bytes() == wanted
 
 
 def test_the_same_recipe_in_two_folders_gives_the_same_bytes(
@@ -217,20 +217,20 @@ def test_the_same_recipe_in_two_folders_gives_the_same_bytes(
 
 @pytest.mark.long
 def test_a_checkpoint_that_changes_under_its_name_is_noticed(
-    finished: Path, copied: Path, tmp_path: Path
+    finished: Path, run_copy: Path, tmp_path: Path
 ) -> None:
     weights = tmp_path / "weights.safetensors"
     shutil.copy(finished / "ann" / "model.safetensors", weights)
     given = recipe(f"model.checkpoint={weights}", "ann=null")
-    run(given, copied, resume=False)
-    lines = len(events(copied))
-    run(given, copied, resume=False)
-    assert entered(copied, lines) == []
+    run(given, run_copy, resume=False)
+    lines = len(events(run_copy))
+    run(given, run_copy, resume=False)
+    assert entered(run_copy, lines) == []
     tensors = load_tensors(weights)
     save_tensors(weights, {name: tensor * 1.5 for name, tensor in tensors.items()})
-    lines = len(events(copied))
-    run(given, copied, resume=False)
-    assert entered(copied, lines)[0] == "ann"
+    lines = len(events(run_copy))
+    run(given, run_copy, resume=False)
+    assert entered(run_copy, lines)[0] == "ann"
 
 
 def test_a_run_goes_on_from_a_stored_quantized_network(finished: Path, tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_a_run_starts_from_the_trained_network_of_another(finished: Path, tmp_pa
 
 
 def test_the_teacher_of_a_distillation_is_the_float_network_of_the_run(
-    finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, torch.Tensor]] = []
     loss = TrainLoss.__call__
@@ -286,7 +286,7 @@ def test_the_teacher_of_a_distillation_is_the_float_network_of_the_run(
 
     monkeypatch.setattr(TrainLoss, "__call__", look)
     words = "train.distillation_weight=0.9", "train.distillation_temperature=4"
-    run(recipe(*words), copied, resume=False)
+    run(recipe(*words), run_copy, resume=False)
     ann = load_tensors(finished / "ann" / "model.safetensors")
     for teacher in (asked[0], asked[-1]):
         assert all(torch.equal(teacher[name], ann[name]) for name in ann)
@@ -306,7 +306,7 @@ def test_keys_that_came_later_are_no_other_inputs_where_they_are_not_used() -> N
 
 
 def test_the_control_arm_is_the_float_network_trained_by_the_same_schedule(
-    finished: Path, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[tuple[dict[str, torch.Tensor], TrainSpec]] = []
     fit = conversion_run.fit
@@ -316,25 +316,25 @@ def test_the_control_arm_is_the_float_network_trained_by_the_same_schedule(
         return fit(model, splits, spec, *args, **more)
 
     monkeypatch.setattr(conversion_run, "fit", look)
-    lines = len(events(copied))
-    run(recipe("control=true"), copied, resume=False)
-    assert entered(copied, lines) == ["control", "inspect", "report"], "the rest is kept"
+    lines = len(events(run_copy))
+    run(recipe("control=true"), run_copy, resume=False)
+    assert entered(run_copy, lines) == ["control", "inspect", "report"], "the rest is kept"
     ((start, spec),) = trained
     ann = load_tensors(finished / "ann" / "model.safetensors")
     assert all(torch.equal(start[name], ann[name]) for name in ann)
     assert spec == without_quantizers(recipe().train or spec)
 
-    network = load_ann(recipe().model, recipe().data.image_size, copied / "control")
+    network = load_ann(recipe().model, recipe().data.image_size, run_copy / "control")
     test = select_test_images(recipe().data, None, open_data(recipe().data))
-    rows = results_from_json(json.loads((copied / "results.json").read_text()))
+    rows = results_from_json(json.loads((run_copy / "results.json").read_text()))
     assert {row.control_accuracy for row in rows} == {accuracy(network, test, 16)}
     plain = results_from_json(json.loads((finished / "results.json").read_text()))
     assert [dataclasses.replace(row, control_accuracy=None) for row in rows] == plain
-    assert "control %" in (copied / "report" / "report.md").read_text()
+    assert "control %" in (run_copy / "report" / "report.md").read_text()
 
-    chain = ["quantize.weight_bits=2", f"model.from_run={copied}", "control=true"]
+    chain = ["quantize.weight_bits=2", f"model.from_run={run_copy}", "control=true"]
     out = run(recipe(*chain), tmp_path / "few", resume=False)
-    end = load_tensors(copied / "control" / "model.safetensors")
+    end = load_tensors(run_copy / "control" / "model.safetensors")
     assert all(torch.equal(trained[-1][0][name], end[name]) for name in end), "it goes on"
     teacher = load_tensors(out / "ann" / "model.safetensors")
     assert any(not torch.equal(teacher[name], end[name]) for name in end)

@@ -24,6 +24,7 @@ def failed(command: Command, *words: str) -> str:
     return str(done.stderr)
 
 
+@pytest.mark.slow
 def test_a_stored_network_leaves_on_a_thousand_images(command: Command, tmp_path: Path) -> None:
     mt.save(converted("line"), tmp_path / "net")
     done = command("export", "net", "--to", "tables", "--out", "net_tables")
@@ -92,6 +93,7 @@ def test_a_quantized_network_is_converted_first(tmp_path: Path) -> None:
     assert verdict.exact
 
 
+@pytest.mark.slow
 def test_check_says_before_training_what_will_not_leave(command: Command) -> None:
     done = command("check", "digits", "--smoke", "--target", "c")
     assert done.returncode == 0, done.stderr
@@ -106,6 +108,7 @@ def test_check_says_before_training_what_will_not_leave(command: Command) -> Non
     assert "trained from scratch" in message
 
 
+@pytest.mark.slow
 def test_a_network_goes_to_the_hub_and_is_compared_again(command: Command, tmp_path: Path) -> None:
     mt.save(converted("line"), tmp_path / "net")
     done = command("export", "net", "--to", "hub", "--out", "hub")

@@ -69,7 +69,7 @@ def test_killed_at_the_end_of_each_stage_and_resumed_it_comes_to_the_same(
 
 
 def test_killed_before_the_new_stages_take_the_places_of_the_old_ones_it_goes_on(
-    finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = recipe("evaluate.iso_level=false")
 
@@ -79,63 +79,63 @@ def test_killed_before_the_new_stages_take_the_places_of_the_old_ones_it_goes_on
     with monkeypatch.context() as patch:
         patch.setattr(publication, "exchange", die)
         with pytest.raises(Killed):
-            run(other, copied, resume=False)
+            run(other, run_copy, resume=False)
     for stage in STAGES:
         for file in (finished / stage).iterdir():
-            assert (copied / stage / file.name).exists()
-    assert (copied / "results.json").read_bytes() == (finished / "results.json").read_bytes()
-    lines = len(events(copied))
-    run(other, copied, resume=False)
-    assert entered(copied, lines) == []
-    assert len(json.loads((copied / "results.json").read_text())["rows"]) == 8
-    assert {path.name for path in copied.iterdir()} == {path.name for path in finished.iterdir()}
+            assert (run_copy / stage / file.name).exists()
+    assert (run_copy / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+    lines = len(events(run_copy))
+    run(other, run_copy, resume=False)
+    assert entered(run_copy, lines) == []
+    assert len(json.loads((run_copy / "results.json").read_text())["rows"]) == 8
+    assert {path.name for path in run_copy.iterdir()} == {path.name for path in finished.iterdir()}
 
 
 def test_a_finished_run_with_other_settings_stays_unless_it_is_to_be_overwritten(
-    finished: Path, copied: Path
+    finished: Path, run_copy: Path
 ) -> None:
-    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()}
     other = recipe("evaluate.iso_level=false")
     with pytest.raises(OutputError, match="other settings; --overwrite") as raised:
-        run_recipe(other, copied, resume=True)
+        run_recipe(other, run_copy, resume=True)
     assert [item.where for item in raised.value.faults] == ["evaluate.iso_level"]
-    assert before == {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
-    assert free_folder(copied, other).name == f"{copied.name}-2"
-    assert free_folder(copied, recipe()) == copied
+    assert before == {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()}
+    assert free_folder(run_copy, other).name == f"{run_copy.name}-2"
+    assert free_folder(run_copy, recipe()) == run_copy
 
 
 @pytest.mark.long
 def test_a_recipe_tried_in_between_leaves_nothing_behind(
-    finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(conversion_run.tables, "markdown_page", refuse)
         with pytest.raises(DataError):
-            run(recipe("evaluate.iso_level=false"), copied, resume=False)
-    assert (copied / "evaluate.new").is_dir()
-    assert "every step" in printed(copied)  # the earlier run's table, whole
-    lines = len(events(copied))
-    run(recipe("evaluate.thresholds=[3]"), copied, resume=False)
-    assert entered(copied, lines) == ["evaluate", "inspect", "report"]
-    assert {path.name for path in copied.iterdir()} == {path.name for path in finished.iterdir()}
+            run(recipe("evaluate.iso_level=false"), run_copy, resume=False)
+    assert (run_copy / "evaluate.new").is_dir()
+    assert "every step" in printed(run_copy)  # the earlier run's table, whole
+    lines = len(events(run_copy))
+    run(recipe("evaluate.thresholds=[3]"), run_copy, resume=False)
+    assert entered(run_copy, lines) == ["evaluate", "inspect", "report"]
+    assert {path.name for path in run_copy.iterdir()} == {path.name for path in finished.iterdir()}
 
 
 def test_without_resume_an_unfinished_stage_starts_again(
-    copied: Path, monkeypatch: pytest.MonkeyPatch
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (copied / "report.partial").mkdir()
-    (copied / "report.partial" / "stray").write_text("left by a kill")
-    run(recipe("name=other"), copied, resume=False)
-    assert not (copied / "report" / "stray").exists()
+    (run_copy / "report.partial").mkdir()
+    (run_copy / "report.partial" / "stray").write_text("left by a kill")
+    run(recipe("name=other"), run_copy, resume=False)
+    assert not (run_copy / "report" / "stray").exists()
 
 
-def test_an_unfinished_stage_of_another_recipe_is_not_resumed(copied: Path) -> None:
-    partial = copied / "report.partial"
+def test_an_unfinished_stage_of_another_recipe_is_not_resumed(run_copy: Path) -> None:
+    partial = run_copy / "report.partial"
     partial.mkdir()
     (partial / "inputs.json").write_text('{"fingerprint": "of another recipe"}')
     (partial / "stray").write_text("left by a kill")
-    run(recipe("name=other"), copied, resume=True)
-    assert not (copied / "report" / "stray").exists()
+    run(recipe("name=other"), run_copy, resume=True)
+    assert not (run_copy / "report" / "stray").exists()
 
 
 def refuse(*_: Any, **__: Any) -> None:
@@ -152,13 +152,13 @@ def refuse(*_: Any, **__: Any) -> None:
     ],
 )
 def test_a_stage_that_fails_leaves_everything_that_stood_there(
-    copied: Path, monkeypatch: pytest.MonkeyPatch, broken: str, override: str, left: set[str]
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch, broken: str, override: str, left: set[str]
 ) -> None:
-    before = files(copied, "log.jsonl")
+    before = files(run_copy, "log.jsonl")
     monkeypatch.setattr(conversion_run, broken, refuse)
     with pytest.raises(DataError):
-        run(recipe(override), copied, resume=False)
-    after = files(copied, "log.jsonl")
+        run(recipe(override), run_copy, resume=False)
+    after = files(run_copy, "log.jsonl")
     assert {name: after.get(name) for name in before} == before
     assert {name.split("/")[0] for name in after.keys() - before.keys()} == left
 
@@ -172,28 +172,28 @@ def test_a_stage_that_fails_leaves_everything_that_stood_there(
     ],
 )
 def test_what_is_not_here_is_told_before_anything_is_written(
-    copied: Path, override: str, error: type[Exception], words: str
+    run_copy: Path, override: str, error: type[Exception], words: str
 ) -> None:
-    before = files(copied)
+    before = files(run_copy)
     with pytest.raises(error) as caught:
-        run(recipe(override), copied, resume=False)
+        run(recipe(override), run_copy, resume=False)
     assert words in str(caught.value)
-    assert files(copied) == before
+    assert files(run_copy) == before
 
 
 def test_a_network_quantized_otherwise_is_told_before_anything_is_written(
-    finished: Path, copied: Path
+    finished: Path, run_copy: Path
 ) -> None:
-    before = files(copied)
+    before = files(run_copy)
     other = recipe(
         f"quantize.checkpoint={finished / 'train'}",
         "quantize.weight_bits=2",
         "quantize.act_bits=2",
     )
     with pytest.raises(CheckpointError) as caught:
-        run(other, copied, resume=False)
+        run(other, run_copy, resume=False)
     assert {fault.where for fault in caught.value.faults} == {"weight_bits", "act_bits"}
-    assert files(copied) == before
+    assert files(run_copy) == before
 
 
 @pytest.mark.parametrize("name", ["", "ann", "evaluate.partial"])

@@ -136,6 +136,7 @@ OUTS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", OUTS)
 @pytest.mark.parametrize("words", WORK, ids=lambda words: words[0])
 def test_an_out_that_can_be_no_folder_is_one_error_and_nothing_is_lost(

@@ -27,7 +27,7 @@ def written(name: str, ladder: str | None, folder: Path) -> tuple[IntegerForm, P
     return form, folder / "network.c"
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "ladder"), CASES)
 def test_a_file_of_integers_runs_clean_under_sanitizers_and_is_equal(
     name: str, ladder: str | None, tmp_path: Path
@@ -50,6 +50,7 @@ def test_a_binary_ladder_is_searched_bit_by_bit(tmp_path: Path) -> None:
     assert "bit >>= 1" not in path.read_text()
 
 
+@pytest.mark.slow
 def test_the_verb_reports_sizes_and_the_class(tmp_path: Path) -> None:
     snn, images = converted("residual"), some_images("residual", 64)
     assert mt.export.c(snn, tmp_path / "network", images=images[:2]).exact  # whatever its name

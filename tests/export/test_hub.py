@@ -49,6 +49,7 @@ def test_a_folder_is_what_the_hub_expects_and_comes_back_equal(tmp_path: Path) -
     assert "Dear reader." in head.text
 
 
+@pytest.mark.slow
 def test_networks_of_every_kind_go_and_old_folders_stay_readable(tmp_path: Path) -> None:
     qann = quantized("line")
     mt.export.save_pretrained(qann, tmp_path / "q")
@@ -65,6 +66,7 @@ def test_networks_of_every_kind_go_and_old_folders_stay_readable(tmp_path: Path)
     assert type(mt.export.from_pretrained(tmp_path / "old")).__name__ == "QuantizedModel"
 
 
+@pytest.mark.slow
 def test_how_timm_prepares_images_travels_along(tmp_path: Path) -> None:
     timm_data = pytest.importorskip("timm.data")
     net: Any = network("residual")
@@ -143,6 +145,7 @@ def test_a_download_is_read_as_a_folder(tmp_path: Path, monkeypatch: pytest.Monk
         mt.export.from_pretrained("./nowhere")
 
 
+@pytest.mark.slow
 def test_without_the_package_folders_still_go_and_the_hub_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

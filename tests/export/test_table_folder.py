@@ -73,6 +73,7 @@ def test_golden_vectors_are_what_every_node_reads_and_makes(tmp_path: Path) -> N
     assert hex_text(np.array([1.0], dtype=np.float32), 32) == "3f800000\n"
 
 
+@pytest.mark.slow
 def test_accumulator_widths_are_those_that_numbers_need(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     mt.export.tables(converted("mixed"), folder, images=some_images("mixed"))

@@ -36,6 +36,7 @@ def nodes_of(form: IntegerForm, op: str) -> list[tuple[int, Node]]:
     return [(index, node) for index, node in enumerate(form.nodes) if node.op == op]
 
 
+@pytest.mark.slow
 def test_every_written_threshold_moved_by_one_is_red(written: tuple[IntegerForm, Path]) -> None:
     form, folder = written
     reader, moved = TableReader(folder), 0
@@ -106,6 +107,7 @@ def test_random_images_alone_would_not_see_a_threshold_moved(
     assert unseen > 0
 
 
+@pytest.mark.slow
 def test_checking_again_tells_a_changed_file(tmp_path: Path) -> None:
     snn, images = converted("residual"), some_images("residual", 2)
     mt.export.tables(snn, tmp_path / "out", images=images)
@@ -139,6 +141,7 @@ def test_what_answers_otherwise_is_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_second_export_replaces_the_first_and_spares_what_is_none(tmp_path: Path) -> None:
     snn, images = converted("functional"), some_images("functional", 2)
     mt.export.tables(snn, tmp_path / "out", images=images)
@@ -156,6 +159,7 @@ def test_a_second_export_replaces_the_first_and_spares_what_is_none(tmp_path: Pa
         mt.export.tables(snn, tmp_path / "file" / "below", images=images)
 
 
+@pytest.mark.slow
 def test_what_has_no_exact_form_is_refused_with_every_reason(tmp_path: Path) -> None:
     net = nn.Sequential(
         *(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.LayerNorm([4, 6, 6]), nn.Conv2d(4, 4, 3), nn.ReLU()),
@@ -177,6 +181,7 @@ def test_what_has_no_exact_form_is_refused_with_every_reason(tmp_path: Path) -> 
         mt.export.tables(net, tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["tables", "c"])
 def test_a_value_that_is_read_twice_is_two_inputs(target: str, tmp_path: Path) -> None:
     form = integer_form(converted("doubled"))
@@ -197,6 +202,7 @@ def test_the_reference_is_the_integer_engine_itself() -> None:
     assert int(verdict.expected(form, node, [at]).flatten()[0]) == first + 1
 
 
+@pytest.mark.slow
 def test_exports_beside_one_another_keep_verdicts_of_their_own(tmp_path: Path) -> None:
     snn, images = converted("line"), some_images("line", 2)
     for name in ("network.c", "network.w8.c", 'a "network".c'):

@@ -168,6 +168,7 @@ def test_a_layer_whose_weight_lies_otherwise_gives_the_same_bits() -> None:
     assert torch.equal(call(turned, (lie(x, "transposed"),), {}), call(layer, (x,), {}))
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_image_and_the_weights_of_a_quantized_network_in_eval_mode() -> None:
     qann = quantized("residual")
     x = images(2).requires_grad_()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mt_convert.calibration.calibrate import calibrate
 from mt_convert.calibration.spec import MembraneMean
 from mt_convert.errors import DataError, SpecError
 from mt_convert.evaluation.energy.measure import energy
+from mt_convert.evaluation.energy.report import EnergyReport
 from mt_convert.graph.float32 import in_float32, network_dtype
 from mt_convert.integer_engine.model import IntegerModel, integer
 from mt_convert.integer_engine.native.build import missing
@@ -33,7 +35,7 @@ from mt_convert.spiking.interpreter import forward_with
 from mt_convert.spiking.levels import quantized_activation
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
-from mt_convert.spiking.spike_by_spike import spike_by_spike
+from mt_convert.spiking.single_spikes.spike_by_spike import spike_by_spike
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SMALL = tuple(item for item in FLOATS if item is not torch.float32)
@@ -119,18 +121,36 @@ def test_the_native_backend_writes_float32_whatever_the_default(default: torch.d
     assert {total.dtype for total in empty.totals.values()} == {torch.float32}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("default", SMALL)
-def test_networks_are_made_and_stored_in_float32_whatever_the_default(
-    default: torch.dtype, tmp_path: Path
-) -> None:
+@dataclass(frozen=True)
+class InFloat32:
+    """What becomes of a network under torch's own default type."""
+
+    net: nn.Module
+    x: Tensor
+    qann: QuantizedModel
+    snn: SpikingModel
+    few: SpikingModel
+    tuned: SpikingModel
+    counted: EnergyReport
+
+
+@pytest.fixture(scope="module")
+def in_float_32() -> InFloat32:
     net, x = network("residual"), images(8, seed=2)
     qann = quantize(net, QuantSpec(), calibration=x)
     snn = convert(qann, verify=x[:2])
     few = convert(qann, ladder=Uniform(3), signed=True)
-    expected = simulate(snn, x, time_steps=1).logits
     tuned = calibrate(few, x, [MembraneMean()], time_steps=2).snn
-    counted = energy(snn, x, time_steps=1)
+    return InFloat32(net, x, qann, snn, few, tuned, energy(snn, x, time_steps=1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("default", SMALL)
+def test_networks_are_made_and_stored_in_float32_whatever_the_default(
+    in_float_32: InFloat32, default: torch.dtype, tmp_path: Path
+) -> None:
+    net, x, qann, snn = (in_float_32.net, in_float_32.x, in_float_32.qann, in_float_32.snn)
+    expected = simulate(snn, x, time_steps=1).logits
     with Defaults(default, torch.bfloat16):
         own = quantize(net, QuantSpec(), calibration=x)
         other = convert(own, verify=x[:2])
@@ -140,9 +160,9 @@ def test_networks_are_made_and_stored_in_float32_whatever_the_default(
         for item in (other, load(tmp_path / "snn")):
             assert torch.equal(simulate(item, x, time_steps=1).logits, expected)
         assert torch.equal(load(tmp_path / "qann")(x), qann(x))
-        again = calibrate(few, x, [MembraneMean()], time_steps=2).snn
-        assert energy(other, x, time_steps=1) == counted
-    for name, tensor in tuned.state_dict().items():
+        again = calibrate(in_float_32.few, x, [MembraneMean()], time_steps=2).snn
+        assert energy(other, x, time_steps=1) == in_float_32.counted
+    for name, tensor in in_float_32.tuned.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
         assert again.state_dict()[name].dtype == tensor.dtype, name
 

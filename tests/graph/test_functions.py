@@ -22,6 +22,7 @@ def found(graph: fx.GraphModule) -> list[str]:
     return [str(function) for function in reversed(functions)]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", EACH)
 def test_a_function_leaves_the_graph_and_computes_the_same(name: str) -> None:
     graph = trace(network(name), images(2))
@@ -51,6 +52,7 @@ def test_constants_stay_the_parameters_that_they_were() -> None:
     assert "scale" not in dict(graph.named_parameters())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
@@ -90,6 +92,7 @@ def test_a_reason_keeps_all_operators_of_a_function() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_users_rule_makes_a_function_of_an_operator() -> None:
     class Bessel(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -111,6 +114,7 @@ def test_only_operators_of_single_numbers_may_stand_in_a_stored_function() -> No
     )
 
 
+@pytest.mark.slow
 def test_one_layer_used_twice_gives_two_functions() -> None:
     act = nn.GELU()
     net = nn.Sequential(nn.Conv2d(2, 2, 1), act, nn.Conv2d(2, 2, 1), act, nn.Flatten())

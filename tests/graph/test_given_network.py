@@ -36,6 +36,7 @@ WRAPPED: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", list(WRAPPED))
 def test_a_wrapper_is_taken_off(name: str) -> None:
     plain = plain_network(WRAPPED[name]())
@@ -85,6 +86,7 @@ WORDS = ["class", "lambda", "None", "True", "import"]
 FINE = ["self", "operator", "a-b"]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("name", "inside"),
     [(name, False) for name in (*GRAPH, *WORDS, *FINE)]

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from mt_convert.data import DataSpec, tensor_set
 from mt_convert.errors import DataError
-from mt_convert.graph.image_batches import MOST, collect, labelled
+from mt_convert.graph.image_batches import MOST, collect, labelled_batches
 
 X, Y = images(6, (3, 8, 8)), torch.arange(6) % 3
 SHAPE = (3, 8, 8)
@@ -99,7 +99,7 @@ def test_every_form_of_images_gives_the_tensor_that_was_meant(name: str) -> None
 
 @pytest.mark.parametrize("name", list(PAIRS))
 def test_every_form_of_pairs_keeps_images_and_labels_together(name: str) -> None:
-    batches = list(labelled(PAIRS[name](), image_shape=SHAPE))
+    batches = list(labelled_batches(PAIRS[name](), image_shape=SHAPE))
     assert torch.equal(torch.cat([x for x, _ in batches]), X)
     labels = torch.cat([y for _, y in batches if y is not None])
     assert torch.equal(labels, Y)
@@ -109,8 +109,10 @@ def test_every_form_of_pairs_keeps_images_and_labels_together(name: str) -> None
 @pytest.mark.parametrize("name", list(ALONE))
 def test_images_without_labels_are_no_pairs(name: str) -> None:
     with pytest.raises(DataError, match=r"without labels: pass pairs \(images, labels\)"):
-        list(labelled(ALONE[name](), image_shape=SHAPE))
-    assert all(y is None for _, y in labelled(ALONE[name](), image_shape=SHAPE, required=False))
+        list(labelled_batches(ALONE[name](), image_shape=SHAPE))
+    assert all(
+        y is None for _, y in labelled_batches(ALONE[name](), image_shape=SHAPE, required=False)
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,13 +140,13 @@ def test_what_holds_no_images_is_one_error_that_lists_what_does(wrong: Any, mess
 def test_samples_with_labels_and_of_two_shapes_are_one_error() -> None:
     singles = [(X[0], 0), (X[1, :, :4], 1)]
     with pytest.raises(DataError, match=r"several shapes, \(3, 8, 8\) and \(3, 4, 8\)"):
-        list(labelled(singles, image_shape=None))
+        list(labelled_batches(singles, image_shape=None))
 
 
 def test_a_batch_beside_a_pair_is_no_pair() -> None:
     shown = [X[:2], (X[:2], Y[:2])]
     assert len(collect(shown)) == 4
-    labels = [label for _, label in labelled(shown, image_shape=SHAPE, required=False)]
+    labels = [label for _, label in labelled_batches(shown, image_shape=SHAPE, required=False)]
     assert labels[0] is None
 
 
@@ -153,7 +155,7 @@ def test_a_batch_beside_a_pair_is_no_pair() -> None:
 )
 def test_labels_that_are_not_one_whole_number_for_each_image_are_refused(labels: Tensor) -> None:
     with pytest.raises(DataError, match=r"for 6 images: pass whole numbers"):
-        list(labelled([(X, labels)], image_shape=SHAPE))
+        list(labelled_batches([(X, labels)], image_shape=SHAPE))
 
 
 def test_what_may_have_no_end_is_read_up_to_1024_images() -> None:
@@ -165,6 +167,7 @@ def test_what_may_have_no_end_is_read_up_to_1024_images() -> None:
     assert len(collect([torch.zeros(100, 1)] * 20)) == 2000  # a list was given whole
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4),

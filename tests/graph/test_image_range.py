@@ -47,6 +47,7 @@ def test_images_far_beyond_those_of_the_calibration_are_told(
         use(BYTES.to(torch.uint8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("input_bits", [None, 8])
 def test_quantize_tells_of_images_from_0_to_255(input_bits: int | None) -> None:
     with pytest.warns(UserWarning, match=r"whole numbers up to 25\d: divide them by 255"):

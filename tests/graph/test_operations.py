@@ -69,6 +69,7 @@ def test_names_operators_kinds_and_signals_of_a_small_network() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_layer_used_twice_has_two_rows_of_one_name_and_layer() -> None:
     first, second = (row for row in rows_of(Small()) if row.name == "twice")
     assert first.layer is second.layer is first.call
@@ -92,6 +93,7 @@ def test_parameters_and_sizes_are_constant_and_no_inputs_of_what_reads_them() ->
     assert scaled.call is torch.ops.aten.mul.Tensor
 
 
+@pytest.mark.slow
 def test_an_input_read_twice_is_there_once_and_both_sides_of_a_product_are() -> None:
     class Products(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -106,6 +108,7 @@ def test_an_input_read_twice_is_there_once_and_both_sides_of_a_product_are() -> 
     assert len(product.inputs) == 2
 
 
+@pytest.mark.slow
 def test_the_rows_follow_the_graph_in_order_and_leave_nothing_out() -> None:
     graph = trace(Small().eval(), images(2))
     rows = operations(graph)

@@ -192,6 +192,7 @@ def test_only_what_no_neuron_follows_reaches_the_output() -> None:
     assert not reaching & {"stem", "a", "b", "c", "d", "relu", "relu_3"}
 
 
+@pytest.mark.slow
 def test_a_layer_of_a_derived_class_has_the_rule_of_its_base() -> None:
     class Mine(nn.Conv2d):
         pass

@@ -122,17 +122,18 @@ MUTANTS = (
     ),
     Mutant(
         7,
-        "spiking/spike_by_spike.py",
+        "spiking/single_spikes/spike_by_spike.py",
         "self.before[node] = now",
         "self.before.setdefault(node, now)",
         (
-            "spiking/test_spike_by_spike.py::test_a_temporal_difference_sums_to_the_maximum_of_the"
+            "spiking/single_spikes/test_spike_by_spike.py::"
+            "test_a_temporal_difference_sums_to_the_maximum_of_the"
             "_summed_input",
         ),
     ),
     Mutant(
         7,
-        "spiking/spike_by_spike.py",
+        "spiking/single_spikes/spike_by_spike.py",
         "return operate(now[0], second + now[1]) + operate(first, now[1])",
         "return operate(now[0], second + now[1])",
         (
@@ -228,25 +229,28 @@ MUTANTS = (
         "series[node][-1], self._worth(layer, self.time_steps - 1), layer",
         "series[node][0], self._worth(layer, self.time_steps - 1), layer",
         (
-            "spiking/test_window_spikes.py::test_digits_that_meet_are_the_quantized_network_ties_included",
+            "spiking/single_spikes/test_window_spikes.py::"
+            "test_digits_that_meet_are_the_quantized_network_ties_included",
         ),
     ),
     Mutant(
         14,
-        "spiking/window_spikes.py",
+        "spiking/single_spikes/trains.py",
         "return self.steps[-1] if self.base is None else self.so_far()[-1]",
         "return self.steps[-1] if self.base is None else self.so_far()[len(self.steps) // 2]",
         (
-            "spiking/test_window_spikes.py::test_digits_that_meet_are_the_quantized_network_ties_included",
+            "spiking/single_spikes/test_window_spikes.py::"
+            "test_digits_that_meet_are_the_quantized_network_ties_included",
         ),
     ),
     Mutant(
         14,
-        "spiking/window_spikes.py",
+        "spiking/single_spikes/window_spikes.py",
         "return Train(steps, (one.base[0], one.base[1] + two.base[1]))",
         "return Train(steps, one.base)",
         (
-            "spiking/test_window_spikes.py::test_digits_that_meet_are_the_quantized_network_ties_included",
+            "spiking/single_spikes/test_window_spikes.py::"
+            "test_digits_that_meet_are_the_quantized_network_ties_included",
         ),
     ),
     Mutant(
@@ -337,12 +341,12 @@ MUTANTS = (
     ),
     Mutant(
         15,
-        "quantization/brevitas_layers.py",
+        "quantization/activations/quant_act.py",
         "if not self._made or self._made[1] != made_for:",
         "if not self._made:",
         (
-            "quantization/test_formula.py::test_the_table_is_made_again_after_training_moved_the_"
-            "step_and_only_then",
+            "quantization/activations/test_formula.py::test_the_table_is_made_again_after_"
+            "training_moved_the_step_and_only_then",
         ),
     ),
     Mutant(

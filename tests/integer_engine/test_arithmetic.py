@@ -25,7 +25,7 @@ from mt_convert.neurons.ladder import Binary, PowerOfTwo, Uniform
 from mt_convert.neurons.layer import MTNeuron
 from mt_convert.neurons.spec import NeuronSpec
 from mt_convert.neurons.totals import totals_step
-from mt_convert.quantization.brevitas_layers import QuantAct
+from mt_convert.quantization.activations.quant_act import QuantAct
 from mt_convert.quantization.quantize import QuantizedModel, QuantSpec, quantize
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.model import SpikingModel
@@ -194,6 +194,7 @@ def test_autocast_and_a_fast_matmul_setting_change_no_bit(folded: QuantizedModel
         torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.slow
 def test_float64_accumulators_give_the_same_numbers_as_float32(
     folded: QuantizedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +226,7 @@ def _levels(qann: QuantizedModel, images: Tensor) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["folded", "kept"])
 def test_levels_agree_with_the_brevitas_network(norm: str, request: pytest.FixtureRequest) -> None:
     qann = request.getfixturevalue(norm)
@@ -253,7 +255,7 @@ def test_every_small_network_has_an_integer_form_that_agrees(name: str) -> None:
     torch.testing.assert_close(run.logits[0], logits, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_dyadic_weights_make_the_float_simulation_equal(way: str) -> None:
     options, steps = WAYS[way]
@@ -420,6 +422,7 @@ def test_weights_moved_off_their_grid_are_refused_by_the_name_of_their_layer() -
         IntegerArithmetic(snn)
 
 
+@pytest.mark.slow
 def test_a_maximum_over_a_biased_value_is_taken_on_its_real_numbers() -> None:
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 5)

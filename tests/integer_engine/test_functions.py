@@ -23,7 +23,7 @@ from mt_convert.neurons.ladder import Firing, Radix, Uniform
 from mt_convert.neurons.spec import NeuronSpec
 from mt_convert.neurons.step_table import StepTable
 from mt_convert.neurons.totals import totals_step, totals_step_literal
-from mt_convert.quantization.formula import Formula, NotAFunction
+from mt_convert.quantization.activations.formula import Formula, NotAFunction
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.convert import convert
@@ -95,6 +95,7 @@ def test_float64_neurons_and_integers_say_the_same_of_random_functions(
     assert torch.equal(found.float(), expected[..., 0, 0])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", EACH)
 def test_networks_of_functions_are_whole_numbers_in_every_backend(name: str) -> None:
     qann = quantize(network(name), QuantSpec(4, 4), calibration=images())
@@ -118,6 +119,7 @@ def test_networks_of_functions_are_whole_numbers_in_every_backend(name: str) -> 
         assert all(torch.equal(added.totals[layer].float(), t) for layer, t in ran.totals.items())
 
 
+@pytest.mark.slow
 def test_the_native_backend_hands_functions_to_torch() -> None:
     snn = convert(quantize(network("gate"), QuantSpec(4, 4), calibration=images()))
     try:
@@ -130,6 +132,7 @@ def test_the_native_backend_hands_functions_to_torch() -> None:
     assert all(torch.equal(ran.totals[layer], t.float()) for layer, t in expected.totals.items())
 
 
+@pytest.mark.slow
 def test_an_export_says_which_layers_stand_for_functions() -> None:
     from mt_convert.export.integer_form import integer_form
 

@@ -146,7 +146,7 @@ def test_what_is_not_a_product_of_int8_is_exact_all_the_same() -> None:
     assert in_int8(program)(layer, torch.tensor([[300.0, 300.0]])).tolist() == [[600.0] * 4]
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", FAST)
 def test_threads_layout_and_settings_change_no_bit(backend: str, threads: None) -> None:
     if (why := BACKENDS[backend].missing()) is not None:
@@ -319,7 +319,7 @@ def test_auto_takes_the_native_backend_where_there_is_one() -> None:
     assert f"backend {model.backend}: 6 weighted layers" in str(model)
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [7, 10, 13, 14])
 def test_an_average_over_all_pixels_is_a_plain_sum(side: int) -> None:
     """49 · (1/49) is not 1 in floating point; the sum is to stay whole."""

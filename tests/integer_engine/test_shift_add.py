@@ -119,7 +119,7 @@ def test_every_small_network_runs_without_multiplying_and_gives_the_same_bits(wa
     assert refused == []
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("ladder", [Uniform(3), Binary(3), PowerOfTwo(4)], ids=str)
 def test_neurons_that_never_take_back_run_too(ladder: Any) -> None:
     for name in ("residual", "pools", "pre_activation"):
@@ -248,7 +248,7 @@ OFFLINE = [  # tables and wiring are made before a run; both ends of a network a
 ]
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["uniform", "binary_4", "power_of_two", "every_step"])
 @pytest.mark.parametrize("name", ["residual", "wide"])
 def test_between_the_levels_of_the_image_and_the_scores_are_integers_and_no_product(
@@ -268,6 +268,7 @@ def test_between_the_levels_of_the_image_and_the_scores_are_integers_and_no_prod
     assert torch.equal(run.logits, model.run(images, steps).logits)
 
 
+@pytest.mark.slow
 def test_the_guard_sees_what_the_reference_does() -> None:
     model, images = IntegerModel(convert(quantized("residual")), "torch"), fresh("residual")
     with torch.no_grad(), IntegersOnly() as guard:
@@ -375,6 +376,7 @@ def test_windows_of_different_sizes_cost_a_shifted_addition_for_each_bit_of_thei
     assert sum(run.additions["mixed"]) > sum(reported["mixed"])
 
 
+@pytest.mark.slow
 def test_pools_and_maxima_are_counted_apart() -> None:
     snn, images = convert(quantized("pools")), fresh("pools", 2)
     run = shift_add(IntegerModel(snn, "torch"), images)
@@ -407,6 +409,7 @@ def test_an_image_that_is_not_quantized_is_refused() -> None:
         shift_add(IntegerModel(snn, "torch"), fresh("residual", 2))
 
 
+@pytest.mark.slow
 def test_learned_ladders_are_refused_all_of_them_at_once() -> None:
     program = IntegerModel(convert(quantized("residual")), "torch").program()
     learned = NeuronSpec(Learned((0.5, 1.0)), initial=0, bounds=(0, 2))
@@ -421,6 +424,7 @@ def test_learned_ladders_are_refused_all_of_them_at_once() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [0, 1.5])
 def test_steps_that_are_no_whole_numbers_from_1_are_refused(steps: Any) -> None:
     model = IntegerModel(convert(quantized("line")), "torch")

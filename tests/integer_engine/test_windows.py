@@ -89,6 +89,7 @@ def test_shifts_and_additions_are_the_same_bits(
     assert run.comparisons == {name: [each[name] * ways[name]] * steps for name in each}
 
 
+@pytest.mark.slow
 def test_a_digit_costs_as_many_additions_as_it_is_large_in_its_own_step() -> None:
     net = nn.Sequential(conv(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 5))
     qann = quantize(lived_in(net), QuantSpec(), calibration=images(8))
@@ -118,6 +119,7 @@ def _learned() -> QuantizedModel:
     return quantize(lived_in(nn.Sequential(*net, nn.Linear(256, 3))), spec, calibration=images(8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 2])
 def test_learned_gaps_are_looked_up_in_windows_too(steps: int) -> None:
     snn = in_windows(_learned(), Radix(1))

@@ -66,6 +66,7 @@ def stored() -> list[Row]:
     return results_from_json(json.loads((FOLDER / "results.json").read_text()))
 
 
+@pytest.mark.slow
 def test_the_stored_files_are_what_the_stored_rows_say(stored: list[Row]) -> None:
     looked = [Analysis.from_json(item) for item in json.loads((FOLDER / "errors.json").read_text())]
     made = page.files((FOLDER / "head.md").read_text(), stored, [], looked)

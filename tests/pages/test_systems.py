@@ -41,6 +41,7 @@ def test_arms_of_one_recipe_follow_each_other_in_one_folder(
     assert [path.name for path in tmp_path.iterdir()] == ["digits_mt_cascade_seed0"]
 
 
+@pytest.mark.slow
 def test_every_arm_is_another_recipe_and_stored_cells_are_of_the_recipes_in_sight(
     regenerate: ModuleType,
 ) -> None:

@@ -13,7 +13,8 @@ import mt_convert as mt
 from mt_convert.errors import SpecError, UnsupportedLayerError
 from mt_convert.graph.nodes import layer_nodes
 from mt_convert.quantization import adopt
-from mt_convert.quantization.brevitas_layers import QuantAct, qnn
+from mt_convert.quantization.activations.quant_act import QuantAct
+from mt_convert.quantization.brevitas_layers import qnn
 
 
 class QCFS(nn.Module):
@@ -64,6 +65,7 @@ def of_brevitas(**settings: Any) -> nn.Module:
     return net.eval()
 
 
+@pytest.mark.slow
 def test_a_qcfs_network_is_its_own_ladder_at_one_step_without_error() -> None:
     net = cnn(QCFS(4, 1.234), QCFS(8, 0.777))
     qann = adopt(net, calibration=images())
@@ -83,6 +85,7 @@ def test_a_qcfs_network_is_its_own_ladder_at_one_step_without_error() -> None:
     assert torch.equal(run.logits[-1], qann(images(32)))
 
 
+@pytest.mark.slow
 def test_a_pact_network_keeps_its_levels() -> None:
     net = cnn(PACT(2, 0.9), PACT(4, 0.613))
     qann = adopt(net, calibration=images())
@@ -92,6 +95,7 @@ def test_a_pact_network_keeps_its_levels() -> None:
         assert torch.allclose(qann(images(32)), net(images(32)), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_brevitas_network_is_taken_over_stored_and_exported(tmp_path: Path) -> None:
     net = of_brevitas()
     qann = adopt(net, calibration=images())
@@ -113,6 +117,7 @@ def has(layer: nn.Module) -> bool:
     return hasattr(layer, "weight_bits")
 
 
+@pytest.mark.slow
 def test_a_quantizer_in_a_layer_and_one_that_is_used_twice_have_names_of_their_own() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -138,6 +143,7 @@ def test_a_quantizer_in_a_layer_and_one_that_is_used_twice_have_names_of_their_o
         assert torch.equal(taken(images()), inner(images()))
 
 
+@pytest.mark.slow
 def test_it_trains_on_and_the_given_network_is_untouched() -> None:
     net = of_brevitas()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
@@ -186,6 +192,7 @@ def test_what_no_ladder_describes_is_refused_by_name() -> None:
         adopt(cnn(nn.ReLU(), nn.ReLU()), calibration=images())
 
 
+@pytest.mark.slow
 def test_ties_that_round_up_elsewhere_are_told() -> None:
     net = cnn(QCFS(4, 2.0), QCFS(4, 2.0))
     net[1] = nn.Identity()

@@ -59,6 +59,7 @@ def error(net: nn.Module, qann: nn.Module) -> float:
     return float(difference.square().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("after", "decades", "act_bits", "batch_norm"),
     [
@@ -83,6 +84,7 @@ def test_corrections_come_closer_to_the_float_network(
     assert error(net, corrected) < 0.9 * error(net, plain)
 
 
+@pytest.mark.slow
 def test_a_corrected_network_is_exact_and_trains_and_is_stored(tmp_path: object) -> None:
     net = uneven()
     qann = quantize(net, spec("equalize", "gptq", "reestimate_bn"), calibration=IMAGES)
@@ -99,6 +101,7 @@ def test_a_corrected_network_is_exact_and_trains_and_is_stored(tmp_path: object)
     assert copy.deepcopy(qann)(IMAGES).shape == (64, 5)
 
 
+@pytest.mark.slow
 def test_gptq_leaves_weights_on_the_levels_of_their_quantizers() -> None:
     qann = quantize(uneven(), spec("gptq"), calibration=IMAGES)
     for name in ("3", "8"):
@@ -109,6 +112,7 @@ def test_gptq_leaves_weights_on_the_levels_of_their_quantizers() -> None:
         assert inside.float().mean() > 0.95, "the others lie beyond the last level"
 
 
+@pytest.mark.slow
 def test_equalizing_changes_the_form_and_not_the_function() -> None:
     layers = trace(uneven(), IMAGES)
     before, ranges = layers(IMAGES), layers.get_parameter("3.weight").abs().amax((0, 2, 3))
@@ -118,6 +122,7 @@ def test_equalizing_changes_the_form_and_not_the_function() -> None:
     assert after.max() / after.min() < 0.1 * ranges.max() / ranges.min()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("net", "settings", "message"),
     [
@@ -139,6 +144,7 @@ def test_a_correction_that_finds_nothing_is_refused(
         quantize(net.eval(), QuantSpec(**settings), calibration=IMAGES)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_coded_weights_pass_through_untouched() -> None:
     """Ternary layers have no columns to round; first and last, which are uniform, do."""
     qann = quantize(

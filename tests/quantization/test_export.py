@@ -20,6 +20,7 @@ def qann() -> QuantizedModel:
     return quantize(network("one_relu"), QuantSpec(), calibration=images(8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_torch_export_keeps_the_numbers_for_any_batch(qann: QuantizedModel, strict: bool) -> None:
     batch = ({0: torch.export.Dim("batch", min=1, max=64)},)

@@ -203,6 +203,7 @@ def test_every_kind_of_parameter_is_trained_in_what_was_stored(tmp_path: Path) -
         assert len(list(again.parameters())) == len(list(qann.parameters()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_tied_weight_is_one_parameter_in_fine_tuning_too(bias: bool, tmp_path: Path) -> None:
     x = images(32, (16,))
@@ -224,6 +225,7 @@ def test_a_tied_weight_is_one_parameter_in_fine_tuning_too(bias: bool, tmp_path:
     )
 
 
+@pytest.mark.slow
 def test_a_tied_weight_with_two_steps_stands_in_the_report() -> None:
     qann = quantize(lived_in(Tied(True)), QuantSpec(first_bits=None), calibration=images(8, (16,)))
     for name, parameter in qann.layers.named_parameters():

@@ -24,9 +24,8 @@ from torch import nn
 from mt_convert.data import borrow_random
 from mt_convert.errors import DataError, SpecError
 from mt_convert.graph.nodes import NORMS, WEIGHTED, layer_nodes
+from mt_convert.quantization.activations.quant_act import QuantAct, calibrating
 from mt_convert.quantization.brevitas_layers import (
-    QuantAct,
-    calibrating,
     quant_layer_from_json,
     quant_layer_to_json,
     quantized_weight,
@@ -114,7 +113,7 @@ def test_without_special_bits_all_layers_are_alike() -> None:
     assert found == {"0": 3, "1": 2, "2": 3, "3": 2, "5": 3}
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4, 5, 8])
 def test_weights_have_the_levels_of_their_bits(count: int) -> None:
     spec = QuantSpec(weight_bits=count, first_bits=None, last_bits=None)
@@ -184,6 +183,7 @@ def test_each_input_without_activation_gets_a_quantizer_of_its_own() -> None:
     assert names == ["input_quant", "shared_input", "shared_input_1", "relu"]
 
 
+@pytest.mark.slow
 def test_a_model_that_has_an_input_quant_already_keeps_it() -> None:
     model = lived_in(nn.Sequential())
     model.add_module("input_quant", conv(2, 3))
@@ -194,6 +194,7 @@ def test_a_model_that_has_an_input_quant_already_keeps_it() -> None:
     assert qann.layers.get_submodule("input_quant_1").encodes_input
 
 
+@pytest.mark.slow
 def test_relu6_and_hardtanh_reach_no_level_above_their_bounds() -> None:
     qann = quantized("clamps")
     step = 0.9  # round(6 / 0.9) = 7: levels 8 to 15 cannot occur
@@ -303,7 +304,7 @@ def test_the_short_way_of_positive_values_is_brevitas_bit_for_bit(
         assert results[0][0].dtype == dtype
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KEPT)
 def test_batch_norms_are_folded_or_kept(name: str) -> None:
     norms = nn.modules.batchnorm._BatchNorm
@@ -313,7 +314,7 @@ def test_batch_norms_are_folded_or_kept(name: str) -> None:
     assert (kept, folded) == (count, 2 if name == "pre_activation" else 0)
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_norm", BatchNorm)
 def test_quantizing_to_8_bits_stays_close_to_the_model(batch_norm: BatchNorm) -> None:
     model, x = network("line"), images(32, shape_of("line"))
@@ -423,6 +424,7 @@ def test_a_training_step_is_one_graph_without_breaks(spec: QuantSpec) -> None:
         assert torch.equal(one.grad, other.grad)
 
 
+@pytest.mark.slow
 def test_compiled_networks_leave_the_look_at_the_images_to_check() -> None:
     qann = quantized("one_relu")
     with pytest.raises(DataError, match="NaN"):
@@ -432,7 +434,7 @@ def test_compiled_networks_leave_the_look_at_the_images_to_check() -> None:
 # ------------------------------------------------------------------------------------ stored form
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", Scale)
 def test_quantized_layers_come_back_from_json(scale: Scale) -> None:
     spec = QuantSpec(scale=scale, act_bits=3, batch_norm=BatchNorm.KEEP)
@@ -451,6 +453,7 @@ def test_quantized_layers_come_back_from_json(scale: Scale) -> None:
     assert torch.equal(qann(x), expected)
 
 
+@pytest.mark.slow
 def test_a_clone_is_whole_and_independent() -> None:
     qann, x = quantized("one_relu"), images(3)
     copied = copy.deepcopy(qann)

@@ -50,7 +50,7 @@ ROUNDING = {
 }
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROUNDING)
 def test_a_network_that_rounds_already_says_so(name: str) -> None:
     qann = quantize(net(Levels(ROUNDING[name])), QuantSpec(), calibration=images(16))
@@ -89,6 +89,7 @@ def test_the_report_says_exact_to_what_and_how_far_that_is(tmp_path: Path) -> No
     assert ConversionReport.from_json(stored).verdict == snn.report.verdict
 
 
+@pytest.mark.slow
 def test_verify_on_no_images_is_refused() -> None:
     qann = quantized("residual")
     with pytest.raises(DataError, match="no images to verify on"):
@@ -174,6 +175,7 @@ def test_a_plain_network_has_no_warnings(plain: QuantizedModel) -> None:
     assert plain.warnings == convert(plain).report.warnings == ()
 
 
+@pytest.mark.slow
 def test_a_calibration_says_for_which_steps_it_is(plain: QuantizedModel, tmp_path: Path) -> None:
     snn = convert(plain, ladder=Uniform(3), signed=True)
     tuned = calibrate(snn, images(8), [MembraneMean()], time_steps=2).snn

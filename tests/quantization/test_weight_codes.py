@@ -326,7 +326,7 @@ def test_training_lowers_the_loss(code: WeightCode) -> None:
     assert torch.equal(simulate(convert(qann), x, time_steps=1).logits[-1], qann(x))
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("code", CODES)
 def test_coded_layers_come_back_from_json_and_from_a_file(code: WeightCode, tmp_path: Path) -> None:
     spec = QuantSpec(weights=code, codeword_bits=4, scale=Scale.POWER_OF_TWO)

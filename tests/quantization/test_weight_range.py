@@ -40,7 +40,7 @@ def uneven(bits: int, scale: Scale = Scale.LEARNED, name: str | None = None) -> 
     return quantize(network(name) if name else dense(), spec, calibration=images(16))
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", Scale)
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_few_bits_have_one_level_more_below_and_many_have_not(bits: int, scale: Scale) -> None:
@@ -66,7 +66,7 @@ def test_two_bits_fit_weights_on_one_side_better_than_three_levels() -> None:
     assert errors[1] < errors[0] / 2
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [None, "residual"])
 @pytest.mark.parametrize("bits", [2, 4])
 def test_the_converted_network_is_the_quantized_one_in_every_form(

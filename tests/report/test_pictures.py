@@ -135,6 +135,7 @@ def test_more_kinds_than_panels_are_a_map_with_every_number(
     assert drawn[0].get_size_inches()[0] == pictures.PAGE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml")])
 def test_the_name_of_a_file_says_its_form_and_the_same_figure_makes_the_same_bytes(
     form: str, start: bytes, tmp_path: Path

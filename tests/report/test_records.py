@@ -43,6 +43,7 @@ def things() -> dict[str, Any]:
     }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("name", "words"),
     [

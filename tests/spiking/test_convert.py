@@ -28,7 +28,7 @@ from mt_convert.graph.nodes import layer_nodes
 from mt_convert.graph.rules import DEFAULT_RULES, OperatorKind, Rule
 from mt_convert.neurons.ladder import Binary, Firing, Learned, PowerOfTwo, Uniform
 from mt_convert.neurons.spec import LIF, PLIF, NeuronSpec, Reset
-from mt_convert.quantization.brevitas_layers import QuantAct
+from mt_convert.quantization.activations.quant_act import QuantAct
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import BatchNorm, QuantSpec, Scale
 from mt_convert.spiking.archive.layers import (
@@ -176,6 +176,7 @@ def test_layers_with_levels_below_zero_are_always_signed() -> None:
     assert all(row.signed for row in convert(quantized("bottleneck"), signed=True).report.neurons)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ladder", [Uniform(3), Binary(2), PowerOfTwo(4)])
 def test_every_layer_gets_the_ladder_asked_for(ladder: Uniform | Binary | PowerOfTwo) -> None:
     snn = convert(quantized("one_relu"), ladder=ladder, signed=True)
@@ -246,6 +247,7 @@ def test_every_weighted_layer_is_fed_by_spikes_or_listed_with_the_reason(
     assert json.loads(json.dumps(report.to_json()))["weighted"][0]["name"] == weighted[0]
 
 
+@pytest.mark.slow
 def test_the_report_names_the_feeders_through_sums_and_pools() -> None:
     rows = {row.name: row.fed_by for row in convert(quantized("residual")).report.weighted}
     assert rows == {

@@ -13,7 +13,8 @@ from mt_convert.evaluation.energy.measure import energy
 from mt_convert.evaluation.errors.layer_errors import layer_errors
 from mt_convert.integer_engine.arithmetic import IntegerArithmetic
 from mt_convert.neurons.ladder import Radix
-from mt_convert.quantization.brevitas_layers import QuantAct, step_parameters
+from mt_convert.quantization.activations.quant_act import QuantAct
+from mt_convert.quantization.brevitas_layers import step_parameters
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.archive import load, save
@@ -21,7 +22,7 @@ from mt_convert.spiking.compiled import CompiledSimulation
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
-from mt_convert.spiking.spike_by_spike import spike_by_spike
+from mt_convert.spiking.single_spikes.spike_by_spike import spike_by_spike
 
 
 def quantized(name: str) -> QuantizedModel:
@@ -29,6 +30,7 @@ def quantized(name: str) -> QuantizedModel:
     return quantize(network(name), QuantSpec(4, 4), calibration=images())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", EACH)
 def test_the_spiking_network_equals_the_quantized_one_in_every_way_of_firing(name: str) -> None:
     qann = quantized(name)
@@ -48,6 +50,7 @@ def test_the_spiking_network_equals_the_quantized_one_in_every_way_of_firing(nam
     assert analog == {"conv"} if name != "gate" else analog <= {"conv", "pad", "slice_1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("presentation", ["once", "every_step"])
 @pytest.mark.parametrize("name", ["silu", "prelu", "tanh"])
 def test_single_spikes_say_the_same(name: str, presentation: str) -> None:
@@ -60,6 +63,7 @@ def test_single_spikes_say_the_same(name: str, presentation: str) -> None:
             assert (total != spikes.totals[layer]).float().mean() < 0.01, (layer, settings)
 
 
+@pytest.mark.slow
 def test_presented_in_every_step_means_come_closer_to_the_function() -> None:
     qann = quantized("silu")
     few = convert(qann, ladder=2, signed=True, presentation="every_step")
@@ -69,6 +73,7 @@ def test_presented_in_every_step_means_come_closer_to_the_function() -> None:
     assert missed[-1] < 0.3 * missed[0]
 
 
+@pytest.mark.slow
 def test_all_steps_at_once_are_the_steps_one_by_one() -> None:
     snn = convert(quantized("gelu"), ladder=3, signed=True)
     one, two = (
@@ -85,6 +90,7 @@ def test_all_steps_at_once_are_the_steps_one_by_one() -> None:
     assert all(torch.equal(one.spike_counts[name], fast.spike_counts[name]) for name in one.totals)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["silu", "prelu", "square of relu"])
 def test_saving_and_loading_change_nothing_and_compute_no_threshold(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -93,7 +99,7 @@ def test_saving_and_loading_change_nothing_and_compute_no_threshold(
     snn = convert(qann)
     save(qann, tmp_path / "qann")
     save(snn, tmp_path / "snn")
-    monkeypatch.setattr("mt_convert.quantization.formula.step_table", None)
+    monkeypatch.setattr("mt_convert.quantization.activations.formula.step_table", None)
     stored, spiking = load(tmp_path / "qann"), load(tmp_path / "snn")
     expected = qann(images())
     assert torch.equal(stored(images()), expected)
@@ -104,6 +110,7 @@ def test_saving_and_loading_change_nothing_and_compute_no_threshold(
     assert str(spiking.report) == str(snn.report)
 
 
+@pytest.mark.slow
 def test_a_stored_network_that_is_trained_on_gets_the_thresholds_of_its_new_steps(
     tmp_path: Path,
 ) -> None:
@@ -123,6 +130,7 @@ def test_a_stored_network_that_is_trained_on_gets_the_thresholds_of_its_new_step
     assert convert(qann, verify=images(4)).report.verdict.exact_t1 is True
 
 
+@pytest.mark.slow
 def test_a_changed_threshold_or_a_missing_one_is_noticed(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -134,6 +142,7 @@ def test_a_changed_threshold_or_a_missing_one_is_noticed(tmp_path: Path) -> None
         load(tmp_path)
 
 
+@pytest.mark.slow
 def test_events_are_thresholds_crossed_and_packets_what_is_emitted() -> None:
     snn = convert(quantized("silu"))
     neuron = dict(snn.neurons())["silu"]
@@ -155,6 +164,7 @@ def test_events_are_thresholds_crossed_and_packets_what_is_emitted() -> None:
     assert row.comparisons == neuron.table.thresholds.shape[1] * row.neurons
 
 
+@pytest.mark.slow
 def test_the_three_errors_add_up_at_a_function() -> None:
     qann = quantized("silu")
     exact, few = convert(qann), convert(qann, ladder=2, signed=True)
@@ -167,6 +177,7 @@ def test_the_three_errors_add_up_at_a_function() -> None:
     assert all(row.clipping.maximum > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_the_report_says_what_was_taken_and_what_it_cost() -> None:
     spec = QuantSpec(4, 4, functions={"sig*": "analog"})
     report = convert(quantize(network("gate"), spec, calibration=images())).report
@@ -176,6 +187,7 @@ def test_the_report_says_what_was_taken_and_what_it_cost() -> None:
     assert any(row.ladder.endswith("of silu") for row in report.neurons)
 
 
+@pytest.mark.slow
 def test_thresholds_of_a_function_cannot_get_another_step() -> None:
     snn: SpikingModel = convert(quantized("silu"))
     neuron = dict(snn.neurons())["silu"]

@@ -13,9 +13,11 @@ import torch
 from networks import images, network, quantized
 from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from traces import PLACE
 
 from mt_convert.errors import MTConvertError
 from mt_convert.graph.leftovers import sources
+from mt_convert.graph.tracing.trace import trace
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import BatchNorm, QuantSpec
@@ -66,7 +68,9 @@ def test_copies_are_whole_and_pickles_name_what_to_do_instead() -> None:
 
 
 @pytest.mark.slow
-def test_nothing_of_a_conversion_stays_behind() -> None:
+def test_nothing_of_a_conversion_stays_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*PLACE, trace)  # each time
+
     def work() -> list[weakref.ref[object]]:
         qann = quantize(network("one_relu"), QuantSpec(), calibration=images(4))
         snn = convert(qann)

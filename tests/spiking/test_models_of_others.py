@@ -127,7 +127,7 @@ MARKS = {
 }
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=MARKS.get(n, ())) for n in VISION])
 def test_a_torchvision_model_converts_exactly(name: str) -> None:
     build, size, neurons, analog = VISION[name]

@@ -20,7 +20,7 @@ from mt_convert.graph.rules import DEFAULT_RULES, OperatorKind, Rule, Sign
 from mt_convert.graph.signals import nonnegative
 from mt_convert.graph.tracing.trace import trace
 from mt_convert.neurons.ladder import Uniform
-from mt_convert.quantization.brevitas_layers import QuantAct
+from mt_convert.quantization.activations.quant_act import QuantAct
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.archive import load, save
@@ -28,7 +28,7 @@ from mt_convert.spiking.conversion_report import NeuronRow
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
-from mt_convert.spiking.spike_by_spike import spike_by_spike
+from mt_convert.spiking.single_spikes.spike_by_spike import spike_by_spike
 
 aten = torch.ops.aten
 FIRST = ("0", "Conv2d")  # each network starts with a convolution of the image
@@ -129,6 +129,7 @@ WITH_FUNCTIONS = {  # families, and what of them stays analog where functions ar
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -174,6 +175,7 @@ def test_a_non_linear_operator_taken_for_a_linear_one_is_found_out_spike_by_spik
     assert (run.totals[last] != wanted.totals[last]).float().mean() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["attention_explicit", "layer_norm", "gate", "gelu"])
 def test_few_thresholds_come_to_rest_on_the_quantized_network(name: str) -> None:
     x = images(3, seed=6)
@@ -191,7 +193,7 @@ def levels(name: str, neuron: str) -> tuple[int, int]:
     return rows[neuron].levels
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "neuron"),
     [
@@ -208,6 +210,7 @@ def test_neurons_behind_what_cannot_fall_below_0_are_unsigned(name: str, neuron:
     assert levels(name, neuron) == (0, 15)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("name", "neuron"), [("silu", "2_input"), ("mixer", "2.mlp_channels.fc2_input")]
 )
@@ -299,6 +302,7 @@ def test_a_product_with_a_matrix_is_a_linear_layer_with_quantized_weights() -> N
     assert all(row.spike_fed for row in report.weighted[1:])
 
 
+@pytest.mark.slow
 def test_a_parameter_that_is_a_weight_and_a_summand_keeps_both_names() -> None:
     def twice(x: Tensor, w: Tensor) -> Tensor:
         return nn.functional.linear(x, w) + w[0]

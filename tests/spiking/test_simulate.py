@@ -120,6 +120,7 @@ def test_a_run_leaves_no_state(whole_window: bool) -> None:
     assert all(torch.equal(value, before[key]) for key, value in snn.state_dict().items())
 
 
+@pytest.mark.slow
 def test_images_do_not_depend_on_their_batch() -> None:
     snn, x = convert(exact("residual"), ladder=Uniform(3), signed=True), images(4)
     together = simulate(snn, x, time_steps=4).logits
@@ -131,6 +132,7 @@ def test_images_do_not_depend_on_their_batch() -> None:
 # ------------------------------------------------------------------------------------ invariant 6
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["residual", "bottleneck", "pools", "clamps"])
 @pytest.mark.parametrize("ladder", [Uniform(3), Binary(2), PowerOfTwo(4), Uniform(1)])
 def test_signed_totals_settle_on_the_quantized_levels_and_stay(name: str, ladder: Ladder) -> None:
@@ -204,6 +206,7 @@ def test_a_constant_current_gives_the_level_law(n: int, steps: int) -> None:
     torch.testing.assert_close(run.logits[-1].double(), unit / steps * expected)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("bound", [7, 49, 93, 98, 103])
 def test_the_window_reaches_all_levels_whatever_their_number(bound: int) -> None:
     """1 / 49 * 49 is less than 1 in floating point."""
@@ -247,6 +250,7 @@ def test_events_of_negative_spikes_count_like_positive_ones() -> None:
     assert count_events(emitted, PowerOfTwo(4)).tolist() == [2, 2, 0, 1]
 
 
+@pytest.mark.slow
 def test_spikes_over_time_add_up_to_the_totals_and_to_the_read_outs_input() -> None:
     snn, x = convert(exact("dense"), ladder=Uniform(3), signed=True), images(3)
     run = simulate(snn, x, time_steps=6, record=True)
@@ -287,6 +291,7 @@ def test_spikes_are_kept_only_when_asked_for() -> None:
     assert torch.equal(plain.logits, kept.logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", [False, True])
 def test_spikes_of_earlier_steps_are_let_go_unless_recorded(record: bool) -> None:
     """Memory does not grow with T."""
@@ -396,6 +401,7 @@ def test_neurons_are_counted_per_image_wherever_images_lie(tokens_first: bool) -
     assert axes["head"] == 0
 
 
+@pytest.mark.slow
 def test_shapes_are_inferred_on_the_device_of_the_network() -> None:
     layers = convert(quantize(dense(), QuantSpec(), calibration=images(8))).layers
     assert list(neuron_shapes(layers.to("meta"), 5).values()) == [(5, 4, 8, 8)] * 2

@@ -60,6 +60,7 @@ def test_the_verdict_says_exact_and_what_it_looked_at(qann: QuantizedModel) -> N
     assert verdict_of(convert(copy.deepcopy(qann).train(), verify=BATCH)) == verdict
 
 
+@pytest.mark.slow
 def test_a_quarter_of_the_thresholds_settles_later_and_the_verdict_says_when(
     qann: QuantizedModel,
 ) -> None:
@@ -72,6 +73,7 @@ def test_a_quarter_of_the_thresholds_settles_later_and_the_verdict_says_when(
     assert 3 <= verdict.settling_t <= 7
 
 
+@pytest.mark.slow
 def test_the_verdict_is_about_the_network_not_about_how_it_is_run(qann: QuantizedModel) -> None:
     few = convert(qann, ladder=Uniform(1), presentation="every_step", verify=BATCH)
     assert verdict_of(few) == verdict_of(convert(qann, verify=BATCH))

@@ -177,6 +177,7 @@ def files() -> dict[str, bytes]:
 FILES = files()
 
 
+@pytest.mark.slow
 @settings(deadline=2000, max_examples=150)
 @given(
     st.sampled_from(sorted(FILES)),

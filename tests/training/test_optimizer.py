@@ -34,6 +34,7 @@ def test_steps_are_those_of_activations_the_image_and_trained_weights() -> None:
     assert step_parameters(nn.Conv2d(1, 1, 1)) == []
 
 
+@pytest.mark.slow
 def test_steps_are_never_decayed_and_all_else_is_as_timm_says() -> None:
     qann = quantized("residual", BatchNorm.KEEP)
     optimizer, _ = make_optimizer(qann, SPEC, steps=10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +19,12 @@ from torch._dynamo.utils import counters
 from mt_convert.data import DataSpec, Splits, tensor_set
 from mt_convert.errors import CheckpointError, DataError, SpecError
 from mt_convert.graph.nodes import layer_nodes
-from mt_convert.quantization.brevitas_layers import (
+from mt_convert.quantization.activations.quant_act import (
     QuantAct,
-    step_parameters,
     take_mean_level,
     watching_levels,
 )
+from mt_convert.quantization.brevitas_layers import step_parameters
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.training.loop import fit
@@ -84,6 +85,17 @@ def test_killed_and_resumed_with_all_parts_it_ends_with_the_same_weights(tmp_pat
     assert rows[-1]["frozen"] > 0
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was killed in its fifth step; nothing may change it."""
+    folder = tmp_path_factory.mktemp("killed")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 5)
+        with pytest.raises(Killed):
+            train(folder)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
@@ -96,13 +108,12 @@ def test_killed_and_resumed_with_all_parts_it_ends_with_the_same_weights(tmp_pat
     ],
     ids=str,
 )
-def test_a_run_is_not_resumed_with_other_parts(tmp_path: Path, change: dict[str, Any]) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, 5)
-        with pytest.raises(Killed):
-            train(tmp_path)
+def test_a_run_is_not_resumed_with_other_parts(
+    killed: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    folder = Path(shutil.copytree(killed, tmp_path / "run"))
     with pytest.raises(CheckpointError, match=next(iter(change))):
-        train(tmp_path, replace(PARTS, **change))
+        train(folder, replace(PARTS, **change))
 
 
 @pytest.mark.slow

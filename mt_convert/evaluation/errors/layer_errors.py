@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...errors import Fault, SpecError
 from ...graph.float32 import in_float32
-from ...graph.image_batches import labelled
+from ...graph.image_batches import labelled_batches
 from ...neurons.ladder import PowerOfTwo
 from ...neurons.layer import MTNeuron
 from ...neurons.totals import count_events
@@ -87,7 +87,7 @@ def layer_errors(
     if ann is not None:
         ann.eval()
     shape = pairs[0][1].image_shape
-    for images, labels in labelled(batches, image_shape=shape, required=False):
+    for images, labels in labelled_batches(batches, image_shape=shape, required=False):
         if len(images) == 0:
             continue
         seen, every_label = seen + len(images), every_label and labels is not None

@@ -23,12 +23,12 @@ from ...system.folder_lock import folder_lock
 from ...system.progress import progress
 from ...system.storage import atomic, json_text, read_json, sweep, write_json
 from . import layers, pages, picture, training
-from .contenders import Case, Contender
+from .contenders.contender import Case, Contender
+from .contenders.registry import choose_contenders
 from .limits import measure_machine, product
 from .measure import Group
 from .memory import Place, peaks
 from .network import Network, open_network, thresholds_for
-from .registry import choose_contenders
 from .rows import Absent, Benchmark, BenchRow, benchmark_from_json, merge
 from .timing import LEAST_ROUNDS
 from .training import TrainingSpeed

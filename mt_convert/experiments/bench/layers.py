@@ -7,7 +7,6 @@ machine did in the same rounds; worst first, by the time that lies above that li
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ import torch
 from rich import box
 from rich.table import Table
 
-from ...errors import CheckpointError, many
+from ...errors import many
 from ...integer_engine.model import integer
-from ...system.plain_data import as_type
+from ...report.records import of_schema, with_schema
 from ...system.progress import progress
 from ...system.storage import atomic, read_json, write_json
 from .limits import measure_machine, product
@@ -71,7 +70,7 @@ class LayerTimes:
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``layers.json``."""
-        return {"schema": SCHEMA, **dataclasses.asdict(self)}
+        return with_schema(SCHEMA, self)
 
 
 def layer_times_from_json(stored: Any) -> LayerTimes:
@@ -80,10 +79,7 @@ def layer_times_from_json(stored: Any) -> LayerTimes:
     Raises:
         CheckpointError: another schema, or a column missing or of another type.
     """
-    if not isinstance(stored, dict) or stored.get("schema") != SCHEMA:
-        raise CheckpointError(f"not a file of times by layer: its schema must be {SCHEMA}")
-    times: LayerTimes = as_type(LayerTimes, stored)
-    return times
+    return of_schema(SCHEMA, LayerTimes, "times by layer", stored)
 
 
 def time_layers(

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ...errors import error_line
 from ...system.progress import progress
-from .contenders import Case, Contender, ContenderKind, Runner
+from .contenders.contender import Case, Contender, ContenderKind, Runner
+from .contenders.ours import REFERENCE
+from .contenders.registry import all_contenders
 from .limits import Work, share_of_limit
 from .network import Network
-from .ours import REFERENCE
-from .registry import all_contenders
 from .rows import Absent, BenchRow
 from .timing import Clock, Spread, clock_of, interleave, speed_ups
 

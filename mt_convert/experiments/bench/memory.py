@@ -18,9 +18,9 @@ from torch._inductor import config as compiler
 
 from ...system.bounded import Limits, Note, Task, run_bounded
 from ...system.peak_memory import meter_of
-from .contenders import Case
+from .contenders.contender import Case
+from .contenders.registry import all_contenders
 from .network import Network, open_network
-from .registry import all_contenders
 
 CALLS = 3
 GENEROUS = Limits(memory=1024.0, seconds=1800.0, workers=1)

@@ -11,9 +11,9 @@ from rich.table import Table
 from ...report.html.charts import bars
 from ...report.html.page import PageContent, render
 from ...report.html.svg import number
-from .contenders import ContenderKind
+from .contenders.contender import ContenderKind
+from .contenders.registry import all_contenders
 from .limits import moving_us
-from .registry import all_contenders
 from .rows import Benchmark, BenchRow
 
 HEADINGS = ("contender", "T", "n", "µs per image", "range", "× best float")

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ...errors import SpecError
 from ...report.pictures import write
-from .contenders import ContenderKind
+from .contenders.contender import ContenderKind
 from .pages import groups, kind_of, most_steps
 from .rows import Benchmark, BenchRow
 

@@ -8,7 +8,6 @@ something on a machine that does other things meanwhile. Leaves ``training.json`
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,9 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import CheckpointError, error_line
+from ...errors import error_line
+from ...report.records import of_schema, with_schema
 from ...system.devices import compile_options
-from ...system.plain_data import as_type
 from ...system.progress import progress
 from ...system.storage import atomic, read_json, write_json
 from ...training.algorithm import Backpropagation, Lesson
@@ -87,7 +86,7 @@ class TrainingSpeed:
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``training.json``."""
-        return {"schema": SCHEMA, **dataclasses.asdict(self)}
+        return with_schema(SCHEMA, self)
 
 
 def training_speed_from_json(stored: Any) -> TrainingSpeed:
@@ -96,10 +95,7 @@ def training_speed_from_json(stored: Any) -> TrainingSpeed:
     Raises:
         CheckpointError: another schema, or a column missing or of another type.
     """
-    if not isinstance(stored, dict) or stored.get("schema") != SCHEMA:
-        raise CheckpointError(f"not a file of training speeds: its schema must be {SCHEMA}")
-    speed: TrainingSpeed = as_type(TrainingSpeed, stored)
-    return speed
+    return of_schema(SCHEMA, TrainingSpeed, "training speeds", stored)
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class ModelSpec:
         return code.code_files(self.architecture, self.import_)
 
     @property
-    def called(self) -> str:
+    def short_name(self) -> str:
         """What tables call the network: its architecture, without the file that it is in."""
         own = code.split_architecture(self.architecture)
         return own[1] if own else self.architecture

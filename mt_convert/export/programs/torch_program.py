@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import CheckpointError
-from ..integer_form import INT32, IntegerForm, Node
-from ..onnx_graph import FLOAT32_WHOLE, furthest, sum_fits, window_pads
+from ..integer_form import IntegerForm, Node
+from ..onnx_formats.onnx_graph import FLOAT32_WHOLE, furthest, sum_fits, window_pads
+from ..threshold_sums import INT32
 from . import torch_reader
 
 MOST_COMPARED = 15

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError, Fault
 from ..integer_form import IntegerForm, Node, Value
-from ..onnx_graph import FLOAT32_WHOLE, furthest, sum_fits
+from ..onnx_formats.onnx_graph import FLOAT32_WHOLE, furthest, sum_fits
 
 INPUT, OUTPUT = "input", "output"
 

@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 from ...errors import CheckpointError, Fault
 from ...graph.nodes import PLAIN, WEIGHTED, layer_of
 from ...graph.serialization import plain_layer_from_json
-from ...quantization.brevitas_layers import QuantAct
-from ...quantization.formula import size_of
+from ...quantization.activations.formula import size_of
+from ...quantization.activations.quant_act import QuantAct
 from ...system.plain_data import as_type
 from ..model import SpikingModel
 from ..shapes import ShapeRun

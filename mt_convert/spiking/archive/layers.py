@@ -15,7 +15,7 @@ from ...graph.serialization import plain_layer_from_json, plain_layer_to_json
 from ...neurons.ladder import Firing, ladder_from_json, ladder_to_json
 from ...neurons.layer import MTNeuron
 from ...neurons.spec import IF, LIF, PLIF, NeuronSpec, Reset
-from ...quantization.formula import Formula, table_placeholder
+from ...quantization.activations.formula import Formula, table_placeholder
 from ..presentation import Encoder
 from ..weight_grid import weight_levels, weight_step
 

@@ -23,13 +23,14 @@ from ...graph.leftovers import forget_leftovers
 from ...graph.operations import unknown_operators
 from ...graph.rules import DEFAULT_RULES, Rule
 from ...graph.serialization import graph_from_json, graph_to_json
+from ...quantization.activations.placement import FunctionRow
+from ...quantization.activations.quant_act import QuantAct
 from ...quantization.brevitas_layers import (
-    QuantAct,
     quant_layer_from_json,
     quant_layer_to_json,
     tables_of,
 )
-from ...quantization.quantize import FunctionRow, QuantizedModel
+from ...quantization.quantize import QuantizedModel
 from ...quantization.spec import QuantSpec
 from ...quantization.suspicions import not_finite
 from ...system.plain_data import as_type

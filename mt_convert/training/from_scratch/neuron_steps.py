@@ -49,12 +49,6 @@ def step_through_compiled(
 
     Raises:
         SpecError: nothing could be compiled, as without a C++ compiler.
-
-    Example:
-        >>> from ...neurons.ladder import Uniform
-        >>> neuron = MTNeuron(NeuronSpec(Uniform(2)), delta=1.0)
-        >>> step_through_compiled(neuron, torch.tensor([[0.75], [0.0]]), None)[0].tolist()
-        [[1.0], [0.0]]
     """
     assert neuron.delta.numel() == 1
     assert neuron.offset is None

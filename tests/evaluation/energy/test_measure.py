@@ -150,7 +150,7 @@ def test_a_convolution_of_a_line_or_a_volume_counts_alike() -> None:
 # --------------------------------------------------------------------------- events of each ladder
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ladder", "events"),
     [
@@ -168,6 +168,7 @@ def test_an_emission_counts_the_thresholds_it_crosses(ladder: Ladder, events: li
         assert synops_of(energy(snn, image[None], time_steps=1)) == [10 * expected]
 
 
+@pytest.mark.slow
 def test_a_spike_downwards_counts_like_one_upwards() -> None:
     image = levels(1, 3, 3, low=-L)
     assert bool((image < 0).any())
@@ -358,7 +359,7 @@ def random_network(seed: int) -> tuple[nn.Module, nn.Conv2d]:
     return net, second
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_every_event_of_a_random_network_is_counted_at_every_output_it_touches(seed: int) -> None:
     net, second = random_network(seed)
@@ -433,6 +434,7 @@ class Windows(nn.Module):
         return (halves @ halves.transpose(1, 2)).reshape(x.shape[0], 2, 4)
 
 
+@pytest.mark.slow
 def test_a_batch_is_the_mean_of_its_images_also_where_windows_share_their_axis() -> None:
     batch = levels(5, 1, 4, 4)
     snn = spiking(Windows(), (1, 4, 4))
@@ -597,7 +599,7 @@ LOST = {
 }
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOST)
 def test_where_events_cannot_be_followed_macs_count_in_every_step_and_both_are_listed(
     name: str,

@@ -49,6 +49,7 @@ def products(layer: nn.Module, value: Tensor) -> float:
     return float(F.conv2d(present, weight, stride=layer.stride, padding=layer.padding).sum())  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_effective_operations_are_those_of_what_is_not_zero(
     snn: SpikingModel, images: Tensor
 ) -> None:
@@ -72,6 +73,7 @@ def test_effective_operations_are_those_of_what_is_not_zero(
     assert measured.activation_sparsity == pytest.approx(silent / (one.numel() + two.numel()))
 
 
+@pytest.mark.slow
 def test_without_weights_of_zero_the_additions_are_the_synops_of_the_energy(
     snn: SpikingModel, images: Tensor
 ) -> None:
@@ -84,7 +86,7 @@ def test_without_weights_of_zero_the_additions_are_the_synops_of_the_energy(
     assert zeros > 0, "or the next line says nothing"
     assert measured.synaptic_operations.Effective_ACs < counted
     assert measured.connection_sparsity == zeros / sum(item.numel() for item in weights)
-    filled = convert_filled(snn)
+    filled = fill_zeros(snn)
     counted = energy(filled, images, time_steps=T).totals[0].synops
     measured = neurobench(filled, images, time_steps=T)
     assert measured.connection_sparsity == 0
@@ -92,7 +94,7 @@ def test_without_weights_of_zero_the_additions_are_the_synops_of_the_energy(
     assert whole == pytest.approx(counted * len(images), rel=1e-12)
 
 
-def convert_filled(snn: SpikingModel) -> SpikingModel:
+def fill_zeros(snn: SpikingModel) -> SpikingModel:
     """A copy whose weights of 0 are one step of their grid."""
     filled = copy.deepcopy(snn)
     with torch.no_grad():

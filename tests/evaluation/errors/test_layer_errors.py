@@ -289,7 +289,7 @@ def test_every_row_is_what_the_tensors_say_and_its_causes_add_up(
             assert means == pytest.approx(row.whole.mean, rel=1e-6, abs=1e-12)
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", [False, True])
 def test_rates_are_what_the_spikes_say(changed: bool) -> None:
     plain = converted("clamps", 3, signed=True)
@@ -406,6 +406,7 @@ def test_one_pass_over_all_n_and_t_equals_a_run_for_each(whole_window: bool) -> 
         assert one.logits == tuple(row for row in together.logits if (row.n, row.T) == (n, T))
 
 
+@pytest.mark.slow
 def test_a_shared_reference_that_is_the_same_changes_nothing() -> None:
     networks = {n: converted("clamps", n, signed=True) for n in (2, 3)}
     own = layer_errors(networks, [pictures(2)], time_steps=[1, 3])

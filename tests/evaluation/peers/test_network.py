@@ -97,7 +97,7 @@ def test_operators_without_a_plain_form_are_all_listed() -> None:
     assert "cumsum" in caught.value.faults[1].what
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 def test_a_peer_shows_logits_for_every_step_and_the_same_twice(name: str, ann: nn.Module) -> None:
     network = peer_network(name, ann, images(BATCH + 8))
     x = images(5, seed=2)

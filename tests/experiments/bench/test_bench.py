@@ -22,10 +22,10 @@ from typer.testing import CliRunner
 from mt_convert import cli
 from mt_convert.errors import CheckpointError, SpecError, UnsupportedLayerError
 from mt_convert.experiments.bench import command, limits, memory, pages, picture, timing
-from mt_convert.experiments.bench.contenders import Case, Contender, ContenderKind
+from mt_convert.experiments.bench.contenders.contender import Case, Contender, ContenderKind
+from mt_convert.experiments.bench.contenders.registry import all_contenders, choose_contenders
 from mt_convert.experiments.bench.measure import Group, check, compare, with_ratios
 from mt_convert.experiments.bench.network import Network, open_network
-from mt_convert.experiments.bench.registry import all_contenders, choose_contenders
 from mt_convert.experiments.bench.rows import (
     Absent,
     Benchmark,
@@ -33,7 +33,7 @@ from mt_convert.experiments.bench.rows import (
     benchmark_from_json,
     merge,
 )
-from mt_convert.export import qdq
+from mt_convert.export.onnx_formats import qdq
 from mt_convert.quantization.brevitas_layers import for_inference
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
@@ -256,6 +256,7 @@ def test_every_contender_has_a_name_of_its_own_and_says_what_it_is() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_binary_thresholds_are_as_many_as_a_level_has_bits_and_compared_with_their_own_kind(
     tiny: Network,
 ) -> None:
@@ -270,6 +271,7 @@ def test_binary_thresholds_are_as_many_as_a_level_has_bits_and_compared_with_the
     assert check(tiny, item, cases[1], uniform).bit_equal is False
 
 
+@pytest.mark.slow
 def test_digits_take_the_steps_that_their_base_needs_and_are_compared_with_their_own_kind(
     tiny: Network,
 ) -> None:
@@ -336,6 +338,7 @@ def test_learned_thresholds_have_no_form_for_onnx(tiny: Network) -> None:
         qdq.qdq_form(qann, tiny.calibration, quantize_sums=False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(qdq.missing() is not None, reason=str(qdq.missing()))
 @pytest.mark.parametrize("name", ["onnxruntime_fp32", "onnxruntime_int8", "onnxruntime_int8_sums"])
 def test_onnxruntime_runs_what_was_exported(tiny: Network, name: str) -> None:

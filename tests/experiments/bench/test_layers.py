@@ -33,6 +33,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "product", lambda *_: (lambda: None, 1e6))
 
 
+@pytest.mark.slow
 def test_every_layer_has_a_row_of_its_time_and_of_what_it_does(network: Network) -> None:
     times = layers.time_layers([network], (1, 2), (1, 3), 5)
     cases = {(row.T, row.batch) for row in times.rows}
@@ -48,6 +49,7 @@ def test_every_layer_has_a_row_of_its_time_and_of_what_it_does(network: Network)
     assert layers.layer_times_from_json(json.loads(json.dumps(times.to_json()))) == times
 
 
+@pytest.mark.slow
 def test_times_are_of_the_run_that_gives_the_logits_of_others(network: Network) -> None:
     model = integer(network.spiking(15), backend="native")
     images = network.images(2, torch.Generator().manual_seed(3))

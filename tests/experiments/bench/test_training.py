@@ -48,6 +48,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "ways", lambda *_: EAGER)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eager")
 def test_rows_hold_steps_rates_and_ratios_and_are_read_again() -> None:
     speed = training.time_training(network(), (2,), 8, 5, ticking(0.5))
@@ -77,6 +78,7 @@ def test_a_step_trains_a_copy() -> None:
     assert same_weights(source.qann, before.qann)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eager")
 def test_what_cannot_run_is_named_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     real: Callable[[Network, Way], Callable[[Tensor], None]] = training.step_of
@@ -94,6 +96,7 @@ def test_what_cannot_run_is_named_with_its_reason(monkeypatch: pytest.MonkeyPatc
     assert f"- {line}" in training.markdown(speed)
 
 
+@pytest.mark.slow
 def test_every_way_is_timed_in_both_forms_and_precisions() -> None:
     found = training.ways(network(), (1, 2))
     assert len(found) == len(set(found)) == 4 * (1 + 1 + 2)
@@ -102,6 +105,7 @@ def test_every_way_is_timed_in_both_forms_and_precisions() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eager")
 def test_the_command_takes_the_largest_batch_and_writes_table_and_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

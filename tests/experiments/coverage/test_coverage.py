@@ -206,6 +206,7 @@ def test_a_trial_measures_every_column() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_trial_names_the_operators_that_are_in_the_way() -> None:
     found = trial(Architecture("odd_unsupported", FAMILY), SETTINGS, note=no_note)
     assert found["converted"] is False

@@ -55,6 +55,7 @@ def test_the_stored_table_has_every_family_of_timm(stored: Table) -> None:
     assert all(row.error for row in stored.rows if not row.converted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [name if name in SMALL else pytest.param(name, marks=pytest.mark.long) for name in SAMPLE],

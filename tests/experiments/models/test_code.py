@@ -72,7 +72,7 @@ def test_a_class_or_function_of_a_file_makes_the_network(tmp_path: Path) -> None
         one, other = (build(spec, seed=1, image_size=8) for _ in range(2))
         assert one(images).shape == (2, 3)
         assert torch.equal(one(images), other(images))
-        assert spec.called == name
+        assert spec.short_name == name
     assert not torch.equal(build(spec, seed=2)(images), one(images))
 
 
@@ -119,6 +119,7 @@ def test_names_of_timm_and_of_hubs_are_no_files() -> None:
     assert code_files("a/b.py:Net", "c.py") == {"import.py": "c.py", "architecture.py": "a/b.py"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["architecture", "import"])
 def test_a_run_keeps_its_code_and_every_command_uses_it(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch

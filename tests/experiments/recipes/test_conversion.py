@@ -108,6 +108,7 @@ def test_a_shipped_recipe_is_valid_and_opens_with_command_time_and_accuracy(path
     assert headline(path)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_shipped_recipe_has_a_small_variant_on_made_up_images(path: Path) -> None:
     small = load_recipe(path, smoke=True)
@@ -120,6 +121,7 @@ def test_a_shipped_recipe_has_a_small_variant_on_made_up_images(path: Path) -> N
     assert faults_here(small) == []
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("smoke", [False, True])
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_resolved_recipe_reads_back_as_the_same(path: Path, smoke: bool, write: Write) -> None:

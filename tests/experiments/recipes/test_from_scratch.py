@@ -57,6 +57,7 @@ def faults_of(*overrides: str) -> str:
 # ------------------------------------------------------------------------------------- the recipe
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("smoke", [False, True])
 @pytest.mark.parametrize("name", DIRECT)
 def test_a_shipped_recipe_reads_back_as_the_same(name: str, smoke: bool, tmp_path: Path) -> None:

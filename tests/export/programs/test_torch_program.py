@@ -50,7 +50,7 @@ class InThisProcess:
         return np.asarray(found)
 
 
-def changed(path: Path, to: Path, change: Change) -> Path:
+def change_parts(path: Path, to: Path, change: Change) -> Path:
     """The same archive with other parts."""
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(to, "w") as sink:
         for item in source.infolist():
@@ -71,6 +71,7 @@ def described(edit: Callable[[Any], None]) -> Change:
     return change
 
 
+@pytest.mark.slow
 def test_a_process_without_this_package_gives_every_level_and_logit(
     written: tuple[Path, verdict.Verdict],
 ) -> None:
@@ -112,12 +113,13 @@ def test_many_thresholds_are_searched_in_halves(monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(network(images), form.model.run(images).logits[-1])
 
 
+@pytest.mark.slow
 def test_a_changed_program_is_red(written: tuple[Path, verdict.Verdict], tmp_path: Path) -> None:
     path, _ = written
     form, images = integer_form(converted("line")), some_images("line", 2)
 
     def is_red(change: Change) -> bool:
-        runtime = InThisProcess(changed(path, tmp_path / "network.pt2", change))
+        runtime = InThisProcess(change_parts(path, tmp_path / "network.pt2", change))
         return not verdict.verify("torch", form, runtime, images, {}).exact
 
     with zipfile.ZipFile(path) as archive:
@@ -151,6 +153,7 @@ def test_a_changed_program_is_red(written: tuple[Path, verdict.Verdict], tmp_pat
     assert is_red(described(unpad))
 
 
+@pytest.mark.slow
 def test_what_would_run_code_or_is_damaged_is_refused_unread(
     written: tuple[Path, verdict.Verdict], tmp_path: Path
 ) -> None:
@@ -177,7 +180,7 @@ def test_what_would_run_code_or_is_damaged_is_refused_unread(
 
     for change in (pickled, example, *(described(edit) for edit in (target, size, guard))):
         with pytest.raises(ValueError, match=r"pickled|no operator|no size|no part"):
-            torch_reader.check(changed(path, other, change))
+            torch_reader.check(change_parts(path, other, change))
     whole = path.read_bytes()
     for index in range(40):
         content = bytearray(whole)

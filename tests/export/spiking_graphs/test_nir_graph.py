@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 import mt_convert as mt
 from mt_convert.errors import CheckpointError, SpecError, UnsupportedLayerError
-from mt_convert.export import onnx_graph, verdict
+from mt_convert.export import verdict
 from mt_convert.export.integer_form import IntegerForm, integer_form
+from mt_convert.export.onnx_formats import onnx_graph
 from mt_convert.export.spiking_graphs import nir_runtime
 from mt_convert.export.spiking_graphs.nir_graph import write_nir
 
@@ -146,6 +147,7 @@ def test_what_nir_has_no_form_for_is_refused_by_name(name: str, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_truncated_changed_and_foreign_files_are_one_message(
     written: Written, tmp_path: Path
 ) -> None:

@@ -124,7 +124,7 @@ def test_a_batch_norm_keeps_its_momentum() -> None:
     assert plain_layer_to_json(norm)["momentum"] == 0.25
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "batch_norm"), PAIRS)
 def test_every_parameter_of_the_quantized_network_gets_a_gradient(
     name: str, batch_norm: BatchNorm
@@ -234,7 +234,7 @@ def test_folding_changes_nothing_but_rounding(name: str) -> None:
     assert {name.split(".")[0] for name in held} == {key for key, _ in graph.named_children()}
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "left"),
     [(name, 2 if name == "pre_activation" else 0) for name in NORMED],
@@ -256,6 +256,7 @@ def test_folding_is_in_place_and_folded_weights_stay_trainable() -> None:
     assert layer.bias.requires_grad
 
 
+@pytest.mark.slow
 def test_a_layer_used_by_others_too_keeps_its_norm_apart() -> None:
     class TwoReaders(nn.Module):
         def __init__(self) -> None:
@@ -294,6 +295,7 @@ def test_a_graph_comes_back_from_json(name: str) -> None:
     assert graph_to_json(again) == graph_to_json(graph)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", NETWORKS)
 def test_plain_layers_come_back_from_json(name: str) -> None:
     graph = traced(name)
@@ -387,6 +389,7 @@ def test_a_hostile_layer_is_refused(config: dict[str, Any], message: str) -> Non
         plain_layer_from_json(config)
 
 
+@pytest.mark.slow
 def test_dropout_is_active_in_training_alone() -> None:
     graph = copy.deepcopy(traced("pools"))
     x = images(4)

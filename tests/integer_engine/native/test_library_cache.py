@@ -32,11 +32,11 @@ def cut(path: Path) -> None:
     path.write_bytes(GOOD[:3])
 
 
-def emptied(path: Path) -> None:
+def empty_out(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def changed(path: Path) -> None:
+def change_last_byte(path: Path) -> None:
     path.write_bytes(GOOD[:-1] + b"!")
 
 
@@ -48,7 +48,7 @@ def open_to_the_group(path: Path) -> None:
     path.chmod(0o770)
 
 
-def linked(path: Path) -> None:
+def link_instead(path: Path) -> None:
     elsewhere = path.with_name("elsewhere.so")
     path.rename(elsewhere)
     path.symlink_to(elsewhere)
@@ -72,8 +72,8 @@ def dangling(path: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        *(cut, emptied, changed, open_to_all, open_to_the_group),
-        *(linked, folder_instead, pipe_instead, dangling),
+        *(cut, empty_out, change_last_byte, open_to_all, open_to_the_group),
+        *(link_instead, folder_instead, pipe_instead, dangling),
     ],
 )
 def test_what_is_damaged_or_not_ours_alone_is_removed(
@@ -137,6 +137,7 @@ COMPILERS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", COMPILERS)
 def test_odd_compilers_leave_one_message_and_nothing_behind(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -210,4 +211,4 @@ def test_a_program_is_stopped_with_all_it_started(tmp_path: Path) -> None:
         if started.is_file() and (child := started.read_text().strip()):
             break
     found = subprocess.run(["ps", "-o", "stat=", "-p", child], capture_output=True, text=True)
-    assert found.stdout.strip() in ("", "Z", "Zs")
+    assert found.stdout.strip()[:1] in ("", "Z")

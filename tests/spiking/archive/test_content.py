@@ -137,6 +137,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("kind", "name", "change"), CASES, ids=[f"{a}-{b}" for a, b, _ in CASES])
 def test_a_forged_folder_fails_when_it_is_read(
     kind: str,

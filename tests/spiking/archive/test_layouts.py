@@ -65,6 +65,7 @@ def test_a_folder_of_either_form_is_the_same_network(tmp_path: Path) -> None:
     assert not layouts.holds_network(tmp_path)
 
 
+@pytest.mark.slow
 def test_four_bits_of_a_weight_are_four_bits_of_the_file(tmp_path: Path) -> None:
     snn = convert(quantized("residual"))
     folder = hub_folder(snn, tmp_path)

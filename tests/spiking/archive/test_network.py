@@ -77,7 +77,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def copied(stored: Path, tmp_path: Path) -> Path:
+def stored_copy(stored: Path, tmp_path: Path) -> Path:
     """A copy of the stored network, to be damaged."""
     for name in FILES:
         (tmp_path / name).write_bytes((stored / name).read_bytes())
@@ -152,6 +152,7 @@ def test_a_loaded_network_trains_as_the_one_that_was_saved(name: str, tmp_path: 
     assert any("running_mean" in name for name in moved)
 
 
+@pytest.mark.slow
 def test_what_is_converted_from_a_loaded_network_equals_what_was_converted_before(
     tmp_path: Path,
 ) -> None:
@@ -189,7 +190,7 @@ def test_no_line_of_the_package_unpickles() -> None:
 
 @pytest.mark.slow
 def test_a_save_that_fails_leaves_the_network_before_it(
-    stored: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+    stored: Path, stored_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {name: (stored / name).read_bytes() for name in FILES}
 
@@ -200,9 +201,9 @@ def test_a_save_that_fails_leaves_the_network_before_it(
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, full)
             with pytest.raises(OutputError, match="No space left"):
-                save(quantized("shared_weight"), copied)
-        assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
-    assert torch.equal(load(copied)(BATCH), load(stored)(BATCH))
+                save(quantized("shared_weight"), stored_copy)
+        assert {path.name: path.read_bytes() for path in stored_copy.iterdir()} == before
+    assert torch.equal(load(stored_copy)(BATCH), load(stored)(BATCH))
 
 
 # ------------------------------------------------------------------------------------ damaged files
@@ -218,48 +219,48 @@ def fails(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_named(copied: Path, name: str) -> None:
-    (copied / name).unlink()
-    assert name in fails(copied)
+def test_a_missing_file_is_named(stored_copy: Path, name: str) -> None:
+    (stored_copy / name).unlink()
+    assert name in fails(stored_copy)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.0001, 0.5, 0.9999])
-def test_truncated_tensors_are_refused(copied: Path, share: float) -> None:
-    path = copied / "tensors.safetensors"
+def test_truncated_tensors_are_refused(stored_copy: Path, share: float) -> None:
+    path = stored_copy / "tensors.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    assert "not a whole safetensors file" in fails(copied)
+    assert "not a whole safetensors file" in fails(stored_copy)
 
 
 @pytest.mark.parametrize("text", ["", "{", "not json", '{"schema": "mt_convert.network/1"'])
-def test_a_description_that_is_no_json_is_refused(copied: Path, text: str) -> None:
-    (copied / "network.json").write_text(text)
-    assert "is not JSON" in fails(copied)
+def test_a_description_that_is_no_json_is_refused(stored_copy: Path, text: str) -> None:
+    (stored_copy / "network.json").write_text(text)
+    assert "is not JSON" in fails(stored_copy)
 
 
 @pytest.mark.parametrize(
     "text", ["[]", "3", "{}", '{"schema": "mt_convert.network/2"}', '{"schema": null}']
 )
-def test_another_schema_is_refused_and_the_right_one_named(copied: Path, text: str) -> None:
-    (copied / "network.json").write_text(text)
-    assert "schema must be mt_convert.network/1" in fails(copied)
+def test_another_schema_is_refused_and_the_right_one_named(stored_copy: Path, text: str) -> None:
+    (stored_copy / "network.json").write_text(text)
+    assert "schema must be mt_convert.network/1" in fails(stored_copy)
 
 
-def test_one_changed_weight_is_noticed(copied: Path) -> None:
-    path = copied / "tensors.safetensors"
+def test_one_changed_weight_is_noticed(stored_copy: Path) -> None:
+    path = stored_copy / "tensors.safetensors"
     tensors = storage.load_tensors(path)
     tensors["a.weight"][0, 0, 0, 0] += 1e-6
     storage.save_tensors(path, tensors)
-    assert "different networks, or one was changed" in fails(copied)
+    assert "different networks, or one was changed" in fails(stored_copy)
 
 
-def test_halves_of_two_networks_are_not_read_as_one(copied: Path, tmp_path: Path) -> None:
+def test_halves_of_two_networks_are_not_read_as_one(stored_copy: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     qann = quantized("residual")
     steps(qann, 1)
     save(qann, other)
-    (copied / "network.json").write_bytes((other / "network.json").read_bytes())
-    assert "different networks" in fails(copied)
+    (stored_copy / "network.json").write_bytes((other / "network.json").read_bytes())
+    assert "different networks" in fails(stored_copy)
 
 
 def edit(folder: Path, change: Callable[[Any], None], sign: bool = False) -> None:
@@ -274,15 +275,17 @@ def edit(folder: Path, change: Callable[[Any], None], sign: bool = False) -> Non
     path.write_text(json.dumps(content))
 
 
-def test_the_bits_in_the_description_cannot_be_changed_by_hand(copied: Path) -> None:
-    edit(copied, lambda content: content["spec"].update(weight_bits=2, act_bits=2))
-    assert "one was changed" in fails(copied)
+def test_the_bits_in_the_description_cannot_be_changed_by_hand(stored_copy: Path) -> None:
+    edit(stored_copy, lambda content: content["spec"].update(weight_bits=2, act_bits=2))
+    assert "one was changed" in fails(stored_copy)
 
 
-def test_a_description_written_in_another_layout_is_the_same(stored: Path, copied: Path) -> None:
-    edit(copied, lambda content: None)
-    assert (copied / "network.json").read_bytes() != (stored / "network.json").read_bytes()
-    assert torch.equal(load(copied)(BATCH), load(stored)(BATCH))
+def test_a_description_written_in_another_layout_is_the_same(
+    stored: Path, stored_copy: Path
+) -> None:
+    edit(stored_copy, lambda content: None)
+    assert (stored_copy / "network.json").read_bytes() != (stored / "network.json").read_bytes()
+    assert torch.equal(load(stored_copy)(BATCH), load(stored)(BATCH))
 
 
 CHANGES: dict[str, Callable[[Any], None]] = {
@@ -304,10 +307,10 @@ CHANGES: dict[str, Callable[[Any], None]] = {
 
 @pytest.mark.sampled
 @pytest.mark.parametrize("what", CHANGES)
-def test_a_description_that_makes_no_network_is_refused(copied: Path, what: str) -> None:
-    edit(copied, CHANGES[what], sign=True)
+def test_a_description_that_makes_no_network_is_refused(stored_copy: Path, what: str) -> None:
+    edit(stored_copy, CHANGES[what], sign=True)
     with pytest.raises(CheckpointError):
-        load(copied)
+        load(stored_copy)
 
 
 @pytest.mark.sampled
@@ -329,15 +332,15 @@ def test_a_description_that_makes_no_spiking_network_is_refused(
         load(tmp_path)
 
 
-def test_tensors_that_do_not_fit_are_all_listed(copied: Path) -> None:
-    path = copied / "tensors.safetensors"
+def test_tensors_that_do_not_fit_are_all_listed(stored_copy: Path) -> None:
+    path = stored_copy / "tensors.safetensors"
     tensors = storage.load_tensors(path)
     tensors["a.extra"] = tensors.pop("a.weight")
     tensors["stray"] = torch.zeros(2)
     storage.save_tensors(path, tensors)
-    edit(copied, lambda content: None, sign=True)
+    edit(stored_copy, lambda content: None, sign=True)
     with pytest.raises(CheckpointError, match="3 tensors do not fit") as caught:
-        load(copied)
+        load(stored_copy)
     assert {fault.where for fault in caught.value.faults} == {"a.weight", "a.extra", "stray"}
 
 
@@ -365,6 +368,7 @@ def test_a_spiking_network_is_not_taken_for_a_quantized_one(tmp_path: Path) -> N
         load_quantized(tmp_path, KINDS["residual"])
 
 
+@pytest.mark.slow
 def test_a_network_on_the_way_through_training_has_no_gradients_in_its_files(
     tmp_path: Path,
 ) -> None:

@@ -68,7 +68,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("algorithm", [BPTT(), BPTT(0.5), OTTT(), OTTT(True), DSR()], ids=repr)
 def test_it_starts_at_the_conversion_and_never_ends_below(
@@ -89,6 +89,7 @@ def test_it_starts_at_the_conversion_and_never_ends_below(
     assert all(torch.equal(value, before[name]) for name, value in snn.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_start_is_kept_where_training_makes_it_worse(
     digits: Splits, qann: QuantizedModel, tmp_path: Path
 ) -> None:

@@ -30,7 +30,7 @@ from mt_convert.neurons.surrogate import (
 from mt_convert.neurons.totals import totals_step
 from mt_convert.spiking.presentation import Encoder, Presentation
 from mt_convert.spiking.simulate import simulate
-from mt_convert.spiking.spike_by_spike import spike_by_spike
+from mt_convert.spiking.single_spikes.spike_by_spike import spike_by_spike
 from mt_convert.training.algorithm import Backpropagation, Derivative, Lesson
 from mt_convert.training.finetune.finetune import FinetuneSpec
 from mt_convert.training.finetune.learner import TrainableSpikingModel
@@ -285,7 +285,7 @@ def test_ottt_is_bptt_with_the_carry_of_the_layers_above_cut() -> None:
             assert same == (name == LINEARS[-2])  # the last spiking layer alone
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("detached", [True, False])
 def test_bptt_on_totals_is_bptt_on_potentials(detached: bool) -> None:
     learner, batch = _chain(detached)

@@ -94,6 +94,7 @@ def test_gradients_are_those_of_the_analog_path_fed_with_counts(
     assert compared == 6
 
 
+@pytest.mark.slow
 def test_with_enough_thresholds_a_layer_counts_what_the_quantized_network_has(
     digits: Splits, qann: QuantizedModel
 ) -> None:
@@ -111,6 +112,7 @@ def test_with_enough_thresholds_a_layer_counts_what_the_quantized_network_has(
     assert list(states) == names[:1]
 
 
+@pytest.mark.slow
 def test_a_range_is_the_percentile_of_what_the_layer_reads(
     digits: Splits, qann: QuantizedModel
 ) -> None:
@@ -180,6 +182,7 @@ def test_stages_follow_each_other_and_what_they_leave_behind_stands_still(
     assert not torch.equal(weights[1][last], weights[2][last])
 
 
+@pytest.mark.slow
 def test_it_learns_layer_by_layer(digits: Splits, qann: QuantizedModel, tmp_path: Path) -> None:
     done = tandem(_even(qann, 2), digits, SPEC, tmp_path, classes=10, time_steps=2)
     assert done.history.best_accuracy is not None

@@ -54,7 +54,7 @@ def _spiking(name: str, spec: NeuronSpec, time_steps: int) -> ScratchNetwork:
     ).eval()
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_of_the_rules_table_can_be_trained(name: str) -> None:
     found = _spiking(name, PARALLEL, 2).train()
@@ -66,7 +66,7 @@ def test_every_network_of_the_rules_table_can_be_trained(name: str) -> None:
     assert any(float(item.abs().max()) > 0 for item in gradients)
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_one_by_one_are_all_steps_at_once(kind: str) -> None:
     found = _spiking("residual", KINDS[kind], 4)
@@ -265,7 +265,7 @@ def _lesson(found: ScratchNetwork, batch: Tensor) -> Lesson:
     )
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("charge", [IF(), LIF(2.0, decay_input=False), LIF(1.25)], ids=repr)
 def test_traces_give_bptt_with_the_carry_of_the_layers_above_cut(charge: Any) -> None:
     """METHODS 3 (i), (ii), (iv), float64: weights and biases, first layer included."""
@@ -296,7 +296,7 @@ def test_at_one_step_ottt_is_bptt() -> None:
         assert one is None or torch.allclose(one, other, atol=1e-6)  # type: ignore[arg-type]
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("charge", [IF(), LIF(2.0), LIF(1.25)], ids=repr)
 def test_several_steps_at_once_learn_what_they_learn_one_by_one(charge: Any) -> None:
     gradients = []
@@ -338,7 +338,7 @@ def test_a_read_out_weighs_the_steps_so_far(tau: float | None) -> None:
     assert torch.equal(first(batch), ScratchNetwork(plain.layers, 1)(batch))
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("tau", [None, 3.0])
 def test_a_read_out_goes_on_from_call_to_call(tau: float | None) -> None:
     plain, _ = _chain(LIF(1.25))

@@ -216,7 +216,7 @@ def del_(layer: nn.Module, name: str) -> Tensor:
     return value
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("charge", CHARGES, ids=repr)
 def test_a_chain_learns_from_what_its_layers_emitted(charge: Charge) -> None:
     steps = 3
@@ -241,7 +241,7 @@ def test_a_chain_learns_from_what_its_layers_emitted(charge: Charge) -> None:
         assert float(value.grad.abs().max()) > 1e-5
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("charge", LIVELY, ids=repr)
 @pytest.mark.parametrize("name", ["residual", "pools", "clamps"])
 def test_the_read_out_is_that_of_the_spikes_bit_for_bit(charge: Charge, name: str) -> None:
@@ -272,6 +272,7 @@ def saved_bytes(run: Callable[[], Any]) -> int:
     return sum(storage.nbytes() for storage in held.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("charge", CHARGES[:2], ids=repr)
 def test_what_the_gradient_holds_does_not_grow_with_t(charge: Charge) -> None:
     batch = drawn(8, 2, 8, 8, seed=7)
@@ -340,6 +341,7 @@ def test_at_one_step_a_batch_norm_s_gradient_is_autograd_s() -> None:
     assert bool(longer.get_parameter("layers.1.weight").grad.isfinite().all())  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_maximum_passes_its_gradient_to_the_largest_representation() -> None:
     found = built("maximum", IF(), 8)
     batch = torch.full((1, 1, 4, 4), 0.3, dtype=torch.float64)
@@ -377,6 +379,7 @@ class Wrapped(nn.Module):
         return self.model(*args)
 
 
+@pytest.mark.slow
 def test_however_it_is_wrapped_it_runs_once() -> None:
     found, batch = built("chain", IF(), 4), drawn(6, 1, 4, 4, seed=12)
     ways = [found, Wrapped(Wrapped(found))]
@@ -413,7 +416,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("way", REFUSED)
 def test_what_has_no_representation_is_refused(way: str) -> None:
     options, message = REFUSED[way]

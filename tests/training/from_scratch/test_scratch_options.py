@@ -48,6 +48,7 @@ IMAGES = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(1))
 # ---------------------------------------------------------------------------------------- balance
 
 
+@pytest.mark.slow
 def test_balanced_thresholds_emit_the_range_of_the_float_layer() -> None:
     model = small().eval()
     network = built(model)
@@ -60,6 +61,7 @@ def test_balanced_thresholds_emit_the_range_of_the_float_layer() -> None:
         assert float(layer.delta) * layer.spec.ladder.reach == pytest.approx(top)
 
 
+@pytest.mark.slow
 def test_a_balanced_network_tends_to_the_float_one_and_an_unbalanced_one_does_not() -> None:
     model = small().eval()
     with torch.no_grad():
@@ -76,6 +78,7 @@ def test_a_balanced_network_tends_to_the_float_one_and_an_unbalanced_one_does_no
 # ---------------------------------------------------------------------------------------- Poisson
 
 
+@pytest.mark.slow
 def test_spikes_of_an_image_are_its_own_in_evaluation_and_fresh_in_training(tmp_path: Path) -> None:
     network = built(coding=Coding.POISSON).eval()
     both = network(IMAGES)
@@ -90,6 +93,7 @@ def test_spikes_of_an_image_are_its_own_in_evaluation_and_fresh_in_training(tmp_
     assert torch.equal(archive.load(tmp_path)(IMAGES), both)
 
 
+@pytest.mark.slow
 def test_a_network_that_is_not_finite_is_not_stored(tmp_path: Path) -> None:
     network = built()
     next(network.parameters()).data.view(-1)[0] = torch.nan
@@ -98,6 +102,7 @@ def test_a_network_that_is_not_finite_is_not_stored(tmp_path: Path) -> None:
     assert not (tmp_path / "network").exists()
 
 
+@pytest.mark.slow
 def test_the_mean_of_many_spikes_is_the_image() -> None:
     network = built(coding=Coding.POISSON, time_steps=2000).eval()
     mean = network.frames(IMAGES[:1], range(2000)).mean(0, keepdim=True)
@@ -115,6 +120,7 @@ def test_standardised_weights_are_those_of_the_formula_and_learn_so() -> None:
     assert torch.allclose(layer(weight), centred / torch.sqrt(variance * 18 + FLOOR))
 
 
+@pytest.mark.slow
 def test_a_standardised_network_trains_standardised_and_is_stored_with_what_counts(
     tmp_path: Path,
 ) -> None:
@@ -139,6 +145,7 @@ def test_a_standardised_network_trains_standardised_and_is_stored_with_what_coun
     assert not merged.settings["standardized"]
 
 
+@pytest.mark.slow
 def test_thresholds_learn_stay_positive_and_are_stored(tmp_path: Path) -> None:
     network = built(learns_thresholds=True)
     steps = [layer.delta.detach().clone() for _, layer in network.neurons()]
@@ -160,6 +167,7 @@ def test_thresholds_learn_stay_positive_and_are_stored(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------- batch norm per step
 
 
+@pytest.mark.slow
 def test_each_step_has_its_own_batch_norm_which_does_not_fold(tmp_path: Path) -> None:
     network = built(norm_by_step=True)
     layer = next(item for item in network.modules() if isinstance(item, NormByStep))
@@ -202,6 +210,7 @@ def test_a_neuron_fires_at_a_share_of_its_threshold_and_loses_the_whole() -> Non
 # --------------------------------------------------------------------------------- delayed, modes
 
 
+@pytest.mark.slow
 def test_a_delayed_network_answers_as_many_steps_late_as_it_has_layers() -> None:
     spec = SpikingSpec("if", time_steps=4, delayed=True)
     network = build_spiking(small().eval(), spec, torch.zeros(2, 1, 4, 4)).eval()
@@ -213,12 +222,14 @@ def test_a_delayed_network_answers_as_many_steps_late_as_it_has_layers() -> None
         SpikingSpec("if", delayed=True, algorithm="ottt_a")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 def test_a_network_is_in_the_mode_of_what_it_was_built_from(training: bool) -> None:
     network = built(small().train(training))
     assert {layer.training for layer in network.modules()} == {training}
 
 
+@pytest.mark.slow
 def test_another_default_type_changes_nothing() -> None:
     due = built().eval()(IMAGES)
     torch.set_default_dtype(torch.float64)

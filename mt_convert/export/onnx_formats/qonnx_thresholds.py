@@ -11,25 +11,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..errors import Fault
-from .integer_form import INT32, IntegerForm, Node, Value
-from .onnx_graph import (
-    FLOAT32_WHOLE,
-    OPSET,
-    Graph,
-    Writer,
-    build,
-    encode,
-    formula,
-    furthest,
-    pool,
-    reshape,
-    store,
-    sum_fits,
-    value_name,
-    whole_sum,
-    window_settings,
-)
+from ...errors import Fault
+from ..integer_form import IntegerForm, Node, Value
+from ..threshold_sums import INT32
+from . import onnx_graph as shared
+from .onnx_graph import Graph, Writer
 
 QONNX_DOMAIN = "qonnx.custom_op.general"
 
@@ -50,10 +36,10 @@ def qonnx_refused(form: IntegerForm) -> list[Fault]:
 def _is_wide(form: IntegerForm, node: Node) -> bool:
     """Whether float32 would round what a node computes."""
     if node.op in ("conv", "linear"):
-        return furthest(form, node) >= FLOAT32_WHOLE
+        return shared.furthest(form, node) >= shared.FLOAT32_WHOLE
     if node.op == "fire":
-        return _reach(form, node) >= FLOAT32_WHOLE
-    return node.op not in ("encode", "read_out") and not sum_fits(form, node)
+        return _reach(form, node) >= shared.FLOAT32_WHOLE
+    return node.op not in ("encode", "read_out") and not shared.sum_fits(form, node)
 
 
 def _reach(form: IntegerForm, node: Node) -> int:
@@ -71,9 +57,9 @@ def _reach(form: IntegerForm, node: Node) -> int:
 
 def write_qonnx(form: IntegerForm, path: Path) -> None:
     """Write the graph for QONNX."""
-    model = build(form, np.float32, _WRITERS).model({"": OPSET, QONNX_DOMAIN: 1})
+    model = shared.build(form, np.float32, _WRITERS).model({"": shared.OPSET, QONNX_DOMAIN: 1})
     _annotate(model, form)
-    store(model, path)
+    shared.store(model, path)
 
 
 def _products(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
@@ -82,23 +68,23 @@ def _products(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
     weight = node.arrays["weight"].T if linear else node.arrays["weight"]
     names = [inputs[0], graph.constant(f"{out}_weight", weight, np.float32)]
     groups = {} if linear else {"group": node.settings["groups"]}
-    window = {} if linear else window_settings(graph.form, node)
+    window = {} if linear else shared.window_settings(graph.form, node)
     graph.add("MatMul" if linear else "Conv", names, out, **window, **groups)
 
 
 def _pool(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
-    pool(graph, node, inputs[0], out)
+    shared.pool(graph, node, inputs[0], out)
 
 
 def _read_out(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
-    formula(graph, node.arrays, inputs, out, None)
+    shared.formula(graph, node.arrays, inputs, out, None)
 
 
 def _annotate(model: Any, form: IntegerForm) -> None:
     """The types of whole numbers, as QONNX keeps them beside tensors."""
     from onnx.numpy_helper import to_array
 
-    ends = {value_name(index): value for index, value in form.values.items()}
+    ends = {shared.value_name(index): value for index, value in form.values.items()}
     for item in model.graph.initializer:
         if item.name.endswith(("_weight", "_thresholds")) and item.dims:
             numbers = to_array(item)
@@ -125,14 +111,14 @@ def _multi_threshold(graph: Graph, node: Node, inputs: list[str], out: str) -> N
     """One MultiThreshold node, channels on axis 1; other rows of thresholds are laid out so."""
     shape, place = graph.form.values[node.out].shape, node.arrays["place"].long()
     value = graph.form.values[node.out]
-    total = whole_sum(graph, node, inputs, out)
+    total = shared.whole_sum(graph, node, inputs, out)
     by_channel = place.numel() == place.shape[0] if place.dim() else False
     rows = place.expand(shape[0], *place.shape[1:]).flatten() if by_channel else None
     laid = shape if by_channel else (math.prod(shape),)
     if by_channel and len(shape) not in (1, 3):
         laid = (shape[0], math.prod(shape[1:]), 1)
     if laid != shape:
-        total = reshape(graph, total, laid, f"{out}_laid")
+        total = shared.reshape(graph, total, laid, f"{out}_laid")
     thresholds = node.arrays["thresholds"][place.expand(shape).flatten() if rows is None else rows]
     made = graph.add(
         "MultiThreshold",
@@ -145,11 +131,11 @@ def _multi_threshold(graph: Graph, node: Node, inputs: list[str], out: str) -> N
         data_layout="NCHW" if len(laid) == 3 else "NC",
     )
     if laid != shape:
-        reshape(graph, made, shape, out)
+        shared.reshape(graph, made, shape, out)
 
 
 _WRITERS: dict[str, Writer] = {
-    "encode": encode,
+    "encode": shared.encode,
     "conv": _products,
     "linear": _products,
     "max_pool": _pool,

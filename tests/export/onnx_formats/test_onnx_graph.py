@@ -14,8 +14,9 @@ from torch import nn
 
 import mt_convert as mt
 from mt_convert.errors import CheckpointError, SpecError, UnsupportedLayerError
-from mt_convert.export import onnx_graph, onnx_runtimes, targets, verdict
+from mt_convert.export import targets, verdict
 from mt_convert.export.integer_form import integer_form
+from mt_convert.export.onnx_formats import onnx_graph, onnx_runtimes
 
 onnx = pytest.importorskip("onnx", reason="make installs it: it is in the extra dev")
 pytest.importorskip("onnxruntime", reason="make installs it: it is in the extra dev")
@@ -48,13 +49,14 @@ def test_qonnx_gives_every_level_and_logit(name: str, tmp_path: Path) -> None:
     assert found.runtime.startswith("qonnx")
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("ladder", ["power_of_two_4", "uniform_3", "binary_4"])
 @pytest.mark.parametrize("target", ["onnx", "qonnx"])
 def test_every_ladder_leaves_as_its_first_step(target: str, ladder: str, tmp_path: Path) -> None:
     assert write(target, "line", tmp_path / "network.onnx", ladder).exact
 
 
+@pytest.mark.slow
 def test_qonnx_keeps_its_levels_through_inference_of_shapes_and_types_and_cleanup(
     tmp_path: Path,
 ) -> None:
@@ -85,6 +87,7 @@ def test_qonnx_keeps_its_levels_through_inference_of_shapes_and_types_and_cleanu
     assert torch.equal(torch.tensor(logits), form.model.run(batch).logits[-1])
 
 
+@pytest.mark.slow
 def test_products_of_255_and_127_do_not_saturate(tmp_path: Path) -> None:
     layers = [nn.Flatten(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU()]
     net = lived_in(nn.Sequential(*layers, nn.Linear(32, 3)))
@@ -100,6 +103,7 @@ def test_products_of_255_and_127_do_not_saturate(tmp_path: Path) -> None:
         assert targets.export(snn, target, tmp_path / target, images=images(4, seed=5)).exact
 
 
+@pytest.mark.slow
 def test_more_thresholds_than_are_compared_go_by_the_formula(tmp_path: Path) -> None:
     qann = mt.quantize(network("line"), "w4a8", calibration=images(8, (2, 8), 2))
     for ladder in (None, mt.Uniform(63)):
@@ -111,6 +115,7 @@ def test_more_thresholds_than_are_compared_go_by_the_formula(tmp_path: Path) -> 
         assert ("Gather" in kinds) == (ladder is not None)
 
 
+@pytest.mark.slow
 def test_two_accumulators_in_one_sum_leave_to_onnx_and_are_refused_by_qonnx(
     tmp_path: Path,
 ) -> None:

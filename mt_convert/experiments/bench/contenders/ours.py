@@ -7,13 +7,13 @@ from functools import partial
 
 import torch
 
-from ...integer_engine.backends import BACKENDS
-from ...integer_engine.model import integer
-from ...spiking.compiled import CompiledSimulation
-from ...spiking.model import SpikingModel
-from ...spiking.simulate import Run, simulate
-from .contenders import Case, Contender, ContenderKind, Runner
-from .network import Network
+from ....integer_engine.backends import BACKENDS
+from ....integer_engine.model import integer
+from ....spiking.compiled import CompiledSimulation
+from ....spiking.model import SpikingModel
+from ....spiking.simulate import Run, simulate
+from ..network import Network
+from .contender import Case, Contender, ContenderKind, Runner
 
 REFERENCE = "torch"
 Prepare = Callable[[Network, Case], Runner]

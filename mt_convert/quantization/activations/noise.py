@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .spec import ActNoise
+from ..spec import ActNoise
 
 Transform = Callable[[Tensor], Tensor]
 

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from ..errors import Fault, UnsupportedLayerError
-from ..graph.nodes import WEIGHTED, fold_batch_norm_, layer_nodes, layer_of, unused_name
-from ..neurons.ladder import has_learned_gaps
-from ..neurons.layer import MTNeuron
-from ..quantization.quantize import QuantizedModel
-from ..spiking.convert import convert
-from ..spiking.presentation import Encoder
-from ..spiking.weight_grid import weight_step
+from ...errors import Fault, UnsupportedLayerError
+from ...graph.nodes import WEIGHTED, fold_batch_norm_, layer_nodes, layer_of, unused_name
+from ...neurons.ladder import has_learned_gaps
+from ...neurons.layer import MTNeuron
+from ...quantization.quantize import QuantizedModel
+from ...spiking.convert import convert
+from ...spiking.presentation import Encoder
+from ...spiking.weight_grid import weight_step
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 _BYTE = 255

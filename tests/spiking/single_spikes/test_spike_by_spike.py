@@ -17,7 +17,7 @@ from mt_convert.spiking.convert import convert
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.presentation import Encoder
 from mt_convert.spiking.simulate import simulate
-from mt_convert.spiking.spike_by_spike import spike_by_spike
+from mt_convert.spiking.single_spikes.spike_by_spike import spike_by_spike
 
 STEPS = 6
 LADDERS = {"uniform": Uniform(3), "binary": Binary(2), "power_of_two": PowerOfTwo(4)}
@@ -102,6 +102,7 @@ def test_spike_by_spike_equals_simulate_at_every_step(
     assert not torch.equal(run.logits[0], run.logits[-1])
 
 
+@pytest.mark.slow
 def test_one_step_with_all_levels_is_the_quantized_networks_answer(qann: Any) -> None:
     images = _images(4)
     run = spike_by_spike(convert(qann), images, time_steps=1)

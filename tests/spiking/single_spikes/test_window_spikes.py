@@ -26,7 +26,7 @@ from mt_convert.spiking.interpreter import forward_with
 from mt_convert.spiking.levels import quantized_activation
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
-from mt_convert.spiking.spike_by_spike import spike_by_spike
+from mt_convert.spiking.single_spikes.spike_by_spike import spike_by_spike
 
 Meeting = Callable[[Tensor, Tensor], Tensor]
 
@@ -147,6 +147,7 @@ def test_digits_that_meet_are_the_quantized_network_ties_included(name: str) -> 
     assert all(level.unique().numel() > 2 for level in levels.values())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("ladder", OTHERS, ids=repr)
 @pytest.mark.parametrize("both", [False, True], ids=["unsigned", "signed"])
 def test_windows_of_other_ladders_run_on_spikes_too(ladder: Ladder, both: bool) -> None:
@@ -165,6 +166,7 @@ def test_windows_of_an_image_presented_in_every_step_run_on_spikes_too() -> None
     torch.testing.assert_close(run.logits, expected.logits, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_learned_gaps_are_said_in_digits() -> None:
     qann, images = plain(Spacing.LEARNED), dyadic_images(2)
     snn = convert(qann, ladder=Radix(1), whole_window=True)
@@ -177,6 +179,7 @@ def test_learned_gaps_are_said_in_digits() -> None:
         assert torch.equal(run.totals[name], total), name
 
 
+@pytest.mark.slow
 def test_nothing_but_digits_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     qann, images = meeting("products"), dyadic_images(2)
     snn = in_windows(qann, Radix(2))

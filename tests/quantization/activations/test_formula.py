@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from mt_convert.errors import CheckpointError, SpecError
 from mt_convert.graph.nodes import layer_nodes
+from mt_convert.quantization.activations.formula import Formula
+from mt_convert.quantization.activations.quant_act import QuantAct
+from mt_convert.quantization.activations.signed_range import fit_dip
 from mt_convert.quantization.brevitas_layers import (
-    QuantAct,
     quant_layer_from_json,
     quant_layer_to_json,
 )
-from mt_convert.quantization.formula import Formula
 from mt_convert.quantization.quantize import QuantizedModel, quantize
-from mt_convert.quantization.signed_range import fit_dip
 from mt_convert.quantization.spec import QuantSpec
 
 
@@ -33,6 +33,7 @@ def act_of(qann: QuantizedModel) -> QuantAct:
     return next(act for _, act in layer_nodes(qann.layers, QuantAct) if act.formula is not None)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", EACH)
 def test_in_eval_form_the_level_is_that_of_float64(name: str) -> None:
     act = act_of(quantized(name))
@@ -44,6 +45,7 @@ def test_in_eval_form_the_level_is_that_of_float64(name: str) -> None:
     assert -3 <= low <= 0 or name in ("elu", "tanh", "softsign", "prelu", "square of relu")
 
 
+@pytest.mark.slow
 def test_functions_that_dip_have_few_levels_below_0_and_positive_ones_none() -> None:
     assert {act_of(quantized(name)).below for name in ("gelu", "silu")} <= {1, 2, 3}
     gate = [act for _, act in layer_nodes(quantized("gate").layers, QuantAct) if act.formula]
@@ -63,6 +65,7 @@ def test_the_range_of_a_dip_has_the_least_squared_error() -> None:
     assert all(error(step, below) <= error(step, other) for other in range(6))
 
 
+@pytest.mark.slow
 def test_the_table_is_made_again_after_training_moved_the_step_and_only_then() -> None:
     qann = quantized("silu")
     act = act_of(qann)
@@ -84,6 +87,7 @@ def test_the_table_is_made_again_after_training_moved_the_step_and_only_then() -
     assert torch.equal(act.table()(x), expected)
 
 
+@pytest.mark.slow
 def test_a_constant_of_the_function_is_trained_and_makes_the_table_again() -> None:
     qann = quantized("square of relu")
     act = act_of(qann)
@@ -100,6 +104,7 @@ def test_a_constant_of_the_function_is_trained_and_makes_the_table_again() -> No
     assert act.table() is not first
 
 
+@pytest.mark.slow
 def test_a_loaded_table_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     act = act_of(quantized("silu"))
     table = act.table()
@@ -115,6 +120,7 @@ def test_a_loaded_table_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.equal(loaded.eval()(x), expected)
 
 
+@pytest.mark.slow
 def test_training_runs_the_function_and_passes_its_gradient() -> None:
     act = act_of(quantized("silu"))
     x = torch.linspace(-2, 2, 41, requires_grad=True)
@@ -136,6 +142,7 @@ def test_training_runs_the_function_and_passes_its_gradient() -> None:
     assert torch.allclose(x.grad[inside], y.grad[inside], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("functions", "taken"),
     [
@@ -152,6 +159,7 @@ def test_a_function_can_stay_analog_by_name(functions: Any, taken: set[str]) -> 
     assert QuantSpec.from_json(qann.spec.to_json()) == qann.spec
 
 
+@pytest.mark.slow
 def test_words_and_names_that_are_none_are_refused() -> None:
     with pytest.raises(SpecError, match="allowed: ladder, analog"):
         QuantSpec(functions={"act": "digital"})
@@ -162,6 +170,7 @@ def test_words_and_names_that_are_none_are_refused() -> None:
     assert "silu" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_what_is_no_ladder_stays_analog_and_says_why() -> None:
     def odd(net: Net, x: Tensor) -> Tensor:
         return torch.sin(x) + torch.log(x.abs().mean(1, keepdim=True))
@@ -172,12 +181,14 @@ def test_what_is_no_ladder_stays_analog_and_says_why() -> None:
     assert "not a number at" in reasons["log"]
 
 
+@pytest.mark.slow
 def test_the_read_out_stays_as_it_is() -> None:
     net = nn.Sequential(nn.Conv2d(2, 3, 5), nn.SiLU(), nn.Flatten(), nn.Linear(3, 2), nn.Sigmoid())
     qann = quantize(net, QuantSpec(4, 4), calibration=images())
     assert [row.taken for row in qann.functions] == ["ladder", "it is the read-out"]
 
 
+@pytest.mark.slow
 def test_agreement_with_the_float_network_is_said_both_ways() -> None:
     qann = quantized("silu")
     assert qann.float_agreement is not None
@@ -185,6 +196,7 @@ def test_agreement_with_the_float_network_is_said_both_ways() -> None:
     assert quantized("silu", functions="analog").unrounded_agreement is None
 
 
+@pytest.mark.slow
 def test_a_stored_function_holds_operators_of_single_numbers_alone() -> None:
     stored = quant_layer_to_json(act_of(quantized("silu")))["function"]
     for node in stored["graph"]:

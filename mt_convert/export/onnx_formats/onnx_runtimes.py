@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import CheckpointError
-from .integer_form import IntegerForm, Node
+from ...errors import CheckpointError
+from ..integer_form import IntegerForm, Node
 from .onnx_graph import names_of
 from .qonnx_thresholds import QONNX_DOMAIN
 

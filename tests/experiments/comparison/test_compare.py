@@ -17,7 +17,8 @@ from results import ROW
 
 from mt_convert.errors import CheckpointError, OutputError
 from mt_convert.evaluation.energy.account import account
-from mt_convert.experiments.comparison import compare, short_names
+from mt_convert.experiments.comparison.compare import compare
+from mt_convert.experiments.comparison.compared_runs import short_names
 from mt_convert.report.rows import Row, results_to_json
 from mt_convert.system.storage import write_json
 

@@ -15,8 +15,8 @@ from mt_convert.data.randomness import borrow_random
 from mt_convert.errors import CheckpointError, SpecError
 from mt_convert.graph.nodes import layer_nodes
 from mt_convert.neurons.ladder import Uniform
-from mt_convert.quantization.brevitas_layers import QuantAct, calibrating
-from mt_convert.quantization.noise import Noise
+from mt_convert.quantization.activations.noise import Noise
+from mt_convert.quantization.activations.quant_act import QuantAct, calibrating
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import ActNoise, QuantSpec, Scale
 from mt_convert.spiking.archive import load, load_quantized, save

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..neurons.ladder import Learned
+from ...neurons.ladder import Learned
 
 MOST_BITS = 4  # 15 gaps: behind more levels every gap sees too little of the data
 WIDEST = 3.0  # a gap lies between e^-3 and e^3 output steps

@@ -21,20 +21,21 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..graph.by_values import call
-from ..graph.float32 import in_float32
-from ..graph.nodes import NORMS, WEIGHTED, attribute, check_images
-from ..graph.rules import NON_LINEAR, OperatorKind
-from ..graph.signals import Signal
-from ..neurons.dynamics import NeuronState, initial_state, mt_step_literal
-from ..neurons.layer import MTNeuron
-from ..neurons.spec import NeuronSpec
-from ..neurons.totals import totals_step_literal
-from .levels import table_at, unit, window_spec
-from .model import SpikingModel
-from .presentation import Presentation, check_time_steps
-from .simulate import like_network
-from .window_spikes import INJECTING, SpikeRun, call_without_bias, run_windows
+from ...graph.by_values import call
+from ...graph.float32 import in_float32
+from ...graph.nodes import NORMS, WEIGHTED, attribute, check_images
+from ...graph.rules import NON_LINEAR, OperatorKind
+from ...graph.signals import Signal
+from ...neurons.dynamics import NeuronState, initial_state, mt_step_literal
+from ...neurons.layer import MTNeuron
+from ...neurons.spec import NeuronSpec
+from ...neurons.totals import totals_step_literal
+from ..levels import table_at, unit, window_spec
+from ..model import SpikingModel
+from ..presentation import Presentation, check_time_steps
+from ..simulate import like_network
+from .trains import INJECTING, SpikeRun, call_without_bias
+from .window_spikes import run_windows
 
 
 @torch.no_grad()
@@ -49,9 +50,9 @@ def spike_by_spike(snn: SpikingModel, images: Tensor, *, time_steps: int) -> Spi
 
     Example:
         >>> from torch import nn
-        >>> from .convert import convert
-        >>> from ..quantization.quantize import QuantSpec, quantize
-        >>> from .simulate import simulate
+        >>> from ..convert import convert
+        >>> from ...quantization.quantize import QuantSpec, quantize
+        >>> from ..simulate import simulate
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
         >>> images = torch.randn(8, 1, 4, 4)
         >>> snn = convert(quantize(net, QuantSpec(), calibration=images))

@@ -12,23 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import Fault
-from .integer_form import IntegerForm, Node, Value, emitted_levels, formula_arrays
-from .onnx_graph import (
-    FLOAT32_WHOLE,
-    OPSET,
-    Graph,
-    Writer,
-    build,
-    encode,
-    formula,
-    furthest,
-    pool,
-    store,
-    sum_fits,
-    whole_sum,
-    window_settings,
-)
+from ...errors import Fault
+from ..integer_form import IntegerForm, Node, Value, emitted_levels, formula_arrays
+from . import onnx_graph as shared
+from .onnx_graph import Graph, Writer
 
 MOST_COMPARED = 15
 
@@ -42,30 +29,30 @@ def onnx_refused(form: IntegerForm) -> list[Fault]:
     faults = []
     for node in form.nodes:
         if node.op in ("conv", "linear") and not _bytes(form.values[node.inputs[0]]):
-            if furthest(form, node) >= FLOAT32_WHOLE:
+            if shared.furthest(form, node) >= shared.FLOAT32_WHOLE:
                 hint = "inputs beyond 8 bits and sums beyond 2^24: use fewer bits"
                 faults.append(Fault(node.name, node.op, hint))
-        elif node.op in ("max_pool", "sum_pool") and not sum_fits(form, node):
+        elif node.op in ("max_pool", "sum_pool") and not shared.sum_fits(form, node):
             faults.append(Fault(node.name, node.op, "sums beyond 2^24: use fewer bits"))
     return faults
 
 
 def write_onnx(form: IntegerForm, path: Path) -> None:
     """Write the graph for onnxruntime."""
-    store(build(form, np.int32, _WRITERS).model({"": OPSET}), path)
+    shared.store(shared.build(form, np.int32, _WRITERS).model({"": shared.OPSET}), path)
 
 
 def _encode(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
-    graph.cast(encode(graph, node, inputs, f"{out}_levels"), "int32", out)
+    graph.cast(shared.encode(graph, node, inputs, f"{out}_levels"), "int32", out)
 
 
 def _pool(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
     source = graph.cast(inputs[0], "float", f"{out}_float")
-    graph.cast(pool(graph, node, source, f"{out}_pooled"), "int32", out)
+    graph.cast(shared.pool(graph, node, source, f"{out}_pooled"), "int32", out)
 
 
 def _read_out(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
-    formula(graph, node.arrays, _floats(graph, inputs, out), out, None)
+    shared.formula(graph, node.arrays, _floats(graph, inputs, out), out, None)
 
 
 def _floats(graph: Graph, inputs: list[str], out: str) -> list[str]:
@@ -79,7 +66,9 @@ def _products(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
     value, weight = graph.form.values[node.inputs[0]], node.arrays["weight"].int()
     linear = node.op == "linear"
     settings = (
-        {} if linear else window_settings(graph.form, node) | {"group": node.settings["groups"]}
+        {}
+        if linear
+        else shared.window_settings(graph.form, node) | {"group": node.settings["groups"]}
     )
     weight = weight.T if linear else weight
     if not _bytes(value):
@@ -107,7 +96,7 @@ def _count(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
     if "levels" in arrays or arrays["thresholds"].shape[1] > MOST_COMPARED:
         _levels_by_formula(graph, node, inputs, out)
         return
-    total = whole_sum(graph, node, inputs, out)
+    total = shared.whole_sum(graph, node, inputs, out)
     axis = graph.constant("last_axis", [-1], np.int64)
     wide = graph.add("Unsqueeze", [total, axis], f"{out}_wide")
     thresholds = arrays["thresholds"][arrays["place"].long()]
@@ -124,7 +113,7 @@ def _levels_by_formula(graph: Graph, node: Node, inputs: list[str], out: str) ->
     """clamp(round(formula)), and which level that is."""
     item = graph.form.sources[node.out]
     offset = None if item.offset is None else item.offset.detach().float()
-    drive = formula(
+    drive = shared.formula(
         graph, formula_arrays(item.input), _floats(graph, inputs, out), f"{out}_drive", offset
     )
     low, high = (int(end) for end in item.spec.limits)

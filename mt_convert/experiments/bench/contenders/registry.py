@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ...errors import Fault, SpecError, many
-from .contenders import Contender
+from ....errors import Fault, SpecError, many
+from .contender import Contender
 
 
 def all_contenders() -> Mapping[str, Contender]:

@@ -16,12 +16,12 @@ from mt_convert.graph.nodes import layer_nodes
 from mt_convert.neurons.ladder import Learned
 from mt_convert.neurons.spec import NeuronSpec
 from mt_convert.neurons.totals import totals_step, totals_step_literal
+from mt_convert.quantization.activations.learned_gaps import LearnedGaps
+from mt_convert.quantization.activations.quant_act import QuantAct
 from mt_convert.quantization.brevitas_layers import (
-    QuantAct,
     quant_layer_from_json,
     quant_layer_to_json,
 )
-from mt_convert.quantization.learned_gaps import LearnedGaps
 from mt_convert.quantization.quantize import QuantizedModel, calibrate_, quantize
 from mt_convert.quantization.spec import ActNoise, Override, QuantSpec, Spacing
 from mt_convert.spiking.archive import load, save
@@ -160,7 +160,7 @@ def test_one_step_of_the_neuron_is_the_level_ties_and_their_neighbours_included(
     assert torch.equal(total * step, layer(x, step))
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 def test_a_converted_network_is_exact_in_one_step(bits: int) -> None:
     spec = QuantSpec(act_bits=bits, spacing=Spacing.LEARNED)
@@ -275,6 +275,7 @@ def test_a_spiking_network_with_learned_gaps_comes_back_from_a_file(tmp_path: Pa
     assert all(level.max() == 3 for level in found.values())
 
 
+@pytest.mark.slow
 def test_a_conversion_of_learned_gaps_is_verified_next_to_its_own_thresholds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -298,6 +299,7 @@ def test_a_conversion_of_learned_gaps_is_verified_next_to_its_own_thresholds(
     assert not spoilt.exact_t1
 
 
+@pytest.mark.slow
 def test_learned_gaps_fire_in_parallel_alone() -> None:
     with pytest.raises(MTConvertError, match=r"in a cascade\s+each threshold emits one level"):
         convert(unevenly_quantized(dense()), firing="cascade")

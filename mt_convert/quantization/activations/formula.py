@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import CheckpointError
-from ..graph.functions import allowed_in_functions
-from ..graph.serialization import graph_from_json, graph_to_json
-from ..neurons.bisection import NotAFunction, Samples, level_in_float64, sample, step_table
-from ..neurons.step_table import StepTable
+from ...errors import CheckpointError
+from ...graph.functions import allowed_in_functions
+from ...graph.serialization import graph_from_json, graph_to_json
+from ...neurons.bisection import NotAFunction, Samples, level_in_float64, sample, step_table
+from ...neurons.step_table import StepTable
 
 _TYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
 _KNOWN = 16  # functions whose samples are kept
@@ -101,7 +101,7 @@ class Formula(nn.Module):
     def _in_float64(self) -> nn.Module:
         return copy.deepcopy(self.graph).cpu().double().eval()
 
-    def frozen(self) -> Formula:
+    def freeze(self) -> Formula:
         """A copy whose constants are not trained."""
         graph = copy.deepcopy(self.graph)
         for name, tensor in list(graph.named_parameters()):

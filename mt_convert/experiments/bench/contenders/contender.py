@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import error_line
-from ...neurons.ladder import Radix
-from .network import Network
+from ....errors import error_line
+from ....neurons.ladder import Radix
+from ..network import Network
 
 Runner = Callable[[Tensor], Any]
 """Images to logits: [batch, classes], or [T, batch, classes] behind every step."""

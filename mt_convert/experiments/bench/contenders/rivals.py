@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...evaluation import peers
-from ...evaluation.peers.converters import PEERS
-from ...export import qdq
-from ...quantization.brevitas_layers import for_inference
-from .contenders import Case, Contender, ContenderKind, Runner
-from .network import Network
+from ....evaluation import peers
+from ....evaluation.peers.converters import PEERS
+from ....export.onnx_formats import qdq
+from ....quantization.brevitas_layers import for_inference
+from ..network import Network
+from .contender import Case, Contender, ContenderKind, Runner
 
 NCHW, NHWC = torch.contiguous_format, torch.channels_last
 

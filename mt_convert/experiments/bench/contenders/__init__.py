@@ -1,0 +1,1 @@
+"""Who takes part in a benchmark: ours, and what else runs the same network."""

@@ -1,0 +1,1 @@
+"""ONNX in plain integers, in QONNX, and with quantize and dequantize nodes: written and run."""

@@ -1,0 +1,1 @@
+"""Quantized activations: what is in front of one, its levels, its range, its noise."""
