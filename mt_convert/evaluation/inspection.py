@@ -39,6 +39,7 @@ from .energy.account import account
 from .energy.macs import count_macs
 from .energy.measure import energy
 from .energy.neurobench import neurobench
+from .energy.prices import EnergySpec
 from .energy.report import EnergyReport
 from .evaluate import convert_for
 from .settings import OwnThresholds, Setting
@@ -52,11 +53,17 @@ NEURONS = 36
 WORST = 6
 
 
-def inspect(subject: Subject, settings: Sequence[Any], built: SpikingModel) -> dict[str, Any]:
+def inspect(
+    subject: Subject,
+    settings: Sequence[Any],
+    built: SpikingModel,
+    prices: EnergySpec | None = None,
+) -> dict[str, Any]:
     """What a page shows of a network beside its rows, on the first test images.
 
     ``settings`` are those of its table: the one with the most thresholds below the levels, which
-    needs several steps, is looked into. ``built`` is the network of the run's convert stage.
+    needs several steps, is looked into. ``built`` is the network of the run's convert stage;
+    energy is accounted for at ``prices``.
     """
     qann = subject.qann
     assert isinstance(qann, QuantizedModel)
@@ -71,7 +78,7 @@ def inspect(subject: Subject, settings: Sequence[Any], built: SpikingModel) -> d
         logits = qann(images)
     analysis = _analysis(subject, setting, T, len(images))
     try:
-        paid: dict[str, Any] = {"account": _account(snn, built, images, setting, T)}
+        paid: dict[str, Any] = {"account": _account(snn, built, images, setting, T, prices)}
     except MTConvertError as error:
         paid = {"not_counted": str(error)}
     return {
@@ -137,7 +144,12 @@ def _analysis(subject: Subject, setting: Setting, T: int, count: int) -> dict[st
 
 
 def _account(
-    snn: SpikingModel, built: SpikingModel, images: Tensor, setting: Setting, T: int
+    snn: SpikingModel,
+    built: SpikingModel,
+    images: Tensor,
+    setting: Setting,
+    T: int,
+    prices: EnergySpec | None,
 ) -> dict[str, Any]:
     """What it costs, as it was converted where that is exact, and in the setting looked into."""
     ladders = [neuron.spec.ladder for _, neuron in built.neurons()]
@@ -165,7 +177,7 @@ def _account(
         way: neurobench(network, images, time_steps=steps).to_json()
         for way, (network, steps) in networks.items()
     }
-    return account(ways) | {"thresholds": thresholds, "neurobench": measured}
+    return account(ways, prices) | {"thresholds": thresholds, "neurobench": measured}
 
 
 def _until(setting: Setting, T: int) -> Setting:
