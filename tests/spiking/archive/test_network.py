@@ -30,7 +30,7 @@ from mt_convert.spiking.presentation import Presentation
 from mt_convert.spiking.simulate import simulate
 from mt_convert.system import storage
 
-FILES = ["network.json", "tensors.safetensors"]
+FILES = ["network.json", "summary.json", "tensors.safetensors"]
 BATCH = images(5, seed=3)
 
 # Between them: batch norm kept and folded, both scales, a loose parameter, shared layers, clamps.
