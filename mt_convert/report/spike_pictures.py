@@ -107,7 +107,7 @@ def rates(run: Recorded, path: str | Path | None = None) -> Figure:
     Example:
         >>> from types import SimpleNamespace
         >>> figure = rates(SimpleNamespace(firing_rates={"a": 0.5, "b": 0.25}))
-        >>> [bar.get_width() for bar in figure.axes[0].patches]
+        >>> [float(bar.get_width()) for bar in figure.axes[0].patches]
         [0.5, 0.25]
     """
     if not run.firing_rates:
