@@ -25,6 +25,7 @@ from ..graph.nodes import layer_nodes
 from ..graph.operations import Operation, Operations
 from ..graph.rules import OperatorKind
 from ..graph.signals import Signal
+from ..integer_engine.model import integer
 from ..neurons.ladder import Ladder, Radix
 from ..neurons.layer import MTNeuron
 from ..quantization.quantize import QuantizedModel, levels_of
@@ -97,6 +98,7 @@ def inspect(
         "layers": _layers(snn, reached, run),
         "example": _example(snn, images[:1], int(labels[0]), T),
         "worst": _worst(images, labels, logits, run.logits[-1]),
+        "backends": [_whole_numbers(built, images)],
         **analysis,
         **paid,
     }
@@ -178,6 +180,24 @@ def _account(
         for way, (network, steps) in networks.items()
     }
     return account(ways, prices) | {"thresholds": thresholds, "neurobench": measured}
+
+
+def _whole_numbers(built: SpikingModel, images: Tensor) -> dict[str, Any]:
+    """How many activations the integer engine's reference gives otherwise than the simulation, as
+    the network was converted; or why it cannot run it."""
+    ladders = [neuron.spec.ladder for _, neuron in built.neurons()]
+    digits = [item.steps or 1 for item in ladders if isinstance(item, Radix)]
+    T, name = max(digits, default=1), "whole numbers (integer engine, torch)"
+    try:
+        totals = integer(built, backend="torch").run(images, T, totals=True).totals
+    except MTConvertError as error:
+        return {"name": name, "refused": error.headline}
+    due = simulate(built, images, time_steps=T).totals
+    differ = sum(int((totals[layer] != levels).sum()) for layer, levels in due.items())
+    return {
+        **{"name": name, "T": T, "images": len(images), "differ": differ},
+        "neurons": sum(levels.numel() for levels in due.values()),
+    }
 
 
 def _until(setting: Setting, T: int) -> Setting:

@@ -92,6 +92,7 @@ def _view(content: PageContent) -> dict[str, Any]:
         "potentials": [charts.potentials(item, k) for k, item in enumerate(traces)],
         "busiest": [charts.busiest_neuron(item) for item in traces],
         "setting": inspection.get("setting"),
+        "backends": inspection.get("backends", ()),
         "looked_at": inspection.get("images"),
         "worst": inspection.get("worst"),
         "not_analysed": inspection.get("not_analysed"),
