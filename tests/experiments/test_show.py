@@ -36,7 +36,7 @@ def test_show_of_the_default_recipe_has_both_modes_side_by_side(finished: Path) 
     assert any(row[:4] == ["presented", "mode", "signed", "n"] for row in rows)
     for mode in ("parallel", "cascade"):
         (exact,) = [row for row in rows if row[:5] == ["once", mode, "yes", "15", "1"]]
-        assert exact[6:8] == ["1.0000", "1.0000"]
+        assert exact[6:8] == ["100.00", "100.00"]
 
 
 def test_show_of_a_converted_network_lists_neurons_and_what_is_analog(finished: Path) -> None:
