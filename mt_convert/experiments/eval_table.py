@@ -278,9 +278,9 @@ def _publish(
                 name = f"{kind}_{number}_n{n}_T{T}.png"
                 draw(item.errors, n, T, out / name)
                 lines.append(f"![{kind} of {item.title}, n = {n}, T = {T}]({name})\n")
-    for item in energies:
-        if item.stored:
-            lines.append(f"## {item.title}\n\n{item.report.markdown()}\n")
+    for cost in energies:
+        if cost.stored:
+            lines.append(f"## {cost.title}\n\n{cost.report.markdown()}\n")
     lines.append(costs_page(accounts))
     with atomic(out / "errors.md") as temporary:
         temporary.write_text("\n".join(lines))

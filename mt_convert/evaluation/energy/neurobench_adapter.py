@@ -129,25 +129,23 @@ def neurobench_model(snn: SpikingModel, *, time_steps: int) -> Any:
 def _plain(layer: nn.Module) -> nn.Module:
     """A layer of torch with the same weights, without parametrizations and hooks."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    kind = next((item for item in kinds if isinstance(layer, item)), None)
+    kind: Any = next((item for item in kinds if isinstance(layer, item)), None)
     if kind is None:
         raise SpecError(f"NeuroBench knows no {type(layer).__name__}")
-    weight: Any = layer.weight
-    bias: Any = layer.bias
-    settings: Any = layer
-    given = {"bias": bias is not None, "dtype": weight.dtype, "device": weight.device}
+    own: Any = layer
+    given = {"bias": own.bias is not None, "dtype": own.weight.dtype, "device": own.weight.device}
     if kind is nn.Linear:
-        copy: nn.Module = nn.Linear(settings.in_features, settings.out_features, **given)
+        plain = kind(own.in_features, own.out_features, **given)
     else:
         names = ("stride", "padding", "dilation", "groups", "padding_mode")
-        sizes = (settings.in_channels, settings.out_channels, settings.kernel_size)
-        more = {name: getattr(settings, name) for name in names}
-        copy = kind(*sizes, **more, **given)  # type: ignore[arg-type]
+        given |= {name: getattr(own, name) for name in names}
+        plain = kind(own.in_channels, own.out_channels, own.kernel_size, **given)
     with torch.no_grad():
-        copy.weight.copy_(weight)  # type: ignore[operator, union-attr]
-        if bias is not None:
-            copy.bias.copy_(bias)  # type: ignore[operator, union-attr]
-    return copy
+        plain.weight.copy_(own.weight)
+        if own.bias is not None:
+            plain.bias.copy_(own.bias)
+    result: nn.Module = plain
+    return result
 
 
 def _spikes(arrived: Tensor, size: float | None) -> list[Tensor]:
