@@ -89,7 +89,7 @@ def test_check_shows_all_stages_of_a_good_recipe(command: Command) -> None:
     assert lines[-1] == "an image of 1x8x8 passes through digits_cnn, by its shape alone"
     assert list(stages) == [
         *("seed", "model", "data", "ann", "quantize", "train", "control", "convert", "evaluate"),
-        *("calibrate", "finetune"),
+        *("energy", "calibrate", "finetune"),
     ]
     assert "weight_bits=3" in stages["quantize"]
     assert "seed=4" in stages["train"]

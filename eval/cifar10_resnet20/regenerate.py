@@ -17,7 +17,7 @@ import json
 from pathlib import Path
 
 from mt_convert.experiments.study import CHAIN, run_command
-from mt_convert.report.columns import LEGEND, markdown_table
+from mt_convert.report.columns import LEGEND, markdown_table, share_text
 from mt_convert.report.rows import Row, results_from_json, results_to_json
 from mt_convert.report.tables import title
 from mt_convert.system.storage import atomic, read_json, write_json
@@ -88,7 +88,7 @@ def write(tables: dict[str, tuple[list[Row], list[Row]]], runs: Path) -> None:
             f"{exact.qann_accuracy:.2f} % "
             f"({exact.qann_accuracy - exact.ann_accuracy:+.2f} points); "
             f"SNN with n = L at T = 1: {exact.snn_accuracy:.2f} %, "
-            f"{exact.exact_share:.4f} of the images exact in every activation.",
+            f"{share_text(exact.exact_share)} % of the images exact in every activation.",
             "",
             markdown_table(main_rows),
         ]

@@ -9,6 +9,7 @@ from mt_convert.evaluation.analysis import Analysis
 from mt_convert.evaluation.peers.converters import PEERS, calls
 from mt_convert.evaluation.settings import PeerSetting, Setting
 from mt_convert.report import pictures
+from mt_convert.report.columns import share_text
 from mt_convert.report.records import csv_of
 from mt_convert.report.rows import Row
 from mt_convert.report.tables import accuracy_lines
@@ -237,7 +238,7 @@ def close_to_qann(rows: Sequence[Row]) -> list[str]:
         lines.append(
             f"W{row.weight_bits:g}, L = {row.levels}, {row.images:,} images: signed n = 3 at T = 4 "
             f"is at {row.snn_accuracy:.2f} %, {gap:+.2f} points from the QANN, {within} 0.3; "
-            f"{row.exact_share:.4f} of the images are exact in every activation."
+            f"{share_text(row.exact_share)} % of the images are exact in every activation."
         )
     return lines
 

@@ -186,7 +186,7 @@ def bench(
       mt-convert bench runs/r20 --training --batch 128 --time-steps 2
       mt-convert bench mobilenetv2_100 --layers --batch 1 --time-steps 1
     """
-    from ..experiments.bench import command
+    from ..experiments.bench import command, pages
 
     form = form_of(json_, csv_)
     if training and layers:
@@ -197,7 +197,7 @@ def bench(
     run, show = {
         "training": (command.run_training, command.show_training),
         "layers": (command.run_layers, command.show_layers),
-        "results": (command.run, command.show),
+        "results": (command.run, pages.show),
     }[kind]
     options = command.BenchOptions(
         networks=tuple(networks),

@@ -25,6 +25,7 @@ from ..graph.nodes import layer_nodes
 from ..graph.operations import Operation, Operations
 from ..graph.rules import OperatorKind
 from ..graph.signals import Signal
+from ..integer_engine.model import integer
 from ..neurons.ladder import Ladder, Radix
 from ..neurons.layer import MTNeuron
 from ..quantization.quantize import QuantizedModel, levels_of
@@ -39,6 +40,7 @@ from .energy.account import account
 from .energy.macs import count_macs
 from .energy.measure import energy
 from .energy.neurobench import neurobench
+from .energy.prices import EnergySpec
 from .energy.report import EnergyReport
 from .evaluate import convert_for
 from .settings import OwnThresholds, Setting
@@ -52,11 +54,17 @@ NEURONS = 36
 WORST = 6
 
 
-def inspect(subject: Subject, settings: Sequence[Any], built: SpikingModel) -> dict[str, Any]:
+def inspect(
+    subject: Subject,
+    settings: Sequence[Any],
+    built: SpikingModel,
+    prices: EnergySpec | None = None,
+) -> dict[str, Any]:
     """What a page shows of a network beside its rows, on the first test images.
 
     ``settings`` are those of its table: the one with the most thresholds below the levels, which
-    needs several steps, is looked into. ``built`` is the network of the run's convert stage.
+    needs several steps, is looked into. ``built`` is the network of the run's convert stage;
+    energy is accounted for at ``prices``.
     """
     qann = subject.qann
     assert isinstance(qann, QuantizedModel)
@@ -71,7 +79,7 @@ def inspect(subject: Subject, settings: Sequence[Any], built: SpikingModel) -> d
         logits = qann(images)
     analysis = _analysis(subject, setting, T, len(images))
     try:
-        paid: dict[str, Any] = {"account": _account(snn, built, images, setting, T)}
+        paid: dict[str, Any] = {"account": _account(snn, built, images, setting, T, prices)}
     except MTConvertError as error:
         paid = {"not_counted": str(error)}
     return {
@@ -90,6 +98,7 @@ def inspect(subject: Subject, settings: Sequence[Any], built: SpikingModel) -> d
         "layers": _layers(snn, reached, run),
         "example": _example(snn, images[:1], int(labels[0]), T),
         "worst": _worst(images, labels, logits, run.logits[-1]),
+        "backends": [_whole_numbers(built, images)],
         **analysis,
         **paid,
     }
@@ -137,7 +146,12 @@ def _analysis(subject: Subject, setting: Setting, T: int, count: int) -> dict[st
 
 
 def _account(
-    snn: SpikingModel, built: SpikingModel, images: Tensor, setting: Setting, T: int
+    snn: SpikingModel,
+    built: SpikingModel,
+    images: Tensor,
+    setting: Setting,
+    T: int,
+    prices: EnergySpec | None,
 ) -> dict[str, Any]:
     """What it costs, as it was converted where that is exact, and in the setting looked into."""
     ladders = [neuron.spec.ladder for _, neuron in built.neurons()]
@@ -165,7 +179,25 @@ def _account(
         way: neurobench(network, images, time_steps=steps).to_json()
         for way, (network, steps) in networks.items()
     }
-    return account(ways) | {"thresholds": thresholds, "neurobench": measured}
+    return account(ways, prices) | {"thresholds": thresholds, "neurobench": measured}
+
+
+def _whole_numbers(built: SpikingModel, images: Tensor) -> dict[str, Any]:
+    """How many activations the integer engine's reference gives otherwise than the simulation, as
+    the network was converted; or why it cannot run it."""
+    ladders = [neuron.spec.ladder for _, neuron in built.neurons()]
+    digits = [item.steps or 1 for item in ladders if isinstance(item, Radix)]
+    T, name = max(digits, default=1), "whole numbers (integer engine, torch)"
+    try:
+        totals = integer(built, backend="torch").run(images, T, totals=True).totals
+    except MTConvertError as error:
+        return {"name": name, "refused": error.headline}
+    due = simulate(built, images, time_steps=T).totals
+    differ = sum(int((totals[layer] != levels).sum()) for layer, levels in due.items())
+    return {
+        **{"name": name, "T": T, "images": len(images), "differ": differ},
+        "neurons": sum(levels.numel() for levels in due.values()),
+    }
 
 
 def _until(setting: Setting, T: int) -> Setting:

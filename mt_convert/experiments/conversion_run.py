@@ -19,6 +19,7 @@ from ..data import DataSpec, Splits, batches, images, open_data
 from ..data.image_spec import data_labels
 from ..data.splits import select_test_images
 from ..errors import CheckpointError, Fault, RecipeError
+from ..evaluation.energy.prices import EnergySpec
 from ..evaluation.evaluate import convert_for
 from ..evaluation.inspection import inspect
 from ..evaluation.row_cache import RowCache
@@ -202,6 +203,10 @@ class Conversion(StageRun):
             for block in inputs:
                 if isinstance(block, dict):
                     block.pop("from_run", None)
+        if (
+            name == "inspect" and self.recipe.energy != EnergySpec()
+        ):  # runs before had no such block
+            inputs.append(self.recipe.energy.to_json())
         return inputs
 
     def rows_text(self) -> str:
@@ -363,7 +368,8 @@ class Conversion(StageRun):
         built = archive.load(self.at["convert"])
         assert isinstance(built, SpikingModel)
         shown = self._subject(self.recipe.data, self.splits)
-        write_json(folder / "inspection.json", inspect(shown, self.recipe.own_settings(), built))
+        content = inspect(shown, self.recipe.own_settings(), built, self.recipe.energy)
+        write_json(folder / "inspection.json", content)
 
     def _subject(self, data: DataSpec, splits: Splits) -> Subject:
         """The trained networks on the test images of a data set."""

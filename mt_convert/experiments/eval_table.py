@@ -22,6 +22,8 @@ from ..calibration.text import parse
 from ..data.image_spec import data_labels
 from ..errors import Fault, MTConvertError, SpecError, many
 from ..evaluation.analysis import Analysis, analyses
+from ..evaluation.energy.account import costs_over_time, costs_page
+from ..evaluation.energy.prices import EnergySpec
 from ..evaluation.energy.report import EnergyReport
 from ..evaluation.errors.pictures import error_by_layer, histograms
 from ..evaluation.peers.converters import PEERS
@@ -42,7 +44,7 @@ from ..system.storage import atomic, read_json, sweep, write_json
 from .recipes.conversion import EvaluateBlock, Recipe, load_recipe, load_stored
 from .run_page import write_csv
 from .stored_networks import stored_energy, stored_network, stored_rows
-from .subjects import calibrates_on_images, subjects_of
+from .subjects import calibrates_on_images, own_prices, subjects_of
 
 SHOWN = 12
 """Analyses that the page shows; the others are in its files."""
@@ -159,9 +161,10 @@ def _run(options: EvalOptions, out: Path) -> list[Row]:
     cache = RowCache(out, options.batch_size)
     rows: list[Row] = []
     results: list[Analysis] = []
-    energies: list[tuple[str, EnergyReport]] = []
+    energies: list[_Energy] = []
     labels, runs = _labels(recipes, options), _run_names(options.names)
     for name in options.names:
+        spec = _prices(name, recipes, options)
         if stored_network(name) is not None:
             rows += stored_rows(
                 name,
@@ -180,7 +183,8 @@ def _run(options: EvalOptions, out: Path) -> list[Row]:
                     options.time_steps,
                     options.errors,
                 )
-                energies += [] if found is None else [(runs[name], found)]
+                title = f"{runs[name]}, as it is stored"
+                energies += [] if found is None else [_Energy(title, found, spec, stored=True)]
             continue
         for number, plain in enumerate(_subjects(name, recipes, options)):
             describe = {**plain.describe, "dataset": labels[name][number], "run": runs[name]}
@@ -189,14 +193,45 @@ def _run(options: EvalOptions, out: Path) -> list[Row]:
             label = f"{name}, {subject.describe['dataset']}"
             rows += cache.rows(subject, settings, label)
             if options.errors and cache.processes.first:
-                results += analyses(subject, settings, options.errors, out)
+                done = analyses(subject, settings, options.errors, out)
+                results += done
+                energies += [
+                    _Energy(f"{item.title}, n = {n}", EnergyReport.from_json(stored), spec)
+                    for item in done
+                    for n, stored in item.energy.items()
+                ]
     if cache.processes.first:
         write_json(out / "eval.json", dataclasses.asdict(options))
         write_json(out / "results.json", results_to_json(rows))
         _publish(rows, results, energies, out)
-        _write_page(options, rows, results, out)
+        _write_page(options, rows, results, energies, out)
     cache.processes.wait()
     return rows
+
+
+@dataclass(frozen=True)
+class _Energy:
+    """What one network of a table costs; ``stored``: it is no setting of an analysis."""
+
+    title: str
+    report: EnergyReport
+    spec: EnergySpec
+    stored: bool = False
+
+    def account(self) -> dict[str, Any]:
+        """Its account, as plain data."""
+        return {"title": self.title, **costs_over_time(self.report, self.spec)}
+
+
+def _prices(name: str, recipes: Sequence[Recipe], options: EvalOptions) -> EnergySpec:
+    """The ``energy`` block of the recipe whose images are evaluated, where it says anything; else
+    that of the network's own recipe."""
+    asked = [item.energy for item in recipes if item.energy != EnergySpec()]
+    if asked:
+        return asked[0]
+    if recipes and (holds_network(name) or stored_network(name) is not None):
+        return EnergySpec()
+    return own_prices(name, () if recipes else options.overrides)
 
 
 def _settings(name: str, subject: Subject, options: EvalOptions) -> Sequence[AnySetting]:
@@ -222,7 +257,7 @@ def _settings(name: str, subject: Subject, options: EvalOptions) -> Sequence[Any
 def _publish(
     rows: list[Row],
     results: list[Analysis],
-    energies: list[tuple[str, EnergyReport]],
+    energies: Sequence[_Energy],
     out: Path,
 ) -> None:
     """The pages and their pictures."""
@@ -232,8 +267,9 @@ def _publish(
         temporary.write_text(page(rows))
     if not results and not energies:
         return
+    accounts = [item.account() for item in energies]
     stored = {"schema": ANALYSES_SCHEMA, "analyses": [item.to_json() for item in results]}
-    write_json(out / "errors.json", stored)
+    write_json(out / "errors.json", stored | {"accounts": accounts})
     lines = ["# Errors by cause, and energy\n"]
     for number, item in enumerate(results, 1):
         lines.append(item.markdown())
@@ -242,13 +278,20 @@ def _publish(
                 name = f"{kind}_{number}_n{n}_T{T}.png"
                 draw(item.errors, n, T, out / name)
                 lines.append(f"![{kind} of {item.title}, n = {n}, T = {T}]({name})\n")
-    lines += [f"## {name}, as it is stored\n\n{report.markdown()}\n" for name, report in energies]
+    for cost in energies:
+        if cost.stored:
+            lines.append(f"## {cost.title}\n\n{cost.report.markdown()}\n")
+    lines.append(costs_page(accounts))
     with atomic(out / "errors.md") as temporary:
         temporary.write_text("\n".join(lines))
 
 
 def _write_page(
-    options: EvalOptions, rows: list[Row], results: Sequence[Analysis], out: Path
+    options: EvalOptions,
+    rows: list[Row],
+    results: Sequence[Analysis],
+    energies: Sequence[_Energy],
+    out: Path,
 ) -> None:
     """The page for a browser, and the rows for a spreadsheet."""
     write_csv(rows, out / "results.csv")
@@ -260,6 +303,7 @@ def _write_page(
         analyses=[
             {"title": item.title, "errors": item.errors.to_json()} for item in results[:SHOWN]
         ],
+        accounts=[item.account() for item in energies],
         downloads=downloads(out, FILES),
     )
     with atomic(out / PAGE) as temporary:

@@ -8,14 +8,15 @@ from typing import Any
 
 from rich.console import Console
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, many
 from ..report import tables
 from ..report.columns import legend
 from ..report.html.export import page_of, sentences, stored_verdicts
 from ..report.html.parts import PAGE
 from ..report.records import csv_text
 from ..report.rows import Row, results_from_json, results_to_json
-from ..system.storage import json_text, read_json
+from ..system.network_summary import SUMMARY, read_summary
+from ..system.storage import json_text, read_json, reading
 from .bench import rows as bench_rows
 from .coverage import rows as coverage_rows
 from .run_page import is_finetuning
@@ -39,7 +40,8 @@ def show(path: Path, console: Console) -> None:
             return
         console.print(tables.rich_table(rows))
         console.print(legend(rows, left_out=tables.PAGES_ALONE) + ".\n", style="dim")
-        console.print(_closing_sentence(path, rows), highlight=False, soft_wrap=True)
+        if (path / "recipe.yaml").is_file():  # else a table, of a study or of several runs
+            console.print(_closing_sentence(path, rows), highlight=False, soft_wrap=True)
         if (path / PAGE).is_file():
             console.print(f"page: {path / PAGE}", highlight=False, soft_wrap=True)
         return
@@ -60,14 +62,20 @@ def _other_table(path: Path) -> Callable[[Path, Console], None] | None:
     schema = _schema(path)
     if schema == coverage_rows.SCHEMA:
         return _show_coverage
-    return _show_benchmark if schema == bench_rows.SCHEMA else None
+    if schema == bench_rows.SCHEMA:
+        return _show_benchmark
+    if schema is None and _schema(path, "training.json") == bench_rows.TRAINING_SCHEMA:
+        return _show_training_speed
+    if schema is None and _schema(path, "layers.json") == bench_rows.LAYERS_SCHEMA:
+        return _show_layer_times
+    return None
 
 
-def _schema(path: Path) -> str | None:
+def _schema(path: Path, file: str = "results.json") -> str | None:
     """What the rows in a folder are, by their own word."""
-    if not (path / "results.json").is_file():
+    if not (path / file).is_file():
         return None
-    stored = read_json(path / "results.json")
+    stored = read_json(path / file)
     return str(stored.get("schema")) if isinstance(stored, dict) else None
 
 
@@ -80,9 +88,23 @@ def _show_coverage(path: Path, console: Console) -> None:
 
 def _show_benchmark(path: Path, console: Console) -> None:
     """The tables of a benchmark."""
+    from .bench import pages
+
+    pages.show(path, console)
+
+
+def _show_training_speed(path: Path, console: Console) -> None:
+    """What ``bench --training`` left."""
     from .bench import command
 
-    command.show(path, console)
+    command.show_training(path, console)
+
+
+def _show_layer_times(path: Path, console: Console) -> None:
+    """What ``bench --layers`` left."""
+    from .bench import command
+
+    command.show_layers(path, console)
 
 
 def _other_plain(path: Path, form: str) -> str | None:
@@ -122,12 +144,11 @@ def plain(path: Path, form: str) -> str:
         raise CheckpointError(_nothing(path))
     if form == "csv":
         raise CheckpointError(f"{path} holds a network, which has no rows: use --json")
-    from ..spiking import archive
-    from ..spiking.model import SpikingModel
-
-    network = archive.load(path)
-    is_spiking = isinstance(network, SpikingModel)
-    return json_text({"report": network.report.to_json()} if is_spiking else network.spec.to_json())
+    summary = _summary(path)
+    with reading(path / SUMMARY):
+        if summary["kind"] == "snn":
+            return json_text({"report": summary["report"]})
+        return json_text(summary["spec"] if summary["kind"] == "qann" else summary)
 
 
 def stored_rows(path: Path) -> list[Row]:
@@ -143,21 +164,41 @@ def stored_rows(path: Path) -> list[Row]:
 
 
 def _show_network(path: Path, console: Console) -> None:
-    """The conversion report, or what a quantized network is."""
-    from ..spiking import archive
-    from ..spiking.model import SpikingModel
+    """The conversion report, what a quantized network is, or one from scratch."""
+    summary = _summary(path)
+    with reading(path / SUMMARY):
+        _print_summary(summary, console)
 
-    network = archive.load(path)
-    if isinstance(network, SpikingModel):
-        for table in tables.conversion_table(network.report.to_json()):
+
+def _print_summary(summary: dict[str, Any], console: Console) -> None:
+    """What a network is."""
+    if summary["kind"] == "snn":
+        for table in tables.conversion_table(summary["report"]):
             console.print(table)
-        console.print(str(network.report).splitlines()[0])
-        warnings = network.report.warnings
+        for text in summary["sentences"]:
+            console.print(text, highlight=False)
+    elif summary["kind"] == "qann":
+        spec = ", ".join(f"{key}={value}" for key, value in summary["spec"].items())
+        console.print(f"a quantized network: {spec}", highlight=False)
     else:
-        console.print(f"a quantized network: {network.spec}", soft_wrap=True)
-        warnings = network.warnings
-    for text in warnings:
-        console.print(f"warning: {text}", soft_wrap=True, style="yellow")
+        console.print(tables.scratch_table(summary))
+        steps = many(int(summary["time_steps"]), "step", "steps")
+        console.print(f"a network trained from scratch, for {steps}", highlight=False)
+    for text in summary.get("warnings", ()):
+        console.print(f"warning: {text}", style="yellow")
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    """What a stored network is: as it was written beside it, else from the network itself.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if (stored := read_summary(path)) is not None:
+        return stored
+    from ..training.archive import load, summary_of
+
+    return summary_of(load(path))
 
 
 def _is_network(path: Path) -> bool:

@@ -21,6 +21,7 @@ from ..data.fingerprint import identity_of
 from ..data.image_spec import dataset_name
 from ..data.splits import select_test_images
 from ..errors import CheckpointError, Fault, RecipeError
+from ..evaluation.energy.prices import EnergySpec
 from ..evaluation.settings import PeerSetting, Setting
 from ..evaluation.stored import StoredNetwork
 from ..evaluation.subject import Subject
@@ -34,6 +35,7 @@ from ..system.devices import device
 from ..system.progress import notice
 from .models.build import build, has_random_weights, load_ann
 from .recipes.conversion import Recipe, load_recipe, load_stored
+from .recipes.from_scratch import load as load_any
 
 
 def float_spec(act_bits: int) -> QuantSpec:
@@ -98,6 +100,24 @@ def subjects_of(
             shown = replace(shown, describe={**shown.describe, "model": called})
         subjects.append(shown)
     return subjects
+
+
+def own_prices(name: str, overrides: Sequence[str]) -> EnergySpec:
+    """The ``energy`` block of the recipe that a word of ``mt-convert eval`` names or that its run,
+    or its stored network, lies beside.
+
+    Example:
+        >>> own_prices("digits", ["energy.prices=int32"]).prices
+        'int32'
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return load_recipe(name, overrides).energy
+    for place in (folder, folder.parent, folder.parent.parent):
+        if (place / "recipe.yaml").is_file():
+            recipe = load_any(place / "recipe.yaml", overrides)
+            return recipe.energy if isinstance(recipe, Recipe) else EnergySpec()
+    return EnergySpec()
 
 
 def check_finished(folder: Path) -> None:

@@ -18,8 +18,9 @@ from ..graph.rules import DEFAULT_RULES, Rule
 from ..quantization.quantize import QuantizedModel
 from ..spiking.archive.layouts import HUB, holds_network, read_description, read_tensors, write_hub
 from ..spiking.model import SpikingModel
+from ..system.network_summary import write_summary
 from ..system.storage import atomic
-from ..training.archive import load, save
+from ..training.archive import load, save, summary_of
 from .hub_card import card_text
 
 CARD = "README.md"
@@ -58,7 +59,7 @@ def save_pretrained(
         >>> folder = Path(tempfile.mkdtemp())
         >>> save_pretrained(snn, folder)
         >>> sorted(path.name for path in folder.iterdir())
-        ['README.md', 'config.json', 'model.safetensors']
+        ['README.md', 'config.json', 'model.safetensors', 'summary.json']
         >>> type(from_pretrained(folder)).__name__
         'SpikingModel'
     """
@@ -74,6 +75,7 @@ def save_pretrained(
     settings = {"pretrained_cfg": known | dict(data_settings or {})}
     write_hub(folder, content, tensors, settings)
     load(folder)  # what was written is whole, to the last bit
+    write_summary(folder, [folder / name for name in HUB], summary_of(network))
     if not (folder / CARD).exists():
         plain_rows = [asdict(row) if is_dataclass(row) else dict(row) for row in rows]  # type: ignore[arg-type]
         report = network.report if isinstance(network, SpikingModel) else None

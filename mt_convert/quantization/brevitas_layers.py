@@ -5,6 +5,7 @@ No QuantTensor leaves them.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any

@@ -35,8 +35,8 @@ COLUMNS: dict[str, str] = {
     "control_accuracy": "control %",
     "qann_accuracy": "QANN %",
     "snn_accuracy": "SNN %",
-    "agreement": "agree",
-    "exact_share": "exact",
+    "agreement": "agree %",
+    "exact_share": "exact %",
     "spikes_per_neuron": "spikes",
     "packets_per_neuron": "packets",
     "settling_T": "settles",
@@ -114,7 +114,7 @@ def cells(row: Row, names: Iterable[str] = COLUMNS) -> list[str]:
 
 
 def _cell(name: str, value: Any, row: Row) -> str:
-    """One number as it is printed: shares never round up to 1."""
+    """One number as it is printed."""
     if name == "presentation":
         return str(value).replace("_", " ") + (", whole window" if row.whole_window else "")
     if name == "calibration" and row.calibrated_T not in (None, row.T):
@@ -126,9 +126,18 @@ def _cell(name: str, value: Any, row: Row) -> str:
     if value is None:
         return "–"
     if name in ("agreement", "exact_share"):
-        text = f"{value:.4f}"
-        return "0.9999" if text == "1.0000" and value < 1 else text
+        return share_text(value)
     return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def share_text(share: float) -> str:
+    """A share in percent, without the sign: what is not all or nothing is never printed as if.
+
+    Example:
+        >>> [share_text(share) for share in (1.0, 0.99999, 0.25, 1e-6, 0.0)]
+        ['100.00', '99.99', '25.00', '0.01', '0.00']
+    """
+    return f"{100 * share if share in (0, 1) else min(max(100 * share, 0.01), 99.99):.2f}"
 
 
 def markdown_table(rows: Iterable[Row]) -> str:

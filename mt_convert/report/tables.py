@@ -218,6 +218,16 @@ def markdown_page(rows: Sequence[Row], sentence: str, report: dict[str, Any]) ->
     )
 
 
+def scratch_table(summary: dict[str, Any]) -> Table:
+    """The neurons of a network trained from scratch, for a terminal."""
+    table = Table(title="Neurons", title_justify="left")
+    for heading in ("layer", "neuron", "ladder"):
+        table.add_column(heading)
+    for item in summary["neurons"]:
+        table.add_row(item["name"], item["neuron"], item["ladder"])
+    return table
+
+
 def conversion_table(report: dict[str, Any]) -> list[Table]:
     """The conversion report for a terminal."""
     neurons = Table(title="Neurons", title_justify="left")

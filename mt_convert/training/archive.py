@@ -10,6 +10,7 @@ from ..graph.rules import DEFAULT_RULES, Rule
 from ..quantization.quantize import QuantizedModel
 from ..spiking import archive as converted
 from ..spiking.archive.layouts import read_description
+from ..spiking.archive.network import summary_of as converted_summary
 from ..spiking.model import SpikingModel
 from .from_scratch import archive as from_scratch
 from .from_scratch.network import ScratchNetwork
@@ -40,6 +41,13 @@ def save(network: QuantizedModel | SpikingModel | ScratchNetwork, folder: str | 
         from_scratch.save(network.merge_tensor_trains(), folder)
     else:
         converted.save(network, folder)
+
+
+def summary_of(network: QuantizedModel | SpikingModel | ScratchNetwork) -> dict[str, Any]:
+    """What a network is, as plain data for a reader without torch."""
+    if isinstance(network, ScratchNetwork):
+        return from_scratch.summary_of(network)
+    return converted_summary(network)
 
 
 def load(folder: str | Path, *, rules: Mapping[Any, Rule] = DEFAULT_RULES) -> Any:

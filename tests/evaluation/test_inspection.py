@@ -213,3 +213,11 @@ def test_an_image_of_any_number_of_channels_is_a_small_png(channels: int) -> Non
     shown = Image.open(io.BytesIO(base64.b64decode(picture(torch.rand(channels, 96, 80)))))
     assert shown.mode == ("RGB" if channels >= 3 else "L")
     assert max(shown.size) == 64
+
+
+def test_the_integer_engine_is_compared_with_the_simulation(made: Any) -> None:
+    (stored,) = made[0]["backends"]
+    assert stored["images"] == made[0]["images"]
+    assert stored["neurons"] == stored["images"] * 2 * 4 * 64
+    assert 0 <= stored["differ"] <= stored["neurons"] // 1000, "float sums may round otherwise"
+    json.dumps(stored)

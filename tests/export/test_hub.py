@@ -33,6 +33,7 @@ def test_a_folder_is_what_the_hub_expects_and_comes_back_equal(tmp_path: Path) -
         "README.md",
         "config.json",
         "model.safetensors",
+        "summary.json",
     ]
     back = mt.export.from_pretrained(tmp_path / "a")
     for loaded in (back, mt.load(tmp_path / "a")):

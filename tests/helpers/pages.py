@@ -56,6 +56,10 @@ def _node(name: str, kind: str, feeders: list[int], **more: Any) -> dict[str, An
 
 INSPECTION: dict[str, Any] = {
     "images": 4,
+    "backends": [
+        {"name": "whole numbers", "T": 1, "images": 4, "differ": 0, "neurons": 4096},
+        {"name": "another", "refused": "it leaks"},
+    ],
     "setting": {
         **{"n": 3, "T": 2, "ladder": "uniform", "method": "mt_uniform", "mode": "parallel"},
         **{"signed": True, "presentation": "once"},

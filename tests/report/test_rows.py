@@ -84,10 +84,10 @@ def test_rows_that_are_no_rows_are_refused(rows: Any) -> None:
 @pytest.mark.parametrize("name", ["agreement", "exact_share"])
 @pytest.mark.parametrize("value", [1 - 1e-4, 9999 / 10_000, 99_999 / 100_000, 1 - 2**-53])
 def test_a_share_below_one_is_never_printed_as_one(name: str, value: float) -> None:
-    assert printed(dataclasses.replace(ROW, **{name: value}))[name] == "0.9999"
+    assert printed(dataclasses.replace(ROW, **{name: value}))[name] == "99.99"
 
 
-@pytest.mark.parametrize(("value", "text"), [(1.0, "1.0000"), (0.5, "0.5000"), (0.99984, "0.9998")])
+@pytest.mark.parametrize(("value", "text"), [(1.0, "100.00"), (0.5, "50.00"), (0.99984, "99.98")])
 def test_other_shares_are_printed_to_four_places(value: float, text: str) -> None:
     assert printed(dataclasses.replace(ROW, exact_share=value))["exact_share"] == text
 
@@ -103,8 +103,8 @@ def test_cells_say_what_the_row_says() -> None:
         "ann_accuracy": "91.23",
         "qann_accuracy": "90.87",
         "snn_accuracy": "90.87",
-        "agreement": "1.0000",
-        "exact_share": "1.0000",
+        "agreement": "100.00",
+        "exact_share": "100.00",
         "spikes_per_neuron": "0.12",
         "settling_T": "1",
     }
@@ -125,7 +125,7 @@ def test_the_markdown_table_is_whole_and_holds_the_ann_accuracy() -> None:
 
 def test_the_legend_explains_the_shares() -> None:
     for name in ("agreement", "exact_share", "spikes_per_neuron", "settling_T"):
-        assert f"{COLUMNS[name]}: " in LEGEND
+        assert f"{COLUMNS[name].removesuffix(' %')}: " in LEGEND
 
 
 def test_what_tells_networks_and_methods_apart_is_a_column_where_it_differs() -> None:

@@ -119,7 +119,7 @@ def test_the_terminal_table_holds_every_number_in_80_columns() -> None:
     text = shown(rich_table(ROWS))
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80
-    for number in ("91.23", "90.87", "88.40", "0.9500", "0.2500", "0.9999"):
+    for number in ("91.23", "90.87", "88.40", "95.00", "25.00", "99.99"):
         assert number in text
 
 
@@ -136,7 +136,7 @@ def test_what_all_rows_share_stands_in_the_title_and_the_rest_in_columns() -> No
     table = rich_table(ROWS)
     assert "ladder uniform, mode parallel" in str(table.title)
     assert columns(table) == [
-        *("presented", "signed", "n", "T", "SNN %", "agree", "exact", "spikes", "settles")
+        *("presented", "signed", "n", "T", "SNN %", "agree %", "exact %", "spikes", "settles")
     ]
     mixed = rich_table([ROW, replace(ROW, ladder="binary", mode="cascade")])
     assert {"ladder", "mode"} <= set(columns(mixed))

@@ -9,50 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
 from typing import Any
 
 from .bits import FLOAT_BITS
+from .prices import PRICES, EnergySpec, MemoryModel, Weights
 from .report import EnergyReport, EnergyRow, EnergyTable
-
-FP32 = EnergyTable(4.6, 0.9, "fp32, 45 nm")
-FP16 = EnergyTable(1.5, 0.4, "fp16, 45 nm")
-INT32 = EnergyTable(3.2, 0.1, "int32, 45 nm")
-INT8 = EnergyTable(0.23, 0.03, "int8, 45 nm")
-PRICES: Mapping[str, EnergyTable] = {"fp32": FP32, "fp16": FP16, "int32": INT32, "int8": INT8}
-"""A multiply-accumulate is a product and a sum. Source: Horowitz, ISSCC 2014, 45 nm, 0.9 V; the
-comparison with quantized networks of equal information: arXiv 2409.08290 v4."""
-
-
-class Weights(StrEnum):
-    """How often a spiking network reads its weights."""
-
-    NOT_COUNTED = "not counted"
-    ONCE = "once per layer and step"  # a layer's spikes are gathered, its weights pass by once
-    PER_EVENT = "for each event"  # event-driven: nothing is shared between events
-
-
-@dataclass(frozen=True)
-class MemoryModel:
-    """What moving a bit costs, and which bits move.
-
-    Weights: read as `Weights` says by what spikes feed; once per image (and once per step where
-    the input changes) by all else, the quantized and the float network included: their tiles are
-    used again. State: a potential of ``state_bits`` is read and written per neuron and step.
-    Events: each packet carries its neuron's address and its size, written once and read once.
-    Activations of the quantized network, in their bits, and of the float one, in 32: written once
-    and read once.
-
-    Units: ``bit_pj`` picojoules per bit; 20 pJ for 64 bits of a 32 kB SRAM (Horowitz, 45 nm).
-
-    Example:
-        >>> MemoryModel().bit_pj, str(MemoryModel().weights)
-        (0.3125, 'once per layer and step')
-    """
-
-    weights: Weights = Weights.ONCE
-    bit_pj: float = 20 / 64
-    state_bits: int = 16
 
 
 @dataclass(frozen=True)
@@ -83,7 +44,8 @@ def spiking_cost(
     Example:
         >>> from ...graph.signals import Signal
         >>> row = EnergyRow("fc", "Linear", Signal.SPIKES, 1, 10.0, 0, 0, 0, 40, (4, 4))
-        >>> spiking_cost("SNN", [row], INT8, MemoryModel(Weights.NOT_COUNTED)).compute
+        >>> prices, memory = PRICES["int8"], MemoryModel(Weights.NOT_COUNTED)
+        >>> spiking_cost("SNN", [row], prices, memory).compute
         0.3
     """
     synops = sum(row.synops for row in rows)
@@ -121,7 +83,8 @@ def dense_cost(
     Example:
         >>> from ...graph.signals import Signal
         >>> row = EnergyRow("fc", "Linear", Signal.SPIKES, 1, 10.0, 0, 0, 0, 40, (4, 4))
-        >>> dense_cost("ANN", [row], FP32, MemoryModel(Weights.NOT_COUNTED), 32).compute
+        >>> prices, memory = PRICES["fp32"], MemoryModel(Weights.NOT_COUNTED)
+        >>> dense_cost("ANN", [row], prices, memory, 32).compute
         184.0
     """
     compute = sum(row.ann_macs for row in rows) * prices.mac_pj
@@ -134,63 +97,129 @@ def dense_cost(
     return Cost(name, round(compute, 6), round(neurons, 6), round(moved * memory.bit_pj, 6))
 
 
-def equal_prices(rows: Sequence[EnergyRow]) -> EnergyTable:
-    """The prices of the narrowest arithmetic that holds all weights and activations.
-
-    Example:
-        >>> from ...graph.signals import Signal
-        >>> row = EnergyRow("fc", "Linear", Signal.SPIKES, 1, 10.0, 0, 0, 0, 40, (4, 4))
-        >>> equal_prices([row]).name
-        'int8, 45 nm'
-    """
-    bits = max((max(row.bits) for row in rows), default=FLOAT_BITS)
-    return FP32 if bits >= FLOAT_BITS else INT8 if bits <= 8 else INT32
-
-
 def account(
-    reports: Mapping[str, tuple[EnergyReport, int]], memory: MemoryModel | None = None
+    reports: Mapping[str, tuple[EnergyReport, int]], spec: EnergySpec | None = None
 ) -> dict[str, Any]:
     """The account of a converted network, as plain data: what it costs in the first of the ways
     to run it, and in the others, beside the quantized network of the same bits and the float one.
 
     ``reports``: for each way to run it, by its name, an energy report and the steps it is for.
+    ``spec``: at which prices, with which model of memory.
     """
-    memory = memory or MemoryModel()
+    spec = spec or EnergySpec()
+    memory, float_prices = spec.memory, spec.float_table
     rows = {name: _rows_at(report, T) for name, (report, T) in reports.items()}
     (first, own), *_ = rows.items()
-    prices = equal_prices(own)
+    prices = spec.table(own)
     quantized = dense_cost("quantized network, the same bits", own, prices, memory, None)
-    ann = dense_cost("float network, fp32", own, FP32, memory, FLOAT_BITS)
+    ann = dense_cost(f"float network, {spec.float_prices}", own, float_prices, memory, FLOAT_BITS)
     spiking = [
         spiking_cost(f"spiking network, {name}", shown, prices, memory)
         for name, shown in rows.items()
     ]
-    sweep = price_sweep(own, memory)
+    sweep = price_sweep(own, memory, prices)
     shown = [quantized, *spiking, ann]
     return {
         "way": first,
         "price": asdict(prices),
         "prices": [asdict(item) for item in PRICES.values()],
-        "memory": {**asdict(memory), "weights": str(memory.weights)},
+        "spec": spec.to_json(),
+        "memory": {**asdict(memory), "weights": memory.weights.words},
         "networks": [_network_json(item, spiking[0]) for item in shown],
         "over_time": {
             name: [_at(report, steps, prices, memory) for steps in _steps(report)]
             for name, (report, _) in reports.items()
         },
         "pays": spiking[0].total < quantized.total,
-        "sentence": _sentence(first, spiking[0], quantized, ann, prices, sweep),
-        "short": _short(first, spiking[0], quantized, ann),
+        "sentence": _sentence(first, spiking[0], quantized, ann, prices, spec, sweep),
+        "short": _short(first, spiking[0], quantized, ann, spec.float_prices),
         "break_even": break_even(own, quantized, prices, memory),
         "sweep": sweep,
         "stable": len({item["ratio"] < 1 for item in sweep}) == 1,
         "sweep_sentence": _sweep_sentence(sweep),
-        "model": _model_in_words(prices, memory),
+        "model": _model_in_words(prices, float_prices, memory),
         "not_counted": [
             f"{item.name} ({item.operator}): {item.reason}"
             for item in reports[first][0].not_counted
             if item.operator != "memory"
         ],
     }
+
+
+def costs_over_time(report: EnergyReport, spec: EnergySpec | None = None) -> dict[str, Any]:
+    """What one network costs after each of its numbers of steps, beside the quantized network of
+    the same bits and the float one, as plain data.
+
+    Units: picojoules per image.
+    """
+    spec = spec or EnergySpec()
+    lines: list[dict[str, Any]] = []
+    prices = spec.table(report.rows)
+    for T in _steps(report):
+        rows = _rows_at(report, T)
+        spiking = spiking_cost("", rows, prices, spec.memory)
+        quantized = dense_cost("", rows, prices, spec.memory, None).total
+        ann = dense_cost("", rows, spec.float_table, spec.memory, FLOAT_BITS).total
+        parts = {key: getattr(spiking, key) for key in ("compute", "neurons", "memory", "total")}
+        lines.append({"T": T, **parts, "quantized": quantized, "float": ann})
+    return {
+        "spec": spec.to_json(),
+        "price": asdict(prices),
+        "rows": lines,
+        "sentence": _pays_until(lines),
+        "model": _model_in_words(prices, spec.float_table, spec.memory),
+    }
+
+
+def costs_page(accounts: Sequence[Mapping[str, Any]]) -> str:
+    """Accounts of `costs_over_time` with their titles as a Markdown page; empty without any.
+
+    Example:
+        >>> costs_page([])
+        ''
+    """
+    if not accounts:
+        return ""
+    head = ("T", "compute", "neurons", "memory", "all", "of the quantized", "of the float network")
+    lines = ["## Does it pay?", "", f"nJ per image. {accounts[0]['model']}", ""]
+    for item in accounts:
+        lines += [f"### {item['title']}", "", item["sentence"], ""]
+        if item["model"] != accounts[0]["model"]:
+            lines += [item["model"], ""]
+        lines += [f"| {' | '.join(head)} |", "|" + " ---: |" * len(head)]
+        lines += [f"| {' | '.join(cost_cells(row))} |" for row in item["rows"]]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def cost_cells(row: Mapping[str, Any]) -> list[str]:
+    """A row of `costs_over_time` as text: steps, nJ of each part, times what the others cost.
+
+    Example:
+        >>> parts = dict.fromkeys(("compute", "neurons", "memory"), 1000.0) | {"total": 3000.0}
+        >>> cost_cells({"T": 2, **parts, "quantized": 2000.0, "float": 0})[-2:]
+        ['1.50 times', '–']
+    """
+    parts = [f"{row[key] / 1000:.4g}" for key in ("compute", "neurons", "memory", "total")]
+    shares = [
+        f"{row['total'] / row[key]:.2f} times" if row[key] else "–"
+        for key in ("quantized", "float")
+    ]
+    return [str(row["T"]), *parts, *shares]
+
+
+def _pays_until(lines: Sequence[Mapping[str, Any]]) -> str:
+    """After which steps it is cheaper than the quantized network."""
+    times = {item["T"]: item["total"] / item["quantized"] for item in lines if item["quantized"]}
+    ends = ", ".join(f"{times[T]:.2f} times at T = {T}" for T in dict.fromkeys((*times,)))
+    pays = [T for T, share in times.items() if share < 1]
+    if not pays:
+        word = "It does not pay"
+    elif len(pays) == len(times):
+        word = "It pays"
+    else:
+        word = f"It pays at T = {', '.join(map(str, pays))} alone"
+    return f"{word}: {ends} what the quantized network of the same bits costs."
 
 
 def _rows_at(report: EnergyReport, T: int) -> list[EnergyRow]:
@@ -248,10 +277,13 @@ def break_even(
     return {"rate": rate, "here": here, "fixed_pj": fixed, "sentence": said}
 
 
-def price_sweep(rows: Sequence[EnergyRow], memory: MemoryModel) -> list[dict[str, Any]]:
-    """Spiking and quantized network at all prices, with each way to read weights."""
+def price_sweep(
+    rows: Sequence[EnergyRow], memory: MemoryModel, own: EnergyTable | None = None
+) -> list[dict[str, Any]]:
+    """Spiking and quantized network at all prices, ``own`` ones too, with each way to read
+    weights."""
     sweep = []
-    for table in PRICES.values():
+    for table in dict.fromkeys((*([] if own is None else [own]), *PRICES.values())):
         for weights in Weights:
             model = replace(memory, weights=weights)
             spiking = spiking_cost("", rows, table, model).total
@@ -261,7 +293,7 @@ def price_sweep(rows: Sequence[EnergyRow], memory: MemoryModel) -> list[dict[str
                     "prices": table.name,
                     "mac_pj": table.mac_pj,
                     "ac_pj": table.ac_pj,
-                    "weights": str(weights),
+                    "weights": weights.words,
                     "spiking": spiking,
                     "quantized": quantized,
                     "ratio": spiking / quantized if quantized else 0.0,
@@ -279,6 +311,7 @@ def _sentence(
     quantized: Cost,
     ann: Cost,
     prices: EnergyTable,
+    spec: EnergySpec,
     sweep: Sequence[Mapping[str, Any]],
 ) -> str:
     """Whether it pays, first beside the quantized network, and whether that hangs on prices."""
@@ -286,17 +319,19 @@ def _sentence(
     floats = spiking.total / ann.total if ann.total else 0.0
     cheaper = sum(item["ratio"] < 1 for item in sweep)
     stable = cheaper in (0, len(sweep))
+    counts = spec.memory.weights is not Weights.NOT_COUNTED
+    counted = "memory counted" if counts else "memory not counted"
     turns = f" It is cheaper at {cheaper} of {len(sweep)} prices and models of memory."
     return (
         f"{'It pays' if share < 1 else 'It does not pay'}: with {way} the spiking network costs "
         f"{share:.2f} times what the quantized network of the same bits costs ({prices.name}, "
-        f"memory counted), and {floats:.2f} times what the float network costs in fp32."
+        f"{counted}), and {floats:.2f} times what the float network costs in {spec.float_prices}."
         + turns
         * (not stable)
     )
 
 
-def _short(way: str, spiking: Cost, quantized: Cost, ann: Cost) -> str:
+def _short(way: str, spiking: Cost, quantized: Cost, ann: Cost, float_prices: str) -> str:
     """The same in a line."""
     share = spiking.total / quantized.total if quantized.total else 0.0
     floats = spiking.total / ann.total if ann.total else 0.0
@@ -304,7 +339,8 @@ def _short(way: str, spiking: Cost, quantized: Cost, ann: Cost) -> str:
         "yes" if share < 1 else "no",
         way.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"),
     )
-    return f"{answer}: {share:.2f} times the quantized network, {floats:.2f} times fp32 ({way})"
+    times = f"{share:.2f} times the quantized network, {floats:.2f} times {float_prices}"
+    return f"{answer}: {times} ({way})"
 
 
 def _sweep_sentence(sweep: Sequence[Mapping[str, Any]]) -> str:
@@ -326,15 +362,23 @@ def _ratio(item: Mapping[str, Any]) -> float:
     return float(item["ratio"])
 
 
-def _model_in_words(prices: EnergyTable, memory: MemoryModel) -> str:
+def _model_in_words(prices: EnergyTable, floats: EnergyTable, memory: MemoryModel) -> str:
     """What was counted, at which prices."""
+    state = f"{memory.state_bits} {'bit' if memory.state_bits == 1 else 'bits'}"
+    if memory.weights is Weights.NOT_COUNTED:
+        moved = "Memory is not counted."
+    else:
+        moved = (
+            f"Memory, {memory.bit_pj:.4g} pJ a bit: the spiking network reads weights "
+            f"{memory.weights.words}, reads and writes a potential of {state} per neuron and "
+            "step, writes and reads each packet's address and size; the others read each weight "
+            "once per image, write and read each activation once."
+        )
     return (
         f"{prices.name}: {prices.mac_pj} pJ a multiply-accumulate, {prices.ac_pj} pJ an addition, "
-        "comparison or shift; the float network at 4.6 and 0.9 pJ (Horowitz 2014). Neurons: a "
+        f"comparison or shift; the float network at {floats.mac_pj} and {floats.ac_pj} pJ "
+        "(tables by Horowitz 2014). Neurons: a "
         "comparison with each threshold in each step; the quantized network pays a "
         "multiply-accumulate for each rounding, the float one an addition for each activation. "
-        f"Memory, {memory.bit_pj:.4g} pJ a bit: the spiking network reads weights "
-        f"{memory.weights}, reads and writes a potential of {memory.state_bits} bits per neuron "
-        "and step, writes and reads each packet's address and size; the others read each weight "
-        "once per image, write and read each activation once."
+        + moved
     )

@@ -12,8 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...errors import CheckpointError
 from ...graph.signals import Signal
 from ...report.records import Records
+from ...system.plain_data import as_type
 
 ENERGY_SCHEMA = "mt_convert.energy/1"
 
@@ -202,6 +204,18 @@ class EnergyReport(Records):
             "totals": totals,
             "not_counted": [dataclasses.asdict(item) for item in self.not_counted],
         }
+
+    @classmethod
+    def from_json(cls, stored: Any) -> EnergyReport:
+        """What `to_json` wrote; what is counted from its rows is counted again.
+
+        Raises:
+            CheckpointError: another schema, or a part is missing.
+        """
+        if not isinstance(stored, dict) or stored.get("schema") != ENERGY_SCHEMA:
+            raise CheckpointError(f"no energy of this version: its schema must be {ENERGY_SCHEMA}")
+        report: EnergyReport = as_type(cls, stored)
+        return report
 
     def markdown(self) -> str:
         """A page: the totals, the layers at the largest number of steps, and what is left out."""

@@ -225,21 +225,6 @@ def plain(out: Path, form: str, kind: str = "results") -> str:
     return json_text(benchmark.to_json()) if form == "json" else csv_text(BenchRow, benchmark.rows)
 
 
-def show(out: Path, console: Console) -> None:
-    """Print the tables of a finished benchmark."""
-    benchmark = read_json(out / "results.json", benchmark_from_json)
-    for table in pages.rich_tables(benchmark):
-        console.print(table)
-    for line in pages.findings(benchmark):
-        console.print(f"- {line}", highlight=False)
-    for item in benchmark.absent:
-        text = f"not timed: {item.contender} ({item.network}, {item.case}): {item.reason}"
-        console.print(text, highlight=False, markup=False)
-    console.print(f"all columns: {out}/README.md", highlight=False, soft_wrap=True)
-    if (out / PAGE).is_file():
-        console.print(f"page: {out / PAGE}", highlight=False, soft_wrap=True)
-
-
 def _device_fault(name: str | None) -> str | None:
     """What is wrong with a device; None if it is here."""
     if name in (None, "cpu"):

@@ -24,9 +24,10 @@ from ...system.progress import progress
 from ...system.storage import atomic, read_json, write_json
 from .limits import measure_machine, product
 from .network import Network, thresholds_for
+from .rows import LAYERS_SCHEMA
 from .timing import Clock, clock_of
 
-SCHEMA = "mt_convert.layer_times/1"
+SCHEMA = LAYERS_SCHEMA
 HEAD = """# Where the time goes
 
 Written by `mt-convert bench --layers`: the integer network by its native kernels, layer by layer,

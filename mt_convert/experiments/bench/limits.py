@@ -7,7 +7,6 @@ that a contender's share of the limit is a ratio within rounds as well.
 
 from __future__ import annotations
 
-import math
 import platform
 import statistics
 import time
@@ -83,19 +82,6 @@ def share_of_limit(
     """
     least = [size["macs"] * batch / rate for rate in macs_per_s]
     return statistics.median(best / own for best, own in zip(least, seconds, strict=True))
-
-
-def moving_us(machine: Mapping[str, Any], size: Mapping[str, Any], batch: int) -> float:
-    """Microseconds per image to move its numbers once: each weight is a byte for the whole batch,
-    each number of the image four.
-
-    Example:
-        >>> size = {"weights": 100, "image": [3, 10, 10]}
-        >>> moving_us({"bytes_per_s": 1e9}, size, batch=1)
-        1.3
-    """
-    numbers = math.prod(size["image"])
-    return 1e6 * (size["weights"] / batch + 4 * numbers) / float(machine["bytes_per_s"])
 
 
 def _rate(work: Callable[[], Any], amount: float, clock: Clock) -> float:

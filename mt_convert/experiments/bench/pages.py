@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from ...report.html.charts import bars
 from ...report.html.page import PageContent, render
+from ...report.html.parts import PAGE
 from ...report.html.svg import number
-from .contenders.contender import ContenderKind
-from .contenders.registry import all_contenders
-from .limits import moving_us
-from .rows import Benchmark, BenchRow
+from ...system.storage import read_json
+from .rows import BINARY, KINDS, Benchmark, BenchRow, ContenderKind, benchmark_from_json, moving_us
 
 HEADINGS = ("contender", "T", "n", "µs per image", "range", "× best float")
 MORE = ("of the limit", "peak MiB", "checked")
@@ -53,8 +54,7 @@ def groups(rows: Sequence[BenchRow]) -> dict[tuple[str, int], list[BenchRow]]:
 
 def kind_of(row: BenchRow) -> ContenderKind | None:
     """What a row's contender computes; None of one that is no longer known."""
-    contender = all_contenders().get(row.contender)
-    return None if contender is None else contender.kind
+    return KINDS.get(row.contender)
 
 
 def cells(row: BenchRow) -> list[str]:
@@ -186,6 +186,8 @@ def markdown(head: str, benchmark: Benchmark) -> str:
         lines += ["| " + " | ".join((*HEADINGS, *MORE)) + " |", "|" + " --- |" * 9]
         lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
     lines += ["", LEGEND + ".", "", "## Contenders", ""]
+    from .contenders.registry import all_contenders
+
     present = {row.contender for row in benchmark.rows}
     lines += [
         f"- `{name}`: {item.kind}; {item.about}."
@@ -280,8 +282,7 @@ def _gain(where: str, rows: Sequence[BenchRow]) -> list[str]:
 
 def is_binary(row: BenchRow) -> bool:
     """Whether its thresholds are the bits of a level."""
-    contenders = all_contenders()
-    return row.contender in contenders and contenders[row.contender].binary
+    return row.contender in BINARY
 
 
 def _over_time(benchmark: Benchmark) -> list[str]:
@@ -337,3 +338,18 @@ def by_size(benchmark: Benchmark) -> list[BenchRow]:
         if network not in chosen or batch > chosen[network].batch:
             chosen[network] = own
     return sorted(chosen.values(), key=lambda row: float(benchmark.networks[row.network]["macs"]))
+
+
+def show(out: Path, console: Console) -> None:
+    """Print the tables of a finished benchmark."""
+    benchmark = read_json(out / "results.json", benchmark_from_json)
+    for table in rich_tables(benchmark):
+        console.print(table)
+    for line in findings(benchmark):
+        console.print(f"- {line}", highlight=False)
+    for item in benchmark.absent:
+        text = f"not timed: {item.contender} ({item.network}, {item.case}): {item.reason}"
+        console.print(text, highlight=False, markup=False)
+    console.print(f"all columns: {out}/README.md", highlight=False, soft_wrap=True)
+    if (out / PAGE).is_file():
+        console.print(f"page: {out / PAGE}", highlight=False, soft_wrap=True)

@@ -14,9 +14,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ...errors import SpecError
 from ...report.pictures import write
-from .contenders.contender import ContenderKind
 from .pages import groups, kind_of, most_steps
-from .rows import Benchmark, BenchRow
+from .rows import Benchmark, BenchRow, ContenderKind
 
 COLOURS = {
     ContenderKind.INTEGER: "#c44e52",

@@ -3,14 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from ...errors import CheckpointError
 from ...system.plain_data import as_type
 
 SCHEMA = "mt_convert.benchmark/1"
+TRAINING_SCHEMA, LAYERS_SCHEMA = "mt_convert.training_speed/1", "mt_convert.layer_times/1"
+
+
+class ContenderKind(StrEnum):
+    """What a contender computes, and so what its logits are compared with."""
+
+    INTEGER = "ours, spiking"
+    FLOAT = "float network"
+    QUANTIZED = "quantized network"
+    PEER = "other packages, spiking"
+
+
+_NAMES = {
+    ContenderKind.INTEGER: (
+        *("integer_native", "integer_native_binary", "integer_native_radix", "integer_compile"),
+        *("integer_torch", "simulate", "simulate_compile"),
+    ),
+    ContenderKind.FLOAT: (
+        *("fp32_eager", "fp32_channels_last", "fp32_compile", "bf16_autocast", "bf16_eager"),
+        *("bf16_compile", "fp16_eager", "fp16_compile", "onnxruntime_fp32"),
+    ),
+    ContenderKind.QUANTIZED: (
+        *("onnxruntime_int8", "onnxruntime_int8_sums", "brevitas_eager", "brevitas_inference"),
+    ),
+    ContenderKind.PEER: ("spikingjelly_rate", "sinabs"),
+}
+KINDS = {name: kind for kind, names in _NAMES.items() for name in names}
+"""What each contender of `registry` computes, for pages that do not wait for torch."""
+BINARY = ("integer_native_binary",)
+"""Those whose thresholds are the bits of a level."""
 
 
 @dataclass(frozen=True)
@@ -134,3 +166,16 @@ def _row_from(kind: Any, stored: Mapping[str, Any]) -> Any:
         if "impossible" in error.headline:
             raise
         raise CheckpointError(f"a row of the benchmark is not whole: {error}") from error
+
+
+def moving_us(machine: Mapping[str, Any], size: Mapping[str, Any], batch: int) -> float:
+    """Microseconds per image to move its numbers once: each weight is a byte for the whole batch,
+    each number of the image four.
+
+    Example:
+        >>> size = {"weights": 100, "image": [3, 10, 10]}
+        >>> moving_us({"bytes_per_s": 1e9}, size, batch=1)
+        1.3
+    """
+    numbers = math.prod(size["image"])
+    return 1e6 * (size["weights"] / batch + 4 * numbers) / float(machine["bytes_per_s"])

@@ -29,9 +29,10 @@ from ...training.finetune.learner import TrainableSpikingModel
 from ...training.optimizer import make_optimizer, train_mode
 from ...training.spec import TrainSpec
 from .network import Network, thresholds_for
+from .rows import TRAINING_SCHEMA
 from .timing import Clock, Spread, clock_of, interleave, speed_ups
 
-SCHEMA = "mt_convert.training_speed/1"
+SCHEMA = TRAINING_SCHEMA
 PRECISIONS = ("no", "bf16")
 HEAD = """# Training speed
 

@@ -68,6 +68,8 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "initial": (-1e6, 1e6),
     "fires_at": (0, 1),
     "rank": (1, 65_536),
+    **dict.fromkeys(("mac_pj", "ac_pj", "bit_pj"), (0, 1e6)),
+    "state_bits": (1, 64),
 }
 """By the last name of a key: the least and the largest number, both allowed."""
 

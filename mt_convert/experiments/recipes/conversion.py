@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 
 from ...data import DataSpec
 from ...errors import Fault, RecipeError
+from ...evaluation.energy.prices import EnergySpec
 from ...evaluation.peers.converters import PEERS
 from ...evaluation.settings import (
     METHODS,
@@ -161,8 +162,9 @@ class Recipe(BaseModel):
     ``seed`` draws untrained weights and is the seed of all trainings that name none;
     the split of the images has its own, ``data.seed``. ``ann`` null: no training before
     quantization; ``train`` null: calibration alone. ``control``: the float network is trained by
-    the same ``train`` block, and its accuracy stands in every row. ``calibrate`` and ``finetune``
-    null: the converted network as it is; with both, the calibrated network is fine-tuned, and what
+    the same ``train`` block, and its accuracy stands in every row. ``energy``: the prices and the
+    model of memory of the account. ``calibrate`` and ``finetune`` null: the converted network as it
+    is; with both, the calibrated network is fine-tuned, and what
     ``finetune`` does not say of its conversion is that of ``calibrate``.
     """
 
@@ -177,6 +179,7 @@ class Recipe(BaseModel):
     control: bool = False
     convert: ConvertBlock = ConvertBlock()
     evaluate: EvaluateBlock = EvaluateBlock()
+    energy: EnergySpec = EnergySpec()
     calibrate: CalibrateBlock | None = None
     finetune: FinetuneBlock | None = None
 

@@ -34,7 +34,7 @@ class PageContent:
 
     ``report`` is the conversion report, ``inspection`` what a look into the network stored,
     ``training`` the log of each stage that trained, ``facts`` what a reader needs to make it again,
-    ``speed`` and ``analyses`` tables of a benchmark and of ``eval --errors``.
+    ``speed``, ``analyses`` and ``accounts`` tables of a benchmark and of ``eval --errors``.
     """
 
     rows: Sequence[Row]
@@ -48,6 +48,7 @@ class PageContent:
     facts: Mapping[str, str] = field(default_factory=dict)
     downloads: Sequence[Download] = ()
     analyses: Sequence[Mapping[str, Any]] = ()
+    accounts: Sequence[Mapping[str, Any]] = ()
     speed: Mapping[str, Any] | None = None
     sentence: str = ""
 
@@ -91,6 +92,7 @@ def _view(content: PageContent) -> dict[str, Any]:
         "potentials": [charts.potentials(item, k) for k, item in enumerate(traces)],
         "busiest": [charts.busiest_neuron(item) for item in traces],
         "setting": inspection.get("setting"),
+        "backends": inspection.get("backends", ()),
         "looked_at": inspection.get("images"),
         "worst": inspection.get("worst"),
         "not_analysed": inspection.get("not_analysed"),

@@ -33,6 +33,7 @@ from ...quantization.brevitas_layers import (
 from ...quantization.quantize import QuantizedModel
 from ...quantization.spec import QuantSpec
 from ...quantization.suspicions import not_finite
+from ...system.network_summary import write_summary
 from ...system.plain_data import as_type
 from ...system.storage import atomic, save_tensors
 from ..conversion_report import ConversionReport
@@ -93,6 +94,21 @@ def save(network: QuantizedModel | SpikingModel, folder: str | Path) -> None:
         settings["data_settings"] = dict(said.data_settings)
     settings["image_shape"] = list(network.image_shape)
     write_network(folder, kind, network.layers, to_json, settings)
+    write_summary(folder, files_of(folder), summary_of(network))
+
+
+def summary_of(network: QuantizedModel | SpikingModel) -> dict[str, Any]:
+    """What a network is, as plain data for a reader without torch."""
+    if isinstance(network, QuantizedModel):
+        spec, warnings = network.spec.to_json(), list(network.warnings)
+        return {"kind": "qann", "spec": spec, "warnings": warnings}
+    sentences = [line for line in str(network.report).splitlines() if not line.startswith("  ")]
+    warnings = list(network.report.warnings)
+    said = [line for line in sentences if not line.startswith("warning: ")]
+    return {
+        **{"kind": "snn", "report": network.report.to_json()},
+        **{"sentences": said, "warnings": warnings},
+    }
 
 
 def write_network(

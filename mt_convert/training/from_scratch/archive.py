@@ -8,13 +8,16 @@ from typing import Any
 from torch import nn
 
 from ...errors import CheckpointError
+from ...neurons.layer import MTNeuron
 from ...spiking.archive.layers import spiking_layer_from_json, spiking_layer_to_json
+from ...spiking.archive.layouts import files_of
 from ...spiking.archive.network import (
     name_file_in_errors,
     read_network,
     rebuild_layers,
     write_network,
 )
+from ...system.network_summary import write_summary
 from .network import ScratchNetwork
 from .norm_by_step import NormByStep
 from .poisson import Coding
@@ -57,6 +60,17 @@ def save(network: ScratchNetwork, folder: str | Path) -> None:
         "image_shape": list(network.image_shape),
     }
     write_network(folder, KIND, network.layers, _to_json, fields)
+    write_summary(folder, files_of(folder), summary_of(network))
+
+
+def summary_of(network: ScratchNetwork) -> dict[str, Any]:
+    """What a network is, as plain data for a reader without torch."""
+    neurons = [
+        {"name": name, "neuron": str(layer.spec.charge), "ladder": str(layer.spec.ladder)}
+        for name, layer in network.layers.named_modules()
+        if isinstance(layer, MTNeuron)
+    ]
+    return {"kind": KIND, "time_steps": network.time_steps, "neurons": neurons}
 
 
 def load(folder: str | Path) -> ScratchNetwork:

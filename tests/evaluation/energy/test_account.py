@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 from pages import energy_report, energy_rows
 
+from mt_convert.errors import CheckpointError, SpecError
 from mt_convert.evaluation.energy.account import (
+    account,
+    break_even,
+    costs_over_time,
+    costs_page,
+    dense_cost,
+    price_sweep,
+    spiking_cost,
+)
+from mt_convert.evaluation.energy.prices import (
     FP16,
     FP32,
     INT8,
     INT32,
     PRICES,
+    EnergySpec,
     MemoryModel,
     Weights,
-    account,
-    break_even,
-    dense_cost,
     equal_prices,
-    price_sweep,
-    spiking_cost,
 )
+from mt_convert.evaluation.energy.report import EnergyReport
 
 NONE, ONCE, EVENT = (MemoryModel(weights, bit_pj=1.0, state_bits=10) for weights in Weights)
 
@@ -131,3 +139,81 @@ def test_the_sweep_says_whether_the_ranking_hangs_on_prices() -> None:
     assert not between["stable"]
     assert between["sweep_sentence"].startswith("Yes")
     assert "prices and models of memory" in between["sentence"]
+
+
+def test_an_account_is_at_the_prices_and_with_the_memory_that_are_asked_for() -> None:
+    spec = EnergySpec(
+        "fp16", ac_pj=0.2, float_prices="int32", weights=Weights.PER_EVENT, bit_pj=2.0, state_bits=8
+    )
+    made = account({"a": (energy_report(40.0), 1)}, spec)
+    quantized, spiking, ann = made["networks"]
+    assert made["price"] == {
+        **{"mac_pj": 1.5, "ac_pj": 0.2, "name": "fp16, 45 nm, but 0.2 pJ an addition"}
+    }
+    assert spiking["compute"] == pytest.approx(360 * 0.2 + 100 * 1.5)
+    assert spiking["memory"] == 2 * (2 * 20 * 8 + 2 * 40 * 6 + 10 * 8 + 360 * 4)
+    assert quantized["compute"] == pytest.approx(1000 * 1.5)
+    assert (ann["name"], ann["compute"]) == ("float network, int32", 1000 * 3.2)
+    for words in ("0.2 pJ an addition", "2 pJ a bit", "for each event", "potential of 8 bits"):
+        assert words in made["model"], words
+    assert made["spec"] == spec.to_json()
+    assert len(made["sweep"]) == (len(PRICES) + 1) * len(Weights), "its own prices are swept too"
+    bare = account({"a": (energy_report(40.0), 1)}, EnergySpec(weights=Weights.NOT_COUNTED))
+    assert "memory not counted" in bare["sentence"]
+    assert bare["networks"][1]["memory"] == 0
+
+
+def test_costs_over_time_are_those_of_the_account_after_each_step() -> None:
+    later = tuple(replace(row, time_steps=2, synops=3 * row.synops) for row in energy_rows(40.0))
+    report = replace(energy_report(40.0), rows=(*energy_rows(40.0), *later))
+    spec = EnergySpec("int32", bit_pj=0.01)
+    made = costs_over_time(report, spec)
+    for row in made["rows"]:
+        quantized, spiking, ann = account({"a": (report, row["T"])}, spec)["networks"]
+        assert row["total"] == spiking["total"]
+        assert (row["quantized"], row["float"]) == (quantized["total"], ann["total"])
+    one, two = (row["total"] / row["quantized"] for row in made["rows"])
+    assert made["sentence"] == (
+        f"It pays: {one:.2f} times at T = 1, {two:.2f} times at T = 2 what the quantized network "
+        "of the same bits costs."
+    )
+    dear = costs_over_time(report, EnergySpec("int8"))
+    assert dear["sentence"].startswith("It does not pay: ")
+    page = costs_page([{"title": "a, n = 3", **made}])
+    assert made["sentence"] in page
+    assert f"| 1 | {made['rows'][0]['compute'] / 1000:.4g} | " in page
+
+
+def test_a_report_of_energy_is_read_as_it_was_written() -> None:
+    report = energy_report()
+    again = EnergyReport.from_json(json.loads(json.dumps(report.to_json())))
+    assert again == report
+    with pytest.raises(CheckpointError, match="its schema must be"):
+        EnergyReport.from_json({"schema": "mt_convert.energy/0"})
+    with pytest.raises(CheckpointError, match="images"):
+        EnergyReport.from_json({"schema": "mt_convert.energy/1"})
+
+
+def test_own_prices_have_a_name_that_says_them() -> None:
+    assert EnergySpec(mac_pj=2, ac_pj=0.5).table(energy_rows()).name == "2 and 0.5 pJ, own prices"
+    assert EnergySpec(mac_pj=0.23, ac_pj=0.03).table(energy_rows()) is INT8
+    assert EnergySpec("int32").table(energy_rows()) is INT32
+
+
+WRONG = {
+    "prices": ("int4", None),
+    "float_prices": (None, "fp32"),
+    "weights": ("sometimes", Weights.ONCE),
+    "mac_pj": (-0.1, 0),
+    "ac_pj": (float("nan"), 0.0),
+    "bit_pj": (1e7, 1e6),
+    "state_bits": (65, 64),
+}
+
+
+def test_what_is_not_allowed_is_told_all_at_once() -> None:
+    with pytest.raises(SpecError) as raised:
+        EnergySpec(**{name: wrong for name, (wrong, _) in WRONG.items()})  # type: ignore[arg-type]
+    assert [item.where for item in raised.value.faults] == [*WRONG]
+    assert all(item.hint.startswith("allowed: ") for item in raised.value.faults)
+    EnergySpec(**{name: right for name, (_, right) in WRONG.items()})  # type: ignore[arg-type]

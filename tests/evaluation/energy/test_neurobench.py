@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mt_convert.errors import SpecError
 from mt_convert.evaluation.energy.measure import energy
 from mt_convert.evaluation.energy.neurobench import neurobench
+from mt_convert.evaluation.energy.neurobench_adapter import Neurons, neurobench_model
 from mt_convert.neurons.ladder import Uniform
+from mt_convert.neurons.layer import MTNeuron
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.convert import convert
@@ -112,3 +118,82 @@ def test_the_footprint_has_weights_in_their_bits_and_the_rest_in_32(snn: Spiking
     assert measured.footprint < whole
     spared = whole - measured.footprint
     assert weights * 4 - weights * 8 / 8 <= spared <= weights * 4 - weights * 2 / 8
+
+
+class Hooked:
+    """What NeuroBench's model and its SynapticOperations do, written out: every layer of weights
+    is watched, −1, 0 and 1 alone are spikes, effective are products of what is not 0."""
+
+    def __init__(self) -> None:
+        self.additions = self.macs = 0.0
+        self.activations: list[type] = []
+
+    def add_activation_module(self, kind: type) -> None:
+        self.activations.append(kind)
+
+    def measure(self, images: Tensor) -> Tensor:
+        handles = [
+            layer.register_forward_pre_hook(self._watch)
+            for layer in self.__net__().modules()  # type: ignore[attr-defined]
+            if isinstance(layer, (nn.Conv2d, nn.Linear))
+        ]
+        logits: Tensor = self(images)  # type: ignore[operator]
+        for handle in handles:
+            handle.remove()
+        return logits
+
+    def _watch(self, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        (value,) = given
+        spikes = bool(((value == 0) | (value.abs() == 1)).all())
+        self.additions += products(layer, value) * spikes
+        self.macs += products(layer, value) * (not spikes)
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = SimpleNamespace(NeuroBenchModel=Hooked)
+    monkeypatch.setitem(sys.modules, "neurobench.models", models)
+    monkeypatch.setitem(sys.modules, "neurobench", SimpleNamespace(models=models))
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("n", [1, 3])
+def test_neurobench_counts_our_synops_as_its_effective_acs(
+    snn: SpikingModel, images: Tensor, n: int
+) -> None:
+    spiking = snn if n == 1 else snn.with_neurons({k: more(v, n) for k, v in snn.neurons()})
+    model = neurobench_model(spiking, time_steps=T)
+    logits = model.measure(images)
+    assert torch.allclose(logits, simulate(spiking, images, time_steps=T).logits[-1], atol=1e-4)
+    own = neurobench(spiking, images, time_steps=T).synaptic_operations
+    assert model.additions > 0
+    assert model.additions / len(images) == pytest.approx(own.Effective_ACs)
+    assert model.macs / len(images) == pytest.approx(own.Effective_MACs)
+    assert model.activations == [Neurons]
+
+
+def more(neuron: MTNeuron, n: int) -> MTNeuron:
+    """The neuron with n thresholds."""
+    return neuron.with_(spec=dataclasses.replace(neuron.spec, ladder=Uniform(n)))
+
+
+def test_where_neurobench_is_missing_one_line_says_so(
+    snn: SpikingModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "neurobench", None)
+    monkeypatch.setitem(sys.modules, "neurobench.models", None)
+    with pytest.raises(SpecError, match="pip install neurobench") as raised:
+        neurobench_model(snn, time_steps=2)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.long
+def test_the_package_itself_counts_the_same(snn: SpikingModel, images: Tensor) -> None:
+    metrics = pytest.importorskip("neurobench.metrics.workload", reason="no neurobench")
+    model = neurobench_model(snn, time_steps=T)
+    model.register_hooks()
+    metric = metrics.SynapticOperations()
+    metric(model, model(images), (images, None))
+    own = neurobench(snn, images, time_steps=T).synaptic_operations
+    assert metric.compute()["Effective_ACs"] == pytest.approx(own.Effective_ACs)
+    assert metric.compute()["Effective_MACs"] == pytest.approx(own.Effective_MACs)

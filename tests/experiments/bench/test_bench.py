@@ -22,14 +22,17 @@ from typer.testing import CliRunner
 from mt_convert import cli
 from mt_convert.errors import CheckpointError, SpecError, UnsupportedLayerError
 from mt_convert.experiments.bench import command, limits, memory, pages, picture, timing
-from mt_convert.experiments.bench.contenders.contender import Case, Contender, ContenderKind
+from mt_convert.experiments.bench.contenders.contender import Case, Contender
 from mt_convert.experiments.bench.contenders.registry import all_contenders, choose_contenders
 from mt_convert.experiments.bench.measure import Group, check, compare, with_ratios
 from mt_convert.experiments.bench.network import Network, open_network
 from mt_convert.experiments.bench.rows import (
+    BINARY,
+    KINDS,
     Absent,
     Benchmark,
     BenchRow,
+    ContenderKind,
     benchmark_from_json,
     merge,
 )
@@ -247,6 +250,8 @@ def test_every_contender_has_a_name_of_its_own_and_says_what_it_is() -> None:
         (item.thresholds is None) == (item.kind is not ContenderKind.PEER)
         for item in known.values()
     )
+    assert {name: item.kind for name, item in known.items()} == KINDS
+    assert tuple(name for name, item in known.items() if item.binary) == BINARY
     assert {item.available(CPU) is None for name, item in known.items() if "fp32_e" in name} == {
         True
     }

@@ -147,7 +147,17 @@ def test_clicking_or_choosing_a_neuron_shows_its_potential(browser: Any, file: s
 
 
 QUESTIONS = (
-    *("exact", "compared", "glance-accuracy", "settles", "spike-share", "analog", "rate", "pays"),
+    *(
+        "exact",
+        "compared",
+        "backends",
+        "glance-accuracy",
+        "settles",
+        "spike-share",
+        "analog",
+        "rate",
+        "pays",
+    ),
     *("subject", "glance-again"),
 )
 

@@ -85,6 +85,7 @@ def test_the_sections_stand_in_the_order_in_which_a_reader_asks(parsed: Parsed) 
     [
         ("exact", "Exact at T = 1"),
         ("compared", "on 32 images: 4,096 activations"),
+        ("backends", "whole numbers: 0 of 4,096 activations differ on 4 images; another: not this"),
         ("glance-accuracy", "91.23 / 90.87 / 90.87 % of 10,000 test images"),
         ("settles", "T = 1 (n = 15)"),
         ("spike-share", "90.0 % of 1000 (1 of 2 weighted layers)"),
@@ -107,6 +108,7 @@ def test_the_answers_stand_before_the_second_section(page: str) -> None:
     for name in (
         "exact",
         "compared",
+        "backends",
         "glance-accuracy",
         "settles",
         "spike-share",
@@ -235,3 +237,19 @@ def test_names_and_warnings_cannot_write_into_the_page() -> None:
     )
     assert evil not in page
     assert len(Parsed(page).all("script")) == 1
+
+
+def test_the_page_of_a_table_says_for_each_network_whether_it_pays() -> None:
+    row = {"compute": 10.0, "neurons": 20.0, "memory": 30.0, "total": 60.0, "T": 2}
+    item = {"sentence": "It does not pay: 3.00 times at T = 2.", "model": "int8, 45 nm"}
+    accounts = [
+        item | {"title": f"n = {n}", "rows": [row | {"quantized": 20.0, "float": 0.0}]}
+        for n in (1, 3)
+    ]
+    parsed = Parsed(render(PageContent(CONTENT.rows, "eval", accounts=accounts)))
+    assert parsed.wrong == []
+    assert "energy" in [item["id"] for item, _ in parsed.all("section")]
+    cells = [text for _, text in parsed.all("td")][-7:]
+    assert cells == ["2", "0.01", "0.02", "0.03", "0.06", "3.00 times", "–"]
+    assert sum(text == "It does not pay: 3.00 times at T = 2." for _, text in parsed.all("p")) == 2
+    assert sum(text == "int8, 45 nm" for _, text in parsed.all("p")) == 1, "said once"

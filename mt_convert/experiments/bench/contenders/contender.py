@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import torch
@@ -18,18 +17,10 @@ from torch import Tensor
 from ....errors import error_line
 from ....neurons.ladder import Radix
 from ..network import Network
+from ..rows import ContenderKind
 
 Runner = Callable[[Tensor], Any]
 """Images to logits: [batch, classes], or [T, batch, classes] behind every step."""
-
-
-class ContenderKind(StrEnum):
-    """What a contender computes, and so what its logits are compared with."""
-
-    INTEGER = "ours, spiking"
-    FLOAT = "float network"
-    QUANTIZED = "quantized network"
-    PEER = "other packages, spiking"
 
 
 @dataclass(frozen=True)
