@@ -136,7 +136,7 @@ def integer_form(snn: SpikingModel) -> IntegerForm:
         raise UnsupportedLayerError(
             headline, [Fault(item.name, "fires step by step", hint) for item in apart]
         )
-    faults = _functions(program)
+    faults = []
     if not any(isinstance(item, Encode) for item in program.instructions):
         faults.append(Fault("the image", "is not quantized", "give QuantSpec input_bits"))
     try:
@@ -159,16 +159,6 @@ def integer_form(snn: SpikingModel) -> IntegerForm:
         writer.sources,
         time_steps,
     )
-
-
-def _functions(program: Program) -> list[Fault]:
-    """Layers that stand for a function, whose thresholds rise and fall: no format has them yet."""
-    hint = "snn.layers holds its thresholds and weights; or quantize with functions='analog'"
-    return [
-        Fault(item.name, "stands for a function", hint)
-        for item in program.instructions
-        if isinstance(item, Fire) and item.table is not None
-    ]
 
 
 def window_steps(snn: SpikingModel) -> int:
@@ -300,13 +290,24 @@ class _Writer:
         table = tables.ThresholdTable(item, program)
         known = [self.values[index] for index in inputs]
         arrays = threshold_sum(table, levels, known)
-        if arrays is None:
+        if arrays is not None:
+            settings["first"] = (
+                int(levels[0]) if item.table is None else int(item.table.start.min())
+            )
+        elif item.table is None:
             settings |= {"low": int(steps[0]), "high": int(steps[-1])}
             arrays = {"levels": levels.int(), **formula_arrays(item.input)}
             if item.offset is not None:
                 arrays["offset"] = item.offset.detach().float()
         else:
-            settings["first"] = int(levels[0])
+            hint = "no power of two makes its sum whole: quantize with functions='analog'"
+            self.faults.append(Fault(item.name, "a function of a sum of two accumulators", hint))
+            arrays, settings["first"] = {}, 0
+        if item.table is not None:
+            settings["search"] = False
+            if not torch.equal(steps, levels):
+                hint = "its thresholds are one rung each: convert with a ladder that reaches all"
+                self.faults.append(Fault(item.name, "a function in several steps", hint))
         bounds = float(levels.min()), float(levels.max())
         self._add("fire", item.name, inputs, item.out, bounds, settings, arrays, item)
 
@@ -449,20 +450,17 @@ def threshold_sum(
     with u >= threshold. ``place`` says which row c a neuron has. Of one accumulator the factor is
     ±1; of an accumulator with levels beside it ±2^p, with the least p for which all (threshold,
     level) pairs agree: then it is no approximation. A threshold whose level rises by several
-    stands there as often. None where no p is proved.
+    stands there as often. Of a function ``falls`` are the thresholds at which the level falls by
+    one. None where no p is proved.
     """
     count = int(table.places.max()) + 1
-    others = [value for index, value in enumerate(inputs) if index != table.free]
-    combinations = math.prod(value.high - value.low + 1 for value in others)
-    if combinations > MOST_COMBINATIONS:
+    grid = other_levels([value for index, value in enumerate(inputs) if index != table.free])
+    if grid is None:
         return None
-    grid = torch.zeros(1, 0, dtype=torch.long)
-    if others:
-        ranges = [torch.arange(value.low, value.high + 1) for value in others]
-        grid = torch.cartesian_prod(*ranges).reshape(combinations, len(others))
+    combinations = len(grid)
     limit = max(-inputs[table.free].low, inputs[table.free].high)
     jumps = levels.diff()
-    rows, step = [], max(1, MOST_PROVED // (combinations * max(len(jumps), 1)))
+    rows, step = [], max(1, MOST_PROVED // (combinations * max(table.count, 1)))
     for start in range(0, count, step):
         chosen = torch.arange(start, min(count, start + step))
         index = chosen.repeat_interleave(combinations)[:, None]
@@ -474,9 +472,59 @@ def threshold_sum(
             return None
         rows.append(part)
     joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-    joined["thresholds"] = joined["thresholds"].repeat_interleave(jumps, 1)
+    if table.is_function:
+        joined |= _ups_and_downs(table, joined, inputs)
+    else:
+        joined["thresholds"] = joined["thresholds"].repeat_interleave(jumps, 1)
     joined["place"] = _compact(table.places)
     return {name: array.int() for name, array in joined.items()}
+
+
+def _ups_and_downs(
+    table: tables.ThresholdTable, arrays: Mapping[str, Tensor], inputs: list[Value]
+) -> dict[str, Tensor]:
+    """Thresholds of a function where its level rises, and those where it falls, each row filled up
+    with some that no sum reaches. Rows whose first level is above the least one begin with some
+    that every sum reaches.
+    """
+    thresholds = arrays["thresholds"]
+    weights, start = table.weights(torch.arange(len(thresholds))[:, None])
+    reach = sum(
+        arrays[f"factor_{index}"].abs() * max(-value.low, value.high)
+        for index, value in enumerate(inputs)
+    )
+    assert isinstance(reach, Tensor)
+    columns: dict[str, list[Tensor]] = {"thresholds": [], "falls": []}
+    for row, limit in enumerate(reach.tolist()):
+        always = thresholds.new_full((int(start[row] - start.min()),), -limit)
+        columns["thresholds"].append(torch.cat([always, thresholds[row, weights[row] > 0]]))
+        columns["falls"].append(thresholds[row, weights[row] < 0])
+    made = {}
+    for name, rows in columns.items():
+        wide = (reach[:, None] + 1).repeat(1, max(map(len, rows)))
+        for row, numbers in enumerate(rows):
+            wide[row, : len(numbers)] = numbers
+        if name == "thresholds" or wide.shape[1]:
+            made[name] = wide
+    return made
+
+
+def other_levels(values: list[Value]) -> Tensor | None:
+    """All combinations of what can stand beside an accumulator; None where they are too many.
+
+    Shapes: int64 [combinations, values]; without values one empty combination.
+
+    Example:
+        >>> other_levels([Value((), 0, 1), Value((), 5, 6)]).tolist()
+        [[0, 5], [0, 6], [1, 5], [1, 6]]
+    """
+    combinations = math.prod(value.high - value.low + 1 for value in values)
+    if combinations > MOST_COMBINATIONS:
+        return None
+    if not values:
+        return torch.zeros(1, 0, dtype=torch.long)
+    ranges = [torch.arange(value.low, value.high + 1) for value in values]
+    return torch.cartesian_prod(*ranges).reshape(combinations, len(values))
 
 
 def _prove(

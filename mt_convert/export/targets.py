@@ -29,7 +29,7 @@ from . import (
 )
 from .integer_form import IntegerForm, integer_form
 from .programs import torch_program
-from .spiking_graphs import nir_graph, nir_runtime
+from .spiking_graphs import nir_graph, nir_runtime, spikingjelly_folder
 from .verdict import FEWEST_IMAGES, Runtime, Verdict, verify
 
 VERDICT = "verdict.json"
@@ -102,6 +102,15 @@ TARGETS = {
         "network.nir",
         missing=lambda: onnx_graph.missing("nir"),
         refused=nir_graph.nir_refused,
+    ),
+    "spikingjelly": Target(
+        "spikingjelly",
+        spikingjelly_folder.write_spikingjelly,
+        spikingjelly_folder.SpikingJellyNetwork,
+        lambda path: {"bytes": table_folder.bytes_of(path)},
+        None,
+        missing=lambda: onnx_graph.missing("spikingjelly", extra="peers"),
+        refused=spikingjelly_folder.spikingjelly_refused,
     ),
 }
 
@@ -189,7 +198,7 @@ def _is_other(path: Path) -> bool:
     """Whether a path is there, holds something, and is no export."""
     if not path.is_dir():
         return path.exists()
-    ours = all((path / name).is_file() for name in ("network.json", "reader.py", VERDICT))
+    ours = all((path / name).is_file() for name in ("network.json", VERDICT))
     return not ours and any(path.iterdir())
 
 
