@@ -195,7 +195,7 @@ class _Fire(_Node):
             return arrays
         place = arrays.pop("place").long()
         made = {name: arrays[name][place] for name in arrays if name.startswith("factor")}
-        self.counts = {}
+        self.counts: dict[str, int] = {}
         for name in ("thresholds", "falls"):
             if name not in arrays:
                 continue
