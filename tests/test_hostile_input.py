@@ -39,7 +39,7 @@ from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.report.rows import Row, results_from_json, results_to_json
 from mt_convert.spiking.archive import network as archive
-from mt_convert.spiking.archive.layouts import digest_of
+from mt_convert.spiking.archive.layouts import digest_of, read_description, read_tensors
 from mt_convert.spiking.conversion_report import ConversionReport
 from mt_convert.spiking.convert import convert
 from mt_convert.system.folder_lock import _holder, _works
@@ -282,9 +282,9 @@ def stored(kind: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     qann = quantize(net, QuantSpec(), calibration=torch.randn(8, 1, 4, 4))
     with TemporaryDirectory() as folder:
         archive.save(convert(qann) if kind == "snn" else qann, folder)
-        content = json.loads((Path(folder) / "network.json").read_text())
+        content = read_description(folder)
         del content["digest"]
-        return content, load_tensors(Path(folder) / "tensors.safetensors")
+        return content, read_tensors(folder)
 
 
 @of_networks
@@ -302,8 +302,9 @@ def test_stored_networks_whose_digest_is_right(data: st.DataObject) -> None:
     with TemporaryDirectory() as folder:
         if isinstance(content, dict):
             content["digest"] = digest_of(content, tensors)
-        written(folder, "network.json", content)
-        save_tensors(Path(folder) / "tensors.safetensors", tensors)
+        config = data.draw(st.sampled_from([content, {"packed": {}, "network": content}]))
+        written(folder, "config.json", config)
+        save_tensors(Path(folder) / "model.safetensors", tensors)
         with bounded():
             network = archive.load(folder)
             if hasattr(network, "spec"):  # what could be read can be used

@@ -30,6 +30,7 @@ from mt_convert.evaluation.subject import Subject
 from mt_convert.experiments.study import run_chain, run_command, study_parser
 from mt_convert.experiments.subjects import subjects_of
 from mt_convert.report.rows import Row, results_from_json, results_to_json
+from mt_convert.system.network_files import holds_network
 from mt_convert.system.storage import read_json, write_json
 
 HERE = Path(__file__).parent
@@ -273,7 +274,7 @@ class Study:
         rows_by_file: dict[Path, list[Row]] = {}
         missing: list[str] = []
         for part in parts():
-            if not (self.runs / part.run / "train" / "network.json").is_file():
+            if not holds_network(self.runs / part.run / "train"):
                 missing += [f"{part.network}: not trained"]
                 continue
             for setting in part.settings:

@@ -212,6 +212,7 @@ def export(
       qonnx   whole weights and MultiThreshold nodes, for FINN
       torch   a program of torch.export on whole numbers
       nir     integrate-and-fire neurons with scalar thresholds, for other simulators
+      spikingjelly  a module of theirs, to be watched and trained there
       hub     config.json, model.safetensors and a card; networks of every kind, whole
     \b
     Examples:

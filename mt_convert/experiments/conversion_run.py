@@ -33,6 +33,7 @@ from ..spiking import archive
 from ..spiking.conversion_report import ConversionReport
 from ..spiking.model import SpikingModel
 from ..system.devices import device, device_of
+from ..system.network_files import files_of, holds_network
 from ..system.plain_data import as_type
 from ..system.progress import notice
 from ..system.storage import (
@@ -86,10 +87,13 @@ def _check_start(recipe: Recipe, folder: Path) -> None:
         CheckpointError: no trained quantized network there.
         RecipeError: each setting of the network that differs.
     """
-    for file in ("recipe.yaml", "train/network.json"):
-        if not (folder / file).is_file():
+    for there, what in (
+        ((folder / "recipe.yaml").is_file(), "recipe.yaml"),
+        (holds_network(folder / "train"), "trained network (train)"),
+    ):
+        if not there:
             hint = f"finish it: mt-convert run RECIPE --out {folder} --resume"
-            raise CheckpointError(f"model.from_run: {folder} holds no {file}; {hint}")
+            raise CheckpointError(f"model.from_run: {folder} holds no {what}; {hint}")
     other = load_recipe(folder / "recipe.yaml")
     pairs = {
         "model.architecture": (recipe.model.architecture, other.model.architecture),
@@ -184,7 +188,7 @@ class Conversion(StageRun):
 
     def checkpoint(self, name: str) -> str | None:
         start = self.recipe.model.from_run
-        described = None if start is None else str(Path(start) / "train" / "network.json")
+        described = None if start is None else str(files_of(Path(start) / "train")[0])
         checkpoints = {
             "ann": weights_path(self.recipe.model),
             "quantize": self.recipe.quantize.checkpoint

@@ -37,7 +37,7 @@ from ..report.columns import LEGEND, markdown_table
 from ..report.html.page import PageContent, render
 from ..report.html.parts import PAGE, downloads
 from ..report.rows import Row, results_from_json, results_to_json
-from ..spiking.archive.layouts import holds_network
+from ..system.network_files import holds_network
 from ..system.processes import Processes, alone_in
 from ..system.progress import notice
 from ..system.storage import atomic, read_json, sweep, write_json

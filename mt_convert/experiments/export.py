@@ -20,6 +20,7 @@ from ..spiking import archive
 from ..spiking.conversion_report import ConversionReport
 from ..spiking.convert import convert
 from ..spiking.model import SpikingModel
+from ..system.network_files import holds_network
 from ..system.storage import read_json
 from ..training.archive import load
 from .models.build import build
@@ -68,7 +69,7 @@ def run_hub(name: str, out: Path, *, again: bool = False) -> str:
     place = folder
     if (folder / "recipe.yaml").is_file():
         places = (folder / stage for stage in ("convert", "network", "spiking"))
-        place = next((one for one in places if (one / "network.json").is_file()), folder)
+        place = next((one for one in places if holds_network(one)), folder)
     network = load(place)
     if place != folder:
         recipe = load_stored(folder)
@@ -129,9 +130,9 @@ def _network(folder: Path, count: int) -> tuple[SpikingModel, Tensor]:
     parts: list[Tensor] = []
     if (folder / "recipe.yaml").is_file():
         recipe = load_stored(folder)
-        if not (folder / "convert" / "network.json").is_file():
+        if not holds_network(folder / "convert"):
             hint = f"finish it: mt-convert run RECIPE --out {folder} --resume"
-            if (folder / "network" / "network.json").is_file():
+            if holds_network(folder / "network"):
                 hint = f"name its fine-tuned one: {folder / 'network'}"
             raise CheckpointError(f"{folder} holds no converted network; {hint}")
         network: Any = archive.load(folder / "convert")

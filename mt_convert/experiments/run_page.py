@@ -14,10 +14,23 @@ from ..report.html.parts import PAGE, downloads
 from ..report.records import csv_text
 from ..report.rows import Row, results_from_json
 from ..report.tables import finetune_sentence, title
+from ..system.network_files import EARLIER, NAMES
 from ..system.storage import atomic, digest, read_json, reading
 
 TRAINED = {"ann": "float network", "train": "quantized network", "control": "control"}
 LOGS = {"spiking/learn": "spiking network", "finetune": "fine-tuning", "learn": "fine-tuning"}
+
+
+def _files(stage: str, what: str) -> dict[str, str]:
+    """The files of a stored network, by their names now and before."""
+    parts = ("its graph", "its numbers")
+    return {
+        f"{stage}/{name}": f"{what}: {part}"
+        for names in (NAMES, EARLIER)
+        for name, part in zip(names, parts, strict=True)
+    }
+
+
 FILES = {
     "results.json": "the table, every number",
     "results.csv": "the table for a spreadsheet",
@@ -25,14 +38,11 @@ FILES = {
     "versions.json": "software, machine, images",
     "report/report.md": "the table as Markdown",
     "README.md": "the table as Markdown",
-    "convert/network.json": "the converted network: its graph",
-    "convert/tensors.safetensors": "the converted network: its numbers",
+    **_files("convert", "the converted network"),
     "convert/report.json": "what was converted, and the verdict",
-    "train/tensors.safetensors": "the quantized network: its numbers",
-    "spiking/network.json": "the spiking network: its graph",
-    "spiking/tensors.safetensors": "the spiking network: its numbers",
-    "network/network.json": "the fine-tuned network: its graph",
-    "network/tensors.safetensors": "the fine-tuned network: its numbers",
+    **_files("train", "the quantized network"),
+    **_files("spiking", "the spiking network"),
+    **_files("network", "the fine-tuned network"),
     "learn/log.jsonl": "the training, epoch by epoch",
     "inspect/inspection.json": "spikes, errors by cause and energy behind this page",
 }

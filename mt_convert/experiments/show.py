@@ -15,6 +15,7 @@ from ..report.html.export import page_of, sentences, stored_verdicts
 from ..report.html.parts import PAGE
 from ..report.records import csv_text
 from ..report.rows import Row, results_from_json, results_to_json
+from ..system.network_files import files_of, holds_network
 from ..system.network_summary import SUMMARY, read_summary
 from ..system.storage import json_text, read_json, reading
 from .bench import rows as bench_rows
@@ -203,14 +204,14 @@ def _summary(path: Path) -> dict[str, Any]:
 
 def _is_network(path: Path) -> bool:
     """Whether a network lies there, as `save` writes it or as the Hub knows it."""
-    return any((path / name).is_file() for name in ("network.json", "config.json"))
+    return holds_network(path)
 
 
 def _nothing(path: Path) -> str:
     """What is said of a folder with nothing to show."""
     partial = sorted(item.name for item in path.glob("*.partial")) if path.is_dir() else []
     hint = f"; unfinished: {', '.join(partial)}, continue with run --resume" if partial else ""
-    return f"{path} holds no finished run (results.json) and no network (network.json){hint}"
+    return f"{path} holds no finished run (results.json) and no network (config.json){hint}"
 
 
 def _closing_sentence(out: Path, rows: Sequence[Row]) -> str:
@@ -239,7 +240,7 @@ def from_scratch_sentence(rows: Sequence[Row], spiking_folder: Path) -> str:
     """What was trained, how, and how good it is behind its last step."""
     row = rows[-1]
     epoch = read_json(spiking_folder / "training.json", lambda stored: int(stored["best_epoch"]))
-    neurons = read_json(spiking_folder / "network.json", _count_neurons)
+    neurons = read_json(files_of(spiking_folder)[0], _count_neurons)
     ann = "" if row.ann_accuracy is None else f" (float network {row.ann_accuracy:.2f} %)"
     steps = "1 step" if row.T == 1 else f"{row.T} steps"
     return (
@@ -251,5 +252,6 @@ def from_scratch_sentence(rows: Sequence[Row], spiking_folder: Path) -> str:
 
 def _count_neurons(network: Any) -> int:
     """The layers of neurons in the description of a network."""
+    network = network.get("network", network)
     kinds = {name: layer["type"] for name, layer in network["layers"].items()}
     return sum(kinds.get(node["target"]) == "MTNeuron" for node in network["graph"])

@@ -20,9 +20,9 @@ from ..evaluation.energy.report import EnergyReport
 from ..evaluation.spiking_rows import rows_of_stored
 from ..evaluation.stored import StoredNetwork
 from ..report.rows import Row
-from ..spiking.archive.layouts import holds_network
 from ..spiking.model import SpikingModel
 from ..system.devices import device
+from ..system.network_files import holds_network
 from ..system.processes import Processes
 from ..system.progress import notice
 from ..training.archive import kind_of, load

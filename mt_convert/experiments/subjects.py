@@ -28,10 +28,10 @@ from ..evaluation.subject import Subject
 from ..quantization.quantize import QuantizedModel, quantize
 from ..quantization.spec import QuantSpec
 from ..spiking import archive
-from ..spiking.archive.layouts import holds_network
 from ..spiking.convert import convert
 from ..spiking.model import SpikingModel
 from ..system.devices import device
+from ..system.network_files import holds_network
 from ..system.progress import notice
 from .models.build import build, has_random_weights, load_ann
 from .recipes.conversion import Recipe, load_recipe, load_stored
@@ -122,8 +122,11 @@ def own_prices(name: str, overrides: Sequence[str]) -> EnergySpec:
 
 def check_finished(folder: Path) -> None:
     """Raise `CheckpointError` unless a run is finished up to its trained network."""
-    for stage, file in (("ann", "model.safetensors"), ("train", "network.json")):
-        if not (folder / stage / file).is_file():
+    for stage, there in (
+        ("ann", (folder / "ann" / "model.safetensors").is_file()),
+        ("train", holds_network(folder / "train")),
+    ):
+        if not there:
             hint = f"finish it: mt-convert run RECIPE --out {folder} --resume"
             raise CheckpointError(f"{folder} holds no finished stage {stage!r}; {hint}")
 

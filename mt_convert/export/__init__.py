@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .hub import from_pretrained, push_to_hub, save_pretrained
-from .verbs import c, nir, onnx, qonnx, tables, torch
+from .verbs import c, nir, onnx, qonnx, spikingjelly, tables, torch
 from .verdict import Verdict
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "push_to_hub",
     "qonnx",
     "save_pretrained",
+    "spikingjelly",
     "tables",
     "torch",
 ]

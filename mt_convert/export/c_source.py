@@ -353,6 +353,9 @@ def _fire(form: IntegerForm, node: Node) -> Iterable[str]:
     thresholds, place = arrays["thresholds"], arrays["place"]
     count = thresholds.shape[1]
     yield _array(f"t_{out}", thresholds, "int32_t")
+    falls = arrays.get("falls")
+    if falls is not None:
+        yield _array(f"d_{out}", falls, "int32_t")
     row = _index(value.shape, tuple(place.shape))
     if not torch.equal(place.flatten(), torch.arange(place.numel()).int()):
         yield _array(f"c_{out}", place)
@@ -376,6 +379,10 @@ def _fire(form: IntegerForm, node: Node) -> Iterable[str]:
         )
     else:
         steps += f"while (k < {count} && u >= t[k]) k++; "
+    if falls is not None:  # where a function's level falls
+        width = falls.shape[1]
+        steps += f"const int32_t *d = d_{out} + c * {width}; int32_t l = 0; "
+        steps += f"while (l < {width} && u >= d[l]) l++; k -= l; "
     yield _head(form, node)
     yield _loops(value.shape, f"{steps}y[at] = ({kind})(k + {_operand(node.settings['first'])});")
     yield "}\n"

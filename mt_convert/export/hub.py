@@ -10,14 +10,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..errors import CheckpointError, OutputError, SpecError
 from ..graph.rules import DEFAULT_RULES, Rule
-from ..quantization.quantize import QuantizedModel
-from ..spiking.archive.layouts import HUB, holds_network, read_description, read_tensors, write_hub
+from ..spiking.archive.layouts import add_settings, read_description
 from ..spiking.model import SpikingModel
+from ..system.network_files import NAMES
 from ..system.network_summary import write_summary
 from ..system.storage import atomic
 from ..training.archive import load, save, summary_of
@@ -35,10 +34,7 @@ def save_pretrained(
     data_settings: Mapping[str, Any] | None = None,
     notes: str = "",
 ) -> None:
-    """Write a network of any kind that `save` takes as a folder for the Hub.
-
-    Weights of a converted network that lie on a grid are stored as whole numbers of as few bits as
-    they need: of W4 two to a byte. A quantized network, which trains on, keeps its floats.
+    """Write a network of any kind as a folder for the Hub: what `save` writes, and a card.
 
     ``rows``: results for the card, as `evaluate` returns them or `results.json` holds them.
     ``card``: what its head says more, such as license, datasets and base_model. ``data_settings``:
@@ -64,18 +60,12 @@ def save_pretrained(
         'SpikingModel'
     """
     folder = Path(folder)
-    if (folder / "network.json").exists():
-        raise OutputError(f"{folder} holds what save wrote: name another folder")
-    if (folder / HUB[0]).exists() and not _is_ours(folder):
-        raise OutputError(f"{folder} holds a model of another library: name another folder")
-    with TemporaryDirectory() as plain:
-        save(network, plain)
-        content, tensors = read_description(plain), read_tensors(plain)
-    known = {"input_size": list(network.image_shape), **(_data_settings(network) or {})}
-    settings = {"pretrained_cfg": known | dict(data_settings or {})}
-    write_hub(folder, content, tensors, settings)
+    save(network, folder)
+    if data_settings:
+        add_settings(folder, data_settings)
+    content = read_description(folder)
     load(folder)  # what was written is whole, to the last bit
-    write_summary(folder, [folder / name for name in HUB], summary_of(network))
+    write_summary(folder, [folder / name for name in NAMES], summary_of(network))
     if not (folder / CARD).exists():
         plain_rows = [asdict(row) if is_dataclass(row) else dict(row) for row in rows]  # type: ignore[arg-type]
         report = network.report if isinstance(network, SpikingModel) else None
@@ -118,7 +108,7 @@ def from_pretrained(
                 force_download=force_download,
                 local_files_only=local_files_only,
             )
-            for file in HUB
+            for file in NAMES
         ]
     except Exception as error:  # of the connection, of names, of what is not there
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -163,21 +153,6 @@ def push_to_hub(
     except Exception as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise OutputError(f"cannot upload to {repo_id}: {why}") from error
-
-
-def _is_ours(folder: Path) -> bool:
-    try:
-        return holds_network(folder) and bool(read_description(folder))
-    except CheckpointError:
-        return False
-
-
-def _data_settings(network: Any) -> Mapping[str, Any] | None:
-    said = network.report if isinstance(network, SpikingModel) else network
-    if not isinstance(network, (SpikingModel, QuantizedModel)):
-        return None
-    settings: Mapping[str, Any] | None = said.data_settings
-    return settings
 
 
 def _huggingface_hub() -> Any:

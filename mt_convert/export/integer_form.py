@@ -133,7 +133,7 @@ def integer_form(snn: SpikingModel) -> IntegerForm:
         raise UnsupportedLayerError(
             headline, [Fault(item.name, "fires step by step", hint) for item in apart]
         )
-    faults = _functions(program)
+    faults = []
     if not any(isinstance(item, Encode) for item in program.instructions):
         faults.append(Fault("the image", "is not quantized", "give QuantSpec input_bits"))
     try:
@@ -156,16 +156,6 @@ def integer_form(snn: SpikingModel) -> IntegerForm:
         writer.sources,
         time_steps,
     )
-
-
-def _functions(program: Program) -> list[Fault]:
-    """Layers that stand for a function, whose thresholds rise and fall: no format has them yet."""
-    hint = "snn.layers holds its thresholds and weights; or quantize with functions='analog'"
-    return [
-        Fault(item.name, "stands for a function", hint)
-        for item in program.instructions
-        if isinstance(item, Fire) and item.table is not None
-    ]
 
 
 def window_steps(snn: SpikingModel) -> int:
@@ -297,13 +287,24 @@ class _Writer:
         table = tables.ThresholdTable(item, program)
         known = [(self.values[index].low, self.values[index].high) for index in inputs]
         arrays = threshold_sum(table, levels, known)
-        if arrays is None:
+        if arrays is not None:
+            settings["first"] = (
+                int(levels[0]) if item.table is None else int(item.table.start.min())
+            )
+        elif item.table is None:
             settings |= {"low": int(steps[0]), "high": int(steps[-1])}
             arrays = {"levels": levels.int(), **formula_arrays(item.input)}
             if item.offset is not None:
                 arrays["offset"] = item.offset.detach().float()
         else:
-            settings["first"] = int(levels[0])
+            hint = "no power of two makes its sum whole: quantize with functions='analog'"
+            self.faults.append(Fault(item.name, "a function of a sum of two accumulators", hint))
+            arrays, settings["first"] = {}, 0
+        if item.table is not None:
+            settings["search"] = False
+            if not torch.equal(steps, levels):
+                hint = "its thresholds are one rung each: convert with a ladder that reaches all"
+                self.faults.append(Fault(item.name, "a function in several steps", hint))
         bounds = float(levels.min()), float(levels.max())
         self._add("fire", item.name, inputs, item.out, bounds, settings, arrays, item)
 

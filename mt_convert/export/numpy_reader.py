@@ -33,7 +33,8 @@ def fire(node, a, x):
         return a["levels"][q - node["low"]]
     place = a["place"]
     u = sum(one * a[f"factor_{i}"][place] for i, one in enumerate(x))
-    return node["first"] + (u[..., None] >= a["thresholds"][place]).sum(-1)
+    count = [(u[..., None] >= a[k][place]).sum(-1) for k in ("thresholds", "falls") if k in a]
+    return node["first"] + count[0] - sum(count[1:])
 
 
 def run_node(node, shape, a, x):

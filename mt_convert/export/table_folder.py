@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from ..system.storage import load_tensors, read_json, save_tensors, write_json
 from . import numpy_reader
 from .integer_form import IntegerForm, Node
 
-FORMAT, VERSION = "mt_convert tables", 1
 GOLDEN = 4  # images
 OPS = {
     "encode": ("scale",),
@@ -44,6 +44,17 @@ OPS = {
     "read_out": ("multiplier_0",),
 }
 LARGEST = 2**28  # numbers of one image that a value may have, and bytes of a description
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a description says that it is."""
+
+    format: str
+    version: int
+
+
+OWN = Tables("mt_convert tables", 1)
 
 
 class TableReader:
@@ -79,6 +90,13 @@ class TableReader:
 
 def write_tables(form: IntegerForm, folder: Path) -> None:
     """Write everything but the verdict."""
+    write_nodes(form, folder, OWN)
+    shutil.copyfile(Path(numpy_reader.__file__), folder / "reader.py")
+    _write_golden(form, folder)
+
+
+def write_nodes(form: IntegerForm, folder: Path, kind: Tables) -> None:
+    """Write the description and the arrays."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     nodes = []
@@ -101,16 +119,14 @@ def write_tables(form: IntegerForm, folder: Path) -> None:
     values[str(last.out)] = {"shape": list(logits.shape[1:]), "real": True}
     save_tensors(folder / "network.safetensors", tensors)
     description = {
-        "format": FORMAT,
-        "version": VERSION,
+        "format": kind.format,
+        "version": kind.version,
         "time_steps": form.time_steps,
         "image_shape": list(form.image_shape),
         "values": values,
         "nodes": nodes,
     }
     write_json(folder / "network.json", description)
-    shutil.copyfile(Path(numpy_reader.__file__), folder / "reader.py")
-    _write_golden(form, folder)
 
 
 def _write_golden(form: IntegerForm, folder: Path) -> None:
@@ -145,7 +161,9 @@ def hex_text(numbers: np.ndarray, bits: int) -> str:
 # ------------------------------------------------------------------------------------- reading
 
 
-def read_tables(folder: Path) -> tuple[dict[str, Any], list[dict[str, np.ndarray]]]:
+def read_tables(
+    folder: Path, kind: Tables = OWN
+) -> tuple[dict[str, Any], list[dict[str, np.ndarray]]]:
     """A folder of tables, looked through before anything is run or reserved.
 
     Raises:
@@ -161,7 +179,7 @@ def read_tables(folder: Path) -> tuple[dict[str, Any], list[dict[str, np.ndarray
     network = read_json(path)
     tensors = load_tensors(folder / "network.safetensors")
     try:
-        return network, _arrays_of(network, tensors)
+        return network, _arrays_of(network, tensors, kind)
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
@@ -183,10 +201,14 @@ def _require(fact: bool, what: str) -> None:
         raise _NoTables(what)
 
 
-def _arrays_of(network: Any, tensors: Mapping[str, Tensor]) -> list[dict[str, np.ndarray]]:
+def _arrays_of(
+    network: Any, tensors: Mapping[str, Tensor], kind: Tables
+) -> list[dict[str, np.ndarray]]:
     """The arrays of each node; everything that a node names is there and fits."""
-    _require(isinstance(network, dict) and network.get("format") == FORMAT, "of another kind")
-    _require(network["version"] == VERSION, f"version {network['version']}, this reads {VERSION}")
+    same = isinstance(network, dict) and network.get("format") == kind.format
+    _require(same, "of another kind")
+    version = network["version"]
+    _require(version == kind.version, f"version {version}, this reads {kind.version}")
     shapes: dict[int, tuple[int, ...]] = {0: _shape(network["image_shape"])}
     arrays = []
     for node in network["nodes"]:
@@ -264,6 +286,9 @@ def _check_fire(
     arrays: Mapping[str, Tensor],
 ) -> None:
     """The rows and columns of a layer of neurons."""
+    if "few_spikes" in node:
+        _check_steps(node, inputs, shape, arrays)
+        return
     if "levels" in arrays:
         low, high = node["low"], node["high"]
         _require(type(low) is int and type(high) is int, "bounds of levels")
@@ -277,7 +302,26 @@ def _check_fire(
     rows = [len(arrays[f"factor_{index}"]) for index in range(len(inputs))]
     _require(thresholds.dim() == 2 and {*rows} == {len(thresholds)}, "rows of factors")
     _require(torch.broadcast_shapes(place.shape, shape) == shape, "the shape of rows")
+    falls = arrays.get("falls", thresholds)
+    _require(falls.dim() == 2 and len(falls) == len(thresholds), "rows of thresholds that fall")
     _require(type(node["first"]) is int, "the first level")
+
+
+def _check_steps(
+    node: dict[str, Any],
+    inputs: list[tuple[int, ...]],
+    shape: tuple[int, ...],
+    arrays: Mapping[str, Tensor],
+) -> None:
+    """The steps of a formula that counts in levels."""
+    spikes, steps = node["few_spikes"], arrays["thresholds"]
+    _require(type(spikes) is int and 0 <= spikes <= 16, "the number of spikes")
+    _require(0 < steps.dim() <= len(shape) + 1 and steps.shape == arrays["weights"].shape, "steps")
+    broadcast = [steps[0] if len(steps) else arrays["first"], arrays["first"]]
+    broadcast += [arrays[f"multiplier_{index}"] for index in range(len(inputs))]
+    broadcast += [arrays[name] for name in ("bias", "offset") if name in arrays]
+    sizes = (one.shape for one in broadcast)
+    _require(torch.broadcast_shapes(*sizes, shape) == shape, "the shape of steps")
 
 
 def bytes_of(folder: Path) -> int:

@@ -22,7 +22,7 @@ from . import c_program, c_source, table_folder
 from .integer_form import IntegerForm, integer_form
 from .onnx_formats import onnx_graph, onnx_integers, onnx_runtimes, qonnx_thresholds
 from .programs import torch_program
-from .spiking_graphs import nir_graph, nir_runtime
+from .spiking_graphs import nir_graph, nir_runtime, spikingjelly_folder
 from .verdict import FEWEST_IMAGES, Runtime, Verdict, verify
 
 VERDICT = "verdict.json"
@@ -95,6 +95,15 @@ TARGETS = {
         "network.nir",
         missing=lambda: onnx_graph.missing("nir"),
         refused=nir_graph.nir_refused,
+    ),
+    "spikingjelly": Target(
+        "spikingjelly",
+        spikingjelly_folder.write_spikingjelly,
+        spikingjelly_folder.SpikingJellyNetwork,
+        lambda path: {"bytes": table_folder.bytes_of(path)},
+        None,
+        missing=lambda: onnx_graph.missing("spikingjelly", extra="peers"),
+        refused=spikingjelly_folder.spikingjelly_refused,
     ),
 }
 
@@ -182,7 +191,7 @@ def _is_other(path: Path) -> bool:
     """Whether a path is there, holds something, and is no export."""
     if not path.is_dir():
         return path.exists()
-    ours = all((path / name).is_file() for name in ("network.json", "reader.py", VERDICT))
+    ours = all((path / name).is_file() for name in ("network.json", VERDICT))
     return not ours and any(path.iterdir())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,20 +25,17 @@ def threshold_sum(
     with u >= threshold. ``place`` says which row c a neuron has. Of one accumulator the factor is
     ±1; of an accumulator with levels beside it ±2^p, with the least p for which all (threshold,
     level) pairs agree: then it is no approximation. A threshold whose level rises by several
-    stands there as often. None where no p is proved.
+    stands there as often. Of a function ``falls`` are the thresholds at which the level falls by
+    one. None where no p is proved.
     """
     count = int(table.places.max()) + 1
-    others = [pair for index, pair in enumerate(bounds) if index != table.free]
-    combinations = math.prod(high - low + 1 for low, high in others)
-    if combinations > MOST_COMBINATIONS:
+    grid = other_levels([pair for index, pair in enumerate(bounds) if index != table.free])
+    if grid is None:
         return None
-    grid = torch.zeros(1, 0, dtype=torch.long)
-    if others:
-        ranges = [torch.arange(low, high + 1) for low, high in others]
-        grid = torch.cartesian_prod(*ranges).reshape(combinations, len(others))
+    combinations = len(grid)
     limit = max(-bounds[table.free][0], bounds[table.free][1])
     jumps = levels.diff()
-    rows, step = [], max(1, MOST_PROVED // (combinations * max(len(jumps), 1)))
+    rows, step = [], max(1, MOST_PROVED // (combinations * max(table.count, 1)))
     for start in range(0, count, step):
         chosen = torch.arange(start, min(count, start + step))
         index = chosen.repeat_interleave(combinations)[:, None]
@@ -50,9 +47,59 @@ def threshold_sum(
             return None
         rows.append(part)
     joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-    joined["thresholds"] = joined["thresholds"].repeat_interleave(jumps, 1)
+    if table.is_function:
+        joined |= _ups_and_downs(table, joined, bounds)
+    else:
+        joined["thresholds"] = joined["thresholds"].repeat_interleave(jumps, 1)
     joined["place"] = _compact(table.places)
     return {name: array.int() for name, array in joined.items()}
+
+
+def _ups_and_downs(
+    table: ThresholdTable, arrays: Mapping[str, Tensor], bounds: Sequence[tuple[int, int]]
+) -> dict[str, Tensor]:
+    """Thresholds of a function where its level rises, and those where it falls, each row filled up
+    with some that no sum reaches. Rows whose first level is above the least one begin with some
+    that every sum reaches.
+    """
+    thresholds = arrays["thresholds"]
+    weights, start = table.weights(torch.arange(len(thresholds))[:, None])
+    reach = sum(
+        arrays[f"factor_{index}"].abs() * max(-low, high)
+        for index, (low, high) in enumerate(bounds)
+    )
+    assert isinstance(reach, Tensor)
+    columns: dict[str, list[Tensor]] = {"thresholds": [], "falls": []}
+    for row, limit in enumerate(reach.tolist()):
+        always = thresholds.new_full((int(start[row] - start.min()),), -limit)
+        columns["thresholds"].append(torch.cat([always, thresholds[row, weights[row] > 0]]))
+        columns["falls"].append(thresholds[row, weights[row] < 0])
+    made = {}
+    for name, rows in columns.items():
+        wide = (reach[:, None] + 1).repeat(1, max(map(len, rows)))
+        for row, numbers in enumerate(rows):
+            wide[row, : len(numbers)] = numbers
+        if name == "thresholds" or wide.shape[1]:
+            made[name] = wide
+    return made
+
+
+def other_levels(values: Sequence[tuple[int, int]]) -> Tensor | None:
+    """All combinations of what can stand beside an accumulator; None where they are too many.
+
+    Shapes: int64 [combinations, values]; without values one empty combination.
+
+    Example:
+        >>> other_levels([(0, 1), (5, 6)]).tolist()
+        [[0, 5], [0, 6], [1, 5], [1, 6]]
+    """
+    combinations = math.prod(high - low + 1 for low, high in values)
+    if combinations > MOST_COMBINATIONS:
+        return None
+    if not values:
+        return torch.zeros(1, 0, dtype=torch.long)
+    ranges = [torch.arange(low, high + 1) for low, high in values]
+    return torch.cartesian_prod(*ranges).reshape(combinations, len(values))
 
 
 def _prove(

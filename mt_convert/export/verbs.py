@@ -81,3 +81,13 @@ def nir(snn: SpikingModel, file: str | Path, *, images: Any = None) -> Verdict:
     ``images`` and what is raised.
     """
     return export(snn, "nir", file, images=images)
+
+
+def spikingjelly(snn: SpikingModel, folder: str | Path, *, images: Any = None) -> Verdict:
+    """Write one time step of a converted network as a module of SpikingJelly: a folder with
+    ``spiking_network.py``, whose ``load(folder)`` gives it, to be watched and trained there.
+
+    Neurons are their FewSpikeNode where that is equal, else one of ours behind their interface. See
+    `tables` for ``images`` and what is raised.
+    """
+    return export(snn, "spikingjelly", folder, images=images)

@@ -245,7 +245,7 @@ def _next_to_thresholds(
     counts = torch.bincount(places)
     rank = _ranks(places, counts)
     free, shape = values[table.free], values[table.free].shape
-    width = (table.high - table.low) * 3
+    width = table.count * 3
     fewest = int(counts.min())
     if len(beside) * width * places.numel() <= EACH:
         rank, fewest = torch.zeros_like(rank), 1  # each neuron meets every threshold

@@ -79,6 +79,13 @@ class ThresholdTable:
         """How many values its neurons read."""
         return self._terms
 
+    @property
+    def count(self) -> int:
+        """How many thresholds a row has."""
+        if self._function is not None:
+            return int(self._function.thresholds.shape[1])
+        return self.high - self.low
+
     def multiplier(self, term: int, rows: Tensor) -> Tensor:
         """What one unit of a term is worth in these classes of neurons."""
         return self._columns[term][rows]
@@ -92,28 +99,36 @@ class ThresholdTable:
 
         Shapes: rows int64 [rows, 1 + other terms]; returns int64 [rows, levels] and bool [rows].
         """
-        constants = [column[rows[:, 0], None] for column in self._columns]
-        channel = None if self._function is None else constants.pop()[:, 0]
-        multipliers, rest = constants[: self._terms], constants[self._terms :]
-        falling = multipliers[self.free] < 0
+        falling = self.multiplier(self.free, rows[:, :1]) < 0
         sign = torch.where(falling, -1, 1)
         targets = torch.arange(self.low + 1, self.high + 1, device=rows.device)
-        if self._function is not None:
-            targets = self._function.thresholds[channel]  # [rows, n], in the formula's numbers
+        if self._function is not None:  # [rows, n], in the formula's numbers
+            targets = self._function.thresholds[self._columns[-1][rows[:, 0]]]
         low = torch.full((len(rows), targets.shape[-1]), -self._limit, device=rows.device)
         high = torch.full_like(low, self._limit + 1)
-        others = [column[:, None] for column in rows[:, 1:].unbind(1)]
         while bool((low < high).any()):
             middle = torch.div(low + high, 2, rounding_mode="floor")
-            numbers = [*others[: self.free], sign * middle, *others[self.free :]]
-            level = written_sum(numbers, multipliers, rest[0] if self._biased else None)
-            for offset in rest[self._biased :]:
-                level = level + offset
+            level = self.sums(rows, sign * middle)
             rounded = level.round() if self._function is None else level
             reached = rounded >= targets
             high = torch.where(reached & (low < high), middle, high)
             low = torch.where(~reached & (low < high), middle + 1, low)
         return sign * low, falling[:, 0]
+
+    def sums(self, rows: Tensor, free: Tensor) -> Tensor:
+        """The written formula in these rows, for each of some numbers of the compared value.
+
+        Shapes: rows as in `thresholds`; ``free`` and what is returned [rows, numbers].
+        """
+        end = len(self._columns) - (self._function is not None)
+        constants = [column[rows[:, 0], None] for column in self._columns[:end]]
+        multipliers, rest = constants[: self._terms], constants[self._terms :]
+        others = [column[:, None] for column in rows[:, 1:].unbind(1)]
+        numbers = [*others[: self.free], free, *others[self.free :]]
+        level = written_sum(numbers, multipliers, rest[0] if self._biased else None)
+        for offset in rest[self._biased :]:
+            level = level + offset
+        return level
 
     @property
     def is_function(self) -> bool:

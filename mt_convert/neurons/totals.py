@@ -88,7 +88,7 @@ def totals_step_literal(y: Tensor, total: Tensor, spec: NeuronSpec) -> Tensor:
     lo, hi = spec.limits
     if isinstance(spec.ladder, Learned):
         return _step_learned_literal(y, total, spec)
-    place = _position
+    place = position
     if isinstance(spec.ladder, Digit) and spec.ladder.gaps:
         place = partial(_learned_position, _thresholds(spec.ladder, y))
     up = _emission(spec, lambda k: (y >= place(total + k)) & (total + k <= hi), total)
@@ -121,7 +121,7 @@ def literal_from_rest(y: Tensor, spec: NeuronSpec) -> Tensor:
     if learned:
         places = _thresholds(ladder, y).cpu()[:up]
     else:
-        places = _position(torch.arange(1 - down, up + 1, dtype=y.dtype))
+        places = position(torch.arange(1 - down, up + 1, dtype=y.dtype))
     inputs = y.detach().cpu().contiguous().numpy()
     level = np.zeros(inputs.shape, inputs.dtype)
     for block, out in zip(*(_blocks(array) for array in (inputs, level)), strict=True):
@@ -224,8 +224,13 @@ def _emission(spec: NeuronSpec, fires: Callable[[Tensor], Tensor], total: Tensor
     return emitted
 
 
-def _position(k: Tensor) -> Tensor:
-    """The smallest float that rounds, half to even, to k or above."""
+def position(k: Tensor) -> Tensor:
+    """The smallest float that rounds, half to even, to k or above.
+
+    Example:
+        >>> [float(place) for place in position(torch.tensor([1.0, 2.0]))]
+        [0.5000000596046448, 1.5]
+    """
     edge = k - 0.5
     return torch.where(k.remainder(2) == 1, edge.nextafter(torch.full_like(k, math.inf)), edge)
 

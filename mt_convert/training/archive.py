@@ -17,7 +17,11 @@ from .from_scratch.network import ScratchNetwork
 
 
 def save(network: QuantizedModel | SpikingModel | ScratchNetwork, folder: str | Path) -> None:
-    """Write a network to a folder; what stood there is replaced only when all is written.
+    """Write a network to a folder, as the Hub knows models: `config.json`, `model.safetensors`;
+    what stood there is replaced only when all is written.
+
+    Weights of a converted network that lie on a grid are stored as whole numbers of as few bits as
+    they need: of W4 two to a byte. A quantized network, which trains on, keeps its floats.
 
     Of a network trained from scratch trains of tensors are merged, and weights are stored as they
     count. Surrogates belong to training and are not stored.

@@ -80,7 +80,7 @@ def test_a_recipe_calibrates_stores_and_fine_tunes_what_it_converted(chain: Path
 
 @pytest.mark.slow
 def test_the_command_fine_tunes_from_the_stored_calibration(chain: Path) -> None:
-    stored = chain / "calibrate" / "network" / "network.json"
+    stored = chain / "calibrate" / "network" / "config.json"
     before = stored.read_bytes()
     out = run_finetune(str(chain), ["finetune.algorithm=dsr"], None)
     first, last = rows_in(out)

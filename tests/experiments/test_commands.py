@@ -231,7 +231,7 @@ def test_a_run_leaves_the_house_and_is_checked_again(tmp_path: Path, earlier: Pa
     shutil.rmtree(earlier / "convert")
     assert "holds no converted network; finish it" in message(call_here(tmp_path, *words))
     (earlier / "network").mkdir()
-    (earlier / "network" / "network.json").touch()
+    (earlier / "network" / "config.json").touch()
     assert "name its fine-tuned one: out/network" in message(call_here(tmp_path, *words))
 
 
@@ -488,14 +488,14 @@ def test_show_of_a_folder_that_holds_nothing_is_one_message(
 ) -> None:
     (tmp_path / "empty").mkdir()
     text = message(command("show", "empty"))
-    assert "empty holds no finished run (results.json) and no network (network.json)" in text
+    assert "empty holds no finished run (results.json) and no network (config.json)" in text
 
 
 @pytest.mark.slow
 def test_show_of_a_damaged_network_is_one_message(command: Command, earlier: Path) -> None:
-    path = earlier / "convert" / "tensors.safetensors"
+    path = earlier / "convert" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
-    assert "tensors.safetensors is not a whole" in message(command("show", "out/convert"))
+    assert "model.safetensors is not a whole" in message(command("show", "out/convert"))
 
 
 @pytest.mark.slow

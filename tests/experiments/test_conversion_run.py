@@ -59,9 +59,9 @@ def test_a_run_leaves_a_folder_per_stage_and_six_files(finished: Path) -> None:
     assert names == {*STAGES, *files, "results.csv", "report.html"}
     for stage, artefact in {
         "ann": "model.safetensors",
-        "quantize": "network.json",
-        "train": "network.json",
-        "convert": "network.json",
+        "quantize": "config.json",
+        "train": "config.json",
+        "convert": "config.json",
         "evaluate": "rows.json",
         "inspect": "inspection.json",
         "report": "report.md",

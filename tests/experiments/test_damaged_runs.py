@@ -88,7 +88,7 @@ CASES = {
     ),
     "a pipe": (piped("results.json"), SHOW, "run"),
     "another type": (forged_rows, SHOW, "results.json"),
-    "long number": (text("train/network.json", f'{{"schema":{"9" * 5000}}}'), EVAL, "network.json"),
+    "long number": (text("train/config.json", f'{{"schema":{"9" * 5000}}}'), EVAL, "config.json"),
     "other weights": (other_weights, EVAL, "model.safetensors"),
     "no recipe": (text("recipe.yaml", ""), EVAL, "recipe.yaml"),
     "rows of bytes": (

@@ -95,11 +95,11 @@ def test_a_summary_of_other_files_is_not_believed(finished: Path, tmp_path: Path
     (folder / "summary.json").write_text(json.dumps(summary | {"kind": "qann", "spec": 3}))
     with pytest.raises(CheckpointError, match=r"summary\.json is damaged"):
         printed(folder)
-    text = (folder / "network.json").read_text()
-    (folder / "network.json").write_text(text.replace('"n": 15', '"n": 14'))
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"n": 15', '"n": 14'))
     with pytest.raises(CheckpointError, match=r"network\.json"):
         printed(folder)
-    (folder / "network.json").write_text(text)
+    (folder / "config.json").write_text(text)
     (folder / "summary.json").unlink()
     assert "Neurons" in printed(folder), "as it was stored before there were summaries"
 

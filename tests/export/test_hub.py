@@ -92,10 +92,11 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="another library"):
         mt.export.save_pretrained(snn, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text()) == {"architecture": "resnet18"}
-    mt.save(snn, tmp_path / "plain")
-    with pytest.raises(OutputError, match="what save wrote"):
-        mt.export.save_pretrained(snn, tmp_path / "plain")
-    mt.export.save_pretrained(snn, tmp_path / "mine")
+    mt.save(snn, tmp_path / "mine")
+    mt.export.save_pretrained(snn, tmp_path / "mine")  # the same files, and a card
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {
+        *("README.md", "config.json", "model.safetensors")
+    }
     (tmp_path / "mine" / "README.md").write_text("my own words")
     mt.export.save_pretrained(snn, tmp_path / "mine")
     assert (tmp_path / "mine" / "README.md").read_text() == "my own words"

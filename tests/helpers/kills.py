@@ -68,7 +68,7 @@ def digests(out: Path) -> dict[str, str]:
         name = str(path.relative_to(out))
         if not path.is_file() or path.name in NOT_COMPARED:
             continue
-        timed = path.suffix in (".json", ".jsonl", ".md") and path.name not in ("network.json",)
+        timed = path.suffix in (".json", ".jsonl", ".md") and path.name != "config.json"
         content = b"" if timed and path.name != "results.json" else path.read_bytes()
         found[name] = hashlib.sha256(content).hexdigest()
     return found

@@ -35,6 +35,16 @@ def test_digits_leave_exactly_to_every_target(regenerate: ModuleType) -> None:
         assert (row.exact is True) != (row.refused is not None)
 
 
+def test_convolutions_leave_with_functions_too_and_attention_is_refused_by_name(
+    regenerate: ModuleType,
+) -> None:
+    stored = read_json(FOLDER / "results.json")
+    rows = [regenerate.Row(**row) for row in stored["rows"]]
+    by_network = {name: [row for row in rows if row.network == name] for name in regenerate.SMALL}
+    assert {row.target for row in by_network["silu_cnn"] if row.exact} == {*TARGETS}
+    assert all("attn: no integer form" in str(row.refused) for row in by_network["vit_small"])
+
+
 def test_the_page_is_made_from_the_stored_rows(regenerate: ModuleType) -> None:
     rows = [regenerate.Row(**row) for row in read_json(FOLDER / "results.json")["rows"]]
     assert (FOLDER / "README.md").read_text() == regenerate.page(rows)

@@ -135,9 +135,9 @@ def test_a_changed_threshold_or_a_missing_one_is_noticed(tmp_path: Path) -> None
     from safetensors.torch import load_file, save_file
 
     save(quantized("silu"), tmp_path)
-    tensors = load_file(tmp_path / "tensors.safetensors")
+    tensors = load_file(tmp_path / "model.safetensors")
     tensors["silu.table.thresholds"][0, 0] += 1
-    save_file(tensors, tmp_path / "tensors.safetensors")
+    save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError):
         load(tmp_path)
 

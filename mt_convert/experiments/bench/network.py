@@ -20,6 +20,7 @@ from ...quantization.spec import QuantSpec
 from ...spiking import archive
 from ...spiking.convert import convert
 from ...spiking.model import SpikingModel
+from ...system.network_files import holds_network
 from ...system.storage import digest
 from ..models.build import architecture_fault
 from ..models.lived_in import build
@@ -119,7 +120,7 @@ def open_network(word: str, store: Path, *, seed: int = 0) -> Network:
 def _from_run(folder: Path, seed: int) -> Network:
     """What a run trained."""
     for place, what in (("spiking", "trained from scratch"), ("network", "fine-tuned")):
-        if (folder / place / "network.json").is_file():
+        if holds_network(folder / place):
             raise CheckpointError(
                 f"{folder} holds a network that was {what}: bench times a quantized network and "
                 "its conversions, name the folder of a run that converts"
@@ -138,7 +139,7 @@ def _of_architecture(name: str, store: Path, seed: int) -> Network:
     spec = QuantSpec(weight_bits=BITS, act_bits=BITS)
     inputs = [name, seed, spec.to_json(), len(images), timm.__version__]
     folder = store / f"{name}_{digest(inputs)[:12]}"
-    if not (folder / "network.json").is_file():
+    if not holds_network(folder):
         archive.save(quantize(built.model, spec, calibration=built.images), folder)
     return Network(name, built.model.eval(), archive.load_quantized(folder, spec), images)
 

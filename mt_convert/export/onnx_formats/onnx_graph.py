@@ -20,7 +20,7 @@ OPSET = 18
 FLOAT32_WHOLE = 2**24
 
 
-def missing(*packages: str) -> str | None:
+def missing(*packages: str, extra: str = "export") -> str | None:
     """Which packages are not installed, with what to do.
 
     Example:
@@ -28,7 +28,8 @@ def missing(*packages: str) -> str | None:
         'not installed: nopackage; pip install mt-convert[export]'
     """
     absent = [name for name in packages if find_spec(name) is None]
-    return f"not installed: {', '.join(absent)}; pip install mt-convert[export]" if absent else None
+    hint = f"not installed: {', '.join(absent)}; pip install mt-convert[{extra}]"
+    return hint if absent else None
 
 
 class Graph:

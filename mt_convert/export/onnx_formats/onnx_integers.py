@@ -14,6 +14,7 @@ import torch
 
 from ...errors import Fault
 from ..integer_form import IntegerForm, Node, Value, emitted_levels, formula_arrays
+from ..threshold_sums import INT32
 from . import onnx_graph as shared
 from .onnx_graph import Graph, Writer
 
@@ -92,21 +93,43 @@ def _products(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
 
 def _count(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
     """Levels: comparisons of whole numbers, or the written formula."""
-    arrays = node.arrays
-    if "levels" in arrays or arrays["thresholds"].shape[1] > MOST_COMPARED:
+    arrays, first = node.arrays, node.settings.get("first", 0)
+    is_function = "falls" in arrays or graph.form.sources[node.out].table is not None
+    many = "levels" in arrays or arrays["thresholds"].shape[1] > MOST_COMPARED
+    if many and not is_function:
         _levels_by_formula(graph, node, inputs, out)
         return
     total = shared.whole_sum(graph, node, inputs, out)
-    axis = graph.constant("last_axis", [-1], np.int64)
-    wide = graph.add("Unsqueeze", [total, axis], f"{out}_wide")
-    thresholds = arrays["thresholds"][arrays["place"].long()]
-    constant = graph.constant(f"{out}_thresholds", thresholds, np.int32)
-    reached = graph.add("GreaterOrEqual", [wide, constant], f"{out}_reached")
-    ones = graph.cast(reached, "int32", f"{out}_ones")
-    first = node.settings["first"]
-    counted = graph.add("ReduceSum", [ones, axis], f"{out}_count" if first else out, keepdims=0)
-    if first:
-        graph.add("Add", [counted, graph.constant(f"{out}_first", first, np.int32)], out)
+    level = _reached(graph, node, total, "thresholds", f"{out}_count")
+    if "falls" in arrays:
+        down = _reached(graph, node, total, "falls", f"{out}_fallen")
+        level = graph.add("Sub", [level, down], f"{out}_both")
+    graph.add("Add", [level, graph.constant(f"{out}_first", first, np.int32)], out)
+
+
+def _reached(graph: Graph, node: Node, total: str, name: str, out: str) -> str:
+    """How many thresholds a sum reaches: each compared, or, of many, a search in halves."""
+    place, numbers = node.arrays["place"].long(), node.arrays[name]
+    count = numbers.shape[1]
+    if count <= MOST_COMPARED:
+        axis = graph.constant("last_axis", [-1], np.int64)
+        wide = graph.add("Unsqueeze", [total, axis], f"{out}_wide")
+        constant = graph.constant(f"{out}_thresholds", numbers[place], np.int32)
+        reached = graph.add("GreaterOrEqual", [wide, constant], f"{out}_reached")
+        ones = graph.cast(reached, "int32", f"{out}_ones")
+        return graph.add("ReduceSum", [ones, axis], out, keepdims=0)
+    width = 1 << count.bit_length()
+    beyond = torch.full((len(numbers), width - count), INT32 - 1)
+    rows = torch.cat([numbers.long(), beyond], 1).flatten()
+    table = graph.constant(f"{out}_thresholds", rows, np.int32)
+    at = start = graph.constant(f"{out}_start", place * width - 1, np.int64)
+    for bit in reversed(range(count.bit_length())):
+        step = graph.constant(f"step_{bit}", 1 << bit, np.int64)
+        higher = graph.add("Add", [at, step], f"{out}_higher_{bit}")
+        threshold = graph.add("Gather", [table, higher], f"{out}_threshold_{bit}", axis=0)
+        passed = graph.add("GreaterOrEqual", [total, threshold], f"{out}_passed_{bit}")
+        at = graph.add("Where", [passed, higher, at], f"{out}_at_{bit}")
+    return graph.cast(graph.add("Sub", [at, start], f"{out}_found"), "int32", out)
 
 
 def _levels_by_formula(graph: Graph, node: Node, inputs: list[str], out: str) -> None:

@@ -108,7 +108,7 @@ def type_name(value: Value) -> str:
 
 
 def _multi_threshold(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
-    """One MultiThreshold node, channels on axis 1; other rows of thresholds are laid out so."""
+    """One MultiThreshold node, of a function two; channels on axis 1, other rows laid out so."""
     shape, place = graph.form.values[node.out].shape, node.arrays["place"].long()
     value = graph.form.values[node.out]
     total = shared.whole_sum(graph, node, inputs, out)
@@ -119,19 +119,30 @@ def _multi_threshold(graph: Graph, node: Node, inputs: list[str], out: str) -> N
         laid = (shape[0], math.prod(shape[1:]), 1)
     if laid != shape:
         total = shared.reshape(graph, total, laid, f"{out}_laid")
-    thresholds = node.arrays["thresholds"][place.expand(shape).flatten() if rows is None else rows]
-    made = graph.add(
-        "MultiThreshold",
-        [total, graph.constant(f"{out}_thresholds", thresholds, np.float32)],
-        out if laid == shape else f"{out}_levels",
-        QONNX_DOMAIN,
-        out_dtype=type_name(value),
-        out_scale=1.0,
-        out_bias=float(node.settings["first"]),
-        data_layout="NCHW" if len(laid) == 3 else "NC",
-    )
+
+    def reached(name: str, made: str, first: int) -> str:
+        thresholds = node.arrays[name]
+        thresholds = thresholds[place.expand(shape).flatten() if rows is None else rows]
+        ends = Value((), first, first + thresholds.shape[1])
+        return graph.add(
+            "MultiThreshold",
+            [total, graph.constant(f"{made}_thresholds", thresholds, np.float32)],
+            made,
+            QONNX_DOMAIN,
+            out_dtype=type_name(ends if "falls" in node.arrays else value),
+            out_scale=1.0,
+            out_bias=float(first),
+            data_layout="NCHW" if len(laid) == 3 else "NC",
+        )
+
+    levels, first = out if laid == shape else f"{out}_levels", node.settings["first"]
+    if "falls" in node.arrays:  # a function: where its level rises less where it falls
+        ups, downs = reached("thresholds", f"{out}_ups", first), reached("falls", f"{out}_downs", 0)
+        levels = graph.add("Sub", [ups, downs], levels)
+    else:
+        reached("thresholds", levels, first)
     if laid != shape:
-        shared.reshape(graph, made, shape, out)
+        shared.reshape(graph, levels, shape, out)
 
 
 _WRITERS: dict[str, Writer] = {

@@ -78,8 +78,6 @@ class _Node(nn.Module):
     index: Tensor
     factor: Tensor
     factor_0: Tensor
-    thresholds: Tensor
-    rows: Tensor
     levels: Tensor
     multiplier_0: Tensor
     bias: Tensor
@@ -197,15 +195,22 @@ class _Fire(_Node):
         if "levels" in arrays:
             return arrays
         place = arrays.pop("place").long()
-        self.count = arrays["thresholds"].shape[1]
-        factors = {name: arrays[name][place] for name in arrays if name.startswith("factor")}
-        if self.count <= MOST_COMPARED:
-            return factors | {"thresholds": arrays["thresholds"][place]}
-        width = 1 << self.count.bit_length()
-        above = torch.full((len(arrays["thresholds"]), width - self.count), INT32 - 1)
-        padded = torch.cat([arrays["thresholds"], above.int()], 1)
-        rows = (place * width).expand(self.shape)  # one lies below the place of the first
-        return factors | {"thresholds": padded.flatten(), "rows": rows - 1}
+        made = {name: arrays[name][place] for name in arrays if name.startswith("factor")}
+        self.counts: dict[str, int] = {}
+        for name in ("thresholds", "falls"):
+            if name not in arrays:
+                continue
+            numbers = arrays[name]
+            self.counts[name] = count = numbers.shape[1]
+            if count <= MOST_COMPARED:
+                made[name] = numbers[place]
+                continue
+            width = 1 << count.bit_length()
+            above = torch.full((len(numbers), width - count), INT32 - 1)
+            made[name] = torch.cat([numbers, above.int()], 1).flatten()
+            rows = (place * width).expand(self.shape)  # one lies below the place of the first
+            made[f"{name}_rows"] = rows - 1
+        return made
 
     def forward(self, *inputs: Tensor) -> Tensor:
         settings = self.settings
@@ -216,14 +221,20 @@ class _Fire(_Node):
         u = inputs[0] * self.factor_0
         for index, x in enumerate(inputs[1:], start=1):
             u = u + x * self.get_buffer(f"factor_{index}")
-        if not hasattr(self, "rows"):
-            reached = u.unsqueeze(-1) >= self.thresholds
-            return reached.sum(-1, dtype=torch.int32) + settings["first"]
-        at = self.rows
-        for bit in reversed(range(self.count.bit_length())):
+        level = self._reached("thresholds", u)
+        level = level - self._reached("falls", u) if "falls" in self.counts else level
+        return level + settings["first"]
+
+    def _reached(self, name: str, u: Tensor) -> Tensor:
+        """How many thresholds a sum reaches."""
+        thresholds, count = self.get_buffer(name), self.counts[name]
+        if count <= MOST_COMPARED:
+            return (u.unsqueeze(-1) >= thresholds).sum(-1, dtype=torch.int32)
+        at = rows = self.get_buffer(f"{name}_rows")
+        for bit in reversed(range(count.bit_length())):
             higher = at + (1 << bit)
-            at = torch.where(u >= self.thresholds[higher], higher, at)
-        return (at - self.rows + settings["first"]).to(torch.int32)
+            at = torch.where(u >= thresholds[higher], higher, at)
+        return (at - rows).to(torch.int32)
 
 
 class _ReadOut(_Node):

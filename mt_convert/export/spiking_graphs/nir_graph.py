@@ -268,6 +268,9 @@ def _fire(graph: _Graph, node: Node) -> Signal:
     up = [
         neuron(f"{name}_up_{k - below + 1}", 1, 1 - thresholds[:, k]) for k in range(below, count)
     ]
+    falls = arrays["falls"][rows].unbind(1) if "falls" in arrays else ()
+    for k, fall in enumerate(falls, start=below + 1):  # where the level of a function falls
+        down.append(neuron(f"{name}_down_{k}", 1, 1 - fall))
     return Signal(tuple(up), tuple(down), True)
 
 
@@ -278,7 +281,8 @@ def _reach(form: IntegerForm, node: Node) -> int:
         * max(-form.values[value].low, form.values[value].high)
         for index, value in enumerate(node.inputs)
     ]
-    largest = node.arrays["thresholds"].long().abs().amax(1) + 1
+    both = [node.arrays[side] for side in ("thresholds", "falls") if side in node.arrays]
+    largest = torch.cat(both, 1).long().abs().amax(1) + 1
     return int((sum(rows) + largest).max())
 
 

@@ -1,8 +1,9 @@
-"""The two forms of a stored network's folder, with one content and one digest.
+"""The folder of a stored network as the Hub knows models, and as earlier versions wrote it.
 
-As `save` writes it: ``network.json`` and ``tensors.safetensors``, every tensor as it is. As the Hub
-knows models: ``config.json`` and ``model.safetensors``, weights that lie on a grid as whole numbers
-of as few bits as they need, beside their steps.
+``config.json`` holds the description, how images are prepared, and which weights are packed;
+``model.safetensors`` the tensors, of a converted network weights that lie on a grid as whole
+numbers of as few bits as they need, beside their steps. Earlier versions wrote ``network.json``,
+the description alone, and ``tensors.safetensors``, every tensor as it is: both are read.
 """
 
 from __future__ import annotations
@@ -18,29 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, OutputError
+from ...system.network_files import EARLIER, NAMES, files_of, remove_earlier_
 from ...system.storage import atomic, json_text, load_tensors, read_json, save_tensors
 
-OWN = ("network.json", "tensors.safetensors")
-HUB = ("config.json", "model.safetensors")
 MOST_BITS = 8
-
-
-def files_of(folder: str | Path) -> tuple[Path, Path]:
-    """The description and the tensors of a folder, in whichever form it is.
-
-    Example:
-        >>> [path.name for path in files_of("nowhere")]
-        ['network.json', 'tensors.safetensors']
-    """
-    folder = Path(folder)
-    names = OWN if (folder / OWN[0]).is_file() or not (folder / HUB[0]).is_file() else HUB
-    return folder / names[0], folder / names[1]
-
-
-def holds_network(folder: str | Path) -> bool:
-    """Whether a folder has a description of a network, in whichever form."""
-    return files_of(folder)[0].is_file()
 
 
 def read_tensors(folder: str | Path) -> dict[str, Tensor]:
@@ -50,7 +33,7 @@ def read_tensors(folder: str | Path) -> dict[str, Tensor]:
         CheckpointError: a file is missing or damaged.
     """
     description, tensors = files_of(folder)
-    if description.name == OWN[0]:
+    if description.name == EARLIER[0]:
         return load_tensors(tensors)
     return unpack(read_json(description).get("packed", {}), load_tensors(tensors), description)
 
@@ -63,7 +46,7 @@ def read_description(folder: str | Path) -> Any:
     """
     path = files_of(folder)[0]
     content = read_json(path)
-    if path.name == OWN[0]:
+    if path.name == EARLIER[0]:
         return content
     if not isinstance(content, dict) or not isinstance(content.get("network"), dict):
         hint = "it is of another library, or was changed"
@@ -73,31 +56,50 @@ def read_description(folder: str | Path) -> Any:
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
     """What a config.json says beside the network."""
-    content = read_json(Path(folder) / HUB[0])
+    content = read_json(Path(folder) / NAMES[0])
     return {key: value for key, value in content.items() if key not in ("network", "packed")}
 
 
-def write_hub(
+def write_files(
     folder: Path, content: Mapping[str, Any], tensors: Mapping[str, Tensor], settings: Any
 ) -> None:
-    """Write a network as it was read in the Hub's form, with other ``settings`` beside it.
+    """Write a description, which has no digest yet, and its tensors, with ``settings`` beside it.
 
     Raises:
-        OutputError: no permission, no space.
+        OutputError: no permission, no space, or a model of another library stands there.
     """
+    if (folder / NAMES[0]).exists() and not _is_ours(folder / NAMES[0]):
+        raise OutputError(f"{folder} holds a model of another library: name another folder")
     grids = [name for name, layer in content["layers"].items() if "weight_scale" in layer]
     packed, stored, whole = {}, dict(tensors), dict(tensors)
     for name in grids:
         found = pack(tensors[f"{name}.weight"], tensors[f"{name}.weight_scale"])
         if found is not None:
             bits, stored[f"{name}.weight"], whole[f"{name}.weight"] = found
-            packed[f"{name}.weight"] = [bits, *whole[f"{name}.weight"].shape]
-    content = {key: value for key, value in content.items() if key != "digest"}
-    content["digest"] = digest_of(content, whole)
-    description = {"library_name": "mt_convert", **settings, "packed": packed, "network": content}
-    with atomic(folder / HUB[0]) as temporary:  # both are written before either is renamed
+            packed[f"{name}.weight"] = [bits, *tensors[f"{name}.weight"].shape]
+    network = {**content, "digest": digest_of(content, whole)}
+    description = {"library_name": "mt_convert", **settings, "packed": packed, "network": network}
+    with atomic(folder / NAMES[0]) as temporary:  # both are written before either is renamed
         temporary.write_text(json_text(description))
-        save_tensors(folder / HUB[1], stored)
+        save_tensors(folder / NAMES[1], stored)
+    remove_earlier_(folder)
+
+
+def add_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Say more of how images are prepared, in timm's words; the network stays as it is."""
+    content = read_json(folder / NAMES[0])
+    content["pretrained_cfg"] = {**content["pretrained_cfg"], **settings}
+    with atomic(folder / NAMES[0]) as temporary:
+        temporary.write_text(json_text(content))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a config.json describes a network of ours, whole or damaged."""
+    try:
+        content = read_json(path)
+    except CheckpointError:
+        return True
+    return isinstance(content, dict) and "network" in content
 
 
 def pack(weight: Tensor, step: Tensor) -> tuple[int, Tensor, Tensor] | None:
@@ -115,7 +117,7 @@ def pack(weight: Tensor, step: Tensor) -> tuple[int, Tensor, Tensor] | None:
         return None
     low, high = (int(end) for end in levels.aminmax())
     bits = 1 + max((-low - 1).bit_length() if low < 0 else 0, max(high, 0).bit_length())
-    whole = levels.to(torch.int8).float() * step
+    whole = levels.to(torch.int8).float() * step  # without the sign of a zero
     if bits > MOST_BITS or not torch.equal(whole, weight):
         return None
     numbers = levels.to(torch.int16).flatten().numpy() & ((1 << bits) - 1)

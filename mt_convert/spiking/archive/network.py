@@ -1,14 +1,13 @@
 """`save` and `load`: quantized and spiking networks as safetensors beside JSON, never pickle.
 
-A folder holds ``network.json`` (the graph, each layer's settings, how it was quantized) and
-``tensors.safetensors``. The JSON names the digest of both, so that two halves of different networks
-are never read as one, nor a file that was changed (a W4A4 file does not load into a W2A2 network).
-The Hub's form of a folder (`layouts`) is read as well.
+A folder holds ``config.json`` (the graph, each layer's settings, how it was quantized) and
+``model.safetensors``, as the Hub knows models (`layouts`). The JSON names the digest of both, so
+that two halves of different networks are never read as one, nor a file that was changed (a W4A4
+file does not load into a W2A2 network).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, replace
@@ -33,15 +32,15 @@ from ...quantization.brevitas_layers import (
 from ...quantization.quantize import QuantizedModel
 from ...quantization.spec import QuantSpec
 from ...quantization.suspicions import not_finite
+from ...system.network_files import files_of
 from ...system.network_summary import write_summary
 from ...system.plain_data import as_type
-from ...system.storage import atomic, save_tensors
 from ..conversion_report import ConversionReport
 from ..model import SpikingModel
 from ..presentation import Presentation
 from .content import check_content, check_network, check_steps
 from .layers import spiking_layer_from_json, spiking_layer_to_json
-from .layouts import digest_of, files_of, read_description, read_tensors
+from .layouts import digest_of, read_description, read_tensors, write_files
 
 NETWORK_SCHEMA = "mt_convert.network/1"
 _DAMAGED = (
@@ -145,10 +144,8 @@ def write_network(
         "graph": graph_to_json(layers),
         **settings,
     }
-    content["digest"] = digest_of(content, tensors)
-    with atomic(folder / "network.json") as temporary:  # both are written before either is renamed
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-        save_tensors(folder / "tensors.safetensors", tensors)
+    prepared = {"input_size": content["image_shape"], **(content.get("data_settings") or {})}
+    write_files(folder, content, tensors, {"pretrained_cfg": prepared})
 
 
 @forget_leftovers()

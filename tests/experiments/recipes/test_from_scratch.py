@@ -187,7 +187,7 @@ def test_the_float_network_can_be_the_teacher(tmp_path: Path) -> None:
 
 
 def load_weights(out: Path) -> torch.Tensor:
-    return load_tensors(out / "spiking" / "tensors.safetensors")["linear.weight"]
+    return load_tensors(out / "spiking" / "model.safetensors")["linear.weight"]
 
 
 @pytest.mark.slow
@@ -265,7 +265,7 @@ def test_it_starts_from_new_weights_or_from_those_of_the_float_network(tmp_path:
         (fresh, drawn),
         (taken, load_tensors(taken / "ann" / "model.safetensors")[name]),
     ):
-        found = load_tensors(out / "spiking" / "tensors.safetensors")[name]
+        found = load_tensors(out / "spiking" / "model.safetensors")[name]
         assert torch.allclose(found, expected, atol=1e-6)
     assert not torch.allclose(drawn, load_tensors(taken / "ann" / "model.safetensors")[name])
 
@@ -315,9 +315,9 @@ def test_a_stored_network_that_was_changed_is_refused(
 def write_changed() -> Callable[[Path, Path], None]:
     def write(source: Path, target: Path) -> None:
         target.mkdir()
-        (target / "tensors.safetensors").write_bytes((source / "tensors.safetensors").read_bytes())
-        content = json.loads((source / "network.json").read_text())
-        content["time_steps"] = 7
-        (target / "network.json").write_text(json.dumps(content))
+        (target / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes())
+        content = json.loads((source / "config.json").read_text())
+        content["network"]["time_steps"] = 7
+        (target / "config.json").write_text(json.dumps(content))
 
     return write

@@ -105,7 +105,7 @@ def test_many_thresholds_are_searched_in_halves(monkeypatch: pytest.MonkeyPatch)
     network = torch_program.Network(form)
     for node in form.nodes:
         if node.op == "fire":
-            assert hasattr(network.get_submodule(f"value_{node.out}"), "rows")
+            assert hasattr(network.get_submodule(f"value_{node.out}"), "thresholds_rows")
             for inputs, _ in verdict.inputs_of(form, node):
                 made = network.get_submodule(f"value_{node.out}")(*(one.int() for one in inputs))
                 assert torch.equal(made, verdict.expected(form, node, inputs).int())

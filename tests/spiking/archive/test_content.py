@@ -15,10 +15,10 @@ from torch import nn
 from mt_convert.errors import CheckpointError
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
-from mt_convert.spiking.archive.layouts import digest_of
+from mt_convert.spiking.archive.layouts import digest_of, read_description, read_tensors
 from mt_convert.spiking.archive.network import load, save
 from mt_convert.spiking.convert import convert
-from mt_convert.system.storage import load_tensors, save_tensors
+from mt_convert.system.storage import save_tensors
 
 Content = dict[str, Any]
 
@@ -38,14 +38,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def forge(folder: Path, to: Path, change: Callable[[Content, Content], Any]) -> Path:
     """A copy with another description or other tensors, and their digest."""
-    content = json.loads((folder / "network.json").read_text())
-    tensors: Content = load_tensors(folder / "tensors.safetensors")
+    content, tensors = read_description(folder), read_tensors(folder)
     change(content, tensors)
     content.pop("digest", None)
     content["digest"] = digest_of(content, tensors)
     to.mkdir()
-    (to / "network.json").write_text(json.dumps(content))
-    save_tensors(to / "tensors.safetensors", tensors)
+    (to / "config.json").write_text(json.dumps({"packed": {}, "network": content}))
+    save_tensors(to / "model.safetensors", tensors)
     return to
 
 
@@ -60,7 +59,7 @@ def operator(content: Content) -> Content:
 
 
 def weight(tensors: Content) -> str:
-    return next(name for name in tensors if name.endswith("weight"))
+    return next(name for name, one in tensors.items() if name.endswith("weight") and one.dim() > 1)
 
 
 BOTH: dict[str, Callable[[Content, Content], Any]] = {
@@ -162,9 +161,7 @@ def test_a_folder_of_a_short_name_is_named_in_errors_too(
         folders["snn"], tmp_path / "e", lambda content, tensors: content.update(presentation="e.")
     )
     monkeypatch.chdir(forged if name == "." else tmp_path)
-    with pytest.raises(
-        CheckpointError, match=r"network.json is damaged .*not a valid Presentation"
-    ):
+    with pytest.raises(CheckpointError, match=r"config.json is damaged .*not a valid Presentation"):
         load(name)
 
 

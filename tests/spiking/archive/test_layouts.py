@@ -18,15 +18,24 @@ from mt_convert.spiking.archive import layouts
 from mt_convert.spiking.archive.layouts import pack, unpack
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.simulate import simulate
+from mt_convert.system.network_files import holds_network
 
 HERE = Path("config.json")
 
 
 def hub_folder(network: Any, folder: Path) -> Path:
-    archive.save(network, folder / "plain")
-    content, tensors = archive.network.read_network(folder / "plain")
-    layouts.write_hub(folder / "hub", content, tensors, {"pretrained_cfg": {"mean": [0.5]}})
+    archive.save(network, folder / "hub")
+    layouts.add_settings(folder / "hub", {"mean": [0.5]})
     return folder / "hub"
+
+
+def earlier_folder(folder: Path, to: Path) -> Path:
+    """The same network as earlier versions wrote it, every tensor as it is."""
+    content, tensors = layouts.read_description(folder), layouts.read_tensors(folder)
+    to.mkdir()
+    (to / "network.json").write_text(json.dumps(content))
+    layouts.save_tensors(to / "tensors.safetensors", tensors)
+    return to
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -54,15 +63,18 @@ def test_weights_off_their_grid_are_not_packed() -> None:
 def test_a_folder_of_either_form_is_the_same_network(tmp_path: Path) -> None:
     snn, batch = convert(quantized("residual")), images(4, seed=3)
     folder = hub_folder(snn, tmp_path)
-    assert {path.name for path in folder.iterdir()} == set(layouts.HUB)
-    back = archive.load(folder)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"config.json", "model.safetensors", "summary.json"}
+    back, old = archive.load(folder), archive.load(earlier_folder(folder, tmp_path / "earlier"))
     for name, tensor in snn.layers.state_dict().items():
         assert torch.equal(back.layers.state_dict()[name], tensor)
-    runs = [simulate(network, batch, time_steps=2).logits for network in (snn, back)]
-    assert torch.equal(*runs)
-    assert layouts.read_settings(folder)["pretrained_cfg"] == {"mean": [0.5]}
-    assert layouts.holds_network(folder)
-    assert not layouts.holds_network(tmp_path)
+        assert torch.equal(old.layers.state_dict()[name], tensor)
+    runs = [simulate(network, batch, time_steps=2).logits for network in (snn, back, old)]
+    assert all(torch.equal(run, runs[0]) for run in runs)
+    prepared = {"mean": [0.5], "input_size": list(snn.image_shape)}
+    assert layouts.read_settings(folder)["pretrained_cfg"] == prepared
+    assert holds_network(folder)
+    assert not holds_network(tmp_path)
 
 
 @pytest.mark.slow
@@ -78,7 +90,8 @@ def test_four_bits_of_a_weight_are_four_bits_of_the_file(tmp_path: Path) -> None
     for name, (bits, *shape) in packed.items():
         assert shape == list(weights[name].shape)
         assert stored[name].numel() == -(-weights[name].numel() * bits // 8)
-    whole, small = tmp_path / "plain" / "tensors.safetensors", folder / "model.safetensors"
+    earlier = earlier_folder(folder, tmp_path / "earlier")
+    whole, small = earlier / "tensors.safetensors", folder / "model.safetensors"
     saved = sum(
         4 * weights[name].numel() - stored[name].numel() for name in packed
     )  # bytes of floats less those of levels

@@ -23,15 +23,15 @@ from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import BatchNorm, Override, QuantSpec, Scale
 from mt_convert.spiking.archive import load, load_quantized, save
 from mt_convert.spiking.archive import network as archive
-from mt_convert.spiking.archive.layouts import digest_of
+from mt_convert.spiking.archive.layouts import digest_of, read_description, read_tensors
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.presentation import Presentation
 from mt_convert.spiking.simulate import simulate
 from mt_convert.system import storage
 
-FILES = ["network.json", "summary.json", "tensors.safetensors"]
-NEEDED = [name for name in FILES if name != "summary.json"]
+FILES = ["config.json", "model.safetensors", "summary.json"]
+NEEDED = FILES[:2]
 BATCH = images(5, seed=3)
 
 # Between them: batch norm kept and folded, both scales, a loose parameter, shared layers, clamps.
@@ -175,8 +175,9 @@ def test_a_folder_holds_two_files_and_no_pickle(
     save(snn, tmp_path)
     load(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
-    assert json.loads((tmp_path / "network.json").read_text())["schema"] == archive.NETWORK_SCHEMA
-    assert (tmp_path / "tensors.safetensors").read_bytes()[8:9] == b"{"
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["network"]["schema"] == archive.NETWORK_SCHEMA
+    assert (tmp_path / "model.safetensors").read_bytes()[8:9] == b"{"
 
 
 def test_no_line_of_the_package_unpickles() -> None:
@@ -227,7 +228,7 @@ def test_a_missing_file_is_named(stored_copy: Path, name: str) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.0001, 0.5, 0.9999])
 def test_truncated_tensors_are_refused(stored_copy: Path, share: float) -> None:
-    path = stored_copy / "tensors.safetensors"
+    path = stored_copy / "model.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     assert "not a whole safetensors file" in fails(stored_copy)
@@ -235,20 +236,50 @@ def test_truncated_tensors_are_refused(stored_copy: Path, share: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "not json", '{"schema": "mt_convert.network/1"'])
 def test_a_description_that_is_no_json_is_refused(stored_copy: Path, text: str) -> None:
-    (stored_copy / "network.json").write_text(text)
+    (stored_copy / "config.json").write_text(text)
     assert "is not JSON" in fails(stored_copy)
 
 
-@pytest.mark.parametrize(
-    "text", ["[]", "3", "{}", '{"schema": "mt_convert.network/2"}', '{"schema": null}']
-)
+@pytest.mark.parametrize("text", ["{}", '{"schema": "mt_convert.network/2"}', '{"schema": null}'])
 def test_another_schema_is_refused_and_the_right_one_named(stored_copy: Path, text: str) -> None:
-    (stored_copy / "network.json").write_text(text)
+    (stored_copy / "config.json").write_text(f'{{"network": {text}}}')
     assert "schema must be mt_convert.network/1" in fails(stored_copy)
 
 
+@pytest.mark.parametrize("text", ["[]", "3", "{}", '{"network": 3}', '{"architecture": "x"}'])
+def test_a_config_of_something_else_is_refused(stored_copy: Path, text: str) -> None:
+    (stored_copy / "config.json").write_text(text)
+    assert "describes no network of ours" in fails(stored_copy)
+
+
+def test_a_folder_of_an_earlier_version_is_read_and_replaced_as_a_whole(tmp_path: Path) -> None:
+    qann = quantized("residual")
+    content, tensors = written(qann, tmp_path / "now")
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "network.json").write_text(json.dumps(content))
+    storage.save_tensors(old / "tensors.safetensors", tensors)
+    assert torch.equal(load(old)(BATCH), qann(BATCH))
+    save(convert(qann), old)
+    assert sorted(path.name for path in old.iterdir()) == FILES
+    assert type(load(old)).__name__ == "SpikingModel"
+
+
+def written(network: Any, folder: Path) -> tuple[Any, Any]:
+    """What stands in the files of a network."""
+    save(network, folder)
+    return read_description(folder), read_tensors(folder)
+
+
+def test_a_model_of_another_library_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
+    with pytest.raises(OutputError, match="another library"):
+        save(quantized("residual"), tmp_path)
+    assert (tmp_path / "config.json").read_text() == '{"architecture": "resnet18"}'
+
+
 def test_one_changed_weight_is_noticed(stored_copy: Path) -> None:
-    path = stored_copy / "tensors.safetensors"
+    path = stored_copy / "model.safetensors"
     tensors = storage.load_tensors(path)
     tensors["a.weight"][0, 0, 0, 0] += 1e-6
     storage.save_tensors(path, tensors)
@@ -260,20 +291,20 @@ def test_halves_of_two_networks_are_not_read_as_one(stored_copy: Path, tmp_path:
     qann = quantized("residual")
     steps(qann, 1)
     save(qann, other)
-    (stored_copy / "network.json").write_bytes((other / "network.json").read_bytes())
+    (stored_copy / "config.json").write_bytes((other / "config.json").read_bytes())
     assert "different networks" in fails(stored_copy)
 
 
 def edit(folder: Path, change: Callable[[Any], None], sign: bool = False) -> None:
     """Change the description of a stored network; ``sign`` renews its digest."""
-    path = folder / "network.json"
-    content = json.loads(path.read_text())
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    content = config["network"]
     change(content)
     if sign:
         content.pop("digest")
-        tensors = storage.load_tensors(folder / "tensors.safetensors")
-        content["digest"] = digest_of(content, tensors)
-    path.write_text(json.dumps(content))
+        content["digest"] = digest_of(content, read_tensors(folder))
+    path.write_text(json.dumps(config))
 
 
 def test_the_bits_in_the_description_cannot_be_changed_by_hand(stored_copy: Path) -> None:
@@ -285,7 +316,7 @@ def test_a_description_written_in_another_layout_is_the_same(
     stored: Path, stored_copy: Path
 ) -> None:
     edit(stored_copy, lambda content: None)
-    assert (stored_copy / "network.json").read_bytes() != (stored / "network.json").read_bytes()
+    assert (stored_copy / "config.json").read_bytes() != (stored / "config.json").read_bytes()
     assert torch.equal(load(stored_copy)(BATCH), load(stored)(BATCH))
 
 
@@ -334,7 +365,7 @@ def test_a_description_that_makes_no_spiking_network_is_refused(
 
 
 def test_tensors_that_do_not_fit_are_all_listed(stored_copy: Path) -> None:
-    path = stored_copy / "tensors.safetensors"
+    path = stored_copy / "model.safetensors"
     tensors = storage.load_tensors(path)
     tensors["a.extra"] = tensors.pop("a.weight")
     tensors["stray"] = torch.zeros(2)
