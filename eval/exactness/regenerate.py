@@ -87,8 +87,8 @@ def layers() -> Iterator[Row]:
     for layer in LAYERS:
         size = {"channels": 1024} if layer == "linear" else {"channels": 64, "side": 32}
         for name, make in backends().items():
-            if name == "torch":
-                continue  # the reference
+            if name == "reference":
+                continue
             batch = AT_ONCE[layer] if name == "compile" else 1  # compiled anew for each seed
             compared = different = seed = 0
             while compared < MILLION:
@@ -106,7 +106,7 @@ def images(runs: Path, data: str) -> Iterator[Row]:
         (subject,) = subjects_of(word, [], (f"data.root={data}",), None, None)
         for way, (options, steps) in WAYS.items():
             snn = convert(subject.qann, **options)
-            reference = integer(snn, backend="torch")
+            reference = integer(snn, backend="reference")
             models = {item: integer(snn, backend=item[0]) for item in settings()}
             counts = {item: [0, 0, 0] for item in models}
             for shown, _ in progress(batches(subject.test, LOT), f"{bits}, {way}"):
@@ -163,7 +163,7 @@ def family(name: str, size: int, *, note: Any) -> list[dict[str, Any]]:
     for way in list(WAYS)[:2]:
         options, steps = WAYS[way]
         snn = convert(qann, **options)
-        reference, model = integer(snn, backend="torch"), integer(snn)
+        reference, model = integer(snn, backend="reference"), integer(snn)
         difference = network_difference(model, reference, [built.images], steps)
         label = f"{name}, {len(model.real)} operators in float" if model.real else name
         counts = difference.compared, difference.different

@@ -14,8 +14,7 @@ from ...system.progress import progress
 from .contenders import Case, Contender, ContenderKind, Runner
 from .limits import Work, share_of_limit
 from .network import Network
-from .ours import REFERENCE
-from .registry import all_contenders
+from .ours import prepare_reference
 from .rows import Absent, BenchRow
 from .timing import Clock, Spread, clock_of, interleave, speed_ups
 
@@ -214,7 +213,7 @@ def _reference(network: Network, contender: Contender, case: Case) -> Runner:
     if contender.reference is not None:
         return contender.reference(network, case)
     if contender.kind is ContenderKind.INTEGER:
-        return all_contenders()[f"integer_{REFERENCE}"].prepare(network, case)
+        return prepare_reference(network, case)
     return network.qann if contender.kind is ContenderKind.QUANTIZED else network.ann
 
 
