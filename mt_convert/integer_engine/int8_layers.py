@@ -31,9 +31,23 @@ def fits(item: Accumulate, whole: Whole) -> bool:
         isinstance(part, (tuple, list)) for part in item.geometry[:-1]
     ):
         return False
-    narrow = whole.low <= 0 <= whole.high and whole.high - whole.low < 256
-    most = 255 * float(item.weight.abs().double().flatten(1).sum(1).max())
-    return narrow and most < FLOAT32_WHOLE
+    low, high = _bounds(item, whole)
+    return low <= 0 <= high and high - low < 256 and 255 * _gain(item) < FLOAT32_WHOLE
+
+
+def _gain(item: Accumulate) -> float:
+    """The largest sum of |weights|."""
+    return float(item.weight.abs().double().flatten(1).sum(1).max())
+
+
+def _bounds(item: Accumulate, whole: Whole) -> tuple[float, float]:
+    """The least and largest number that a layer reads, by its limit where the program does not say
+    (in windows of attention)."""
+    gain = _gain(item)
+    if math.isfinite(whole.high) or gain == 0 or math.isinf(item.limit):
+        return whole.low, whole.high
+    reach = math.ceil(item.limit / gain)
+    return -reach, reach
 
 
 class Int8Layer:
@@ -47,7 +61,7 @@ class Int8Layer:
     """
 
     def __init__(self, item: Accumulate, whole: Whole) -> None:
-        self.low, self.high = int(whole.low), int(whole.high)
+        self.low, self.high = map(int, _bounds(item, whole))
         self._geometry = item.geometry
         self._linear = not item.geometry
         if self._linear:

@@ -20,7 +20,7 @@ from . import int8_layers, int8_matmul
 from .arithmetic import weighted_sums
 from .program import Accumulate, Fire, Operate, Program, ReadOut, slots
 from .terms import FLOAT32_WHOLE, in_exact_type
-from .torch_backend import Firing, Kernels, fill_arguments, fire, operate
+from .torch_backend import Firing, Kernels, Operating, fill_arguments, fire, operate
 
 aten = torch.ops.aten
 _ANY_LAYOUT = {aten.max_pool2d.default, aten.avg_pool2d.default, aten.cat.default, torch.cat}
@@ -46,6 +46,13 @@ def fast_kernels(program: Program) -> Kernels:
             return narrow[item.out](numbers)
         return weighted_sums(in_exact_type(numbers, item.limit), item.weight, item.geometry)
 
+    return Kernels(
+        layer, lambda item, *state: firing[item.out](item, *state), fast_operators(program)
+    )
+
+
+def fast_operators(program: Program) -> Operating:
+    """What runs the operators of one program: products of two activations in int8."""
     products, pools = _products(program), _pools(program)
 
     def run(item: Operate, values: dict[int, Any], batch: int) -> None:
@@ -54,13 +61,13 @@ def fast_kernels(program: Program) -> Kernels:
             args, kwargs = (
                 fill_arguments(part, values, batch) for part in (item.args, item.kwargs)
             )
-            values[out] = item.target(*args, **kwargs)
+            values.update({out: item.target(*args, **kwargs)})
         elif out in products and int8_layers.worth(*(pair := [values[k] for k in products[out]])):
-            values[out] = int8_layers.product(*pair)
+            values.update({out: int8_layers.product(*pair)})
         else:
             operate(item, values, batch)
 
-    return Kernels(layer, lambda item, *state: firing[item.out](item, *state), run)
+    return run
 
 
 def in_int8(program: Program) -> Any:

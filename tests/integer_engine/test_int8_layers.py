@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import torch
 from networks import images, quantized
+from networks_of_operators import network as family
+from torch import Tensor
 
 import mt_convert as mt
 from mt_convert.integer_engine import int8_layers, torch_kernels
 from mt_convert.integer_engine.arithmetic import weighted_sums
-from mt_convert.integer_engine.backends import TorchBackend
+from mt_convert.integer_engine.backends import BACKENDS, TorchBackend
 from mt_convert.integer_engine.exactness import LAYERS, layer_difference
-from mt_convert.integer_engine.program import Accumulate, Whole
+from mt_convert.integer_engine.program import Accumulate, Operate, Whole
+from mt_convert.integer_engine.tracing import trace
 from mt_convert.neurons.ladder import Uniform
 
 GEOMETRIES: dict[str, tuple[tuple[int, ...], tuple[Any, ...]]] = {
@@ -114,3 +117,46 @@ def test_products_of_two_activations_are_whole(kernels: None) -> None:
     assert not int8_layers.product_fits(Whole((40, 24), -128, 127), Whole((24, 40), 0, 15))
     assert not int8_layers.product_fits(Whole((40, 24), 0, math.inf), Whole((24, 40), 0, 15))
     assert int8_layers.product(torch.ones(0, 3, 4), torch.ones(4, 2)).shape == (0, 3, 2)
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_attention_multiplies_whole_numbers_in_int8(
+    kernels: None, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if (why := BACKENDS[backend].missing()) is not None:
+        pytest.skip(why)
+    qann = mt.quantize(family("attention_explicit"), mt.QuantSpec(), calibration=images(8))
+    snn, batch = mt.convert(qann), images(3, seed=5)
+    expected = mt.integer(snn, backend="reference").run(batch, totals=True)
+    products, product = list[torch.Size](), int8_layers.product
+
+    def seen(first: Tensor, second: Tensor) -> Tensor:
+        products.append(first.shape)
+        return product(first, second)
+
+    monkeypatch.setattr(int8_layers, "product", seen)
+    monkeypatch.setattr(int8_layers, "SMALL", 0)
+    run = mt.integer(snn, backend=backend).run(batch, totals=True)
+    assert torch.equal(run.logits, expected.logits)
+    assert all(torch.equal(run.totals[name], total) for name, total in expected.totals.items())
+    assert products == [(3, 2, 16, 4), (3, 2, 16, 16)]
+
+
+def test_sums_of_attention_are_whole_where_floats_would_round() -> None:
+    snn = mt.convert(
+        mt.quantize(family("attention_explicit"), mt.QuantSpec(), calibration=images(8))
+    )
+    program = trace(snn)
+    assert not [name for name in program.real if "matmul" in name]
+    targets = [item.target for item in program.instructions if isinstance(item, Operate)]
+    assert sum(target in int8_layers.PRODUCTS for target in targets) == 2
+
+
+def test_a_layer_that_reads_windows_knows_its_levels_by_its_limit(kernels: None) -> None:
+    weight = torch.tensor([[3, -4], [1, 1]], dtype=torch.int8)
+    item, whole = Accumulate(2, "w", 1, weight, (), 7 * 15), Whole((2,), -math.inf, math.inf)
+    assert int8_layers.fits(item, whole)
+    numbers = torch.tensor([[15.0, -15.0], [-15.0, 15.0]])
+    assert int8_layers.Int8Layer(item, whole)(numbers).tolist() == [[105, 0], [-105, 0]]
+    wide = Accumulate(2, "w", 1, weight, (), 7 * 255)
+    assert not int8_layers.fits(wide, whole)
