@@ -265,7 +265,7 @@ def test_no_sum_passes_the_limit_that_the_program_names(
         return sums
 
     monkeypatch.setattr(torch_backend, "weighted_sums", weighted_sums)
-    model = mt.integer(mt.convert(quantized(name)), backend="torch")
+    model = mt.integer(mt.convert(quantized(name)), backend="reference")
     model(9 * images(8, shape_of(name), seed=15))
     limits = [layer.largest_sum for layer in model.layers]
     assert len(seen) == len(limits)
