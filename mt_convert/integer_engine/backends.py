@@ -80,7 +80,7 @@ class CompiledBackend(ReferenceBackend):
 
         def layer(item: Accumulate, numbers: Tensor) -> Tensor:
             if numbers.device.type != "cpu":
-                return narrow(item, numbers)  # type: ignore[no-any-return]
+                return narrow(item, numbers)
             # `run` made the settings that `in_exact_type` reads
             held = torch_kernels.in_floats(numbers, item.limit)
             return torch_backend.weighted_sums(held, item.weight, item.geometry)

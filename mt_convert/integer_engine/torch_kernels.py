@@ -114,7 +114,7 @@ def _pools(program: Program) -> set[int]:
 
 def _products(program: Program) -> dict[int, tuple[int, ...]]:
     """What products of two activations make that fit int8, and the values that they read."""
-    found = {}
+    found: dict[int, tuple[int, ...]] = {}
     for item in program.instructions:
         if not isinstance(item, Operate) or item.target not in int8_layers.PRODUCTS:
             continue
@@ -172,7 +172,7 @@ def _in_place(item: Fire, program: Program, own: frozenset[int]) -> Firing:
             total = product if bias is None else product.add_(bias)
         total.round_()
         if before is None or window:
-            return total.clamp_(least, most)  # type: ignore[no-any-return]
-        return total.clamp_(low, high).sub_(before).clamp_(down, up).add_(before)  # type: ignore[no-any-return]
+            return total.clamp_(least, most)
+        return total.clamp_(low, high).sub_(before).clamp_(down, up).add_(before)
 
     return run
