@@ -52,6 +52,7 @@ WAYS: dict[str, tuple[dict[str, Any], int]] = {
     "T = 4, n = 4, signed": ({"ladder": Uniform(4), "signed": True}, 4),
     "T = 4, n = 3, every step": ({"ladder": Uniform(3), "presentation": "every_step"}, 4),
 }
+IN_TORCH = (("torch", 1, 128), ("torch", 2, 32))
 LOT = 128  # images between two looks
 MOST_THREADS = 2
 SIZES = {"vgg11": 224}  # smaller maps than its first classifier's kernel are interpolated
@@ -134,7 +135,11 @@ def runs_of(model: IntegerModel, shown: Tensor, steps: int, batch: int) -> Integ
 def settings() -> list[tuple[str, int, int]]:
     """Backend, threads and batch size."""
     native = [("native", 1, 128), ("native", 2, 1), ("native", 2, 32)]
-    return [*(native if BACKENDS["native"].missing() is None else ()), ("compile", 1, 128)]
+    return [
+        *(native if BACKENDS["native"].missing() is None else ()),
+        ("compile", 1, 128),
+        *IN_TORCH,
+    ]
 
 
 def families(logs: Path) -> Iterator[Row]:
