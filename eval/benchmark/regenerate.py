@@ -4,7 +4,8 @@
     python eval/benchmark/regenerate.py --device cuda --out FOLDER
 
 ResNet-20 at batches of 1 and 128 beside everything, at 32 with T up to 16; CIFAR ResNets of other
-depths for growth over size; ResNet-18 and MobileNetV2 at 224 pixels beside all float networks.
+depths for growth over size; ResNet-18, MobileNetV2 and EfficientNet-Lite0 at 224 pixels beside all
+float networks. `--profile` says where the time goes by kind of layer, in profile.md, one thread.
 `--run FOLDER` takes a trained ResNet-20 instead of random weights. What is not installed is named
 on the page; all is there with the extra `export`, spikingjelly and sinabs. Parts that are done are
 kept in --parts and not timed again; `--pages` writes the page from results.json alone.
@@ -16,15 +17,23 @@ import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from mt_convert.experiments.bench.command import BenchOptions, publish, time_networks
+from mt_convert.experiments.bench import layers
+from mt_convert.experiments.bench.command import BenchOptions, publish, run_layers, time_networks
 from mt_convert.experiments.bench.contenders.contender import ContenderKind
 from mt_convert.experiments.bench.contenders.registry import all_contenders
 from mt_convert.experiments.bench.rows import Benchmark, benchmark_from_json, merge
-from mt_convert.system.storage import digest, read_json, write_json
+from mt_convert.system.storage import atomic, digest, read_json, write_json
 
 HERE = Path(__file__).parent
 ROUNDS = 7
 PEER_STEPS = (4, 16)
+LARGE = ("resnet18", "mobilenetv2_100", "tf_efficientnet_lite0")
+PROFILE = """# Where the time goes, by kind of layer
+
+The integer network by its native kernels, one thread, neurons included; "of limit" is the share of
+the int8 multiply-adds that the machine did at best in the same rounds.
+
+"""
 OURS = ("integer_native", "integer_native_binary")
 FAST_FLOATS = ("fp32_channels_last", "fp32_compile", "onnxruntime_fp32")
 INT8 = ("onnxruntime_int8", "onnxruntime_int8_sums")
@@ -33,7 +42,7 @@ PEERS = ("spikingjelly_rate", "sinabs")
 
 def parts(base: BenchOptions, resnet20: str) -> list[BenchOptions]:
     """What is timed together, what tells most first; no network and batch stands there twice."""
-    large = ("resnet18", "mobilenetv2_100")
+    large = LARGE
     deeper = ("resnet32_cifar", "resnet44_cifar", "resnet56_cifar", "resnet18_cifar")
     steps = (1, 2, *PEER_STEPS[:1], 8, *PEER_STEPS[1:])
     floats = [name for name, item in all_contenders().items() if item.kind is ContenderKind.FLOAT]
@@ -41,7 +50,7 @@ def parts(base: BenchOptions, resnet20: str) -> list[BenchOptions]:
     groups = [
         *(((resnet20,), (batch,), (1, 4), ()) for batch in (128, 1)),
         ((resnet20,), (32,), steps, (*rivals, "simulate_compile", *PEERS)),
-        *(((name,), (batch,), (1, 4), rivals) for name in large for batch in (1, 16)),
+        *(((name,), (batch,), (1, 4), rivals) for name in large for batch in (1, 32)),
         *(((name,), (32,), (1, 4), (*OURS[:1], *FAST_FLOATS, *INT8[1:])) for name in deeper),
     ]
     return [
@@ -63,7 +72,13 @@ def main() -> None:
     parser.add_argument("--parts", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--pages", action="store_true", help="write the page from results.json")
+    parser.add_argument("--profile", action="store_true", help="time layers: profile.md alone")
+    parser.add_argument("--before", type=Path, help="layers.json of an earlier profile")
     arguments = parser.parse_args()
+    if arguments.profile:
+        networks = (arguments.run, *LARGE)
+        write_profile(networks, arguments.rounds, arguments.parts, arguments.out, arguments.before)
+        return
     if not arguments.pages:
         base = BenchOptions(
             (arguments.run,),
@@ -77,6 +92,19 @@ def main() -> None:
         write_json(arguments.out / "results.json", benchmark.to_json())
     stored = benchmark_from_json(read_json(arguments.out / "results.json"))
     publish((HERE / "head.md").read_text(), stored, arguments.out)
+
+
+def write_profile(
+    networks: tuple[str, ...], rounds: int, store: Path, out: Path, before: Path | None
+) -> None:
+    """Time the layers of these networks and set them beside an earlier profile's."""
+    options = BenchOptions(networks, (1,), (1, 4), rounds=rounds, threads=1, device="cpu")
+    runs = {"now": run_layers(options, store / "layers")}
+    if before is not None:
+        runs = {"before": layers.read(before.parent), **runs}
+    write_json(out / "layers.json", runs["now"].to_json())
+    with atomic(out / "profile.md") as temporary:
+        temporary.write_text(PROFILE + layers.profile(runs))
 
 
 def time_part(part: BenchOptions, folder: Path) -> Benchmark:

@@ -52,6 +52,7 @@ WAYS: dict[str, tuple[dict[str, Any], int]] = {
     "T = 4, n = 4, signed": ({"ladder": Uniform(4), "signed": True}, 4),
     "T = 4, n = 3, every step": ({"ladder": Uniform(3), "presentation": "every_step"}, 4),
 }
+IN_TORCH = (("torch", 1, 128), ("torch", 2, 32))
 LOT = 128  # images between two looks
 MOST_THREADS = 2
 SIZES = {"vgg11": 224}  # smaller maps than its first classifier's kernel are interpolated
@@ -87,8 +88,8 @@ def layers() -> Iterator[Row]:
     for layer in LAYERS:
         size = {"channels": 1024} if layer == "linear" else {"channels": 64, "side": 32}
         for name, make in backends().items():
-            if name == "torch":
-                continue  # the reference
+            if name == "reference":
+                continue
             batch = AT_ONCE[layer] if name == "compile" else 1  # compiled anew for each seed
             compared = different = seed = 0
             while compared < MILLION:
@@ -106,7 +107,7 @@ def images(runs: Path, data: str) -> Iterator[Row]:
         (subject,) = subjects_of(word, [], (f"data.root={data}",), None, None)
         for way, (options, steps) in WAYS.items():
             snn = convert(subject.qann, **options)
-            reference = integer(snn, backend="torch")
+            reference = integer(snn, backend="reference")
             models = {item: integer(snn, backend=item[0]) for item in settings()}
             counts = {item: [0, 0, 0] for item in models}
             for shown, _ in progress(batches(subject.test, LOT), f"{bits}, {way}"):
@@ -134,7 +135,11 @@ def runs_of(model: IntegerModel, shown: Tensor, steps: int, batch: int) -> Integ
 def settings() -> list[tuple[str, int, int]]:
     """Backend, threads and batch size."""
     native = [("native", 1, 128), ("native", 2, 1), ("native", 2, 32)]
-    return [*(native if BACKENDS["native"].missing() is None else ()), ("compile", 1, 128)]
+    return [
+        *(native if BACKENDS["native"].missing() is None else ()),
+        ("compile", 1, 128),
+        *IN_TORCH,
+    ]
 
 
 def families(logs: Path) -> Iterator[Row]:
@@ -163,7 +168,7 @@ def family(name: str, size: int, *, note: Any) -> list[dict[str, Any]]:
     for way in list(WAYS)[:2]:
         options, steps = WAYS[way]
         snn = convert(qann, **options)
-        reference, model = integer(snn, backend="torch"), integer(snn)
+        reference, model = integer(snn, backend="reference"), integer(snn)
         difference = network_difference(model, reference, [built.images], steps)
         label = f"{name}, {len(model.real)} operators in float" if model.real else name
         counts = difference.compared, difference.different

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from ..errors import Fault, SpecError
 from ..system.progress import notice
-from . import int8_matmul, torch_backend
+from . import torch_backend, torch_kernels
 from .program import Accumulate, Program
-from .terms import FLOAT32_WHOLE
 
 FORMS = 4096  # of one function that torch.compile keeps
 AS_WRITTEN = (  # no operator fused with another or rounded its own way, where torch has the option
@@ -24,8 +23,8 @@ AS_WRITTEN = (  # no operator fused with another or rounded its own way, where t
 )
 
 
-class TorchBackend:
-    """Step by step in plain torch: the reference."""
+class ReferenceBackend:
+    """Plain torch by the written formulas alone: what the others are compared with."""
 
     def __init__(self, programs: Sequence[Program]) -> None:
         self._steps = [self._step(program) for program in programs]
@@ -45,22 +44,51 @@ class TorchBackend:
         return torch.stack(logits), state if totals else {}
 
 
-class CompiledBackend(TorchBackend):
+class TorchBackend(ReferenceBackend):
+    """Plain torch by its fastest exact kernels, so many images at a time as stay in the cache."""
+
+    def __init__(self, programs: Sequence[Program]) -> None:
+        super().__init__(programs)
+        self._at_once = torch_kernels.images_at_once(programs)
+
+    def _step(self, program: Program) -> torch_backend.Step:
+        kernels = torch_kernels.fast_kernels(program)
+        return lambda images, totals: torch_backend.step(program, images, totals, kernels)
+
+    def run(
+        self, images: Tensor, time_steps: int, totals: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        together = self._at_once is None or images.device.type != "cpu"
+        size = len(images) if together else (self._at_once or 1) * torch.get_num_threads()
+        if len(images) <= size:
+            return super().run(images, time_steps, totals)
+        parts = [
+            super(TorchBackend, self).run(part, time_steps, totals) for part in images.split(size)
+        ]
+        names = parts[0][1]
+        return (
+            torch.cat([logits for logits, _ in parts], 1),
+            {name: torch.cat([state[name] for _, state in parts]) for name in names},
+        )
+
+
+class CompiledBackend(ReferenceBackend):
     """The same through torch.compile; on accelerators weighted layers are products of int8."""
 
     def _step(self, program: Program) -> torch_backend.Step:
-        narrow = in_int8(program)
+        narrow = torch_kernels.in_int8(program)
 
         def layer(item: Accumulate, numbers: Tensor) -> Tensor:
             if numbers.device.type != "cpu":
                 return narrow(item, numbers)
-            held = _in_floats(
-                numbers, item.limit
-            )  # `run` made the settings that `in_exact_type` reads
+            # `run` made the settings that `in_exact_type` reads
+            held = torch_kernels.in_floats(numbers, item.limit)
             return torch_backend.weighted_sums(held, item.weight, item.geometry)
 
+        kernels = torch_backend.Kernels(layer)
+
         def step(images: Tensor, totals: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-            return torch_backend.step(program, images, totals, layer)
+            return torch_backend.step(program, images, totals, kernels)
 
         options: dict[str, Any] = {
             name: True for name in AS_WRITTEN if name in torch._inductor.list_options()
@@ -74,23 +102,6 @@ class CompiledBackend(TorchBackend):
         config: Any = torch._dynamo.config
         with config.patch(recompile_limit=FORMS, accumulated_recompile_limit=FORMS):
             return super().run(images, time_steps, totals)
-
-
-def in_int8(program: Program) -> torch_backend.Layer:
-    """Weighted layers as products of int8 matrices; those that do not fit in float64."""
-
-    def layer(item: Accumulate, numbers: Tensor) -> Tensor:
-        whole = program.values[item.value]
-        if int8_matmul.fits(item, whole):
-            return _in_floats(int8_matmul.product(item, numbers, whole), item.limit)
-        return torch_backend.weighted_sums(numbers.double(), item.weight, item.geometry)
-
-    return layer
-
-
-def _in_floats(numbers: Tensor, limit: float) -> Tensor:
-    """Whole numbers up to ``limit`` in float32 where that is exact, otherwise in float64."""
-    return numbers.float() if limit < FLOAT32_WHOLE else numbers.double()
 
 
 @contextmanager
@@ -136,6 +147,7 @@ BACKENDS = {
     "native": BackendInfo(_native, ("cpu",), _native_missing),
     "torch": BackendInfo(TorchBackend),
     "compile": BackendInfo(CompiledBackend),
+    "reference": BackendInfo(ReferenceBackend),
 }
 
 

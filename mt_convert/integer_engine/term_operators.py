@@ -87,6 +87,25 @@ def _product(first: Terms, second: Terms) -> Terms:
     return Terms(tuple(parts), both)
 
 
+def _matrix_product(multiply: Any, first: Any, second: Any) -> Terms:
+    """A product of two values that are matrices, as attention has it: sums of whole numbers."""
+    if not (isinstance(first, Terms) and isinstance(second, Terms)):
+        raise NoIntegers("a product with a constant that is no layer")
+    if len(first.shape) != len(second.shape) or len(first.shape) < 3:
+        raise NoIntegers("multiplies matrices of different numbers of axes")
+    if first.bias is not None or second.bias is not None:
+        raise NoIntegers("multiplies a value with a bias: put an activation in front of it")
+    parts = []
+    for one in first.parts:
+        for two in second.parts:
+            if not (one.constant_along([-1]) and two.constant_along([-2])):
+                raise NoIntegers("adds products whose steps differ: put an activation in front")
+            limit = first.shape[-1] * one.limit * two.limit
+            numbers = multiply(whole_numbers(one, limit), whole_numbers(two, limit))
+            parts.append(Part(numbers, one.multiplier * two.multiplier, limit))
+    return Terms(tuple(parts))
+
+
 def _move(move: Any, value: Any, *rest: Any, **named: Any) -> Any:
     """The same numbers elsewhere; one value, or the pieces of a split."""
 
@@ -318,6 +337,7 @@ def _operations() -> dict[Any, Callable[..., Any]]:
             "div.Tensor div.Scalar",
             lambda _, value, factor: value.scale_by(1 / constant(factor, value)),
         ),
+        ("matmul.default bmm.default", _matrix_product),
         ("neg.default", lambda _, value: value.scale_by(-1)),
         ("avg_pool2d.default avg_pool3d.default", _average),
         ("adaptive_avg_pool2d.default adaptive_avg_pool3d.default", _adaptive_average),

@@ -1,12 +1,14 @@
-"""The reference backend: a program in plain torch, on any device.
+"""A program in plain torch, on any device: the reference, and what makes it fast.
 
 Whole numbers are held in float32 (float64 past 2^24, and on accelerators, whose float32 products
-may be shortened): products and sums of them are exact.
+may be shortened): products and sums of them are exact. `REFERENCE` are the written formulas alone;
+`torch_kernels` has others that give the same numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ from .terms import BATCH, in_exact_type, written_sum
 
 Totals = dict[str, Tensor]
 Layer = Callable[[Accumulate, Tensor], Tensor]
+Firing = Callable[[Fire, Mapping[int, Any], Tensor | None], Tensor]
+Operating = Callable[[Operate, dict[int, Any], int], None]
 Step = Callable[[Tensor, Totals], tuple[Tensor, Totals]]
 
 
@@ -29,12 +33,13 @@ def accumulate(item: Accumulate, numbers: Tensor) -> Tensor:
 
 
 def step(
-    program: Program, images: Tensor, before: Mapping[str, Tensor], layer: Layer = accumulate
+    program: Program,
+    images: Tensor,
+    before: Mapping[str, Tensor],
+    kernels: Kernels | None = None,
 ) -> tuple[Tensor, Totals]:
-    """The logits of one step and the totals behind it; ``before`` are those of the last step.
-
-    ``layer`` makes the products and sums of weighted layers.
-    """
+    """The logits of one step and the totals behind it; ``before`` are those of the last step."""
+    kernels = kernels or REFERENCE
     totals: Totals = {}
     values: dict[int, Any] = {0: images}
     for item in program.instructions:
@@ -42,11 +47,12 @@ def step(
             levels = torch.round(images / item.scale).clamp(*item.bounds)
             values[item.out] = levels.contiguous()
         elif isinstance(item, Accumulate):
-            values[item.out] = layer(item, values[item.value])
+            values[item.out] = kernels.layer(item, values[item.value])
         elif isinstance(item, Fire):
-            totals[item.name] = values[item.out] = fire(item, values, before.get(item.name))
+            totals[item.name] = kernels.fire(item, values, before.get(item.name))
+            values[item.out] = totals[item.name]
         elif isinstance(item, Operate):
-            operate(item, values, len(images))
+            kernels.operate(item, values, len(images))
         else:
             return real_sum(item.input, values), totals
     raise AssertionError("a program ends with its read-out")
@@ -95,3 +101,15 @@ def fill_arguments(part: Any, values: Mapping[int, Any], batch: int) -> Any:
     if isinstance(part, (list, tuple)):
         return [fill_arguments(value, values, batch) for value in part]
     return part
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What makes sums of weighted layers, what fires neurons, what runs any other operator."""
+
+    layer: Layer = accumulate
+    fire: Firing = fire
+    operate: Operating = operate
+
+
+REFERENCE = Kernels()

@@ -18,10 +18,11 @@ from mt_convert.errors import DataError, SpecError, UnsupportedLayerError
 from mt_convert.integer_engine import arithmetic as canonical
 from mt_convert.integer_engine import int8_matmul, torch_backend
 from mt_convert.integer_engine.arithmetic import IntegerArithmetic
-from mt_convert.integer_engine.backends import BACKENDS, TorchBackend, in_int8
+from mt_convert.integer_engine.backends import BACKENDS, ReferenceBackend
 from mt_convert.integer_engine.exactness import LAYERS, layer_difference, next_to_thresholds
 from mt_convert.integer_engine.native.build import instruction_sets
 from mt_convert.integer_engine.program import Accumulate, Encode, Fire, Program, Whole
+from mt_convert.integer_engine.torch_kernels import in_int8
 from mt_convert.integer_engine.tracing import trace
 from mt_convert.neurons.ladder import Binary, PowerOfTwo, Uniform
 from mt_convert.quantization.quantize import QuantizedModel
@@ -94,12 +95,12 @@ def test_compiled_by_torch_it_is_the_same(way: str) -> None:
     _check("compile", mt.convert(quantized("residual"), **options), images(4, seed=12), steps)
 
 
-class _Int8(TorchBackend):
+class _Int8(ReferenceBackend):
     """What accelerators run, on this machine's CPU."""
 
     def _step(self, program: Program) -> torch_backend.Step:
-        layer = in_int8(program)
-        return lambda images, totals: torch_backend.step(program, images, totals, layer)
+        kernels = torch_backend.Kernels(in_int8(program))
+        return lambda images, totals: torch_backend.step(program, images, totals, kernels)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -218,7 +219,7 @@ def test_a_backend_that_fuses_a_multiplication_and_an_addition_would_be_seen() -
         total = sum(number.double() * factor.double() for number, factor in pairs)
         return (total + (0 if bias is None else bias.double())).float()
 
-    class Fused(TorchBackend):
+    class Fused(ReferenceBackend):
         def run(self, *words: Any) -> Any:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(torch_backend, "written_sum", fused)
@@ -264,7 +265,7 @@ def test_no_sum_passes_the_limit_that_the_program_names(
         return sums
 
     monkeypatch.setattr(torch_backend, "weighted_sums", weighted_sums)
-    model = mt.integer(mt.convert(quantized(name)), backend="torch")
+    model = mt.integer(mt.convert(quantized(name)), backend="reference")
     model(9 * images(8, shape_of(name), seed=15))
     limits = [layer.largest_sum for layer in model.layers]
     assert len(seen) == len(limits)

@@ -8,7 +8,7 @@ machine did in the same rounds; worst first, by the time that lies above that li
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -217,6 +217,58 @@ def markdown(times: LayerTimes, head: str = HEAD) -> str:
         lines.append("|" + " --- |" * len(HEADINGS))
         lines += [f"| {' | '.join(cells(row))} |" for row in rows]
     return "\n".join([*lines, "", *(f"- {text}" for text in findings(times))]) + "\n"
+
+
+def profile(runs: Mapping[str, LayerTimes]) -> str:
+    """A page of where the time went in several stored runs, by kind of layer: most time of the last
+    run first.
+
+    Example:
+        >>> row = LayerRow("net", 1, 15, 1, "a", "conv 3x3", 8.0, 1.0, 100, 9, 9, 0.5, 4.0)
+        >>> new = dataclasses.replace(row, microseconds=5.0, lost=1.0)
+        >>> before, now = (LayerTimes((one,), 1, 1e9) for one in (row, new))
+        >>> print(profile({"before": before, "now": now}))
+        ## net, T = 1, n = 15, batch 1
+        <BLANKLINE>
+        | kind | before, µs | of limit | now, µs | of limit | share now |
+        | --- | ---: | ---: | ---: | ---: | ---: |
+        | conv 3x3 | 8.0 | 50 % | 5.0 | 80 % | 100 % |
+        | all | 8.0 | | 5.0 | | 100 % |
+        <BLANKLINE>
+    """
+    *_, last = runs
+    heads = [f"{name}, µs | of limit" for name in runs]
+    lines = []
+    for case in dict.fromkeys(_case(row) for times in runs.values() for row in times.rows):
+        found = [
+            kinds([row for row in times.rows if _case(row) == case]) for times in runs.values()
+        ]
+        now = found[-1]
+        names = [*now, *(kind for one in found for kind in one if kind not in now)]
+        totals = [sum(own for own, _ in one.values()) for one in found]
+        name, T, n, batch = case
+        lines += [f"## {name}, T = {T}, n = {n}, batch {batch}", ""]
+        lines.append(f"| kind | {' | '.join(heads)} | share {last} |")
+        lines.append("| --- |" + " ---: |" * (2 * len(runs) + 1))
+        for kind in dict.fromkeys(names):
+            text = [_of_kind(one.get(kind)) for one in found]
+            own = now[kind][0] / totals[-1] if kind in now and totals[-1] else 0
+            lines.append(f"| {kind} | {' | '.join(text)} | {100 * own:.0f} % |")
+        sums = [f"{total:,.1f} |" for total in totals]
+        lines += [f"| all | {' | '.join(sums)} | 100 % |", ""]
+    return "\n".join(lines)
+
+
+def _case(row: LayerRow) -> tuple[str, int, int, int]:
+    return row.network, row.T, row.n, row.batch
+
+
+def _of_kind(cell: tuple[float, float | None] | None) -> str:
+    """Microseconds and share of the limit, as two columns."""
+    if cell is None:
+        return "– | –"
+    own, share = cell
+    return f"{own:,.1f} | {'–' if share is None else f'{100 * share:.0f} %'}"
 
 
 def rich_tables(times: LayerTimes) -> Iterator[Table]:

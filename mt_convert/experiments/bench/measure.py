@@ -12,8 +12,7 @@ from torch import Tensor
 from ...errors import error_line
 from ...system.progress import progress
 from .contenders.contender import Case, Contender, ContenderKind, Runner
-from .contenders.ours import REFERENCE
-from .contenders.registry import all_contenders
+from .contenders.ours import prepare_reference
 from .limits import Work, share_of_limit
 from .network import Network
 from .rows import Absent, BenchRow
@@ -214,7 +213,7 @@ def _reference(network: Network, contender: Contender, case: Case) -> Runner:
     if contender.reference is not None:
         return contender.reference(network, case)
     if contender.kind is ContenderKind.INTEGER:
-        return all_contenders()[f"integer_{REFERENCE}"].prepare(network, case)
+        return prepare_reference(network, case)
     return network.qann if contender.kind is ContenderKind.QUANTIZED else network.ann
 
 

@@ -132,14 +132,21 @@ def ways(network: Network, time_steps: Sequence[int]) -> list[Way]:
 
 
 def time_training(
-    network: Network, time_steps: Sequence[int], batch: int, rounds: int, clock: Clock | None = None
+    network: Network,
+    time_steps: Sequence[int],
+    batch: int,
+    rounds: int,
+    clock: Clock | None = None,
+    chosen: Sequence[Way] | None = None,
 ) -> TrainingSpeed:
-    """Time a step of every way in turns; those that fail are named with the reason."""
+    """Time a step of every way, or of those ``chosen``, in turns; what fails is named with the
+    reason."""
     steps: dict[Way, Callable[[Tensor], None]] = {}
     absent = []
     generator = torch.Generator().manual_seed(0)
     probe = network.images(batch, generator)
-    for way in progress(ways(network, time_steps), f"{network.name}: first steps"):
+    chosen = ways(network, time_steps) if chosen is None else chosen
+    for way in progress(chosen, f"{network.name}: first steps"):
         try:
             step = step_of(network, way)
             step(probe)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import SpecError
-from .. import torch_backend
+from .. import torch_backend, torch_kernels
 from ..program import Accumulate, Encode, Fire, Operate, Program, ReadOut
 from . import build
 from .layout import IMAGES, LOGITS, Call, External
@@ -41,6 +41,7 @@ class NativeBackend:
         work = self._lowered.work
         self.segments = sum(isinstance(piece, Segment) for piece in work)
         self.outside = self._lowered.outside
+        self._operate = torch_kernels.fast_operators(programs[0])
         self._whole = self.segments == len(work) == 1
         self._logits_shape = _logits_shape(programs[0])
         self._arena = torch.empty(0, dtype=torch.uint8, device="cpu")
@@ -226,7 +227,7 @@ class NativeBackend:
             state[item.name] = torch_backend.fire(item, seen, state.get(item.name))
             values[item.out] = state[item.name]
         elif isinstance(item, Operate):
-            torch_backend.operate(item, seen, len(logits))
+            self._operate(item, seen, len(logits))
         else:
             logits.copy_(torch_backend.real_sum(item.input, seen))
 

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from mt_convert import cli
 from mt_convert.errors import CheckpointError, SpecError, UnsupportedLayerError
-from mt_convert.experiments.bench import command, limits, memory, pages, picture, timing
+from mt_convert.experiments.bench import command, layers, limits, memory, pages, picture, timing
 from mt_convert.experiments.bench.contenders.contender import Case, Contender
 from mt_convert.experiments.bench.contenders.registry import all_contenders, choose_contenders
 from mt_convert.experiments.bench.measure import Group, check, compare, with_ratios
@@ -554,9 +554,23 @@ def test_no_part_of_the_study_times_what_another_does() -> None:
     pairs = [(name, batch) for part in parts for name in part.networks for batch in part.batches]
     assert len(pairs) == len(set(pairs))
     assert {("resnet20_cifar", batch) for batch in (1, 32, 128)} <= set(pairs)
-    assert {(name, batch) for name in ("resnet18", "mobilenetv2_100") for batch in (1, 16)} <= set(
-        pairs
-    )
+    large = ("resnet18", "mobilenetv2_100", "tf_efficientnet_lite0")
+    assert {(name, batch) for name in large for batch in (1, 32)} <= set(pairs)
+
+
+def test_a_profile_is_made_beside_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = script()
+    row = layers.LayerRow("net", 1, 15, 1, "a", "conv 3x3", 8.0, 1.0, 100, 9, 9, 0.5, 4.0)
+    before = layers.LayerTimes((row,), 1, 1e9)
+    layers.publish(before, tmp_path / "old")
+    now = dataclasses.replace(before, rows=(dataclasses.replace(row, microseconds=5.0),))
+    monkeypatch.setattr(study, "run_layers", lambda options, out: now)
+    study.write_profile(("net",), 5, tmp_path, tmp_path, tmp_path / "old" / "layers.json")
+    page = (tmp_path / "profile.md").read_text()
+    assert "| kind | before, µs | of limit | now, µs | of limit | share now |" in page
+    assert layers.read(tmp_path) == now
 
 
 def test_the_stored_page_is_what_the_stored_rows_say() -> None:

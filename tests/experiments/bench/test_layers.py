@@ -60,6 +60,17 @@ def test_times_are_of_the_run_that_gives_the_logits_of_others(network: Network) 
         integer(network.spiking(15), backend="torch").layer_times(images)
 
 
+def test_a_profile_sets_runs_side_by_side_by_kind_of_layer(network: Network) -> None:
+    times = layers.time_layers([network], (1,), (1, 2), 5)
+    page = layers.profile({"before": times, "now": times})
+    assert page.count("## small, T = 1") == 2
+    for row in times.rows:
+        assert f"| {row.kind} | " in page
+    less = layers.LayerTimes(times.rows[:1], times.threads, times.int8_macs_per_s)
+    assert f"| {times.rows[0].kind} | –" not in layers.profile({"before": less, "now": less})
+    assert " | – | – | 0 % |" in layers.profile({"before": times, "now": less})
+
+
 def test_pages_say_where_the_time_goes(network: Network, tmp_path: Path) -> None:
     layers.publish(layers.time_layers([network], (1,), (1,), 5), tmp_path)
     page = (tmp_path / "layers.md").read_text()

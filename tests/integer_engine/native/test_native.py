@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mt_convert.errors import SpecError
 from mt_convert.experiments.models.cifar import resnet20_cifar
-from mt_convert.integer_engine.backends import TorchBackend
+from mt_convert.integer_engine.backends import ReferenceBackend
 from mt_convert.integer_engine.native import build
 from mt_convert.integer_engine.native.backend import NativeBackend
 from mt_convert.integer_engine.native.layout import (
@@ -214,7 +214,7 @@ def check(
     if images is None:
         generator = torch.Generator().manual_seed(1)
         images = torch.randn(max(batches), *shape, generator=generator) * scale
-    plain = TorchBackend(programs)
+    plain = ReferenceBackend(programs)
     wanted = {t: plain.run(images, t, True) for t in steps}
     for name in sets:
         backend = NativeBackend(programs, name)
@@ -453,7 +453,7 @@ def test_rows_at_rest_are_left_out_and_nothing_changes() -> None:
     program = net.program(net.sum(net.layer(net.pooled(value), 4, None)))
     images = torch.zeros(2, 1, 24, 8)
     images[:, :, 3:5, 2] = 0.2
-    wanted, totals = TorchBackend([program]).run(images, 12, True)
+    wanted, totals = ReferenceBackend([program]).run(images, 12, True)
     for name in SETS:
         found, moved = NativeBackend([program], name).run(images, 12, True, threads=1)
         assert torch.equal(found, wanted)

@@ -15,7 +15,7 @@ from ....spiking.simulate import Run, simulate
 from ..network import Network
 from .contender import Case, Contender, ContenderKind, Runner
 
-REFERENCE = "torch"
+REFERENCE = "reference"
 Prepare = Callable[[Network, Case], Runner]
 
 
@@ -65,6 +65,8 @@ def _simulation(simulator: Callable[[SpikingModel], Callable[..., Run]]) -> Prep
     return prepare
 
 
+prepare_reference = _prepare(REFERENCE, Network.spiking)
+
 CONTENDERS = (
     _backend("native", "integer network, our kernels in C++"),
     Contender(
@@ -86,7 +88,7 @@ CONTENDERS = (
         reference=_prepare(REFERENCE, Network.radix),
     ),
     _backend("compile", "integer network in float containers, torch.compile", slow=True),
-    _backend("torch", "integer network in float containers, plain torch: the reference"),
+    _backend("torch", "integer network in plain torch, int8 products where they are exact"),
     Contender(
         "simulate",
         ContenderKind.INTEGER,
