@@ -38,6 +38,32 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Extent:
+    """How much of a converted network is spikes, and whole numbers.
+
+    Units: ``analog`` how often each operator stays analog; ``first_layer_only``: is nothing but
+        what the encoded image feeds; ``spike_fed_mac_share`` and ``integer_mac_share`` 0 to 1, the
+        last None where an accumulator could overflow; ``real`` how often each operator runs on
+        real numbers in the integer network.
+
+    Example:
+        >>> Extent(analog={"Conv2d": 1}, first_layer_only=True, integer_mac_share=1.0).all_integer
+        True
+    """
+
+    analog: dict[str, int] = field(default_factory=dict)
+    first_layer_only: bool = False
+    spike_fed_mac_share: float = 0.0
+    integer_mac_share: float | None = None
+    real: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def all_integer(self) -> bool:
+        """Whether nothing runs on real numbers."""
+        return self.integer_mac_share is not None and not self.real
+
+
+@dataclass(frozen=True)
 class CoverageRow:
     """What a trial of one architecture measured.
 
@@ -49,7 +75,9 @@ class CoverageRow:
         ``radix_exact``: are windows of digits with one threshold, ``radix_steps`` long, bit-equal
         too, else ``radix_differs`` (None: tried before there were digits);
         ``silent_layers`` layers of neurons that emitted nothing on the
-        images tried; ``memory`` the largest seen, in MiB.
+        images tried; ``extent`` how far spikes and whole numbers reach, ``extent_without_ladders``
+        the same where every function is kept analog (None: tried before they were neurons);
+        ``memory`` the largest seen, in MiB.
 
     Example:
         >>> row = CoverageRow("vgg11", "vgg", error="no time")
@@ -76,6 +104,8 @@ class CoverageRow:
     radix_exact: bool | None = None
     radix_steps: int | None = None
     radix_differs: list[str] = field(default_factory=list)
+    extent: Extent | None = None
+    extent_without_ladders: Extent | None = None
     seconds: float = 0.0
     memory: int | None = None
     error: str | None = None
