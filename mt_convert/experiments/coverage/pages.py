@@ -95,11 +95,11 @@ def _with_ladders(converted: list[CoverageRow]) -> list[str]:
     if not pairs:
         return []
     now, kept = zip(*pairs, strict=True)
-    first = [sum(item.first_layer_only for item in items) for items in (now, kept)]
+    first = [sum(item.maxima_only for item in items) for items in (now, kept)]
     whole = [sum(item.all_integer for item in items) for items in (now, kept)]
     return [
         f"Functions as ladders, tried on {len(pairs)}: in {first[0]} nothing but the first layer "
-        f"is analog ({first[1]} with analog functions), {whole[0]} are whole numbers throughout "
+        f"and maxima is analog ({first[1]} with analog functions), {whole[0]} are whole numbers throughout "
         f"({whole[1]})."
     ]
 
@@ -128,6 +128,7 @@ def _ladder_section(rows: Sequence[CoverageRow]) -> list[str]:
         ("analog operators", lambda item: sum(item.analog.values()), ""),
         ("operators on real numbers", lambda item: sum(item.real.values()), ""),
         ("only the first layer is analog", lambda item: item.first_layer_only, ""),
+        ("only it and maxima, which pick among spikes", lambda item: item.maxima_only, ""),
         ("whole numbers throughout", lambda item: item.all_integer, ""),
         ("MACs fed by spikes", lambda item: item.spike_fed_mac_share, "%"),
         ("MACs in whole numbers", lambda item: item.integer_mac_share or 0.0, "%"),

@@ -12,6 +12,7 @@ from ...errors import CheckpointError
 from ...system.plain_data import as_type
 from ...system.storage import read_json, reading
 
+MAXIMA = ("max_pool1d", "max_pool2d", "max_pool3d", "amax", "amin")
 SCHEMA = "mt_convert.coverage/1"
 
 
@@ -41,21 +42,32 @@ class Settings:
 class Extent:
     """How much of a converted network is spikes, and whole numbers.
 
-    Units: ``analog`` how often each operator stays analog; ``first_layer_only``: is nothing but
-        what the encoded image feeds; ``spike_fed_mac_share`` and ``integer_mac_share`` 0 to 1, the
-        last None where an accumulator could overflow; ``real`` how often each operator runs on
-        real numbers in the integer network.
+    Units: ``analog`` how often each operator stays analog, ``beside_first`` without what the
+        encoded image feeds; ``spike_fed_mac_share`` and ``integer_mac_share`` 0 to 1, the last None
+        where an accumulator could overflow; ``real`` how often each operator runs on real numbers
+        in the integer network.
 
     Example:
-        >>> Extent(analog={"Conv2d": 1}, first_layer_only=True, integer_mac_share=1.0).all_integer
-        True
+        >>> extent = Extent(analog={"Conv2d": 1, "amax": 2}, beside_first={"amax": 2})
+        >>> extent.first_layer_only, extent.maxima_only, extent.all_integer
+        (False, True, False)
     """
 
     analog: dict[str, int] = field(default_factory=dict)
-    first_layer_only: bool = False
+    beside_first: dict[str, int] = field(default_factory=dict)
     spike_fed_mac_share: float = 0.0
     integer_mac_share: float | None = None
     real: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def first_layer_only(self) -> bool:
+        """Whether nothing is analog but what the encoded image feeds."""
+        return not self.beside_first
+
+    @property
+    def maxima_only(self) -> bool:
+        """Whether nothing else is analog but that and maxima, which pick among spikes."""
+        return set(self.beside_first) <= set(MAXIMA)
 
     @property
     def all_integer(self) -> bool:

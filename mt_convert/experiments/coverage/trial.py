@@ -138,7 +138,9 @@ def _extent(snn: SpikingModel) -> Extent:
     left = sum(row.macs for row in rows.values() if row.name in (real or ()))
     return Extent(
         analog=_kinds(row.operator for row in snn.report.analog),
-        first_layer_only={row.name for row in snn.report.analog} <= fed_by_image,
+        beside_first=_kinds(
+            row.operator for row in snn.report.analog if row.name not in fed_by_image
+        ),
         spike_fed_mac_share=spike_fed_share(rows.values()),
         integer_mac_share=None if real is None else 1 - left / total,
         real=_kinds(operators[name] for name in real or ()),
