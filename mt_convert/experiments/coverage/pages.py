@@ -99,8 +99,8 @@ def _with_ladders(converted: list[CoverageRow]) -> list[str]:
     whole = [sum(item.all_integer for item in items) for items in (now, kept)]
     return [
         f"Functions as ladders, tried on {len(pairs)}: in {first[0]} nothing but the first layer "
-        f"and maxima is analog ({first[1]} with analog functions), {whole[0]} are whole numbers throughout "
-        f"({whole[1]})."
+        f"and maxima is analog ({first[1]} with analog functions), {whole[0]} are whole numbers "
+        f"throughout ({whole[1]})."
     ]
 
 
