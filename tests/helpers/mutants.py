@@ -286,6 +286,50 @@ MUTANTS = (
     ),
     Mutant(
         15,
+        "quantization/formula.py",
+        "shift = -norm.running_mean * scale",
+        "shift = norm.running_mean * scale",
+        ("quantization/test_formula.py::test_a_batch_norm_is_defined_as_torch_computes_it",),
+    ),
+    Mutant(
+        15,
+        "quantization/formula.py",
+        "super().train(mode and not self.fixed)",
+        "super().train(mode)",
+        (
+            "spiking/test_functions.py::test_a_batch_norm_inside_a_function_is_trained_and_stands"
+            "_still_in_its_neurons",
+        ),
+    ),
+    Mutant(
+        15,
+        "quantization/chain.py",
+        "tensors |= layer.formula.tensors()",
+        "pass",
+        ("spiking/test_functions.py::test_a_chain_takes_what_a_function_learned",),
+    ),
+    Mutant(
+        15,
+        "integer_engine/native/step_tables.py",
+        "thresholds = F.pad(table.thresholds, (0, width - count), value=beyond)",
+        "thresholds = F.pad(table.thresholds, (0, width - count))",
+        (
+            "integer_engine/native/test_step_tables.py::test_levels_of_functions_are_those_of_torch"
+            "_next_to_every_threshold",
+        ),
+    ),
+    Mutant(
+        15,
+        "integer_engine/native/kernels/functions.h",
+        "return _mm256_and_ps(weight, _mm256_cmp_ps(y, threshold, _CMP_GE_OQ));",
+        "return _mm256_and_ps(weight, _mm256_cmp_ps(y, threshold, _CMP_GT_OQ));",
+        (
+            "integer_engine/native/test_step_tables.py::test_levels_of_functions_are_those_of_torch"
+            "_next_to_every_threshold",
+        ),
+    ),
+    Mutant(
+        15,
         "neurons/bisection.py",
         "weights[own, index] = sign.to(torch.int8)",
         "weights[own, index] = sign.abs().to(torch.int8)",

@@ -38,7 +38,8 @@ def pack(table: StepTable, keep: Callable[[Tensor, torch.dtype], int]) -> Thresh
     searched = count > FEW
     if searched:
         width = _width(count)
-        thresholds = F.pad(table.thresholds, (0, width - count), value=math.nan)  # nothing passes
+        beyond = math.nan  # nothing passes it
+        thresholds = F.pad(table.thresholds, (0, width - count), value=beyond)
         levels = table.levels.float()
         levels = F.pad(levels, (0, width - levels.shape[1]))
     else:
