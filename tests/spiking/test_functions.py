@@ -144,7 +144,7 @@ def test_a_batch_norm_inside_a_function_is_trained_and_stands_still_in_its_neuro
     snn = convert(qann, verify=images(2)).train()
     assert snn.report.verdict.exact_t1
     assert not torch.equal(snn.layers.mul.table.thresholds, thresholds)
-    held = snn.layers.mul.formula
+    held = snn.layers.mul.formula.train()
     assert not list(held.parameters())
     held(images()[:, :1].expand(-1, 4, -1, -1) + 1)
     assert torch.equal(held.graph.norm_0.running_mean, norm.running_mean)

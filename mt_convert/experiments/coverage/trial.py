@@ -80,12 +80,12 @@ def _try(architecture: Architecture, settings: Settings, tell: Any) -> None:
     tell("digits")
     digits = _try_digits(qann, built.images)
     tell("without ladders", **digits, **_count(snn), silent_layers=_silent(snn, built.images))
-    extent = dataclasses.asdict(_extent(snn))
+    extent = dataclasses.asdict(extent_of(snn))
     kept = extent  # the same network where it has no function to keep
     if any(row.taken == LADDER for row in qann.functions):
         spec = dataclasses.replace(spec, functions=ANALOG)
         analog = convert(quantize(built.model, spec, calibration=built.images))
-        kept = dataclasses.asdict(_extent(analog))
+        kept = dataclasses.asdict(extent_of(analog))
     tell("ending", extent=extent, extent_without_ladders=kept)
 
 
@@ -125,7 +125,7 @@ def _count(snn: SpikingModel) -> dict[str, Any]:
     }
 
 
-def _extent(snn: SpikingModel) -> Extent:
+def extent_of(snn: SpikingModel) -> Extent:
     """How far spikes and whole numbers reach."""
     rows = count_macs(snn)
     total = max(1, sum(row.macs for row in rows.values()))
