@@ -6,8 +6,9 @@ Each RUN is the folder of a finished run (cifar10_resnet20_w4a4, cifar10_resnet2
 images of JPEG CIFAR-10 they were trained on, where they lie elsewhere now. On all test images:
 accuracy, equality, packets and thresholds crossed of digits and of other ladders; both curves of
 digits that are not there yet; time per image in the integer engine. What is measured is kept under
---parts, setting by setting, and networks that are stored already stay; ``--pages`` writes page and picture from the stored rows alone, and
-``--smoke`` makes all of it, run included, in seconds and into --parts.
+--parts, setting by setting, and networks that are stored already stay; ``--pages`` writes page and
+picture from the stored rows alone, and ``--smoke`` makes all of it, run included, in seconds and
+into --parts.
 """
 
 from __future__ import annotations
