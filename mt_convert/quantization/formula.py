@@ -67,6 +67,11 @@ class Formula(nn.Module):
         super().train(mode and not self.fixed)
         return self
 
+    @property
+    def watches(self) -> bool:
+        """Whether a batch norm in it is in training mode: it estimates its statistics."""
+        return any(norm.training for norm in self.graph.children())
+
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.graph(x)
         return out

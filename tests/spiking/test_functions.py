@@ -15,6 +15,7 @@ from mt_convert.graph.rules import DEFAULT_RULES, OperatorKind, Rule
 from mt_convert.integer_engine.arithmetic import IntegerArithmetic
 from mt_convert.integer_engine.model import integer
 from mt_convert.neurons.ladder import Radix
+from mt_convert.quantization.batch_norm import batch_norms, estimate_batch_norm_
 from mt_convert.quantization.brevitas_layers import QuantAct, step_parameters
 from mt_convert.quantization.formula import Formula
 from mt_convert.quantization.quantize import QuantizedModel, quantize
@@ -148,6 +149,18 @@ def test_a_batch_norm_inside_a_function_is_trained_and_stands_still_in_its_neuro
     assert not list(held.parameters())
     held(images()[:, :1].expand(-1, 4, -1, -1) + 1)
     assert torch.equal(held.graph.norm_0.running_mean, norm.running_mean)
+
+
+def test_statistics_of_a_batch_norm_inside_a_function_are_estimated_like_all_others() -> None:
+    qann = quantized("gate by a batch norm")
+    norm, seen = function_of(qann).graph.norm_0, []
+    assert any(item is norm for item in batch_norms(qann))
+    hook = norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    estimate_batch_norm_(qann, [norm], [images()])
+    hook.remove()
+    (x,) = seen
+    torch.testing.assert_close(norm.running_mean, x.mean((0, 2, 3)))
+    assert convert(qann, verify=images(2)).report.verdict.exact_t1
 
 
 @pytest.mark.parametrize(
