@@ -212,7 +212,7 @@ class _Search:
 
     def _norm(self, node: fx.Node) -> Any:
         """The batch norm of a node, if it has one to itself, with statistics."""
-        layer = layer_of(self.graph_module, node)
+        layer: Any = layer_of(self.graph_module, node)
         own = isinstance(layer, NORMS) and self.calls[node.target] == 1
         return layer if own and layer.running_mean is not None else None
 

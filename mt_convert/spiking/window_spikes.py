@@ -418,9 +418,9 @@ class _Windows:
             self.potentials[name] = heard + neuron.spec.initial * neuron.delta - said
         worth = unit(neuron, self.presentation, 0)
         worth = worth if neuron.gain is None else worth * neuron.gain
-        said = [item * worth for item in emitted]
+        spikes = [item * worth for item in emitted]
         self.lifts[name] = neuron.spec.start * worth
-        return Train([*said[:-1], said[-1] + self.lifts[name]], (base, 1))
+        return Train([*spikes[:-1], spikes[-1] + self.lifts[name]], (base, 1))
 
     def _digit_count(self, neuron: MTNeuron) -> int:
         """How many digits a layer says: all of its level's, or as many as there are steps."""

@@ -89,7 +89,7 @@ def test_a_family_is_exact_at_every_batch_size_with_gradients_and_without(name: 
 def test_the_smallest_network_of_a_family_converts_exactly(name: str, stored: Table) -> None:
     family = next(family for family, names in families().items() if name in names)
     found = trial(Architecture(name, family), Settings(images=2), note=lambda _: None)
-    row = CoverageRow(name, family, **{key: found[key] for key in found if key != "stage"})
+    row = CoverageRow.from_json({**found, "architecture": name, "family": family})
     assert row.error is None
     assert row.converted
     assert row.exact_t1
