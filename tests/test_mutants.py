@@ -31,7 +31,10 @@ def test_the_old_line_is_there_once_the_new_one_is_python_and_the_guards_exist(
     mutant: Mutant,
 ) -> None:
     text = (ROOT / "mt_convert" / mutant.file).read_text()
-    assert ast.dump(ast.parse(mutate(text, mutant))) != ast.dump(ast.parse(text))
+    if mutant.file.endswith(".py"):
+        assert ast.dump(ast.parse(mutate(text, mutant))) != ast.dump(ast.parse(text))
+    else:  # of the kernels
+        assert mutate(text, mutant) != text
     assert mutant.guards
     for guard in mutant.guards:
         file, name = guard.split("::")

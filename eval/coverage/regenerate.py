@@ -4,9 +4,12 @@
     python eval/coverage/regenerate.py --sweep         # first the whole registry, or what is left
     python eval/coverage/regenerate.py --again NAME ...   # these rows alone, in the stored table;
                                                           # "*" is the smallest of each family
+    python eval/coverage/regenerate.py --merge            # rows that --again has finished so far
     python eval/coverage/regenerate.py --parameters    # sizes of all, for a new version of timm
 
-The sweep keeps its rows in runs/coverage: first the smallest architecture of each family, then all
+What --again makes lies in runs/coverage_again, a file for each architecture: stopped, it goes on
+where it was, and options of `mt-convert coverage` can follow the names. The sweep keeps its rows in
+runs/coverage: first the smallest architecture of each family, then all
 others by size. Its options can follow, those of `mt-convert coverage`:
 
     python eval/coverage/regenerate.py --sweep --workers 2 --memory 10
@@ -28,6 +31,7 @@ from mt_convert.system.storage import write_json
 
 HERE = Path(__file__).parent
 ROWS = HERE.parents[1] / "runs" / "coverage"
+AGAIN = ROWS.with_name("coverage_again")
 
 
 def main() -> None:
@@ -38,7 +42,11 @@ def main() -> None:
         subprocess.run([*command, "--out", str(ROWS), *words[1:]], check=True)
         write_json(HERE / "results.json", read_table(ROWS / "results.json").to_json())
     elif words[:1] == ["--again"] and words[1:]:
-        make_again(words[1:])
+        command = [sys.executable, "-m", "mt_convert.cli", "coverage", *words[1:]]
+        subprocess.run([*command, "--out", str(AGAIN)], check=True)
+        merge()
+    elif words == ["--merge"]:
+        merge()
     elif words == ["--parameters"]:
         names = [name for group in families().values() for name in group]
         params = count_parameters(names, note=lambda counts: None)
@@ -48,13 +56,9 @@ def main() -> None:
     write_pages(read_table(HERE / "results.json"), HERE)
 
 
-def make_again(names: list[str]) -> None:
-    """Make the rows of these architectures (of patterns the smallest of each family) again, and put
-    them in the places of the stored ones. Rows lie in runs/coverage_again until all are there."""
-    folder = ROWS.with_name("coverage_again")
-    command = [sys.executable, "-m", "mt_convert.cli", "coverage", *names]
-    subprocess.run([*command, "--out", str(folder)], check=True)
-    rows = {row.architecture: row for row in read_table(folder / "results.json").rows}
+def merge() -> None:
+    """Put the rows that were made again in the places of the stored ones."""
+    rows = {row.architecture: row for row in read_table(AGAIN / "results.json").rows}
     stored = read_table(HERE / "results.json")
     missing = set(rows) - {row.architecture for row in stored.rows}
     if missing:

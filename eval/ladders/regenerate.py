@@ -6,8 +6,9 @@ Each RUN is the folder of a finished run (cifar10_resnet20_w4a4, cifar10_resnet2
 images of JPEG CIFAR-10 they were trained on, where they lie elsewhere now. On all test images:
 accuracy, equality, packets and thresholds crossed of digits and of other ladders; both curves of
 digits that are not there yet; time per image in the integer engine. What is measured is kept under
---parts, setting by setting; ``--pages`` writes page and picture from the stored rows alone, and
-``--smoke`` makes all of it, run included, in seconds and into --parts.
+--parts, setting by setting, and networks that are stored already stay; ``--pages`` writes page and
+picture from the stored rows alone, and ``--smoke`` makes all of it, run included, in seconds and
+into --parts.
 """
 
 from __future__ import annotations
@@ -99,6 +100,13 @@ def measure(word: str, overrides: Sequence[str], parts: Path) -> dict[str, Any]:
             for ladder in digit_ladders(L)
         ],
     }
+
+
+def store(network: dict[str, Any], path: Path) -> None:
+    """Put a network beside those that are stored, or in the place of the one of its name."""
+    stored = read_json(path)["networks"] if path.is_file() else []
+    networks = {item["name"]: item for item in [*stored, network]}
+    write_json(path, {"schema": SCHEMA, "networks": list(networks.values())})
 
 
 def keep(path: Path, make: Callable[[Subject, Radix], Any], subject: Subject, ladder: Radix) -> Any:
@@ -307,8 +315,8 @@ def main(words: Sequence[str] | None = None) -> None:
         if not runs:
             parser.error("name folders of finished runs: --runs RUN ..., or try --smoke")
         data = [] if arguments.data is None else [f"data.root={arguments.data}"]
-        networks = [measure(word, data, arguments.parts) for word in runs]
-        write_json(out / "results.json", {"schema": SCHEMA, "networks": networks})
+        for word in runs:
+            store(measure(word, data, arguments.parts), out / "results.json")
     networks = read_json(out / "results.json")["networks"]
     draw(networks, out / "ladders.png")
     with atomic(out / "README.md") as temporary:

@@ -2,13 +2,16 @@
 
 Any part of a graph of elementwise operators with one input that depends on the image is one
 function: x * sigmoid(x), x * relu6(x + 3) / 6, x * tanh(softplus(x)), where(x > 0, x, 0.1 x).
-Constants may be numbers, or one for each channel. `find_functions` knows no operator by name but
-those that are linear: which are functions says the table of rules.
+Constants may be numbers, or one for each channel, and a batch norm is an affine of these: one that
+stands between two operators of a function, or behind it, is part of it; one in front of it stays
+there, where the thresholds take it in. `find_functions` knows no operator by name but those that
+are linear: which are functions says the table of rules.
 """
 
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .nodes import attribute, is_constant, layer_of
+from .nodes import NORMS, attribute, is_constant, layer_of
 from .rules import DEFAULT_RULES, Key, OperatorKind, Rule, data_inputs, rule_of
 
 aten = torch.ops.aten
@@ -103,6 +106,7 @@ class _Search:
     def __init__(self, graph_module: fx.GraphModule, rules: Mapping[Key, Rule]) -> None:
         self.graph_module, self.rules = graph_module, rules
         self.order = {node: place for place, node in enumerate(graph_module.graph.nodes)}
+        self.calls = Counter(node.target for node in self.order if node.op == "call_module")
         self.sources: dict[fx.Node, list[fx.Node]] = {}
         for node in self.order:
             self.sources[node] = self._sources(node)
@@ -110,7 +114,7 @@ class _Search:
     def function(self, node: fx.Node) -> Function | None:
         """The function that ends in a node, if it is worth a neuron: not one that only scales, that
         compares, or that a layer of neurons is already."""
-        value = node.meta.get("val")
+        value = _value(node)
         if node.target in _SCALES | _IDENTITIES and not self._is_bent(node):
             return None
         if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -160,15 +164,13 @@ class _Search:
     def _is_elementwise(self, node: fx.Node, inputs: Sequence[fx.Node]) -> bool:
         """Whether each number of the result comes from the numbers at its place."""
         rule = rule_of(self.graph_module, node, self.rules)
-        known = node.target in _AFFINE | _IDENTITIES
-        if rule is None or not (known or self._is_neuron(node) or self._is_function(rule)):
+        known = node.target in _AFFINE | _IDENTITIES or self._is_neuron(node)
+        if rule is None or not (known or self._norm(node) or self._is_function(rule)):
             return False
         shapes = [_shape(item) for item in (node, *inputs)]
         if None in shapes or any(shape != shapes[0] for shape in shapes):
             return False
-        rank = len(shapes[0] or ()) + 1
-        constants = [item for item in node.all_input_nodes if is_constant(item)]
-        return all(self._axis(item, rank, node) is not None for item in constants)
+        return None not in self._axes(node)
 
     def _axis(self, node: fx.Node, rank: int, reader: fx.Node) -> tuple[int, int] | None:
         """Along which axis a constant has how many entries; None where it is no such constant."""
@@ -193,18 +195,26 @@ class _Search:
                 nodes.add(node)
                 stack.extend(data_inputs(node))
         axes = {
-            axis
-            for node in nodes
-            for item in node.all_input_nodes
-            if is_constant(item)
-            for axis in [self._axis(item, len(_shape(node) or ()) + 1, node)]
-            if axis is not None and axis[1] > 1
+            axis for node in nodes for axis in self._axes(node) if axis is not None and axis[1] > 1
         }
         if len(axes) > 1:
             return None
         axis, channels = next(iter(axes), (-1, 1))
         ordered = sorted(nodes, key=self.order.__getitem__)
         return Function(root, source, tuple(ordered), channels, axis)
+
+    def _axes(self, node: fx.Node) -> list[tuple[int, int] | None]:
+        """Along which axis each constant of a node has how many entries."""
+        rank = len(_shape(node) or ()) + 1
+        if (norm := self._norm(node)) is not None:
+            return [(1 - rank, norm.num_features)]
+        return [self._axis(item, rank, node) for item in node.all_input_nodes if is_constant(item)]
+
+    def _norm(self, node: fx.Node) -> Any:
+        """The batch norm of a node, if it has one to itself, with statistics."""
+        layer: Any = layer_of(self.graph_module, node)
+        own = isinstance(layer, NORMS) and self.calls[node.target] == 1
+        return layer if own and layer.running_mean is not None else None
 
     def _is_neuron(self, node: fx.Node) -> bool:
         return isinstance(layer_of(self.graph_module, node), _NEURONS)
@@ -228,7 +238,8 @@ class _Search:
 
 
 def extract(graph_module: fx.GraphModule, function: Function) -> fx.GraphModule:
-    """The function as a graph of its own, with the network's own constants: `forward(x)`.
+    """The function as a graph of its own, with the network's own constants and batch norms:
+    `forward(x)`. What they were called there stands in the ``meta`` of its nodes, as ``origin``.
 
     Example:
         >>> from .tracing.trace import trace
@@ -245,6 +256,7 @@ def extract(graph_module: fx.GraphModule, function: Function) -> fx.GraphModule:
             name = f"constant_{len(held)}"
             held[name] = attribute(graph_module, str(item.target))
             new[item] = graph.get_attr(name)
+            new[item].meta["origin"] = str(item.target)
         return new[item]
 
     for node in function.nodes:
@@ -256,6 +268,11 @@ def extract(graph_module: fx.GraphModule, function: Function) -> fx.GraphModule:
         elif isinstance(layer, nn.Hardtanh):
             bounds = (layer.min_val, layer.max_val)
             new[node] = graph.call_function(aten.hardtanh.default, (*args, *bounds))
+        elif isinstance(layer, NORMS):
+            name = f"norm_{len(held)}"
+            held[name] = layer
+            new[node] = graph.call_module(name, args)
+            new[node].meta["origin"] = str(target)
         else:
             new[node] = graph.call_function(target, args, kwargs)
     graph.output(new[function.root])
@@ -267,7 +284,7 @@ def replace_(graph_module: fx.GraphModule, function: Function, name: str, layer:
     graph_module.add_submodule(name, layer)
     with graph_module.graph.inserting_before(function.root):
         call = graph_module.graph.call_module(name, (function.source,))
-    call.meta = {"path": name, "val": function.root.meta.get("val")}
+    call.meta = {"path": name, "val": _value(function.root)}
     function.root.replace_all_uses_with(call)
     constants = [item for node in function.nodes for item in node.all_input_nodes]
     for node in (*reversed(function.nodes), *dict.fromkeys(constants)):
@@ -286,14 +303,14 @@ def _forget(graph_module: fx.GraphModule, target: str) -> None:
     delattr(graph_module.get_submodule(owner), leaf)
 
 
-def allowed_in_functions(target: Any) -> bool:
+def allowed_in_functions(target: Any, rules: Mapping[Key, Rule] = DEFAULT_RULES) -> bool:
     """Whether a stored function may hold an operator: it makes as many numbers as it gets.
 
     Example:
         >>> allowed_in_functions(aten.gelu.default), allowed_in_functions(aten.repeat.default)
         (True, False)
     """
-    rule = DEFAULT_RULES.get(target)
+    rule = rules.get(target)
     known = target in _AFFINE | _IDENTITIES | {aten.relu.default, operator.getitem}
     return known or (rule is not None and rule.kind is OperatorKind.FUNCTION)
 
@@ -304,9 +321,14 @@ def _operator_name(node: fx.Node) -> str:
     return str(node.target).split(".")[1]
 
 
+def _value(node: fx.Node) -> Any:
+    """What tracing saw of a value."""
+    value = node.meta.get("val")
+    # a batch norm or dropout stands for the first of several
+    return value[0] if isinstance(value, (tuple, list)) else value
+
+
 def _shape(node: fx.Node) -> list[Any] | None:
     """The sizes of a value along all axes but the first; None where they are not known."""
-    value = node.meta.get("val")
-    if isinstance(value, (tuple, list)):  # a batch norm or dropout stands for the first of several
-        value = value[0]
+    value = _value(node)
     return None if not isinstance(value, Tensor) else [str(size) for size in value.shape[1:]]

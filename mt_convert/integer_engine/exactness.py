@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..neurons.ladder import Uniform
 from ..neurons.spec import NeuronSpec
+from ..neurons.step_table import StepTable
 from . import torch_backend
 from .model import IntegerModel, IntegerRun
 from .program import Accumulate, Encode, Fire, Operate, Program, ReadOut, Slot, Sum, Term, Whole
@@ -43,14 +44,20 @@ class Difference:
 
 
 def next_to_thresholds(
-    layer: str, channels: int = 64, side: int = 16, bits: int = 4, seed: int = 0, images: int = 1
+    layer: str,
+    channels: int = 64,
+    side: int = 16,
+    bits: int = 4,
+    seed: int = 0,
+    images: int = 1,
+    table: StepTable | None = None,
 ) -> tuple[Program, Tensor]:
     """A program of one layer, and an image on which all its neurons are next to a threshold: at
     most a few units in the last place away, some of them exactly on it.
 
     ``layer``: one of `LAYERS`. ``images``: several, each with biases of its own, for backends that
-    run torch's operators, which take them. Shapes: [images, channels, side, side]; linear
-    [images, channels].
+    run torch's operators, which take them. ``table``: neurons of a function, in the place of whole
+    thresholds. Shapes: [images, channels, side, side]; linear [images, channels].
 
     Example:
         >>> program, image = next_to_thresholds("linear", channels=8)
@@ -73,14 +80,15 @@ def next_to_thresholds(
         numbers[item.out] = torch_backend.weighted_sums(held, item.weight, item.geometry)
         values[item.out] = Whole(tuple(numbers[item.out].shape[1:]), -item.limit, item.limit)
     read = [item.out for item in sources] + ([1] if layer == "residual levels" else [])
-    formula = _bias_to_threshold([numbers[index] for index in read], read, random)
-    out = len(values)
-    values[out] = Whole(values[2].shape, 0, LEVELS)
-    spec = NeuronSpec(Uniform(LEVELS), bounds=(0, LEVELS))
-    instructions.append(Fire(out, "neurons", formula, None, spec))
+    formula = _bias_to_threshold([numbers[index] for index in read], read, random, table)
+    low, high = (0, LEVELS) if table is None else map(int, table.levels.aminmax())
+    low, high, out = min(low, 0), max(high, 0), len(values)
+    values[out] = Whole(values[2].shape, low, high)
+    spec = NeuronSpec(Uniform(max(high, -low)), signed=low < 0, bounds=(low, high))
+    instructions.append(Fire(out, "neurons", formula, None, spec, table=table))
     axes = tuple(range(2, numbers[2].dim()))
     if axes:
-        pooled = Whole((channels,), 0, LEVELS * side * side)
+        pooled = Whole((channels,), low * side * side, high * side * side)
         instructions.append(Operate((out + 1,), Tensor.sum, (Slot(out), axes), {}))
         values[out + 1], out = pooled, out + 1
     ones = torch.ones(1, 1)
@@ -104,7 +112,9 @@ def _random_layer(
     return Accumulate(out, f"layer {out}", 1, weight, geometry, limit)
 
 
-def _bias_to_threshold(numbers: list[Tensor], read: list[int], random: torch.Generator) -> Sum:
+def _bias_to_threshold(
+    numbers: list[Tensor], read: list[int], random: torch.Generator, table: StepTable | None
+) -> Sum:
     """The written sum whose bias puts each neuron next to a threshold, or on it."""
     shape = [1, -1, *[1] * (numbers[0].dim() - 2)]
     channels = numbers[0].shape[1]
@@ -112,8 +122,10 @@ def _bias_to_threshold(numbers: list[Tensor], read: list[int], random: torch.Gen
         (torch.rand(channels, generator=random) * 0.1 + 1e-3).reshape(shape) for _ in read
     ]
     multipliers[0][0, ::3] *= -1  # batch norm can turn signs
-    whole = torch.randint(1, LEVELS + 1, numbers[0].shape, generator=random)
-    goal = whole - 0.5
+    if table is None:
+        goal = torch.randint(1, LEVELS + 1, numbers[0].shape, generator=random) - 0.5
+    else:
+        goal = _any_threshold(table, numbers[0].shape, random)
     bias = goal - written_sum(numbers, multipliers, None)
     for _ in range(3):  # the order of rounding moves it: correct what is left
         bias = bias + (goal - written_sum(numbers, multipliers, bias))
@@ -125,7 +137,17 @@ def _bias_to_threshold(numbers: list[Tensor], read: list[int], random: torch.Gen
     return Sum(tuple(terms), bias)
 
 
-def layer_difference(make: Callable[[list[Program]], Any], layer: str, **size: int) -> Difference:
+def _any_threshold(table: StepTable, shape: torch.Size, random: torch.Generator) -> Tensor:
+    """One of its thresholds for each neuron, of those that count."""
+    rows = table.thresholds.expand(shape[1], -1)
+    counted = (table.weights != 0).sum(1).expand(shape[1])
+    draws = torch.rand(shape, generator=random).movedim(1, 0).flatten(1)
+    index = (draws * counted[:, None]).long()
+    goal = rows.gather(1, index).reshape(shape[1], shape[0], *shape[2:])
+    return goal.movedim(0, 1)
+
+
+def layer_difference(make: Callable[[list[Program]], Any], layer: str, **size: Any) -> Difference:
     """A backend, made from programs by ``make``, on one layer next to its thresholds."""
     program, image = next_to_thresholds(layer, **size)
     _, expected = torch_backend.step(program, image, {})

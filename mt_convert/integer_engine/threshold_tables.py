@@ -308,6 +308,9 @@ def _real_neurons(program: Program) -> list[Fault]:
         elif item.table is not None and item.offset is not None:
             hint = "its offset is none of the sum: convert without a calibration of potentials"
             faults.append(Fault(item.name, "a function with an offset", hint))
+        elif any(spec.start for _, spec in item.window) or item.spec.start:
+            hint = "counts from its lowest level, a constant and no event: convert with Radix"
+            faults.append(Fault(item.name, name, hint))
         elif None in (item.spec.bounds or (None,)):
             faults.append(Fault(item.name, name, "no bounds: convert from a quantized network"))
         else:

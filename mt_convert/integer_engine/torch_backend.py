@@ -70,7 +70,8 @@ def fire(item: Fire, values: Mapping[int, Tensor], before: Tensor | None) -> Ten
             drive = table(drive)
         if item.offset is not None:
             drive = drive + item.offset
-        before = totals_step(drive, torch.zeros_like(drive) if before is None else before, spec)
+        start = torch.full_like(drive, spec.start) if before is None else before
+        before = totals_step(drive, start, spec)
     assert before is not None
     return before
 

@@ -175,6 +175,13 @@ def _slots(values: Any) -> Any:
 
 
 def _on_meta(values: Any) -> Any:
+    """Arguments without data; what is to be copied to a device stays without."""
+    if isinstance(values, torch.device):
+        return torch.device("meta")
+    if isinstance(values, Mapping):
+        return {name: _on_meta(value) for name, value in values.items()}
+    if isinstance(values, (list, tuple)) and not isinstance(values, torch.Size):
+        return type(values)(map(_on_meta, values))
     return _map_tensors(values, lambda item: item if isinstance(item, StandIn) else item.to("meta"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .dynamics import mt_step
-from .ladder import Binary, Firing, Learned, PowerOfTwo, Radix, Uniform
+from .ladder import Binary, Firing, Learned, PowerOfTwo, Radix, Uniform, UnsignedRadix
 from .layer import MTNeuron
 from .spec import IF, LIF, PLIF, NeuronSpec, Reset
 
@@ -20,5 +20,6 @@ __all__ = [
     "Radix",
     "Reset",
     "Uniform",
+    "UnsignedRadix",
     "mt_step",
 ]

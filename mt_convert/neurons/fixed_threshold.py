@@ -7,7 +7,8 @@ it speaks, from z = |clamp(V/Δ, lo, hi)| + ½ and with θ = R^(T-1), sign for s
     s = clamp(floor(z/θ), 0, n),    z <- R (z - θ s)
 
 z is kept in float64, and where it is exactly an odd whole number 2^-30 less: so halves go to even.
-Its digits are those of `ladder.Radix`, to the last one.
+Its digits are those of `ladder.Radix`, to the last one. A neuron of `UnsignedRadix` speaks the
+digits of V/Δ - lo; what is odd is then the level that z + lo stands for.
 """
 
 from __future__ import annotations
@@ -59,9 +60,11 @@ def start_speaking(y: Tensor, spec: NeuronSpec) -> Speaking:
     """
     _ladder(spec)
     low, high = spec.limits
-    level = y.double().clamp(low if spec.signed else max(low, 0), high)
+    lowest = low if spec.signed or spec.start else max(low, 0)
+    level = y.double().clamp(lowest, high) - spec.start
     z = level.abs() + 0.5
-    return Speaking(torch.where(z.remainder(2) == 1, z - _BELOW, z), level.sign())
+    odd = (z + spec.start).remainder(2) == 1
+    return Speaking(torch.where(odd, z - _BELOW, z), level.sign())
 
 
 def fixed_threshold_step(state: Speaking, spec: NeuronSpec) -> tuple[Tensor, Speaking]:

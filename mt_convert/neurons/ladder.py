@@ -266,6 +266,7 @@ class Radix(_Equidistant):
     """
 
     kind: ClassVar[str] = "radix"
+    lifted: ClassVar[bool] = False
 
     n: int
     steps: int | None = None
@@ -295,13 +296,13 @@ class Radix(_Equidistant):
         Raises:
             SpecError: ``steps`` is not filled in.
         """
-        return Digit(self.n, self.base ** self._left(t), self.gaps)
+        return Digit(self.n, self.base ** self._left(t), self.gaps, self.lifted)
 
     def until(self, t: int) -> Digit:
         """The ladder of one step that emits what the steps up to t, from 0, emit together."""
         left = self._left(t)
         most = self.base ** max((self.steps or 1) - left, 1) - 1
-        return Digit(min(most, 2**_MOST_BITS), self.base**left, self.gaps)
+        return Digit(min(most, 2**_MOST_BITS), self.base**left, self.gaps, self.lifted)
 
     def _left(self, t: int) -> int:
         """How many steps of the window follow step t."""
@@ -311,6 +312,24 @@ class Radix(_Equidistant):
                 "convert fills it in, or pass steps"
             )
         return max(0, self.steps - 1 - t)
+
+
+@dataclass(frozen=True)
+class UnsignedRadix(Radix):
+    """Digits in time without a spike below 0, for chips that have none.
+
+    A layer of levels lo … hi emits the digits of q - lo, which takes T = ceil(log_R(hi - lo + 1))
+    steps, and S_0 = lo: that is no spike, but a constant of each layer, which is run once through
+    whatever reads it. It cannot stand in the bias of a reader, which does not see it where zeros
+    are padded.
+
+    Example:
+        >>> UnsignedRadix(1).digits(14), Radix(1).digits(7)  # levels -7 … 7
+        (4, 3)
+    """
+
+    kind: ClassVar[str] = "unsigned_radix"
+    lifted: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -329,6 +348,7 @@ class Digit(_Equidistant):
     n: int
     unit: int
     gaps: tuple[float, ...] = ()
+    lifted: bool = False
 
     @property
     def table(self) -> tuple[float, ...]:
@@ -341,7 +361,7 @@ class Digit(_Equidistant):
         return self.unit
 
 
-Ladder = Uniform | Binary | PowerOfTwo | Learned | Radix | Digit
+Ladder = Uniform | Binary | PowerOfTwo | Learned | Radix | UnsignedRadix | Digit
 
 LADDERS: dict[str, type[Uniform] | type[Binary] | type[PowerOfTwo] | type[Radix]] = {
     item.kind: item for item in (Uniform, Binary, PowerOfTwo, Radix)
@@ -416,11 +436,13 @@ def ladder_from_json(stored: Mapping[str, Any]) -> Ladder:
             return PowerOfTwo(fields["n"])
         case "learned", ["gaps"] | ["gaps", "weights"]:
             return Learned(fields["gaps"], fields.get("weights", ()))
-        case "radix", ["n"] | ["gaps", "n", "steps"]:
-            return Radix(fields["n"], fields.get("steps"), fields.get("gaps", ()))
+        case "radix" | "unsigned_radix" as kind, ["n"] | ["gaps", "n", "steps"]:
+            made = Radix if kind == Radix.kind else UnsignedRadix
+            return made(fields["n"], fields.get("steps"), fields.get("gaps", ()))
     raise SpecError(
         f"ladder: {dict(stored)!r}; allowed is kind 'uniform' with n, 'binary' with bits, "
-        "'power_of_two' with n, 'learned' with gaps and, if not all 1, weights, or 'radix' with n"
+        "'power_of_two' with n, 'learned' with gaps and, if not all 1, weights, 'radix' or "
+        "'unsigned_radix' with n"
     )
 
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 from ..errors import SpecError
-from .ladder import Firing, Ladder, Learned
+from .ladder import Digit, Firing, Ladder, Learned, Radix, UnsignedRadix
 from .surrogate import StraightThrough, Surrogate
 
 
@@ -102,6 +102,10 @@ class NeuronSpec:
                 f"NeuronSpec: initial={self.initial!r} of a signed neuron; it must lie below the "
                 f"smallest threshold {ladder.thresholds[0]}, or both directions fire at once"
             )
+        if isinstance(ladder, UnsignedRadix) and self.signed:
+            raise SpecError(
+                "NeuronSpec: signed UnsignedRadix; its digits count from the lowest level"
+            )
         lo, hi = self.limits
         if not lo <= 0 <= hi:
             raise SpecError(f"NeuronSpec: bounds={self.bounds!r}; allowed is lo <= 0 <= hi or None")
@@ -123,6 +127,13 @@ class NeuronSpec:
     def rule(self) -> Firing:
         """The firing in force."""
         return self.ladder.natural_firing if self.firing is None else self.firing
+
+    @property
+    def start(self) -> float:
+        """The running total before the first step: 0, or the lowest level of an `UnsignedRadix`
+        layer, which counts from there."""
+        lifted = isinstance(self.ladder, (Radix, Digit)) and self.ladder.lifted
+        return (self.bounds or (0, 0))[0] or 0 if lifted else 0
 
     @property
     def limits(self) -> tuple[float, float]:

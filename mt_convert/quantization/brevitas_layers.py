@@ -24,6 +24,7 @@ with warnings.catch_warnings(), without_torch_log():  # that there is no CUDA
         Int8WeightPerChannelFloatMSE,
     )
 
+from ..graph.rules import DEFAULT_RULES, Rule
 from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
 from ..neurons.step_table import StepTable
 from .activations.formula import Formula, table_placeholder
@@ -227,15 +228,20 @@ def tables_of(layers: nn.Module) -> dict[str, StepTable]:
     }
 
 
-def quant_layer_from_json(config: Mapping[str, Any]) -> nn.Module:
-    """The layer that `quant_layer_to_json` described, its tensors not yet filled in."""
+def quant_layer_from_json(
+    config: Mapping[str, Any], rules: Mapping[Any, Rule] = DEFAULT_RULES
+) -> nn.Module:
+    """The layer that `quant_layer_to_json` described, its tensors not yet filled in; ``rules`` say
+    what may stand in a function."""
     config = dict(config)
     if config["type"] == "QuantAct":
         low, high = config["clip"]
         clip = (float("-inf") if low is None else low, float("inf") if high is None else high)
         bits, scale, encodes = config["bits"], Scale(config["scale"]), config["encodes_input"]
         spacing = Spacing(config.get("spacing", Spacing.EQUAL))
-        formula = Formula.from_json(config["function"]) if "function" in config else None
+        formula = None
+        if "function" in config:
+            formula = Formula.from_json(config["function"], rules)
         act = QuantAct(bits, clip, scale, encodes, config.get("below"), spacing, formula)
         if formula is not None:
             act.take_table_(table_placeholder(config["function"].get("table"), formula.axis))

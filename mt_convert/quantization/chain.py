@@ -36,6 +36,8 @@ def float_tensors(layers: fx.GraphModule) -> dict[str, Tensor]:
         if node.op == "get_attr" and isinstance(attribute(layers, target), Tensor):
             tensors[target] = attribute(layers, target).detach()
         layer = layers.get_submodule(target) if node.op == "call_module" else None
+        if isinstance(layer, QuantAct) and layer.formula is not None:
+            tensors |= layer.formula.tensors()
         if layer is None or isinstance(layer, QuantAct):
             continue
         own = {name: value.detach() for name, value in _direct(layer).items() if name in _PLAIN}

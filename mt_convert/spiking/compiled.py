@@ -47,7 +47,7 @@ class _Firing(nn.Module):
         for name in ("unit", "worth", "low", "high"):
             self.register_buffer(name, like.new_zeros(()))
         self.register_buffer("events", like.new_zeros((2,), dtype=torch.float64))
-        self.register_buffer("total", torch.zeros_like(like))
+        self.register_buffer("total", torch.full_like(like, neuron.spec.start))
 
     def forward(self, x: Tensor) -> Tensor:
         y = x / self.unit
@@ -77,7 +77,7 @@ class _Firing(nn.Module):
 
     def reset(self) -> None:
         """Fresh potentials."""
-        self.total.zero_()
+        self.total.fill_(self.spec.start)
         if self.dips:
             self.begun.fill_(False)
 

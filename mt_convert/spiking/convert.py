@@ -32,7 +32,7 @@ from ..graph.nodes import layer_nodes, layer_of, note_warning, set_image_shape, 
 from ..graph.operations import operations, unknown_operators
 from ..graph.rules import DEFAULT_RULES, OperatorKind, Rule
 from ..graph.serialization import plain_layer_from_json, plain_layer_to_json
-from ..neurons.ladder import Firing, Ladder, Learned, Radix, Uniform, ladder_of
+from ..neurons.ladder import Firing, Ladder, Learned, Radix, Uniform, UnsignedRadix, ladder_of
 from ..neurons.layer import MTNeuron
 from ..neurons.spec import NeuronSpec
 from ..quantization.activations.quant_act import QuantAct
@@ -218,7 +218,7 @@ def _fill_windows(qann: QuantizedModel, ladder: Ladders) -> dict[str, Ladder | N
     }
     ladders = {name: _ladder_of(name, ladder) for name in neurons}
     steps = [
-        max(item.steps or 1, item.digits(_largest_level(neurons[name])))
+        max(item.steps or 1, item.digits(_span(neurons[name], item)))
         for name, item in ladders.items()
         if isinstance(item, Radix)
     ]
@@ -228,6 +228,12 @@ def _fill_windows(qann: QuantizedModel, ladder: Ladders) -> dict[str, Ladder | N
             gaps = () if learned is None else learned.gaps
             ladders[name] = replace(item, steps=max(steps), gaps=gaps)
     return ladders
+
+
+def _span(layer: QuantAct, ladder: Radix) -> int:
+    """The largest number that the digits of one layer say."""
+    low, high = layer.level_bounds
+    return max(high - low, 1) if ladder.lifted else _largest_level(layer)
 
 
 def _largest_level(layer: QuantAct) -> int:
@@ -351,7 +357,7 @@ def _convert_layer(
         spec = NeuronSpec(
             ladder=ladder or learned or Uniform(_largest_level(layer)),
             firing=firing,
-            signed=signed or low < 0,
+            signed=(signed or low < 0) and not isinstance(ladder, UnsignedRadix),
             initial=0.5 if learned is None else 0.0,
             bounds=(low, high),
         )

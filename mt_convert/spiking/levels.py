@@ -171,7 +171,9 @@ def in_one_step(spec: NeuronSpec, time_steps: int) -> NeuronSpec | None:
         ladder = Uniform(min(int(ladder.reach) * time_steps, levels(spec)))
     elif isinstance(ladder, PowerOfTwo) and time_steps > 1:
         return None
-    return replace(spec, ladder=ladder)
+    # one step from 0 ends where digits from the lowest level end
+    signed = spec.signed or (bool(spec.start) and isinstance(ladder, Uniform))
+    return replace(spec, ladder=ladder, signed=signed)
 
 
 def quantized_activation(neuron: MTNeuron, x: Tensor) -> Tensor:
@@ -230,7 +232,7 @@ def even_response(
         >>> even_response(neuron, torch.tensor([3.2, 9.0]), Presentation.EVERY_STEP, 3).tolist()
         [2.5, 10.0]
     """
-    total = torch.zeros_like(x)
+    total = torch.full_like(x, neuron.spec.start)
     for t in range(time_steps):
         y = level_at(neuron, presentation, t, x / input_unit(neuron, presentation, t))
         if neuron.offset is not None:

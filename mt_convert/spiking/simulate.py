@@ -417,7 +417,8 @@ class _Loop:
         if leak is not None:
             spec = without_leak(spec)
             drive = self._after_leak(name, neuron, drive, leak)
-        total = self.advance(drive, torch.zeros_like(drive) if before is None else before, spec)
+        start = torch.full_like(drive, spec.start) if before is None else before
+        total = self.advance(drive, start, spec)
         if leak is not None:
             self.moved = True  # a potential that leaks is not at rest
             self.potentials[name] = drive - total + spec.initial
@@ -448,7 +449,7 @@ class _Loop:
     ) -> None:
         """Keep the new total, count events, tell the observers."""
         before = self.totals.get(name)
-        emitted = total if before is None else total - before
+        emitted = total - (neuron.spec.start if before is None else before)
         self.totals[name] = total
         events = count_events(emitted, ladder_at(neuron.spec.ladder, t))
         if pairs is not None:

@@ -63,6 +63,12 @@ def test_constants_stay_the_parameters_that_they_were() -> None:
         (lambda net, x: F.gelu(x) * net.scale, ["gelu"]),  # and scales behind
         (lambda net, x: F.gelu(F.relu(x)) + F.relu(x), ["add(relu, gelu, relu_1)"]),
         (lambda net, x: torch.sigmoid(net.bn(F.relu(x))), ["sigmoid"]),
+        (lambda net, x: torch.tanh(net.norm(x)), ["tanh"]),  # a batch norm in front stays there
+        (lambda net, x: torch.tanh(net.norm(F.gelu(x))), ["tanh(gelu, norm)"]),
+        (lambda net, x: x * torch.tanh(net.norm(x)), ["mul(norm, tanh)"]),
+        (lambda net, x: net.norm(F.gelu(x)), ["norm(gelu)"]),
+        (lambda net, x: net.norm(F.relu(x)), []),
+        (lambda net, x: net.norm(F.gelu(net.norm(x))), ["gelu"]),  # one norm in two places
         (lambda net, x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)), ["sigmoid"]),
         (lambda net, x: torch.softmax(x, 1), []),
         (lambda net, x: x + torch.linspace(0, 1, 9).reshape(3, 3), []),  # no constant by channel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -20,11 +21,15 @@ class Net(nn.Module):
     def __init__(self, function: Callable[[Net, Tensor], Tensor]) -> None:
         super().__init__()
         self.conv, self.bn, self.head = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
-        self.prelu = nn.PReLU(4)
+        self.prelu, self.norm = nn.PReLU(4), nn.BatchNorm2d(4)
         self.scale = nn.Parameter(torch.tensor([0.5, -1.0, 0.0, 2.0]).reshape(4, 1, 1))
         self.shift = nn.Parameter(torch.tensor([-0.25]))
         self.bn.weight.data = torch.tensor([1.0, -2.0, 0.5, 1.5])
         self.prelu.weight.data = torch.tensor([0.25, -0.5, 0.0, 0.1])
+        self.norm.weight.data = torch.tensor([1.5, -1.0, 0.0, 2.0])
+        self.norm.bias.data = torch.tensor([0.25, 0.5, -0.5, -1.0])
+        self.norm.running_mean.data = torch.tensor([0.1, -0.2, 0.3, 0.0])
+        self.norm.running_var.data = torch.tensor([0.5, 2.0, 1.0, 0.7])
         self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,12 +48,14 @@ FUNCTIONS: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "leaky by where": lambda net, x: torch.where(x > 0, x, 0.1 * x),
     "prelu": lambda net, x: net.prelu(x),
     "square of relu": lambda net, x: F.relu(x) ** 2 * net.scale + net.shift,
+    "gate by a batch norm": lambda net, x: F.silu(x) * torch.sigmoid(net.norm(x)),
+    "gelu and a batch norm": lambda net, x: net.norm(F.gelu(x)),
     "softsign": lambda net, x: F.softsign(x),
     "gate": lambda net, x: F.silu(x) * torch.sigmoid(net.conv(F.pad(x[:, :2], (1, 1, 1, 1)))),
 }
 
 
-FEW = ("silu spelled out", "prelu", "square of relu", "gate")
+FEW = ("silu spelled out", "prelu", "square of relu", "gate", "gate by a batch norm")
 EACH = [name if name in FEW else pytest.param(name, marks=pytest.mark.long) for name in FUNCTIONS]
 """All of them; `make test` runs those of four kinds."""
 
@@ -78,13 +85,14 @@ CHANNELS = 3
 @st.composite
 def random_functions(draw: st.DrawFn) -> tuple[fx.GraphModule, int]:
     """A network that is one random function of 1 to 5 operators, and how many channels have
-    constants of their own; slopes may be negative, or 0."""
-    graph, held = fx.Graph(), dict[str, Tensor]()
+    constants of their own; slopes may be negative, or 0, and of a batch norm."""
+    graph, held = fx.Graph(), dict[str, Any]()
     value = torch.empty(2, CHANNELS, 1, 1)
     values = [graph.placeholder("x")]
     channels = 1
     for _ in range(draw(st.integers(1, 5))):
-        kind = draw(st.sampled_from(["unary", "unary", "binary", "number", "channels"]))
+        kinds = ["unary", "unary", "binary", "number", "channels", "norm"]
+        kind = draw(st.sampled_from(kinds))
         first = draw(st.sampled_from(values[-2:]))
         if kind == "unary":
             node = graph.call_function(draw(st.sampled_from(_UNARY)), (first,))
@@ -95,6 +103,10 @@ def random_functions(draw: st.DrawFn) -> tuple[fx.GraphModule, int]:
             operator = draw(st.sampled_from(_BINARY[:3]))
             number = draw(st.integers(-24, 24)) / 8
             node = graph.call_function(operator, (first, number))
+        elif kind == "norm":
+            channels = CHANNELS
+            held[name := f"norm_{len(held)}"] = _random_norm(draw)
+            node = graph.call_module(name, (first,))
         else:
             channels = CHANNELS
             name = f"constant_{len(held)}"
@@ -108,3 +120,16 @@ def random_functions(draw: st.DrawFn) -> tuple[fx.GraphModule, int]:
         node.meta["val"] = value
     graph.output(values[-1])
     return fx.GraphModule(held, graph), channels
+
+
+def _random_norm(draw: st.DrawFn) -> nn.BatchNorm2d:
+    """A batch norm with statistics, in evaluation mode."""
+    norm = nn.BatchNorm2d(CHANNELS)
+    tensors = (norm.weight, norm.bias, norm.running_mean)
+    with torch.no_grad():
+        for tensor in tensors:
+            tensor.copy_(torch.tensor([draw(st.integers(-16, 16)) / 8 for _ in range(CHANNELS)]))
+        norm.running_var.copy_(
+            torch.tensor([draw(st.integers(1, 32)) / 8 for _ in range(CHANNELS)])
+        )
+    return norm.eval()

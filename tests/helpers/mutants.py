@@ -219,8 +219,8 @@ MUTANTS = (
     Mutant(
         14,
         "neurons/ladder.py",
-        "return Digit(self.n, self.base ** self._left(t), self.gaps)",
-        "return Digit(self.n, self.base ** self._left(t + 1), self.gaps)",
+        "return Digit(self.n, self.base ** self._left(t), self.gaps, self.lifted)",
+        "return Digit(self.n, self.base ** self._left(t + 1), self.gaps, self.lifted)",
         ("neurons/test_fixed_threshold.py::test_the_digits_are_those_of_the_level_in_every_step",),
     ),
     Mutant(
@@ -256,8 +256,8 @@ MUTANTS = (
     Mutant(
         14,
         "neurons/fixed_threshold.py",
-        "level = y.double().clamp(low if spec.signed else max(low, 0), high)",
-        "level = y.double().clamp(low if spec.signed else max(low, 0))",
+        "level = y.double().clamp(lowest, high) - spec.start",
+        "level = y.double().clamp(lowest) - spec.start",
         ("neurons/test_fixed_threshold.py::test_the_digits_are_those_of_the_level_in_every_step",),
     ),
     Mutant(
@@ -270,7 +270,7 @@ MUTANTS = (
     Mutant(
         14,
         "neurons/fixed_threshold.py",
-        "return Speaking(torch.where(z.remainder(2) == 1, z - _BELOW, z), level.sign())",
+        "return Speaking(torch.where(odd, z - _BELOW, z), level.sign())",
         "return Speaking(z, level.sign())",
         ("neurons/test_fixed_threshold.py::test_the_digits_are_those_of_the_level_in_every_step",),
     ),
@@ -287,6 +287,67 @@ MUTANTS = (
         "before = None if item.window else before  # a window begins afresh",
         "pass",
         ("integer_engine/test_windows.py::test_windows_are_the_same_bits_behind_every_step",),
+    ),
+    Mutant(
+        14,
+        "neurons/fixed_threshold.py",
+        "odd = (z + spec.start).remainder(2) == 1",
+        "odd = z.remainder(2) == 1",
+        ("neurons/test_fixed_threshold.py::test_ties_from_an_odd_lowest_level_go_to_even_levels",),
+    ),
+    Mutant(
+        14,
+        "spiking/window_spikes.py",
+        "self.lifts[name] = neuron.spec.start * worth",
+        "self.lifts[name] = 0 * worth",
+        (
+            "spiking/test_window_spikes.py::test_digits_from_the_lowest_level_have_no_spike_below"
+            "_0[sums]",
+        ),
+    ),
+    Mutant(
+        15,
+        "quantization/formula.py",
+        "shift = -norm.running_mean * scale",
+        "shift = norm.running_mean * scale",
+        ("quantization/test_formula.py::test_a_batch_norm_is_defined_as_torch_computes_it",),
+    ),
+    Mutant(
+        15,
+        "quantization/formula.py",
+        "super().train(mode and not self.fixed)",
+        "super().train(mode)",
+        (
+            "spiking/test_functions.py::test_a_batch_norm_inside_a_function_is_trained_and_stands"
+            "_still_in_its_neurons",
+        ),
+    ),
+    Mutant(
+        15,
+        "quantization/chain.py",
+        "tensors |= layer.formula.tensors()",
+        "pass",
+        ("spiking/test_functions.py::test_a_chain_takes_what_a_function_learned",),
+    ),
+    Mutant(
+        15,
+        "integer_engine/native/step_tables.py",
+        "thresholds = F.pad(table.thresholds, (0, width - count), value=beyond)",
+        "thresholds = F.pad(table.thresholds, (0, width - count))",
+        (
+            "integer_engine/native/test_step_tables.py::test_levels_of_functions_are_those_of_torch"
+            "_next_to_every_threshold",
+        ),
+    ),
+    Mutant(
+        15,
+        "integer_engine/native/kernels/functions.h",
+        "return _mm256_and_ps(weight, _mm256_cmp_ps(y, threshold, _CMP_GE_OQ));",
+        "return _mm256_and_ps(weight, _mm256_cmp_ps(y, threshold, _CMP_GT_OQ));",
+        (
+            "integer_engine/native/test_step_tables.py::test_levels_of_functions_are_those_of_torch"
+            "_next_to_every_threshold",
+        ),
     ),
     Mutant(
         15,

@@ -12,7 +12,7 @@ from mt_convert.errors import SpecError
 from mt_convert.neurons import fixed_threshold
 from mt_convert.neurons.dynamics import initial_state, mt_step
 from mt_convert.neurons.fixed_threshold import fixed_threshold_step, listen, start_speaking
-from mt_convert.neurons.ladder import Radix, Uniform
+from mt_convert.neurons.ladder import Radix, Uniform, UnsignedRadix
 from mt_convert.neurons.spec import NeuronSpec
 from mt_convert.neurons.totals import totals_step, totals_step_literal
 
@@ -36,6 +36,25 @@ def spec_of(n: int, bounds: tuple[int, int]) -> NeuronSpec:
     ladder = Radix(n)
     steps = ladder.digits(max(-bounds[0], bounds[1]))
     return NeuronSpec(Radix(n, steps=steps), signed=bounds[0] < 0, bounds=bounds)
+
+
+@pytest.mark.parametrize(("n", "bounds"), [*CASES, (1, (-1, 14)), (2, (-3, 6))])
+def test_ties_from_an_odd_lowest_level_go_to_even_levels(n: int, bounds: tuple[int, int]) -> None:
+    y, (low, high) = around(*bounds), bounds
+    ladder = UnsignedRadix(n, steps=Radix(n).digits(high - low))
+    assert ladder.steps is not None
+    spec = NeuronSpec(ladder, bounds=bounds)
+    assert spec.start == low
+    state, sums = start_speaking(y, spec), torch.full_like(y, low)
+    totals = [torch.full_like(y, low), torch.full_like(y, low)]
+    for t in range(ladder.steps):
+        digits, state = fixed_threshold_step(state, spec)
+        assert 0 <= digits.min() <= digits.max() <= n
+        sums = sums + digits.float() * (n + 1) ** (ladder.steps - 1 - t)
+        at = NeuronSpec(ladder.at(t), bounds=bounds)
+        totals = [step(y, s, at) for step, s in zip(STEPS, totals, strict=True)]
+        assert all(torch.equal(sums, total) for total in totals), t
+    assert torch.equal(sums, y.round().clamp(*bounds))
 
 
 @pytest.mark.parametrize(("n", "bounds"), CASES)

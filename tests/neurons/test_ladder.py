@@ -17,6 +17,7 @@ from mt_convert.neurons.ladder import (
     PowerOfTwo,
     Radix,
     Uniform,
+    UnsignedRadix,
     ladder_from_json,
     ladder_to_json,
 )
@@ -33,6 +34,7 @@ LADDERS: list[Ladder] = [
     Radix(1),
     Radix(3, steps=2),
     Radix(1, 2, (0.5, 1.0, 0.25)),
+    UnsignedRadix(3, steps=2),
 ]
 
 

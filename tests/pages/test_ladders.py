@@ -52,6 +52,28 @@ def test_a_run_is_measured_once_and_digits_are_exact_in_as_many_steps_as_they_ta
     assert (tmp_path / "README.md").read_text() == before
 
 
+def test_a_network_is_stored_beside_the_others_as_soon_as_it_is_measured(
+    regenerate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(regenerate, "draw", lambda networks, path: None)
+    monkeypatch.setattr(regenerate, "page", lambda networks: f"{len(networks)}")
+    counts = iter(range(9))
+
+    def measure(word: str, *_: object) -> dict[str, object]:
+        if word == "broken":
+            raise KeyboardInterrupt
+        return {"name": word, "count": next(counts)}
+
+    monkeypatch.setattr(regenerate, "measure", measure)
+    regenerate.main(["--runs", "w4", "--out", str(tmp_path)])
+    with pytest.raises(KeyboardInterrupt):
+        regenerate.main(["--runs", "w2", "broken", "--out", str(tmp_path)])
+    regenerate.main(["--runs", "w4", "--out", str(tmp_path)])
+    found = read_json(tmp_path / "results.json")["networks"]
+    assert [(item["name"], item["count"]) for item in found] == [("w4", 2), ("w2", 1)]
+    assert (tmp_path / "README.md").read_text() == "2"
+
+
 def test_the_page_is_made_from_the_stored_rows(regenerate: ModuleType) -> None:
     if not (FOLDER / "results.json").is_file():
         pytest.skip("eval/ladders was not measured yet")

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from function_networks import EACH, images, network
+from function_networks import EACH, Net, images, network
 
 from mt_convert.errors import CheckpointError, SpecError
 from mt_convert.evaluation.energy.measure import energy
 from mt_convert.evaluation.errors.layer_errors import layer_errors
+from mt_convert.graph.rules import DEFAULT_RULES, OperatorKind, Rule
 from mt_convert.integer_engine.arithmetic import IntegerArithmetic
+from mt_convert.integer_engine.model import integer
 from mt_convert.neurons.ladder import Radix
+from mt_convert.quantization.activations.formula import Formula
 from mt_convert.quantization.activations.quant_act import QuantAct
+from mt_convert.quantization.batch_norm import batch_norms, estimate_batch_norm_
 from mt_convert.quantization.brevitas_layers import step_parameters
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec
@@ -91,7 +95,7 @@ def test_all_steps_at_once_are_the_steps_one_by_one() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["silu", "prelu", "square of relu"])
+@pytest.mark.parametrize("name", ["silu", "prelu", "square of relu", "gate by a batch norm"])
 def test_saving_and_loading_change_nothing_and_compute_no_threshold(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +132,72 @@ def test_a_stored_network_that_is_trained_on_gets_the_thresholds_of_its_new_step
         fresh = act.formula.table(float(act.scale), act._levels(), "fresh")
         assert torch.equal(act.table().thresholds, fresh.thresholds)
     assert convert(qann, verify=images(4)).report.verdict.exact_t1 is True
+
+
+def function_of(qann: QuantizedModel) -> Formula:
+    """The one function of a network."""
+    (formula,) = [item for item in qann.layers.modules() if isinstance(item, Formula)]
+    return formula
+
+
+def test_a_batch_norm_inside_a_function_is_trained_and_stands_still_in_its_neurons() -> None:
+    qann = quantized("gate by a batch norm")
+    norm = function_of(qann).graph.norm_0
+    before, thresholds = norm.running_mean.clone(), convert(qann).layers.mul.table.thresholds
+    qann.train()
+    qann(images()).sum().backward()
+    qann.eval()
+    assert norm.weight.grad is not None
+    assert not torch.equal(norm.running_mean, before)
+    snn = convert(qann, verify=images(2)).train()
+    assert snn.report.verdict.exact_t1
+    assert not torch.equal(snn.layers.mul.table.thresholds, thresholds)
+    held = snn.layers.mul.formula.train()
+    assert not list(held.parameters())
+    held(images()[:, :1].expand(-1, 4, -1, -1) + 1)
+    assert torch.equal(held.graph.norm_0.running_mean, norm.running_mean)
+
+
+def test_statistics_of_a_batch_norm_inside_a_function_are_estimated_like_all_others() -> None:
+    qann = quantized("gate by a batch norm")
+    norm, seen = function_of(qann).graph.norm_0, []
+    assert any(item is norm for item in batch_norms(qann))
+    hook = norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    estimate_batch_norm_(qann, [norm], [images()])
+    hook.remove()
+    (x,) = seen
+    torch.testing.assert_close(norm.running_mean, x.mean((0, 2, 3)))
+    assert convert(qann, verify=images(2)).report.verdict.exact_t1
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"), [("gate by a batch norm", "norm.weight"), ("prelu", "prelu.weight")]
+)
+def test_a_chain_takes_what_a_function_learned(name: str, tensor: str) -> None:
+    first = quantized(name)
+    with torch.no_grad():
+        function_of(first).tensors()[tensor].mul_(1.5)
+    second = quantize(network(name), QuantSpec(4, 2), calibration=images(), start=first)
+    expected = network(name).get_parameter(tensor) * 1.5
+    assert torch.equal(function_of(second).tensors()[tensor], expected)
+
+
+def test_a_function_by_a_rule_of_the_users_is_one_like_all_others(tmp_path: Path) -> None:
+    rules = {**DEFAULT_RULES, torch.ops.aten.special_i0e.default: Rule(OperatorKind.FUNCTION)}
+    net = Net(lambda net, x: torch.special.i0e(x) * x).eval()
+    qann = quantize(net, QuantSpec(4, 4), calibration=images(), rules=rules)
+    snn = convert(qann, rules=rules, verify=images(2), literal="all")
+    assert [row.function for row in qann.functions] == ["mul(special_i0e)"]
+    assert snn.report.verdict.exact_t1
+    assert not integer(snn, backend="torch").real
+    expected = qann(images())
+    for each, name in ((qann, "qann"), (snn, "snn")):
+        save(each, tmp_path / name)
+        with pytest.raises(CheckpointError, match="load with these rules"):
+            load(tmp_path / name)
+    assert torch.equal(load(tmp_path / "qann", rules=rules)(images()), expected)
+    stored = load(tmp_path / "snn", rules=rules)
+    assert torch.equal(simulate(stored, images(), time_steps=1).logits[0], expected)
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from mt_convert.neurons.ladder import (
     PowerOfTwo,
     Radix,
     Uniform,
+    UnsignedRadix,
     ladder_to_json,
 )
 from mt_convert.neurons.spec import IF, LIF, PLIF, Charge, NeuronSpec, Reset
@@ -38,7 +39,10 @@ from mt_convert.training.from_scratch.network import build_from_scratch
 from mt_convert.training.gradients import BPTT, DSR, OTTT, SURROGATES, Algorithm, Tandem
 
 UNIONS = {
-    "ladder": (Ladder, ["uniform", "binary", "power_of_two", "learned", "radix", "digit"]),
+    "ladder": (
+        Ladder,
+        ["uniform", "binary", "power_of_two", "learned", "radix", "unsigned_radix", "digit"],
+    ),
     "charge": (Charge, ["IF", "LIF", "PLIF"]),
     "surrogate": (
         Surrogate,
@@ -60,6 +64,7 @@ PINNED: list[tuple[Any, Any]] = [
     (PowerOfTwo(2), {"kind": "power_of_two", "n": 2}),
     (Learned((0.5,)), {"kind": "learned", "gaps": [0.5], "weights": [1.0]}),
     (Radix(1), {"kind": "radix", "n": 1, "steps": None, "gaps": []}),
+    (UnsignedRadix(1), {"kind": "unsigned_radix", "n": 1, "steps": None, "gaps": []}),
     (LIF(2.0), {"kind": "LIF", "tau": 2.0, "decay_input": True}),
     (SpikeTime(), {"kind": "stdb", "alpha": 0.3, "beta": 0.01, "first": 1000.0}),
     (Rectangular(), {"kind": "rectangular", "width": 1.0}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 
 from ...report.records import csv_text
 from ...system.storage import atomic, json_text
-from .rows import CoverageRow, Table
+from .rows import CoverageRow, Extent, Table
 
 ENOUGH = 0.95
 PICTURE = "families.png"
@@ -72,6 +72,7 @@ def summary(table: Table) -> list[str]:
         f"{fed} of {len(converted)} converted architectures have 95 % or more of their MACs fed by "
         "spikes.",
         *_in_digits(converted),
+        *_with_ladders(converted),
     ]
 
 
@@ -86,6 +87,75 @@ def _in_digits(converted: list[CoverageRow]) -> list[str]:
         f"{exact} of {len(tried)} converted architectures are exact in digits with one threshold, "
         f"in windows of T = {', '.join(map(str, steps))}."
     ]
+
+
+def _with_ladders(converted: list[CoverageRow]) -> list[str]:
+    """How far spikes and whole numbers reach, and how far where functions are kept analog."""
+    pairs = _extents(converted)
+    if not pairs:
+        return []
+    now, kept = zip(*pairs, strict=True)
+    first = [sum(item.maxima_only for item in items) for items in (now, kept)]
+    whole = [sum(item.all_integer for item in items) for items in (now, kept)]
+    return [
+        f"Functions as ladders, tried on {len(pairs)}: in {first[0]} nothing but the first layer "
+        f"and maxima is analog ({first[1]} with analog functions), {whole[0]} are whole numbers "
+        f"throughout ({whole[1]})."
+    ]
+
+
+def _extents(rows: Iterable[CoverageRow]) -> list[tuple[Extent, Extent]]:
+    """With ladders and without, of the architectures where both were tried."""
+    pairs = [(row.extent, row.extent_without_ladders) for row in rows if row.converted]
+    return [(now, kept) for now, kept in pairs if now is not None and kept is not None]
+
+
+def _ladder_section(rows: Sequence[CoverageRow]) -> list[str]:
+    """Analog operators and whole numbers with functions kept analog, and as ladders."""
+    pairs = _extents(rows)
+    if not pairs:
+        return []
+    lines = [
+        "\n## Functions as ladders\n",
+        f"The {len(pairs)} architectures on which it was tried, quantized twice: with every "
+        "function kept analog (`functions: analog`), and as by default. *Whole numbers*: the "
+        "share of MACs in layers and products that `mt.integer` runs in integers.\n",
+        "| | functions analog | as ladders |",
+        "| --- | ---: | ---: |",
+    ]
+    now, kept = zip(*pairs, strict=True)
+    measures: tuple[tuple[str, Callable[[Extent], float], str], ...] = (
+        ("analog operators", lambda item: sum(item.analog.values()), ""),
+        ("operators on real numbers", lambda item: sum(item.real.values()), ""),
+        ("only the first layer is analog", lambda item: item.first_layer_only, ""),
+        ("only it and maxima, which pick among spikes", lambda item: item.maxima_only, ""),
+        ("whole numbers throughout", lambda item: item.all_integer, ""),
+        ("MACs fed by spikes", lambda item: item.spike_fed_mac_share, "%"),
+        ("MACs in whole numbers", lambda item: item.integer_mac_share or 0.0, "%"),
+    )
+    for name, measure, unit in measures:
+        sums = [sum(map(measure, items)) for items in (kept, now)]
+        cells = [_percent(one / len(pairs)) + " %" if unit else f"{one:,}" for one in sums]
+        lines.append(f"| {name}{', mean' if unit else ''} | {cells[0]} | {cells[1]} |")
+    lines += [
+        "\n| architecture | analog with functions analog | analog as ladders | spike-fed MACs % | "
+        "MACs in whole numbers % |",
+        "| --- | --- | --- | ---: | ---: |",
+    ]
+    for row in rows:
+        for after, before in _extents([row]):
+            fed, whole = (
+                f"{_percent(getattr(before, name))} → {_percent(getattr(after, name))}"
+                for name in ("spike_fed_mac_share", "integer_mac_share")
+            )
+            kinds = [_counts(item.analog) for item in (before, after)]
+            lines.append(f"| {row.architecture} | {kinds[0]} | {kinds[1]} | {fed} | {whole} |")
+    return lines
+
+
+def _counts(kinds: Mapping[str, int]) -> str:
+    """Operators and how often each occurs."""
+    return ", ".join(f"{name} {count}" for name, count in sorted(kinds.items())) or "–"
 
 
 def _of(part: int, whole: int, what: str = "families") -> str:
@@ -159,6 +229,7 @@ def page(table: Table) -> str:
         *_list_reasons(low, _unfed_text),
         "\n## Analog operators\n",
         *_analog(rows),
+        *_ladder_section(rows),
         "",
     ]
     return "\n".join(parts)

@@ -12,6 +12,7 @@ from ...errors import CheckpointError
 from ...system.plain_data import as_type
 from ...system.storage import read_json, reading
 
+MAXIMA = ("max_pool1d", "max_pool2d", "max_pool3d", "amax", "amin")
 SCHEMA = "mt_convert.coverage/1"
 
 
@@ -38,6 +39,43 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Extent:
+    """How much of a converted network is spikes, and whole numbers.
+
+    Units: ``analog`` how often each operator stays analog, ``beside_first`` without what the
+        encoded image feeds; ``spike_fed_mac_share`` and ``integer_mac_share`` 0 to 1, the last None
+        where an accumulator could overflow; ``real`` how often each operator runs on real numbers
+        in the integer network.
+
+    Example:
+        >>> extent = Extent(analog={"Conv2d": 1, "amax": 2}, beside_first={"amax": 2})
+        >>> extent.first_layer_only, extent.maxima_only, extent.all_integer
+        (False, True, False)
+    """
+
+    analog: dict[str, int] = field(default_factory=dict)
+    beside_first: dict[str, int] = field(default_factory=dict)
+    spike_fed_mac_share: float = 0.0
+    integer_mac_share: float | None = None
+    real: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def first_layer_only(self) -> bool:
+        """Whether nothing is analog but what the encoded image feeds."""
+        return not self.beside_first
+
+    @property
+    def maxima_only(self) -> bool:
+        """Whether nothing else is analog but that and maxima, which pick among spikes."""
+        return set(self.beside_first) <= set(MAXIMA)
+
+    @property
+    def all_integer(self) -> bool:
+        """Whether nothing runs on real numbers."""
+        return self.integer_mac_share is not None and not self.real
+
+
+@dataclass(frozen=True)
 class CoverageRow:
     """What a trial of one architecture measured.
 
@@ -49,7 +87,9 @@ class CoverageRow:
         ``radix_exact``: are windows of digits with one threshold, ``radix_steps`` long, bit-equal
         too, else ``radix_differs`` (None: tried before there were digits);
         ``silent_layers`` layers of neurons that emitted nothing on the
-        images tried; ``memory`` the largest seen, in MiB.
+        images tried; ``extent`` how far spikes and whole numbers reach, ``extent_without_ladders``
+        the same where every function is kept analog (None: tried before they were neurons);
+        ``memory`` the largest seen, in MiB.
 
     Example:
         >>> row = CoverageRow("vgg11", "vgg", error="no time")
@@ -76,6 +116,8 @@ class CoverageRow:
     radix_exact: bool | None = None
     radix_steps: int | None = None
     radix_differs: list[str] = field(default_factory=list)
+    extent: Extent | None = None
+    extent_without_ladders: Extent | None = None
     seconds: float = 0.0
     memory: int | None = None
     error: str | None = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import traceback
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -12,16 +14,18 @@ from torch import Tensor
 
 from ...errors import MTConvertError, error_line
 from ...evaluation.energy.macs import count_macs, spike_fed_share
+from ...graph.signals import Signal
+from ...integer_engine.tracing import trace
 from ...neurons.ladder import Radix
 from ...quantization.quantize import QuantizedModel, levels_of, quantize
-from ...quantization.spec import QuantSpec
+from ...quantization.spec import ANALOG, LADDER, QuantSpec
 from ...spiking.convert import convert
 from ...spiking.model import SpikingModel
 from ...spiking.simulate import simulate
 from ...system.bounded import Note
 from ..models.lived_in import TrialError, build
 from .registry import Architecture
-from .rows import Settings, one_line
+from .rows import Extent, Settings, one_line
 
 KINDS_SHOWN = 6
 
@@ -75,7 +79,14 @@ def _try(architecture: Architecture, settings: Settings, tell: Any) -> None:
     )
     tell("digits")
     digits = _try_digits(qann, built.images)
-    tell("ending", **digits, **_count(snn), silent_layers=_silent(snn, built.images))
+    tell("without ladders", **digits, **_count(snn), silent_layers=_silent(snn, built.images))
+    extent = dataclasses.asdict(extent_of(snn))
+    kept = extent  # the same network where it has no function to keep
+    if any(row.taken == LADDER for row in qann.functions):
+        spec = dataclasses.replace(spec, functions=ANALOG)
+        analog = convert(quantize(built.model, spec, calibration=built.images))
+        kept = dataclasses.asdict(extent_of(analog))
+    tell("ending", extent=extent, extent_without_ladders=kept)
 
 
 def _try_digits(qann: QuantizedModel, images: Tensor) -> dict[str, Any]:
@@ -110,8 +121,35 @@ def _count(snn: SpikingModel) -> dict[str, Any]:
             for row in rows
             if not row.spike_fed
         ],
-        "analog": dict(Counter(_short(row.operator) for row in snn.report.analog).most_common()),
+        "analog": _kinds(row.operator for row in snn.report.analog),
     }
+
+
+def extent_of(snn: SpikingModel) -> Extent:
+    """How far spikes and whole numbers reach."""
+    rows = count_macs(snn)
+    total = max(1, sum(row.macs for row in rows.values()))
+    fed_by_image = {row.name for row in snn.operations.values() if row.fed_by is Signal.IMAGE}
+    operators = {row.name: row.operator for row in snn.operations.values()}
+    try:
+        real: Sequence[str] | None = trace(snn).real
+    except MTConvertError:  # an accumulator could pass 32 bits
+        real = None
+    left = sum(row.macs for row in rows.values() if row.name in (real or ()))
+    return Extent(
+        analog=_kinds(row.operator for row in snn.report.analog),
+        beside_first=_kinds(
+            row.operator for row in snn.report.analog if row.name not in fed_by_image
+        ),
+        spike_fed_mac_share=spike_fed_share(rows.values()),
+        integer_mac_share=None if real is None else 1 - left / total,
+        real=_kinds(operators[name] for name in real or ()),
+    )
+
+
+def _kinds(operators: Iterable[str]) -> dict[str, int]:
+    """How often each operator occurs, the most frequent first."""
+    return dict(Counter(map(_short, operators)).most_common())
 
 
 def _silent(snn: SpikingModel, images: Tensor) -> int:

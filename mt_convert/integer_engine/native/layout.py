@@ -44,6 +44,13 @@ class Term(ctypes.Structure):
     _fields_ = [("value", c_int64), ("multiplier", Constant)]
 
 
+class Thresholds(ctypes.Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("thresholds", "weights", "start", "levels")),
+        *((name, c_int32) for name in ("count", "width", "rows", "searched")),
+    ]
+
+
 class Op(ctypes.Structure):
     _fields_ = [
         *((name, c_int32) for name in ("kind", "finish", "in_", "out", "rows", "columns")),
@@ -62,6 +69,7 @@ class Op(ctypes.Structure):
         ("bias", Constant),
         ("offset", Constant),
         *((name, c_int32) for name in ("summed", "unused")),
+        ("thresholds", c_void_p),
     ]
 
 
@@ -80,4 +88,4 @@ class Call(ctypes.Structure):
     ]
 
 
-STRUCTURES = (Value, Dependence, Piece, Block, Term, Op, External, Call)
+STRUCTURES = (Value, Dependence, Piece, Block, Term, Thresholds, Op, External, Call)

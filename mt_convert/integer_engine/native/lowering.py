@@ -15,6 +15,7 @@ from typing import Any
 from ...errors import SpecError
 from ...neurons.ladder import PowerOfTwo
 from ..program import Accumulate, Encode, Fire, Instruction, Operate, Program, Sum
+from . import step_tables
 from .arena import Arena
 from .build import EMULATED_VNNI
 from .layout import (
@@ -38,6 +39,7 @@ from .layout import (
     Dependence,
     Op,
     Term,
+    Thresholds,
 )
 from .operators import Grid, Move, Window, grid_of
 from .packing import Kept, Packing
@@ -306,7 +308,11 @@ class _Writer:
             missing = len(self.plans.shapes[item.out]) + 1 - item.offset.dim()
             shaped = item.offset.reshape(*[1] * missing, *item.offset.shape)
             op.offset = self.kept.constant(shaped, grid)
-        else:
+        if item.table is not None:
+            op.thresholds = self.kept.structs(
+                Thresholds, [step_tables.pack(item.table, self.kept.tensor)]
+            )
+        elif item.offset is None:
             op.summed = self._int16_sum(op)
 
     def _int16_sum(self, op: Any) -> int:

@@ -14,6 +14,7 @@ from ...neurons.ladder import Digit, Learned
 from ...neurons.spec import IF, Reset
 from ..program import Accumulate, Encode, Fire, Instruction, Operate, Program, ReadOut, slots
 from ..terms import FLOAT32_WHOLE
+from . import step_tables
 from .layout import BYTES, COPY, DEPTHWISE, DOT, FLATTEN, INTS, LOAD, MAX_POOL, NONE, SUM_POOL, WIDE
 from .operators import Grid, Move, Window, grid_of, is_whole, moves, pair, pool, sum_window
 
@@ -160,7 +161,7 @@ class Plans:
             return None
         if isinstance(item, ReadOut):
             return Plan(NONE, sources)
-        if not all(_known_neuron(step) for step in steps):
+        if not all(_known_neuron(step, shape) for step in steps):
             return None
         low = min(step.spec.limits[0] for step in steps)
         high = max(step.spec.limits[1] for step in steps)
@@ -235,11 +236,12 @@ def inputs(item: Instruction) -> tuple[int, ...]:
     return (*values, *slots(factors))
 
 
-def _known_neuron(item: Fire) -> bool:
-    """Whether `totals_step` describes it, with whole thresholds one level apart, in one step."""
+def _known_neuron(item: Fire, shape: tuple[int, ...]) -> bool:
+    """Whether `totals_step` describes it, with whole thresholds one level apart, in one step; those
+    of a function lie as the kernels look them up."""
     spec = item.spec
     plain = isinstance(spec.charge, IF) and spec.reset is Reset.SOFT and spec.initial == 0.5
-    plain = plain and item.table is None
+    plain = plain and (item.table is None or step_tables.fits(item.table, shape))
     return plain and item.together and not isinstance(spec.ladder, (Learned, Digit))
 
 

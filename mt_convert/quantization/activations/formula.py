@@ -14,7 +14,14 @@ from torch import Tensor, fx, nn
 
 from ...errors import CheckpointError
 from ...graph.functions import allowed_in_functions
-from ...graph.serialization import graph_from_json, graph_to_json
+from ...graph.nodes import NORMS
+from ...graph.rules import DEFAULT_RULES, Rule
+from ...graph.serialization import (
+    graph_from_json,
+    graph_to_json,
+    plain_layer_from_json,
+    plain_layer_to_json,
+)
 from ...neurons.bisection import NotAFunction, Samples, level_in_float64, sample, step_table
 from ...neurons.step_table import StepTable
 
@@ -26,8 +33,10 @@ class Formula(nn.Module):
     """A function of each number by itself: ``graph`` computes it, with the network's constants.
 
     Where ``channels`` is more than 1 each entry of ``axis``, counted from the end, has constants of
-    its own. In training it runs in float32; the level of a quantizer behind it is *defined* by
-    float64, see `bisection`, and ``table`` makes the thresholds of that.
+    its own. In training it runs in float32, batch norms in it on the statistics of their batch; the
+    level of a quantizer behind it is *defined* by float64, see `bisection`, and ``table`` makes the
+    thresholds of that. ``origins`` are the names that its tensors had in the network, by the own
+    name of each; one that is ``fixed`` belongs to neurons, and nothing of it is trained.
 
     Example:
         >>> graph = fx.symbolic_trace(nn.Sequential(nn.SiLU()))
@@ -36,9 +45,32 @@ class Formula(nn.Module):
         (tensor(14), [0.0, 0.0])
     """
 
-    def __init__(self, graph: fx.GraphModule, text: str, channels: int = 1, axis: int = -1) -> None:
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        text: str,
+        channels: int = 1,
+        axis: int = -1,
+        *,
+        origins: Mapping[str, str] | None = None,
+        fixed: bool = False,
+    ) -> None:
         super().__init__()
         self.graph, self.text, self.channels, self.axis = graph, text, channels, axis
+        self.origins = _origins(graph) if origins is None else dict(origins)
+        self.fixed = fixed
+        if fixed:
+            self.eval()
+
+    def train(self, mode: bool = True) -> Formula:
+        """As of any module; a fixed one stays in evaluation mode, its batch norms too."""
+        super().train(mode and not self.fixed)
+        return self
+
+    @property
+    def watches(self) -> bool:
+        """Whether a batch norm in it is in training mode: it estimates its statistics."""
+        return any(norm.training for norm in self.graph.children())
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.graph(x)
@@ -46,7 +78,7 @@ class Formula(nn.Module):
 
     def key(self) -> str:
         """What names the function: its operators and the bits of its constants."""
-        digest = hashlib.sha256(str(_plain_graph(self.graph)).encode())
+        digest = hashlib.sha256(str((_plain_graph(self.graph), self._norms())).encode())
         for name, tensor in self.graph.state_dict().items():
             numbers = tensor.detach().cpu().contiguous()
             digest.update(f"{name} {numbers.dtype} {list(numbers.shape)}".encode())
@@ -99,15 +131,37 @@ class Formula(nn.Module):
         return level_in_float64(function, x.detach().float().cpu(), step, bounds)
 
     def _in_float64(self) -> nn.Module:
-        return copy.deepcopy(self.graph).cpu().double().eval()
+        """The definition: what takes and gives float64, a batch norm as x * a + b."""
+        graph = copy.deepcopy(self.graph).cpu().double().eval()
+        for node in list(graph.graph.nodes):
+            if node.op == "call_module":
+                _write_as_affine_(graph, node, self.axis if self.channels > 1 else -1)
+        graph.recompile()
+        return graph
 
     def freeze(self) -> Formula:
-        """A copy whose constants are not trained."""
+        """A copy of which nothing is trained."""
         graph = copy.deepcopy(self.graph)
         for name, tensor in list(graph.named_parameters()):
-            delattr(graph, name)
-            graph.register_buffer(name, tensor.detach().clone())
-        return Formula(graph, self.text, self.channels, self.axis)
+            owner, _, leaf = name.rpartition(".")
+            holder = graph.get_submodule(owner)
+            delattr(holder, leaf)
+            holder.register_buffer(leaf, tensor.detach().clone())
+        return Formula(graph, self.text, self.channels, self.axis, origins=self.origins, fixed=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors under the names that they had in the network."""
+        named = {**dict(self.graph.named_parameters()), **dict(self.graph.named_buffers())}
+        found = {}
+        for own, origin in self.origins.items():
+            for name, tensor in named.items():
+                if name == own or name.startswith(f"{own}."):
+                    found[origin + name.removeprefix(own)] = tensor.detach()
+        return found
+
+    def _norms(self) -> dict[str, dict[str, Any]]:
+        """The settings of its batch norms, by name."""
+        return {name: plain_layer_to_json(item) for name, item in self.graph.named_children()}
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; its tensors are stored apart."""
@@ -121,32 +175,45 @@ class Formula(nn.Module):
             "axis": self.axis,
             "graph": _plain_graph(self.graph),
             "tensors": tensors,
+            "norms": self._norms(),
+            "origins": self.origins,
+            "fixed": self.fixed,
             "trained": [name for name, _ in self.graph.named_parameters()],
         }
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Formula:
+    def from_json(
+        cls, stored: Mapping[str, Any], rules: Mapping[Any, Rule] = DEFAULT_RULES
+    ) -> Formula:
         """What `to_json` described, its tensors not yet filled in.
 
         Raises:
-            CheckpointError: operators that are no functions of each number by itself.
+            CheckpointError: operators that are no functions of each number by itself, by ``rules``.
         """
-        modules: dict[str, Any] = {}
+        modules: dict[str, Any] = dict(_norms_from_json(stored))
         for name, (kind, *shape) in stored["tensors"].items():
             if kind not in _TYPES:
                 raise CheckpointError(f"{name}: {kind} is none of {', '.join(_TYPES)}")
+            if name.rpartition(".")[0] in modules:
+                continue  # of a batch norm
             tensor = torch.ones(shape, dtype=_TYPES[kind])
             trained = name in stored["trained"]
             modules[name] = nn.Parameter(tensor) if trained else tensor
         graph = graph_from_json(list(stored["graph"]), modules, (1,))
         for node in graph.graph.nodes:
-            fits = node.op in ("placeholder", "get_attr", "output")
-            if not fits and not (node.op == "call_function" and allowed_in_functions(node.target)):
-                raise CheckpointError(f"{node.target} is no function of each number by itself")
+            fits = node.op in ("placeholder", "get_attr", "output", "call_module")
+            if not fits and not allowed_in_functions(node.target, rules):
+                text = f"{node.target} is no function of each number by itself"
+                raise CheckpointError(f"{text}; one by a rule of yours: load with these rules")
         axis, channels = int(stored["axis"]), int(stored["channels"])
         if not -8 <= axis < 0 or channels < 1:
             raise CheckpointError(f"channels {channels} on axis {axis} are none")
-        return cls(graph, str(stored["text"]), channels, axis)
+        if fixed := bool(stored.get("fixed")):
+            trained_names = [name for name, _ in graph.named_parameters()]
+            if trained_names:
+                raise CheckpointError(f"{', '.join(trained_names)}: trained in a fixed function")
+        origins = {str(own): str(name) for own, name in stored.get("origins", {}).items()}
+        return cls(graph, str(stored["text"]), channels, axis, origins=origins, fixed=fixed)
 
     def extra_repr(self) -> str:
         return self.text
@@ -171,6 +238,55 @@ def size_of(stored: Mapping[str, Any]) -> int:
 
 
 _samples: OrderedDict[str, Samples] = OrderedDict()
+
+
+def _origins(graph: fx.GraphModule) -> dict[str, str]:
+    """What the constants and batch norms of a function were called in the network."""
+    return {
+        str(node.target): node.meta["origin"]
+        for node in graph.graph.nodes
+        if "origin" in node.meta and node.op in ("get_attr", "call_module")
+    }
+
+
+def _write_as_affine_(graph: fx.GraphModule, node: fx.Node, axis: int) -> None:
+    """Put x * a + b in the place of a batch norm, in its type and in one written order."""
+    norm = graph.get_submodule(str(node.target))
+    assert isinstance(norm, NORMS)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    scale = scale if norm.weight is None else scale * norm.weight
+    shift = -norm.running_mean * scale
+    shift = shift if norm.bias is None else shift + norm.bias
+    names = [f"{node.target}_{part}" for part in ("scale", "shift")]
+    for name, tensor in zip(names, (scale, shift), strict=True):
+        graph.register_buffer(name, tensor.detach().reshape(-1, *[1] * (-1 - axis)))
+    with graph.graph.inserting_before(node):
+        factor, added = (graph.graph.get_attr(name) for name in names)
+        product = graph.graph.call_function(torch.ops.aten.mul.Tensor, (node.args[0], factor))
+        total = graph.graph.call_function(torch.ops.aten.add.Tensor, (product, added))
+    node.replace_all_uses_with(total)
+    graph.graph.erase_node(node)
+
+
+def _norms_from_json(stored: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """The batch norms of a stored function, as large as its tensors say and no larger."""
+    norms = {}
+    for name, config in stored.get("norms", {}).items():
+        known = {item.__name__ for item in NORMS}
+        sizes = [shape for own, (_, *shape) in stored["tensors"].items() if own.startswith(name)]
+        if config.get("type") not in known or [config.get("num_features")] not in sizes:
+            raise CheckpointError(f"{name}: {config} is no batch norm of these tensors")
+        norm = plain_layer_from_json(config)
+        if stored.get("fixed"):
+            for own, parameter in list(norm.named_parameters()):
+                delattr(norm, own)
+                norm.register_buffer(own, parameter.detach())
+        for own, parameter in norm.named_parameters():
+            parameter.requires_grad_(f"{name}.{own}" in stored["trained"])
+        norms[name] = norm
+    return norms
 
 
 def _plain_graph(graph: fx.GraphModule) -> list[dict[str, Any]]:

@@ -42,12 +42,12 @@ def quantize_functions_(
 
     def decide(function: Function) -> str:
         """Why a function stays analog; empty where it does not."""
-        root = function.root
+        root = next(node for node in reversed(function.nodes) if node.op == "call_function")
         path = str(root.meta.get("path") or str(root.target).split(".")[1])
         name = unused_name(layers, path)
         if name != path:
             name = unused_name(layers, f"{path}.{str(root.target).split('.')[1]}")
-        names[root] = name
+        names[function.root] = name
         if spec.function_word(name) == ANALOG:
             return "as asked"
         if _only_moved_to_output(function.root, rules):

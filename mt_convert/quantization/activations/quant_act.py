@@ -164,7 +164,10 @@ class QuantAct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.formula is not None and not self.training and self._is_calibrated():
-            return self._by_table(x) if self.rounds else self.formula(x)
+            if not self.rounds:
+                return self.formula(x)
+            if not self.formula.watches:  # statistics: the function itself must see its numbers
+                return self._by_table(x)
         if self._is_noisy():
             out = add_noise(x, self._step(), self.noise, self._quantize, self._clip)
         else:

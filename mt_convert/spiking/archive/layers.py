@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ...graph.nodes import WEIGHTED
+from ...graph.rules import DEFAULT_RULES, Rule
 from ...graph.serialization import plain_layer_from_json, plain_layer_to_json
 from ...neurons.ladder import Firing, ladder_from_json, ladder_to_json
 from ...neurons.layer import MTNeuron
@@ -40,14 +41,17 @@ def spiking_layer_to_json(layer: nn.Module) -> dict[str, Any]:
     return plain
 
 
-def spiking_layer_from_json(config: Mapping[str, Any]) -> nn.Module:
-    """The layer that `spiking_layer_to_json` described, its tensors not yet filled in."""
+def spiking_layer_from_json(
+    config: Mapping[str, Any], rules: Mapping[Any, Rule] = DEFAULT_RULES
+) -> nn.Module:
+    """The layer that `spiking_layer_to_json` described, its tensors not yet filled in; ``rules``
+    say what may stand in a function."""
     config = dict(config)
     kind = config["type"]
     if kind == "MTNeuron":
         low, high = config.get("clip") or (0.0, None)  # files of the first version have none
         function: Any = config.get("function")
-        formula = None if function is None else Formula.from_json(function)
+        formula = None if function is None else Formula.from_json(function, rules)
         return MTNeuron(
             neuron_spec_from_json(config),
             torch.ones(()),

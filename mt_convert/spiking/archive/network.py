@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -245,9 +246,8 @@ def _rebuild(
     spiking = content["kind"] == "snn"
     if content["kind"] not in ("snn", "qann"):
         raise CheckpointError(f"kind: {content['kind']!r} is neither snn nor qann")
-    layers = rebuild_layers(
-        content, tensors, spiking_layer_from_json if spiking else quant_layer_from_json
-    )
+    layer_from_json = spiking_layer_from_json if spiking else quant_layer_from_json
+    layers = rebuild_layers(content, tensors, partial(layer_from_json, rules=rules))
     warnings = tuple(map(str, content.get("warnings", ())))
     agreement = content.get("float_agreement", (None, 0))
     functions = tuple(FunctionRow(*row) for row in content.get("functions", ()))

@@ -99,6 +99,7 @@ class _Windows:
         self.charges: dict[str, Tensor] = {}
         self.potentials: dict[str, Tensor] = {}
         self.steps: dict[str, Tensor] = {}
+        self.lifts: dict[str, Tensor] = {}  # what a layer counts from, a constant to its readers
         self.read_out: Tensor
 
     def walk(self, known: Mapping[fx.Node, Any], read_steps: int) -> None:
@@ -128,6 +129,8 @@ class _Windows:
         end = t if value.factor == 1 else t + self.lead
         silent = torch.zeros_like(value.steps[0])
         steps = [item if at <= end else silent for at, item in enumerate(value.steps)]
+        if end < len(steps) - 1:  # what layers count from is known from the start
+            steps[-1] = steps[-1] + self.lifts[str(node.target)]
         return value._replace(steps=steps)
 
     def _mean(self, value: Any, steps: int) -> Tensor:
@@ -348,13 +351,15 @@ class _Windows:
         silent = torch.zeros_like(emitted[0])
         emitted = [silent] * (self.lead if base > 1 else 0) + emitted
         emitted += [silent] * (self.length - len(emitted))
-        self.totals[name] = Train(emitted, (base, 1)).total()
+        self.totals[name] = Train(emitted, (base, 1)).total() + neuron.spec.start
         if name not in self.potentials:
             said = self.totals[name] * neuron.delta
             self.potentials[name] = heard + neuron.spec.initial * neuron.delta - said
         worth = unit(neuron, self.presentation, 0)
         worth = worth if neuron.gain is None else worth * neuron.gain
-        return Train([item * worth for item in emitted], (base, 1))
+        spikes = [item * worth for item in emitted]
+        self.lifts[name] = neuron.spec.start * worth
+        return Train([*spikes[:-1], spikes[-1] + self.lifts[name]], (base, 1))
 
     def _digit_count(self, neuron: MTNeuron) -> int:
         """How many digits a layer says: all of its level's, or as many as there are steps."""

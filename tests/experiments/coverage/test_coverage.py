@@ -30,9 +30,18 @@ from mt_convert.experiments.coverage.registry import (
     matching,
     parameter_counts,
 )
-from mt_convert.experiments.coverage.rows import CoverageRow, Settings, Table, read_table
-from mt_convert.experiments.coverage.trial import trial
+from mt_convert.experiments.coverage.rows import (
+    CoverageRow,
+    Extent,
+    Settings,
+    Table,
+    read_table,
+)
+from mt_convert.experiments.coverage.trial import extent_of, trial
 from mt_convert.experiments.models.lived_in import TrialError, build, live_in_
+from mt_convert.quantization.quantize import quantize
+from mt_convert.quantization.spec import QuantSpec
+from mt_convert.spiking.convert import convert
 from mt_convert.system.bounded import Limits, Note, Outcome, Task, run_bounded
 
 SETTINGS = Settings(modules=("odd_networks",))
@@ -201,9 +210,13 @@ def test_a_trial_measures_every_column() -> None:
     assert row.time_steps is not None
     assert (row.radix_exact, row.radix_steps, row.radix_differs) == (True, 4, [])
     assert row.settling_t <= 4 <= row.time_steps  # one layer: four times a quarter of its levels
-    assert [item["stage"] for item in noted] == [
-        *("building", "quantizing", "converting and verifying", "counting", "digits", "ending")
-    ]
+    stages = ("building", "quantizing", "converting and verifying", "counting", "digits")
+    assert [item["stage"] for item in noted] == [*stages, "without ladders", "ending"]
+    assert row.extent == row.extent_without_ladders  # it has no function
+    assert row.extent is not None
+    assert row.extent.first_layer_only
+    assert row.extent.all_integer
+    assert row.extent.integer_mac_share == 1
 
 
 @pytest.mark.slow
@@ -459,6 +472,40 @@ def test_the_page_lists_everything_that_is_short_of_the_aim_with_its_reason() ->
     assert "| softmax | 4 | 8 |" in section(text, "Analog operators")
     assert "| alpha | 2 | 2 | 2 | 3 | 7 | 95.0–99.0 | a1 | softmax |" in text
     assert section(page(table(GOOD)), "Not converted").strip() == "None."
+
+
+@pytest.mark.slow
+def test_functions_as_ladders_leave_fewer_analog_operators_and_real_numbers() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.SiLU(), nn.Conv2d(4, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    images = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    kept, ladders = (
+        extent_of(convert(quantize(net, QuantSpec(8, 4, functions=word), calibration=images)))
+        for word in ("analog", "ladder")
+    )
+    assert (kept.analog, kept.real) == ({"Conv2d": 1, "silu": 1}, {"silu": 1})
+    assert (kept.beside_first, kept.integer_mac_share) == ({"silu": 1}, 1)
+    assert (ladders.analog, ladders.real, ladders.first_layer_only) == ({"Conv2d": 1}, {}, True)
+    assert (kept.all_integer, ladders.all_integer) == (False, True)
+
+
+def test_the_page_says_what_functions_as_ladders_changed() -> None:
+    after = Extent({"Conv2d": 1, "amax": 1}, {"amax": 1}, 0.9, 1.0)
+    kinds = {"amax": 1, "gelu": 4}
+    before = Extent({"Conv2d": 1, **kinds}, kinds, 0.5, 0.75, {"gelu": 4})
+    row = dataclasses.replace(GOOD, extent=after, extent_without_ladders=before)
+    assert summary(table(row, LOW))[4] == (
+        "Functions as ladders, tried on 1: in 1 nothing but the first layer and maxima is analog "
+        "(0 with analog functions), 1 are whole numbers throughout (0)."
+    )
+    text = section(page(table(row, LOW)), "Functions as ladders")
+    assert "| analog operators | 6 | 2 |" in text
+    assert "| operators on real numbers | 4 | 0 |" in text
+    assert "| MACs fed by spikes, mean | 50.0 % | 90.0 % |" in text
+    line = "| a1 | Conv2d 1, amax 1, gelu 4 | Conv2d 1, amax 1 | 50.0 → 90.0 | 75.0 → 100.0 |"
+    assert line in text
+    assert "Functions as ladders" not in page(table(LOW))
 
 
 def test_pages_and_picture_come_from_the_stored_table_alone(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -42,7 +43,18 @@ def test_in_eval_form_the_level_is_that_of_float64(name: str) -> None:
     low, high = act.level_bounds
     expected = act.formula.levels(x, float(act.scale), (low, high)).float()
     assert torch.equal(torch.round(act(x) / act.scale), expected)
-    assert -3 <= low <= 0 or name in ("elu", "tanh", "softsign", "prelu", "square of relu")
+    with_more = ("elu", "tanh", "softsign", "prelu", "square of relu", "gelu and a batch norm")
+    assert -3 <= low <= 0 or name in with_more
+
+
+@pytest.mark.parametrize("name", ["gate by a batch norm", "gelu and a batch norm"])
+def test_a_batch_norm_is_defined_as_torch_computes_it(name: str) -> None:
+    formula = act_of(quantized(name)).formula
+    assert formula is not None
+    x = torch.randn(64, 4, 3, 3, generator=torch.Generator().manual_seed(0)) * 3
+    expected = copy.deepcopy(formula.graph).double()(x.double()) * 2**20
+    found = formula.levels(x, 2.0**-20, (-(2**40), 2**40))
+    assert (found - expected).abs().max() < 0.51
 
 
 @pytest.mark.slow

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from dyadic import dyadic_, dyadic_images
+from function_networks import images as function_images
+from function_networks import network
 from networks import conv, lived_in
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mt_convert.errors import SpecError, UnsupportedLayerError
 from mt_convert.graph.nodes import layer_nodes
+from mt_convert.integer_engine.arithmetic import IntegerArithmetic
+from mt_convert.integer_engine.model import integer
+from mt_convert.integer_engine.native import build
+from mt_convert.integer_engine.shift_add import shift_add
 from mt_convert.neurons import totals
-from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Radix, Uniform
+from mt_convert.neurons.ladder import Binary, Ladder, PowerOfTwo, Radix, Uniform, UnsignedRadix
 from mt_convert.neurons.layer import MTNeuron
 from mt_convert.quantization.quantize import QuantizedModel, quantize
 from mt_convert.quantization.spec import QuantSpec, Spacing
 from mt_convert.spiking import simulate as simulation
+from mt_convert.spiking.archive import load, save
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.interpreter import forward_with
 from mt_convert.spiking.levels import quantized_activation
@@ -145,6 +153,64 @@ def test_digits_that_meet_are_the_quantized_network_ties_included(name: str) -> 
                 assert torch.equal(found[layer], expected), layer
     assert min(float(level.min()) for level in levels.values()) < 0
     assert all(level.unique().numel() > 2 for level in levels.values())
+
+
+def keep_lowest(lows: list[Tensor], t: int, name: str, total: Tensor, emitted: Tensor) -> None:
+    """The least that a layer emits in a step."""
+    lows.append(emitted.min())
+
+
+def assert_equal_integers(
+    snn: SpikingModel, images: Tensor, steps: int, found: dict[str, Tensor]
+) -> None:
+    """Backends say the same levels; shifts and additions have no event for a constant."""
+    model = integer(snn, backend="torch")
+    expected = simulate(snn, images, time_steps=steps, arithmetic=IntegerArithmetic(snn))
+    backends = [model] + [integer(snn, backend="native")] * (build.missing() is None)
+    for ran in (one.run(images, steps, totals=True) for one in backends):
+        assert torch.equal(ran.logits, expected.logits)
+        assert all(torch.equal(ran.totals[at].float(), found[at]) for at in found)
+    with pytest.raises(SpecError, match="counts from its lowest level"):
+        shift_add(model, images, time_steps=steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MEETINGS)
+def test_digits_from_the_lowest_level_have_no_spike_below_0(name: str, tmp_path: Path) -> None:
+    qann, images = meeting(name), dyadic_images(2)
+    cut_short = [(UnsignedRadix(1), 2)] if name == "sums" else []
+    for ladder, steps in [(UnsignedRadix(2), 2), *cut_short, (UnsignedRadix(1), 3)]:
+        snn = in_windows(qann, ladder)
+        lows: list[Tensor] = []
+        simulate(snn, images, time_steps=steps, observe=partial(keep_lowest, lows))
+        assert min(lows) == 0
+        found = assert_equal_runs(snn, images, steps)
+        lowest = {layer: neuron.spec.start for layer, neuron in snn.neurons()}
+        assert min(lowest.values()) < 0
+        if name == "sums":  # products of matrices have no integer form
+            assert_equal_integers(snn, images, steps, found)
+        if steps < ladder.digits(7):
+            continue
+        levels, logits = levels_of(snn, images)
+        assert torch.equal(simulate(snn, images, time_steps=steps).logits[-1], logits)
+        assert all(torch.equal(found[layer], level) for layer, level in levels.items())
+        run = spike_by_spike(snn, images, time_steps=steps)
+        for node, neuron in layer_nodes(snn.layers, MTNeuron):
+            digits = run.arriving[node.name] / neuron.delta
+            digits[-1] -= lowest[str(node.target)]  # the constant of a layer, once
+            assert digits.min() == 0
+            assert digits.max() <= ladder.n
+    save(snn, tmp_path)
+    again = simulate(load(tmp_path), images, time_steps=2).logits
+    assert torch.equal(again, simulate(snn, images, time_steps=2).logits)
+
+
+def test_functions_speak_from_their_lowest_level_too() -> None:
+    qann = quantize(network("silu"), QuantSpec(4, 4), calibration=function_images())
+    snn = convert(qann, ladder=UnsignedRadix(1), whole_window=True, verify=function_images(2))
+    assert snn.report.verdict is not None
+    assert snn.report.verdict.window is not None
+    assert snn.report.verdict.window.exact
 
 
 @pytest.mark.sampled

@@ -133,7 +133,8 @@ extern "C" {
 // Sizes of the structures, for build.py to compare with its own.
 void mt_sizes(int64_t* sizes) {
     const int64_t all[] = {sizeof(Value), sizeof(Dependence), sizeof(Piece), sizeof(Block),
-                           sizeof(Term),  sizeof(Op),         sizeof(External), sizeof(Call)};
+                           sizeof(Term),  sizeof(Thresholds), sizeof(Op),    sizeof(External),
+                           sizeof(Call)};
     std::copy(std::begin(all), std::end(all), sizes);
 }
 

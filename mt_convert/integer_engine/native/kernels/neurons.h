@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "functions.h"
 #include "image.h"
 #include "lanes.h"
 
@@ -18,8 +19,8 @@ inline Ints numbers(const Image& im, const Value& v, const Place& place, int cha
                            : load(im.ints(v, place.y, place.x) + channel);
 }
 
-// The written sum: terms[0] * M_0 + bias + terms[1] * M_1 + ... + offset.
-inline Floats real_sum(const Image& im, const Op& op, const int32_t* sums, const Place& place,
+// The written sum: terms[0] * M_0 + bias + terms[1] * M_1 + ...
+inline Floats written_sum(const Image& im, const Op& op, const int32_t* sums, const Place& place,
                        int channel) {
     Floats total = all(0);
     for (int i = 0; i < op.n_terms; ++i) {
@@ -30,7 +31,13 @@ inline Floats real_sum(const Image& im, const Op& op, const int32_t* sums, const
         total = i ? add(total, product) : product;
         if (i == 0 && op.bias.data) total = add(total, load(at(op.bias, place, channel)));
     }
-    return op.offset.data ? add(total, load(at(op.offset, place, channel))) : total;
+    return total;
+}
+
+// What neurons compare with whole numbers: the sum, or the level of a function of it, + offset.
+inline Floats drive(const Op& op, const Place& place, int channel, Floats sum) {
+    if (op.thresholds) sum = level_of(*op.thresholds, channel, sum);
+    return op.offset.data ? add(sum, load(at(op.offset, place, channel))) : sum;
 }
 
 inline void store_numbers(const Image& im, const Value& v, const Place& place, int channel,
@@ -98,7 +105,8 @@ inline void store_targets(const Image& im, const Op& op, const Block& block, con
     std::copy_n(sixteen, block.count, to);
 }
 
-// 16 neurons of some pixels. ``simple``: only the op's own sums by channel, and a bias.
+// 16 neurons of some pixels, of functions too. ``simple``: only the op's own sums by channel, and a
+// bias.
 template <bool first, bool simple>
 void fire(const Image& im, const Op& op, const Block& block, const int32_t (*sums)[16],
           const Place* places, int count) {
@@ -118,9 +126,10 @@ void fire(const Image& im, const Op& op, const Block& block, const int32_t (*sum
         Moves moves;
         for (int h = 0; h < 2; ++h) {
             const int c = here.channel + 8 * h;
-            const Floats y = simple
+            const Floats sum = simple
                 ? add(multiply(to_floats(load(sums[p] + 8 * h)), factor[h]), bias[h])
-                : real_sum(im, op, sums[p] + 8 * h, place, c);
+                : written_sum(im, op, sums[p] + 8 * h, place, c);
+            const Floats y = drive(op, place, c, sum);
             const Floats q = dynamics.target(y);
             const Floats old = first ? all(0) : to_floats(numbers(im, out, place, c));
             target[h] = to_ints(q);
@@ -347,8 +356,8 @@ void finish(const Image& im, const Op& op, const Block& block, const int32_t (*s
             continue;
         }
         float real[16];
-        store(real, real_sum(im, op, sums[p], place, block.channel));
-        store(real + 8, real_sum(im, op, sums[p] + 8, place, block.channel + 8));
+        store(real, written_sum(im, op, sums[p], place, block.channel));
+        store(real + 8, written_sum(im, op, sums[p] + 8, place, block.channel + 8));
         float* to = im.external(op.external) + place.y * op.axes[0] + place.x * op.axes[1];
         for (int i = 0; i < block.count; ++i) to[(block.channel + i) * op.axes[2]] = real[i];
     }

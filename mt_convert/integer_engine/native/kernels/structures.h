@@ -45,6 +45,11 @@ struct Term {  // whole numbers (value -1: the op's own sums) times a multiplier
     Constant multiplier;
 };
 
+struct Thresholds {  // of a function: one row for all channels, or one for each; `functions.h`
+    const float *thresholds, *weights, *start, *levels;
+    int32_t count, width, rows, searched;
+};
+
 struct Op {
     int32_t kind, finish, in, out;
     int32_t rows, columns;  // of pixels that the op runs over
@@ -68,6 +73,7 @@ struct Op {
     const Dependence* dependences;
     Constant bias, offset;
     int32_t summed, unused;  // FIRE: a sum that neurons in int16 know
+    const Thresholds* thresholds;  // FIRE: of a function; may be null
 };
 
 struct External {  // float32 outside the arena

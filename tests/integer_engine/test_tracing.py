@@ -1,0 +1,35 @@
+"""Networks written down on stand-ins without data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mt_convert.integer_engine.model import integer
+from mt_convert.integer_engine.program import Operate
+from mt_convert.integer_engine.tracing import trace
+from mt_convert.quantization.quantize import QuantSpec, quantize
+from mt_convert.spiking.convert import convert
+from mt_convert.spiking.simulate import simulate
+
+
+class Masked(nn.Module):
+    """Positions from a mask that is made for each batch and moved to its device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.zeros(x.shape[0], 4, 4).to(device=x.device, dtype=torch.bool)
+        places = (~mask).cumsum(1, dtype=torch.float32)
+        return self.last(torch.relu(self.first(x)) + places[:, None]).mean((2, 3))
+
+
+def test_a_constant_of_each_batch_is_moved_without_data() -> None:
+    images = torch.randn(4, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    snn = convert(quantize(Masked().eval(), QuantSpec(4, 4), calibration=images))
+    moved = [item for item in trace(snn).instructions if isinstance(item, Operate)]
+    assert any(item.kwargs.get("device") == torch.device("cpu") for item in moved)
+    ran = integer(snn, backend="torch").run(images)
+    torch.testing.assert_close(ran.logits[0], simulate(snn, images, time_steps=1).logits[0])
