@@ -46,6 +46,7 @@ from mt_convert.integer_engine.model import integer
 from mt_convert.neurons.ladder import Radix, Uniform
 from mt_convert.quantization.quantize import QuantizedModel, levels_of, quantize
 from mt_convert.quantization.spec import QuantSpec
+from mt_convert.report.pictures import draw_grid, make_figure, write
 from mt_convert.report.rows import Row, results_from_json, results_to_json
 from mt_convert.spiking import archive
 from mt_convert.spiking.convert import convert
@@ -71,6 +72,8 @@ SETS = {
 }
 TRAINED = {"epochs": 8, "lr": 5e-4, "batch_size": 64}
 Z = 1.96
+SHOWN, SIDE = "W8A8 corrected", 28
+PICTURES = ("accuracy.png", "photograph.png")
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,17 @@ def names() -> list[str]:
     ways = [f"{title(bits)} {stage} steps" for bits in WIDTHS for stage in ("corrected",)]
     peers = [f"{peer} {form}" for peer in PEERS for form in ("as it is", "plain form")]
     trained = [f"{title(bits)} trained" for bits in reversed(WIDTHS)]
-    return ["float", *made, *ways, *peers, *trained, *(f"{item} steps" for item in trained), "time"]
+    return [
+        "float",
+        *made[:4],
+        "photograph",
+        *made[4:],
+        *ways,
+        *peers,
+        *trained,
+        *(f"{item} steps" for item in trained),
+        "time",
+    ]
 
 
 def on_request(name: str) -> bool:
@@ -236,6 +249,8 @@ class Study:
             return Cell(name, settings(name), answers)
         if name == "time":
             return self.timed(name)
+        if name == "photograph":
+            return self.photograph(name)
         if name.startswith("W"):
             return self.steps(name) if name.endswith("steps") else self.network(name)
         return self.peer(name)
@@ -393,6 +408,30 @@ class Study:
         ]
         notes = {"left": network.left, "shared": list(network.shared)}
         return Cell(name, settings(name), (), ways, version=network.version, notes=notes)
+
+    @torch.inference_mode()
+    def photograph(self, name: str) -> Cell:
+        """What the neurons of one channel emit on the first photograph: that channel of the first
+        layer of 28 by 28 neurons which says most, as numbers."""
+        qann = self.qann(SHOWN)
+        images, labels = next(self.tested("photos").batches(1))
+        totals = integer(convert(qann)).run(images, 1, totals=True).totals
+        with levels_of(qann) as due:
+            qann(images)
+        shares = {
+            key: float((totals[key].to(level.dtype) != level).double().mean())
+            for key, level in due.items()
+        }
+        ends = {
+            key: shares[key] for key in (next(iter(shares)), max(shares, key=shares.__getitem__))
+        }
+        layer = next(key for key, item in totals.items() if item.shape[-1] == SIDE)
+        channels = totals[layer][0]
+        channel = int(channels.float().flatten(1).std(1).argmax())
+        notes: dict[str, Any] = {"layer": layer, "channel": channel, "label": int(labels[0])}
+        levels = channels[channel].int().tolist()
+        notes |= {"levels": levels, "network": SHOWN, "different": ends}
+        return Cell(name, settings(name), notes=notes)
 
     def timed(self, name: str) -> Cell:
         """Microseconds an image beside onnxruntime's int8, by `mt-convert bench`."""
@@ -574,7 +613,22 @@ def page(head: str, cells: Mapping[str, Cell]) -> str:
         f"{SETS[word][1]}: {item.accuracy:.2f} % of {len(item.right):,}"
         for word, item in float_answers.items()
     )
-    text += [f"The float network: {said}.", "", *_networks(cells, float_answers)]
+    text += [f"The float network: {said}.", ""]
+    if any(cell.ways for cell in cells.values()):
+        text += [f"![accuracy over time steps]({PICTURES[0]})", ""]
+    if "photograph" in cells:
+        notes = cells["photograph"].notes
+        text += [
+            f"![what a channel emits]({PICTURES[1]})",
+            "",
+            f"What channel {notes['channel']} of `{notes['layer']}` emits on one photograph: its "
+            "levels in one step with 255 thresholds, and as digits in four steps with three. "
+            "On it, levels of the integer engine that are not the quantized network's: "
+            + ", ".join(f"{share:.1e} in `{key}`" for key, share in notes["different"].items())
+            + " (first and largest).",
+            "",
+        ]
+    text += list(_networks(cells, float_answers))
     text += ["", "## In several steps", "", *_steps(cells, float_answers)]
     text += ["", "## Other packages on the same photographs", "", *_peers(cells, float_answers)]
     missing = [name for name in names() if name not in cells]
@@ -711,12 +765,67 @@ def stored_cells(out: Path = HERE) -> dict[str, Cell]:
     return {cell.name: cell for cell in map(Cell.from_json, stored)}
 
 
+def draw_accuracy(cells: Mapping[str, Cell], path: Path) -> None:
+    """Accuracy over T on the same photographs of Imagenette: ours, and other packages' networks."""
+    figure, (axes,) = make_figure((6.2, 3.4), (1, 1))
+    count = min(
+        (len(way.answer.right) for cell in cells.values() for way in cell.ways), default=FEW
+    )
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for name in names():
+        cell = cells.get(name)
+        for way in cell.ways if cell else ():
+            right = way.answer.right[:count]
+            ladder = "n = L" if way.T == 1 and cell.answers else f"{way.ladder} n = {way.n}"
+            word = f"{title(cell.bits)}, {ladder}" if cell.bits else f"{name} {way.ladder}".strip()
+            lines.setdefault(word, []).append((way.T, 100 * right.count("1") / len(right)))
+    for word, points in lines.items():
+        times, values = zip(*sorted(points), strict=True)
+        ours = word.startswith("W")
+        axes.plot(times, values, "o-" if ours else "x--", ms=5, lw=1.2, label=word)
+    own = [item.right[:count] for item in cells["float"].answers if item.images == "imagenette"]
+    axes.axhline(100 * own[0].count("1") / len(own[0]), color="0.4", lw=0.8, label="float network")
+    axes.set_xscale("log", base=2)
+    ticks = sorted({time for points in lines.values() for time, _ in points})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+    axes.set_xlabel("time steps T", fontsize=9)
+    axes.set_ylabel(f"right of {count} photographs, %", fontsize=9)
+    axes.set_ylim(0, 103)
+    draw_grid(axes)
+    figure.legend(loc="outside right center", fontsize=7.5, frameon=False)
+    write(figure, path)
+
+
+def draw_photograph(cell: Cell, path: Path) -> None:
+    """What one channel emits on one photograph: its levels in one step of n = L thresholds, and the
+    same in four steps of three thresholds, digit by digit."""
+    levels = torch.tensor(cell.notes["levels"])
+    steps = Radix(3).digits(255)
+    digits = [(levels.abs() // 4 ** (steps - 1 - t)) % 4 * levels.sign() for t in range(steps)]
+    figure, panels = make_figure((9.0, 2.5), (1, 1 + steps))
+    most = int(levels.abs().max())
+    panels[0].imshow(levels, cmap="RdBu_r", vmin=-most, vmax=most)
+    panels[0].set_title(f"n = 255, T = 1\n{int(levels.abs().sum()):,} thresholds", fontsize=8.5)
+    for t, (axes, digit) in enumerate(zip(panels[1:], digits, strict=True)):
+        axes.imshow(digit, cmap="RdBu_r", vmin=-3, vmax=3)
+        crossed = int(digit.abs().sum())
+        worth = 4 ** (steps - 1 - t)
+        axes.set_title(f"n = 3, step {t + 1} (worth {worth})\n{crossed:,} thresholds", fontsize=8.5)
+    for axes in panels:
+        axes.set_axis_off()
+    write(figure, path)
+
+
 def store(cells: Mapping[str, Cell], out: Path = HERE) -> None:
     """Rows in the schema of all results; cells, of which they are made, beside them."""
     known = {name: cells[name] for name in names() if name in cells}
     rows = results_to_json(rows_of(known)) if "float" in known else results_to_json([])
     plain_cells = [dataclasses.asdict(cell) for cell in known.values()]
     write_json(out / "results.json", {**rows, "cells_schema": SCHEMA, "cells": plain_cells})
+    if any(cell.ways for cell in known.values()) and "float" in known:
+        draw_accuracy(known, out / PICTURES[0])
+    if "photograph" in known:
+        draw_photograph(known["photograph"], out / PICTURES[1])
     with atomic(out / "README.md") as temporary:
         temporary.write_text(page((HERE / "head.md").read_text(), known))
 
