@@ -4,11 +4,12 @@
 
 FOLDER holds imagenette224 (train.tar, test.tar: a folder for each of ten classes) and photos1000
 (test.tar: folders named by WordNet ids), FILE timm's weights of tf_efficientnet_lite0. Cells are
-made one after the other, what tells most first, and stored as they come; cells that are there and
-of the same settings are not made again, a training that was stopped goes on. --only takes parts of
-names of cells, --images a smaller number of test images of each set, --compared how many of them
-the quantized network itself is shown, --pages writes the page from what is there. Cells that train
-("trained") and that take times ("time") are made if --only names them: both want a quiet machine.
+made one after the other, what tells most first, and stored as they come; cells that are there, of
+the same settings and of as many images, are not made again, a training that was stopped goes on.
+--only takes parts of names of cells, --images a smaller number of test images of each set,
+--compared how many of them the quantized network itself is shown, --pages writes the page from what
+is there. Cells that train ("trained") and that take times ("time") are made if --only names them:
+both want a quiet machine.
 """
 
 from __future__ import annotations
@@ -464,6 +465,20 @@ def training_words(name: str, data: Path, weights: Path) -> list[str]:
     ]
 
 
+def enough(cell: Cell, asked: int | None) -> bool:
+    """Whether a stored cell was shown as many images of each set as are asked for, None for all.
+
+    Example:
+        >>> few = Cell("float", "", [Answer("photos", "1" * 200)])
+        >>> enough(few, 200), enough(few, 500), enough(few, None)
+        (True, False, False)
+    """
+    return all(
+        len(item.right) >= min(SETS[item.images][0], asked or SETS[item.images][0])
+        for item in cell.answers
+    )
+
+
 def peers_of(name: str) -> list[str]:
     """The peer that a cell is of: the longest name that fits."""
     return sorted((peer for peer in PEERS if name.startswith(f"{peer} ")), key=len)[-1:]
@@ -861,7 +876,11 @@ def main() -> None:
             there = cells.get(name)
             if not (asked if options.only else not on_request(name)):
                 continue
-            if there is not None and there.settings == settings(name):
+            if (
+                there is not None
+                and there.settings == settings(name)
+                and enough(there, options.images)
+            ):
                 continue
             cells = {**stored_cells(options.out), name: study.cell(name)}
             store(cells, options.out)

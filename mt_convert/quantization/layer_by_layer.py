@@ -291,13 +291,14 @@ def _copies(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 def _with_floats(layer: nn.Module, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     """What a quantized layer would give with float weights, and this bias."""
-    kind = next(kind for kind in type(layer).__mro__ if kind.__module__.startswith("torch.nn."))
+    kinds: tuple[Any, ...] = type(layer).__mro__
+    kind = next(kind for kind in kinds if kind.__module__.startswith("torch.nn."))
     own = {"weight": weight} | ({} if bias is None else {"bias": bias})
     held = {name: layer.get_parameter(name).data for name in own}
     try:
         for name, value in own.items():
             layer.get_parameter(name).data = value
-        output: Tensor = kind.forward(layer, x)  # type: ignore[operator]
+        output: Tensor = kind.forward(layer, x)
     finally:
         for name, value in held.items():
             layer.get_parameter(name).data = value

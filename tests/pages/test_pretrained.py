@@ -90,6 +90,15 @@ def test_rows_have_the_networks_beside_each_other_on_the_same_images(study: Modu
         assert json.loads(json.dumps(asdict(study.Cell.from_json(stored)))) == stored
 
 
+def test_a_cell_of_fewer_images_than_asked_for_is_made_again(study: ModuleType) -> None:
+    few = study.Cell("float", "", [study.Answer("photos", "1" * 200)])
+    assert study.enough(few, 100)
+    assert study.enough(few, 200)
+    assert not study.enough(few, 201)
+    assert not study.enough(few, None)
+    assert study.enough(study.Cell("sinabs as it is", "", refused="no"), None)
+
+
 def test_an_interval_holds_the_difference_and_decides_where_images_suffice(
     study: ModuleType,
 ) -> None:
