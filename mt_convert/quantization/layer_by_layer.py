@@ -31,6 +31,7 @@ BATCH = 16
 SAMPLES = 2**13  # positions of an image batch that sums are taken over, evenly spread
 FRACTIONS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the step at which nothing is clipped
 DAMPING = 0.01  # of the mean square of an input, added to each
+TRIES = 5  # tenfold dampings, behind which all inputs count alike
 BLOCK = 64  # columns that are rounded before those behind them follow
 FACTORS = (0.25, 4.0)  # between these a batch norm's scale is moved
 
@@ -187,16 +188,25 @@ def columns(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def damped(moments: Tensor) -> Tensor:
-    """Moments that can be inverted: a share of their mean more on the diagonal, 1 where an input
-    is always the same.
+    """Moments that can be inverted: a share of their mean more on the diagonal, and where that is
+    not enough (an input that hardly changes), ten times as much, and so on.
 
     Example:
-        >>> damped(torch.zeros(1, 1, 1))
-        tensor([[[1.]]])
+        >>> damped(torch.tensor([[[1.0, 1.0], [1.0, 1.0]]]))
+        tensor([[[1.0100, 1.0000],
+                 [1.0000, 1.0100]]])
     """
-    diagonal = moments.diagonal(dim1=1, dim2=2)
-    more = DAMPING * diagonal.mean(1, keepdim=True).expand_as(diagonal)
-    return moments + torch.diag_embed(torch.where(diagonal <= 0, more + (more == 0), more))
+    size = moments.diagonal(dim1=1, dim2=2).clamp(min=0).mean(1)
+    size = torch.where(size > 0, size, 1.0).reshape(-1, 1, 1)
+    one = torch.eye(moments.shape[1], dtype=moments.dtype, device=moments.device)
+    share = torch.full_like(size, DAMPING)
+    for _ in range(TRIES):
+        made = moments + share * size * one
+        failed = torch.linalg.cholesky_ex(made.double()).info != 0
+        if not bool(failed.any()):
+            return made
+        share = torch.where(failed.reshape(-1, 1, 1), share * 10, share)
+    return torch.where(failed.reshape(-1, 1, 1), size * one, made)
 
 
 def best_rows(

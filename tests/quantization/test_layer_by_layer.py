@@ -57,6 +57,16 @@ def test_moments_are_those_of_all_positions_whatever_the_batches() -> None:
     assert input_moments(nn.ConvTranspose2d(2, 2, 3), [torch.zeros(1, 2, 4, 4)], True) is None
 
 
+def test_moments_of_silent_inputs_can_be_inverted_all_the_same() -> None:
+    silent, noise = torch.zeros(3, 3), torch.tensor([[1e-9, 2e-9], [2e-9, -1e-9]])
+    huge = torch.tensor([[1.0, 5.0], [5.0, 1.0]])  # of no inputs, whatever the damping
+    for given in (silent, noise, huge):
+        made = damped(given.unsqueeze(0))
+        assert not bool(torch.linalg.cholesky_ex(made.double()).info.any())
+    both = torch.stack([torch.eye(2), huge])
+    assert torch.allclose(damped(both)[0], torch.eye(2) * 1.01), "other groups stay as they are"
+
+
 def literal(row: torch.Tensor, step: float, own: torch.Tensor) -> torch.Tensor:
     """The same, column by column: what is left open is fitted again by least squares."""
     row, rounded = row.clone(), torch.zeros_like(row)
