@@ -882,7 +882,8 @@ def main() -> None:
                 and enough(there, options.images)
             ):
                 continue
-            cells = {**stored_cells(options.out), name: study.cell(name)}
+            made = study.cell(name)
+            cells = {**stored_cells(options.out), name: made}  # others may have come meanwhile
             store(cells, options.out)
             print(name, *(f"{item.images} {item.accuracy:.2f}" for item in cells[name].answers))
     store(cells, options.out)
