@@ -104,6 +104,35 @@ def take_weight_(layer: nn.Module, value: Tensor, step: Tensor) -> bool:
     return torch.equal(quantized_weight(layer)[0], value)
 
 
+def weight_levels(layer: nn.Module) -> tuple[int, int]:
+    """Smallest and largest level of a layer's weights.
+
+    Example:
+        >>> weight_levels(quantize_weighted(nn.Linear(2, 1), 4, Scale.LEARNED))
+        (-7, 7)
+    """
+    bits: Any = layer.weight_bits
+    top = int(2 ** (bits - 1)) - 1
+    return weight_range(layer) or (-top, top)
+
+
+def set_weight_step_(layer: nn.Module, step: Tensor) -> None:
+    """Set the learned step of each output channel's weights.
+
+    Shapes: step [out].
+    Example:
+        >>> layer = quantize_weighted(nn.Linear(2, 1), 4, Scale.LEARNED)
+        >>> set_weight_step_(layer, torch.tensor([0.5]))
+        >>> quantized_weight(layer)[1]
+        tensor([[0.5000]])
+    """
+    quantized_weight(layer)  # a trained step takes its start on first use
+    quantizer, weight = layer.get_submodule("weight_quant"), layer.get_parameter("weight")
+    (own,) = (item for item in quantizer.parameters() if item is not weight)
+    low, high = weight_levels(layer)
+    own.data.copy_((step * max(-low, high)).reshape(own.shape))
+
+
 def weight_range(layer: nn.Module) -> tuple[int, int] | None:
     """Smallest and largest level of a weight whose range is not narrow; None where it is.
 

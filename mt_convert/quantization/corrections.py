@@ -1,29 +1,28 @@
-"""What makes a quantized network better without training, as Brevitas has it (`CORRECTIONS`)."""
+"""What makes a quantized network better without training: `QuantSpec.after` by name."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Brevitas warns about torch's own renamings on import
-    from brevitas.graph.calibrate import bias_correction_mode
     from brevitas.graph.equalize import EqualizeGraph
-    from brevitas.graph.gptq import gptq_mode
 
 from ..errors import Fault, SpecError
 from ..graph.nodes import WEIGHTED, layer_nodes
 from .batch_norm import batch_norms, estimate_batch_norm_
 from .brevitas_layers import has_quantized_weight, is_normalized
-from .spec import EQUALIZE
+from .layer_by_layer import LayerByLayer
+from .spec import EQUALIZE, LAYER_BY_LAYER
 
 BATCH = 32
-GPTQ_IMAGES = 128
+LAYER_IMAGES = 64  # of which all values between two layers are held
 SAME = 1e-3
 """How far logits may move, as a share of the largest one, where a network only changed its form."""
 
@@ -55,28 +54,6 @@ def equalize_(layers: fx.GraphModule, images: Tensor) -> None:
             tensor.copy_(state[name])
 
 
-def round_by_gptq_(layers: fx.GraphModule, images: Tensor) -> None:
-    """Round the weights of each layer one column after the other, each making up for the errors of
-    those before on the inputs that the layer has; weights end on their quantizer's levels. It looks
-    at `GPTQ_IMAGES` images at most, once for each layer.
-
-    Source:
-        GPTQ (ICLR 2023), algorithm 1.
-    Raises:
-        SpecError: no weights are quantized uniformly, or they are normalised.
-    """
-    weighted = [layer for _, layer in layer_nodes(layers, WEIGHTED) if has_quantized_weight(layer)]
-    if not weighted or any(map(is_normalized, weighted)):
-        hint = "normalised, coded and float weights have no columns of their own: leave it out"
-        raise SpecError("no weights to round", [Fault("after", "gptq", hint)])
-    network = _Calls(layers)
-    with torch.no_grad(), _quiet(), gptq_mode(network, create_weight_orig=False) as gptq:
-        for _ in range(gptq.num_layers):
-            for batch in images[:GPTQ_IMAGES].split(BATCH):
-                network(batch)
-            gptq.update()
-
-
 def estimate_again_(layers: fx.GraphModule, images: Tensor) -> None:
     """Estimate batch-norm statistics again, of the network as it now is.
 
@@ -90,54 +67,49 @@ def estimate_again_(layers: fx.GraphModule, images: Tensor) -> None:
     estimate_batch_norm_(layers, norms, images.split(BATCH))
 
 
-def correct_bias_(layers: fx.GraphModule, images: Tensor) -> None:
-    """Move biases by what the rounding of the weights moved the mean of each output channel.
+_NOTHING = {
+    "output_steps": "all follow the largest weight (5 bits and more), or are powers of two",
+    "gptq": "normalised, coded and float weights have no columns of their own: leave it out",
+    "match_bn": "keep the batch norms (batch_norm: keep), or take correct_bias",
+    "correct_bias": "fold the batch norms (batch_norm: fold), or take match_bn or reestimate_bn",
+}
+_NOTHING_WORDS = {
+    "output_steps": "no weight steps to choose",
+    "gptq": "no weights to round",
+    "match_bn": "there is no batch norm whose statistics could be matched",
+    "correct_bias": "no layer has a bias to correct",
+}
+
+
+def correct_layers_(layers: fx.GraphModule, names: Sequence[str], images: Tensor) -> None:
+    """One walk through the layers beside the float network, each corrected by all ``names``.
+
+    ``output_steps``: the step of each output channel's weights by the squared error of its output
+    (together with ``gptq`` after that rounding). ``gptq``: columns rounded one after the other,
+    each making up for the error of those before it. ``match_bn``: batch norms moved so that what
+    they give is nearest to what the float network's give. ``correct_bias``: biases moved by what
+    the mean of each output channel was moved. `LAYER_IMAGES` images at most.
 
     Source:
-        Data-Free Quantization Through Weight Equalization and Bias Correction (ICCV 2019),
-        section 4.2, measured on images.
+        GPTQ (ICLR 2023), algorithm 1; Data-Free Quantization Through Weight Equalization and Bias
+        Correction (ICCV 2019), section 4.2, measured on images.
     Raises:
-        SpecError: no layer with quantized weights has a bias.
+        SpecError: one of them finds nothing to do.
     """
     weighted = [layer for _, layer in layer_nodes(layers, WEIGHTED) if has_quantized_weight(layer)]
-    if all(layer.bias is None for layer in weighted):
-        hint = "fold the batch norms (batch_norm: fold), or take reestimate_bn"
-        raise SpecError("no layer has a bias to correct", [Fault("after", "correct_bias", hint)])
-    with torch.no_grad(), _quiet(), bias_correction_mode(layers, skip_if_no_bias=True):
-        for batch in images.split(BATCH):
-            layers(batch)
-
-
-CORRECTIONS: dict[str, Callable[[fx.GraphModule, Tensor], None]] = {
-    "gptq": round_by_gptq_,
-    "reestimate_bn": estimate_again_,
-    "correct_bias": correct_bias_,
-}
-"""What `QuantSpec.after` names, but `equalize_`, which comes before the quantizers."""
+    walk = LayerByLayer(layers, names)
+    if "gptq" not in names or not any(map(is_normalized, weighted)):
+        walk.run(images[:LAYER_IMAGES])
+    for name in names:
+        if name not in walk.done:
+            raise SpecError(_NOTHING_WORDS[name], [Fault("after", name, _NOTHING[name])])
 
 
 def correct_(layers: fx.GraphModule, names: Sequence[str], images: Tensor) -> None:
-    """Apply the corrections of these names, in this order; the network is in evaluation mode."""
-    for name in names:
-        if name != EQUALIZE:
-            CORRECTIONS[name](layers, images)
-
-
-class _Calls(nn.Module):
-    """A module around a graph: what Brevitas puts in place of its ``forward`` goes with it."""
-
-    def __init__(self, layers: fx.GraphModule) -> None:
-        super().__init__()
-        self.layers = layers
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.layers(images)
-        return logits
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Brevitas' warnings about hooks that are ours."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Apply the corrections of these names, in this order, those that go layer by layer in one
+    walk; the network is in evaluation mode. `equalize_` has come before the quantizers."""
+    for together, part in itertools.groupby(names, LAYER_BY_LAYER.__contains__):
+        if together:
+            correct_layers_(layers, list(part), images)
+        elif "reestimate_bn" in part:
+            estimate_again_(layers, images)

@@ -58,7 +58,8 @@ _CHOICES = {
     "weights": WeightCode,
 }
 EQUALIZE = "equalize"
-AFTER = (EQUALIZE, "gptq", "reestimate_bn", "correct_bias")
+LAYER_BY_LAYER = ("output_steps", "gptq", "match_bn", "correct_bias")
+AFTER = (EQUALIZE, *LAYER_BY_LAYER, "reestimate_bn")
 """Corrections without training, by name."""
 LADDER, ANALOG = "ladder", "analog"
 FUNCTIONS = (LADDER, ANALOG)
@@ -96,7 +97,9 @@ class QuantSpec:
         -2^(b-1) as well: at 2 bits -2, -1, 0 and 1. ``normalize_weights`` quantizes (w - mean)/std
         of each such layer that a batch norm alone follows, which takes up the scale.
         ``after``: what is done without training, in this order: ``equalize`` (first, since it comes
-        before the quantizers), ``gptq``, ``reestimate_bn``, ``correct_bias``, see `corrections`.
+        before the quantizers), then in one walk beside the float network those of ``output_steps``,
+        ``gptq``, ``match_bn`` and ``correct_bias`` that stand together; ``reestimate_bn``. See
+        `corrections`.
         ``weights`` other than uniform are for layers without bits of their own (first, last and
         overridden ones have them): ternary for all of these, sub-bit with ``codeword_bits`` (1 to
         9) per kernel for 3×3 convolutions, while others keep uniform ``weight_bits``.

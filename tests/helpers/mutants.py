@@ -297,24 +297,26 @@ MUTANTS = (
     ),
     Mutant(
         14,
-        "spiking/window_spikes.py",
+        "spiking/single_spikes/window_spikes.py",
         "self.lifts[name] = neuron.spec.start * worth",
         "self.lifts[name] = 0 * worth",
         (
-            "spiking/test_window_spikes.py::test_digits_from_the_lowest_level_have_no_spike_below"
+            "spiking/single_spikes/test_window_spikes.py::test_digits_from_the_lowest_level_have_no_spike_below"
             "_0[sums]",
         ),
     ),
     Mutant(
         15,
-        "quantization/formula.py",
+        "quantization/activations/formula.py",
         "shift = -norm.running_mean * scale",
         "shift = norm.running_mean * scale",
-        ("quantization/test_formula.py::test_a_batch_norm_is_defined_as_torch_computes_it",),
+        (
+            "quantization/activations/test_formula.py::test_a_batch_norm_is_defined_as_torch_computes_it",
+        ),
     ),
     Mutant(
         15,
-        "quantization/formula.py",
+        "quantization/activations/formula.py",
         "super().train(mode and not self.fixed)",
         "super().train(mode)",
         (

@@ -67,9 +67,15 @@ def error(net: nn.Module, qann: nn.Module) -> float:
         (("gptq",), 0, 8, BatchNorm.KEEP),
         (("reestimate_bn",), 0, 8, BatchNorm.KEEP),
         (("correct_bias",), 0, 8, FOLDED),
+        (("output_steps",), 0, 8, BatchNorm.KEEP),
+        (("match_bn",), 0, 8, BatchNorm.KEEP),
         (("equalize", "gptq", "reestimate_bn"), 1.5, 3, BatchNorm.KEEP),
+        (("output_steps", "gptq", "match_bn"), 0, 3, BatchNorm.KEEP),
     ],
-    ids=["equalized", "rounded", "norms", "biases", "three"],
+    ids=[
+        *("equalized", "rounded", "norms", "biases", "steps", "matched", "three"),
+        "layer by layer",
+    ],
 )
 def test_corrections_come_closer_to_the_float_network(
     after: tuple[str, ...], decades: float, act_bits: int, batch_norm: BatchNorm
@@ -129,13 +135,17 @@ def test_equalizing_changes_the_form_and_not_the_function() -> None:
         (uneven(nn.ReLU6()), {"after": ("equalize",)}, "have only a ReLU between them"),
         (nn.Sequential(nn.Flatten(), nn.Linear(128, 3)), {"after": ("reestimate_bn",)},
          "no batch norm whose statistics"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(128, 3)), {"after": ("match_bn",)},
+         "no batch norm whose statistics could be matched"),
+        (uneven(), {"weight_bits": 8, "after": ("output_steps",)}, "no weight steps to choose"),
         (uneven(), {"weight_bits": None, "first_bits": None, "last_bits": None,
                     "after": ("gptq",)}, "no weights to round"),
         (uneven(), {"normalize_weights": True, "after": ("gptq",)}, "no weights to round"),
         (nn.Sequential(conv(2, 3, bias=False), nn.ReLU(), nn.Flatten()),
          {"after": ("correct_bias",)}, "no layer has a bias to correct"),
     ],
-    ids=["bounded", "no batch norm", "float weights", "normalised", "no bias"],
+    ids=["bounded", "no batch norm", "none to match", "wide",
+         "float weights", "normalised", "no bias"],
 )  # fmt: skip
 def test_a_correction_that_finds_nothing_is_refused(
     net: nn.Module, settings: dict[str, object], message: str
@@ -155,7 +165,7 @@ def test_coded_weights_pass_through_untouched() -> None:
 
 def test_names_of_corrections_are_checked() -> None:
     for after, message in (
-        (("bias",), "after  'bias'  allowed: equalize, gptq, reestimate_bn, correct_bias"),
+        (("bias",), "after  'bias'  allowed: equalize, output_steps, gptq, match_bn,"),
         (("gptq", "gptq"), "name each once"),
         (("gptq", "equalize"), "equalize comes first"),
         ("gptq", "allowed: a list of"),

@@ -24,9 +24,10 @@ Build = Callable[[fx.GraphModule, fx.Node], fx.Node | None]  # None: not in this
 
 
 def plain(ann: nn.Module, example: Tensor) -> fx.GraphModule:
-    """The same network with every activation an `nn.ReLU` or `nn.Hardtanh` of its own, pools as
-    layers, sums as Python's, batch norms folded, and shortcuts that take every k-th pixel and pad
-    channels with zeros as 1x1 convolutions of stride k whose weights are 0 and 1.
+    """The same network with every activation an `nn.ReLU` or `nn.Hardtanh` of its own, pools and
+    zeros around images as layers, sums as Python's, batch norms folded, and shortcuts that take
+    every k-th pixel and pad channels with zeros as 1x1 convolutions of stride k whose weights are 0
+    and 1.
 
     Shapes:
         example: [batch, channels, height, width].
@@ -158,6 +159,20 @@ def _shortcut(network: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     return _call(network, node, conv if weight is None else conv.to(weight), source)
 
 
+def _pad(network: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """A shortcut, or zeros around an image, more of them on one side where TensorFlow has them."""
+    if (made := _shortcut(network, node)) is not None:
+        return made
+    source: Any = node.args[0]
+    pads: Any = node.args[1]
+    settings = dict(zip(("mode", "value"), node.args[2:], strict=False)) | node.kwargs
+    if node.target is aten.constant_pad_nd.default:
+        settings = {"value": (*node.args[2:], 0)[0]}
+    zeros = settings.get("mode", "constant") == "constant" and not settings.get("value")
+    around = len(pads) == 4 and source.meta["val"].dim() == 4
+    return _call(network, node, nn.ZeroPad2d(tuple(pads)), source) if zeros and around else None
+
+
 FORMS: dict[Any, Build] = {
     aten.add.Tensor: _function(operator.add),
     aten.sub.Tensor: _function(operator.sub),
@@ -169,6 +184,6 @@ FORMS: dict[Any, Build] = {
     aten.max_pool2d.default: _layer(_max_pool),
     aten.view.default: _flatten,
     aten.reshape.default: _flatten,
-    aten.pad.default: _shortcut,
-    aten.constant_pad_nd.default: _shortcut,
+    aten.pad.default: _pad,
+    aten.constant_pad_nd.default: _pad,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm
@@ -67,6 +68,25 @@ def test_the_plain_form_leaves_no_aten_operator_and_gives_each_activation_a_laye
     targets = {node.target for node in network.graph.nodes if node.op == "call_function"}
     assert not [target for target in targets if isinstance(target, torch._ops.OpOverload)]
     assert sum(isinstance(layer, nn.ReLU) for layer in network.modules()) == 3
+
+
+def test_the_plain_form_pads_an_image_as_tensorflow_does_and_with_zeros_alone() -> None:
+    class Padded(nn.Module):
+        def __init__(self, **settings: Any) -> None:
+            super().__init__()
+            self.conv, self.settings = nn.Conv2d(2, 3, 3, 2), settings
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(F.pad(x, (0, 1, 0, 1), **self.settings)).flatten(1)
+
+    net, x = lived_in(Padded()), images(3)
+    network = plain(net, x)
+    assert sum(isinstance(layer, nn.ZeroPad2d) for layer in network.modules()) == 1
+    with torch.no_grad():
+        assert torch.equal(network(x), net(x))
+    for settings in ({"value": 1.0}, {"mode": "reflect"}):
+        with pytest.raises(UnsupportedLayerError, match="1 operator without a plain form"):
+            plain(lived_in(Padded(**settings)), x)
 
 
 @pytest.mark.slow
