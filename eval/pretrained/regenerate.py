@@ -32,12 +32,11 @@ from torch import Tensor, nn
 from mt_convert.data.randomness import generator
 from mt_convert.errors import MTConvertError, error_line
 from mt_convert.evaluation.energy.account import (
-    MemoryModel,
     dense_cost,
-    equal_prices,
     spiking_cost,
 )
 from mt_convert.evaluation.energy.measure import energy
+from mt_convert.evaluation.energy.prices import MemoryModel, equal_prices
 from mt_convert.evaluation.peers.network import PEERS, peer_network
 from mt_convert.evaluation.peers.plain_form import plain
 from mt_convert.evaluation.subject import network_digest

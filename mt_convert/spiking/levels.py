@@ -131,7 +131,7 @@ def ladder_at(ladder: Ladder, t: int) -> Ladder:
 
     Example:
         >>> ladder_at(Radix(1, steps=3), 0)
-        Digit(n=1, unit=4, gaps=())
+        Digit(n=1, unit=4, gaps=(), lifted=False)
     """
     return ladder.at(t) if isinstance(ladder, Radix) else ladder
 

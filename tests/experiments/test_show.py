@@ -97,7 +97,7 @@ def test_a_summary_of_other_files_is_not_believed(finished: Path, tmp_path: Path
         printed(folder)
     text = (folder / "config.json").read_text()
     (folder / "config.json").write_text(text.replace('"n": 15', '"n": 14'))
-    with pytest.raises(CheckpointError, match=r"network\.json"):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
         printed(folder)
     (folder / "config.json").write_text(text)
     (folder / "summary.json").unlink()

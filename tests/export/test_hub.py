@@ -95,7 +95,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     mt.save(snn, tmp_path / "mine")
     mt.export.save_pretrained(snn, tmp_path / "mine")  # the same files, and a card
     assert {path.name for path in (tmp_path / "mine").iterdir()} == {
-        *("README.md", "config.json", "model.safetensors")
+        *("README.md", "config.json", "model.safetensors", "summary.json")
     }
     (tmp_path / "mine" / "README.md").write_text("my own words")
     mt.export.save_pretrained(snn, tmp_path / "mine")

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
-from mt_convert.errors import SpecError, UnsupportedLayerError
+from mt_convert.errors import SpecError
 from mt_convert.integer_engine import torch_backend
 from mt_convert.integer_engine.arithmetic import IntegerArithmetic
 from mt_convert.integer_engine.model import integer
@@ -197,12 +197,3 @@ def test_the_native_backend_hands_products_of_values_to_torch() -> None:
     ran = native.run(images(), totals=True)
     assert torch.equal(ran.logits, expected.logits)
     assert all(torch.equal(ran.totals[layer], t.float()) for layer, t in expected.totals.items())
-
-
-@pytest.mark.slow
-def test_an_export_says_which_layers_stand_for_functions() -> None:
-    from mt_convert.export.integer_form import integer_form
-
-    snn = convert(quantize(network("silu"), QuantSpec(4, 4), calibration=images()))
-    with pytest.raises(UnsupportedLayerError, match="stands for a function"):
-        integer_form(snn)

@@ -270,7 +270,7 @@ def test_between_the_levels_of_the_image_and_the_scores_are_integers_and_no_prod
 
 @pytest.mark.slow
 def test_the_guard_sees_what_the_reference_does() -> None:
-    model, images = IntegerModel(convert(quantized("residual")), "torch"), fresh("residual")
+    model, images = IntegerModel(convert(quantized("residual")), "reference"), fresh("residual")
     with torch.no_grad(), IntegersOnly() as guard:
         model._runner(1).run(images, 1, True)
     assert {"convolution", "mul", "round"} <= guard.faults

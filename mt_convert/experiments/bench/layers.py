@@ -171,7 +171,8 @@ def kinds(rows: Sequence[LayerRow]) -> dict[str, tuple[float, float | None]]:
 
     Example:
         >>> row = LayerRow("net", 1, 15, 1, "a", "conv 3x3", 8.0, 1.0, 100, 9, 9, 0.5, 4.0)
-        >>> kinds([row, dataclasses.replace(row, layer="b", microseconds=2.0, lost=0.0)])
+        >>> from dataclasses import replace
+        >>> kinds([row, replace(row, layer="b", microseconds=2.0, lost=0.0)])
         {'conv 3x3': (10.0, 0.6)}
     """
     found = {}
@@ -225,7 +226,8 @@ def profile(runs: Mapping[str, LayerTimes]) -> str:
 
     Example:
         >>> row = LayerRow("net", 1, 15, 1, "a", "conv 3x3", 8.0, 1.0, 100, 9, 9, 0.5, 4.0)
-        >>> new = dataclasses.replace(row, microseconds=5.0, lost=1.0)
+        >>> from dataclasses import replace
+        >>> new = replace(row, microseconds=5.0, lost=1.0)
         >>> before, now = (LayerTimes((one,), 1, 1e9) for one in (row, new))
         >>> print(profile({"before": before, "now": now}))
         ## net, T = 1, n = 15, batch 1
