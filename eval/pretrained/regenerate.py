@@ -15,6 +15,7 @@ both want a quiet machine.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import math
 import time
@@ -412,15 +413,25 @@ class Study:
     @torch.inference_mode()
     def photograph(self, name: str) -> Cell:
         """What the neurons of one channel emit on the first photograph: that channel of the first
-        layer of 28 by 28 neurons which says most, as numbers."""
+        layer of 28 by 28 neurons which says most, as numbers; and how many levels of the quantized
+        network are others in whole numbers, and in float64."""
         qann = self.qann(SHOWN)
         images, labels = next(self.tested("photos").batches(1))
         totals = integer(convert(qann)).run(images, 1, totals=True).totals
         with levels_of(qann) as due:
             qann(images)
-        shares = {
-            key: float((totals[key].to(level.dtype) != level).double().mean())
-            for key, level in due.items()
+        double = QuantizedModel(copy.deepcopy(qann.layers).double(), qann.spec)
+        with levels_of(double) as in_double:
+            double.layers(images.double())
+        neurons = sum(level.numel() for level in due.values())
+
+        def share(found: Mapping[str, Tensor], key: str) -> float:
+            return float((found[key].double() != due[key].double()).double().mean())
+
+        shares = {key: share(totals, key) for key in due}
+        of_all = {
+            word: sum(share(found, key) * level.numel() for key, level in due.items()) / neurons
+            for word, found in (("whole numbers", totals), ("float64", in_double))
         }
         ends = {
             key: shares[key] for key in (next(iter(shares)), max(shares, key=shares.__getitem__))
@@ -430,7 +441,7 @@ class Study:
         channel = int(channels.float().flatten(1).std(1).argmax())
         notes: dict[str, Any] = {"layer": layer, "channel": channel, "label": int(labels[0])}
         levels = channels[channel].int().tolist()
-        notes |= {"levels": levels, "network": SHOWN, "different": ends}
+        notes |= {"levels": levels, "network": SHOWN, "different": ends, "of all": of_all}
         return Cell(name, settings(name), notes=notes)
 
     def timed(self, name: str) -> Cell:
@@ -639,7 +650,9 @@ def page(head: str, cells: Mapping[str, Cell]) -> str:
             "levels in one step with 255 thresholds, and as digits in four steps with three. "
             "On it, levels of the integer engine that are not the quantized network's: "
             + ", ".join(f"{share:.1e} in `{key}`" for key, share in notes["different"].items())
-            + " (first and largest).",
+            + f" (first and largest), {notes['of all']['whole numbers']:.1e} of all. The quantized "
+            f"network has {notes['of all']['float64']:.1e} other levels where it is computed in "
+            "float64: so much hangs on the last bit of float32 sums behind each other.",
             "",
         ]
     text += list(_networks(cells, float_answers))
