@@ -39,7 +39,7 @@ class Formula(nn.Module):
     name of each; one that is ``fixed`` belongs to neurons, and nothing of it is trained.
 
     Example:
-        >>> graph = fx.symbolic_trace(nn.functional.silu)
+        >>> graph = fx.symbolic_trace(lambda x: torch.ops.aten.silu.default(x))
         >>> formula = Formula(graph, "silu")
         >>> formula.table(0.25, (-1, 14)).weights.sum(), formula(torch.zeros(2)).tolist()
         (tensor(14), [0.0, 0.0])
