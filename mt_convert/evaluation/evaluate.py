@@ -14,6 +14,7 @@ from ..errors import Fault, SpecError
 from ..graph.float32 import in_float32
 from ..graph.image_batches import collect, labelled_batches
 from ..quantization.quantize import QuantizedModel
+from ..quantization.spec import LADDER
 from ..report.rows import Row
 from ..spiking.convert import convert
 from ..spiking.model import SpikingModel, quantized_network
@@ -81,9 +82,19 @@ def reference_columns(qann: QuantizedModel | StoredNetwork, answers: Answers) ->
         "weights": str(qann.spec.weights),
         "act_bits": qann.spec.act_bits,
         "spacing": str(qann.spec.spacing),
+        "rounding": str(qann.spec.rounding),
+        "functions": _functions_text(qann),
         "qat_noise": str(qann.spec.act_noise),
         "digest": network_digest(qann),
     }
+
+
+def _functions_text(qann: QuantizedModel | StoredNetwork) -> str:
+    """How many functions are neurons, and how many analog."""
+    stored = qann.snn.report if isinstance(qann, StoredNetwork) else qann
+    words = [row.taken for row in stored.functions]
+    counts = {"as thresholds": words.count(LADDER), "analog": len(words) - words.count(LADDER)}
+    return ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "none"
 
 
 def convert_for(

@@ -35,6 +35,7 @@ class StoredSpec:
     act_noise: str = "none"
     weights: str = "uniform"
     spacing: str = "equal"
+    rounding: str = "half_even"
 
     @property
     def act_bits(self) -> int | None:
@@ -72,6 +73,7 @@ class StoredNetwork(nn.Module):
             limits.most_common(1)[0][0] if limits else 0,
             _weight_bits(snn),
             (*(_description(neuron.spec) for neuron in neurons), str(snn.presentation)),
+            rounding="half_up" if any(map(_rounds_half_up, neurons)) else "half_even",
         )
 
     @property
@@ -115,6 +117,11 @@ class StoredNetwork(nn.Module):
         )
         texts = dict.fromkeys(calibrations)
         return [item for text in texts for item in with_calibration(plain, text, calibrated_for)]
+
+
+def _rounds_half_up(neuron: MTNeuron) -> bool:
+    """Whether half-way values go up."""
+    return bool(getattr(neuron.formula, "half_up", False))
 
 
 def _description(spec: NeuronSpec) -> Any:

@@ -119,7 +119,8 @@ def _check_control(folder: Path) -> None:
         RecipeError: there is none.
     """
     if not (folder / "control" / CONTROL).is_file():
-        hint = f"run it with control=true first (--out {folder} --resume), or set control: false"
+        words = f"--out {folder} --resume --overwrite"
+        hint = f"run it with control=true first ({words}), or set control: false"
         fault = Fault("control", f"{folder} has no control arm to go on from", hint)
         raise RecipeError("the control arm of this run cannot start", [fault])
 

@@ -48,7 +48,7 @@ LATER: Mapping[str, Any] = {
     **{"import": None, "rows": None, "after": []},
     **train_spec.LATER,
     **{"coding": "direct", "delayed": False, "fires_at": 1.0, "standardize_weights": False},
-    **{"learn_thresholds": False, "norm_by_step": False},
+    **{"learn_thresholds": False, "norm_by_step": False, "rounding": "half_even"},
 }
 """Keys that recipes have had only since runs were stored, with the values that change nothing."""
 

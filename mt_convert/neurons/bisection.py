@@ -1,8 +1,9 @@
 """Where a quantized function changes its level: thresholds bisected over all float32 numbers.
 
 level(x) = clamp(round(f(x) / s), lo, hi) is *defined* by f in float64 on the float32 x, divided by
-s in float64, rounded half to even. `sample` looks at f all over, once for each function; between
-two places where f turns a level changes at one float32 number, which `step_table` bisects.
+s in float64, rounded half to even, or half up where that is asked for. `sample` looks at f all
+over, once for each function; between two places where f turns a level changes at one float32
+number, which `step_table` bisects.
 float32 functions of torch are no basis: their last bits hang on how numbers lie in memory.
 """
 
@@ -94,8 +95,11 @@ def step_table(
     bounds: tuple[int, int],
     axis: int = -1,
     name: str = "the function",
+    *,
+    half_up: bool = False,
 ) -> StepTable:
-    """The thresholds of clamp(round(f(x) / step), *bounds), f as `Function` takes it.
+    """The thresholds of clamp(round(f(x) / step), *bounds), f as `Function` takes it; ties go to
+    the even level, or ``half_up``.
 
     Raises:
         NotAFunction: it turns more than `MOST_TURNS` times.
@@ -112,7 +116,7 @@ def step_table(
     knots = _knots(function, samples, step, bounds, axis)
 
     def level(places: Tensor) -> Tensor:
-        return _level(_at(function, places, channels, axis), step, bounds)
+        return _level(_at(function, places, channels, axis), step, bounds, half_up)
 
     at_knots = level(knots.T)  # [k, C]
     rises = at_knots.diff(dim=0)
@@ -146,22 +150,25 @@ def step_table(
         at_knots[0],
         axis,
     )
-    _check(table, function, samples, step, bounds, name)
+    _check(table, function, samples, step, bounds, name, half_up)
     return table
 
 
-def level_in_float64(function: Function, x: Tensor, step: float, bounds: tuple[int, int]) -> Tensor:
+def level_in_float64(
+    function: Function, x: Tensor, step: float, bounds: tuple[int, int], *, half_up: bool = False
+) -> Tensor:
     """The definition: clamp(round(f(x) / step), *bounds) of float32 numbers, in float64.
 
     Example:
         >>> level_in_float64(torch.tanh, torch.tensor([-9.0, 0.5]), 0.25, (-3, 3)).tolist()
         [-3.0, 2.0]
     """
-    return _level(function(x.double()), step, bounds)
+    return _level(function(x.double()), step, bounds, half_up)
 
 
-def _level(values: Tensor, step: float, bounds: tuple[int, int]) -> Tensor:
-    return (values / step).round().clamp(*bounds)
+def _level(values: Tensor, step: float, bounds: tuple[int, int], half_up: bool) -> Tensor:
+    levels = values / step
+    return (torch.floor(levels + 0.5) if half_up else levels.round()).clamp(*bounds)
 
 
 def _places(channels: int) -> Tensor:
@@ -252,6 +259,7 @@ def _check(
     step: float,
     bounds: tuple[int, int],
     name: str,
+    half_up: bool,
 ) -> None:
     """Raise where the definition is not the table: near its thresholds, or at the samples."""
     channels, axis = samples.values.shape[1], table.axis
@@ -262,9 +270,8 @@ def _check(
         x = x.reshape(*x.shape, *[1] * (-1 - axis))
         return (table(x).reshape(len(places), -1) != expected).any(1)
 
-    if bool(
-        (wrong := differs(samples.places[:, None], _level(samples.values, step, bounds))).any()
-    ):
+    due = _level(samples.values, step, bounds, half_up)
+    if bool((wrong := differs(samples.places[:, None], due)).any()):
         near = float(numbers_at(samples.places[wrong])[0])
         fault = Fault(name, f"has features too narrow to follow, near {near:.6g}", hint)
         raise SpecError("a function is no ladder", [fault])
@@ -273,7 +280,7 @@ def _check(
     for some in centres.split(max(1, _BLOCK // (len(around) * channels))):
         places = (some[:, None] + around[None, :, None]).flatten(0, 1)
         places = places.clamp(-_LARGEST_PLACE, _LARGEST_PLACE)
-        expected = _level(_at(function, places, channels, axis), step, bounds)
+        expected = _level(_at(function, places, channels, axis), step, bounds, half_up)
         if bool((wrong := differs(places, expected)).any()):
             near = float(numbers_at(places[wrong])[0, 0])
             text = f"its level is not steady within {ULPS} ulp of a threshold, near {near:.6g}"

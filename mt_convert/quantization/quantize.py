@@ -265,7 +265,11 @@ def calibrate_(qann: QuantizedModel, images: Tensor) -> None:
 @contextmanager
 def _without_rounding(layers: fx.GraphModule) -> Iterator[None]:
     """While it lasts, functions that are ladders are computed as they are."""
-    acts = [act for _, act in layer_nodes(layers, QuantAct) if act.formula is not None]
+    acts = [
+        act
+        for _, act in layer_nodes(layers, QuantAct)
+        if act.formula is not None and not act.formula.only_clips
+    ]
     for act in acts:
         act.rounds = False
     try:

@@ -42,6 +42,13 @@ class Spacing(StrEnum):
     LEARNED = "learned"
 
 
+class Rounding(StrEnum):
+    """To which level an activation goes that lies half-way between two."""
+
+    HALF_EVEN = "half_even"
+    HALF_UP = "half_up"
+
+
 class WeightCode(StrEnum):
     """How weights are stored: equal levels, −1/0/1, or 3×3 kernels out of a few sign patterns."""
 
@@ -55,6 +62,7 @@ _CHOICES = {
     "batch_norm": BatchNorm,
     "act_noise": ActNoise,
     "spacing": Spacing,
+    "rounding": Rounding,
     "weights": WeightCode,
 }
 EQUALIZE = "equalize"
@@ -93,6 +101,9 @@ class QuantSpec:
         that is not quantized. ``drop_share``, from 0 to 1, belongs to `ActNoise.DROP`. Learned
         ``spacing`` is for activations that never fall below 0, up to 4 bits: those whose values are
         signed, the image, and layers with more bits by an override keep equal steps.
+        ``rounding`` half_up takes an activation half-way between two levels to the upper one, as
+        neurons do that fire *at* their threshold; half_even to the even one, as torch.round does.
+        The image is no neuron and keeps half_even; learned thresholds are reached at equality.
         ``narrow_range`` False gives weights of 4 bits and fewer, whose steps are learned, the level
         -2^(b-1) as well: at 2 bits -2, -1, 0 and 1. ``normalize_weights`` quantizes (w - mean)/std
         of each such layer that a batch norm alone follows, which takes up the scale.
@@ -128,6 +139,7 @@ class QuantSpec:
     act_noise: ActNoise = ActNoise.NONE
     drop_share: float = 0.1
     spacing: Spacing = Spacing.EQUAL
+    rounding: Rounding = Rounding.HALF_EVEN
     weights: WeightCode = WeightCode.UNIFORM
     codeword_bits: int = 5
     narrow_range: bool = True

@@ -18,6 +18,8 @@ COLUMNS: dict[str, str] = {
     "weights": "weights",
     "levels": "L",
     "spacing": "spacing",
+    "rounding": "rounding",
+    "functions": "functions",
     "qat_noise": "noise",
     "method": "method",
     "calibration": "calibrated",
@@ -46,7 +48,17 @@ COLUMNS: dict[str, str] = {
 
 IF_SEVERAL = (
     *("run", "digest", "model", "dataset", "weight_bits", "weights", "levels", "spacing"),
-    *("qat_noise", "method", "calibration", "algorithm", "epochs", "seconds_per_epoch", "peak_mib"),
+    *(
+        "rounding",
+        "functions",
+        "qat_noise",
+        "method",
+        "calibration",
+        "algorithm",
+        "epochs",
+        "seconds_per_epoch",
+        "peak_mib",
+    ),
     "packets_per_neuron",
     "control_accuracy",
 )

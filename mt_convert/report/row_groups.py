@@ -14,6 +14,8 @@ _WORDS: dict[str, Callable[[Row], str]] = {
     "weights": lambda row: f"{row.weights} weights",
     "levels": lambda row: f"L = {row.levels}",
     "spacing": lambda row: f"{row.spacing} spacing",
+    "rounding": lambda row: f"ties {row.rounding.replace('_', ' ')}",
+    "functions": lambda row: f"functions: {row.functions}",
     "seed": lambda row: "seed unknown" if row.seed is None else f"seed {row.seed}",
     "qat_noise": lambda row: f"QAT noise {row.qat_noise}",
     "method": lambda row: row.method,
@@ -32,8 +34,16 @@ _WORDS: dict[str, Callable[[Row], str]] = {
     "digest": lambda row: f"network {row.digest}",
 }
 """The columns that tell one kind of rows from another, in words."""
-_SUBJECT = ("model", "dataset", "images", "weight_bits", "weights", "levels", "spacing", "seed")
-_USUAL = {"weights": "uniform", "spacing": "equal"}  # which needs no word
+_SUBJECT = (
+    *("model", "dataset", "images", "weight_bits", "weights", "levels", "spacing", "rounding"),
+    *("functions", "seed"),
+)
+_USUAL = {
+    "weights": "uniform",
+    "spacing": "equal",
+    "rounding": "half_even",
+    "functions": "none",
+}  # which needs no word
 _NETWORK = (*_SUBJECT, "qat_noise", "algorithm", "run")  # not how it is run
 NAMES = ("run", "digest")
 """What tells networks apart that nothing else does."""

@@ -34,8 +34,10 @@ class Row:
         the spiking network was trained, for so many ``epochs``, the median of
         ``seconds_per_epoch``; ``peak_mib`` of memory taken beyond what was held before, on the
         accelerator where there is one; ``weights`` the code of the weights and ``spacing`` of the
-        thresholds, of which a sub-bit code has a part of a bit; ``run`` the name of the run, and
-        ``digest`` the first characters of a digest of the network that the spiking one is made of.
+        thresholds, of which a sub-bit code has a part of a bit; ``rounding`` where a value goes
+        that lies half-way between two levels; ``functions`` how many of GELU and the like are
+        neurons, and how many analog; ``run`` the name of the run, and ``digest`` the first
+        characters of a digest of the network that the spiking one is made of.
 
     Example:
         >>> Row.fields()[:3]
@@ -72,6 +74,8 @@ class Row:
     peak_mib: float | None = None
     weights: str = "uniform"
     spacing: str = "equal"
+    rounding: str = "half_even"
+    functions: str = "none"
     run: str | None = None
     digest: str | None = None
     packets_per_neuron: float | None = None

@@ -127,6 +127,8 @@ def title(rows: Sequence[Row]) -> str:
         joined = ", "
     if row.spacing != "equal" and "spacing" not in several:
         levels += f", {row.spacing} thresholds"
+    if row.rounding != "half_even" and "rounding" not in several:
+        levels += f", ties {row.rounding.replace('_', ' ')}"
     parts = {
         "model": row.model,
         "dataset": row.dataset,

@@ -331,6 +331,7 @@ ONE_ATTRIBUTE: dict[str, dict[str, Any]] = {
     "sub-bit": {"weights": "subbit"},
     "codewords": {"weights": "subbit", "codeword_bits": 3},
     "spacing": {"spacing": "learned"},
+    "rounding": {"rounding": "half_up"},
     "noise": {"act_noise": "additive"},
     "steps": {"scale": "power_of_two"},
     "batch norm": {"batch_norm": "fold"},

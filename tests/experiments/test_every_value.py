@@ -20,7 +20,7 @@ from mt_convert.errors import Fault, RecipeError
 from mt_convert.experiments.recipes.conversion import Recipe
 from mt_convert.experiments.recipes.from_scratch import SpikingRecipe, load
 from mt_convert.experiments.run import run
-from mt_convert.quantization.spec import ActNoise, BatchNorm, Scale, Spacing, WeightCode
+from mt_convert.quantization.spec import ActNoise, BatchNorm, Rounding, Scale, Spacing, WeightCode
 
 CONVERSION = "quantize: {act_bits: 2}\nevaluate: {thresholds: [3], time_steps: [2], batch_size: 8}"
 FILES = {Recipe: COMMON + CONVERSION, SpikingRecipe: COMMON + SPIKING}
@@ -53,7 +53,13 @@ ELSEWHERE = ("events.", "model.pretrained", "compile")
 """Recordings, downloads and compilers: tests of their own."""
 
 OFTEN = (
-    *("quantize.spacing", "quantize.weights", "quantize.scale", "finetune.algorithm=tandem"),
+    *(
+        "quantize.spacing",
+        "quantize.rounding",
+        "quantize.weights",
+        "quantize.scale",
+        "finetune.algorithm=tandem",
+    ),
     *("spiking.algorithm", "spiking.tensor_train.form"),
 )
 """Keys of which `make test` runs every value but the default."""
@@ -132,6 +138,7 @@ def _choice(key: str, *words: str) -> st.SearchStrategy[str]:
 
 PAIRS = st.tuples(
     _choice("quantize.spacing", *Spacing),
+    _choice("quantize.rounding", *Rounding),
     _choice("quantize.weights", *WeightCode),
     _choice("quantize.act_noise", *ActNoise),
     _choice("quantize.scale", *Scale),

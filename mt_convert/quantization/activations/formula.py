@@ -27,6 +27,8 @@ from ...neurons.step_table import StepTable
 
 _TYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
 _KNOWN = 16  # functions whose samples are kept
+_RELU, _CLIP = torch.ops.aten.relu.default, torch.ops.aten.hardtanh.default
+_CLIPS = {_RELU, _CLIP}
 
 
 class Formula(nn.Module):
@@ -36,7 +38,8 @@ class Formula(nn.Module):
     its own. In training it runs in float32, batch norms in it on the statistics of their batch; the
     level of a quantizer behind it is *defined* by float64, see `bisection`, and ``table`` makes the
     thresholds of that. ``origins`` are the names that its tensors had in the network, by the own
-    name of each; one that is ``fixed`` belongs to neurons, and nothing of it is trained.
+    name of each; one that is ``fixed`` belongs to neurons, and nothing of it is trained. Half-way
+    between two levels the even one is meant, or the upper one (``half_up``).
 
     Example:
         >>> graph = fx.symbolic_trace(lambda x: torch.ops.aten.silu.default(x))
@@ -54,11 +57,12 @@ class Formula(nn.Module):
         *,
         origins: Mapping[str, str] | None = None,
         fixed: bool = False,
+        half_up: bool = False,
     ) -> None:
         super().__init__()
         self.graph, self.text, self.channels, self.axis = graph, text, channels, axis
         self.origins = _origins(graph) if origins is None else dict(origins)
-        self.fixed = fixed
+        self.fixed, self.half_up = fixed, half_up
         if fixed:
             self.eval()
 
@@ -71,6 +75,12 @@ class Formula(nn.Module):
     def watches(self) -> bool:
         """Whether a batch norm in it is in training mode: it estimates its statistics."""
         return any(norm.training for norm in self.graph.children())
+
+    @property
+    def only_clips(self) -> bool:
+        """Whether it is a ReLU, ReLU6, clip, or nothing: equal levels say it too."""
+        called = {node.target for node in self.graph.graph.nodes if node.op.startswith("call")}
+        return called <= _CLIPS
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.graph(x)
@@ -118,7 +128,9 @@ class Formula(nn.Module):
             SpecError: a threshold is not clean.
         """
         function = self._in_float64()
-        return step_table(function, self.samples(), step, bounds, self.axis, name)
+        return step_table(
+            function, self.samples(), step, bounds, self.axis, name, half_up=self.half_up
+        )
 
     @torch.no_grad()
     def levels(self, x: Tensor, step: float, bounds: tuple[int, int]) -> Tensor:
@@ -127,8 +139,8 @@ class Formula(nn.Module):
             shape = list(x.shape)
             shape[self.axis] = self.channels
             x = x.expand(shape)
-        function = self._in_float64()
-        return level_in_float64(function, x.detach().float().cpu(), step, bounds)
+        function, numbers = self._in_float64(), x.detach().float().cpu()
+        return level_in_float64(function, numbers, step, bounds, half_up=self.half_up)
 
     def _in_float64(self) -> nn.Module:
         """The definition: what takes and gives float64, a batch norm as x * a + b."""
@@ -147,7 +159,15 @@ class Formula(nn.Module):
             holder = graph.get_submodule(owner)
             delattr(holder, leaf)
             holder.register_buffer(leaf, tensor.detach().clone())
-        return Formula(graph, self.text, self.channels, self.axis, origins=self.origins, fixed=True)
+        return Formula(
+            graph,
+            self.text,
+            self.channels,
+            self.axis,
+            origins=self.origins,
+            fixed=True,
+            half_up=self.half_up,
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors under the names that they had in the network."""
@@ -179,6 +199,7 @@ class Formula(nn.Module):
             "origins": self.origins,
             "fixed": self.fixed,
             "trained": [name for name, _ in self.graph.named_parameters()],
+            **({"half_up": True} if self.half_up else {}),
         }
 
     @classmethod
@@ -213,10 +234,28 @@ class Formula(nn.Module):
             if trained_names:
                 raise CheckpointError(f"{', '.join(trained_names)}: trained in a fixed function")
         origins = {str(own): str(name) for own, name in stored.get("origins", {}).items()}
-        return cls(graph, str(stored["text"]), channels, axis, origins=origins, fixed=fixed)
+        text, half_up = str(stored["text"]), bool(stored.get("half_up"))
+        return cls(graph, text, channels, axis, origins=origins, fixed=fixed, half_up=half_up)
 
     def extra_repr(self) -> str:
         return self.text
+
+
+def clip_formula(low: float, high: float) -> Formula:
+    """A ReLU (0, inf), a clip, or nothing (-inf, inf), with half-way values going up.
+
+    Example:
+        >>> clip_formula(0, 6)(torch.tensor([-1.0, 2.0, 9.0])).tolist()
+        [0.0, 2.0, 6.0]
+    """
+    graph = fx.Graph()
+    out, text = graph.placeholder("x"), "identity"
+    if (low, high) == (0, math.inf):
+        out, text = graph.call_function(_RELU, (out,)), "relu"
+    elif (low, high) != (-math.inf, math.inf):
+        out, text = graph.call_function(_CLIP, (out, low, high)), "hardtanh"
+    graph.output(out)
+    return Formula(fx.GraphModule(nn.Module(), graph), text, half_up=True)
 
 
 def table_placeholder(shape: list[int] | None, axis: int) -> StepTable | None:
@@ -294,4 +333,4 @@ def _plain_graph(graph: fx.GraphModule) -> list[dict[str, Any]]:
     return [{**node, "path": ""} for node in graph_to_json(graph)]
 
 
-__all__ = ["Formula", "NotAFunction", "size_of", "table_placeholder"]
+__all__ = ["Formula", "NotAFunction", "clip_formula", "size_of", "table_placeholder"]

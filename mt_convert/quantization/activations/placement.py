@@ -17,8 +17,8 @@ from ...graph.operations import Operation, operation
 from ...graph.rules import OperatorKind, Rule
 from ...graph.signals import Signal, nonnegative
 from ...system.devices import device_of
-from ..spec import ANALOG, LADDER, QuantSpec
-from .formula import Formula, NotAFunction
+from ..spec import ANALOG, LADDER, QuantSpec, Rounding
+from .formula import Formula, NotAFunction, clip_formula
 from .quant_act import QuantAct
 
 UNBOUNDED = (float("-inf"), float("inf"))
@@ -69,6 +69,7 @@ def quantize_functions_(
         positive = _nonnegative_function(layers, function, rules)
         bits = _act_bits(spec, name, spec.act_bits if positive else max(spec.act_bits, 2))
         clip = POSITIVE if positive else UNBOUNDED
+        formula.half_up = spec.rounding is Rounding.HALF_UP
         act = _quant_act(layers, bits, clip, spec, name, formula=formula)
         rows.append(FunctionRow(name, str(function), LADDER))
         replace_(layers, function, name, act)
@@ -129,6 +130,9 @@ def _quant_act(
         hint = "raise act_bits to 2, or give the layer its own bits under overrides"
         raise SpecError("1-bit activations cannot be signed", [Fault(name, "1 bit, signed", hint)])
     act = QuantAct(bits, clip, spec.scale, encodes_input, spacing=spec.spacing, formula=formula)
+    up = spec.rounding is Rounding.HALF_UP and not encodes_input
+    if up and formula is None and act.gaps is None:
+        act = QuantAct(bits, clip, spec.scale, encodes_input, formula=clip_formula(*clip))
     return act.to(device_of(layers))
 
 

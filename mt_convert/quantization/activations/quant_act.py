@@ -17,6 +17,7 @@ from ...graph.given_network import without_torch_log
 with warnings.catch_warnings(), without_torch_log():  # that there is no CUDA
     warnings.simplefilter("ignore")  # Brevitas warns about torch's own renamings on import
     from brevitas import nn as qnn
+    from brevitas.function.ops_ste import floor_ste
     from brevitas.graph.calibrate import calibration_mode
     from brevitas.quant import (
         Int8ActPerTensorFixedPoint,
@@ -40,6 +41,15 @@ FEW_BITS = 3
 SAMPLE = 2**14  # values of each batch that a signed quantizer's range is fitted to
 
 
+class HalfUp(nn.Module):
+    """Rounding in training where half-way values go up; gradients go straight through."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The whole number of the interval [k - 1/2, k + 1/2) that a number lies in."""
+        rounded: Tensor = floor_ste(x + 0.5)
+        return rounded
+
+
 class QuantAct(nn.Module):
     """A quantized activation: s * clamp(round(x / s), lo, hi), half to even (DESIGN, section 2).
 
@@ -51,7 +61,8 @@ class QuantAct(nn.Module):
 
     With a ``formula`` it is the function that the quantizer stands behind: training runs it in
     float32, and in eval form thresholds of its input say the level (`table`), which are made again
-    when the step, the levels or constants of the function have changed.
+    when the step, the levels or constants of the function have changed. Half-way values go up
+    where the formula says so; a ReLU or clip that rounds so has one too.
     """
 
     def __init__(
@@ -72,6 +83,9 @@ class QuantAct(nn.Module):
         self.fitted = self.signed and both  # its range is fitted to both sides
         quantizer = _act_quantizer(bits, self.signed, scale, self.fitted)
         self.quant = qnn.QuantIdentity(act_quant=quantizer)
+        if formula is not None and formula.half_up:
+            proxy = self.quant.act_quant.fused_activation_quant_proxy
+            proxy.tensor_quant.int_quant.float_to_int_impl = HalfUp()
         unequal = spacing is Spacing.LEARNED and not self.signed and bits <= MOST_BITS
         unequal = unequal and formula is None
         self.formula, self.rounds = formula, True
@@ -97,7 +111,9 @@ class QuantAct(nn.Module):
         step = self.scale
         if self.gaps is not None:
             return low, self.gaps.level(torch.tensor(self.clip[1]).to(step) / step)
-        clipped = [torch.round(torch.tensor(bound, dtype=step.dtype) / step) for bound in self.clip]
+        half_up = self.formula is not None and self.formula.half_up
+        clipped = [torch.tensor(bound, dtype=step.dtype) / step for bound in self.clip]
+        clipped = [torch.floor(end + 0.5) if half_up else torch.round(end) for end in clipped]
         return max(low, int(clipped[0].clamp(min=low))), min(high, int(clipped[1].clamp(max=high)))
 
     @property
@@ -243,7 +259,7 @@ class QuantAct(nn.Module):
         """Set step and levels to the least squared error on ``sample``, whose values lie between
         ``low`` and ``high``."""
         top, power = 2**self.bits - 1, self.kind is Scale.POWER_OF_TWO
-        fit = fit_range if self.formula is None else fit_dip
+        fit = fit_range if self.formula is None or self.formula.only_clips else fit_dip
         step, self.below = fit(sample, (low, high), top, power)
         proxy = self.quant.act_quant.fused_activation_quant_proxy
         value = proxy.tensor_quant.scaling_impl.value  # the range, or its logarithm
