@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from ..integer_engine.threshold_tables import ThresholdTable
 
 INT32 = 2**31
 MOST_COMBINATIONS = 4096  # of levels beside an accumulator, for which a sum is proved
+MOST_BESIDE = 256  # of them, for which thresholds are told one by one
 MOST_SHIFT = 16
 MOST_PROVED = 2**22  # thresholds compared at once while a sum is proved
 
@@ -28,21 +29,13 @@ def threshold_sum(
     stands there as often. Of a function ``falls`` are the thresholds at which the level falls by
     one. None where no p is proved.
     """
-    count = int(table.places.max()) + 1
     grid = other_levels([pair for index, pair in enumerate(bounds) if index != table.free])
     if grid is None:
         return None
-    combinations = len(grid)
     limit = max(-bounds[table.free][0], bounds[table.free][1])
-    jumps = levels.diff()
-    rows, step = [], max(1, MOST_PROVED // (combinations * max(table.count, 1)))
-    for start in range(0, count, step):
-        chosen = torch.arange(start, min(count, start + step))
-        index = chosen.repeat_interleave(combinations)[:, None]
-        thresholds, falling = table.thresholds(torch.cat([index, grid.repeat(len(chosen), 1)], 1))
-        sign = torch.where(falling, -1, 1)
-        rising = (thresholds * sign[:, None]).unflatten(0, (len(chosen), combinations))
-        part = _prove(table, chosen, rising, sign[::combinations], grid, limit)
+    jumps, rows = levels.diff(), []
+    for chosen, rising, sign in _beside(table, grid):
+        part = _prove(table, chosen, rising, sign, grid, limit)
         if part is None:
             return None
         rows.append(part)
@@ -53,6 +46,40 @@ def threshold_sum(
         joined["thresholds"] = joined["thresholds"].repeat_interleave(jumps, 1)
     joined["place"] = _compact(table.places)
     return {name: array.int() for name, array in joined.items()}
+
+
+def thresholds_beside(
+    table: ThresholdTable, levels: Tensor, bounds: Sequence[tuple[int, int]]
+) -> dict[str, Tensor] | None:
+    """The thresholds of an accumulator for each level beside it, where no sum of both is proved.
+
+    Where the other inputs are grid[g], the level is that of the first, plus the number of
+    thresholds[c, g] with factor[c] x >= threshold; x is the input of number ``free``. None where
+    more than `MOST_BESIDE` levels can stand there.
+
+    Shapes: thresholds [rows, grid, n], grid [grid, inputs beside], factor [rows], free [].
+    """
+    grid = other_levels([pair for index, pair in enumerate(bounds) if index != table.free])
+    if grid is None or len(grid) > MOST_BESIDE or table.is_function:
+        return None
+    parts = [(rising, sign) for _, rising, sign in _beside(table, grid)]
+    thresholds = torch.cat([rising for rising, _ in parts]).repeat_interleave(levels.diff(), 2)
+    found = {"thresholds": thresholds, "factor": torch.cat([sign for _, sign in parts])}
+    found |= {"grid": grid, "free": torch.tensor(table.free), "place": _compact(table.places)}
+    return {name: array.int() for name, array in found.items()}
+
+
+def _beside(table: ThresholdTable, grid: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Some rows at a time, their thresholds [rows, grid, n] times their signs, and these [rows]."""
+    count, combinations = int(table.places.max()) + 1, len(grid)
+    step = max(1, MOST_PROVED // (combinations * max(table.count, 1)))
+    for start in range(0, count, step):
+        chosen = torch.arange(start, min(count, start + step))
+        index = chosen.repeat_interleave(combinations)[:, None]
+        thresholds, falling = table.thresholds(torch.cat([index, grid.repeat(len(chosen), 1)], 1))
+        sign = torch.where(falling, -1, 1)
+        rising = (thresholds * sign[:, None]).unflatten(0, (len(chosen), combinations))
+        yield chosen, rising, sign[::combinations]
 
 
 def _ups_and_downs(

@@ -12,8 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from ...errors import Fault
-from ..integer_form import IntegerForm, Node, Value
-from ..threshold_sums import INT32
+from ...integer_engine.threshold_tables import ThresholdTable
+from ..integer_form import IntegerForm, Node, Value, emitted_levels, narrow_program
+from ..threshold_sums import INT32, thresholds_beside
 from . import onnx_graph as shared
 from .onnx_graph import Graph, Writer
 
@@ -26,8 +27,11 @@ def qonnx_refused(form: IntegerForm) -> list[Fault]:
     for node in form.nodes:
         wide = "sums beyond 2^24, which float32 does not hold: use fewer bits"
         if node.op == "fire" and "levels" in node.arrays:
-            hint = "no power of two makes its sum whole: put an activation on the shortcut"
-            faults.append(Fault(node.name, "a sum of two accumulators", hint))
+            if _thresholds_beside(form, node) is None:
+                hint = "no power of two makes its sum whole: put an activation on the shortcut"
+                faults.append(Fault(node.name, "a sum of two accumulators", hint))
+            elif any(_size(form.values[index]) >= shared.FLOAT32_WHOLE for index in node.inputs):
+                faults.append(Fault(node.name, node.op, wide))
         elif _is_wide(form, node):
             faults.append(Fault(node.name, node.op, wide))
     return faults
@@ -42,11 +46,23 @@ def _is_wide(form: IntegerForm, node: Node) -> bool:
     return node.op not in ("encode", "read_out") and not shared.sum_fits(form, node)
 
 
+def _thresholds_beside(form: IntegerForm, node: Node) -> dict[str, Tensor] | None:
+    """The thresholds for each level beside an accumulator, where no sum of both is whole."""
+    item = form.sources[node.out]
+    table = ThresholdTable(item, narrow_program(form.program, item, form.values, node.inputs))
+    known = [(form.values[index].low, form.values[index].high) for index in node.inputs]
+    return thresholds_beside(table, emitted_levels(item)[1], known)
+
+
+def _size(value: Value) -> int:
+    """The largest number that a value can hold, whatever its sign."""
+    return max(-value.low, value.high)
+
+
 def _reach(form: IntegerForm, node: Node) -> int:
     """The largest sum that a layer of neurons compares, or compares with."""
     total = sum(
-        node.arrays[f"factor_{place}"].long().abs()
-        * max(-form.values[index].low, form.values[index].high)
+        node.arrays[f"factor_{place}"].long().abs() * _size(form.values[index])
         for place, index in enumerate(node.inputs)
     )
     assert isinstance(total, Tensor)
@@ -107,42 +123,103 @@ def type_name(value: Value) -> str:
     return f"{'INT' if value.low < 0 else 'UINT'}{value.bits}"
 
 
-def _multi_threshold(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
-    """One MultiThreshold node, of a function two; channels on axis 1, other rows laid out so."""
-    shape, place = graph.form.values[node.out].shape, node.arrays["place"].long()
-    value = graph.form.values[node.out]
-    total = shared.whole_sum(graph, node, inputs, out)
-    by_channel = place.numel() == place.shape[0] if place.dim() else False
-    rows = place.expand(shape[0], *place.shape[1:]).flatten() if by_channel else None
-    laid = shape if by_channel else (math.prod(shape),)
-    if by_channel and len(shape) not in (1, 3):
-        laid = (shape[0], math.prod(shape[1:]), 1)
-    if laid != shape:
-        total = shared.reshape(graph, total, laid, f"{out}_laid")
+class _Laid:
+    """The neurons of a layer as MultiThreshold reads them: channels on axis 1, where each has its
+    thresholds; else each neuron is a channel."""
 
-    def reached(name: str, made: str, first: int) -> str:
-        thresholds = node.arrays[name]
-        thresholds = thresholds[place.expand(shape).flatten() if rows is None else rows]
-        ends = Value((), first, first + thresholds.shape[1])
-        return graph.add(
-            "MultiThreshold",
-            [total, graph.constant(f"{made}_thresholds", thresholds, np.float32)],
-            made,
-            QONNX_DOMAIN,
-            out_dtype=type_name(ends if "falls" in node.arrays else value),
-            out_scale=1.0,
-            out_bias=float(first),
-            data_layout="NCHW" if len(laid) == 3 else "NC",
+    def __init__(self, graph: Graph, node: Node, place: Tensor) -> None:
+        self.graph, self.shape = graph, graph.form.values[node.out].shape
+        by_channel = place.numel() == place.shape[0] if place.dim() else False
+        along = (self.shape[0], *place.shape[1:]) if by_channel else self.shape
+        self.rows = place.long().expand(along).flatten()
+        self.laid = self.shape if by_channel else (math.prod(self.shape),)
+        if by_channel and len(self.shape) not in (1, 3):
+            self.laid = (self.shape[0], math.prod(self.shape[1:]), 1)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the neurons lie so already."""
+        return self.laid == self.shape
+
+    def lay(self, name: str) -> str:
+        """A value of the layer's shape, laid out."""
+        return (
+            name if self.is_plain else shared.reshape(self.graph, name, self.laid, f"{name}_laid")
         )
 
-    levels, first = out if laid == shape else f"{out}_levels", node.settings["first"]
-    if "falls" in node.arrays:  # a function: where its level rises less where it falls
-        ups, downs = reached("thresholds", f"{out}_ups", first), reached("falls", f"{out}_downs", 0)
-        levels = graph.add("Sub", [ups, downs], levels)
+    def lay_back(self, name: str, out: str) -> None:
+        """The levels, in the layer's own shape."""
+        if not self.is_plain:
+            shared.reshape(self.graph, name, self.shape, out)
+
+    def reached(self, total: str, thresholds: Tensor, made: str, first: int, ends: Value) -> str:
+        """A MultiThreshold node: how many of each row's thresholds [rows, n] a sum reaches."""
+        return self.graph.add(
+            "MultiThreshold",
+            [total, self.graph.constant(f"{made}_thresholds", thresholds[self.rows], np.float32)],
+            made,
+            QONNX_DOMAIN,
+            out_dtype=type_name(ends),
+            out_scale=1.0,
+            out_bias=float(first),
+            data_layout="NCHW" if len(self.laid) == 3 else "NC",
+        )
+
+
+def _multi_threshold(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
+    """One MultiThreshold node, of a function two, or one for each level beside an accumulator."""
+    if "levels" in node.arrays:
+        _level_by_level(graph, node, inputs, out)
+        return
+    arrays, first = node.arrays, node.settings["first"]
+    at = _Laid(graph, node, arrays["place"])
+    total = at.lay(shared.whole_sum(graph, node, inputs, out))
+    levels = out if at.is_plain else f"{out}_levels"
+    if "falls" in arrays:  # a function: where its level rises less where it falls
+        rises, falls = arrays["thresholds"], arrays["falls"]
+        ends = Value((), first, first + rises.shape[1])
+        ups = at.reached(total, rises, f"{out}_ups", first, ends)
+        downs = at.reached(total, falls, f"{out}_downs", 0, Value((), 0, falls.shape[1]))
+        graph.add("Sub", [ups, downs], levels)
     else:
-        reached("thresholds", levels, first)
-    if laid != shape:
-        shared.reshape(graph, levels, shape, out)
+        at.reached(total, arrays["thresholds"], levels, first, graph.form.values[node.out])
+    at.lay_back(levels, out)
+
+
+def _level_by_level(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
+    """An accumulator beside levels of which no sum is whole: its thresholds for each of them, of
+    which the one counts that is there."""
+    arrays = _thresholds_beside(graph.form, node)
+    assert arrays is not None
+    at, thresholds, free = (
+        _Laid(graph, node, arrays["place"]),
+        arrays["thresholds"],
+        int(arrays["free"]),
+    )
+    sign = arrays["factor"][arrays["place"].long()]
+    total = graph.add(
+        "Mul", [inputs[free], graph.constant(f"{out}_sign", sign, np.float32)], f"{out}_total"
+    )
+    total, others = at.lay(total), [name for index, name in enumerate(inputs) if index != free]
+    others = [at.lay(graph.add("Identity", [name], f"{out}_{name}")) for name in others]
+    first, result = int(emitted_levels(graph.form.sources[node.out])[1][0]), ""
+    ends = graph.form.values[node.out]
+    for index, beside in enumerate(arrays["grid"].tolist()):
+        made = at.reached(total, thresholds[:, index], f"{out}_at_{index}", first, ends)
+        for name, level in zip(others, beside, strict=True):
+            there = graph.add(
+                "Equal",
+                [name, graph.constant(f"level_{level}", float(level), np.float32)],
+                f"{made}_is_{name}",
+            )
+            made = graph.add(
+                "Mul",
+                [made, graph.cast(there, "float", f"{made}_one_{name}")],
+                f"{made}_of_{name}",
+            )
+        result = graph.add("Add", [result, made], f"{out}_sum_{index}") if result else made
+    graph.add("Identity", [result], out if at.is_plain else f"{out}_levels")
+    at.lay_back(f"{out}_levels", out)
 
 
 _WRITERS: dict[str, Writer] = {

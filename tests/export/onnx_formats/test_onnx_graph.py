@@ -115,6 +115,29 @@ def test_more_thresholds_than_are_compared_go_by_the_formula(tmp_path: Path) -> 
         assert ("Gather" in kinds) == (ladder is not None)
 
 
+def test_qonnx_has_thresholds_for_each_level_where_no_sum_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mt_convert.export.threshold_sums.MOST_SHIFT", -1)  # nothing is proved
+    path = tmp_path / "network.onnx"
+    found = write("qonnx", "residual", path)
+    assert found.exact
+    model = onnx_runtimes.read_graph(path)
+    constants = {item.name: item for item in model.graph.initializer}
+    beside = [name for name in constants if "_at_" in name]
+    assert len(beside) in (16, 32), "a MultiThreshold for each level beside an accumulator"
+    form, info = integer_form(converted("residual")), targets.TARGETS["qonnx"]
+    for name in (beside[7], "level_7"):
+        whole = model.SerializeToString()
+        numbers = onnx.numpy_helper.to_array(constants[name]) + 1
+        constants[name].CopyFrom(onnx.numpy_helper.from_array(numbers, name))
+        path.write_bytes(model.SerializeToString())
+        runtime = info.open(path, form)
+        assert not verdict.verify("qonnx", form, runtime, some_images("residual", 2), {}).exact
+        model.ParseFromString(whole)
+        constants = {item.name: item for item in model.graph.initializer}
+
+
 @pytest.mark.slow
 def test_two_accumulators_in_one_sum_leave_to_onnx_and_are_refused_by_qonnx(
     tmp_path: Path,
