@@ -18,6 +18,7 @@ from ..graph.nodes import WEIGHTED, check_images, layer_nodes, warnings_of
 from ..graph.operations import operations, unknown_operators
 from ..graph.rules import DEFAULT_RULES, Rule
 from ..graph.tracing.trace import trace
+from .activations.formula import clip_formula
 from .activations.quant_act import QuantAct, calibrating
 from .brevitas_layers import quantize_weighted, take_weight_
 from .foreign_quantizers import (
@@ -31,7 +32,7 @@ from .foreign_quantizers import (
     weight_of,
 )
 from .quantize import CALIBRATION_BATCH, QuantizedModel, data_settings_of, levels_of
-from .spec import BatchNorm, QuantSpec, Scale
+from .spec import BatchNorm, QuantSpec, Rounding, Scale
 from .suspicions import not_finite, same_class
 
 MOST_BITS = 8
@@ -58,8 +59,8 @@ def adopt(
     untouched. Its conversion has n = L thresholds and is exact at T = 1.
 
     On ``calibration`` images all levels are compared with those of ``model``; what differs, next to
-    thresholds where floats are summed in another order, stands in ``warnings``. Ties go to the even
-    level; a network that rounds them up differs there, and there alone.
+    thresholds where floats are summed in another order, stands in ``warnings``. Ties go where they
+    go in ``model``, to the even level or up; those of an image to the even one.
 
     Raises:
         UnsupportedLayerError: quantizers that no ladder of equal steps describes, by name; a
@@ -208,7 +209,9 @@ def _swap_(layers: fx.GraphModule, plain: _Plain, modules: Collection[str]) -> d
             continue
         (reads,) = node.all_input_nodes
         name, names[str(node.target)] = str(node.target), path
-        layers.add_submodule(name, _quantizer(stairs, _widths(stairs)[0], reads))
+        layers.add_submodule(
+            name, _quantizer(stairs, _widths(stairs)[0], reads.op == "placeholder")
+        )
     for node, layer in list(layer_nodes(layers, WEIGHTED)):
         weight = plain.weights.get(_path(node, plain.weights, modules))
         if weight is not None and not hasattr(layer, "weight_bits"):
@@ -226,9 +229,11 @@ def _widths(stairs: Staircase) -> list[int]:
     return list(range(fewest, MOST_BITS + 1))
 
 
-def _quantizer(stairs: Staircase, bits: int, reads: fx.Node) -> QuantAct:
+def _quantizer(stairs: Staircase, bits: int, encodes_input: bool) -> QuantAct:
+    """A quantizer of these levels; of an image ties go to the even one."""
     below = -stairs.low if stairs.low else None
-    return QuantAct(bits, stairs.clip, Scale.LEARNED, reads.op == "placeholder", below)
+    formula = clip_formula(*stairs.clip) if stairs.half_up and not encodes_input else None
+    return QuantAct(bits, stairs.clip, Scale.LEARNED, encodes_input, below, formula=formula)
 
 
 def _take_steps_(layers: fx.GraphModule, names: Mapping[str, str], plain: _Plain) -> None:
@@ -239,7 +244,7 @@ def _take_steps_(layers: fx.GraphModule, names: Mapping[str, str], plain: _Plain
         calibrated = layers.get_submodule(name)
         assert isinstance(calibrated, QuantAct)
         for bits in _widths(stairs):
-            made = QuantAct(bits, stairs.clip, Scale.LEARNED, calibrated.encodes_input, below)
+            made = _quantizer(stairs, bits, calibrated.encodes_input)
             made.to(stairs.step.device).load_state_dict(calibrated.state_dict(), strict=False)
             if made.take_step_(stairs.step, below):
                 break
@@ -249,13 +254,16 @@ def _take_steps_(layers: fx.GraphModule, names: Mapping[str, str], plain: _Plain
 
 def _spec(plain: _Plain) -> QuantSpec:
     """What the whole was quantized to, in our words: the widest of each kind."""
+    stairs = plain.stairs.values()
+    up = any(each.half_up for each in stairs)
     return QuantSpec(
         weight_bits=max((item.bits for item in plain.weights.values()), default=None),
-        act_bits=max(_widths(stairs)[0] for stairs in plain.stairs.values()),
+        act_bits=max(_widths(each)[0] for each in stairs),
         first_bits=None,
         last_bits=None,
         input_bits=None,
         batch_norm=BatchNorm.KEEP,
+        rounding=Rounding.HALF_UP if up else Rounding.HALF_EVEN,
     )
 
 
@@ -315,8 +323,6 @@ def _compare(
         share, count = float(different.mean()), int(different.sum())
         if share > MOST_DIFFERENT:
             hint = f"{count} of {different.numel()} levels are not the network's own"
-            if stairs.half_up:
-                hint += ": it rounds ties up, ours go to the even level"
             faults.append(Fault(name, f"{100 * share:.1f} %", hint))
         elif count:
             some.append(f"{name}: {count} of {different.numel()}")

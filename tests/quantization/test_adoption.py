@@ -193,12 +193,20 @@ def test_what_no_ladder_describes_is_refused_by_name() -> None:
 
 
 @pytest.mark.slow
-def test_ties_that_round_up_elsewhere_are_told() -> None:
+def test_ties_go_up_where_they_do_in_the_given_network() -> None:
     net = cnn(QCFS(4, 2.0), QCFS(4, 2.0))
     net[1] = nn.Identity()
     with torch.no_grad():
         net[0].weight.copy_(torch.randint(-2, 3, net[0].weight.shape) / 4)
         net[0].bias.zero_()
     dyadic = torch.randint(-2, 3, (16, 3, 6, 6)).float()
-    with pytest.raises(UnsupportedLayerError, match="rounds ties up"):
-        adopt(net, calibration=dyadic)
+    qann = adopt(net, calibration=dyadic)
+    assert not qann.warnings
+    assert torch.equal(qann(dyadic), net(dyadic))
+    assert qann.spec.rounding == "half_up"
+    snn = mt.convert(qann, verify=dyadic)
+    assert snn.report.verdict is not None
+    assert snn.report.verdict.exact_t1
+    act = next(item for item in qann.layers.modules() if isinstance(item, QuantAct))
+    ties = ((act.function(net[0](dyadic)) / act.scale) % 1 == 0.5).float().mean()
+    assert ties > 0.01, "ties are met"
