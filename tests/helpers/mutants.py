@@ -326,6 +326,26 @@ MUTANTS = (
     ),
     Mutant(
         15,
+        "neurons/bisection.py",
+        "return (torch.floor(levels + 0.5) if half_up else levels.round()).clamp(*bounds)",
+        "return levels.round().clamp(*bounds)",
+        (
+            "quantization/activations/test_rounding.py::test_networks_that_round_half_up_are_exact"
+            "_in_every_engine",
+        ),
+    ),
+    Mutant(
+        16,
+        "export/onnx_formats/qonnx_thresholds.py",
+        "for name, level in zip(others, beside, strict=True):",
+        "for name, level in zip(others[:0], beside[:0], strict=True):",
+        (
+            "export/onnx_formats/test_onnx_graph.py::test_qonnx_has_thresholds_for_each_level"
+            "_where_no_sum_is_whole",
+        ),
+    ),
+    Mutant(
+        15,
         "quantization/chain.py",
         "tensors |= layer.formula.tensors()",
         "pass",
