@@ -166,7 +166,7 @@ def section(dataset: str, rows: Sequence[Row]) -> list[str]:
     times = sorted({row.T for row in rows})
     seeds = max(len(item) for item in groups.values())
     several = "one seed" if seeds == 1 else f"mean of up to {seeds} seeds"
-    lines = [f"## {dataset}: {row.model}, {row.images} test images", ""]
+    lines = [f"## {dataset}: {row.model}, {row.images:,} test images", ""]
     lines += [*sentences(groups, dataset, times), ""]
     lines += [
         f"Test accuracy in %, {several} (lowest … highest where there are several); the float "

@@ -258,13 +258,17 @@ class QuantSpec:
         return 2**self.act_bits - 1
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, for recipes and sidecar files; `from_json` is the inverse."""
+        """Plain data, for recipes and sidecar files; `from_json` is the inverse. A rounding half to
+        even, which no earlier version could name, is left out: digests stay what they were."""
         fields_ = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {
+        said = {
             **{name: value for name, value in fields_.items() if name != "overrides"},
             **{name: str(getattr(self, name)) for name in _CHOICES},
             "overrides": tuple(asdict(item) for item in self.overrides),
         }
+        if self.rounding is Rounding.HALF_EVEN:
+            del said["rounding"]
+        return said
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> QuantSpec:

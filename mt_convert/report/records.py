@@ -137,6 +137,19 @@ def html_of(records: Sequence[Mapping[str, Any]], caption: str) -> str:
     return f"<p>{escape(caption)}</p>{table if records else ''}{more}"
 
 
+def figures(value: float) -> str:
+    """Four digits that count, thousands apart; powers of ten for the very small and large alone.
+
+    Example:
+        >>> figures(193245.7), figures(0.01), figures(12.0), figures(1.5e-7), figures(0)
+        ('193,200', '0.01', '12', '1.5e-07', '0')
+    """
+    if value and not 1e-3 <= abs(value) < 1e9:
+        return f"{value:.4g}"
+    short = float(f"{value:.4g}")
+    return f"{short:,.0f}" if abs(short) >= 1e3 else f"{short:g}"
+
+
 def _cell(value: Any) -> str:
     """A number with the digits that count, or a name."""
     if value is None:

@@ -136,7 +136,7 @@ def title(rows: Sequence[Row]) -> str:
     }
     words = [text for name, text in parts.items() if name not in several]
     if len({row.images for row in rows}) == 1:
-        words.insert(min(2, len(words)), f"{row.images} test images")
+        words.insert(min(2, len(words)), f"{row.images:,} test images")
     if len({row.seed for row in rows}) == 1 and row.seed is not None:
         words.append(f"seed {row.seed}")
     return ", ".join(words)
@@ -170,7 +170,7 @@ def finetune_sentence(rows: Sequence[Row]) -> str:
     share = f", {gained / lost:.0%} of what conversion had taken" if lost > 0 else ""
     return (
         f"{after.algorithm} over {after.epochs} epochs: {before.snn_accuracy:.2f} % to "
-        f"{after.snn_accuracy:.2f} % of {after.images} test images (quantized network "
+        f"{after.snn_accuracy:.2f} % of {after.images:,} test images (quantized network "
         f"{after.qann_accuracy:.2f} %): {gained:+.2f} points{share}."
     )
 

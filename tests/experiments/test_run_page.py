@@ -150,7 +150,7 @@ def test_the_page_of_a_fine_tuning_tells_before_and_after(tmp_path: Path) -> Non
     log = [{"epoch": k, "train_loss": 1 / k, "validation_accuracy": 88.0 + k} for k in (1, 2)]
     (tmp_path / "learn" / "log.jsonl").write_text("\n".join(map(json.dumps, log)))
     page = write_page(tmp_path).read_text()
-    assert "bptt over 2 epochs: 88.40 % to 90.10 % of 10000 test images" in page
+    assert "bptt over 2 epochs: 88.40 % to 90.10 % of 10,000 test images" in page
     assert 'id="accuracy-spiking"' in page
     assert 'id="accuracy-fine-tuned-bptt"' in page
     assert "fine-tuning: validation accuracy, %" in page

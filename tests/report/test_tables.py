@@ -89,7 +89,7 @@ def test_the_sentence_names_the_layers_that_are_not_exact() -> None:
 def test_the_page_holds_table_sentence_neurons_and_what_stays_analog() -> None:
     page = markdown_page(ROWS, "It is exact", REPORT)
     lines = page.splitlines()
-    assert lines[0] == ("# resnet20_cifar, cifar10_jpeg, 10000 test images, W4A4 (L = 15), seed 0")
+    assert lines[0] == ("# resnet20_cifar, cifar10_jpeg, 10,000 test images, W4A4 (L = 15), seed 0")
     assert "It is exact." in lines
     assert LEGEND + "." in lines
     assert sum("| 91.23 | 90.87 |" in line for line in lines) == len(ROWS)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ...report.records import figures
 from .bits import FLOAT_BITS
 from .prices import PRICES, EnergySpec, MemoryModel, Weights
 from .report import EnergyReport, EnergyRow, EnergyTable
@@ -200,7 +201,7 @@ def cost_cells(row: Mapping[str, Any]) -> list[str]:
         >>> cost_cells({"T": 2, **parts, "quantized": 2000.0, "float": 0})[-2:]
         ['1.50 times', '–']
     """
-    parts = [f"{row[key] / 1000:.4g}" for key in ("compute", "neurons", "memory", "total")]
+    parts = [figures(row[key] / 1000) for key in ("compute", "neurons", "memory", "total")]
     shares = [
         f"{row['total'] / row[key]:.2f} times" if row[key] else "–"
         for key in ("quantized", "float")
@@ -266,8 +267,8 @@ def break_even(
     elif rate is None:
         said = (
             f"No firing rate would pay here: what does not depend on spikes (analog layers, "
-            f"comparisons, potentials) alone costs {fixed / 1000:,.4g} nJ, the quantized network "
-            f"{quantized.total / 1000:,.4g} nJ."
+            f"comparisons, potentials) alone costs {figures(fixed / 1000)} nJ, the quantized "
+            f"network {figures(quantized.total / 1000)} nJ."
         )
     else:
         said = (

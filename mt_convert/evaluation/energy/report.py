@@ -14,7 +14,7 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ...graph.signals import Signal
-from ...report.records import Records
+from ...report.records import Records, figures
 from ...system.plain_data import as_type
 
 ENERGY_SCHEMA = "mt_convert.energy/1"
@@ -187,7 +187,7 @@ class EnergyReport(Records):
 
     def __repr__(self) -> str:
         said = [
-            f"T={item.time_steps}: {item.picojoules / 1000:,.4g} nJ, "
+            f"T={item.time_steps}: {figures(item.picojoules / 1000)} nJ, "
             f"{item.ratios['qann']:.3g} of the quantized network"
             for item in self.totals[:4]
         ]

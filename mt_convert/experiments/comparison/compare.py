@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from ...report.html.parts import (
     downloads,
     render_parts,
 )
+from ...report.records import figures
 from ...system.folder_lock import folder_lock
 from ...system.storage import atomic, write_json
 from .compared_runs import (
@@ -174,7 +175,7 @@ def _glance(networks: Sequence[ComparedNetwork]) -> list[Answer]:
         paid = [(row.spiking_nj, row) for row in rows if row.spiking_nj is not None]
         if paid:
             cost, cheapest = min(paid, key=lambda pair: pair[0])
-            answer = f"{cheapest.name}: {cost:.4g} nJ per image ({cheapest.energy_way})"
+            answer = f"{cheapest.name}: {figures(cost)} nJ per image ({cheapest.energy_way})"
             said.append(Answer(f"cheapest{end}", f"The cheapest{where}", answer))
             pays = [row.name for _, row in paid if row.ratio is not None and row.ratio < 1]
             answer = (
@@ -247,10 +248,10 @@ def _table(comparison: Comparison) -> Part:
             Cell(str(row.n or "∞"), row.n),
             Cell(str(row.T), row.T),
             Cell("yes" if row.exact else "no", classes="good" if row.exact else ""),
-            _number(row.spikes_per_neuron, "{:.3g}"),
-            _number(row.spiking_nj, "{:,.4g}"),
-            _number(row.quantized_nj, "{:,.4g}"),
-            _number(row.float_nj, "{:,.4g}"),
+            _number(row.spikes_per_neuron, "{:.3g}".format),
+            _number(row.spiking_nj, figures),
+            _number(row.quantized_nj, figures),
+            _number(row.float_nj, figures),
             _number(row.ratio),
             Cell(row.prices or "–"),
             Cell(", ".join(unbeaten) or "–"),
@@ -273,9 +274,9 @@ def _address(row: Compared, out: Path) -> str:
     return Path(os.path.relpath(page, out)).as_posix() if page.is_file() else ""
 
 
-def _number(value: float | None, form: str = "{:.2f}") -> Cell:
+def _number(value: float | None, form: Callable[[float], str] = "{:.2f}".format) -> Cell:
     """A number that may be unknown, which is sorted first."""
-    return Cell("–", -1) if value is None else Cell(form.format(value), value)
+    return Cell("–", -1) if value is None else Cell(form(value), value)
 
 
 # ------------------------------------------------------------------------------------- terminal
@@ -309,7 +310,7 @@ def show(comparison: Comparison, console: Console) -> None:
             str(row.n or "∞"),
             str(row.T),
             "yes" if row.exact else "no",
-            _number(row.spiking_nj, "{:,.4g}").text,
+            _number(row.spiking_nj, figures).text,
             _number(row.ratio).text,
             style="green" if row.exact else None,
         )

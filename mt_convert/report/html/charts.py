@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..records import figures
 from ..row_groups import kinds_of
 from ..rows import Row
 from .svg import BOTTOM, HEIGHT, LEFT, TOP, WIDTH, Axes, drawing, element, spread, ticks
@@ -395,7 +396,7 @@ def bars(rows: Iterable[tuple[str, Sequence[tuple[str, float]]]], unit: str, lab
         content.append(element("text", name, x=2, y=y + 8, class_="axis"))
         for part, (words, size) in enumerate(parts):
             length = size / most * (WIDTH - 84)
-            said = element("title", f"{name}, {words}: {size:.4g} {unit}")
+            said = element("title", f"{name}, {words}: {figures(size)} {unit}")
             content.append(
                 element(
                     "rect",
@@ -408,6 +409,6 @@ def bars(rows: Iterable[tuple[str, Sequence[tuple[str, float]]]], unit: str, lab
                 )
             )
             x += length
-        whole = sum(size for _, size in parts)
-        content.append(element("text", f"{whole:.4g} {unit}", x=x + 5, y=y + 24, class_="axis"))
+        whole = f"{figures(sum(size for _, size in parts))} {unit}"
+        content.append(element("text", whole, x=x + 5, y=y + 24, class_="axis"))
     return drawing(content, label, WIDTH, height)

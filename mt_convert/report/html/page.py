@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from ..columns import COLUMNS, cells, columns, legend
 from ..intervals import wilson
+from ..records import figures
 from ..row_groups import kinds_of, working_point
 from ..rows import Row
 from ..tables import title
@@ -79,6 +80,7 @@ def _view(content: PageContent) -> dict[str, Any]:
     traces = example["layers"] if example else ()
     return {
         "verdict": _verdict(content.report),
+        "evaluated": _evaluated(rows),
         "accuracies": _accuracies(rows),
         "panels": charts.accuracy_panels(rows) if rows else [],
         "table": _table(rows),
@@ -117,6 +119,17 @@ def _view(content: PageContent) -> dict[str, Any]:
 def _verdict(report: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """The verdict of a conversion, if it was asked for."""
     return None if report is None else report.get("verdict")
+
+
+def _evaluated(rows: Sequence[Row]) -> str | None:
+    """On how many evaluated images every activation is the quantized network's."""
+    converted = [row for row in rows if row.exact_share is not None and row.algorithm == "none"]
+    if not converted:
+        return None
+    row = working_point(converted)
+    if row.exact_share != 1:
+        return None
+    return f"On all {row.images:,} test images too: every activation, n = {row.n}, T = {row.T}."
 
 
 def _accuracies(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -277,5 +290,5 @@ def _account_bars(account: Mapping[str, Any] | None) -> Markup | None:
         (item["name"], [(part, item[part] / 1000) for part in parts])
         for item in account["networks"]
     ]
-    said = ", ".join(f"{name} {sum(size for _, size in sizes):.4g} nJ" for name, sizes in rows)
+    said = ", ".join(f"{name} {figures(sum(size for _, size in sizes))} nJ" for name, sizes in rows)
     return charts.bars(rows, "nJ", f"Energy per image: {said}")
