@@ -198,6 +198,10 @@ def export(
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing: check again what stands there.")
     ] = False,
+    approximate: Annotated[
+        bool,
+        typer.Option("--approximate", help="Take what is not exact; what is lost is said."),
+    ] = False,
 ) -> None:
     """Write one time step of a converted network for another world: exact, or refused by name.
 
@@ -214,6 +218,7 @@ def export(
       nir     integrate-and-fire neurons with scalar thresholds, for other simulators
       spikingjelly  a module of theirs, to be watched and trained there
       hub     config.json, model.safetensors and a card; networks of every kind, whole
+      qdq     ONNX with QuantizeLinear and DequantizeLinear; not exact, with --approximate alone
     \b
     Examples:
       mt-convert export runs/digits --to tables --out runs/digits/tables
@@ -223,6 +228,11 @@ def export(
     from ..experiments import export as command
     from ..report.html.export import page_of
 
+    if to == command.QDQ:
+        asked = {"approximate": approximate, "again": check}
+        typer.echo(str(command.run_qdq(network, out, count=images, **asked)))
+        typer.echo(f"{'measured' if check else 'wrote'} {out / command.QDQ_FILE}")
+        return
     if to == command.HUB:
         typer.echo(command.run_hub(network, out, again=check))
     else:

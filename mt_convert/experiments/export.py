@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..data import Splits, images, open_data
 from ..errors import CheckpointError, Fault, SpecError
+from ..export.approximation import FILE as QDQ_FILE
+from ..export.approximation import Difference, check_asked, check_qdq, write_qdq
 from ..export.hub import save_pretrained
 from ..export.targets import TARGETS, check_target, export, form_for
 from ..export.verdict import Verdict
@@ -28,7 +30,7 @@ from .recipes.conversion import Recipe, load_stored
 from .subjects import convert_as
 
 IMAGES = 1000
-HUB = "hub"
+HUB, QDQ = "hub", "qdq"
 
 
 def run(name: str, target: str, out: Path, *, count: int = IMAGES, again: bool = False) -> Verdict:
@@ -54,6 +56,21 @@ def run(name: str, target: str, out: Path, *, count: int = IMAGES, again: bool =
         raise
     write_page(out, Path(name).name, command)
     return verdict
+
+
+def run_qdq(
+    name: str, out: Path, *, count: int = IMAGES, approximate: bool = False, again: bool = False
+) -> Difference:
+    """Write a network into ``out`` with QDQ nodes, not exact, and measure it on such images as
+    `run` compares on; ``again``: measure what stands there.
+
+    Raises:
+        SpecError: an approximation was not asked for.
+        UnsupportedLayerError: what has no QDQ nodes.
+    """
+    check_asked(approximate=approximate)
+    snn, shown = _network(Path(name), count)
+    return write_qdq(snn, out / QDQ_FILE, images=shown, approximate=True, again=again)
 
 
 def run_hub(name: str, out: Path, *, again: bool = False) -> str:
@@ -113,7 +130,8 @@ def check(recipe: Any, target: str) -> None:
     """
     if target == HUB:
         return  # whatever a recipe makes
-    check_target(target)
+    if target != QDQ:
+        check_target(target)
     if not isinstance(recipe, Recipe):
         hint = "trained from scratch: it is not converted, and leaves to no target"
         raise SpecError("nothing to export", [Fault("--target", recipe.name, hint)])
@@ -122,7 +140,11 @@ def check(recipe: Any, target: str) -> None:
     shape = (recipe.data.channels, recipe.data.image_size, recipe.data.image_size)
     some = torch.randn(4, *shape, generator=random)
     qann = quantize(ann, recipe.quantize.spec(), calibration=some)
-    form_for(convert_as(recipe, qann), target)
+    snn = convert_as(recipe, qann)
+    if target == QDQ:
+        check_qdq(snn)
+    else:
+        form_for(snn, target)
 
 
 def _network(folder: Path, count: int) -> tuple[SpikingModel, Tensor]:

@@ -136,7 +136,7 @@ def export(
 def check_target(target: str) -> None:
     """Raise `SpecError` unless there is such a target."""
     if target not in TARGETS:
-        hint = f"allowed are {', '.join(TARGETS)}, and hub"
+        hint = f"allowed are {', '.join(TARGETS)}, hub, and qdq, which is not exact"
         raise SpecError("unknown target", [Fault("target", str(target), hint)])
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..spiking.model import SpikingModel
+from .approximation import Difference, write_qdq
 from .targets import export
 from .verdict import Verdict
 
@@ -91,3 +92,32 @@ def spikingjelly(snn: SpikingModel, folder: str | Path, *, images: Any = None) -
     `tables` for ``images`` and what is raised.
     """
     return export(snn, "spikingjelly", folder, images=images)
+
+
+def qdq(
+    snn: SpikingModel, file: str | Path, *, images: Any = None, approximate: bool = False
+) -> Difference:
+    """Write the quantized network that a converted one equals at T = 1 as an ONNX file with
+    QuantizeLinear and DequantizeLinear, as other tools do: not exact, so ``approximate`` must be
+    asked for. What differs on ``images`` from the integer network is measured and stands beside it.
+
+    Raises:
+        SpecError: it was not asked for, or packages are missing.
+        UnsupportedLayerError: functions, learned thresholds, fewer thresholds than levels,
+            calibrated neurons, more than 8 bits.
+        OutputError: the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from torch import nn, randn
+        >>> from ..spiking.convert import convert
+        >>> from ..quantization.quantize import QuantSpec, quantize
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+        >>> images = randn(8, 1, 4, 4)
+        >>> snn = convert(quantize(net, QuantSpec(), calibration=images))
+        >>> file = Path(tempfile.mkdtemp()) / "network.onnx"
+        >>> found = qdq(snn, file, images=images, approximate=True)
+        >>> found.exact, found.largest < 0.2
+        (False, True)
+    """
+    return write_qdq(snn, file, images=images, approximate=approximate)

@@ -25,6 +25,7 @@ from ...neurons.ladder import has_learned_gaps
 from ...neurons.layer import MTNeuron
 from ...quantization.quantize import QuantizedModel
 from ...spiking.convert import convert
+from ...spiking.model import SpikingModel
 from ...spiking.presentation import Encoder
 from ...spiking.weight_grid import weight_step
 
@@ -45,21 +46,29 @@ def missing() -> str | None:
     return f"not installed: {', '.join(absent)}; pip install {' '.join(PACKAGES)}"
 
 
-def export_onnx(network: nn.Module, images: Tensor) -> bytes:
-    """A network as an ONNX file for batches of the size of ``images``."""
+def export_onnx(network: nn.Module, images: Tensor, *, any_batch: bool = False) -> bytes:
+    """A network as an ONNX file for batches of the size of ``images``, or of any size."""
+    shapes = ({0: torch.export.Dim("batch")},) if any_batch else None
     noise = io.StringIO()
     with warnings.catch_warnings(), redirect_stdout(noise), redirect_stderr(noise):
         warnings.simplefilter("ignore")
         table = _translations() if _holds_levels(network) else None
         program: Any = torch.onnx.export(
-            network, (images,), dynamo=True, verbose=False, custom_translation_table=table
+            network,
+            (images,),
+            dynamo=True,
+            verbose=False,
+            custom_translation_table=table,
+            dynamic_shapes=shapes,
         )
     content: bytes = program.model_proto.SerializeToString()
     return content
 
 
-def qdq_form(qann: QuantizedModel, images: Tensor, *, quantize_sums: bool) -> fx.GraphModule:
-    """The quantized network, ready for `export_onnx`; its function is that of ``qann``.
+def qdq_form(
+    network: QuantizedModel | SpikingModel, images: Tensor, *, quantize_sums: bool
+) -> fx.GraphModule:
+    """A quantized network, or what a converted one stands for, ready for `export_onnx`.
 
     ``quantize_sums`` also puts 8-bit quantizers, ranged on ``images``, behind the weighted layers
     that no quantizer follows, as onnxruntime's own quantization does: then it computes them in
@@ -68,7 +77,8 @@ def qdq_form(qann: QuantizedModel, images: Tensor, *, quantize_sums: bool) -> fx
     Raises:
         UnsupportedLayerError: learned thresholds or more levels than 8 bits hold.
     """
-    layers = copy.deepcopy(convert(qann).layers)
+    snn = convert(network) if isinstance(network, QuantizedModel) else network
+    layers = copy.deepcopy(snn.layers).cpu()
     for _, layer in layer_nodes(layers, WEIGHTED):
         if (step := weight_step(layer)) is not None:
             layer.register_buffer("grid", torch.round(layer.weight.detach() / step))
@@ -139,6 +149,9 @@ def _quantizer(name: str, layer: Any) -> tuple[nn.Module, Fault | None]:
         fault = Fault(name, "stands for a function", "QDQ nodes round, they compute no function")
     elif has_learned_gaps(layer.spec.ladder):
         fault = Fault(name, "learned thresholds", "QDQ nodes have equal steps")
+    elif layer.offset is not None or layer.gain is not None:
+        hint = "QDQ nodes have the quantizer's steps: convert without calibration"
+        fault = Fault(name, "was calibrated after conversion", hint)
     elif high - low > _BYTE:
         fault = Fault(name, f"{high - low + 1} levels", "8 bits hold 256")
     return _Levels(float(layer.delta), low, high), fault
