@@ -6,8 +6,9 @@
 
 RUN is the folder of a finished run or of a stored network. --small adds two networks with weights
 from a seed: silu_cnn (SiLU behind convolutions) and vit_small (attention, softmax, layer norm).
-Each network leaves to every target, or to those of --to; what is refused is a row too. All other
-rows stay as they are, and each is stored as soon as it is made.
+Each network leaves to every target, or to those of --to; what is refused is a row too, and so is
+what other readers of NIR make of its graph (norse and snntorch, where they are installed). All
+other rows stay as they are, and each is stored as soon as it is made.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ import argparse
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -25,6 +30,8 @@ from torch import nn
 import mt_convert as mt
 from mt_convert.errors import MTConvertError
 from mt_convert.experiments import export
+from mt_convert.export.integer_form import integer_form
+from mt_convert.export.spiking_graphs.nir_runtime import NirGraph
 from mt_convert.export.targets import TARGETS
 from mt_convert.export.verdict import Verdict
 from mt_convert.system.storage import atomic, read_json, write_json
@@ -50,16 +57,94 @@ class Row:
     refused: str | None
 
 
+def made_row(name: str, target: str) -> Row | None:
+    """The row of a network and a target; None where a reader is not installed."""
+    if target == export.QDQ:
+        return qdq_row(name)
+    return reader_row(name, target) if target.startswith(READS_NIR) else row(name, target)
+
+
 def row(name: str, target: str) -> Row:
     """One network written for one target and run there."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             verdict = export.run(name, target, Path(folder) / "out")
         except MTConvertError as error:
-            reasons = "; ".join(f"{fault.where}: {fault.what}" for fault in error.faults)
-            nothing = (None,) * 8
-            return Row(Path(name).name, target, *nothing, reasons or error.headline)
+            return Row(Path(name).name, target, *(None,) * 8, reasons_of(error))
     return of_verdict(Path(name).name, verdict)
+
+
+def qdq_row(name: str) -> Row:
+    """The approximation, and what it loses."""
+    network = Path(name).name
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = export.run_qdq(name, Path(folder), approximate=True)
+        except MTConvertError as error:
+            return Row(network, export.QDQ, *(None,) * 8, reasons_of(error))
+    runtime, version = found.runtime.split(" ", 1)
+    lost = (
+        f"not exact: {found.other_class:,} images get another class, logits differ by "
+        f"{100 * found.mean:.2g} % of the largest on average, {100 * found.largest:.2g} % at most"
+    )
+    sizes = (None, None, found.bytes, None)
+    return Row(network, export.QDQ, False, runtime, version, found.images, *sizes, lost)
+
+
+def reader_row(name: str, target: str) -> Row | None:
+    """What another reader of NIR makes of an exact graph; None where it is not installed."""
+    network, package = Path(name).name, target.removeprefix(READS_NIR)
+    if find_spec(package) is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            export.run(name, "nir", Path(folder))
+        except MTConvertError:
+            return None  # there is no graph to read
+        path = Path(name)
+        form = integer_form(mt.load(path / "convert" if (path / "convert").is_dir() else path))
+        ours = NirGraph(Path(folder) / str(TARGETS["nir"].file), form)
+    images = torch.randn(READ, *form.image_shape, generator=torch.Generator().manual_seed(1))
+    logits = torch.from_numpy(ours.run(images.numpy())[form.nodes[-1].out])
+    levels = torch.from_numpy(ours.run_node(form.node("encode"), [images.numpy()])).float()
+    exact, said = None, None
+    try:
+        with torch.no_grad():  # image by image: not all of them keep the batch apart
+            answers = [READERS[package](ours.graph)(one[None]) for one in levels]
+        outputs = [one[0] if isinstance(one, tuple) else one for one in answers]
+        theirs = torch.cat(outputs)
+        if theirs.shape != logits.shape:
+            shapes = "×".join(map(str, theirs.shape[1:])), logits.shape[1]
+            said = f"its answer is {shapes[0]} numbers where the network has {shapes[1]} logits"
+        else:
+            exact = bool((theirs == logits).all())
+            apart = float((theirs - logits).abs().max() / logits.abs().max())
+            said = None if exact else f"logits differ by up to {100 * apart:.3g} % of the largest"
+    except Exception as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    seen = None if exact is None else READ
+    return Row(
+        network, target, exact, package, version(package), seen, None, None, None, None, said
+    )
+
+
+def _norse(graph: Any) -> Any:
+    return import_module("norse.torch").from_nir(graph)
+
+
+def _snntorch(graph: Any) -> Any:
+    return import_module("snntorch.import_nir").import_from_nir(graph)
+
+
+READERS: dict[str, Callable[[Any], Any]] = {"norse": _norse, "snntorch": _snntorch}
+READS_NIR, READ = "nir in ", 64
+ALSO = (export.QDQ, *(f"{READS_NIR}{package}" for package in READERS))
+
+
+def reasons_of(error: MTConvertError) -> str:
+    """What is refused, in one line."""
+    reasons = "; ".join(f"{fault.where}: {fault.what}" for fault in error.faults)
+    return reasons or error.headline
 
 
 def of_verdict(network: str, verdict: Verdict) -> Row:
@@ -135,7 +220,7 @@ def store_small(name: str, folder: Path) -> str:
 def store(stored: list[Row], made: Row) -> None:
     """One row in place of its earlier one, and the page."""
     others = [item for item in stored if (item.network, item.target) != (made.network, made.target)]
-    order = [*TARGETS]
+    order = [*TARGETS, *ALSO]
     rows = sorted([*others, made], key=lambda item: (item.network, order.index(item.target)))
     write_json(HERE / "results.json", {"schema": SCHEMA, "rows": [asdict(one) for one in rows]})
     with atomic(HERE / "README.md") as temporary:
@@ -149,7 +234,7 @@ def main() -> None:
     )
     parser.add_argument("runs", nargs="*", help="folders of finished runs, or of stored networks")
     parser.add_argument("--small", action="store_true", help="two networks from a seed, too")
-    parser.add_argument("--to", nargs="+", choices=[*TARGETS], default=[*TARGETS])
+    parser.add_argument("--to", nargs="+", choices=[*TARGETS, *ALSO], default=[*TARGETS, *ALSO])
     given = parser.parse_args()
     path = HERE / "results.json"
     with tempfile.TemporaryDirectory() as folder:
@@ -157,7 +242,9 @@ def main() -> None:
         for name in (*given.runs, *small):
             for target in given.to:
                 stored = read_json(path)["rows"] if path.is_file() else []
-                store([Row(**item) for item in stored], row(name, target))
+                made = made_row(name, target)
+                if made is not None:
+                    store([Row(**item) for item in stored], made)
 
 
 if __name__ == "__main__":
