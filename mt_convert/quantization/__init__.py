@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .adoption import adopt
 from .quantize import QuantizedModel
-from .spec import ActNoise, BatchNorm, Override, QuantSpec, Scale, Spacing, WeightCode
+from .spec import ActNoise, BatchNorm, Override, QuantSpec, Rounding, Scale, Spacing, WeightCode
 
 __all__ = [
     "ActNoise",
@@ -12,6 +12,7 @@ __all__ = [
     "Override",
     "QuantSpec",
     "QuantizedModel",
+    "Rounding",
     "Scale",
     "Spacing",
     "WeightCode",

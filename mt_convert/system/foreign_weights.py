@@ -199,7 +199,7 @@ def _check_tensors(path: Path, tensors: Mapping[Any, Tensor]) -> dict[str, Tenso
     ]
     if faults:
         raise CheckpointError(
-            f"{path} holds {many(faults, 'tensor', 'tensors')} that are no weights",
+            f"{path}: {many(faults, 'tensor is no weight', 'tensors are no weights')}",
             faults[:20],
         )
     return {str(name): tensor.detach() for name, tensor in tensors.items()}
