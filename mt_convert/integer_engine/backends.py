@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..errors import Fault, SpecError
 from ..system.progress import notice
-from . import torch_backend, torch_kernels
+from . import torch_backend
+from .int8 import torch_kernels
 from .program import Accumulate, Program
 
 FORMS = 4096  # of one function that torch.compile keeps

@@ -10,8 +10,8 @@ import torch
 from networks import images, quantized
 
 import mt_convert as mt
-from mt_convert.integer_engine import int8_matmul
 from mt_convert.integer_engine.arithmetic import weighted_sums
+from mt_convert.integer_engine.int8 import int8_matmul
 from mt_convert.integer_engine.program import Accumulate, Whole
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.spiking.simulate import simulate

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 import mt_convert as mt
 from mt_convert.errors import DataError, SpecError, UnsupportedLayerError
 from mt_convert.integer_engine import arithmetic as canonical
-from mt_convert.integer_engine import int8_matmul, torch_backend
+from mt_convert.integer_engine import torch_backend
 from mt_convert.integer_engine.arithmetic import IntegerArithmetic
 from mt_convert.integer_engine.backends import BACKENDS, ReferenceBackend
 from mt_convert.integer_engine.exactness import LAYERS, layer_difference, next_to_thresholds
+from mt_convert.integer_engine.int8 import int8_matmul
+from mt_convert.integer_engine.int8.torch_kernels import in_int8
 from mt_convert.integer_engine.native.build import instruction_sets
 from mt_convert.integer_engine.program import Accumulate, Encode, Fire, Program, Whole
-from mt_convert.integer_engine.torch_kernels import in_int8
 from mt_convert.integer_engine.tracing import trace
 from mt_convert.neurons.ladder import Binary, PowerOfTwo, Uniform
 from mt_convert.quantization.quantize import QuantizedModel

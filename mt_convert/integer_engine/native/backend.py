@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ...errors import SpecError
-from .. import torch_backend, torch_kernels
+from .. import torch_backend
+from ..int8 import torch_kernels
 from ..program import Accumulate, Encode, Fire, Operate, Program, ReadOut
 from . import build
 from .layout import IMAGES, LOGITS, Call, External

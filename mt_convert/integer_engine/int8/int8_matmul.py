@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .program import Accumulate, Whole
+from ..program import Accumulate, Whole
 
 ROWS, MULTIPLE = 17, 8  # what the product asks for on CUDA
 

@@ -15,10 +15,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..errors import error_line
-from .arithmetic import weighted_sums
-from .program import Accumulate, Program, Whole
-from .terms import FLOAT32_WHOLE
+from ...errors import error_line
+from ..arithmetic import weighted_sums
+from ..program import Accumulate, Program, Whole
+from ..terms import FLOAT32_WHOLE
 
 aten = torch.ops.aten
 PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.mm.default, torch.matmul)

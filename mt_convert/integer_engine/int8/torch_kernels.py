@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..neurons.ladder import Binary, Uniform
+from ...neurons.ladder import Binary, Uniform
+from ..arithmetic import weighted_sums
+from ..program import Accumulate, Fire, Operate, Program, ReadOut, slots
+from ..terms import FLOAT32_WHOLE, in_exact_type
+from ..torch_backend import Firing, Kernels, Operating, fill_arguments, fire, operate
 from . import int8_layers, int8_matmul
-from .arithmetic import weighted_sums
-from .program import Accumulate, Fire, Operate, Program, ReadOut, slots
-from .terms import FLOAT32_WHOLE, in_exact_type
-from .torch_backend import Firing, Kernels, Operating, fill_arguments, fire, operate
 
 aten = torch.ops.aten
 _ANY_LAYOUT = {aten.max_pool2d.default, aten.avg_pool2d.default, aten.cat.default, torch.cat}

@@ -12,10 +12,10 @@ from networks_of_operators import network as family
 from torch import Tensor
 
 import mt_convert as mt
-from mt_convert.integer_engine import int8_layers, torch_kernels
 from mt_convert.integer_engine.arithmetic import weighted_sums
 from mt_convert.integer_engine.backends import BACKENDS, TorchBackend
 from mt_convert.integer_engine.exactness import LAYERS, layer_difference
+from mt_convert.integer_engine.int8 import int8_layers, torch_kernels
 from mt_convert.integer_engine.program import Accumulate, Operate, Whole
 from mt_convert.integer_engine.tracing import trace
 from mt_convert.neurons.ladder import Uniform
