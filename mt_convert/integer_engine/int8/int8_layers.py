@@ -19,6 +19,7 @@ from ...errors import error_line
 from ..arithmetic import weighted_sums
 from ..program import Accumulate, Program, Whole
 from ..terms import FLOAT32_WHOLE
+from .int8_matmul import shift_into_int8
 
 aten = torch.ops.aten
 PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.mm.default, torch.matmul)
@@ -66,7 +67,7 @@ class Int8Layer:
         self._linear = not item.geometry
         if self._linear:
             self._matrix = item.weight.T.contiguous()
-            self._shift = self.low + 128 if self.high > 127 else 0
+            self._shift = shift_into_int8(self.low, self.high)
             self._shifted = self._shift * self._matrix.sum(0, dtype=torch.int32)
             return
         stride, padding, dilation, groups = item.geometry

@@ -23,6 +23,16 @@ def fits(item: Accumulate, whole: Whole) -> bool:
     return one_group and narrow and 2**14 * item.weight[0].numel() < 2**31
 
 
+def shift_into_int8(low: int, high: int) -> int:
+    """What to take off 256 whole numbers at most so that they lie in int8; 0 where they do.
+
+    Example:
+        >>> shift_into_int8(0, 127), shift_into_int8(0, 255), shift_into_int8(-200, 20)
+        (0, 128, -72)
+    """
+    return 0 if low >= -128 and high <= 127 else low + 128
+
+
 def product(item: Accumulate, numbers: Tensor, whole: Whole) -> Tensor:
     """The layer's products and sums as int32, of the shape that `arithmetic.weighted_sums` gives.
 
@@ -34,7 +44,7 @@ def product(item: Accumulate, numbers: Tensor, whole: Whole) -> Tensor:
         >>> product(layer, torch.tensor([[255.0, 1.0]]), Whole((2,), 0, 255)).tolist()
         [[253, 769]]
     """
-    shift = int(whole.low) + 128 if whole.high > 127 else 0
+    shift = shift_into_int8(int(whole.low), int(whole.high))
     moved = (numbers - shift).to(torch.int8)
     rows = _patches(item, moved, -shift) if item.geometry else moved
     flat = rows.reshape(-1, item.weight[0].numel())
