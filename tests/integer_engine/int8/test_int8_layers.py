@@ -36,7 +36,9 @@ def kernels() -> None:
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
-@pytest.mark.parametrize(("low", "high"), [(0, 15), (0, 255), (-128, 127), (-8, 240), (-240, 8), (-255, 0)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 15), (0, 255), (-128, 127), (-8, 240), (-240, 8), (-255, 0)]
+)
 @pytest.mark.parametrize("saturated", [False, True])
 def test_sums_are_those_of_float64(
     kernels: None, name: str, low: int, high: int, saturated: bool
