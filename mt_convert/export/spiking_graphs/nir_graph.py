@@ -27,6 +27,7 @@ from ..integer_form import IntegerForm, Node, Value
 from ..onnx_formats.onnx_graph import FLOAT32_WHOLE, furthest, sum_fits
 
 INPUT, OUTPUT = "input", "output"
+LARGEST_GRAPH = 2**20  # nodes times edges: some 15 seconds of reading and running
 
 
 class NoForm(Exception):
@@ -52,6 +53,10 @@ def nir_refused(form: IntegerForm) -> list[Fault]:
         except NoForm as fact:
             faults.append(Fault(node.name, node.op, str(fact)))
             graph.signals[node.out] = Signal((INPUT,))
+    nodes, edges = graph.counts
+    if nodes * edges > LARGEST_GRAPH:
+        hint = "nir looks at every node for every edge, for minutes and more: use fewer act_bits"
+        faults.append(Fault("the network", f"{nodes:,} nodes and {edges:,} edges", hint))
     return faults
 
 
@@ -84,6 +89,7 @@ class _Graph:
         self.nodes: dict[str, Any] = {}
         self.edges: list[tuple[str, str]] = []
         self.signals: dict[int, Signal] = {}
+        self.counts = (0, 0)
 
     def write(self, node: Node) -> None:
         """One node of the form."""
@@ -91,6 +97,8 @@ class _Graph:
 
     def add(self, name: str, make: Callable[[], Any], sources: tuple[str, ...]) -> str:
         """A node, fed by the sum of others."""
+        nodes, edges = self.counts
+        self.counts = nodes + 1, edges + len(sources)
         if not self.dry:
             self.nodes[name] = make()
             self.edges += [(source, name) for source in sources]

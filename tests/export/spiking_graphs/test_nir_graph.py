@@ -147,6 +147,17 @@ def test_what_nir_has_no_form_for_is_refused_by_name(name: str, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_graph_that_nir_would_read_for_hours_is_refused(tmp_path: Path) -> None:
+    net = nn.Sequential(
+        *(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(64, 3)),
+    )
+    snn = mt.convert(mt.quantize(lived_in(net), "w4a8", calibration=images(8)))
+    with pytest.raises(UnsupportedLayerError, match=r"[\d,]+ nodes and [\d,]+ edges"):
+        mt.export.nir(snn, tmp_path / "network.nir")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_truncated_changed_and_foreign_files_are_one_message(
     written: Written, tmp_path: Path
