@@ -138,8 +138,8 @@ SPIKING = (
     "imagenet_resnet34_plif",
 )
 SPIKING_TWINS = ("cifar100_resnet18_plif", "cifar100_vgg16_plif")  # of CIFAR-10's
-QUICK = (  # run by `make test`: convolutions, transformers, networks from scratch
-    *("digits", "digits_vit", "digits_plif", "digits_fatnn", "digits_ottt"),
+QUICK = (  # run by `make test`: convolutions, networks from scratch
+    *("digits", "digits_plif", "digits_fatnn", "digits_ottt"),
 )
 
 

@@ -279,7 +279,9 @@ def test_it_starts_from_new_weights_or_from_those_of_the_float_network(tmp_path:
         ("spiking.neuron=lif", "spiking.algorithm=dsr", "spiking.read_out_tau=2.0"),
         ("spiking.mode=cascade", "spiking.signed=true", "spiking.algorithm=bptt_every_step"),
         ("spiking.reset=hard", "spiking.read_out_tau=2.0", "spiking.learn_read_out=true"),
-        ("spiking.mode=cascade", "spiking.n=2", "spiking.compile=true"),
+        pytest.param(
+            ("spiking.mode=cascade", "spiking.n=2", "spiking.compile=true"), marks=pytest.mark.long
+        ),
         ("spiking.tensor_train={form: htt, rank: 2}", "spiking.detach_reset=false"),
     ],
     ids=lambda words: " ".join(words),
