@@ -7,6 +7,7 @@ all that is counted. Only sums are kept: memory does not grow with the number of
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,7 +63,8 @@ def layer_errors(
         batches of images [batch, channels, height, width], or pairs of these and labels [batch]: a
         tensor, a pair, a list or generator of these, a DataLoader, a data set.
     Raises:
-        SpecError: no images, steps below 1, an n twice, or a reference with other layers.
+        SpecError: no images, steps below 1, an n twice, a reference with other layers, or
+            activations that overflow where no quantizer bounds them.
         DataError: images of another shape, or with NaN.
 
     Example:
@@ -105,7 +107,19 @@ def layer_errors(
             errors += network.error_rows(n, T)
             rates += network.rate_rows(n, T, seen)
             logits.append(network.answers[T].row(n, T, every_label))
+    _check_finite(errors)
     return ErrorTable(seen, tuple(errors), tuple(rates), tuple(logits))
+
+
+def _check_finite(rows: Sequence[ErrorRow]) -> None:
+    """Raise where activations overflow without quantizers: nothing is a share of them."""
+    layers = dict.fromkeys(row.layer for row in rows if not math.isfinite(row.power))
+    if layers:
+        first = next(iter(layers))
+        hint = "its weights let activations grow from layer to layer: train it, or look at them"
+        fault = Fault(first, f"activations overflow, here and in {len(layers) - 1} more", hint)
+        headline = "errors cannot be measured: without quantizers the network overflows"
+        raise SpecError(headline, [fault])
 
 
 def clip_to_quantizer(neuron: MTNeuron, x: Tensor) -> Tensor:

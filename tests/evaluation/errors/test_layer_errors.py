@@ -522,3 +522,18 @@ def test_a_row_is_a_value() -> None:
     assert isinstance(row, ErrorRow)
     with pytest.raises(dataclasses.FrozenInstanceError):
         row.power = 0  # type: ignore[misc]
+
+
+def test_a_network_that_overflows_without_its_quantizers_is_refused_by_the_layer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mt_convert.evaluation.errors.sums import CauseSums
+
+    measured = CauseSums.row
+
+    def overflowing(self: CauseSums, *place: object) -> object:
+        return dataclasses.replace(measured(self, *place), power=math.inf)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(CauseSums, "row", overflowing)
+    with pytest.raises(SpecError, match=r"(?s)overflows.*here and in"):
+        layer_errors({15: convert(quantized("residual"))}, [images(2)], time_steps=[1])
