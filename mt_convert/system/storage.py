@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -103,11 +104,35 @@ def write_json(path: str | Path, value: Any) -> None:
 def json_text(value: Any) -> str:
     """``value`` as all our files hold it.
 
+    Raises:
+        OutputError: a number in it is NaN or infinite, by its name.
+
     Example:
         >>> json_text([])
         '[]\\n'
     """
-    return json.dumps(value, indent=1, allow_nan=False) + "\n"
+    try:
+        return json.dumps(value, indent=1, allow_nan=False) + "\n"
+    except ValueError as error:
+        places = list(_not_finite(value))
+        if not places:
+            raise
+        more = f" and {len(places) - 1} more" * (len(places) > 1)
+        text = f"{places[0]}{more}: NaN or infinite, which no file of ours holds"
+        raise OutputError(
+            f"a result is no number: {text}; look at the network's numbers"
+        ) from error
+
+
+def _not_finite(value: Any, name: str = "") -> Iterator[str]:
+    """Where numbers are that JSON does not know."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield name or "the value"
+    pairs = value.items() if isinstance(value, Mapping) else ()
+    if isinstance(value, (list, tuple)):
+        pairs = enumerate(value)  # type: ignore[assignment]
+    for key, item in pairs:
+        yield from _not_finite(item, f"{name}.{key}".lstrip("."))
 
 
 def check_folder(path: Path) -> None:

@@ -76,7 +76,7 @@ def test_missing_folders_are_made_and_files_have_ordinary_permissions(tmp_path: 
 def test_json_keeps_text_and_refuses_nan(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"Δ": [0.1, None, "ü"]})
     assert read_json(tmp_path / "a.json") == {"Δ": [0.1, None, "ü"]}
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(OutputError, match="no number"):
         write_json(tmp_path / "b.json", float("nan"))
     assert names(tmp_path) == ["a.json"]
 
@@ -176,3 +176,10 @@ def test_what_a_reader_raises_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):  # a fault of ours stays one
         read_json(path, wrong[3])
     assert read_json(path, lambda x: x["a"]) == 1
+
+
+def test_a_number_that_is_none_is_one_error_with_its_name(tmp_path: Path) -> None:
+    value = {"rows": [{"a": 1.0}, {"a": float("inf"), "b": float("nan")}]}
+    with pytest.raises(OutputError, match=r"rows\.1\.a and 1 more: NaN or infinite"):
+        write_json(tmp_path / "a.json", value)
+    assert not list(tmp_path.iterdir())
