@@ -8,7 +8,7 @@ from importlib import import_module
 from itertools import groupby
 
 import pytest
-from paths import EVAL
+from paths import EVAL, ROOT
 
 from mt_convert.report.columns import markdown_table
 from mt_convert.report.rows import results_from_json
@@ -37,3 +37,21 @@ def test_the_page_of_batch_norms_is_made_from_the_stored_rows(
     script = import_module("regenerate")
     content = json.loads((folder / "results.json").read_text())
     assert script.page(content) == (folder / "README.md").read_text()
+
+
+def test_the_chain_of_widths_is_what_its_rows_say() -> None:
+    folder = EVAL / "cifar10_resnet20"
+    rows = results_from_json(json.loads((folder / "chain.json").read_text()))
+    assert [row.act_bits for row in rows] == [4, 3, 2]
+    page = (folder / "head.md").read_text()
+    for row in rows:
+        assert row.exact_share == 1
+        assert row.images == 10_000
+        assert row.qann_accuracy == row.snn_accuracy
+        figures = (
+            f"QANN = SNN {row.snn_accuracy:.2f} % at n = L, T = 1, the fp32 network "
+            f"{row.ann_accuracy:.2f} %; {row.spikes_per_neuron:.2f} events per neuron"
+        )
+        assert figures in page
+        recipe = ROOT / "recipes" / f"cifar10_resnet20_w{row.act_bits}a{row.act_bits}.yaml"
+        assert f"{row.snn_accuracy:.2f} % at T = 1" in recipe.read_text()
