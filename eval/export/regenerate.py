@@ -57,7 +57,7 @@ class Row:
     refused: str | None
 
 
-def made_row(name: str, target: str) -> Row | None:
+def row_of(name: str, target: str) -> Row | None:
     """The row of a network and a target; None where a reader is not installed."""
     if target == export.QDQ:
         return qdq_row(name)
@@ -242,7 +242,7 @@ def main() -> None:
         for name in (*given.runs, *small):
             for target in given.to:
                 stored = read_json(path)["rows"] if path.is_file() else []
-                made = made_row(name, target)
+                made = row_of(name, target)
                 if made is not None:
                     store([Row(**item) for item in stored], made)
 

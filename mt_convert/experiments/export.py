@@ -12,7 +12,7 @@ from torch import Tensor
 from ..data import Splits, images, open_data
 from ..errors import CheckpointError, Fault, SpecError
 from ..export.approximation import FILE as QDQ_FILE
-from ..export.approximation import Difference, check_asked, check_qdq, write_qdq
+from ..export.approximation import Difference, check_qdq, check_request, write_qdq
 from ..export.hub import save_pretrained
 from ..export.targets import TARGETS, check_target, export, form_for
 from ..export.verdict import Verdict
@@ -68,7 +68,7 @@ def run_qdq(
         SpecError: an approximation was not asked for.
         UnsupportedLayerError: what has no QDQ nodes.
     """
-    check_asked(approximate=approximate)
+    check_request(approximate=approximate)
     snn, shown = _network(Path(name), count)
     return write_qdq(snn, out / QDQ_FILE, images=shown, approximate=True, again=again)
 

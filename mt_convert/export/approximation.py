@@ -9,15 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import Fault, OutputError, SpecError, UnsupportedLayerError
-from ..graph.nodes import check_images
+from ..errors import (
+    CheckpointError,
+    Fault,
+    OutputError,
+    SpecError,
+    UnsupportedLayerError,
+    error_line,
+)
 from ..integer_engine.model import integer
 from ..spiking.levels import levels
 from ..spiking.model import SpikingModel, spiking_network
 from ..system.storage import atomic, write_json
 from .onnx_formats import qdq
 from .onnx_formats.onnx_runtimes import read_graph
-from .verdict import BATCH, FEWEST_IMAGES
+from .verdict import BATCH, images_to_compare
 
 LOST = {
     "qdq": "products and sums are floats, or integers with steps of onnxruntime's own: levels next "
@@ -73,16 +79,12 @@ def write_qdq(
 ) -> Difference:
     """Write the quantized network that a converted one equals with QDQ nodes, and measure it;
     ``again``: measure what stands there."""
-    check_asked(approximate=approximate)
+    check_request(approximate=approximate)
     if (lacking := qdq.missing()) is not None:
         raise SpecError(f"qdq cannot be written here: {lacking}")
     snn, path = spiking_network(snn, "export"), Path(file)
     check_qdq(snn)
-    if images is None:
-        random = torch.Generator().manual_seed(1)
-        shown = torch.randn(FEWEST_IMAGES, *snn.image_shape, generator=random)
-    else:
-        shown = check_images(images, snn.image_shape).float().cpu()
+    shown = images_to_compare(snn.image_shape, images)
     if again:
         content = _read(path)
     else:
@@ -112,13 +114,19 @@ def measure(snn: SpikingModel, content: bytes, images: Tensor) -> Difference:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    (given,) = session.get_inputs()
     model, theirs, ours = integer(snn, backend="torch"), [], []
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        (given,) = session.get_inputs()
+        for batch in images.split(BATCH):
+            theirs.append(torch.from_numpy(session.run(None, {given.name: batch.numpy()})[0]))
+    except Exception as error:  # whatever onnxruntime says of a file that was changed
+        raise CheckpointError(f"the QDQ file does not run: {error_line(error)}") from error
     for batch in images.split(BATCH):
         ours.append(model.run(batch).logits[-1].float())
-        theirs.append(torch.from_numpy(session.run(None, {given.name: batch.numpy()})[0]))
     due, have = torch.cat(ours), torch.cat(theirs)
+    if due.shape != have.shape:
+        raise CheckpointError(f"the QDQ file gives {list(have.shape)}, logits {list(due.shape)}")
     apart = (have - due).abs() / due.abs().max().clamp(min=1e-30)
     return Difference(
         "qdq",
@@ -138,7 +146,7 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def check_asked(*, approximate: bool) -> None:
+def check_request(*, approximate: bool) -> None:
     """Raise `SpecError` unless an approximation was asked for."""
     if not approximate:
         hint = f"ask for it, --approximate (approximate=True): {LOST['qdq']}"
@@ -165,8 +173,8 @@ __all__ = [
     "FILE",
     "LOST",
     "Difference",
-    "check_asked",
     "check_qdq",
+    "check_request",
     "difference_file",
     "measure",
     "write_qdq",

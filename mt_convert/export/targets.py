@@ -11,11 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, Fault, OutputError, SpecError, UnsupportedLayerError
-from ..graph.nodes import check_images
 from ..spiking.model import SpikingModel
 from ..system.storage import write_json
 from . import c_program, c_source, table_folder
@@ -23,7 +21,7 @@ from .integer_form import IntegerForm, integer_form
 from .onnx_formats import onnx_graph, onnx_integers, onnx_runtimes, qonnx_thresholds
 from .programs import torch_program
 from .spiking_graphs import nir_graph, nir_runtime, spikingjelly_folder
-from .verdict import FEWEST_IMAGES, Runtime, Verdict, verify
+from .verdict import Runtime, Verdict, images_to_compare, verify
 
 VERDICT = "verdict.json"
 
@@ -117,7 +115,7 @@ def export(
     if (lacking := info.missing()) is not None:
         raise SpecError(f"{target} cannot be written here: {lacking}")
     form = form_for(snn, target)
-    shown = _images(form, images)
+    shown = images_to_compare(form.image_shape, images)
     if again:
         return _check_again(info, form, path, shown)
     with _in_place(info, path) as temporary:
@@ -150,14 +148,6 @@ def form_for(snn: SpikingModel, target: str) -> IntegerForm:
     if faults := TARGETS[target].refused(form):
         raise UnsupportedLayerError(f"this network does not leave exactly as {target}", faults)
     return form
-
-
-def _images(form: IntegerForm, images: Any) -> Tensor:
-    """The images to compare on."""
-    if images is None:
-        random = torch.Generator().manual_seed(1)
-        return torch.randn(FEWEST_IMAGES, *form.image_shape, generator=random)
-    return check_images(images, form.image_shape).float().cpu()
 
 
 def _verdict(info: Target, form: IntegerForm, path: Path, images: Tensor) -> Verdict:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Fault
+from ..graph.nodes import check_images
 from ..integer_engine import torch_backend
 from ..integer_engine.program import Accumulate, Encode, Fire, ReadOut, slots
 from ..integer_engine.threshold_tables import ThresholdTable
@@ -114,6 +115,14 @@ def verify(
         sizes,
         time_steps=form.time_steps,
     )
+
+
+def images_to_compare(shape: tuple[int, ...], images: Any) -> Tensor:
+    """What was given, or as many random images as a verdict asks for at least."""
+    if images is None:
+        random = torch.Generator().manual_seed(1)
+        return torch.randn(FEWEST_IMAGES, *shape, generator=random)
+    return check_images(images, shape).float().cpu()
 
 
 def _compare_on_images(form: IntegerForm, runtime: Runtime, images: Tensor) -> tuple[Compared, ...]:

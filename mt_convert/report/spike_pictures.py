@@ -69,7 +69,7 @@ def raster(
         >>> figure.axes[0].images[0].get_array().tolist()
         [[0, 2], [1, -1]]
     """
-    emitted = _of_image(_recorded(run, "spikes"), layer, image)
+    emitted = _of_image(_record_of(run, "spikes"), layer, image)
     if neurons < 1:
         raise SpecError(f"neurons={neurons}: allowed are whole numbers from 1")
     chosen = _choose(emitted, neurons)
@@ -142,7 +142,7 @@ def histogram(
         >>> figure.axes[0].get_title()
         'act: 66.7 % at rest'
     """
-    potentials = _recorded(run, "potentials")
+    potentials = _record_of(run, "potentials")
     names = list(potentials) if layers is None else [layers] if isinstance(layers, str) else layers
     if not 0 < len(names) <= MOST:
         hint = f"allowed are 1 to {MOST}: name some, histogram(run, ['...'])"
@@ -189,8 +189,8 @@ def potential(
         >>> potential(run, "act", 1).axes[0].lines[0].get_ydata().tolist()
         [1.5, 0.5]
     """
-    left = _of_image(_recorded(run, "potentials"), layer, image)
-    emitted = _of_image(_recorded(run, "spikes"), layer, image)
+    left = _of_image(_record_of(run, "potentials"), layer, image)
+    emitted = _of_image(_record_of(run, "spikes"), layer, image)
     if not 0 <= neuron < left.shape[1]:
         where = f"{layer} has neurons 0 to {left.shape[1] - 1}"
         raise SpecError(f"neuron {neuron} is not there: {where}")
@@ -214,7 +214,7 @@ def potential(
 # ------------------------------------------------------------------------------------------ shared
 
 
-def _recorded(run: Recorded, name: str) -> Mapping[str, Any]:
+def _record_of(run: Recorded, name: str) -> Mapping[str, Any]:
     """Spikes or potentials of all layers."""
     recorded: Mapping[str, Any] | None = getattr(run, name, None)
     if recorded is None:

@@ -43,6 +43,10 @@ def test_what_a_file_loses_is_measured_and_stands_beside_it(tmp_path: Path) -> N
     scale.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scale) * 2, scale.name))
     other = measure(snn, model.SerializeToString(), shown)
     assert other.mean > 2 * found.mean
+    del model.graph.node[3]  # whole, and no graph that runs
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(CheckpointError, match="does not run"):
+        write_qdq(snn, path, images=shown, approximate=True, again=True)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError):
         write_qdq(snn, path, images=shown, approximate=True, again=True)
@@ -59,6 +63,11 @@ def test_it_is_asked_for_and_refused_by_name(tmp_path: Path) -> None:
     qann = mt.quantize(network("residual"), own, calibration=images(8))
     with pytest.raises(UnsupportedLayerError, match="equal steps"):
         mt.export.qdq(mt.convert(qann), tmp_path / "a.onnx", approximate=True)
+    up = mt.quantize(
+        network("residual"), mt.QuantSpec(4, 4, rounding="half_up"), calibration=images(8)
+    )  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedLayerError, match="rounds half up"):
+        mt.export.qdq(mt.convert(up), tmp_path / "a.onnx", approximate=True)
     assert not list(tmp_path.iterdir())
 
 

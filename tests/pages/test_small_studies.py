@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from importlib import import_module
 from itertools import groupby
+from pathlib import Path
 
 import pytest
 from paths import EVAL, ROOT
@@ -55,3 +57,21 @@ def test_the_chain_of_widths_is_what_its_rows_say() -> None:
         assert figures in page
         recipe = ROOT / "recipes" / f"cifar10_resnet20_w{row.act_bits}a{row.act_bits}.yaml"
         assert f"{row.snn_accuracy:.2f} % at T = 1" in recipe.read_text()
+
+
+SCRIPTS = sorted(path for path in EVAL.glob("*/*.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_the_script_of_every_study_finds_what_it_imports(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(path.parent))
+    before = set(sys.modules)
+    try:
+        runpy.run_path(str(path), run_name="imported")
+    finally:
+        for name in set(sys.modules) - before:
+            if Path(str(getattr(sys.modules[name], "__file__", ""))).parent == path.parent:
+                del sys.modules[name]  # siblings of one study have names like those of another

@@ -100,14 +100,14 @@ def _count(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
         _levels_by_formula(graph, node, inputs, out)
         return
     total = shared.whole_sum(graph, node, inputs, out)
-    level = _reached(graph, node, total, "thresholds", f"{out}_count")
+    level = _count_reached(graph, node, total, "thresholds", f"{out}_count")
     if "falls" in arrays:
-        down = _reached(graph, node, total, "falls", f"{out}_fallen")
+        down = _count_reached(graph, node, total, "falls", f"{out}_fallen")
         level = graph.add("Sub", [level, down], f"{out}_both")
     graph.add("Add", [level, graph.constant(f"{out}_first", first, np.int32)], out)
 
 
-def _reached(graph: Graph, node: Node, total: str, name: str, out: str) -> str:
+def _count_reached(graph: Graph, node: Node, total: str, name: str, out: str) -> str:
     """How many thresholds a sum reaches: each compared, or, of many, a search in halves."""
     place, numbers = node.arrays["place"].long(), node.arrays[name]
     count = numbers.shape[1]

@@ -146,7 +146,8 @@ def _quantizer(name: str, layer: Any) -> tuple[nn.Module, Fault | None]:
     low, high = (int(bound) for bound in layer.spec.limits)
     fault = None
     if layer.table is not None:
-        fault = Fault(name, "stands for a function", "QDQ nodes round, they compute no function")
+        what = "rounds half up" if layer.formula.only_clips else "stands for a function"
+        fault = Fault(name, what, "QDQ nodes round half to even, and compute no function")
     elif has_learned_gaps(layer.spec.ladder):
         fault = Fault(name, "learned thresholds", "QDQ nodes have equal steps")
     elif layer.offset is not None or layer.gain is not None:

@@ -152,7 +152,9 @@ class _Laid:
         if not self.is_plain:
             shared.reshape(self.graph, name, self.shape, out)
 
-    def reached(self, total: str, thresholds: Tensor, made: str, first: int, ends: Value) -> str:
+    def add_thresholds(
+        self, total: str, thresholds: Tensor, made: str, first: int, ends: Value
+    ) -> str:
         """A MultiThreshold node: how many of each row's thresholds [rows, n] a sum reaches."""
         return self.graph.add(
             "MultiThreshold",
@@ -178,11 +180,11 @@ def _multi_threshold(graph: Graph, node: Node, inputs: list[str], out: str) -> N
     if "falls" in arrays:  # a function: where its level rises less where it falls
         rises, falls = arrays["thresholds"], arrays["falls"]
         ends = Value((), first, first + rises.shape[1])
-        ups = at.reached(total, rises, f"{out}_ups", first, ends)
-        downs = at.reached(total, falls, f"{out}_downs", 0, Value((), 0, falls.shape[1]))
+        ups = at.add_thresholds(total, rises, f"{out}_ups", first, ends)
+        downs = at.add_thresholds(total, falls, f"{out}_downs", 0, Value((), 0, falls.shape[1]))
         graph.add("Sub", [ups, downs], levels)
     else:
-        at.reached(total, arrays["thresholds"], levels, first, graph.form.values[node.out])
+        at.add_thresholds(total, arrays["thresholds"], levels, first, graph.form.values[node.out])
     at.lay_back(levels, out)
 
 
@@ -205,7 +207,7 @@ def _level_by_level(graph: Graph, node: Node, inputs: list[str], out: str) -> No
     first, result = int(emitted_levels(graph.form.sources[node.out])[1][0]), ""
     ends = graph.form.values[node.out]
     for index, beside in enumerate(arrays["grid"].tolist()):
-        made = at.reached(total, thresholds[:, index], f"{out}_at_{index}", first, ends)
+        made = at.add_thresholds(total, thresholds[:, index], f"{out}_at_{index}", first, ends)
         for name, level in zip(others, beside, strict=True):
             there = graph.add(
                 "Equal",

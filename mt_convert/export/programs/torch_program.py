@@ -221,11 +221,11 @@ class _Fire(_Node):
         u = inputs[0] * self.factor_0
         for index, x in enumerate(inputs[1:], start=1):
             u = u + x * self.get_buffer(f"factor_{index}")
-        level = self._reached("thresholds", u)
-        level = level - self._reached("falls", u) if "falls" in self.counts else level
+        level = self._count_reached("thresholds", u)
+        level = level - self._count_reached("falls", u) if "falls" in self.counts else level
         return level + settings["first"]
 
-    def _reached(self, name: str, u: Tensor) -> Tensor:
+    def _count_reached(self, name: str, u: Tensor) -> Tensor:
         """How many thresholds a sum reaches."""
         thresholds, count = self.get_buffer(name), self.counts[name]
         if count <= MOST_COMPARED:

@@ -80,7 +80,7 @@ def _view(content: PageContent) -> dict[str, Any]:
     traces = example["layers"] if example else ()
     return {
         "verdict": _verdict(content.report),
-        "evaluated": _evaluated(rows),
+        "evaluated": _images_sentence(rows),
         "accuracies": _accuracies(rows),
         "panels": charts.accuracy_panels(rows) if rows else [],
         "table": _table(rows),
@@ -121,7 +121,7 @@ def _verdict(report: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     return None if report is None else report.get("verdict")
 
 
-def _evaluated(rows: Sequence[Row]) -> str | None:
+def _images_sentence(rows: Sequence[Row]) -> str | None:
     """On how many evaluated images every activation is the quantized network's."""
     converted = [row for row in rows if row.exact_share is not None and row.algorithm == "none"]
     if not converted:

@@ -34,7 +34,7 @@ NETWORKS = {
 
 
 @cache
-def made(name: str, rounding: Rounding) -> QuantizedModel:
+def dyadic_network(name: str, rounding: Rounding) -> QuantizedModel:
     """Weights, images and steps on one grid, so that half-way values are common."""
     spec = QuantSpec(4, 3, scale=Scale.POWER_OF_TWO, rounding=rounding, batch_norm="fold")
     return quantize(eighths(NETWORKS[name]()), spec, calibration=dyadic_images(8))
@@ -61,9 +61,9 @@ def test_a_quantizer_takes_ties_to_the_upper_level(
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_that_round_half_up_are_exact_in_every_engine(name: str, tmp_path: Path) -> None:
-    qann, images = made(name, Rounding.HALF_UP), dyadic_images(4)
+    qann, images = dyadic_network(name, Rounding.HALF_UP), dyadic_images(4)
     levels, logits = levels_of(qann, images)
-    even, _ = levels_of(made(name, Rounding.HALF_EVEN), images)
+    even, _ = levels_of(dyadic_network(name, Rounding.HALF_EVEN), images)
     assert any(not torch.equal(levels[key], even[key]) for key in even), "no tie was met"
     snn = convert(qann, verify=images, literal="all")
     assert snn.report.verdict is not None
@@ -88,7 +88,7 @@ def assert_totals(run: object, levels: dict[str, Tensor], logits: Tensor) -> Non
 
 @pytest.mark.slow
 def test_what_rounds_half_up_leaves_and_trains_on(tmp_path: Path) -> None:
-    qann, images = made("dense", Rounding.HALF_UP), dyadic_images(4)
+    qann, images = dyadic_network("dense", Rounding.HALF_UP), dyadic_images(4)
     snn = convert(qann)
     tables(snn, tmp_path / "tables")  # runs what it wrote, next to every threshold
     batches = [(images, torch.tensor([0, 1, 2, 0]))]
