@@ -15,7 +15,6 @@ from ..errors import (
     OutputError,
     SpecError,
     UnsupportedLayerError,
-    error_line,
 )
 from ..integer_engine.model import integer
 from ..spiking.levels import levels
@@ -23,7 +22,7 @@ from ..spiking.model import SpikingModel, spiking_network
 from ..system.storage import atomic, write_json
 from .onnx_formats import qdq
 from .onnx_formats.onnx_runtimes import read_graph
-from .verdict import BATCH, images_to_compare
+from .verdict import BATCH, images_to_compare, run_foreign
 
 LOST = {
     "qdq": "products and sums are floats, or integers with steps of onnxruntime's own: levels next "
@@ -90,7 +89,7 @@ def write_qdq(
     else:
         form = qdq.qdq_form(snn, shown, quantize_sums=False)
         content = qdq.export_onnx(form, shown[:2], any_batch=True)
-    found = measure(snn, content, shown)
+    found = measure(snn, path, content, shown)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -107,26 +106,26 @@ def difference_file(path: Path) -> Path:
 
 
 @torch.no_grad()
-def measure(snn: SpikingModel, content: bytes, images: Tensor) -> Difference:
+def measure(snn: SpikingModel, path: Path, content: bytes, images: Tensor) -> Difference:
     """Run a QDQ file in onnxruntime beside the integer network."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    model, theirs, ours = integer(snn, backend="torch"), [], []
-    try:
+
+    def run() -> list[Tensor]:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         (given,) = session.get_inputs()
-        for batch in images.split(BATCH):
-            theirs.append(torch.from_numpy(session.run(None, {given.name: batch.numpy()})[0]))
-    except Exception as error:  # whatever onnxruntime says of a file that was changed
-        raise CheckpointError(f"the QDQ file does not run: {error_line(error)}") from error
-    for batch in images.split(BATCH):
-        ours.append(model.run(batch).logits[-1].float())
+        each = (session.run(None, {given.name: some.numpy()})[0] for some in images.split(BATCH))
+        return [torch.from_numpy(one) for one in each]
+
+    theirs = run_foreign(path, run)
+    model = integer(snn, backend="torch")
+    ours = [model.run(batch).logits[-1].float() for batch in images.split(BATCH)]
     due, have = torch.cat(ours), torch.cat(theirs)
     if due.shape != have.shape:
-        raise CheckpointError(f"the QDQ file gives {list(have.shape)}, logits {list(due.shape)}")
+        raise CheckpointError(f"{path} gives {list(have.shape)}, logits {list(due.shape)}")
     apart = (have - due).abs() / due.abs().max().clamp(min=1e-30)
     return Difference(
         "qdq",

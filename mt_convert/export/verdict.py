@@ -10,15 +10,16 @@ sum furthest. The reference is the integer engine's own instruction, which never
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import Fault
+from ..errors import CheckpointError, Fault
 from ..graph.nodes import check_images
 from ..integer_engine import torch_backend
 from ..integer_engine.program import Accumulate, Encode, Fire, ReadOut, slots
@@ -115,6 +116,21 @@ def verify(
         sizes,
         time_steps=form.time_steps,
     )
+
+
+def run_foreign(path: Path, call: Callable[[], Any]) -> Any:
+    """What a foreign runtime makes of a file; whatever it raises is one error.
+
+    Raises:
+        CheckpointError: it stops.
+    """
+    try:
+        return call()
+    except (KeyboardInterrupt, SystemExit, CheckpointError):
+        raise
+    except BaseException as error:  # runtimes raise types of their own
+        why = f"{type(error).__name__}: {str(error)[:200]}"
+        raise CheckpointError(f"{path} does not run ({why}): write it again") from error
 
 
 def images_to_compare(shape: tuple[int, ...], images: Any) -> Tensor:

@@ -41,7 +41,7 @@ def test_what_a_file_loses_is_measured_and_stands_beside_it(tmp_path: Path) -> N
         and onnx.numpy_helper.to_array(item).any()
     )
     scale.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scale) * 2, scale.name))
-    other = measure(snn, model.SerializeToString(), shown)
+    other = measure(snn, path, model.SerializeToString(), shown)
     assert other.mean > 2 * found.mean
     del model.graph.node[3]  # whole, and no graph that runs
     path.write_bytes(model.SerializeToString())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from ...errors import CheckpointError
 from ..integer_form import IntegerForm, Node
+from ..verdict import run_foreign
 from .onnx_graph import names_of
 from .qonnx_thresholds import QONNX_DOMAIN
 
@@ -32,6 +34,7 @@ class GraphRuntime:
 
     def __init__(self, path: Path, form: IntegerForm, start: Callable[..., Any]) -> None:
         self.path, self.form = path, form
+        self._guard = partial(run_foreign, path)
         self.model = read_graph(path)
         self._start = start(self._guard)
         self._parts: dict[int, Any] = {}
@@ -78,15 +81,6 @@ class GraphRuntime:
             return part
 
         return self._guard(cut)
-
-    def _guard(self, call: Callable[[], Any]) -> Any:
-        try:
-            return call()
-        except (KeyboardInterrupt, SystemExit, CheckpointError):
-            raise
-        except BaseException as error:  # runtimes raise types of their own
-            why = f"{type(error).__name__}: {str(error)[:200]}"
-            raise CheckpointError(f"{self.path} does not run ({why}): write it again") from error
 
 
 def read_graph(path: Path) -> Any:

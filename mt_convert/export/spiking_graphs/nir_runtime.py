@@ -4,7 +4,8 @@ threshold. Whole networks also run in SpikingJelly, where it is installed: the l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 from ...errors import CheckpointError
 from .. import numpy_reader
 from ..integer_form import IntegerForm, Node
+from ..verdict import run_foreign
 from .nir_graph import INPUT, OUTPUT, Signal, signals_of
 
 LARGEST_FILE = 2**31
@@ -37,6 +39,7 @@ class NirGraph:
 
     def __init__(self, path: Path, form: IntegerForm) -> None:
         self.path, self.form = path, form
+        self._guard = partial(run_foreign, path)
         self.graph = read_graph(path)
         self.signals = signals_of(form)
         self.before: dict[str, list[str]] = {name: [] for name in self.graph.nodes}
@@ -121,15 +124,6 @@ class NirGraph:
         from spikingjelly.activation_based.nir_exchange.from_nir import import_from_nir
 
         return import_from_nir(self.graph, dt=1.0).eval()
-
-    def _guard(self, call: Callable[[], Any]) -> Any:
-        try:
-            return call()
-        except (KeyboardInterrupt, SystemExit, CheckpointError):
-            raise
-        except Exception as error:
-            why = f"{type(error).__name__}: {str(error)[:200]}"
-            raise CheckpointError(f"{self.path} does not run ({why}): write it again") from error
 
 
 def said(signal: Signal, numbers: Tensor) -> Iterator[tuple[str, Tensor]]:

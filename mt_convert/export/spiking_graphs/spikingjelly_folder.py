@@ -17,6 +17,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from ..integer_form import IntegerForm, Node, emitted_levels, formula_arrays, na
 from ..onnx_formats.onnx_graph import FLOAT32_WHOLE, furthest, sum_fits
 from ..table_folder import Tables, read_tables, write_nodes
 from ..threshold_sums import MOST_PROVED, other_levels
+from ..verdict import run_foreign
 
 MODULE = "spiking_network.py"
 OWN = Tables("mt_convert spikingjelly", 1)
@@ -165,6 +167,7 @@ class SpikingJellyNetwork:
         from . import spiking_network
 
         self.folder, self.form = folder, form
+        self._guard = partial(run_foreign, folder)
         network, arrays = read_tables(folder, OWN)
         self.shifts = {node["out"]: node.get("shift", 0) for node in network["nodes"]}
         lacking = {node.out for node in form.nodes} - self.shifts.keys()
@@ -209,12 +212,3 @@ class SpikingJellyNetwork:
         made = self._guard(lambda: module(*given)) * 2.0 ** self.shifts[node.out]
         result: np.ndarray = made.numpy()
         return result
-
-    def _guard(self, call: Any) -> Any:
-        try:
-            return call()
-        except (KeyboardInterrupt, SystemExit, CheckpointError):
-            raise
-        except Exception as error:
-            why = f"{type(error).__name__}: {str(error)[:200]}"
-            raise CheckpointError(f"{self.folder} does not run ({why}): write it again") from error
