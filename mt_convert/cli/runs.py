@@ -195,6 +195,14 @@ def export(
     to: Annotated[str, typer.Option("--to", help="What to write: one of the targets below.")],
     out: Annotated[Path, typer.Option(help="Folder for what is written and its verdict.")],
     images: Annotated[int, typer.Option(min=1, help="Compare on at least so many images.")] = 1000,
+    time_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="T",
+            help="So many steps, unrolled (onnx, torch). [default: 1; a whole window]",
+        ),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing: check again what stands there.")
     ] = False,
@@ -203,7 +211,10 @@ def export(
         typer.Option("--approximate", help="Take what is not exact; what is lost is said."),
     ] = False,
 ) -> None:
-    """Write one time step of a converted network for another world: exact, or refused by name.
+    """Write a converted network for another world: exact, or refused by name.
+
+    One time step of it, or with --time-steps several; layers that wait for their window leave as
+    one pass.
 
     What was written is run there, on images and on accumulators at every threshold and one beside
     it; the verdict is left beside it. Nothing is kept that answers otherwise.
@@ -224,10 +235,13 @@ def export(
       mt-convert export runs/digits --to tables --out runs/digits/tables
       mt-convert export runs/digits --to c --out runs/digits/c
       mt-convert export runs/digits --to c --out runs/digits/c --check
+      mt-convert export runs/digits --to onnx --time-steps 4 --out runs/digits/onnx
     """
     from ..experiments import export as command
     from ..report.html.export import page_of
 
+    if to in (command.QDQ, command.HUB):
+        command.check_one_pass(to, time_steps)
     if to == command.QDQ:
         asked = {"approximate": approximate, "again": check}
         typer.echo(str(command.run_qdq(network, out, count=images, **asked)))
@@ -236,6 +250,7 @@ def export(
     if to == command.HUB:
         typer.echo(command.run_hub(network, out, again=check))
     else:
-        typer.echo(str(command.run(network, to, out, count=images, again=check)))
+        asked_for = {"count": images, "time_steps": time_steps, "again": check}
+        typer.echo(str(command.run(network, to, out, **asked_for)))
     typer.echo(f"{'checked' if check else 'wrote'} {out}")
     typer.echo(f"page: {page_of(out)}")

@@ -14,7 +14,7 @@ from ..errors import CheckpointError, Fault, SpecError
 from ..export.approximation import FILE as QDQ_FILE
 from ..export.approximation import Difference, check_qdq, check_request, write_qdq
 from ..export.hub import save_pretrained
-from ..export.targets import TARGETS, check_target, export, form_for
+from ..export.targets import TARGETS, check_target, export, form_for, steps_written
 from ..export.verdict import Verdict
 from ..quantization.quantize import QuantizedModel, quantize
 from ..report.html.export import stored_verdicts, write_page
@@ -33,9 +33,18 @@ IMAGES = 1000
 HUB, QDQ = "hub", "qdq"
 
 
-def run(name: str, target: str, out: Path, *, count: int = IMAGES, again: bool = False) -> Verdict:
+def run(
+    name: str,
+    target: str,
+    out: Path,
+    *,
+    count: int = IMAGES,
+    time_steps: int | None = None,
+    again: bool = False,
+) -> Verdict:
     """Write a network into ``out`` and check it on at least ``count`` images: the run's test
-    images, then its other ones, then random ones. ``again``: check what stands there.
+    images, then its other ones, then random ones. ``time_steps``: one, or a whole window, unless
+    given. ``again``: check what stands there.
 
     Raises:
         CheckpointError: no finished run and no stored network; what stands in ``out`` is damaged,
@@ -46,15 +55,20 @@ def run(name: str, target: str, out: Path, *, count: int = IMAGES, again: bool =
     snn, shown = _network(Path(name), count)
     file = TARGETS[target].file
     path = out if file is None else out / file
-    words = ["mt-convert", "export", name, "--to", target, "--out", str(out)]
-    command = shlex.join([*words, "--images", str(count)])
+
+    def tell() -> None:
+        words = ["mt-convert", "export", name, "--to", target, "--out", str(out)]
+        if (steps := time_steps or steps_written(target, path) or 1) > 1:
+            words += ["--time-steps", str(steps)]
+        write_page(out, Path(name).name, shlex.join([*words, "--images", str(count)]))
+
     try:
-        verdict = export(snn, target, path, images=shown, again=again)
+        verdict = export(snn, target, path, images=shown, time_steps=time_steps, again=again)
     except CheckpointError:
         if again and stored_verdicts(out):  # the page tells that it turned red
-            write_page(out, Path(name).name, command)
+            tell()
         raise
-    write_page(out, Path(name).name, command)
+    tell()
     return verdict
 
 
@@ -118,6 +132,13 @@ def _data_settings(recipe: Recipe) -> dict[str, Any]:
         "interpolation": data.interpolation,
     }
     return {key: value for key, value in settings.items() if value is not None}
+
+
+def check_one_pass(target: str, time_steps: int | None) -> None:
+    """Raise `SpecError` where steps are asked for of a target that has none."""
+    if time_steps is not None:
+        hint = f"{target} writes no time steps: leave --time-steps out"
+        raise SpecError("nothing to unroll", [Fault("--time-steps", str(time_steps), hint)])
 
 
 def check(recipe: Any, target: str) -> None:

@@ -1,4 +1,4 @@
-"""What leaves the house: one step of a converted network on whole numbers, ready to be written.
+"""What leaves the house: steps of a converted network on whole numbers, ready to be written.
 
 `integer_form` takes the integer engine's program and turns it into few kinds of nodes that any
 language has. Nothing is computed anew: thresholds come from the written float32 formula by
@@ -11,6 +11,7 @@ language has. Nothing is computed anew: thresholds come from the written float32
     max_pool, sum_pool    over windows              max, sum over whole axes
     scale       times whole numbers
     fire        a level for the number of thresholds reached (see `Fire`)
+    emit        what was emitted before, moved towards that level (see `unrolled`)
     read_out    the logits: in_0 * M_0 + B + in_1 * M_1 + ..., each operator in float32
 """
 
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import Fault, MTConvertError, UnsupportedLayerError
+from ..errors import Fault, MTConvertError, SpecError, UnsupportedLayerError
 from ..integer_engine import threshold_tables as tables
 from ..integer_engine.model import IntegerModel, integer
 from ..integer_engine.program import (
@@ -44,10 +45,13 @@ from ..neurons.ladder import Binary, Radix
 from ..neurons.totals import totals_step
 from ..spiking.levels import levels
 from ..spiking.model import SpikingModel, spiking_network
+from ..spiking.presentation import check_time_steps
 from ..system.devices import device_of
 from .threshold_sums import INT32, threshold_sum
+from .unrolled import asked_for, emission, unroll
 
 aten = torch.ops.aten
+MOST_STEPS = 256
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ class IntegerForm:
 
     ``program`` and ``model`` are what it came from, to compare with; ``sources[out]`` is the
     program's instruction of a node. Where layers wait, all ``time_steps`` of a window are one pass.
+    ``levels`` names the layers of neurons whose emission by the end a value is.
     """
 
     nodes: tuple[Node, ...]
@@ -95,6 +100,7 @@ class IntegerForm:
     program: Program
     model: IntegerModel
     sources: Mapping[int, Any]
+    levels: Mapping[int, str]
     time_steps: int = 1
 
     def node(self, op: str) -> Node:
@@ -104,11 +110,12 @@ class IntegerForm:
 
 
 @torch.no_grad()
-def integer_form(snn: SpikingModel) -> IntegerForm:
-    """One time step of a converted network as nodes of whole numbers; where layers wait for their
-    whole window, all of it.
+def integer_form(snn: SpikingModel, time_steps: int | None = None) -> IntegerForm:
+    """Time steps of a converted network, one unless given, as nodes of whole numbers; where layers
+    wait for their whole window, that of all levels unless given, all of it in one pass.
 
     Raises:
+        SpecError: fewer than one time step, or more than `MOST_STEPS`.
         UnsupportedLayerError: what has no such form, all of it.
 
     Example:
@@ -124,9 +131,17 @@ def integer_form(snn: SpikingModel) -> IntegerForm:
     if device_of(snn).type != "cpu":
         snn = copy.deepcopy(snn).cpu()
     headline = "this network does not leave the house exactly"
-    time_steps = window_steps(snn) if snn.whole_window else 1
+    if time_steps is None:
+        time_steps = window_steps(snn) if snn.whole_window else 1
+    check_time_steps(time_steps)
+    if time_steps > MOST_STEPS:
+        raise SpecError(f"time_steps is {time_steps}: at most {MOST_STEPS} leave as one network")
     model = integer(snn, backend="torch")
-    program = model.program(time_steps - 1, time_steps)
+    if snn.whole_window:
+        programs = [model.program(time_steps - 1, time_steps)]
+    else:
+        programs = [model.program(t) for t in range(time_steps)]
+    program = programs[0]
     apart = [item for item in program.instructions if isinstance(item, Fire) and not item.together]
     if apart:
         hint = "one pass does not say its window: use uniform, binary or radix ladders, image once"
@@ -137,25 +152,41 @@ def integer_form(snn: SpikingModel) -> IntegerForm:
     if not any(isinstance(item, Encode) for item in program.instructions):
         faults.append(Fault("the image", "is not quantized", "give QuantSpec input_bits"))
     try:
-        tables.check(program)
+        for one in {id(one): one for one in programs}.values():
+            tables.check(one)
     except MTConvertError as fact:
         raise UnsupportedLayerError(headline, [*faults, *fact.faults]) from fact
     if faults:
         raise UnsupportedLayerError(headline, faults)
-    writer = _Writer(program)
-    for item in program.instructions:
-        writer.write(item)
+    several = len(programs) > 1
+    programs = unroll(programs) if several else programs
+    writer = _Writer(programs[0], several)
+    for step, program in enumerate(programs, start=1):
+        writer.behind = f", step {step}" if step > 1 else ""
+        for item in program.instructions:
+            writer.write(item)
     if writer.faults:
-        raise UnsupportedLayerError(headline, writer.faults)
+        raise UnsupportedLayerError(headline, list(dict.fromkeys(writer.faults)))
+    nodes = _needed(writer.nodes)
+    made = {0, *(node.out for node in nodes)}
     return IntegerForm(
-        tuple(writer.nodes),
-        writer.values,
+        tuple(nodes),
+        {index: value for index, value in writer.values.items() if index in made},
         tuple(program.values[0].shape),
         writer.program,
         model,
         writer.sources,
+        {writer.at(index): name for name, index in writer.emitted.items()},
         time_steps,
     )
+
+
+def _needed(nodes: list[Node]) -> list[Node]:
+    """Nodes that the last one needs: read-outs of earlier steps are left out."""
+    needed = {nodes[-1].out}
+    for node in reversed(nodes):
+        needed |= set(node.inputs) if node.out in needed else set()
+    return [node for node in nodes if node.out in needed]
 
 
 def window_steps(snn: SpikingModel) -> int:
@@ -182,10 +213,16 @@ def window_steps(snn: SpikingModel) -> int:
 
 
 class _Writer:
-    """The nodes so far."""
+    """The nodes so far. Of ``several`` steps a node that stands there already is not written again;
+    ``emitted``: the last value of each layer of neurons."""
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, several: bool = False) -> None:
+        self.program, self.several = program, several
+        self.behind = ""  # of the names of nodes, in later steps
+        self.emitted: dict[str, int] = {}
+        self._seen: dict[tuple[str, tuple[int, ...]], list[Node]] = {}
+        self._copies: dict[int, list[int]] = {}
+        self._sums: dict[Any, Any] = {}
         self.nodes: list[Node] = []
         self.values: dict[int, Value] = {}
         self.aliases: dict[int, int] = {}
@@ -222,29 +259,50 @@ class _Writer:
         source: Any,
     ) -> None:
         low, high = int(bounds[0]), int(bounds[1])
+        name += self.behind
+        node = Node(op, name, inputs, out, dict(settings), dict(arrays))
+        if self.several and not name.startswith("again"):
+            alike = self._seen.setdefault((op, inputs), [])
+            if (first := next((one for one in alike if _same(one, node)), None)) is not None:
+                self.aliases[out] = first.out
+                return
+            alike.append(node)
         if max(-low, high) >= INT32:
             hint = "needs more than 32 bits: use fewer bits, or a smaller pool"
             self.faults.append(Fault(name, f"numbers up to {max(-low, high):.1e}", hint))
             low, high = -1, 1
         self.values[out] = Value(tuple(self.program.values[out].shape), low, high)
-        self.nodes.append(Node(op, name, inputs, out, dict(settings), dict(arrays)))
+        self.nodes.append(node)
         self.sources[out] = source
 
-    def _at(self, index: int) -> int:
+    def at(self, index: int) -> int:
         return self.aliases.get(index, index)
 
     def _apart(self, inputs: Iterable[int]) -> tuple[int, ...]:
         """Inputs of a node that are values of their own, so that it can be run by itself."""
         apart: dict[int, None] = {}
-        for index in map(self._at, inputs):
-            apart[self._again(index) if index in apart else index] = None
+        for index in map(self.at, inputs):
+            place = sum(one == index or one in self._copies.get(index, ()) for one in apart)
+            apart[self._copy(index, place) if place else index] = None
         return tuple(apart)
+
+    def _new(self, value: Whole) -> int:
+        """One value more."""
+        out = max(self.program.values) + 1
+        self.program = replace(self.program, values={**self.program.values, out: value})
+        return out
+
+    def _copy(self, index: int, place: int) -> int:
+        """A value once more; ``place`` says which of its copies."""
+        copies = self._copies.setdefault(index, [])
+        if place > len(copies):
+            copies.append(self._again(index))
+        return copies[place - 1]
 
     def _again(self, index: int) -> int:
         """A value once more."""
-        out, value = max(self.program.values) + 1, self.values[index]
-        values = {**self.program.values, out: Whole(value.shape, value.low, value.high)}
-        self.program = replace(self.program, values=values)
+        value = self.values[index]
+        out = self._new(Whole(value.shape, value.low, value.high))
         source = Operate((out,), aten.alias.default, (Slot(index),), {})
         bounds = value.low, value.high
         self._add("reshape", f"again {index}", (index,), out, bounds, {}, {}, source)
@@ -257,7 +315,7 @@ class _Writer:
         return replace(formula, terms=tuple(replace(term, value=index) for term, index in terms))
 
     def _accumulate(self, item: Accumulate) -> None:
-        source = self._at(item.value)
+        source = self.at(item.value)
         low, high = self.values[source].low, self.values[source].high
         weight = item.weight.long().flatten(1)
         rising, falling = weight.clamp(min=0).sum(1), weight.clamp(max=0).sum(1)
@@ -279,6 +337,30 @@ class _Writer:
         self._add("conv", item.name, (source,), item.out, bounds, settings, arrays, item)
 
     def _fire(self, item: Fire) -> None:
+        """A layer of neurons; of several steps the level that is asked for, and the move there."""
+        before = self.emitted.get(item.name)
+        self.emitted[item.name] = item.out
+        if not self.several:
+            self._level(item)
+            return
+        asked = self._new(self.program.values[item.out])
+        self._level(asked_for(item, asked))
+        self._emit(item, self.at(asked), None if before is None else self.at(before))
+
+    def _emit(self, item: Fire, asked: int, before: int | None) -> None:
+        """What was emitted, moved towards the level that is asked for."""
+        step = emission(item.spec)
+        low, high = item.spec.limits if before is None else (-step.span, step.span)
+        is_all = step.steps is None and step.least <= low and step.most >= high
+        if is_all or before == asked:
+            self.aliases[item.out] = asked
+            return
+        settings = {"span": step.span, "least": step.least, "most": step.most}
+        arrays = {} if step.steps is None else {"steps": step.steps}
+        inputs = (asked,) if before is None else (asked, before)
+        self._add("emit", item.name, inputs, item.out, item.spec.limits, settings, arrays, item)
+
+    def _level(self, item: Fire) -> None:
         item = replace(item, input=self._terms_apart(item.input))
         inputs = tuple(term.value for term in item.input.terms)
         program = narrow_program(self.program, item, self.values, inputs)
@@ -286,7 +368,7 @@ class _Writer:
         settings: dict[str, Any] = {"search": isinstance(item.spec.ladder, Binary)}
         table = tables.ThresholdTable(item, program)
         known = [(self.values[index].low, self.values[index].high) for index in inputs]
-        arrays = threshold_sum(table, levels, known)
+        arrays = self._sum(item, table, levels, known)
         if arrays is not None:
             settings["first"] = (
                 int(levels[0]) if item.table is None else int(item.table.start.min())
@@ -308,6 +390,21 @@ class _Writer:
         bounds = float(levels.min()), float(levels.max())
         self._add("fire", item.name, inputs, item.out, bounds, settings, arrays, item)
 
+    def _sum(
+        self,
+        item: Fire,
+        table: tables.ThresholdTable,
+        levels: Tensor,
+        known: list[tuple[int, int]],
+    ) -> dict[str, Tensor] | None:
+        """The sum whose comparisons are the level; the same in every step, where that is so."""
+        factors = [*(term.multiplier for term in item.input.terms), item.input.bias, item.offset]
+        key = item.name, item.spec, tuple(known), tuple(map(id, factors)), id(item.table)
+        if key not in self._sums:
+            self._sums[key] = threshold_sum(table, levels, known)
+        found: dict[str, Tensor] | None = self._sums[key]
+        return None if found is None else dict(found)
+
     def _read_out(self, item: ReadOut) -> None:
         item = replace(item, input=self._terms_apart(item.input))
         inputs = tuple(term.value for term in item.input.terms)
@@ -319,7 +416,7 @@ class _Writer:
 
     def _operate(self, item: Operate) -> None:
         if item.target in tables.CASTS:
-            self.aliases[item.out[0]] = self._at(item.args[0].index)
+            self.aliases[item.out[0]] = self.at(item.args[0].index)
         elif item.target in tables.MOVES:
             self._move(item)
         elif item.target in tables.MAXIMA or item.target in tables.SUMS:
@@ -351,7 +448,7 @@ class _Writer:
             self._add("gather", name, inputs, out, bounds, {}, {"index": piece}, item)
 
     def _reduce(self, item: Operate) -> None:
-        source, out = self._at(item.args[0].index), item.out[0]
+        source, out = self.at(item.args[0].index), item.out[0]
         have, shape = self.values[source], self.program.values[out].shape
         largest = item.target in tables.MAXIMA
         name = f"{'largest' if largest else 'sum'} {out}"
@@ -383,13 +480,21 @@ class _Writer:
         self._add(op, name, (source,), out, (low, high), settings, {}, item)
 
     def _scale(self, item: Operate) -> None:
-        source, out = self._at(item.args[0].index), item.out[0]
+        source, out = self.at(item.args[0].index), item.out[0]
         factor = item.args[1].long()
         factor = factor[0] if factor.dim() > len(self.values[source].shape) else factor
         most, have = int(factor.max()), self.values[source]
         bounds = min(have.low, 0) * most, max(have.high, 0) * most
         arrays = {"factor": factor.int()}
         self._add("scale", f"scale {out}", (source,), out, bounds, {}, arrays, item)
+
+
+def _same(one: Node, other: Node) -> bool:
+    """Whether two nodes that read the same values make the same."""
+    if dict(one.settings) != dict(other.settings) or one.arrays.keys() != other.arrays.keys():
+        return False
+    pairs = [(one.arrays[key], other.arrays[key]) for key in one.arrays]
+    return all(a is b or torch.equal(a, b) for a, b in pairs)
 
 
 def emitted_levels(item: Fire) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..errors import CheckpointError, Fault, OutputError, SpecError, UnsupportedLayerError
 from ..spiking.model import SpikingModel
-from ..system.storage import write_json
+from ..spiking.presentation import is_step_count
+from ..system.storage import read_json, write_json
 from . import c_program, c_source, table_folder
 from .integer_form import IntegerForm, integer_form
 from .onnx_formats import onnx_graph, onnx_integers, onnx_runtimes, qonnx_thresholds
@@ -31,7 +32,8 @@ class Target:
     """How to write a network and how to run what was written.
 
     ``file``: its name in a folder; None: the folder itself. ``missing``: what this machine lacks.
-    ``refused``: what of a network it has no exact form for.
+    ``refused``: what of a network it has no exact form for. ``unrolls``: it has a form for neurons
+    that fire in several steps.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Target:
     file: str | None
     missing: Callable[[], str | None] = lambda: None
     refused: Callable[[IntegerForm], list[Fault]] = lambda form: []
+    unrolls: bool = False
 
 
 TARGETS = {
@@ -68,6 +71,7 @@ TARGETS = {
         "network.onnx",
         missing=lambda: onnx_graph.missing("onnx", "onnxruntime"),
         refused=onnx_integers.onnx_refused,
+        unrolls=True,
     ),
     "qonnx": Target(
         "qonnx",
@@ -84,6 +88,7 @@ TARGETS = {
         torch_program.TorchProgram,
         onnx_runtimes.sizes,
         "network.pt2",
+        unrolls=True,
     ),
     "nir": Target(
         "nir",
@@ -107,14 +112,23 @@ TARGETS = {
 
 
 def export(
-    snn: SpikingModel, target: str, path: str | Path, *, images: Any = None, again: bool = False
+    snn: SpikingModel,
+    target: str,
+    path: str | Path,
+    *,
+    images: Any = None,
+    time_steps: int | None = None,
+    again: bool = False,
 ) -> Verdict:
-    """Write a network for a target and check it; ``again``: check what was written before."""
+    """Write a network for a target and check it; ``again``: check what was written before, of as
+    many steps as its verdict says unless they are given."""
     check_target(target)
     info, path = TARGETS[target], Path(path)
     if (lacking := info.missing()) is not None:
         raise SpecError(f"{target} cannot be written here: {lacking}")
-    form = form_for(snn, target)
+    if again and time_steps is None:
+        time_steps = steps_written(target, path)
+    form = form_for(snn, target, time_steps)
     shown = images_to_compare(form.image_shape, images)
     if again:
         return _check_again(info, form, path, shown)
@@ -138,16 +152,36 @@ def check_target(target: str) -> None:
         raise SpecError("unknown target", [Fault("target", str(target), hint)])
 
 
-def form_for(snn: SpikingModel, target: str) -> IntegerForm:
+def form_for(snn: SpikingModel, target: str, time_steps: int | None = None) -> IntegerForm:
     """What would be written for a target.
 
     Raises:
         UnsupportedLayerError: what of the network has no exact form there, all of it.
     """
-    form = integer_form(snn)
-    if faults := TARGETS[target].refused(form):
+    info, form = TARGETS[target], integer_form(snn, time_steps)
+    faults = _steps_refused(info, form) or info.refused(form)
+    if faults:
         raise UnsupportedLayerError(f"this network does not leave exactly as {target}", faults)
     return form
+
+
+def _steps_refused(info: Target, form: IntegerForm) -> list[Fault]:
+    """Layers that fire in several steps, where a target has no form for that."""
+    moving = {node.out for node in form.nodes if node.op == "emit" and not info.unrolls}
+    able = " or ".join(name for name, one in TARGETS.items() if one.unrolls)
+    hint = f"needs what it emitted before: write {able}, or convert with thresholds for all levels"
+    layers = [name for out, name in form.levels.items() if out in moving]
+    return [Fault(name, "fires in several steps", hint) for name in layers]
+
+
+def steps_written(target: str, path: Path) -> int | None:
+    """The time steps of what stands there, as its verdict says; None where that says nothing."""
+    try:
+        verdict = read_json(_verdict_file(TARGETS[target], path))
+    except CheckpointError:
+        return None
+    steps = verdict.get("time_steps") if isinstance(verdict, dict) else None
+    return steps if is_step_count(steps) else None
 
 
 def _verdict(info: Target, form: IntegerForm, path: Path, images: Tensor) -> Verdict:

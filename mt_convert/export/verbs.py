@@ -48,12 +48,16 @@ def c(snn: SpikingModel, file: str | Path, *, images: Any = None) -> Verdict:
     return export(snn, "c", file, images=images)
 
 
-def onnx(snn: SpikingModel, file: str | Path, *, images: Any = None) -> Verdict:
-    """Write one time step of a converted network as an ONNX file of whole numbers, for onnxruntime.
+def onnx(
+    snn: SpikingModel, file: str | Path, *, images: Any = None, time_steps: int | None = None
+) -> Verdict:
+    """Write a converted network as an ONNX file of whole numbers, for onnxruntime.
 
-    See `tables` for ``images`` and what is raised.
+    ``time_steps``: one unless given. T of them are unrolled: the file gives the logits behind the
+    last, and neurons move on from what they have emitted. Where layers wait for their window it is
+    one pass, however many steps it has. See `tables` for ``images`` and what is raised.
     """
-    return export(snn, "onnx", file, images=images)
+    return export(snn, "onnx", file, images=images, time_steps=time_steps)
 
 
 def qonnx(snn: SpikingModel, file: str | Path, *, images: Any = None) -> Verdict:
@@ -65,13 +69,16 @@ def qonnx(snn: SpikingModel, file: str | Path, *, images: Any = None) -> Verdict
     return export(snn, "qonnx", file, images=images)
 
 
-def torch(snn: SpikingModel, file: str | Path, *, images: Any = None) -> Verdict:
-    """Write one time step of a converted network as a program of torch.export on whole numbers:
+def torch(
+    snn: SpikingModel, file: str | Path, *, images: Any = None, time_steps: int | None = None
+) -> Verdict:
+    """Write a converted network as a program of torch.export on whole numbers:
     ``torch.export.load(file).module()(images)`` gives the logits, without this package.
 
-    It is run in a process of its own. See `tables` for ``images`` and what is raised.
+    It is run in a process of its own. See `onnx` for ``time_steps``, `tables` for ``images`` and
+    what is raised.
     """
-    return export(snn, "torch", file, images=images)
+    return export(snn, "torch", file, images=images, time_steps=time_steps)
 
 
 def nir(snn: SpikingModel, file: str | Path, *, images: Any = None) -> Verdict:

@@ -24,6 +24,7 @@ from ..graph.nodes import check_images
 from ..integer_engine import torch_backend
 from ..integer_engine.program import Accumulate, Encode, Fire, ReadOut, slots
 from ..integer_engine.threshold_tables import ThresholdTable
+from ..neurons.totals import totals_step
 from .integer_form import IntegerForm, Node, narrow_program
 
 FEWEST_IMAGES = 1000
@@ -92,8 +93,9 @@ class Verdict:
     def __str__(self) -> str:
         fed = sum(row.next_to for row in self.by_node)
         sizes = ", ".join(f"{name} {size}" for name, size in self.sizes.items())
+        steps = "" if self.time_steps == 1 else f"{self.time_steps} time steps, "
         return (
-            f"{self.target}: {'exact' if self.exact else 'NOT EXACT'} in {self.runtime}: "
+            f"{self.target}: {steps}{'exact' if self.exact else 'NOT EXACT'} in {self.runtime}: "
             f"{self.images} images, {fed} accumulators at a threshold or one beside it; {sizes}"
         )
 
@@ -110,7 +112,7 @@ def verify(
         not any(row.different for row in (*by_node, *on_images)),
         runtime.version,
         len(images),
-        sum(form.values[node.out].size for node in form.nodes if node.op == "fire"),
+        sum(form.values[out].size for out in form.levels),
         on_images,
         by_node,
         sizes,
@@ -144,14 +146,14 @@ def images_to_compare(shape: tuple[int, ...], images: Any) -> Tensor:
 def _compare_on_images(form: IntegerForm, runtime: Runtime, images: Tensor) -> tuple[Compared, ...]:
     """Levels of all neurons, as far as the runtime shows them, and the logits."""
     last = form.nodes[-1]
-    counts = {node.out: [0, 0] for node in form.nodes if node.op in ("fire", "read_out")}
+    counts = {out: [0, 0] for out in (*form.levels, last.out)}
     for batch in images.split(BATCH):
         run = form.model.run(batch, form.time_steps, totals=True)
         values = runtime.run(batch.numpy())
         for node in form.nodes:
             if node.out not in counts or node.out not in values:
                 continue
-            theirs = run.logits[-1] if node is last else run.totals[node.name]
+            theirs = run.logits[-1] if node is last else run.totals[form.levels[node.out]]
             same = _same(values[node.out], theirs.numpy())
             counts[node.out][0] += theirs.numel()
             counts[node.out][1] += theirs.numel() - same
@@ -181,6 +183,9 @@ def _same(ours: np.ndarray, theirs: np.ndarray) -> int:
 def expected(form: IntegerForm, node: Node, inputs: list[Tensor]) -> Tensor:
     """What the integer engine's own instruction makes of inputs."""
     item = form.sources[node.out]
+    if node.op == "emit":
+        asked, *before = (one.double() for one in inputs)
+        return totals_step(asked, before[0] if before else torch.zeros_like(asked), item.spec)
     if isinstance(item, Encode):
         return torch.round(inputs[0] / item.scale).clamp(*item.bounds)
     floats = [one.double() for one in inputs]
@@ -218,6 +223,8 @@ def inputs_of(form: IntegerForm, node: Node) -> Iterator[tuple[list[Tensor], boo
         for place, number in enumerate((0, 1, -1), start=3):  # constants beside them show
             draw[place] = min(max(number, one.low), one.high)
     yield draws, False
+    if node.op == "emit":
+        yield _all_pairs(values), False
     if node.op in ("conv", "linear"):
         yield [_furthest(form, node)], False
     if node.op == "fire":
@@ -235,6 +242,16 @@ def _next_to_levels(node: Node, shape: tuple[int, ...], random: torch.Generator)
         moved = pixels.nextafter(torch.where(toward > 0, torch.inf, -torch.inf))
         pixels = torch.where(toward == 0, pixels, moved)
     return pixels
+
+
+def _all_pairs(values: list[Any]) -> list[Tensor]:
+    """Every level that is asked for beside every one that was emitted before."""
+    pairs = torch.cartesian_prod(*(torch.arange(one.low, one.high + 1) for one in values))
+    pairs = pairs.reshape(-1, len(values))
+    shape, size = values[0].shape, values[0].size
+    images = min(-(-len(pairs) // size), max(1, LARGEST // size))
+    chosen = pairs[torch.arange(images * size) % len(pairs)]
+    return [column.reshape(images, *shape) for column in chosen.unbind(1)]
 
 
 def _furthest(form: IntegerForm, node: Node) -> Tensor:

@@ -42,16 +42,21 @@ class Graph:
         self.form, self.kind = form, kind
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
-        self._made: set[str] = set()
+        self._names: dict[str, str] = {}
+        self._same: dict[Any, str] = {}
 
     def constant(self, name: str, numbers: Any, kind: Any) -> str:
-        """An initializer."""
-        if name not in self._made:
-            self._made.add(name)
+        """An initializer; of several steps the same numbers stand there once."""
+        if name not in self._names:
             array = numbers.numpy() if isinstance(numbers, Tensor) else np.asarray(numbers)
             array = np.ascontiguousarray(array.astype(kind)).reshape(array.shape)
-            self.constants.append(self.onnx.numpy_helper.from_array(array, name))
-        return name
+            steps = self.form.time_steps > 1
+            key = (array.dtype.str, array.shape, array.tobytes()) if steps else name
+            if key not in self._same:
+                self._same[key] = name
+                self.constants.append(self.onnx.numpy_helper.from_array(array, name))
+            self._names[name] = self._same[key]
+        return self._names[name]
 
     def add(self, op: str, inputs: list[str], out: str, domain: str = "", **settings: Any) -> str:
         """A node with one output."""
@@ -86,9 +91,12 @@ class Graph:
             ],
         )
         imports = [helper.make_opsetid(name, number) for name, number in opsets.items()]
-        return helper.make_model(
+        model = helper.make_model(
             graph, opset_imports=imports, ir_version=IR_VERSION, producer_name="mt-convert"
         )
+        if form.time_steps > 1:
+            helper.set_model_props(model, {"time_steps": str(form.time_steps)})
+        return model
 
 
 def value_name(index: int) -> str:

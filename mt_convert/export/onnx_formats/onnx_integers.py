@@ -154,6 +154,28 @@ def _levels_by_formula(graph: Graph, node: Node, inputs: list[str], out: str) ->
     graph.add("Gather", [graph.constant(f"{out}_levels", levels, np.int32), rows], out, axis=0)
 
 
+def _emit(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
+    """What was emitted before, moved towards the level that is asked for."""
+    distance = inputs[0]
+    if len(inputs) > 1:
+        distance = graph.add("Sub", inputs, f"{out}_distance")
+    moved = out if len(inputs) == 1 else f"{out}_step"
+    if "steps" in node.arrays:
+        rows = graph.cast(distance, "int64", f"{out}_row")
+        span = graph.constant(f"{out}_span", node.settings["span"], np.int64)
+        rows = graph.add("Add", [rows, span], f"{out}_at")
+        steps = graph.constant(f"{out}_steps", node.arrays["steps"], np.int32)
+        graph.add("Gather", [steps, rows], moved, axis=0)
+    else:
+        ends = [
+            graph.constant(f"{out}_{end}", node.settings[end], np.int32)
+            for end in ("least", "most")
+        ]
+        graph.add("Clip", [distance, *ends], moved)
+    if len(inputs) > 1:
+        graph.add("Add", [inputs[1], moved], out)
+
+
 _WRITERS: dict[str, Writer] = {
     "encode": _encode,
     "conv": _products,
@@ -161,5 +183,6 @@ _WRITERS: dict[str, Writer] = {
     "max_pool": _pool,
     "sum_pool": _pool,
     "fire": _count,
+    "emit": _emit,
     "read_out": _read_out,
 }

@@ -38,7 +38,7 @@ class GraphRuntime:
         self.model = read_graph(path)
         self._start = start(self._guard)
         self._parts: dict[int, Any] = {}
-        shown = [node for node in form.nodes if node.op == "fire"]
+        shown = [node for node in form.nodes[:-1] if node.out in form.levels]
         self._shown = {node.out: names_of(form, node)[1] for node in (*shown, form.nodes[-1])}
         self._whole: Any = None
 

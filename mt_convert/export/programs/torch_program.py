@@ -82,6 +82,7 @@ class _Node(nn.Module):
     multiplier_0: Tensor
     bias: Tensor
     offset: Tensor
+    steps: Tensor
 
     def __init__(self, form: IntegerForm, node: Node) -> None:
         super().__init__()
@@ -237,6 +238,18 @@ class _Fire(_Node):
         return (at - rows).to(torch.int32)
 
 
+class _Emit(_Node):
+    """What was emitted before, moved towards the level that is asked for."""
+
+    def forward(self, asked: Tensor, before: Tensor | None = None) -> Tensor:
+        settings, distance = self.settings, asked if before is None else asked - before
+        if hasattr(self, "steps"):
+            step = self.steps[(distance + settings["span"]).to(torch.int64)]
+        else:
+            step = distance.clamp(settings["least"], settings["most"])
+        return step if before is None else before + step
+
+
 class _ReadOut(_Node):
     def forward(self, *inputs: Tensor) -> Tensor:
         return _formula(self, inputs)
@@ -263,6 +276,7 @@ _KINDS: dict[str, type[_Node]] = {
     "sum": _Reduce,
     "scale": _Scale,
     "fire": _Fire,
+    "emit": _Emit,
     "read_out": _ReadOut,
 }
 
@@ -290,8 +304,7 @@ class TorchProgram:
 
     def run(self, images: np.ndarray) -> dict[int, np.ndarray]:
         """Levels of all neurons and the logits."""
-        shown = [node.out for node in self.form.nodes if node.op == "fire"]
-        shown.append(self.form.nodes[-1].out)
+        shown = [*self.form.levels, self.form.nodes[-1].out]
         found = self._ask({0: images.astype(np.float32)}, shown)
         return dict(zip(shown, found, strict=True))
 

@@ -106,6 +106,8 @@ def _answers(verdict: Mapping[str, Any]) -> list[Answer]:
         Answer(f"size-{target}", f"Size, {target}", _sizes(verdict["sizes"]) or "–"),
         Answer(f"neurons-{target}", f"Neurons, {target}", count(verdict["neurons"])),
     ]
+    if (steps := verdict.get("time_steps", 1)) != 1:
+        said.append(Answer(f"steps-{target}", f"Time steps, {target}", count(steps)))
     if (us := verdict.get("us_per_image")) is not None:
         answer = f"{us:,.0f} µs per image, on 64 at once; not a benchmark"
         said.append(Answer(f"speed-{target}", f"Speed, {target}", answer))
@@ -122,7 +124,7 @@ def _part(file: str, verdict: Mapping[str, Any], several: bool) -> Part:
     seen = {row["name"]: row for row in verdict["on_images"]}
     lines = []
     for place, row in enumerate(verdict["by_node"]):
-        shown = seen.get(row["name"]) if row["op"] in ("fire", "read_out") else None
+        shown = seen.get(row["name"]) if row["op"] in ("fire", "emit", "read_out") else None
         differ = row["different"] + (shown["different"] if shown else 0)
         lines.append(
             [
