@@ -11,6 +11,7 @@ language has. Nothing is computed anew: thresholds come from the written float32
     max_pool, sum_pool    over windows              max, sum over whole axes
     scale       times whole numbers
     fire        a level for the number of thresholds reached (see `Fire`)
+    float       operators on real numbers, where a target takes them (see `float_segments`)
     emit        what was emitted before, moved towards that level (see `unrolled`)
     read_out    the logits: in_0 * M_0 + B + in_1 * M_1 + ..., each operator in float32
 """
@@ -41,12 +42,14 @@ from ..integer_engine.program import (
     Whole,
     slots,
 )
+from ..integer_engine.terms import FLOAT32_WHOLE
 from ..neurons.ladder import Binary, Radix
 from ..neurons.totals import totals_step
 from ..spiking.levels import levels
 from ..spiking.model import SpikingModel, spiking_network
 from ..spiking.presentation import check_time_steps
 from ..system.devices import device_of
+from .float_segments import Segment, read_by, take_constants
 from .threshold_sums import INT32, threshold_sum
 from .unrolled import asked_for, emission, unroll
 
@@ -56,11 +59,13 @@ MOST_STEPS = 256
 
 @dataclass(frozen=True)
 class Value:
-    """What one image has of a value: its shape, the least and the largest number it can hold."""
+    """What one image has of a value: its shape, the least and the largest number it can hold;
+    ``real`` ones are float32, and hold anything."""
 
     shape: tuple[int, ...]
     low: int
     high: int
+    real: bool = False
 
     @property
     def size(self) -> int:
@@ -91,7 +96,8 @@ class IntegerForm:
 
     ``program`` and ``model`` are what it came from, to compare with; ``sources[out]`` is the
     program's instruction of a node. Where layers wait, all ``time_steps`` of a window are one pass.
-    ``levels`` names the layers of neurons whose emission by the end a value is.
+    ``levels`` names the layers of neurons whose emission by the end a value is. ``real``: operators
+    on real numbers.
     """
 
     nodes: tuple[Node, ...]
@@ -102,6 +108,7 @@ class IntegerForm:
     sources: Mapping[int, Any]
     levels: Mapping[int, str]
     time_steps: int = 1
+    real: tuple[str, ...] = ()
 
     def node(self, op: str) -> Node:
         """The only node of a kind."""
@@ -110,9 +117,13 @@ class IntegerForm:
 
 
 @torch.no_grad()
-def integer_form(snn: SpikingModel, time_steps: int | None = None) -> IntegerForm:
+def integer_form(
+    snn: SpikingModel, time_steps: int | None = None, *, real: bool = False
+) -> IntegerForm:
     """Time steps of a converted network, one unless given, as nodes of whole numbers; where layers
     wait for their whole window, that of all levels unless given, all of it in one pass.
+
+    ``real`` takes operators on real numbers between layers of neurons too, as they are.
 
     Raises:
         SpecError: fewer than one time step, or more than `MOST_STEPS`.
@@ -153,14 +164,14 @@ def integer_form(snn: SpikingModel, time_steps: int | None = None) -> IntegerFor
         faults.append(Fault("the image", "is not quantized", "give QuantSpec input_bits"))
     try:
         for one in {id(one): one for one in programs}.values():
-            tables.check(one)
+            tables.check(one, real=real)
     except MTConvertError as fact:
         raise UnsupportedLayerError(headline, [*faults, *fact.faults]) from fact
     if faults:
         raise UnsupportedLayerError(headline, faults)
     several = len(programs) > 1
     programs = unroll(programs) if several else programs
-    writer = _Writer(programs[0], several)
+    writer = _Writer(programs[0], several, real)
     for step, program in enumerate(programs, start=1):
         writer.behind = f", step {step}" if step > 1 else ""
         for item in program.instructions:
@@ -178,6 +189,7 @@ def integer_form(snn: SpikingModel, time_steps: int | None = None) -> IntegerFor
         writer.sources,
         {writer.at(index): name for name, index in writer.emitted.items()},
         time_steps,
+        program.real,
     )
 
 
@@ -214,10 +226,13 @@ def window_steps(snn: SpikingModel) -> int:
 
 class _Writer:
     """The nodes so far. Of ``several`` steps a node that stands there already is not written again;
-    ``emitted``: the last value of each layer of neurons."""
+    ``emitted``: the last value of each layer of neurons. With ``real`` numbers, ``kinds`` are the
+    types in which the engine holds values, ``pending`` operators that are part of a later node."""
 
-    def __init__(self, program: Program, several: bool = False) -> None:
-        self.program, self.several = program, several
+    def __init__(self, program: Program, several: bool = False, real: bool = False) -> None:
+        self.program, self.several, self.real = program, several, real
+        self.kinds: dict[int, torch.dtype] = {}
+        self.pending: dict[int, tuple[Operate, ...]] = {}
         self.behind = ""  # of the names of nodes, in later steps
         self.emitted: dict[str, int] = {}
         self._seen: dict[tuple[str, tuple[int, ...]], list[Node]] = {}
@@ -271,7 +286,10 @@ class _Writer:
             hint = "needs more than 32 bits: use fewer bits, or a smaller pool"
             self.faults.append(Fault(name, f"numbers up to {max(-low, high):.1e}", hint))
             low, high = -1, 1
-        self.values[out] = Value(tuple(self.program.values[out].shape), low, high)
+        is_real = op == "float" or (
+            op in ("gather", "reshape") and any(self.values[index].real for index in inputs)
+        )
+        self.values[out] = Value(tuple(self.program.values[out].shape), low, high, is_real)
         self.nodes.append(node)
         self.sources[out] = source
 
@@ -323,6 +341,8 @@ class _Writer:
         least, most = rising * low + falling * high, rising * high + falling * low
         bounds = float(least.min()), float(most.max())
         arrays = {"weight": item.weight}
+        if item.limit >= FLOAT32_WHOLE:
+            self.kinds[item.out] = torch.float64
         if not item.geometry:
             self._add("linear", item.name, (source,), item.out, bounds, {}, arrays, item)
             return
@@ -363,6 +383,9 @@ class _Writer:
     def _level(self, item: Fire) -> None:
         item = replace(item, input=self._terms_apart(item.input))
         inputs = tuple(term.value for term in item.input.terms)
+        if any(self.values[index].real for index in inputs):
+            self._level_of_real(item, inputs)
+            return
         program = narrow_program(self.program, item, self.values, inputs)
         steps, levels = emitted_levels(item)
         settings: dict[str, Any] = {"search": isinstance(item.spec.ladder, Binary)}
@@ -387,6 +410,19 @@ class _Writer:
             if not torch.equal(steps, levels):
                 hint = "its thresholds are one rung each: convert with a ladder that reaches all"
                 self.faults.append(Fault(item.name, "a function in several steps", hint))
+        bounds = float(levels.min()), float(levels.max())
+        self._add("fire", item.name, inputs, item.out, bounds, settings, arrays, item)
+
+    def _level_of_real(self, item: Fire, inputs: tuple[int, ...]) -> None:
+        """Neurons that read real numbers: the written formula."""
+        if item.table is not None:
+            hint = "whole numbers go in: quantize with functions='analog' for this layer"
+            self.faults.append(Fault(item.name, "a function of real numbers", hint))
+        steps, levels = emitted_levels(item)
+        settings = {"search": False, "low": int(steps[0]), "high": int(steps[-1])}
+        arrays = {"levels": levels.int(), **formula_arrays(item.input)}
+        if item.offset is not None:
+            arrays["offset"] = item.offset.detach().float()
         bounds = float(levels.min()), float(levels.max())
         self._add("fire", item.name, inputs, item.out, bounds, settings, arrays, item)
 
@@ -415,7 +451,16 @@ class _Writer:
         self.sources[out] = item
 
     def _operate(self, item: Operate) -> None:
-        if item.target in tables.CASTS:
+        read = [self.at(index) for index in slots((item.args, item.kwargs))]
+        known = {*tables.CASTS, *tables.MOVES, *tables.MAXIMA, *tables.SUMS}
+        whole = all(index in self.values and not self.values[index].real for index in read)
+        is_whole = whole and bool(read) and (item.target in known or bool(tables.factor(item)))
+        if self.real and (not is_whole or item.target in tables.MOVES):
+            self._float(item)
+        elif item.target in tables.CASTS:
+            self.kinds[item.out[0]] = (
+                torch.float64 if item.target is Tensor.double else torch.float32
+            )
             self.aliases[item.out[0]] = self.at(item.args[0].index)
         elif item.target in tables.MOVES:
             self._move(item)
@@ -423,6 +468,48 @@ class _Writer:
             self._reduce(item)
         else:
             self._scale(item)
+
+    def _float(self, item: Operate) -> None:
+        """An operator on real numbers, or one that moves whole ones; with those before it whose
+        results have their images elsewhere than in front."""
+        before = [self.pending.get(index, ()) for index in slots((item.args, item.kwargs))]
+        operators = (*{id(one): one for some in before for one in some}.values(), item)
+        read = read_by(operators)
+        segment = Segment(
+            operators, {index: self.kinds.get(index, torch.float32) for index in read}
+        )
+        shapes = {index: self.program.values[index].shape for index in read}
+        sample = segment.sample(shapes)
+        for out in item.out:
+            self.kinds[out] = sample[out].dtype
+            if not read or sample[out].shape != (2, *self.program.values[out].shape):
+                self.pending[out] = operators
+                continue
+            places = segment.places(out, shapes)
+            name = f"{item.target.__name__.split('.')[0]} {out}"
+            if places is not None and len({*map(self.at, read)}) == len(read):
+                self._gather(name, places, tuple(map(self.at, read)), out, segment)
+                continue
+            taken, arrays = take_constants(operators)
+            inputs = tuple(dict.fromkeys(map(self.at, read)))
+            settings = {"operators": taken, "reads": segment.reads}
+            settings |= {"inputs": {index: inputs.index(self.at(index)) for index in read}}
+            self._add("float", name, inputs, out, (-1, 1), settings, arrays, segment)
+
+    def _gather(
+        self, name: str, piece: Tensor, inputs: tuple[int, ...], out: int, source: Any
+    ) -> None:
+        """Numbers elsewhere; 0 stands for a zero."""
+        low = min(self.values[index].low for index in inputs)
+        high = max(self.values[index].high for index in inputs)
+        count = sum(self.values[index].size for index in inputs)
+        whole = len(inputs) == 1 and piece.numel() == count
+        if whole and torch.equal(piece.flatten(), torch.arange(1, count + 1)):
+            self._add("reshape", name, inputs, out, (low, high), {}, {}, source)
+            return
+        zeros = bool((piece == 0).any())
+        bounds = (min(low, 0), max(high, 0)) if zeros else (low, high)
+        self._add("gather", name, inputs, out, bounds, {}, {"index": piece.int()}, source)
 
     def _move(self, item: Operate) -> None:
         named = dict.fromkeys(slots((item.args, item.kwargs)))
@@ -436,16 +523,7 @@ class _Writer:
                 self.faults.append(Fault(name, str(item.target), hint))
                 self.values[out] = Value(tuple(self.program.values[out].shape), 0, 1)
                 continue
-            piece, count = piece[0].int(), sum(one.numel() for one in shapes.values())
-            low = min(self.values[index].low for index in inputs)
-            high = max(self.values[index].high for index in inputs)
-            whole = len(inputs) == 1 and piece.numel() == count
-            if whole and torch.equal(piece.flatten(), torch.arange(1, count + 1).int()):
-                self._add("reshape", name, inputs, out, (low, high), {}, {}, item)
-                continue
-            zeros = bool((piece == 0).any())
-            bounds = (min(low, 0), max(high, 0)) if zeros else (low, high)
-            self._add("gather", name, inputs, out, bounds, {}, {"index": piece}, item)
+            self._gather(name, piece[0], inputs, out, item)
 
     def _reduce(self, item: Operate) -> None:
         source, out = self.at(item.args[0].index), item.out[0]

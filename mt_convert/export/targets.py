@@ -44,6 +44,7 @@ class Target:
     missing: Callable[[], str | None] = lambda: None
     refused: Callable[[IntegerForm], list[Fault]] = lambda form: []
     unrolls: bool = False
+    real: bool = False
 
 
 TARGETS = {
@@ -89,6 +90,7 @@ TARGETS = {
         onnx_runtimes.sizes,
         "network.pt2",
         unrolls=True,
+        real=True,
     ),
     "nir": Target(
         "nir",
@@ -158,7 +160,7 @@ def form_for(snn: SpikingModel, target: str, time_steps: int | None = None) -> I
     Raises:
         UnsupportedLayerError: what of the network has no exact form there, all of it.
     """
-    info, form = TARGETS[target], integer_form(snn, time_steps)
+    info, form = TARGETS[target], integer_form(snn, time_steps, real=TARGETS[target].real)
     faults = _steps_refused(info, form) or info.refused(form)
     if faults:
         raise UnsupportedLayerError(f"this network does not leave exactly as {target}", faults)

@@ -25,6 +25,7 @@ from ..integer_engine import torch_backend
 from ..integer_engine.program import Accumulate, Encode, Fire, ReadOut, slots
 from ..integer_engine.threshold_tables import ThresholdTable
 from ..neurons.totals import totals_step
+from .float_segments import Segment
 from .integer_form import IntegerForm, Node, narrow_program
 
 FEWEST_IMAGES = 1000
@@ -76,6 +77,7 @@ class Verdict:
     sizes: dict[str, int]
     us_per_image: float | None = None
     time_steps: int = 1
+    real: tuple[str, ...] = ()
 
     def json(self) -> dict[str, Any]:
         """As it stands beside the file."""
@@ -93,10 +95,12 @@ class Verdict:
     def __str__(self) -> str:
         fed = sum(row.next_to for row in self.by_node)
         sizes = ", ".join(f"{name} {size}" for name, size in self.sizes.items())
+        words = f"; in float32, as this version has it on this machine: {', '.join(self.real)}"
         steps = "" if self.time_steps == 1 else f"{self.time_steps} time steps, "
         return (
             f"{self.target}: {steps}{'exact' if self.exact else 'NOT EXACT'} in {self.runtime}: "
             f"{self.images} images, {fed} accumulators at a threshold or one beside it; {sizes}"
+            f"{words if self.real else ''}"
         )
 
 
@@ -117,6 +121,7 @@ def verify(
         by_node,
         sizes,
         time_steps=form.time_steps,
+        real=form.real,
     )
 
 
@@ -188,6 +193,8 @@ def expected(form: IntegerForm, node: Node, inputs: list[Tensor]) -> Tensor:
         return totals_step(asked, before[0] if before else torch.zeros_like(asked), item.spec)
     if isinstance(item, Encode):
         return torch.round(inputs[0] / item.scale).clamp(*item.bounds)
+    if isinstance(item, Segment):
+        return _run_segment(item, node, inputs)
     floats = [one.double() for one in inputs]
     if isinstance(item, Accumulate):
         return torch_backend.accumulate(item, floats[0])
@@ -205,6 +212,13 @@ def expected(form: IntegerForm, node: Node, inputs: list[Tensor]) -> Tensor:
     return result
 
 
+def _run_segment(item: Segment, node: Node, inputs: list[Tensor]) -> Tensor:
+    """Operators on real numbers, or moves."""
+    places = node.settings.get("inputs") or {index: at for at, index in enumerate(item.reads)}
+    given = {index: inputs[places[index]].to(kind) for index, kind in item.reads.items()}
+    return item.values(given, len(inputs[0]))[node.out]
+
+
 # --------------------------------------------------------------------------------- what is fed
 
 
@@ -216,9 +230,14 @@ def inputs_of(form: IntegerForm, node: Node) -> Iterator[tuple[list[Tensor], boo
         return
     values = [form.values[index] for index in node.inputs]
     draws = [
-        torch.randint(one.low, one.high + 1, (6, *one.shape), generator=random) for one in values
+        torch.randn(6, *one.shape, generator=random)
+        if one.real
+        else torch.randint(one.low, one.high + 1, (6, *one.shape), generator=random)
+        for one in values
     ]
     for draw, one in zip(draws, values, strict=True):
+        if one.real:
+            continue
         draw[1], draw[2] = one.low, one.high
         for place, number in enumerate((0, 1, -1), start=3):  # constants beside them show
             draw[place] = min(max(number, one.low), one.high)
@@ -227,7 +246,9 @@ def inputs_of(form: IntegerForm, node: Node) -> Iterator[tuple[list[Tensor], boo
         yield _all_pairs(values), False
     if node.op in ("conv", "linear"):
         yield [_furthest(form, node)], False
-    if node.op == "fire":
+    if node.op == "fire" and any(one.real for one in values):
+        yield _next_to_real_thresholds(node, draws, values), True
+    elif node.op == "fire":
         yield from ((batch, True) for batch in _next_to_thresholds(form, node, random))
 
 
@@ -252,6 +273,31 @@ def _all_pairs(values: list[Any]) -> list[Tensor]:
     images = min(-(-len(pairs) // size), max(1, LARGEST // size))
     chosen = pairs[torch.arange(images * size) % len(pairs)]
     return [column.reshape(images, *shape) for column in chosen.unbind(1)]
+
+
+def _next_to_real_thresholds(node: Node, draws: list[Tensor], values: list[Any]) -> list[Tensor]:
+    """Real numbers at thresholds of neurons and a few units in the last place beside them, for what
+    the others are."""
+    arrays, low, high = node.arrays, node.settings["low"], node.settings["high"]
+    (free, *_) = (index for index, one in enumerate(values) if one.real)
+    count = max(2, min(64, LARGEST // max(1, values[free].size)))
+    inputs = [one.repeat(-(-count // len(one)), *[1] * (one.dim() - 1))[:count] for one in draws]
+    random = torch.Generator().manual_seed(node.out)
+    rest = sum(
+        one.double() * arrays[f"multiplier_{index}"].double()
+        for index, one in enumerate(inputs)
+        if index != free
+    )
+    for name in ("bias", "offset"):
+        rest = rest + arrays[name].double() if name in arrays else rest
+    levels = torch.randint(low - 1, high + 2, inputs[free].shape, generator=random)
+    numbers = ((levels + 0.5 - rest) / arrays[f"multiplier_{free}"].double()).float()
+    for _ in range(3):
+        toward = torch.randint(-1, 2, numbers.shape, generator=random)
+        moved = numbers.nextafter(torch.where(toward > 0, torch.inf, -torch.inf))
+        numbers = torch.where(toward == 0, numbers, moved)
+    inputs[free] = torch.where(numbers.isfinite(), numbers, 0.0)
+    return inputs
 
 
 def _furthest(form: IntegerForm, node: Node) -> Tensor:

@@ -261,10 +261,11 @@ def _factor_bits(factor: Any) -> list[tuple[int, Tensor]]:
 # ------------------------------------------------------------------- what runs, and what does not
 
 
-def check(program: Program) -> None:
-    """Raise unless the whole network runs on integers."""
+def check(program: Program, *, real: bool = False) -> None:
+    """Raise unless the whole network runs on integers; with ``real``, but for operators that are no
+    layer."""
     hint = "needs real numbers: replace it, or run the network with integer(snn)"
-    faults = [Fault(name, "no integer form", hint) for name in program.real]
+    faults = [Fault(name, "no integer form", hint) for name in program.real if not real]
     faults += _real_neurons(program)
     for item in program.instructions:
         if isinstance(item, (Fire, ReadOut)) and any(not one.value for one in item.input.terms):
@@ -276,7 +277,7 @@ def check(program: Program) -> None:
         if isinstance(item, Operate) and not program.real:
             if 0 in slots((item.args, item.kwargs)):
                 faults.append(Fault("the image", str(item.target), "give QuantSpec input_bits"))
-            elif item.target not in CASTS | MAXIMA | SUMS | MOVES and not factor(item):
+            elif not real and item.target not in CASTS | MAXIMA | SUMS | MOVES and not factor(item):
                 faults.append(Fault(f"value {item.out[0]}", str(item.target), hint))
     if faults:
         raise SpecError("this network does not run by shifts and additions alone", faults)

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import CheckpointError
+from ...integer_engine.torch_backend import fill_arguments
+from ..float_segments import put_constants
 from ..integer_form import IntegerForm, Node
 from ..onnx_formats.onnx_graph import FLOAT32_WHOLE, furthest, sum_fits, window_pads
 from ..threshold_sums import INT32
@@ -87,6 +89,7 @@ class _Node(nn.Module):
     def __init__(self, form: IntegerForm, node: Node) -> None:
         super().__init__()
         self.settings: Mapping[str, Any] = node.settings
+        self.out = node.out
         value = form.values.get(node.out)
         self.shape = () if value is None else value.shape
         for name, array in self.arrays(form, node).items():
@@ -250,6 +253,28 @@ class _Emit(_Node):
         return step if before is None else before + step
 
 
+class _Float(_Node):
+    """Operators on real numbers, in float32."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        settings, batch = self.settings, inputs[0].shape[0]
+        values: dict[int, Any] = {
+            index: inputs[settings["inputs"][index]].to(kind)
+            for index, kind in settings["reads"].items()
+        }
+
+        def constant(index: int) -> Tensor:
+            return self.get_buffer(f"constant_{index}")
+
+        for item in settings["operators"]:
+            args, kwargs = (put_constants(part, constant) for part in (item.args, item.kwargs))
+            args, kwargs = (fill_arguments(part, values, batch) for part in (args, kwargs))
+            made = item.target(*args, **kwargs)
+            values.update(zip(item.out, [made] if isinstance(made, Tensor) else made, strict=True))
+        result: Tensor = values[self.out]
+        return result
+
+
 class _ReadOut(_Node):
     def forward(self, *inputs: Tensor) -> Tensor:
         return _formula(self, inputs)
@@ -277,6 +302,7 @@ _KINDS: dict[str, type[_Node]] = {
     "scale": _Scale,
     "fire": _Fire,
     "emit": _Emit,
+    "float": _Float,
     "read_out": _ReadOut,
 }
 
@@ -290,7 +316,8 @@ class TorchProgram:
 
     def __init__(self, path: Path, form: IntegerForm) -> None:
         self.path, self.form = path, form
-        words = [sys.executable, "-I", str(Path(torch_reader.__file__)), str(path)]
+        threads = str(torch.get_num_threads())  # sums of real numbers hang on it
+        words = [sys.executable, "-I", str(Path(torch_reader.__file__)), str(path), threads]
         process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
@@ -310,9 +337,11 @@ class TorchProgram:
 
     def run_node(self, node: Node, inputs: list[np.ndarray]) -> np.ndarray:
         """The part of the program between the inputs of a node and what it makes."""
-        kind = np.float32 if node.op == "encode" else np.int32
-        pairs = zip(node.inputs, inputs, strict=True)
-        (found,) = self._ask({index: one.astype(kind) for index, one in pairs}, [node.out])
+        values, given = self.form.values, {}
+        for index, one in zip(node.inputs, inputs, strict=True):
+            is_real = index == 0 or values[index].real
+            given[index] = one.astype(np.float32 if is_real else np.int32)
+        (found,) = self._ask(given, [node.out])
         return found
 
     def _ask(self, given: dict[int, np.ndarray], show: list[int]) -> list[np.ndarray]:

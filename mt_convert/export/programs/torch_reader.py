@@ -22,7 +22,11 @@ TARGETS = re.compile(
     r"torch\.ops\.aten\.(_assert_tensor_metadata|add|amax|arange|cat|clamp|constant_pad_nd|conv[123]d"
     r"|ge|gather|index|index_select|linear|max_pool[123]d|mul|new_zeros|pad|reshape|round|sub|sum"
     r"|sym_size|to|unsqueeze|where|zeros|div|alias|le|_to_copy|_assert_scalar"
-    r"|sym_constrain_range_for_size|view)\.\w+|_operator\.(ge|le|eq|mul|add)"
+    r"|sym_constrain_range_for_size|view|abs|bmm|clone|detach|erf|exp|expand|expm1|flatten|flip|gelu"
+    r"|group_norm|layer_norm|leaky_relu|log|log1p|log_softmax|matmul|maximum|mean|minimum|mm|neg|norm"
+    r"|permute|pow|reciprocal|relu|roll|rsqrt|rsub|select|sigmoid|silu|slice|softmax|softplus|split"
+    r"|split_with_sizes|sqrt|square|squeeze|stack|t|tanh|transpose|unbind|unflatten|_unsafe_view"
+    r"|var)\.\w+|_operator\.(ge|le|eq|mul|add|getitem)"
 )
 SIZES = re.compile(
     r"Symbol\('[su]\d+'(, (positive|integer|nonnegative)=True)*\)"
@@ -122,12 +126,12 @@ class Program:
         return node.target(*args, **kwargs)
 
 
-def serve(path, source, sink):
+def serve(path, source, sink, threads=1):
     """Answer requests until the source ends."""
     import numpy as np
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     program = Program(path)
     sink.write(json.dumps({"version": torch.__version__, "values": [*program.values]}).encode())
     sink.write(b"\n")
@@ -153,7 +157,7 @@ def serve(path, source, sink):
 if __name__ == "__main__":
     sys.modules.update({"mt_convert": None})  # type: ignore[dict-item]  # what was written must not need it
     try:
-        serve(sys.argv[1], sys.stdin.buffer, sys.stdout.buffer)
+        serve(sys.argv[1], sys.stdin.buffer, sys.stdout.buffer, *map(int, sys.argv[2:]))
     except Exception as error:
         sys.stdout.write(
             json.dumps({"error": f"{type(error).__name__}: {str(error)[:200]}"}) + "\n"
