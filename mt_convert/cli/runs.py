@@ -208,7 +208,10 @@ def export(
     ] = False,
     approximate: Annotated[
         bool,
-        typer.Option("--approximate", help="Take what is not exact; what is lost is said."),
+        typer.Option(
+            "--approximate",
+            help="Take what is not exact (qdq; floats in onnx); what is lost is said.",
+        ),
     ] = False,
 ) -> None:
     """Write a converted network for another world: exact, or refused by name.
@@ -250,7 +253,7 @@ def export(
     if to == command.HUB:
         typer.echo(command.run_hub(network, out, again=check))
     else:
-        asked_for = {"count": images, "time_steps": time_steps, "again": check}
-        typer.echo(str(command.run(network, to, out, **asked_for)))
+        asked_for = {"count": images, "time_steps": time_steps, "approximate": approximate}
+        typer.echo(str(command.run(network, to, out, again=check, **asked_for)))
     typer.echo(f"{'checked' if check else 'wrote'} {out}")
     typer.echo(f"page: {page_of(out)}")

@@ -40,11 +40,13 @@ def run(
     *,
     count: int = IMAGES,
     time_steps: int | None = None,
+    approximate: bool = False,
     again: bool = False,
 ) -> Verdict:
     """Write a network into ``out`` and check it on at least ``count`` images: the run's test
     images, then its other ones, then random ones. ``time_steps``: one, or a whole window, unless
-    given. ``again``: check what stands there.
+    given. ``approximate``: take what the target computes in floats of its own, and measure it.
+    ``again``: check what stands there.
 
     Raises:
         CheckpointError: no finished run and no stored network; what stands in ``out`` is damaged,
@@ -60,10 +62,12 @@ def run(
         words = ["mt-convert", "export", name, "--to", target, "--out", str(out)]
         if (steps := time_steps or steps_written(target, path) or 1) > 1:
             words += ["--time-steps", str(steps)]
+        words += ["--approximate"] if approximate else []
         write_page(out, Path(name).name, shlex.join([*words, "--images", str(count)]))
 
     try:
-        verdict = export(snn, target, path, images=shown, time_steps=time_steps, again=again)
+        asked = {"time_steps": time_steps, "approximate": approximate, "again": again}
+        verdict = export(snn, target, path, images=shown, **asked)
     except CheckpointError:
         if again and stored_verdicts(out):  # the page tells that it turned red
             tell()

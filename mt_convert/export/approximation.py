@@ -22,7 +22,7 @@ from ..spiking.model import SpikingModel, spiking_network
 from ..system.storage import atomic, write_json
 from .onnx_formats import qdq
 from .onnx_formats.onnx_runtimes import read_graph
-from .verdict import BATCH, images_to_compare, run_foreign
+from .verdict import BATCH, images_to_compare, logits_apart, run_foreign
 
 LOST = {
     "qdq": "products and sums are floats, or integers with steps of onnxruntime's own: levels next "
@@ -126,14 +126,14 @@ def measure(snn: SpikingModel, path: Path, content: bytes, images: Tensor) -> Di
     due, have = torch.cat(ours), torch.cat(theirs)
     if due.shape != have.shape:
         raise CheckpointError(f"{path} gives {list(have.shape)}, logits {list(due.shape)}")
-    apart = (have - due).abs() / due.abs().max().clamp(min=1e-30)
+    other_class, largest, mean = logits_apart(due, have)
     return Difference(
         "qdq",
         f"onnxruntime {onnxruntime.__version__}",
         len(images),
-        int((due.argmax(1) != have.argmax(1)).sum()),
-        float(apart.max()),
-        float(apart.mean()),
+        other_class,
+        largest,
+        mean,
         len(content),
         LOST["qdq"],
     )

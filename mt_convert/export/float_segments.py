@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..integer_engine import threshold_tables as tables
 from ..integer_engine import torch_backend
-from ..integer_engine.program import Operate, Slot, slots
+from ..integer_engine.program import Operate, slots
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,3 @@ def read_by(operators: Sequence[Operate]) -> list[int]:
     made = {index for item in operators for index in item.out}
     read = [index for item in operators for index in slots((item.args, item.kwargs))]
     return [index for index in dict.fromkeys(read) if index not in made]
-
-
-__all__ = ["Constant", "Segment", "Slot", "put_constants", "read_by", "take_constants", "tensors"]

@@ -55,6 +55,7 @@ from .unrolled import asked_for, emission, unroll
 
 aten = torch.ops.aten
 MOST_STEPS = 256
+HEADLINE = "this network does not leave the house exactly"
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,6 @@ def integer_form(
     snn = spiking_network(snn, "export")
     if device_of(snn).type != "cpu":
         snn = copy.deepcopy(snn).cpu()
-    headline = "this network does not leave the house exactly"
     if time_steps is None:
         time_steps = window_steps(snn) if snn.whole_window else 1
     check_time_steps(time_steps)
@@ -157,7 +157,7 @@ def integer_form(
     if apart:
         hint = "one pass does not say its window: use uniform, binary or radix ladders, image once"
         raise UnsupportedLayerError(
-            headline, [Fault(item.name, "fires step by step", hint) for item in apart]
+            HEADLINE, [Fault(item.name, "fires step by step", hint) for item in apart]
         )
     faults = []
     if not any(isinstance(item, Encode) for item in program.instructions):
@@ -166,9 +166,13 @@ def integer_form(
         for one in {id(one): one for one in programs}.values():
             tables.check(one, real=real)
     except MTConvertError as fact:
-        raise UnsupportedLayerError(headline, [*faults, *fact.faults]) from fact
+        hint = "real numbers leave to torch; to onnx with --approximate (approximate=True)"
+        faults += [
+            replace(one, hint=hint) if one.what == "no integer form" else one for one in fact.faults
+        ]
+        raise UnsupportedLayerError(HEADLINE, faults) from fact
     if faults:
-        raise UnsupportedLayerError(headline, faults)
+        raise UnsupportedLayerError(HEADLINE, faults)
     several = len(programs) > 1
     programs = unroll(programs) if several else programs
     writer = _Writer(programs[0], several, real)
@@ -177,7 +181,7 @@ def integer_form(
         for item in program.instructions:
             writer.write(item)
     if writer.faults:
-        raise UnsupportedLayerError(headline, list(dict.fromkeys(writer.faults)))
+        raise UnsupportedLayerError(HEADLINE, list(dict.fromkeys(writer.faults)))
     nodes = _needed(writer.nodes)
     made = {0, *(node.out for node in nodes)}
     return IntegerForm(
@@ -253,6 +257,10 @@ class _Writer:
             self._add(
                 "encode", "image", (0,), item.out, (low, high), settings, {"scale": scale}, item
             )
+        elif not isinstance(item, Operate) and (late := self._images_not_first(item)):
+            hint = "images are not in front of what it reads: it has no form image by image"
+            fault = Fault(getattr(item, "name", "class scores"), f"reads value {late[0]}", hint)
+            raise UnsupportedLayerError(HEADLINE, [*self.faults, fault])
         elif isinstance(item, Accumulate):
             self._accumulate(item)
         elif isinstance(item, Fire):
@@ -261,6 +269,14 @@ class _Writer:
             self._read_out(item)
         else:
             self._operate(item)
+
+    def _images_not_first(self, item: Accumulate | Fire | ReadOut) -> list[int]:
+        """What an instruction reads that is no value of its own here."""
+        if isinstance(item, Accumulate):
+            read = [item.value]
+        else:
+            read = [term.value for term in item.input.terms]
+        return [index for index in read if index in self.pending]
 
     def _add(
         self,
@@ -487,7 +503,9 @@ class _Writer:
                 continue
             places = segment.places(out, shapes)
             name = f"{item.target.__name__.split('.')[0]} {out}"
-            if places is not None and len({*map(self.at, read)}) == len(read):
+            kinds = {self.values[self.at(index)].real for index in read}
+            alone = len({*map(self.at, read)}) == len(read)
+            if places is not None and alone and len(kinds) == 1:
                 self._gather(name, places, tuple(map(self.at, read)), out, segment)
                 continue
             taken, arrays = take_constants(operators)

@@ -45,6 +45,7 @@ class Target:
     refused: Callable[[IntegerForm], list[Fault]] = lambda form: []
     unrolls: bool = False
     real: bool = False
+    approximates: bool = False
 
 
 TARGETS = {
@@ -73,6 +74,7 @@ TARGETS = {
         missing=lambda: onnx_graph.missing("onnx", "onnxruntime"),
         refused=onnx_integers.onnx_refused,
         unrolls=True,
+        approximates=True,
     ),
     "qonnx": Target(
         "qonnx",
@@ -89,6 +91,7 @@ TARGETS = {
         torch_program.TorchProgram,
         onnx_runtimes.sizes,
         "network.pt2",
+        refused=torch_program.torch_refused,
         unrolls=True,
         real=True,
     ),
@@ -120,28 +123,30 @@ def export(
     *,
     images: Any = None,
     time_steps: int | None = None,
+    approximate: bool = False,
     again: bool = False,
 ) -> Verdict:
     """Write a network for a target and check it; ``again``: check what was written before, of as
-    many steps as its verdict says unless they are given."""
+    many steps as its verdict says unless they are given. ``approximate`` takes operators on real
+    numbers too where the target's own have other last bits, and measures what that loses."""
     check_target(target)
     info, path = TARGETS[target], Path(path)
     if (lacking := info.missing()) is not None:
         raise SpecError(f"{target} cannot be written here: {lacking}")
     if again and time_steps is None:
         time_steps = steps_written(target, path)
-    form = form_for(snn, target, time_steps)
+    form = form_for(snn, target, time_steps, approximate=approximate)
     shown = images_to_compare(form.image_shape, images)
     if again:
-        return _check_again(info, form, path, shown)
+        return _check_again(info, form, path, shown, approximate)
     with _in_place(info, path) as temporary:
         info.write(form, temporary)
         headline = f"what was written as {target} is not the network: nothing was kept"
         try:
-            verdict = _verdict(info, form, temporary, shown)
+            verdict = _verdict(info, form, temporary, shown, approximate)
         except CheckpointError as error:
             raise UnsupportedLayerError(headline, [Fault(target, "stops", str(error))]) from error
-        if not verdict.exact:
+        if verdict.faults():
             raise UnsupportedLayerError(headline, verdict.faults())
         write_json(_verdict_file(info, temporary), verdict.json())
     return verdict
@@ -154,13 +159,21 @@ def check_target(target: str) -> None:
         raise SpecError("unknown target", [Fault("target", str(target), hint)])
 
 
-def form_for(snn: SpikingModel, target: str, time_steps: int | None = None) -> IntegerForm:
+def form_for(
+    snn: SpikingModel,
+    target: str,
+    time_steps: int | None = None,
+    *,
+    approximate: bool = False,
+) -> IntegerForm:
     """What would be written for a target.
 
     Raises:
         UnsupportedLayerError: what of the network has no exact form there, all of it.
     """
-    info, form = TARGETS[target], integer_form(snn, time_steps, real=TARGETS[target].real)
+    info = TARGETS[target]
+    real = info.real or (approximate and info.approximates)
+    form = integer_form(snn, time_steps, real=real)
     faults = _steps_refused(info, form) or info.refused(form)
     if faults:
         raise UnsupportedLayerError(f"this network does not leave exactly as {target}", faults)
@@ -186,10 +199,12 @@ def steps_written(target: str, path: Path) -> int | None:
     return steps if is_step_count(steps) else None
 
 
-def _verdict(info: Target, form: IntegerForm, path: Path, images: Tensor) -> Verdict:
+def _verdict(
+    info: Target, form: IntegerForm, path: Path, images: Tensor, approximate: bool
+) -> Verdict:
     """The check, and how long the images took."""
-    runtime = info.open(path, form)
-    verdict = verify(info.name, form, runtime, images, info.sizes(path))
+    runtime, measured = info.open(path, form), approximate and info.approximates
+    verdict = verify(info.name, form, runtime, images, info.sizes(path), approximate=measured)
     some = images[:64].numpy()
     start = time.perf_counter()
     runtime.run(some)
@@ -197,13 +212,15 @@ def _verdict(info: Target, form: IntegerForm, path: Path, images: Tensor) -> Ver
     return replace(verdict, us_per_image=round(spent, 1))
 
 
-def _check_again(info: Target, form: IntegerForm, path: Path, images: Tensor) -> Verdict:
+def _check_again(
+    info: Target, form: IntegerForm, path: Path, images: Tensor, approximate: bool
+) -> Verdict:
     """The verdict on what stands there; written beside it, red or not."""
     if not path.exists():
         raise CheckpointError(f"nothing at {path} to check: export it first, without --check")
-    verdict = _verdict(info, form, path, images)
+    verdict = _verdict(info, form, path, images, approximate)
     write_json(_verdict_file(info, path), verdict.json())
-    if not verdict.exact:
+    if verdict.faults():
         headline = f"{path} does not answer as the network: export it again"
         raise CheckpointError(headline, verdict.faults())
     return verdict

@@ -49,15 +49,24 @@ def c(snn: SpikingModel, file: str | Path, *, images: Any = None) -> Verdict:
 
 
 def onnx(
-    snn: SpikingModel, file: str | Path, *, images: Any = None, time_steps: int | None = None
+    snn: SpikingModel,
+    file: str | Path,
+    *,
+    images: Any = None,
+    time_steps: int | None = None,
+    approximate: bool = False,
 ) -> Verdict:
     """Write a converted network as an ONNX file of whole numbers, for onnxruntime.
 
     ``time_steps``: one unless given. T of them are unrolled: the file gives the logits behind the
     last, and neurons move on from what they have emitted. Where layers wait for their window it is
-    one pass, however many steps it has. See `tables` for ``images`` and what is raised.
+    one pass, however many steps it has. ``approximate`` takes operators on real numbers between
+    layers of neurons too (norms, softmax): onnxruntime's own have other last bits, so whole numbers
+    alone are exact, node by node, and the verdict says what differs in the end. See `tables` for
+    ``images`` and what is raised.
     """
-    return export(snn, "onnx", file, images=images, time_steps=time_steps)
+    steps = {"time_steps": time_steps, "approximate": approximate}
+    return export(snn, "onnx", file, images=images, **steps)
 
 
 def qonnx(snn: SpikingModel, file: str | Path, *, images: Any = None) -> Verdict:
@@ -75,8 +84,9 @@ def torch(
     """Write a converted network as a program of torch.export on whole numbers:
     ``torch.export.load(file).module()(images)`` gives the logits, without this package.
 
-    It is run in a process of its own. See `onnx` for ``time_steps``, `tables` for ``images`` and
-    what is raised.
+    Operators on real numbers between layers of neurons (norms, softmax) are torch's own, float32:
+    the same bits with the same version on the same machine, which is what is checked. It is run in
+    a process of its own. See `onnx` for ``time_steps``, `tables` for ``images`` and what is raised.
     """
     return export(snn, "torch", file, images=images, time_steps=time_steps)
 

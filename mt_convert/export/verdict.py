@@ -65,7 +65,12 @@ class Compared:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check found. ``images``: numbers of values that were compared on images, by node."""
+    """What a check found. ``on_images``: numbers of values that were compared on images, by node.
+
+    ``real``: operators on real numbers. Of an approximation, which is not exact in these alone:
+    images of another class (``other_class``), and the ``largest`` and the ``mean`` difference of
+    logits as shares of the largest logit.
+    """
 
     target: str
     exact: bool
@@ -78,39 +83,75 @@ class Verdict:
     us_per_image: float | None = None
     time_steps: int = 1
     real: tuple[str, ...] = ()
+    other_class: int | None = None
+    largest: float | None = None
+    mean: float | None = None
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether it is about an approximation, whose loss is measured."""
+        return self.other_class is not None
 
     def json(self) -> dict[str, Any]:
         """As it stands beside the file."""
         return asdict(self) | {"reference": "mt_convert.integer, backend torch"}
 
     def faults(self) -> list[Fault]:
-        """What differs, node by node."""
+        """What differs, node by node; of an approximation what must not."""
+        on_images = () if self.is_measured else self.on_images
         return [
             Fault(row.name, row.op, f"{row.different} of {row.compared} numbers differ {where}")
-            for rows, where in ((self.by_node, "next to thresholds"), (self.on_images, "on images"))
+            for rows, where in ((self.by_node, "next to thresholds"), (on_images, "on images"))
             for row in rows
-            if row.different
+            if row.different and not (self.is_measured and row.op == "float")
         ]
 
     def __str__(self) -> str:
         fed = sum(row.next_to for row in self.by_node)
         sizes = ", ".join(f"{name} {size}" for name, size in self.sizes.items())
-        words = f"; in float32, as this version has it on this machine: {', '.join(self.real)}"
         steps = "" if self.time_steps == 1 else f"{self.time_steps} time steps, "
+        words = f"; in float32, as this version has it on this machine: {', '.join(self.real)}"
+        outcome = "exact" if self.exact else "APPROXIMATE" if self.is_measured else "NOT EXACT"
+        if not self.exact and self.is_measured:
+            words = self._lost()
         return (
-            f"{self.target}: {steps}{'exact' if self.exact else 'NOT EXACT'} in {self.runtime}: "
+            f"{self.target}: {steps}{outcome} in {self.runtime}: "
             f"{self.images} images, {fed} accumulators at a threshold or one beside it; {sizes}"
             f"{words if self.real else ''}"
+        )
+
+    def _lost(self) -> str:
+        """What differs of an approximation, in words."""
+        levels = [row for row in self.on_images if row.op != "read_out"]
+        other, compared = (
+            sum(getattr(row, name) for row in levels) for name in ("different", "compared")
+        )
+        mean, largest = (f"{100 * (share or 0):.2g} %" for share in (self.mean, self.largest))
+        return (
+            f"; {self.other_class:,} of {self.images:,} images get another class, {other:,} of "
+            f"{compared:,} levels differ, logits by {mean} of the largest on average, {largest} at "
+            f"most. Lost: float32 of {self.runtime} has other last bits in {', '.join(self.real)}; "
+            "whole numbers are exact, node by node"
         )
 
 
 @torch.no_grad()
 def verify(
-    target: str, form: IntegerForm, runtime: Runtime, images: Tensor, sizes: dict[str, int]
+    target: str,
+    form: IntegerForm,
+    runtime: Runtime,
+    images: Tensor,
+    sizes: dict[str, int],
+    *,
+    approximate: bool = False,
 ) -> Verdict:
-    """Compare a runtime with the network on ``images`` and node by node."""
+    """Compare a runtime with the network on ``images`` and node by node; ``approximate``: measure
+    what differs in the logits, where operators on real numbers may."""
     by_node = tuple(_compare_node(form, node, runtime) for node in form.nodes)
-    on_images = _compare_on_images(form, runtime, images)
+    on_images, due, have = _compare_on_images(form, runtime, images)
+    other_class = largest = mean = None
+    if approximate and form.real:
+        other_class, largest, mean = logits_apart(torch.cat(due), torch.cat(have))
     return Verdict(
         target,
         not any(row.different for row in (*by_node, *on_images)),
@@ -122,7 +163,22 @@ def verify(
         sizes,
         time_steps=form.time_steps,
         real=form.real,
+        other_class=other_class,
+        largest=largest,
+        mean=mean,
     )
+
+
+def logits_apart(due: Tensor, have: Tensor) -> tuple[int, float, float]:
+    """Images of another class, and the largest and the mean difference as shares of the largest
+    logit.
+
+    Example:
+        >>> logits_apart(torch.tensor([[4.0, 2.0]]), torch.tensor([[4.0, 3.0]]))
+        (0, 0.25, 0.125)
+    """
+    apart = (have - due).abs() / due.abs().max().clamp(min=1e-30)
+    return int((due.argmax(1) != have.argmax(1)).sum()), float(apart.max()), float(apart.mean())
 
 
 def run_foreign(path: Path, call: Callable[[], Any]) -> Any:
@@ -148,13 +204,21 @@ def images_to_compare(shape: tuple[int, ...], images: Any) -> Tensor:
     return check_images(images, shape).float().cpu()
 
 
-def _compare_on_images(form: IntegerForm, runtime: Runtime, images: Tensor) -> tuple[Compared, ...]:
-    """Levels of all neurons, as far as the runtime shows them, and the logits."""
+def _compare_on_images(
+    form: IntegerForm, runtime: Runtime, images: Tensor
+) -> tuple[tuple[Compared, ...], list[Tensor], list[Tensor]]:
+    """Levels of all neurons, as far as the runtime shows them, and the logits; these themselves,
+    the network's and the runtime's."""
     last = form.nodes[-1]
+    due: list[Tensor] = []
+    have: list[Tensor] = []
     counts = {out: [0, 0] for out in (*form.levels, last.out)}
     for batch in images.split(BATCH):
         run = form.model.run(batch, form.time_steps, totals=True)
         values = runtime.run(batch.numpy())
+        if last.out in values:
+            due.append(run.logits[-1])
+            have.append(torch.from_numpy(np.array(values[last.out], np.float32)))
         for node in form.nodes:
             if node.out not in counts or node.out not in values:
                 continue
@@ -162,11 +226,12 @@ def _compare_on_images(form: IntegerForm, runtime: Runtime, images: Tensor) -> t
             same = _same(values[node.out], theirs.numpy())
             counts[node.out][0] += theirs.numel()
             counts[node.out][1] += theirs.numel() - same
-    return tuple(
+    rows = tuple(
         Compared(node.name, node.op, *counts[node.out])
         for node in form.nodes
         if node.out in counts and (counts[node.out][0] or node is last)
     )
+    return rows, due, have
 
 
 def _compare_node(form: IntegerForm, node: Node, runtime: Runtime) -> Compared:

@@ -1,4 +1,4 @@
-"""Several time steps as one file: the levels of every layer behind the last step, and the logits."""
+"""Several time steps as one file: all levels behind the last step, and the logits."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_changed_file_is_red_and_checking_again_knows_its_steps(tmp_path: Path
     snn, images, path = converted("line", "uniform_3"), some_images("line"), tmp_path / "a.onnx"
     mt.export.onnx(snn, path, images=images, time_steps=3)
     assert targets.export(snn, "onnx", path, images=images, again=True).time_steps == 3
-    with pytest.raises(CheckpointError, match="lacks|run|answer"):
+    with pytest.raises(CheckpointError, match=r"lacks|run|answer"):
         targets.export(snn, "onnx", path, images=images, time_steps=2, again=True)
     mt.export.onnx(snn, path, images=images, time_steps=3)
     whole = onnx_runtimes.read_graph(path)

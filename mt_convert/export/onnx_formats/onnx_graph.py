@@ -86,7 +86,7 @@ class Graph:
             [tensor("logits", np.float32, form.values[last.inputs[0]].shape)],
             self.constants,
             value_info=[
-                tensor(value_name(index), self.kind, value.shape)
+                tensor(value_name(index), np.float32 if value.real else self.kind, value.shape)
                 for index, value in form.values.items()
             ],
         )
@@ -156,7 +156,8 @@ def _gather(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
     joined = flat[0] if len(flat) == 1 else graph.add("Concat", flat, f"{out}_joined", axis=1)
     if bool((index == 0).any()):
         amounts = graph.constant(f"{out}_amounts", [0, 1, 0, 0], np.int64)
-        zero = graph.constant(f"{out}_zero", 0, graph.kind)
+        kind = np.float32 if graph.form.values[node.out].real else graph.kind
+        zero = graph.constant(f"{out}_zero", 0, kind)
         joined, index = graph.add("Pad", [joined, amounts, zero], f"{out}_padded"), index + 1
     places = graph.constant(f"{out}_places", index.flatten() - 1, np.int64)
     chosen = graph.add("Gather", [joined, places], f"{out}_chosen", axis=1)

@@ -16,6 +16,7 @@ from ...errors import Fault
 from ..integer_form import IntegerForm, Node, Value, emitted_levels, formula_arrays
 from ..threshold_sums import INT32
 from . import onnx_graph as shared
+from .onnx_floats import floats_refused, write_float
 from .onnx_graph import Graph, Writer
 
 MOST_COMPARED = 15
@@ -27,7 +28,7 @@ def _bytes(value: Value) -> bool:
 
 def onnx_refused(form: IntegerForm) -> list[Fault]:
     """What onnxruntime has no exact kernels for."""
-    faults = []
+    faults = floats_refused(form)
     for node in form.nodes:
         if node.op in ("conv", "linear") and not _bytes(form.values[node.inputs[0]]):
             if shared.furthest(form, node) >= shared.FLOAT32_WHOLE:
@@ -184,5 +185,6 @@ _WRITERS: dict[str, Writer] = {
     "sum_pool": _pool,
     "fire": _count,
     "emit": _emit,
+    "float": write_float,
     "read_out": _read_out,
 }

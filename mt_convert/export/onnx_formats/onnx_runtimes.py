@@ -59,8 +59,10 @@ class GraphRuntime:
         names, out = names_of(self.form, node)
         if node.out not in self._parts:
             self._parts[node.out] = self._start(self._cut(names, [out]))
-        kind = np.float32 if node.op == "encode" else self._start.kind
-        given = {name: array.astype(kind) for name, array in zip(names, inputs, strict=True)}
+        given = {}
+        for name, index, array in zip(names, node.inputs, inputs, strict=True):
+            is_real = index == 0 or self.form.values[index].real
+            given[name] = array.astype(np.float32 if is_real else self._start.kind)
         (found,) = self._parts[node.out](given)
         result: np.ndarray = found
         return result

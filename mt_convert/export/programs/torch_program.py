@@ -3,7 +3,8 @@
 Whole numbers are int32 between nodes; products and sums are of float32, or of float64 past 2^24,
 in which they are exact. A level is a count of comparisons, or, of more thresholds than
 `MOST_COMPARED`, a search among them in halves. No real number stands between the image and the
-read-out but in sums of two accumulators, which have the written float32 formula.
+read-out but in sums of two accumulators, which have the written float32 formula, and where the
+network itself has some (norms, softmax): there are torch's own operators.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, Fault
 from ...integer_engine.torch_backend import fill_arguments
 from ..float_segments import put_constants
 from ..integer_form import IntegerForm, Node
+from ..onnx_formats.onnx_floats import name_of
 from ..onnx_formats.onnx_graph import FLOAT32_WHOLE, furthest, sum_fits, window_pads
 from ..threshold_sums import INT32
 from . import torch_reader
@@ -34,6 +36,17 @@ from . import torch_reader
 MOST_COMPARED = 15
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _POOLS = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
+
+
+def torch_refused(form: IntegerForm) -> list[Fault]:
+    """Operators on real numbers that the check's reader does not let through."""
+    operators = ((node, item) for node in form.nodes for item in node.settings.get("operators", ()))
+    hint = "is none of those that a program is looked through for: keep it out, or run mt.integer"
+    return [
+        Fault(node.name, str(item.target), hint)
+        for node, item in operators
+        if not torch_reader.TARGETS.fullmatch(f"torch.ops.aten.{name_of(item)}.default")
+    ]
 
 
 def write_torch(form: IntegerForm, path: Path) -> None:

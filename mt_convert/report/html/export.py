@@ -67,20 +67,24 @@ def export_page(
 
 def _verdict(verdicts: Sequence[Mapping[str, Any]]) -> Verdict:
     """Whether all that was written answers as the network does."""
-    exact = all(item["exact"] for item in verdicts)
-    told = [item for item in verdicts if item["exact"] is exact]
-    targets = ", ".join(item["target"] for item in told)
-    words = (
-        f"✓ Exact as {targets}: every level and every logit is the network's"
-        if exact
-        else f"✗ Not exact as {targets}: it does not answer as the network"
-    )
+    states = {"no": [], "unknown": [], "yes": []}  # type: dict[str, list[str]]
+    for item in verdicts:
+        measured = item.get("other_class") is not None
+        states["yes" if item["exact"] else "unknown" if measured else "no"].append(item["target"])
+    state = next(name for name, targets in states.items() if targets)
+    targets = ", ".join(states[state])
+    words = {
+        "yes": f"✓ Exact as {targets}: every level and every logit is the network's",
+        "unknown": f"≈ Approximate as {targets}: its floats are the runtime's own, its whole "
+        "numbers the network's, node by node",
+        "no": f"✗ Not exact as {targets}: it does not answer as the network",
+    }[state]
     note = (
         "It would be red if one number of one node differed. Every node is also run by itself: "
         "neurons on accumulators at each threshold and one beside it, sums of products at the ends "
         "of their range."
     )
-    return Verdict("yes" if exact else "no", words, [_comparison(item) for item in verdicts], note)
+    return Verdict(state, words, [_comparison(item) for item in verdicts], note)
 
 
 def _comparison(verdict: Mapping[str, Any]) -> str:
@@ -108,6 +112,9 @@ def _answers(verdict: Mapping[str, Any]) -> list[Answer]:
     ]
     if (steps := verdict.get("time_steps", 1)) != 1:
         said.append(Answer(f"steps-{target}", f"Time steps, {target}", count(steps)))
+    if (others := verdict.get("other_class")) is not None:
+        lost = f"{count(others)} of {count(verdict['images'])} images get another class"
+        said.append(Answer(f"lost-{target}", f"Lost, {target}", lost))
     if (us := verdict.get("us_per_image")) is not None:
         answer = f"{us:,.0f} µs per image, on 64 at once; not a benchmark"
         said.append(Answer(f"speed-{target}", f"Speed, {target}", answer))
@@ -183,7 +190,8 @@ def sentences(folder: Path) -> list[str]:
     """What the verdicts of a folder say, a line each."""
     lines = []
     for file, item in stored_verdicts(folder).items():
-        word = "exact" if item["exact"] else "NOT EXACT"
+        measured = item.get("other_class") is not None
+        word = "exact" if item["exact"] else "approximate" if measured else "NOT EXACT"
         lines.append(
             f"{file}: {word} as {item['target']} in {item['runtime']}, compared on "
             f"{item['images']:,} images and node by node"
