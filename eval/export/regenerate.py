@@ -6,6 +6,8 @@
 
 RUN is the folder of a finished run or of a stored network. --small adds two networks with weights
 from a seed: silu_cnn (SiLU behind convolutions) and vit_small (attention, softmax, layer norm).
+--few adds each of them once more, as NAME_n3: its quantized network converted with 3 thresholds,
+signed, which leaves unrolled over 4 steps to the targets that take several.
 Each network leaves to every target, or to those of --to; what is refused is a row too, and so is
 what other readers of NIR make of its graph (norse and snntorch, where they are installed). All
 other rows stay as they are, and each is stored as soon as it is made.
@@ -16,7 +18,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -64,14 +66,18 @@ def row_of(name: str, target: str) -> Row | None:
     return reader_row(name, target) if target.startswith(READS_NIR) else row(name, target)
 
 
-def row(name: str, target: str) -> Row:
-    """One network written for one target and run there."""
+def row(name: str, target: str) -> Row | None:
+    """One network written for one target and run there; None of an approximation where there is
+    nothing to approximate."""
+    to, asked = MORE.get(target, (target, {}))
     with tempfile.TemporaryDirectory() as folder:
         try:
-            verdict = export.run(name, target, Path(folder) / "out")
+            verdict = export.run(name, to, Path(folder) / "out", **asked)
         except MTConvertError as error:
             return Row(Path(name).name, target, *(None,) * 8, reasons_of(error))
-    return of_verdict(Path(name).name, verdict)
+    if target == FLOATS and not verdict.real:
+        return None
+    return replace(of_verdict(Path(name).name, verdict), target=target)
 
 
 def qdq_row(name: str) -> Row:
@@ -83,12 +89,17 @@ def qdq_row(name: str) -> Row:
         except MTConvertError as error:
             return Row(network, export.QDQ, *(None,) * 8, reasons_of(error))
     runtime, version = found.runtime.split(" ", 1)
-    lost = (
-        f"not exact: {found.other_class:,} images get another class, logits differ by "
-        f"{100 * found.mean:.2g} % of the largest on average, {100 * found.largest:.2g} % at most"
-    )
+    lost = lost_by(found.other_class, found.mean, found.largest)
     sizes = (None, None, found.bytes, None)
     return Row(network, export.QDQ, False, runtime, version, found.images, *sizes, lost)
+
+
+def lost_by(other_class: int | None, mean: float | None, largest: float | None) -> str:
+    """What an approximation loses."""
+    return (
+        f"not exact: {other_class or 0:,} images get another class, logits differ by "
+        f"{100 * (mean or 0):.2g} % of the largest on average, {100 * (largest or 0):.2g} % at most"
+    )
 
 
 def reader_row(name: str, target: str) -> Row | None:
@@ -138,6 +149,10 @@ def _snntorch(graph: Any) -> Any:
 
 READERS: dict[str, Callable[[Any], Any]] = {"norse": _norse, "snntorch": _snntorch}
 READS_NIR, READ = "nir in ", 64
+STEPS, FEW = 4, 3
+FLOATS = "onnx --approximate"
+UNROLLED = {f"{name}, T = {STEPS}": (name, {"time_steps": STEPS}) for name in ("onnx", "torch")}
+MORE: dict[str, tuple[str, dict[str, Any]]] = {**UNROLLED, FLOATS: ("onnx", {"approximate": True})}
 ALSO = (export.QDQ, *(f"{READS_NIR}{package}" for package in READERS))
 
 
@@ -163,7 +178,7 @@ def of_verdict(network: str, verdict: Verdict) -> Row:
         sum(item.next_to for item in verdict.by_node),
         size,
         verdict.us_per_image,
-        None,
+        None if verdict.exact else lost_by(verdict.other_class, verdict.mean, verdict.largest),
     )
 
 
@@ -217,10 +232,22 @@ def store_small(name: str, folder: Path) -> str:
     return str(folder / name)
 
 
+def store_few(name: str, folder: Path) -> str:
+    """The quantized network of a run, or one of `SMALL`, with few thresholds; its folder."""
+    torch.manual_seed(0)
+    if name in SMALL:
+        qann: Any = mt.quantize(SMALL[name]().eval(), 4, calibration=torch.randn(64, 1, 8, 8))
+    else:
+        qann = mt.load(Path(name) / "train")
+    to = folder / f"{Path(name).name}_n{FEW}"
+    mt.save(mt.convert(qann, ladder=mt.Uniform(FEW), signed=True), to)
+    return str(to)
+
+
 def store(stored: list[Row], made: Row) -> None:
     """One row in place of its earlier one, and the page."""
     others = [item for item in stored if (item.network, item.target) != (made.network, made.target)]
-    order = [*TARGETS, *ALSO]
+    order = [*TARGETS, *MORE, *ALSO]
     rows = sorted([*others, made], key=lambda item: (item.network, order.index(item.target)))
     write_json(HERE / "results.json", {"schema": SCHEMA, "rows": [asdict(one) for one in rows]})
     with atomic(HERE / "README.md") as temporary:
@@ -234,17 +261,22 @@ def main() -> None:
     )
     parser.add_argument("runs", nargs="*", help="folders of finished runs, or of stored networks")
     parser.add_argument("--small", action="store_true", help="two networks from a seed, too")
-    parser.add_argument("--to", nargs="+", choices=[*TARGETS, *ALSO], default=[*TARGETS, *ALSO])
+    parser.add_argument("--few", action="store_true", help="each with 3 thresholds, too")
+    names = [*TARGETS, FLOATS, *ALSO]
+    parser.add_argument("--to", nargs="+", choices=names, default=names)
     given = parser.parse_args()
     path = HERE / "results.json"
     with tempfile.TemporaryDirectory() as folder:
         small = [store_small(name, Path(folder)) for name in SMALL] if given.small else []
-        for name in (*given.runs, *small):
-            for target in given.to:
-                stored = read_json(path)["rows"] if path.is_file() else []
-                made = row_of(name, target)
-                if made is not None:
-                    store([Row(**item) for item in stored], made)
+        asked = [(name, target) for name in (*given.runs, *small) for target in given.to]
+        for name in (*given.runs, *(SMALL if given.small else ())) if given.few else ():
+            few = store_few(name, Path(folder))
+            asked += [(few, target) for target, (to, _) in UNROLLED.items() if to in given.to]
+        for name, target in asked:
+            stored = read_json(path)["rows"] if path.is_file() else []
+            made = row_of(name, target)
+            if made is not None:
+                store([Row(**item) for item in stored], made)
 
 
 if __name__ == "__main__":

@@ -67,11 +67,10 @@ def export_page(
 
 def _verdict(verdicts: Sequence[Mapping[str, Any]]) -> Verdict:
     """Whether all that was written answers as the network does."""
-    states = {"no": [], "unknown": [], "yes": []}  # type: dict[str, list[str]]
+    states: dict[str, list[str]] = {"no": [], "unknown": [], "yes": []}
     for item in verdicts:
-        measured = item.get("other_class") is not None
-        states["yes" if item["exact"] else "unknown" if measured else "no"].append(item["target"])
-    state = next(name for name, targets in states.items() if targets)
+        states[_state(item)].append(item["target"])
+    state = next(name for name, named in states.items() if named)
     targets = ", ".join(states[state])
     words = {
         "yes": f"✓ Exact as {targets}: every level and every logit is the network's",
@@ -85,6 +84,15 @@ def _verdict(verdicts: Sequence[Mapping[str, Any]]) -> Verdict:
         "of their range."
     )
     return Verdict(state, words, [_comparison(item) for item in verdicts], note)
+
+
+def _state(verdict: Mapping[str, Any]) -> str:
+    """``yes`` for an exact one, ``unknown`` for an approximation that loses what it may."""
+    if verdict["exact"] or verdict.get("other_class") is None:
+        return "yes" if verdict["exact"] else "no"
+    rows = verdict["by_node"]
+    red = any(row.get("far") if row["op"] == "float" else row["different"] for row in rows)
+    return "no" if red else "unknown"
 
 
 def _comparison(verdict: Mapping[str, Any]) -> str:
@@ -190,8 +198,7 @@ def sentences(folder: Path) -> list[str]:
     """What the verdicts of a folder say, a line each."""
     lines = []
     for file, item in stored_verdicts(folder).items():
-        measured = item.get("other_class") is not None
-        word = "exact" if item["exact"] else "approximate" if measured else "NOT EXACT"
+        word = {"yes": "exact", "unknown": "approximate", "no": "NOT EXACT"}[_state(item)]
         lines.append(
             f"{file}: {word} as {item['target']} in {item['runtime']}, compared on "
             f"{item['images']:,} images and node by node"
