@@ -98,7 +98,7 @@ class IntegerForm:
     ``program`` and ``model`` are what it came from, to compare with; ``sources[out]`` is the
     program's instruction of a node. Where layers wait, all ``time_steps`` of a window are one pass.
     ``levels`` names the layers of neurons whose emission by the end a value is. ``real``: operators
-    on real numbers.
+    on real numbers. ``beside`` keeps `thresholds_beside` of nodes, once they were asked for.
     """
 
     nodes: tuple[Node, ...]
@@ -110,6 +110,7 @@ class IntegerForm:
     levels: Mapping[int, str]
     time_steps: int = 1
     real: tuple[str, ...] = ()
+    beside: dict[int, dict[str, Tensor] | None] = field(default_factory=dict)
 
     def node(self, op: str) -> Node:
         """The only node of a kind."""

@@ -47,11 +47,14 @@ def _is_wide(form: IntegerForm, node: Node) -> bool:
 
 
 def _thresholds_beside(form: IntegerForm, node: Node) -> dict[str, Tensor] | None:
-    """The thresholds for each level beside an accumulator, where no sum of both is whole."""
-    item = form.sources[node.out]
-    table = ThresholdTable(item, narrow_program(form.program, item, form.values, node.inputs))
-    known = [(form.values[index].low, form.values[index].high) for index in node.inputs]
-    return thresholds_beside(table, emitted_levels(item)[1], known)
+    """The thresholds for each level beside an accumulator, where no sum of both is whole; they are
+    looked for once, though both refusing and writing ask."""
+    if node.out not in form.beside:
+        item = form.sources[node.out]
+        table = ThresholdTable(item, narrow_program(form.program, item, form.values, node.inputs))
+        known = [(form.values[index].low, form.values[index].high) for index in node.inputs]
+        form.beside[node.out] = thresholds_beside(table, emitted_levels(item)[1], known)
+    return form.beside[node.out]
 
 
 def _size(value: Value) -> int:

@@ -17,6 +17,7 @@ from mt_convert.errors import CheckpointError, SpecError, UnsupportedLayerError
 from mt_convert.export import targets, verdict
 from mt_convert.export.integer_form import integer_form
 from mt_convert.export.onnx_formats import onnx_graph, onnx_runtimes
+from mt_convert.export.threshold_sums import thresholds_beside
 
 onnx = pytest.importorskip("onnx", reason="make installs it: it is in the extra dev")
 pytest.importorskip("onnxruntime", reason="make installs it: it is in the extra dev")
@@ -119,9 +120,13 @@ def test_qonnx_has_thresholds_for_each_level_where_no_sum_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mt_convert.export.threshold_sums.MOST_SHIFT", -1)  # nothing is proved
+    asked, name = [], "mt_convert.export.onnx_formats.qonnx_thresholds.thresholds_beside"
+    monkeypatch.setattr(name, lambda *given: asked.append(given) or thresholds_beside(*given))
     path = tmp_path / "network.onnx"
     found = write("qonnx", "residual", path)
     assert found.exact
+    fires = [node for node in integer_form(converted("residual")).nodes if node.op == "fire"]
+    assert 0 < len(asked) == sum("levels" in node.arrays for node in fires), "each once"
     model = onnx_runtimes.read_graph(path)
     constants = {item.name: item for item in model.graph.initializer}
     beside = [name for name in constants if "_at_" in name]
