@@ -32,7 +32,7 @@ from torch import nn
 import mt_convert as mt
 from mt_convert.errors import MTConvertError
 from mt_convert.experiments import export
-from mt_convert.export.integer_form import integer_form
+from mt_convert.export.forms.integer_form import integer_form
 from mt_convert.export.spiking_graphs.nir_runtime import NirGraph
 from mt_convert.export.targets import TARGETS
 from mt_convert.export.verdict import Verdict

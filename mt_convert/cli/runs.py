@@ -253,7 +253,15 @@ def export(
     if to == command.HUB:
         typer.echo(command.run_hub(network, out, again=check))
     else:
-        asked_for = {"count": images, "time_steps": time_steps, "approximate": approximate}
-        typer.echo(str(command.run(network, to, out, again=check, **asked_for)))
+        verdict = command.run(
+            network,
+            to,
+            out,
+            count=images,
+            time_steps=time_steps,
+            approximate=approximate,
+            again=check,
+        )
+        typer.echo(str(verdict))
     typer.echo(f"{'checked' if check else 'wrote'} {out}")
     typer.echo(f"page: {page_of(out)}")

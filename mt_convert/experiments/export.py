@@ -66,8 +66,15 @@ def run(
         write_page(out, Path(name).name, shlex.join([*words, "--images", str(count)]))
 
     try:
-        asked = {"time_steps": time_steps, "approximate": approximate, "again": again}
-        verdict = export(snn, target, path, images=shown, **asked)
+        verdict = export(
+            snn,
+            target,
+            path,
+            images=shown,
+            time_steps=time_steps,
+            approximate=approximate,
+            again=again,
+        )
     except CheckpointError:
         if again and stored_verdicts(out):  # the page tells that it turned red
             tell()

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import CheckpointError
 from . import numpy_reader
 from .c_source import SILENT, c_type, owners
-from .integer_form import IntegerForm, Node, Value
+from .forms.nodes import IntegerForm, Node, Value
 
 FLAGS = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic")
 SANITIZE = ("-g", "-fsanitize=undefined,address", "-fno-sanitize-recover=all")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Fault
-from .integer_form import IntegerForm, Node, Value
+from .forms.nodes import IntegerForm, Node, Value
 
 LARGEST, SMALLEST = 2.0**60, 2.0**-60  # multipliers for which no step of a formula is subnormal
 SILENT = ("encode", "reshape")  # nodes without a function

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..system.storage import load_tensors, read_json, save_tensors, write_json
 from . import numpy_reader
-from .integer_form import IntegerForm, Node
+from .forms.nodes import IntegerForm, Node
 
 GOLDEN = 4  # images
 OPS = {

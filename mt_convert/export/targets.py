@@ -18,7 +18,8 @@ from ..spiking.model import SpikingModel
 from ..spiking.presentation import is_step_count
 from ..system.storage import read_json, write_json
 from . import c_program, c_source, table_folder
-from .integer_form import IntegerForm, integer_form
+from .forms.integer_form import integer_form
+from .forms.nodes import IntegerForm
 from .onnx_formats import onnx_graph, onnx_integers, onnx_runtimes, qonnx_thresholds
 from .programs import torch_program
 from .spiking_graphs import nir_graph, nir_runtime, spikingjelly_folder

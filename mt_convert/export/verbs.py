@@ -65,8 +65,7 @@ def onnx(
     alone are exact, node by node, and the verdict says what differs in the end. See `tables` for
     ``images`` and what is raised.
     """
-    steps = {"time_steps": time_steps, "approximate": approximate}
-    return export(snn, "onnx", file, images=images, **steps)
+    return export(snn, "onnx", file, images=images, time_steps=time_steps, approximate=approximate)
 
 
 def qonnx(snn: SpikingModel, file: str | Path, *, images: Any = None) -> Verdict:

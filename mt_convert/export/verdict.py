@@ -25,8 +25,8 @@ from ..integer_engine import torch_backend
 from ..integer_engine.program import Accumulate, Encode, Fire, ReadOut, slots
 from ..integer_engine.threshold_tables import ThresholdTable
 from ..neurons.totals import totals_step
-from .float_segments import Segment
-from .integer_form import IntegerForm, Node, narrow_program
+from .forms.float_segments import Segment
+from .forms.nodes import IntegerForm, Node, narrow_program
 
 FEWEST_IMAGES = 1000
 BATCH = 64

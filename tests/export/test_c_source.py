@@ -13,7 +13,8 @@ from export_networks import converted, some_images
 import mt_convert as mt
 from mt_convert.errors import CheckpointError, SpecError
 from mt_convert.export import c_program, c_source, targets, verdict
-from mt_convert.export.integer_form import IntegerForm, integer_form
+from mt_convert.export.forms.integer_form import integer_form
+from mt_convert.export.forms.nodes import IntegerForm
 
 CASES = [
     *(("residual", None), ("mixed", None), ("pre_activation", None), ("volume", None)),

@@ -13,7 +13,7 @@ from torch import nn
 import mt_convert as mt
 from mt_convert.errors import UnsupportedLayerError
 from mt_convert.export import targets
-from mt_convert.export.integer_form import integer_form
+from mt_convert.export.forms.integer_form import integer_form
 from mt_convert.spiking.model import SpikingModel
 
 TARGETS = ("tables", "c", "onnx", "qonnx", "torch", "nir", "spikingjelly")

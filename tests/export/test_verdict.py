@@ -17,7 +17,8 @@ from torch import nn
 import mt_convert as mt
 from mt_convert.errors import CheckpointError, OutputError, SpecError, UnsupportedLayerError
 from mt_convert.export import targets, verdict
-from mt_convert.export.integer_form import IntegerForm, Node, integer_form
+from mt_convert.export.forms.integer_form import integer_form
+from mt_convert.export.forms.nodes import IntegerForm, Node
 from mt_convert.export.table_folder import TableReader, write_tables
 
 

@@ -11,8 +11,8 @@ import torch
 from ...errors import Fault
 from ...integer_engine.program import Operate, Slot
 from ...integer_engine.terms import BATCH
-from ..float_segments import Constant
-from ..integer_form import IntegerForm, Node
+from ..forms.float_segments import Constant
+from ..forms.nodes import IntegerForm, Node
 from .onnx_graph import Graph
 
 KINDS = {torch.float32: "float", torch.float64: "double"}

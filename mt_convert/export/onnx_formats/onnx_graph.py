@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..integer_form import IntegerForm, Node
+from ..forms.nodes import IntegerForm, Node
 
 IR_VERSION = 10
 OPSET = 18

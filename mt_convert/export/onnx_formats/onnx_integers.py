@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from ...errors import Fault
-from ..integer_form import IntegerForm, Node, Value, emitted_levels, formula_arrays
-from ..threshold_sums import INT32
+from ..forms.nodes import IntegerForm, Node, Value, emitted_levels, formula_arrays
+from ..forms.threshold_sums import INT32
 from . import onnx_graph as shared
 from .onnx_floats import floats_refused, write_float
 from .onnx_graph import Graph, Writer

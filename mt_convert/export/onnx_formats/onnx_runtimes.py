@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ...errors import CheckpointError
-from ..integer_form import IntegerForm, Node
+from ..forms.nodes import IntegerForm, Node
 from ..verdict import run_foreign
 from .onnx_graph import names_of
 from .qonnx_thresholds import QONNX_DOMAIN

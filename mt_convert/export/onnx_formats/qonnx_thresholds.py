@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ...errors import Fault
 from ...integer_engine.threshold_tables import ThresholdTable
-from ..integer_form import IntegerForm, Node, Value, emitted_levels, narrow_program
-from ..threshold_sums import INT32, thresholds_beside
+from ..forms.nodes import IntegerForm, Node, Value, emitted_levels, narrow_program
+from ..forms.threshold_sums import INT32, thresholds_beside
 from . import onnx_graph as shared
 from .onnx_graph import Graph, Writer
 

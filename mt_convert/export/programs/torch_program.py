@@ -26,11 +26,11 @@ from torch.nn import functional as F
 
 from ...errors import CheckpointError, Fault
 from ...integer_engine.torch_backend import fill_arguments
-from ..float_segments import put_constants
-from ..integer_form import IntegerForm, Node
+from ..forms.float_segments import put_constants
+from ..forms.nodes import IntegerForm, Node
+from ..forms.threshold_sums import INT32
 from ..onnx_formats.onnx_floats import name_of
 from ..onnx_formats.onnx_graph import FLOAT32_WHOLE, furthest, sum_fits, window_pads
-from ..threshold_sums import INT32
 from . import torch_reader
 
 MOST_COMPARED = 15

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError, Fault
-from ..integer_form import IntegerForm, Node, Value
+from ..forms.nodes import IntegerForm, Node, Value
 from ..onnx_formats.onnx_graph import FLOAT32_WHOLE, furthest, sum_fits
 
 INPUT, OUTPUT = "input", "output"

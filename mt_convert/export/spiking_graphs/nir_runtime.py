@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from .. import numpy_reader
-from ..integer_form import IntegerForm, Node
+from ..forms.nodes import IntegerForm, Node
 from ..verdict import run_foreign
 from .nir_graph import INPUT, OUTPUT, Signal, signals_of
 

@@ -30,10 +30,10 @@ from ...errors import CheckpointError, Fault
 from ...integer_engine.program import Fire
 from ...integer_engine.threshold_tables import ThresholdTable
 from ...neurons.totals import position
-from ..integer_form import IntegerForm, Node, emitted_levels, formula_arrays, narrow_program
+from ..forms.nodes import IntegerForm, Node, emitted_levels, formula_arrays, narrow_program
+from ..forms.threshold_sums import MOST_PROVED, other_levels
 from ..onnx_formats.onnx_graph import FLOAT32_WHOLE, furthest, sum_fits
 from ..table_folder import Tables, read_tables, write_nodes
-from ..threshold_sums import MOST_PROVED, other_levels
 from ..verdict import run_foreign
 
 MODULE = "spiking_network.py"

@@ -15,9 +15,9 @@ from torch import nn
 import mt_convert as mt
 from mt_convert.errors import CheckpointError, SpecError, UnsupportedLayerError
 from mt_convert.export import targets, verdict
-from mt_convert.export.integer_form import integer_form
+from mt_convert.export.forms.integer_form import integer_form
+from mt_convert.export.forms.threshold_sums import thresholds_beside
 from mt_convert.export.onnx_formats import onnx_graph, onnx_runtimes
-from mt_convert.export.threshold_sums import thresholds_beside
 
 onnx = pytest.importorskip("onnx", reason="make installs it: it is in the extra dev")
 pytest.importorskip("onnxruntime", reason="make installs it: it is in the extra dev")
@@ -119,7 +119,9 @@ def test_more_thresholds_than_are_compared_go_by_the_formula(tmp_path: Path) -> 
 def test_qonnx_has_thresholds_for_each_level_where_no_sum_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mt_convert.export.threshold_sums.MOST_SHIFT", -1)  # nothing is proved
+    monkeypatch.setattr(
+        "mt_convert.export.forms.threshold_sums.MOST_SHIFT", -1
+    )  # nothing is proved
     asked, name = [], "mt_convert.export.onnx_formats.qonnx_thresholds.thresholds_beside"
     monkeypatch.setattr(name, lambda *given: asked.append(given) or thresholds_beside(*given))
     path = tmp_path / "network.onnx"

@@ -17,7 +17,8 @@ from export_networks import LADDERS, NAMES, converted, some_images
 import mt_convert as mt
 from mt_convert.errors import CheckpointError
 from mt_convert.export import targets, verdict
-from mt_convert.export.integer_form import Node, integer_form
+from mt_convert.export.forms.integer_form import integer_form
+from mt_convert.export.forms.nodes import Node
 from mt_convert.export.programs import torch_program, torch_reader
 
 Change = Callable[[str, bytes], bytes]

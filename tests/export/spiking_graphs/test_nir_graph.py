@@ -17,7 +17,8 @@ from torch.nn import functional as F
 import mt_convert as mt
 from mt_convert.errors import CheckpointError, SpecError, UnsupportedLayerError
 from mt_convert.export import verdict
-from mt_convert.export.integer_form import IntegerForm, integer_form
+from mt_convert.export.forms.integer_form import integer_form
+from mt_convert.export.forms.nodes import IntegerForm
 from mt_convert.export.onnx_formats import onnx_graph
 from mt_convert.export.spiking_graphs import nir_runtime
 from mt_convert.export.spiking_graphs.nir_graph import write_nir

@@ -20,7 +20,7 @@ from torch import nn
 import mt_convert as mt
 from mt_convert.errors import CheckpointError
 from mt_convert.export import targets, verdict
-from mt_convert.export.integer_form import integer_form
+from mt_convert.export.forms.integer_form import integer_form
 from mt_convert.export.spiking_graphs import spikingjelly_folder
 from mt_convert.export.spiking_graphs.spikingjelly_folder import SpikingJellyNetwork
 from mt_convert.integer_engine.threshold_tables import ThresholdTable

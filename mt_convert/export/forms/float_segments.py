@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..integer_engine import threshold_tables as tables
-from ..integer_engine import torch_backend
-from ..integer_engine.program import Operate, slots
+from ...integer_engine import threshold_tables as tables
+from ...integer_engine import torch_backend
+from ...integer_engine.program import Operate, slots
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..integer_engine.threshold_tables import ThresholdTable
+from ...integer_engine.threshold_tables import ThresholdTable
 
 INT32 = 2**31
 MOST_COMBINATIONS = 4096  # of levels beside an accumulator, for which a sum is proved

@@ -21,9 +21,9 @@ import mt_convert as mt
 from mt_convert.errors import CheckpointError, SpecError, UnsupportedLayerError
 from mt_convert.experiments import export
 from mt_convert.export import targets, verdict
-from mt_convert.export.integer_form import integer_form
+from mt_convert.export.forms.integer_form import integer_form
+from mt_convert.export.forms.unrolled import emission
 from mt_convert.export.onnx_formats import onnx_runtimes
-from mt_convert.export.unrolled import emission
 from mt_convert.neurons.spec import NeuronSpec
 from mt_convert.neurons.totals import totals_step_literal
 

@@ -1,36 +1,18 @@
-"""What leaves the house: steps of a converted network on whole numbers, ready to be written.
-
-`integer_form` takes the integer engine's program and turns it into few kinds of nodes that any
-language has. Nothing is computed anew: thresholds come from the written float32 formula by
-`threshold_tables`, movements from the operators themselves.
-
-    encode      levels of the image: clamp(rint(x / scale), low, high)
-    conv        sums of products, zeros around      linear   the same over the last axis
-    gather      the numbers of the inputs, flattened and joined, elsewhere; 0 stands for a zero
-    reshape     the same numbers in another shape, or once more for a node that reads them twice
-    max_pool, sum_pool    over windows              max, sum over whole axes
-    scale       times whole numbers
-    fire        a level for the number of thresholds reached (see `Fire`)
-    float       operators on real numbers, where a target takes them (see `float_segments`)
-    emit        what was emitted before, moved towards that level (see `unrolled`)
-    read_out    the logits: in_0 * M_0 + B + in_1 * M_1 + ..., each operator in float32
-"""
+"""The nodes of a network, written one after the other from the integer engine's instructions."""
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import Fault, MTConvertError, SpecError, UnsupportedLayerError
-from ..integer_engine import threshold_tables as tables
-from ..integer_engine.model import IntegerModel, integer
-from ..integer_engine.program import (
+from ...errors import Fault, UnsupportedLayerError
+from ...integer_engine import threshold_tables as tables
+from ...integer_engine.program import (
     Accumulate,
     Encode,
     Fire,
@@ -42,194 +24,18 @@ from ..integer_engine.program import (
     Whole,
     slots,
 )
-from ..integer_engine.terms import FLOAT32_WHOLE
-from ..neurons.ladder import Binary, Radix
-from ..neurons.totals import totals_step
-from ..spiking.levels import levels
-from ..spiking.model import SpikingModel, spiking_network
-from ..spiking.presentation import check_time_steps
-from ..system.devices import device_of
+from ...integer_engine.terms import FLOAT32_WHOLE
+from ...neurons.ladder import Binary
 from .float_segments import Segment, read_by, take_constants
+from .nodes import Node, Value, emitted_levels, formula_arrays, narrow_program
 from .threshold_sums import INT32, threshold_sum
-from .unrolled import asked_for, emission, unroll
+from .unrolled import asked_for, emission
 
 aten = torch.ops.aten
-MOST_STEPS = 256
 HEADLINE = "this network does not leave the house exactly"
 
 
-@dataclass(frozen=True)
-class Value:
-    """What one image has of a value: its shape, the least and the largest number it can hold;
-    ``real`` ones are float32, and hold anything."""
-
-    shape: tuple[int, ...]
-    low: int
-    high: int
-    real: bool = False
-
-    @property
-    def size(self) -> int:
-        """How many numbers it is."""
-        return math.prod(self.shape)
-
-    @property
-    def bits(self) -> int:
-        """Bits that hold it; with a sign where it can be below 0."""
-        return max((-self.low - 1).bit_length(), self.high.bit_length()) + (self.low < 0) or 1
-
-
-@dataclass(frozen=True)
-class Node:
-    """One operator: the values it reads, the one it makes, plain settings, and arrays."""
-
-    op: str
-    name: str
-    inputs: tuple[int, ...]
-    out: int
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    arrays: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class IntegerForm:
-    """A network as nodes. ``values`` by index; value 0 is the image, as real numbers.
-
-    ``program`` and ``model`` are what it came from, to compare with; ``sources[out]`` is the
-    program's instruction of a node. Where layers wait, all ``time_steps`` of a window are one pass.
-    ``levels`` names the layers of neurons whose emission by the end a value is. ``real``: operators
-    on real numbers. ``beside`` keeps `thresholds_beside` of nodes, once they were asked for.
-    """
-
-    nodes: tuple[Node, ...]
-    values: Mapping[int, Value]
-    image_shape: tuple[int, ...]
-    program: Program
-    model: IntegerModel
-    sources: Mapping[int, Any]
-    levels: Mapping[int, str]
-    time_steps: int = 1
-    real: tuple[str, ...] = ()
-    beside: dict[int, dict[str, Tensor] | None] = field(default_factory=dict)
-
-    def node(self, op: str) -> Node:
-        """The only node of a kind."""
-        (node,) = [node for node in self.nodes if node.op == op]
-        return node
-
-
-@torch.no_grad()
-def integer_form(
-    snn: SpikingModel, time_steps: int | None = None, *, real: bool = False
-) -> IntegerForm:
-    """Time steps of a converted network, one unless given, as nodes of whole numbers; where layers
-    wait for their whole window, that of all levels unless given, all of it in one pass.
-
-    ``real`` takes operators on real numbers between layers of neurons too, as they are.
-
-    Raises:
-        SpecError: fewer than one time step, or more than `MOST_STEPS`.
-        UnsupportedLayerError: what has no such form, all of it.
-
-    Example:
-        >>> from torch import nn
-        >>> from ..spiking.convert import convert
-        >>> from ..quantization.quantize import QuantSpec, quantize
-        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
-        >>> snn = convert(quantize(net, QuantSpec(), calibration=torch.randn(8, 1, 4, 4)))
-        >>> [node.op for node in integer_form(snn).nodes]
-        ['encode', 'conv', 'fire', 'reshape', 'linear', 'read_out']
-    """
-    snn = spiking_network(snn, "export")
-    if device_of(snn).type != "cpu":
-        snn = copy.deepcopy(snn).cpu()
-    if time_steps is None:
-        time_steps = window_steps(snn) if snn.whole_window else 1
-    check_time_steps(time_steps)
-    if time_steps > MOST_STEPS:
-        raise SpecError(f"time_steps is {time_steps}: at most {MOST_STEPS} leave as one network")
-    model = integer(snn, backend="torch")
-    if snn.whole_window:
-        programs = [model.program(time_steps - 1, time_steps)]
-    else:
-        programs = [model.program(t) for t in range(time_steps)]
-    program = programs[0]
-    apart = [item for item in program.instructions if isinstance(item, Fire) and not item.together]
-    if apart:
-        hint = "one pass does not say its window: use uniform, binary or radix ladders, image once"
-        raise UnsupportedLayerError(
-            HEADLINE, [Fault(item.name, "fires step by step", hint) for item in apart]
-        )
-    faults = []
-    if not any(isinstance(item, Encode) for item in program.instructions):
-        faults.append(Fault("the image", "is not quantized", "give QuantSpec input_bits"))
-    try:
-        for one in {id(one): one for one in programs}.values():
-            tables.check(one, real=real)
-    except MTConvertError as fact:
-        hint = "real numbers leave to torch; to onnx with --approximate (approximate=True)"
-        faults += [
-            replace(one, hint=hint) if one.what == "no integer form" else one for one in fact.faults
-        ]
-        raise UnsupportedLayerError(HEADLINE, faults) from fact
-    if faults:
-        raise UnsupportedLayerError(HEADLINE, faults)
-    several = len(programs) > 1
-    programs = unroll(programs) if several else programs
-    writer = _Writer(programs[0], several, real)
-    for step, program in enumerate(programs, start=1):
-        writer.behind = f", step {step}" if step > 1 else ""
-        for item in program.instructions:
-            writer.write(item)
-    if writer.faults:
-        raise UnsupportedLayerError(HEADLINE, list(dict.fromkeys(writer.faults)))
-    nodes = _needed(writer.nodes)
-    made = {0, *(node.out for node in nodes)}
-    return IntegerForm(
-        tuple(nodes),
-        {index: value for index, value in writer.values.items() if index in made},
-        tuple(program.values[0].shape),
-        writer.program,
-        model,
-        writer.sources,
-        {writer.at(index): name for name, index in writer.emitted.items()},
-        time_steps,
-        program.real,
-    )
-
-
-def _needed(nodes: list[Node]) -> list[Node]:
-    """Nodes that the last one needs: read-outs of earlier steps are left out."""
-    needed = {nodes[-1].out}
-    for node in reversed(nodes):
-        needed |= set(node.inputs) if node.out in needed else set()
-    return [node for node in nodes if node.out in needed]
-
-
-def window_steps(snn: SpikingModel) -> int:
-    """The steps of a whole window behind which every level can be said.
-
-    Example:
-        >>> from torch import nn
-        >>> from ..neurons.ladder import Radix
-        >>> from ..spiking.convert import convert
-        >>> from ..quantization.quantize import QuantSpec, quantize
-        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
-        >>> qann = quantize(net, QuantSpec(), calibration=torch.randn(8, 1, 4, 4))
-        >>> window_steps(convert(qann, ladder=Radix(1), whole_window=True))
-        4
-    """
-    steps = [1]
-    for _, neuron in snn.neurons():
-        ladder, most = neuron.spec.ladder, levels(neuron.spec)
-        if isinstance(ladder, Radix):
-            steps.append(ladder.steps or ladder.digits(most))
-        else:
-            steps.append(math.ceil(most / ladder.reach))
-    return max(steps)
-
-
-class _Writer:
+class Writer:
     """The nodes so far. Of ``several`` steps a node that stands there already is not written again;
     ``emitted``: the last value of each layer of neurons. With ``real`` numbers, ``kinds`` are the
     types in which the engine holds values, ``pending`` operators that are part of a later node."""
@@ -594,22 +400,6 @@ def _same(one: Node, other: Node) -> bool:
     return all(a is b or torch.equal(a, b) for a, b in pairs)
 
 
-def emitted_levels(item: Fire) -> tuple[Tensor, Tensor]:
-    """Whole numbers from the least to the largest level, and what the first step emits for each."""
-    steps = torch.arange(*(int(end) + step for step, end in enumerate(item.spec.limits)))
-    return steps, totals_step(steps.float(), torch.zeros(len(steps)), item.spec).long()
-
-
-def narrow_program(
-    program: Program, item: Fire, values: Mapping[int, Value], inputs: tuple[int, ...]
-) -> Program:
-    """The program with what is known here of the values that a layer of neurons reads."""
-    narrow = dict(program.values)
-    for term, index in zip(item.input.terms, inputs, strict=True):
-        narrow[term.value] = Whole(values[index].shape, values[index].low, values[index].high)
-    return replace(program, values=narrow)
-
-
 def _window(axes: int, kernel: Any, stride: Any, padding: Any, dilation: Any) -> dict[str, Any]:
     """The settings of a window, one number for each axis of space."""
 
@@ -622,25 +412,3 @@ def _window(axes: int, kernel: Any, stride: Any, padding: Any, dilation: Any) ->
         name: each(value)
         for name, value in zip(names, (kernel, stride, padding, dilation), strict=True)
     }
-
-
-def formula_arrays(formula: Sum) -> dict[str, Tensor]:
-    """The multipliers and the bias of a written sum, without the axis of images."""
-
-    def one(factor: Any) -> Tensor:
-        value: Tensor = factor.detach().float()
-        return value[0] if value.dim() else value
-
-    arrays = {
-        f"multiplier_{index}": one(term.multiplier) for index, term in enumerate(formula.terms)
-    }
-    return arrays if formula.bias is None else arrays | {"bias": one(formula.bias)}
-
-
-def describe(form: IntegerForm, refused: Callable[[Node], str | None]) -> list[Fault]:
-    """What a target has no form for, node by node."""
-    faults = []
-    for node in form.nodes:
-        if (reason := refused(node)) is not None:
-            faults.append(Fault(node.name, node.op, reason))
-    return faults

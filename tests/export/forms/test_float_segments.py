@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import mt_convert as mt
 from mt_convert.errors import CheckpointError, UnsupportedLayerError
 from mt_convert.export import targets
-from mt_convert.export.integer_form import integer_form
+from mt_convert.export.forms.integer_form import integer_form
 from mt_convert.export.onnx_formats import onnx_runtimes
 from mt_convert.spiking.model import SpikingModel
 

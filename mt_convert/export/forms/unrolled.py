@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..integer_engine.program import (
+from ...integer_engine.program import (
     Accumulate,
     Encode,
     Fire,
@@ -26,9 +26,9 @@ from ..integer_engine.program import (
     Slot,
     Sum,
 )
-from ..neurons.ladder import Uniform
-from ..neurons.spec import NeuronSpec
-from ..neurons.totals import totals_step
+from ...neurons.ladder import Uniform
+from ...neurons.spec import NeuronSpec
+from ...neurons.totals import totals_step
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""A network as nodes of whole numbers: what every target is written from."""
