@@ -187,10 +187,12 @@ class StageRun(ABC):
                 self.at[name] = stands
                 self._log(name, "kept")
                 return
+        self._say_other_files(name, (folder, new))
         self.at[name] = new if folder.exists() else folder
         started, self.changed = time.monotonic(), True
         self._log(name, "started")
         if self.first and partial.exists() and not (self.resume and self._same(partial)):
+            self._check_unfinished(partial)
             remove(partial)
         self.wait()
         if self.first and not partial.exists():
@@ -205,6 +207,25 @@ class StageRun(ABC):
             replace_stage(partial, self.at[name])
         self.wait()
         self._log(name, "finished", seconds=round(time.monotonic() - started, 1))
+
+    def _say_other_files(self, name: str, folders: Sequence[Path]) -> None:
+        """Say that a stage which stands finished is made again because its images are others."""
+        if any(
+            stored and stored != self.files[name] for stored in map(self._stored_files, folders)
+        ):
+            notice(
+                f"stage {name!r} is made again, and those behind it: names, sizes or times of its "
+                "images are not those it saw (copies have other times; a run that is made with "
+                "`data.compare: content` looks at what the files hold instead)"
+            )
+
+    def _check_unfinished(self, partial: Path) -> None:
+        """Raise if resuming would throw away a training that was cut short."""
+        if self.resume and not self.overwrite and any(partial.glob("checkpoint/*")):
+            raise OutputError(
+                f"{partial} holds an unfinished training with other settings or images: give the "
+                "same ones to go on; --overwrite, or no --resume, begins it anew"
+            )
 
     def _describe(self, folder: Path) -> None:
         """What is run, and on what."""

@@ -109,14 +109,19 @@ def test_where_images_are_gone_what_is_finished_is_kept_and_said(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["times", "content"])
-def test_by_times_a_copy_is_another_and_by_content_the_same(kind: str, tmp_path: Path) -> None:
+def test_by_times_a_copy_is_another_and_by_content_the_same(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notice.cache_clear()
     root, out = tmp_path / "images", tmp_path / "out"
     pictures(root, 2)
     given = recipe(root, f"data.compare={kind}")
     run(given, out, resume=False)
     for path in root.rglob("*.png"):
         os.utime(path, ns=(1, 1))
+    capsys.readouterr()
     assert bool(again(given, out)) == (kind == "times")
+    assert ("stage 'ann' is made again" in capsys.readouterr().err) == (kind == "times")
     hidden = root / "train" / "a" / "0.png"
     content = bytearray(hidden.read_bytes())
     content[-20] ^= 1  # same size, same time
