@@ -143,7 +143,7 @@ def test_an_unfinished_training_of_another_recipe_is_not_thrown_away(run_copy: P
     checkpoint.mkdir(parents=True)
     (checkpoint.parents[1] / "inputs.json").write_text('{"fingerprint": "of another recipe"}')
     (run_copy / "results.json").unlink()  # so that nothing stands finished
-    with pytest.raises(OutputError, match=r"train\.partial holds an unfinished training with other"):
+    with pytest.raises(OutputError, match=r"train\.partial holds an unfinished training"):
         run_recipe(recipe("train.lr=0.02"), run_copy, resume=True)
     assert checkpoint.is_dir()
     run_recipe(recipe("train.lr=0.02"), run_copy, resume=True, overwrite=True)
