@@ -27,13 +27,18 @@ def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return import_module("regenerate")
 
 
-def test_page_and_rows_are_made_from_the_stored_cells(study: ModuleType) -> None:
+@pytest.fixture
+def pages(study: ModuleType) -> ModuleType:
+    return import_module("pretrained_page")
+
+
+def test_page_and_rows_are_made_from_the_stored_cells(study: ModuleType, pages: ModuleType) -> None:
     cells = study.stored_cells()
-    assert (FOLDER / "README.md").read_text() == study.page((FOLDER / "head.md").read_text(), cells)
+    assert (FOLDER / "README.md").read_text() == pages.page((FOLDER / "head.md").read_text(), cells)
     if (FOLDER / "results.json").is_file():
         stored = read_json(FOLDER / "results.json")
         assert len(results_from_json(stored)) == len(stored["rows"])
-        assert stored["rows"] == results_to_json(study.rows_of(cells))["rows"]
+        assert stored["rows"] == results_to_json(pages.rows_of(cells))["rows"]
         for name, cell in cells.items():
             assert cell.settings == study.settings(name), "the cell is of other settings: make it"
 
@@ -66,8 +71,9 @@ def example(study: ModuleType) -> dict[str, object]:
 
 def test_a_page_says_what_is_decided_what_was_refused_and_what_is_missing(
     study: ModuleType,
+    pages: ModuleType,
 ) -> None:
-    page = study.page("head", example(study))
+    page = pages.page("head", example(study))
     assert "| W4A8, `gptq` | Imagenette, ten logits, 100 | 90.00 | 85.00 | -5.00 (" in page
     assert (
         "| 5 / 0 | 5: not decided | 4 of 4; 25 of 25, 2.0e-05 | 3.0, 0.5 | 0.9700 | 1.50 / 2.25 |"
@@ -78,9 +84,11 @@ def test_a_page_says_what_is_decided_what_was_refused_and_what_is_missing(
     assert "Not made yet: W8A8 corrected;" in page
 
 
-def test_rows_have_the_networks_beside_each_other_on_the_same_images(study: ModuleType) -> None:
+def test_rows_have_the_networks_beside_each_other_on_the_same_images(
+    study: ModuleType, pages: ModuleType
+) -> None:
     cells = example(study)
-    first, second = study.rows_of(cells)
+    first, second = pages.rows_of(cells)
     assert (first.ann_accuracy, first.qann_accuracy, first.snn_accuracy) == (90.0, 85.0, 85.0)
     assert (first.weight_bits, first.act_bits, first.exact_share) == (4, 8, 1.0)
     assert (second.ladder, second.n, second.T, second.images) == ("radix", 1, 8, 50)
@@ -100,16 +108,16 @@ def test_a_cell_of_fewer_images_than_asked_for_is_made_again(study: ModuleType) 
 
 
 def test_an_interval_holds_the_difference_and_decides_where_images_suffice(
-    study: ModuleType,
+    pages: ModuleType,
 ) -> None:
     few, many = (
-        study.difference("1" * n, "1" * (n - n // 50) + "0" * (n // 50)) for n in (50, 5000)
+        pages.difference("1" * n, "1" * (n - n // 50) + "0" * (n // 50)) for n in (50, 5000)
     )
     for found in (few, many):
         assert found.points == -2.0
         assert found.low < -2.0 < found.high
     assert (few.within(4), many.within(4), many.within(1)) == ("not decided", "yes", "no")
-    swapped = study.difference("0111", "1101")
+    swapped = pages.difference("0111", "1101")
     assert (swapped.points, swapped.only_first, swapped.only_second) == (0.0, 1, 1)
     assert swapped.low == -swapped.high
 
