@@ -76,7 +76,7 @@ def test_a_run_says_what_it_was_made_from(first: tuple[Path, Path]) -> None:
     assert read_json(first[1] / "ann" / "weights.json") == {"weights": "drawn from seed 0"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_images_that_changed_under_their_names_are_seen(
     first: tuple[Path, Path], run_copy: Path
 ) -> None:
@@ -107,8 +107,13 @@ def test_where_images_are_gone_what_is_finished_is_kept_and_said(
     assert "stage 'ann' is kept as it saw them" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["times", "content"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("times", marks=pytest.mark.slow),
+        pytest.param("content", marks=pytest.mark.long),
+    ],
+)
 def test_by_times_a_copy_is_another_and_by_content_the_same(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
