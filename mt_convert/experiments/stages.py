@@ -210,13 +210,13 @@ class StageRun(ABC):
 
     def _say_other_files(self, name: str, folders: Sequence[Path]) -> None:
         """Say that a stage which stands finished is made again because its images are others."""
-        if any(
-            stored and stored != self.files[name] for stored in map(self._stored_files, folders)
-        ):
+        due = _without_place(self.files[name])
+        stored = [_without_place(self._stored_files(folder)) for folder in folders]
+        if any(files and files != due for files in stored):
             notice(
                 f"stage {name!r} is made again, and those behind it: names, sizes or times of its "
                 "images are not those it saw (copies have other times; a run that is made with "
-                "`data.compare: content` looks at what the files hold instead)"
+                "data.compare=content looks at what the files hold, wherever they lie)"
             )
 
     def _check_unfinished(self, partial: Path) -> None:
@@ -246,10 +246,10 @@ class StageRun(ABC):
         recipe = self.settings.model_dump(mode="json", by_alias=True)
         self.files[name] = [item for item in self._describe_sources(name) if item]
         inputs = [*(recipe[key] for key in self.BLOCKS[name]), _content(self.checkpoint(name))]
-        inputs = [_without_unused(block) for block in inputs]
+        inputs = [_without_place(_without_unused(block)) for block in inputs]
         if name == "ann":
             inputs += [_content(path) for path in self.settings.model.code_files.values()]
-        return [*inputs, self.files[name]] if self.files[name] else inputs
+        return [*inputs, _without_place(self.files[name])] if self.files[name] else inputs
 
     def _describe_sources(self, name: str) -> list[dict[str, Any]]:
         """The files of a stage's images; where they are not here, as a finished stage saw them."""
@@ -302,6 +302,23 @@ def rows_of_stage(folder: Path) -> list[Row]:
     if not rows:
         raise CheckpointError(f"{path} has no rows: remove {folder} to make it again")
     return rows
+
+
+def _without_place(value: Any) -> Any:
+    """A part of the inputs without the folders of images that are known by what they hold."""
+    if isinstance(value, list):
+        return [_without_place(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.get("compare") == "content" and "test_split" in value:
+        return {key: item for key, item in value.items() if key != "root"}
+    if value.get("compared") == "content" and "splits" in value:
+        splits = {
+            split: {key: item for key, item in described.items() if key != "path"}
+            for split, described in value["splits"].items()
+        }
+        return {**value, "splits": splits}
+    return {key: _without_place(item) for key, item in value.items()}
 
 
 def _without_unused(block: Any) -> Any:

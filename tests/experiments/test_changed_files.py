@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mt_convert.errors import OutputError
 from mt_convert.experiments.recipes.conversion import Recipe, load_recipe
 from mt_convert.experiments.run import run
 from mt_convert.system.progress import notice
@@ -107,13 +108,8 @@ def test_where_images_are_gone_what_is_finished_is_kept_and_said(
     assert "stage 'ann' is kept as it saw them" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param("times", marks=pytest.mark.slow),
-        pytest.param("content", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["times", "content"])
 def test_by_times_a_copy_is_another_and_by_content_the_same(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,6 +123,13 @@ def test_by_times_a_copy_is_another_and_by_content_the_same(
     capsys.readouterr()
     assert bool(again(given, out)) == (kind == "times")
     assert ("stage 'ann' is made again" in capsys.readouterr().err) == (kind == "times")
+    elsewhere = recipe(root.rename(tmp_path / "elsewhere"), f"data.compare={kind}")
+    if kind == "content":
+        assert again(elsewhere, out) == []
+    else:
+        with pytest.raises(OutputError, match=r"data\.root"):
+            again(elsewhere, out)
+    root = (tmp_path / "elsewhere").rename(root)
     hidden = root / "train" / "a" / "0.png"
     content = bytearray(hidden.read_bytes())
     content[-20] ^= 1  # same size, same time
