@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from ...neurons.totals import count_events
+from ...neurons.totals import count_events, count_packets
 from ...spiking.levels import ladder_at
 from ...spiking.model import SpikingModel
 from ...spiking.shapes import image_axes
@@ -124,7 +124,7 @@ class _Tally:
             here = images.sum(axis, dtype=torch.float64)
             places += here * (shows == number)
         self.events[source][t] += float(places.sum())
-        self.packets[source][t] += float(torch.count_nonzero(emitted))
+        self.packets[source][t] += float(count_packets(emitted))
         for node, additions in self.reached.get(source, ()):
             self.synops[node][t] += float((places * additions).sum())
 
