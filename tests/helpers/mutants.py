@@ -336,6 +336,13 @@ MUTANTS = (
     ),
     Mutant(
         16,
+        "export/forms/unrolled.py",
+        "torch.where(distance < 0, high, low)",
+        "torch.where(distance < 0, low, low)",
+        ("export/forms/test_unrolled.py::test_what_a_step_adds_is_what_the_thresholds_fire",),
+    ),
+    Mutant(
+        16,
         "export/onnx_formats/qonnx_thresholds.py",
         "for name, level in zip(others, beside, strict=True):",
         "for name, level in zip(others[:0], beside[:0], strict=True):",

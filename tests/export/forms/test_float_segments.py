@@ -97,22 +97,15 @@ def test_operators_without_a_form_are_refused_by_name(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_moves_whose_images_are_not_in_front_become_one(tmp_path: Path) -> None:
+def test_only_operators_that_are_no_moves_are_floats() -> None:
     form = integer_form(attention(), real=True)
-    kinds = [node.op for node in form.nodes]
-    assert "gather" in kinds
-    assert all(
-        value.real == (node.op == "float")
-        for node in form.nodes[:-1]
-        if (value := form.values[node.out]) and node.op not in ("gather", "reshape")
-    )
-    assert {
-        name.split()[0] for name in (node.name for node in form.nodes if node.op == "float")
-    } >= {
-        "layer_norm",
-        "softmax",
-        "matmul",
-    }
+    floats = [node for node in form.nodes if node.op == "float"]
+    names = {node.name.split()[0] for node in floats}
+    assert names == {"cat", "mul", "add", "layer_norm", "matmul", "softmax"}
+    assert all(form.values[node.out].real for node in floats)
+    splits = [node for node in form.nodes if node.name.startswith("unbind")]
+    assert [node.op for node in splits] == ["gather"] * 3, "with the move before it"
+    assert not any(form.values[node.out].real for node in splits)
 
 
 @pytest.mark.long
