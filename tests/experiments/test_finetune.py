@@ -58,7 +58,7 @@ def test_the_command_fine_tunes_a_run_and_tells_before_and_after(
         right += int((answers == labels).sum())
     assert rows[1].snn_accuracy == pytest.approx(100 * right / 16)
     page = (out / "README.md").read_text()
-    assert "bptt over 1 epochs" in page
+    assert "bptt over 1 epoch:" in page
     assert "| trained by |" in page
     page = (out / "report.html").read_text()
     assert f"mt-convert finetune {finished}" in page

@@ -86,6 +86,8 @@ def _accuracy(rows: Sequence[Row]) -> Markup:
 
 def _budget(row: Row, n: int, T: int) -> str:
     """What is said where a window has exactly the levels of the quantizer, else nothing."""
+    if row.qann_accuracy is None:
+        return ""
     if row.ladder == "radix":
         return f"radix: {n + 1}^{T} = L + 1" if (n + 1) ** T == row.levels + 1 else ""
     if row.ladder == "uniform" and row.presentation == "every_step" and n * T == row.levels:

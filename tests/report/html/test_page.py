@@ -8,9 +8,10 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from pages import CONTENT, VOID
+from pages import CONTENT, INSPECTION, VOID, energy_report, energy_rows
 from results import ROW
 
+from mt_convert.evaluation.energy.account import FLOAT, account
 from mt_convert.report.html.page import PageContent, render
 
 LARGEST = 2_000_000
@@ -253,3 +254,47 @@ def test_the_page_of_a_table_says_for_each_network_whether_it_pays() -> None:
     assert cells == ["2", "0.01", "0.02", "0.03", "0.06", "3.00 times", "–"]
     assert sum(text == "It does not pay: 3.00 times at T = 2." for _, text in parsed.all("p")) == 2
     assert sum(text == "int8, 45 nm" for _, text in parsed.all("p")) == 1, "said once"
+
+
+def test_the_page_of_a_network_from_scratch_says_what_it_is_compared_with_and_why() -> None:
+    reason = "fed by the image (direct coding), not by spikes"
+    layer = {**INSPECTION["layers"][0], "saturated": None, "tau": 2.0, "signed": False}
+    rows = [replace(row, bits=(32, 32), leaks=row.neurons) for row in energy_rows()]
+    paid = account({"n = 3, T = 1": (replace(energy_report(), rows=tuple(rows)), 1)}, None, FLOAT)
+    inspection = {
+        **{key: INSPECTION[key] for key in ("images", "nodes", "example")},
+        **{"from_scratch": True, "layers": [layer], "account": paid},
+        "setting": INSPECTION["setting"] | {"signed": False},
+        "analog": [{"name": "conv", "operator": "Conv2d", "reason": reason}],
+    }
+    row = replace(ROW, qann_accuracy=None, exact_share=None, agreement=None, algorithm="bptt")
+    said = "There is no quantized network to equal."
+    page = PageContent([row, replace(row, T=2)], "plif", inspection=inspection, sentence=said)
+    parsed = Parsed(render(page))
+    assert parsed.wrong == []
+    assert [item["id"] for item, _ in parsed.all("section")] == [
+        *("verdict", "accuracies", "over-time", "spikes", "energy", "layers", "again"),
+    ]
+    assert parsed.text("exact") == said
+    assert parsed.text("analog") == f"1: conv ({reason})"
+    assert "no quantized network of the same bits" in parsed.text("reference")
+    assert "the float network of the same architecture" in parsed.text("energy-sentence")
+    assert "times the float network" in parsed.text("pays")
+    heads = parsed.text("layer-table")
+    assert "leak" in heads
+    assert "saturated" not in heads
+    assert "negative spikes" not in render(page)
+
+
+def test_energy_that_was_not_counted_is_said_with_the_reason() -> None:
+    inspection: Any = {**INSPECTION, "not_counted": "an operator without a count"}
+    parsed = Parsed(render(replace(CONTENT, inspection=inspection)))
+    assert parsed.text("energy-sentence") == "Not counted: an operator without a count"
+
+
+def test_energies_are_written_with_thousands_apart() -> None:
+    inspection: Any = copy.deepcopy(CONTENT.inspection)
+    inspection["account"]["networks"][0]["compute"] = 12345678.0
+    page = render(replace(CONTENT, inspection=inspection))
+    assert "<td>12,350</td>" in page
+    assert "e+0" not in page
