@@ -168,6 +168,7 @@ def account(
         "memory": {**asdict(memory), "weights": memory.weights.words},
         "reference": asdict(reference),
         "networks": [{**_network_json(item, spiking[0]), "role": role} for item, role in shown],
+        "layers": [_layer_json(row) for row in own],
         "over_time": {
             name: [_at(report, steps, prices, memory) for steps in _steps(report)]
             for name, (report, _) in reports.items()
@@ -292,6 +293,15 @@ def _network_json(cost: Cost, spiking: Cost) -> dict[str, Any]:
     """One network as plain data, and how much of it the spiking one costs."""
     share = spiking.total / cost.total if cost.total and cost is not spiking else None
     return {**asdict(cost), "total": cost.total, "spiking_share": share}
+
+
+COUNTS = ("synops", "macs", "ann_macs", "comparisons", "shifts", "leaks", "events", "packets")
+
+
+def _layer_json(row: EnergyRow) -> dict[str, Any]:
+    """What one layer does per image, as plain data."""
+    counts = {name: getattr(row, name) for name in COUNTS}
+    return {"name": row.name, "operator": row.operator, "fed_by": str(row.fed_by), **counts}
 
 
 def break_even(

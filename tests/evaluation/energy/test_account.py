@@ -111,6 +111,9 @@ def test_the_quantized_network_of_the_same_bits_stands_first_and_fp32_last() -> 
     assert names[0] == "quantized network, the same bits"
     assert names[-1] == "float network, fp32"
     assert made["price"]["name"] == "int8, 45 nm"
+    assert [(item["name"], item["synops"], item["macs"]) for item in made["layers"]] == [
+        *(("conv", 0.0, 100), ("act", 0, 0), ("fc", 360.0, 0))
+    ]
 
 
 def test_a_network_from_scratch_stands_beside_the_float_network_of_its_architecture() -> None:

@@ -95,6 +95,7 @@ def test_the_sections_stand_in_the_order_in_which_a_reader_asks(parsed: Parsed) 
         ("pays", "no: 1.50 times the quantized network"),
         ("subject", "resnet20_cifar, cifar10_jpeg, 10,000 test images, W4A4 (L = 15), seed 0"),
         ("glance-again", "mt-convert run recipe.yaml"),
+        ("energy-layers", "fcspikes360–900"),
         ("neurobench", "n = 15, T = 112012.50 %75.00 %1003601,000"),
     ],
 )
