@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
@@ -12,6 +13,7 @@ from pages import CONTENT, INSPECTION, VOID, energy_report, energy_rows
 from results import ROW
 
 from mt_convert.evaluation.energy.account import FLOAT, account
+from mt_convert.report.html import charts
 from mt_convert.report.html.page import PageContent, render
 
 LARGEST = 2_000_000
@@ -299,3 +301,11 @@ def test_energies_are_written_with_thousands_apart() -> None:
     page = render(replace(CONTENT, inspection=inspection))
     assert "<td>12,350</td>" in page
     assert "e+0" not in page
+
+
+def test_a_potential_far_from_all_others_is_drawn_where_it_is() -> None:
+    trace = [0.5] * 98 + [8.0, 9.0]
+    layer = {"name": "a", "chosen": [0], "spikes": [[0] * 100], "potentials": [trace]}
+    drawn = charts.potentials(layer, 0)
+    heights = [float(item) for item in re.findall(r'<circle[^>]* cy="([0-9.]+)"', drawn)]
+    assert heights[-1] < heights[-2] < heights[0]
