@@ -30,6 +30,7 @@ from .energy.account import FLOAT, account
 from .energy.from_scratch import Counted, counted_layers
 from .energy.macs import count_macs
 from .energy.measure import energy
+from .energy.neurobench import neurobench
 from .energy.prices import FLOAT_STATE, EnergySpec
 from .inspection import FEWEST, IMAGES, INSPECTION_SCHEMA, MACS, graph_nodes, picture, traces
 
@@ -189,6 +190,7 @@ def _account(
     try:
         report = energy(network, images, time_steps=steps)
         paid = account({way: (report, T)}, prices or FLOAT_STATE, FLOAT)
+        measured = {way: neurobench(network, images, time_steps=T).to_json()}
     except MTConvertError as error:
         return {"not_counted": str(error)}
-    return {"account": paid | {"thresholds": {way: n}}}
+    return {"account": paid | {"thresholds": {way: n}, "neurobench": measured}}

@@ -29,7 +29,7 @@ from ..report.rows import results_from_json, results_to_json
 from ..spiking.presentation import Presentation
 from ..system.devices import device
 from ..system.plain_data import as_type
-from ..system.storage import atomic, json_text, read_json, save_tensors, write_json
+from ..system.storage import atomic, json_text, read_json, reading, save_tensors, write_json
 from ..training.accuracy import count_correct
 from ..training.from_scratch import archive
 from ..training.from_scratch.balance import balance_thresholds_
@@ -76,7 +76,13 @@ class SpikingRun(StageRun):
         return (self.recipe.images,) if name == "ann" else ()
 
     def rows_text(self) -> str:
-        return json_text(results_to_json(rows_of_stage(self.at["evaluate"])))
+        more = {}
+        path = self.at["inspect"] / "inspection.json"
+        if path.is_file():
+            with reading(path):
+                paid = read_json(path).get("account", {})
+                more = {"neurobench": paid["neurobench"]} if paid else {}
+        return json_text(results_to_json(rows_of_stage(self.at["evaluate"])) | more)
 
     # ----------------------------------------------------------------------------------- stages
 

@@ -126,7 +126,7 @@ def _training_sentence(rows: Sequence[Row]) -> str:
     row = rows[-1]
     return (
         f"Trained as a spiking network by {row.algorithm} for "
-        f"{many(row.epochs, 'epoch', 'epochs')}: "
+        f"{many(row.epochs or 0, 'epoch', 'epochs')}: "
         f"{row.snn_accuracy:.2f} % of {row.images} test images after T = {row.T} "
         f"({row.method}, {row.mode}, n = {row.n}). There is no quantized network to equal."
     )

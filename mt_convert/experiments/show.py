@@ -246,7 +246,7 @@ def from_scratch_sentence(rows: Sequence[Row], spiking_folder: Path) -> str:
     return (
         f"{row.model} with {neurons} layers of {row.method} neurons ({row.mode}, "
         f"n = {row.n}), trained by {row.algorithm} for "
-        f"{many(row.epochs, 'epoch', 'epochs')}, weights of epoch "
+        f"{many(row.epochs or 0, 'epoch', 'epochs')}, weights of epoch "
         f"{epoch}: {row.snn_accuracy:.2f} % of {row.images} test images after {steps}{ann}."
     )
 

@@ -105,7 +105,7 @@ def _shrink_(figure: Figure, share: float) -> None:
     """Make all letters, lines and dots of a figure smaller."""
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
-        text.set_fontsize(text.get_fontsize() * share)
+        text.set_fontsize(float(text.get_fontsize()) * share)
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             for label in axis.get_ticklabels()[:1]:

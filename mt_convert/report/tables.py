@@ -169,7 +169,7 @@ def finetune_sentence(rows: Sequence[Row]) -> str:
     gained = after.snn_accuracy - before.snn_accuracy
     share = f", {100 * gained / lost:.0f} % of what conversion had taken" if lost > 0 else ""
     return (
-        f"{after.algorithm} over {many(after.epochs, 'epoch', 'epochs')}: "
+        f"{after.algorithm} over {many(after.epochs or 0, 'epoch', 'epochs')}: "
         f"{before.snn_accuracy:.2f} % to {after.snn_accuracy:.2f} % of {after.images:,} test "
         f"images (quantized network {after.qann_accuracy:.2f} %): {gained:+.2f} points{share}."
     )

@@ -216,6 +216,8 @@ def test_the_smoke_variant_of_a_spiking_recipe_runs(name: str, tmp_path: Path) -
     assert {row["presentation"] for row in rows} == {"every_step" if recipe.data else "frames"}
     assert f"layers of mt_{recipe.spiking.neuron} neurons" in " ".join(printed.split())
     looked = json.loads((out / "inspect" / "inspection.json").read_text())
+    measured = json.loads((out / "results.json").read_text())["neurobench"]
+    assert measured == looked["account"]["neurobench"]
     first, spiking = looked["account"]["networks"][:2]
     assert (first["role"], spiking["role"]) == ("reference", "spiking")
     assert first["name"] == "float network, the same architecture"

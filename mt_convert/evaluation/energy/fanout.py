@@ -81,8 +81,13 @@ class Followed(Protocol):
     Images whose signal is spikes, as Poisson coding draws them, are a source of events too.
     """
 
-    layers: fx.GraphModule
-    image_shape: tuple[int, ...]
+    @property
+    def layers(self) -> fx.GraphModule:
+        """The graph."""
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of one image."""
 
     @property
     def operations(self) -> Operations:

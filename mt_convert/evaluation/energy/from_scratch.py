@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ...errors import DataError, Fault, SpecError
 from ...graph.float32 import in_float32
@@ -66,7 +66,9 @@ def counted_layers(network: ScratchNetwork, *, late: bool = False) -> Counted:
     layers = copy.deepcopy(network.layers)
     for name, layer in list(layers.named_modules()):
         if isinstance(layer, ConvByStep):
-            layers.set_submodule(name, layer.late if late else layer.early)
+            half = layer.late if late else layer.early
+            assert isinstance(half, nn.Module)
+            layers.set_submodule(name, half)
         elif isinstance(layer, NormByStep):
             layers.set_submodule(name, layer.norms[-1 if late else 0])
     set_image_shape(layers, network.image_shape)
@@ -95,16 +97,36 @@ def scratch_energy(
         SpecError: no images, a batch size below 1, or steps beyond those it was trained for.
         DataError: images of another shape, or with NaN.
     """
-    shown = _images(network, images)
+    shown = scratch_images(network, images, batch_size)
     steps = _steps(network, time_steps)
-    if not len(shown) or batch_size < 1:
-        raise SpecError(f"{len(shown)} images in batches of {batch_size}: both must be 1 or more")
     counted = counted_network(network)
+    paths, counts = count_events(counted, shown, batch_size)
+    rows = [row for at in steps for row in _rows(paths, counts, at, counted.time_steps, len(shown))]
+    return EnergyReport(
+        images=len(shown),
+        prices=table,
+        rows=tuple(rows),
+        totals=tuple(
+            total([row for row in rows if row.time_steps == at], at, table) for at in steps
+        ),
+        not_counted=(*_own_uncounted(counted), *list_uncounted(paths[0])),
+    )
+
+
+def count_events(
+    counted: ScratchNetwork, shown: Tensor, batch_size: int, *, zero_weights: bool = True
+) -> tuple[list[Paths], StepCounts]:
+    """The ways of events through a `counted_network`, of either half of its steps where these
+    differ, and what happened on images, or frames, in each step.
+
+    ``zero_weights``: whether a weight of 0 is a connection.
+    """
     halves = [counted_layers(counted)]
     if any(isinstance(layer, ConvByStep) for layer in counted.layers.modules()):
         halves.append(counted_layers(counted, late=True))
     changes = shown.dim() > 1 + len(counted.image_shape) or counted.coding is Coding.POISSON
-    paths = [event_paths(item, image_changes=changes, running=False) for item in halves]
+    options = {"zero_weights": zero_weights, "image_changes": changes, "running": False}
+    paths = [event_paths(item, **options) for item in halves]
     T = counted.time_steps
     tallies = [
         EventTally(item.layers, path, T, by_node=True)
@@ -121,31 +143,28 @@ def scratch_energy(
         for tally in tallies:
             tally.begin()
         watch(counted, batch.to(where), observe)
-    counts = _joined([tally.counts() for tally in tallies])
-    rows = [row for steps_of in steps for row in _rows(paths, counts, steps_of, T, len(shown))]
-    return EnergyReport(
-        images=len(shown),
-        prices=table,
-        rows=tuple(rows),
-        totals=tuple(
-            total([row for row in rows if row.time_steps == at], at, table) for at in steps
-        ),
-        not_counted=(*_own_uncounted(counted), *list_uncounted(paths[0])),
-    )
+    return paths, _joined([tally.counts() for tally in tallies])
 
 
-def _images(network: ScratchNetwork, images: Any) -> Tensor:
-    """Images, or frames of as many steps as the network has."""
+def scratch_images(network: ScratchNetwork, images: Any, batch_size: int) -> Tensor:
+    """Images, or frames of as many steps as the network has.
+
+    Raises:
+        SpecError: no images, or a batch size below 1.
+        DataError: images of another shape, or with NaN.
+    """
     shown = collect(images, image_shape=network.image_shape)
     shape, T = tuple(network.image_shape), network.time_steps
-    if isinstance(shown, Tensor) and shown.dim() == len(shape) + 2:
-        if tuple(shown.shape[1:]) != (T, *shape):
-            sizes = ", ".join(map(str, (T, *shape)))
-            raise DataError(
-                f"frames of shape {tuple(shown.shape)} do not fit: allowed are [batch, {sizes}]"
-            )
-        return check_images(shown.flatten(0, 1), shape).unflatten(0, (len(shown), T))
-    return check_images(shown, shape)
+    if not len(shown) or batch_size < 1:
+        raise SpecError(f"{len(shown)} images in batches of {batch_size}: both must be 1 or more")
+    if shown.dim() != len(shape) + 2:
+        return check_images(shown, shape)
+    if tuple(shown.shape[1:]) != (T, *shape):
+        sizes = ", ".join(map(str, (T, *shape)))
+        raise DataError(
+            f"frames of shape {tuple(shown.shape)} do not fit: allowed are [batch, {sizes}]"
+        )
+    return check_images(shown.flatten(0, 1), shape).unflatten(0, (len(shown), T))
 
 
 def _steps(network: ScratchNetwork, time_steps: int | Sequence[int]) -> list[int]:
