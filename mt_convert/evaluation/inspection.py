@@ -74,7 +74,7 @@ def inspect(
     macs = {node: row.macs for node, row in count_macs(snn).items()}
     reasons = {(row.name, row.operator): row.reason for row in built.report.analog}
     count = int(max(FEWEST, min(IMAGES, MACS / max(1, sum(macs.values())) / T)))
-    images, labels = _first_images(subject, count)
+    images, labels = first_images(subject, count)
     run = simulate(snn, images, time_steps=T)
     with levels_of(qann) as reached, torch.no_grad():
         logits = qann(images)
@@ -86,22 +86,27 @@ def inspect(
     return {
         "schema": INSPECTION_SCHEMA,
         "images": len(images),
-        "setting": {
-            "n": setting.ladder.n,
-            "T": T,
-            "ladder": setting.ladder_name,
-            "method": setting.method,
-            "mode": str(setting.firing),
-            "signed": setting.signed,
-            "presentation": str(setting.presentation),
-        },
+        "setting": setting_json(setting, T),
         "nodes": graph_nodes(snn.operations, macs, reasons),
         "layers": _layers(snn, reached, run),
-        "example": _example(snn, images[:1], int(labels[0]), T),
+        "example": example_of(snn, images[:1], int(labels[0]), T),
         "worst": _worst(images, labels, logits, run.logits[-1]),
         "backends": [_whole_numbers(built, images)],
         **analysis,
         **paid,
+    }
+
+
+def setting_json(setting: Setting, T: int) -> dict[str, Any]:
+    """How a network was run, as a page says it."""
+    return {
+        "n": setting.ladder.n,
+        "T": T,
+        "ladder": setting.ladder_name,
+        "method": setting.method,
+        "mode": str(setting.firing),
+        "signed": setting.signed,
+        "presentation": str(setting.presentation),
     }
 
 
@@ -129,7 +134,7 @@ def _reach(ladder: Ladder | OwnThresholds) -> float:
     return math.inf if isinstance(ladder, OwnThresholds) else ladder.reach
 
 
-def _first_images(subject: Subject, count: int) -> tuple[Tensor, Tensor]:
+def first_images(subject: Subject, count: int) -> tuple[Tensor, Tensor]:
     """The first test images and their labels, on the network's device."""
     read = list(islice(batches(subject.test, count), 1))
     device = device_of(subject.qann)
@@ -313,7 +318,7 @@ def _typical(levels: Tensor) -> int:
 # ----------------------------------------------------------------------------- spikes of one image
 
 
-def _example(snn: SpikingModel, image: Tensor, label: int, T: int) -> dict[str, Any]:
+def example_of(snn: SpikingModel, image: Tensor, label: int, T: int) -> dict[str, Any]:
     """Spikes and potentials of one image in the first, the middle and the last layer of neurons.
 
     Units: spikes in levels of a step, with their sign; potentials in thresholds Δ behind the step.
