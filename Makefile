@@ -25,8 +25,7 @@ test-long: $(STAMP)  ## what `make test` leaves out: whole networks, every recip
 check: $(STAMP)  ## format, lint, types and the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(FAST)
+	$(BIN)/mypy > $(VENV)/types.txt 2>&1 & types=$$!; $(FAST); tests=$$?; wait $$types; typed=$$?; cat $(VENV)/types.txt; exit $$((tests | typed))
 
 mutants: $(STAMP)  ## one-line faults, each of which a guarding test must find (5 minutes); ONLY=WORD: some
 	$(BIN)/python tests/helpers/mutants.py $(ONLY)

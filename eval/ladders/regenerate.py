@@ -48,7 +48,7 @@ BASES = (1, 3, 15)  # thresholds of a digit
 BATCH, TIMED, ROUNDS = 128, 128, 7
 ON_SPIKES = 16  # images whose membranes add digits
 CROSSED = "thresholds crossed"
-MOST_STEPS = (1, 2, 4, 8, 16, 32)
+MOST_STEPS = (1, 2, 4, 8, 16)
 
 
 def digit_ladders(L: int) -> list[Radix]:

@@ -16,29 +16,43 @@ from __future__ import annotations
 
 import argparse
 import copy
-import dataclasses
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from pretrained_cells import (
+    CALIBRATED_ON,
+    FEW,
+    MODEL,
+    ROWS,
+    SETS,
+    TRAINED,
+    Answer,
+    Cell,
+    Paid,
+    Way,
+    correct,
+    enough,
+    names,
+    on_request,
+    peers_of,
+    settings,
+    spec_of_cell,
+)
+from pretrained_page import HERE, store, stored_cells
 from timm.data import ImageNetInfo, create_dataset, create_transform
 from torch import Tensor, nn
 
 from mt_convert.data.randomness import generator
 from mt_convert.errors import MTConvertError, error_line
-from mt_convert.evaluation.energy.account import (
-    dense_cost,
-    spiking_cost,
-)
+from mt_convert.evaluation.energy.account import dense_cost, spiking_cost
 from mt_convert.evaluation.energy.measure import energy
 from mt_convert.evaluation.energy.prices import MemoryModel, equal_prices
-from mt_convert.evaluation.peers.network import PEERS, peer_network
+from mt_convert.evaluation.peers.network import peer_network
 from mt_convert.evaluation.peers.plain_form import plain
 from mt_convert.evaluation.subject import network_digest
 from mt_convert.experiments.study import run_command
@@ -46,155 +60,16 @@ from mt_convert.graph.signals import Signal
 from mt_convert.integer_engine.model import integer
 from mt_convert.neurons.ladder import Radix, Uniform
 from mt_convert.quantization.quantize import QuantizedModel, levels_of, quantize
-from mt_convert.quantization.spec import QuantSpec
-from mt_convert.report.pictures import draw_grid, make_figure, write
-from mt_convert.report.rows import Row, results_from_json, results_to_json
+from mt_convert.report.rows import results_from_json
 from mt_convert.spiking import archive
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.model import SpikingModel
-from mt_convert.system.storage import atomic, digest, read_json, write_json
+from mt_convert.system.storage import read_json
 
-HERE = Path(__file__).parent
-SCHEMA = "mt_convert.pretrained/2"
-KEY = "mt_convert.pretrained/1"  # what stored networks and cells are known by
-MODEL = "tf_efficientnet_lite0"
-ROWS = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)  # of ImageNet-1k, in order of the folders
-WIDTHS = ((8, 8), (4, 8), (8, 4), (4, 4))
-AFTER = ("output_steps", "gptq", "match_bn")
-AFTER_8 = ("match_bn",)  # weights of 8 bits are rounded finely enough
-CALIBRATED_ON = 64
-FEW = 200
 ENERGY_IMAGES = 4
 BATCH = 25
 PEER_TIMES = (4, 16, 32)
-SETS = {
-    "imagenette": (1000, "Imagenette, ten logits"),
-    "photos": (500, "photographs, 1,000 logits"),
-}
-TRAINED = {"epochs": 8, "lr": 5e-4, "batch_size": 64}
-Z = 1.96
 SHOWN, SIDE = "W8A8 corrected", 28
-PICTURES = ("accuracy.png", "photograph.png")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """How one network did on one set of images, image by image, in the order of `Photographs`.
-
-    ``right``: "1" for each image whose class it gave, else "0". ``compared``: of how many images
-    the quantized network's answers were compared with those of the integer engine, ``equal``: on
-    how many the class was the same; ``different``: the share of their levels that was not, next to
-    thresholds, where floats are summed in another order than whole numbers. ``spikes`` and
-    ``packets``: per neuron and image.
-    """
-
-    images: str
-    right: str
-    compared: int = 0
-    equal: int = 0
-    different: float | None = None
-    spikes: float | None = None
-    packets: float | None = None
-
-    @property
-    def accuracy(self) -> float:
-        """Percent."""
-        return 100 * self.right.count("1") / len(self.right)
-
-
-@dataclass(frozen=True)
-class Paid:
-    """What one way to run a network costs, per image: the mean of ``images`` photographs.
-
-    ``fed`` is the share of multiply-accumulates of layers that spikes feed; ``compute`` and
-    ``total`` (memory counted) are shares of what the quantized network of equal bits costs.
-    """
-
-    images: int
-    fed: float
-    spikes: float
-    packets: float
-    compute: float
-    total: float
-    prices: str
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way to run a converted network, and how it did on the first images of a set."""
-
-    ladder: str
-    n: int
-    T: int
-    answer: Answer
-    paid: Paid | None = None
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What one cell gave. ``refused``: the words in which it could not be made."""
-
-    name: str
-    settings: str
-    answers: Sequence[Answer] = ()
-    ways: Sequence[Way] = ()
-    bits: tuple[int, int] | None = None
-    after: Sequence[str] = ()
-    levels: int | None = None
-    network: str | None = None
-    refused: str | None = None
-    version: str | None = None
-    notes: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Cell:
-        """The cell that `dataclasses.asdict` wrote."""
-
-        def way(item: Mapping[str, Any]) -> Way:
-            paid = None if item["paid"] is None else Paid(**item["paid"])
-            return Way(**{**item, "answer": Answer(**item["answer"]), "paid": paid})
-
-        made = {
-            "answers": [Answer(**item) for item in stored["answers"]],
-            "ways": [way(item) for item in stored["ways"]],
-            "bits": None if stored["bits"] is None else tuple(stored["bits"]),
-        }
-        return cls(**{**stored, **made})
-
-
-# ------------------------------------------------------------------------------------ what there is
-
-
-def title(bits: tuple[int, int]) -> str:
-    """Bits of weights and activations in a word."""
-    return f"W{bits[0]}A{bits[1]}"
-
-
-def names() -> list[str]:
-    """All cells, what tells most first."""
-    first = [(8, 8), (4, 8)]
-    rest = [item for item in WIDTHS if item not in first]
-    made = [f"{title(bits)} {stage}" for bits in first for stage in ("corrected", "calibrated")]
-    made += [f"{title(bits)} {stage}" for bits in rest for stage in ("corrected", "calibrated")]
-    ways = [f"{title(bits)} {stage} steps" for bits in WIDTHS for stage in ("corrected",)]
-    peers = [f"{peer} {form}" for peer in PEERS for form in ("as it is", "plain form")]
-    trained = [f"{title(bits)} trained" for bits in reversed(WIDTHS)]
-    return [
-        "float",
-        *made[:4],
-        "photograph",
-        *made[4:],
-        *ways,
-        *peers,
-        *trained,
-        *(f"{item} steps" for item in trained),
-        "time",
-    ]
-
-
-def on_request(name: str) -> bool:
-    """Whether a cell is made only where it is asked for: it trains, or takes times."""
-    return "trained" in name or name == "time"
 
 
 class Photographs:
@@ -452,14 +327,6 @@ class Study:
         return Cell(name, settings(name), notes={"bench": read_json(out / "results.json")})
 
 
-def settings(name: str) -> str:
-    """A digest of all that the numbers of a cell depend on, but of how many images were shown."""
-    said: list[Any] = [KEY, MODEL, name, CALIBRATED_ON, ROWS]
-    if name.startswith("W"):
-        said += [spec_of_cell(name).to_json(), TRAINED if "trained" in name else None]
-    return str(digest(said))[:16]
-
-
 def training_words(name: str, data: Path, weights: Path) -> list[str]:
     """What the recipe of Lite0 is told for a training on Imagenette, ten rows of the head."""
     spec = spec_of_cell(name)
@@ -473,388 +340,6 @@ def training_words(name: str, data: Path, weights: Path) -> list[str]:
         *(f"quantize.weight_bits={spec.weight_bits}", f"quantize.act_bits={spec.act_bits}"),
         *(f"quantize.after=[{','.join(spec.after)}]", "evaluate.images=1000", "control=true"),
     ]
-
-
-def enough(cell: Cell, asked: int | None) -> bool:
-    """Whether a stored cell was shown as many images of each set as are asked for, None for all.
-
-    Example:
-        >>> few = Cell("float", "", [Answer("photos", "1" * 200)])
-        >>> enough(few, 200), enough(few, 500), enough(few, None)
-        (True, False, False)
-    """
-    return all(
-        len(item.right) >= min(SETS[item.images][0], asked or SETS[item.images][0])
-        for item in cell.answers
-    )
-
-
-def peers_of(name: str) -> list[str]:
-    """The peer that a cell is of: the longest name that fits."""
-    return sorted((peer for peer in PEERS if name.startswith(f"{peer} ")), key=len)[-1:]
-
-
-def spec_of_cell(name: str) -> QuantSpec:
-    """How the network of a cell is quantized.
-
-    Example:
-        >>> spec_of_cell("W4A8 corrected").weight_bits, spec_of_cell("W8A8 calibrated").after
-        (4, ())
-    """
-    weight_bits, act_bits = int(name[1]), int(name[3])
-    after: tuple[str, ...] = ()
-    if "calibrated" not in name:
-        after = AFTER if weight_bits < 5 else AFTER_8
-    return QuantSpec(weight_bits=weight_bits, act_bits=act_bits, after=after)
-
-
-def correct(word: str, logits: Tensor, labels: Tensor) -> str:
-    """For each image whether the class is right; of Imagenette ten rows compete."""
-    if word == "imagenette":
-        rows = torch.tensor(ROWS)
-        said = logits.argmax(1) if logits.shape[1] == len(ROWS) else logits[:, rows].argmax(1)
-        right = rows[said] == labels
-    else:
-        right = logits.argmax(1) == labels
-    return "".join("1" if item else "0" for item in right.tolist())
-
-
-# ------------------------------------------------------------------------------------- differences
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Points by which a network is better than another on the same images, with its 95 % interval.
-
-    ``only_first``, ``only_second``: images that one of them alone got right.
-    """
-
-    points: float
-    low: float
-    high: float
-    only_first: int
-    only_second: int
-    both_wrong: int
-
-    def within(self, bound: float) -> str:
-        """Whether the second is at most ``bound`` points below the first, as far as is known.
-
-        Example:
-            >>> difference("1" * 100, "1" * 100).within(5), difference("1" * 9, "0" * 9).within(5)
-            ('yes', 'no')
-        """
-        if self.low >= -bound:
-            return "yes"
-        return "no" if self.high < -bound else "not decided"
-
-
-def difference(first: str, second: str) -> Difference:
-    """The second network against the first, image by image; those that both were shown.
-
-    Source:
-        Bonett and Price, Adjusted Wald confidence interval for a difference of binomial proportions
-        based on paired data (2012).
-
-    Example:
-        >>> found = difference("1111011111", "1111011110")
-        >>> found.points, found.only_first, found.only_second, found.both_wrong
-        (-10.0, 1, 0, 1)
-    """
-    pairs = list(zip(first, second, strict=False))
-    count = len(pairs)
-    one, other = pairs.count(("1", "0")), pairs.count(("0", "1"))
-    p, q = (one + 1) / (count + 2), (other + 1) / (count + 2)
-    half = Z * math.sqrt((p + q - (p - q) ** 2) / (count + 2))
-    low, high = 100 * (q - p - half), 100 * (q - p + half)
-    points = 100 * (other - one) / count
-    return Difference(points, low, high, one, other, pairs.count(("0", "0")))
-
-
-# ------------------------------------------------------------------------------------- rows, page
-
-
-def rows_of(cells: Mapping[str, Cell]) -> list[Row]:
-    """All ways of all cells as rows of results."""
-    rows = []
-    for cell in cells.values():
-        for way in cell.ways:
-            answers = cell.answers or [way.answer]
-            for answer in answers if way.T == 1 and cell.answers else [way.answer]:
-                rows.append(_row(cell, way, answer, cells))
-    return rows
-
-
-def _row(cell: Cell, way: Way, answer: Answer, cells: Mapping[str, Cell]) -> Row:
-    """One way of one cell on one set of images."""
-    same = [item for item in cells["float"].answers if item.images == answer.images]
-    ann = same[0].right[: len(answer.right)] if same else ""
-    base = cells.get(cell.name.removesuffix(" steps"), cell)
-    quantized = [item for item in base.answers if item.images == answer.images]
-    qann = quantized[0].right[: len(answer.right)] if quantized else None
-    ours = cell.bits is not None
-    agree = None if qann is None else sum(map(str.__eq__, qann, answer.right)) / len(answer.right)
-    exact = float(cell.notes["exact"]) if "exact" in cell.notes else None
-    paid = way.paid
-    spikes = answer.spikes if answer.spikes is not None else paid.spikes if paid else 0.0
-    packets = answer.packets if answer.packets is not None else paid.packets if paid else None
-    radix = way.ladder == "radix"
-    return Row(
-        model=MODEL,
-        dataset=SETS[answer.images][1],
-        images=len(answer.right),
-        presentation="once" if ours else "every_step",
-        mode="parallel",
-        signed=ours and not radix and way.n < (cell.levels or 0),
-        n=way.n,
-        T=way.T,
-        ann_accuracy=100 * ann.count("1") / len(ann) if ann else None,
-        qann_accuracy=100 * qann.count("1") / len(qann) if qann else None,
-        snn_accuracy=answer.accuracy,
-        agreement=agree if ours else None,
-        exact_share=exact,
-        spikes_per_neuron=spikes,
-        ladder=way.ladder if ours else "uniform",
-        levels=cell.levels or 0,
-        weight_bits=cell.bits[0] if cell.bits else None,
-        whole_window=radix,
-        settling_T=None,
-        seed=0,
-        method=f"mt_{way.ladder}" if ours else " ".join((cell.name, way.ladder)).strip(),
-        run=cell.name,
-        digest=cell.network,
-        packets_per_neuron=packets,
-        act_bits=cell.bits[1] if cell.bits else None,
-        control_accuracy=cell.notes.get("control_accuracy"),
-    )
-
-
-def page(head: str, cells: Mapping[str, Cell]) -> str:
-    """The page of the stored cells."""
-    text = [head.rstrip(), ""]
-    if "float" not in cells:
-        return "\n".join([*text, "No cells are stored yet.", ""])
-    float_answers = {item.images: item for item in cells["float"].answers}
-    said = "; ".join(
-        f"{SETS[word][1]}: {item.accuracy:.2f} % of {len(item.right):,}"
-        for word, item in float_answers.items()
-    )
-    text += [f"The float network: {said}.", ""]
-    if any(cell.ways for cell in cells.values()):
-        text += [f"![accuracy over time steps]({PICTURES[0]})", ""]
-    if "photograph" in cells:
-        notes = cells["photograph"].notes
-        text += [
-            f"![what a channel emits]({PICTURES[1]})",
-            "",
-            f"What channel {notes['channel']} of `{notes['layer']}` emits on one photograph: its "
-            "levels in one step with 255 thresholds, and as digits in four steps with three. "
-            "On it, levels of the integer engine that are not the quantized network's: "
-            + ", ".join(f"{share:.1e} in `{key}`" for key, share in notes["different"].items())
-            + f" (first and largest), {notes['of all']['whole numbers']:.1e} of all. The quantized "
-            f"network has {notes['of all']['float64']:.1e} other levels where it is computed in "
-            "float64: so much hangs on the last bit of float32 sums behind each other.",
-            "",
-        ]
-    text += list(_networks(cells, float_answers))
-    text += ["", "## In several steps", "", *_steps(cells, float_answers)]
-    text += ["", "## Other packages on the same photographs", "", *_peers(cells, float_answers)]
-    missing = [name for name in names() if name not in cells]
-    if missing:
-        text += ["", f"Not made yet: {'; '.join(missing)}."]
-    return "\n".join([*text, ""])
-
-
-def _networks(cells: Mapping[str, Cell], floats: Mapping[str, Answer]) -> Iterator[str]:
-    """Quantized and spiking at T = 1, beside the float network."""
-    yield (
-        "| network | images | float % | quantized = spiking, n = L, T = 1, % | difference, points "
-        "(95 %) | only float right / only this | within | equal: float simulation; "
-        "integer engine, levels that differ | spikes, packets "
-        "a neuron | MACs fed by spikes | energy beside the quantized network: sums / with memory |"
-    )
-    yield "| --- | --- | ---: | ---: | --- | --- | --- | --- | --- | ---: | --- |"
-    for name in names():
-        cell = cells.get(name)
-        if cell is None or not cell.answers or name == "float":
-            continue
-        control = cell.notes.get("control_accuracy")
-        for place, answer in enumerate(cell.answers):
-            own = floats[answer.images]
-            change = difference(own.right, answer.right)
-            bound = aim(cell)
-            paid = cell.ways[0].paid if cell.ways and not place else None
-            shown = own.right[: len(answer.right)]
-            yield " | ".join(
-                [
-                    f"| {describe(cell)}",
-                    f"{SETS[answer.images][1]}, {len(answer.right):,}",
-                    f"{100 * shown.count('1') / len(shown):.2f}"
-                    + (f" (control {control:.2f})" if control is not None else ""),
-                    f"{answer.accuracy:.2f}",
-                    f"{change.points:+.2f} ({change.low:+.2f} … {change.high:+.2f})",
-                    f"{change.only_first} / {change.only_second}",
-                    "" if bound is None else f"{bound:g}: {change.within(bound)}",
-                    exactness(cell, answer),
-                    f"{answer.spikes}, {answer.packets}",
-                    f"{paid.fed:.4f}" if paid else "",
-                    f"{paid.compute:.2f} / {paid.total:.2f} |" if paid else " |",
-                ]
-            )
-
-
-def exactness(cell: Cell, answer: Answer) -> str:
-    """What is equal to the quantized network, on how many photographs."""
-    count = cell.notes.get("verified", 0)
-    first = f"{count} of {count}" if cell.notes.get("exact") else f"not on {count}"
-    share = 0.0 if answer.different is None else answer.different
-    return f"{first}; {answer.equal} of {answer.compared}, {share:.1e}"
-
-
-def describe(cell: Cell) -> str:
-    """A network in words."""
-    assert cell.bits is not None
-    if "trained" in cell.name:
-        return f"{title(cell.bits)}, trained"
-    words = f"`{', '.join(cell.after)}`" if cell.after else "calibrated alone"
-    return f"{title(cell.bits)}, {words}"
-
-
-def aim(cell: Cell) -> float | None:
-    """How far below the float network it may be, where something was asked."""
-    wanted = {(8, 8): 0.5, (4, 8): 5.0, (4, 4): 1.5 if "trained" in cell.name else None}
-    return wanted.get(cell.bits) if cell.bits else None
-
-
-def _steps(cells: Mapping[str, Cell], floats: Mapping[str, Answer]) -> Iterator[str]:
-    """Fewer thresholds than levels, over several steps."""
-    made = [cells[name] for name in names() if name in cells and name.endswith("steps")]
-    if not made:
-        yield "Not made yet."
-        return
-    yield (
-        "| network | thresholds | T | images | % | against T = 1, n = L: points (95 %) | spikes, "
-        "packets a neuron | energy beside the quantized network: sums / with memory |"
-    )
-    yield "| --- | --- | ---: | ---: | ---: | --- | --- | --- |"
-    for cell in made:
-        base = cells.get(cell.name.removesuffix(" steps"))
-        for way in cell.ways:
-            own = base.answers[0].right if base else ""
-            change = difference(own, way.answer.right) if own else None
-            paid = way.paid
-            yield " | ".join(
-                [
-                    f"| {describe(cell)}",
-                    f"{way.ladder} {way.n}",
-                    str(way.T),
-                    str(len(way.answer.right)),
-                    f"{way.answer.accuracy:.2f}",
-                    f"{change.points:+.2f} ({change.low:+.2f} … {change.high:+.2f})"
-                    if change
-                    else "",
-                    f"{paid.spikes}, {paid.packets}" if paid else "",
-                    f"{paid.compute:.2f} / {paid.total:.2f} |" if paid else " |",
-                ]
-            )
-
-
-def _peers(cells: Mapping[str, Cell], floats: Mapping[str, Answer]) -> Iterator[str]:
-    """What other packages make of the float network."""
-    made = [cells[name] for name in names() if name in cells and peers_of(name)]
-    if not made:
-        yield "Not made yet."
-        return
-    yield "| package | network given | T | images | % | against float, points (95 %) | said |"
-    yield "| --- | --- | ---: | ---: | ---: | --- | --- |"
-    for cell in made:
-        (peer,) = peers_of(cell.name)
-        form = cell.name[len(peer) + 1 :]
-        if cell.refused is not None:
-            yield f"| {peer} | {form} | – | – | – | – | {cell.refused.replace('|', '/')} |"
-        for way in cell.ways:
-            change = difference(floats["imagenette"].right, way.answer.right)
-            left = ", ".join(f"{n} {kind}" for kind, n in cell.notes.get("left", {}).items())
-            yield (
-                f"| {peer} {cell.version} {way.ladder} | {form} | {way.T} | "
-                f"{len(way.answer.right)} | {way.answer.accuracy:.2f} | {change.points:+.2f} "
-                f"({change.low:+.2f} … {change.high:+.2f}) | "
-                f"{f'activations left as they were: {left}' if left else ''} |"
-            )
-
-
-# ---------------------------------------------------------------------------------------- running
-
-
-def stored_cells(out: Path = HERE) -> dict[str, Cell]:
-    """What results.json holds, by name."""
-    path = out / "results.json"
-    stored = read_json(path)["cells"] if path.is_file() else []
-    return {cell.name: cell for cell in map(Cell.from_json, stored)}
-
-
-def draw_accuracy(cells: Mapping[str, Cell], path: Path) -> None:
-    """Accuracy over T on the same photographs of Imagenette: ours, and other packages' networks."""
-    figure, (axes,) = make_figure((6.2, 3.4), (1, 1))
-    count = min(
-        (len(way.answer.right) for cell in cells.values() for way in cell.ways), default=FEW
-    )
-    lines: dict[str, list[tuple[int, float]]] = {}
-    for name in names():
-        cell = cells.get(name)
-        for way in cell.ways if cell else ():
-            right = way.answer.right[:count]
-            ladder = "n = L" if way.T == 1 and cell.answers else f"{way.ladder} n = {way.n}"
-            word = f"{title(cell.bits)}, {ladder}" if cell.bits else f"{name} {way.ladder}".strip()
-            lines.setdefault(word, []).append((way.T, 100 * right.count("1") / len(right)))
-    for word, points in lines.items():
-        times, values = zip(*sorted(points), strict=True)
-        ours = word.startswith("W")
-        axes.plot(times, values, "o-" if ours else "x--", ms=5, lw=1.2, label=word)
-    own = [item.right[:count] for item in cells["float"].answers if item.images == "imagenette"]
-    axes.axhline(100 * own[0].count("1") / len(own[0]), color="0.4", lw=0.8, label="float network")
-    axes.set_xscale("log", base=2)
-    ticks = sorted({time for points in lines.values() for time, _ in points})
-    axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
-    axes.set_xlabel("time steps T", fontsize=9)
-    axes.set_ylabel(f"right of {count} photographs, %", fontsize=9)
-    axes.set_ylim(0, 103)
-    draw_grid(axes)
-    figure.legend(loc="outside right center", fontsize=7.5, frameon=False)
-    write(figure, path)
-
-
-def draw_photograph(cell: Cell, path: Path) -> None:
-    """What one channel emits on one photograph: its levels in one step of n = L thresholds, and the
-    same in four steps of three thresholds, digit by digit."""
-    levels = torch.tensor(cell.notes["levels"])
-    steps = Radix(3).digits(255)
-    digits = [(levels.abs() // 4 ** (steps - 1 - t)) % 4 * levels.sign() for t in range(steps)]
-    figure, panels = make_figure((9.0, 2.5), (1, 1 + steps))
-    most = int(levels.abs().max())
-    panels[0].imshow(levels, cmap="RdBu_r", vmin=-most, vmax=most)
-    panels[0].set_title(f"n = 255, T = 1\n{int(levels.abs().sum()):,} thresholds", fontsize=8.5)
-    for t, (axes, digit) in enumerate(zip(panels[1:], digits, strict=True)):
-        axes.imshow(digit, cmap="RdBu_r", vmin=-3, vmax=3)
-        crossed = int(digit.abs().sum())
-        worth = 4 ** (steps - 1 - t)
-        axes.set_title(f"n = 3, step {t + 1} (worth {worth})\n{crossed:,} thresholds", fontsize=8.5)
-    for axes in panels:
-        axes.set_axis_off()
-    write(figure, path)
-
-
-def store(cells: Mapping[str, Cell], out: Path = HERE) -> None:
-    """Rows in the schema of all results; cells, of which they are made, beside them."""
-    known = {name: cells[name] for name in names() if name in cells}
-    rows = results_to_json(rows_of(known)) if "float" in known else results_to_json([])
-    plain_cells = [dataclasses.asdict(cell) for cell in known.values()]
-    write_json(out / "results.json", {**rows, "cells_schema": SCHEMA, "cells": plain_cells})
-    if any(cell.ways for cell in known.values()) and "float" in known:
-        draw_accuracy(known, out / PICTURES[0])
-    if "photograph" in known:
-        draw_photograph(known["photograph"], out / PICTURES[1])
-    with atomic(out / "README.md") as temporary:
-        temporary.write_text(page((HERE / "head.md").read_text(), known))
 
 
 def read_options() -> argparse.Namespace:

@@ -58,8 +58,12 @@ def describe_files(spec: DataSpec | EventSpec) -> dict[str, Any]:
 
 
 def identity_of(spec: DataSpec) -> dict[str, Any]:
-    """What tells the images of a data set from others: its fields, and its files."""
-    return {**dataclasses.asdict(spec), "files": describe_files(spec).get("digest")}
+    """What tells the images of a data set from others: its fields, and its files; where these are
+    known by what they hold, not the folder they lie in."""
+    fields = dataclasses.asdict(spec)
+    if spec.compare == "content":
+        del fields["root"]
+    return {**fields, "files": describe_files(spec).get("digest")}
 
 
 def _trees(folders: Iterable[Path]) -> dict[str, Any]:

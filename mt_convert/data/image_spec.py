@@ -27,7 +27,7 @@ class DataSpec:
     for a head of other classes, the row of each class folder in alphabetical order: a list, or a
     text file with a row or a WordNet id of ImageNet-1k a line; labels are these rows then.
     ``compare`` says by what a later run knows that files are the same: "times" (names, sizes and
-    times of change) or "content".
+    times of change) or "content", whatever folder they lie in.
 
     Units:
         ``image_size`` pixels; ``mean`` and ``std`` for images in [0, 1], one per channel;

@@ -187,10 +187,12 @@ class StageRun(ABC):
                 self.at[name] = stands
                 self._log(name, "kept")
                 return
+        self._say_other_files(name, (folder, new))
         self.at[name] = new if folder.exists() else folder
         started, self.changed = time.monotonic(), True
         self._log(name, "started")
         if self.first and partial.exists() and not (self.resume and self._same(partial)):
+            self._check_unfinished(partial)
             remove(partial)
         self.wait()
         if self.first and not partial.exists():
@@ -205,6 +207,25 @@ class StageRun(ABC):
             replace_stage(partial, self.at[name])
         self.wait()
         self._log(name, "finished", seconds=round(time.monotonic() - started, 1))
+
+    def _say_other_files(self, name: str, folders: Sequence[Path]) -> None:
+        """Say that a stage which stands finished is made again because its images are others."""
+        due = _without_place(self.files[name])
+        stored = [_without_place(self._stored_files(folder)) for folder in folders]
+        if any(files and files != due for files in stored):
+            notice(
+                f"stage {name!r} is made again, and those behind it: names, sizes or times of its "
+                "images are not those it saw (copies have other times; a run that is made with "
+                "data.compare=content looks at what the files hold, wherever they lie)"
+            )
+
+    def _check_unfinished(self, partial: Path) -> None:
+        """Raise if resuming would throw away a training that was cut short."""
+        if self.resume and not self.overwrite and any(partial.glob("checkpoint/*")):
+            raise OutputError(
+                f"{partial} holds an unfinished training with other settings or images: give the "
+                "same ones to go on; --overwrite, or no --resume, begins it anew"
+            )
 
     def _describe(self, folder: Path) -> None:
         """What is run, and on what."""
@@ -225,10 +246,10 @@ class StageRun(ABC):
         recipe = self.settings.model_dump(mode="json", by_alias=True)
         self.files[name] = [item for item in self._describe_sources(name) if item]
         inputs = [*(recipe[key] for key in self.BLOCKS[name]), _content(self.checkpoint(name))]
-        inputs = [_without_unused(block) for block in inputs]
+        inputs = [_without_place(_without_unused(block)) for block in inputs]
         if name == "ann":
             inputs += [_content(path) for path in self.settings.model.code_files.values()]
-        return [*inputs, self.files[name]] if self.files[name] else inputs
+        return [*inputs, _without_place(self.files[name])] if self.files[name] else inputs
 
     def _describe_sources(self, name: str) -> list[dict[str, Any]]:
         """The files of a stage's images; where they are not here, as a finished stage saw them."""
@@ -281,6 +302,23 @@ def rows_of_stage(folder: Path) -> list[Row]:
     if not rows:
         raise CheckpointError(f"{path} has no rows: remove {folder} to make it again")
     return rows
+
+
+def _without_place(value: Any) -> Any:
+    """A part of the inputs without the folders of images that are known by what they hold."""
+    if isinstance(value, list):
+        return [_without_place(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.get("compare") == "content" and "test_split" in value:
+        return {key: item for key, item in value.items() if key != "root"}
+    if value.get("compared") == "content" and "splits" in value:
+        splits = {
+            split: {key: item for key, item in described.items() if key != "path"}
+            for split, described in value["splits"].items()
+        }
+        return {**value, "splits": splits}
+    return {key: _without_place(item) for key, item in value.items()}
 
 
 def _without_unused(block: Any) -> Any:

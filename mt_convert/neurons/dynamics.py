@@ -25,6 +25,12 @@ from .ladder import Firing, Ladder, Learned, PowerOfTwo, Radix
 from .spec import IF, Charge, NeuronSpec, Reset
 from .surrogate import StraightThrough, spike, straight_through
 
+_EXPONENTS = {
+    torch.float32: (torch.int32, 0x7F80_0000),
+    torch.float64: (torch.int64, 0x7FF0_0000_0000_0000),
+}
+"""The bits of a number that are its exponent: alone they are the largest power of two below it."""
+
 
 class NeuronState(NamedTuple):
     """v: potential, in units of the current. total: emitted so far, in units of Δ."""
@@ -220,6 +226,14 @@ def largest_emission(distance: Tensor, ladder: Ladder) -> Tensor:
     near = distance.clamp(max=ladder.reach)
     if not isinstance(ladder, PowerOfTwo):
         return near
+    if near.dtype in _EXPONENTS and not near.requires_grad and not torch.compiler.is_compiling():
+        whole, exponent = _EXPONENTS[near.dtype]
+        return near.view(whole).bitwise_and(exponent).view(near.dtype)  # the rest of it is 0
+    return largest_power(near)
+
+
+def largest_power(near: Tensor) -> Tensor:
+    """The largest power of two that does not pass a number; 0 of 0: by its logarithm."""
     mantissa, _ = torch.frexp(near)  # near = mantissa · 2^e with mantissa in [½, 1)
     return torch.where(near > 0, near / (2 * mantissa), torch.zeros_like(near))
 

@@ -26,7 +26,14 @@ from ..graph.nodes import attribute, check_images, input_reach, node_name
 from ..graph.operations import Operation, reaching_output
 from ..neurons.ladder import Radix
 from ..neurons.layer import MTNeuron
-from ..neurons.totals import count_events, leak_of, totals_step, totals_step_literal, without_leak
+from ..neurons.totals import (
+    count_events,
+    count_packets,
+    leak_of,
+    totals_step,
+    totals_step_literal,
+    without_leak,
+)
 from ..report.records import Records
 from ..system.devices import device_of
 from .levels import input_unit, ladder_at, level_at, table_at, window_spec, worth
@@ -459,6 +466,6 @@ class _Loop:
         count = events.sum(-1).sum(dtype=torch.float64)  # exact: one row stays below 2^24
         self.moved = self.moved or bool(count)
         self.counts.setdefault(name, []).append(count)
-        self.packets.setdefault(name, []).append(torch.count_nonzero(emitted).double())
+        self.packets.setdefault(name, []).append(count_packets(emitted))
         for observe in self.observers:
             observe(t, name, total, emitted)

@@ -111,6 +111,7 @@ def test_no_calibration_makes_its_own_loss_worse(
     assert better > 0
 
 
+@pytest.mark.slow
 def test_a_calibration_that_is_worse_is_applied_where_that_is_asked_for() -> None:
     snn, batch = convert(qann_of("w4a4"), ladder=Uniform(15), presentation="every_step"), images(16)
     kept = calibrate(snn, batch, [Percentile(60.0)], time_steps=T)

@@ -383,6 +383,7 @@ def test_a_layer_gets_the_gaussian_theta_of_its_inputs() -> None:
 # ----------------------------------------------------------------------------------------- maximum
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("presentation", PRESENTATIONS)
 @pytest.mark.parametrize(("n", "signed", "scale"), [(1, False, 1.0), (3, True, 0.7)])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mt_convert.errors import OutputError
 from mt_convert.experiments.recipes.conversion import Recipe, load_recipe
 from mt_convert.experiments.run import run
 from mt_convert.system.progress import notice
@@ -76,7 +77,7 @@ def test_a_run_says_what_it_was_made_from(first: tuple[Path, Path]) -> None:
     assert read_json(first[1] / "ann" / "weights.json") == {"weights": "drawn from seed 0"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_images_that_changed_under_their_names_are_seen(
     first: tuple[Path, Path], run_copy: Path
 ) -> None:
@@ -109,14 +110,26 @@ def test_where_images_are_gone_what_is_finished_is_kept_and_said(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["times", "content"])
-def test_by_times_a_copy_is_another_and_by_content_the_same(kind: str, tmp_path: Path) -> None:
+def test_by_times_a_copy_is_another_and_by_content_the_same(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notice.cache_clear()
     root, out = tmp_path / "images", tmp_path / "out"
     pictures(root, 2)
     given = recipe(root, f"data.compare={kind}")
     run(given, out, resume=False)
     for path in root.rglob("*.png"):
         os.utime(path, ns=(1, 1))
+    capsys.readouterr()
     assert bool(again(given, out)) == (kind == "times")
+    assert ("stage 'ann' is made again" in capsys.readouterr().err) == (kind == "times")
+    elsewhere = recipe(root.rename(tmp_path / "elsewhere"), f"data.compare={kind}")
+    if kind == "content":
+        assert again(elsewhere, out) == []
+    else:
+        with pytest.raises(OutputError, match=r"data\.root"):
+            again(elsewhere, out)
+    root = (tmp_path / "elsewhere").rename(root)
     hidden = root / "train" / "a" / "0.png"
     content = bytearray(hidden.read_bytes())
     content[-20] ^= 1  # same size, same time

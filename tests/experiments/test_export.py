@@ -39,6 +39,7 @@ def test_a_stored_network_leaves_on_a_thousand_images(command: Command, tmp_path
     assert "is not JSON" in failed(command, *words)
 
 
+@pytest.mark.slow
 def test_the_page_of_an_export_tells_each_node_and_turns_red(tmp_path: Path) -> None:
     mt.save(converted("line"), tmp_path / "net")
     out = tmp_path / "out"

@@ -138,6 +138,18 @@ def test_an_unfinished_stage_of_another_recipe_is_not_resumed(run_copy: Path) ->
     assert not (run_copy / "report" / "stray").exists()
 
 
+def test_an_unfinished_training_of_another_recipe_is_not_thrown_away(run_copy: Path) -> None:
+    checkpoint = run_copy / "train.partial" / "checkpoint" / "000000010"
+    checkpoint.mkdir(parents=True)
+    (checkpoint.parents[1] / "inputs.json").write_text('{"fingerprint": "of another recipe"}')
+    (run_copy / "results.json").unlink()  # so that nothing stands finished
+    with pytest.raises(OutputError, match=r"train\.partial holds an unfinished training"):
+        run_recipe(recipe("train.lr=0.02"), run_copy, resume=True)
+    assert checkpoint.is_dir()
+    run_recipe(recipe("train.lr=0.02"), run_copy, resume=True, overwrite=True)
+    assert not checkpoint.exists()
+
+
 def refuse(*_: Any, **__: Any) -> None:
     raise DataError("an image is unreadable")
 

@@ -71,6 +71,7 @@ def test_it_is_asked_for_and_refused_by_name(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_lost(tmp_path: Path) -> None:
     mt.save(mt.convert(quantized("line")), tmp_path / "net")
     words = ["export", str(tmp_path / "net"), "--to", "qdq", "--out", str(tmp_path / "out")]

@@ -76,6 +76,7 @@ def test_rows_that_begin_at_several_levels_are_filled_up(tmp_path: Path) -> None
         assert targets.export(snn, target, tmp_path / target, images=IMAGES).exact
 
 
+@pytest.mark.slow
 def test_a_function_step_by_step_is_refused(tmp_path: Path) -> None:
     qann = mt.quantize(
         function_networks.network("silu"), mt.QuantSpec(), calibration=function_networks.images()

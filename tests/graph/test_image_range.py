@@ -54,6 +54,7 @@ def test_quantize_tells_of_images_from_0_to_255(input_bits: int | None) -> None:
         mt.quantize(NET, QuantSpec(input_bits=input_bits), calibration=BYTES)
 
 
+@pytest.mark.slow
 def test_without_a_quantizer_of_images_bytes_are_told_all_the_same() -> None:
     qann = mt.quantize(NET, QuantSpec(input_bits=None), calibration=IMAGES)
     with pytest.warns(UserWarning, match="whole numbers"):

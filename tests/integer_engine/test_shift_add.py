@@ -174,6 +174,7 @@ def test_of_a_neuron_behind_one_layer_the_table_is_that_of_integer_thresholds() 
     assert len({tuple(row) for row in wanted.tolist()}) > 1
 
 
+@pytest.mark.slow
 def test_along_a_residual_connection_the_levels_choose_the_thresholds() -> None:
     table, item = fires("residual")[2]
     first, second = item.input.terms

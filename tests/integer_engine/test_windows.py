@@ -76,6 +76,7 @@ def test_compiled_windows_are_the_same_bits() -> None:
         assert torch.equal(model(batch, steps), reference(snn, batch, steps).logits[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize(("ladder", "steps", "settings"), WINDOWS, ids=IDS)
 def test_shifts_and_additions_are_the_same_bits(

@@ -11,10 +11,23 @@ import torch
 from torch import Tensor
 
 from mt_convert.errors import SpecError
-from mt_convert.neurons.dynamics import initial_state, mt_step
+from mt_convert.neurons.dynamics import (
+    initial_state,
+    largest_emission,
+    largest_power,
+    mt_step,
+)
 from mt_convert.neurons.ladder import Binary, Firing, Ladder, Learned, PowerOfTwo, Uniform
 from mt_convert.neurons.spec import LIF, NeuronSpec, Reset
-from mt_convert.neurons.totals import literal_from_rest, totals_step, totals_step_literal
+from mt_convert.neurons.totals import (
+    count_events,
+    count_packets,
+    literal_from_rest,
+    set_bits,
+    set_bits_literal,
+    totals_step,
+    totals_step_literal,
+)
 
 FIRINGS: list[tuple[Ladder, Firing]] = [
     (Uniform(1), Firing.PARALLEL),
@@ -228,3 +241,39 @@ def test_a_learned_total_counts_the_thresholds_reached(
 def test_a_learned_ladder_of_another_kind_is_refused(spec: NeuronSpec, step: Step) -> None:
     with pytest.raises(SpecError, match="initial=0, parallel firing and a Learned ladder"):
         step(torch.zeros(1), torch.zeros(1), spec)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.int64])
+@pytest.mark.parametrize("width", range(1, 11))
+def test_set_bits_are_those_that_python_counts(width: int, dtype: torch.dtype) -> None:
+    sizes = torch.arange(2048)
+    due = [(k & (2**width - 1)).bit_count() for k in range(2048)]
+    assert set_bits(sizes.to(dtype), width).tolist() == due
+    assert torch.equal(set_bits(sizes.to(dtype), width), set_bits_literal(sizes.to(dtype), width))
+
+
+def test_what_is_no_number_has_no_events_either() -> None:
+    broken = torch.tensor([math.nan, math.inf, 3.0])
+    events = count_events(broken, Binary(4))
+    assert events.isnan().tolist() == [True, True, False]
+    assert events[2] == 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_largest_power_is_read_off_the_exponent(dtype: torch.dtype) -> None:
+    powers = 2.0 ** torch.arange(0, 16, dtype=dtype)
+    near = torch.cat(
+        [torch.arange(0, 4096, dtype=dtype), powers, powers - 1, powers + 1, -powers * 0]
+    )
+    ladder = PowerOfTwo(16)
+    assert torch.equal(largest_emission(near, ladder), largest_power(near.clamp(max=ladder.reach)))
+    assert torch.equal(largest_power(powers + 0.5), powers)
+    steps = largest_emission(near[::2], ladder)  # every second of a larger tensor
+    assert torch.equal(steps, largest_power(near[::2].clamp(max=ladder.reach)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_packets_are_what_is_not_zero(dtype: torch.dtype) -> None:
+    emitted = torch.randint(-3, 4, (7, 5, 3), generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert count_packets(emitted) == torch.count_nonzero(emitted)
+    assert count_packets(emitted.movedim(0, 2)) == torch.count_nonzero(emitted)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-from types import ModuleType
 from typing import Any
 
 import pytest
 from paths import ROOT
+from studies import script
 
 from mt_convert.calibration.text import parse
 from mt_convert.evaluation.analysis import Analysis
@@ -20,17 +19,7 @@ from mt_convert.report.rows import Row, results_from_json
 FOLDER = ROOT / "eval" / "conversion_error"
 
 
-def _load() -> ModuleType:
-    """The script's page half, which lies outside the package."""
-    spec = importlib.util.spec_from_file_location("conversion_error_page", FOLDER / "page.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-page = _load()
+page = script(FOLDER / "page.py")
 
 ROW = Row(
     model="resnet20_cifar",

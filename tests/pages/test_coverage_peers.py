@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import doctest
-import importlib.util
 import json
-from types import ModuleType
 from typing import Any
 
 import pytest
 from paths import ROOT
+from studies import script
 
 FOLDER = ROOT / "eval" / "coverage"
 
 
-def _load() -> ModuleType:
-    """The script's page half, which lies outside the package."""
-    spec = importlib.util.spec_from_file_location("peers_page", FOLDER / "peers_page.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-peers_page = _load()
+peers_page = script(FOLDER / "peers_page.py")
 
 
 def row(architecture: str = "net_a", peer: str = "sinabs", **columns: Any) -> dict[str, Any]:

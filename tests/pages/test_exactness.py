@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from importlib import import_module
 from types import ModuleType
 
-import pytest
 from paths import ROOT
 
 from mt_convert.integer_engine.exactness import LAYERS
 from mt_convert.system.storage import read_json
 
 FOLDER = ROOT / "eval" / "exactness"
-
-
-@pytest.fixture
-def regenerate(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    sys.modules.pop("regenerate", None)
-    return import_module("regenerate")
 
 
 def test_no_number_differs_and_a_million_stand_next_to_thresholds(regenerate: ModuleType) -> None:

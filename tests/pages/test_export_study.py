@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from importlib import import_module
 from types import ModuleType
 
-import pytest
 from paths import EVAL
 
 from mt_convert.export.targets import TARGETS
 from mt_convert.system.storage import read_json
 
 FOLDER = EVAL / "export"
-
-
-@pytest.fixture
-def regenerate(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    sys.modules.pop("regenerate", None)
-    return import_module("regenerate")
 
 
 def test_digits_leave_exactly_to_every_target(regenerate: ModuleType) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -13,13 +11,6 @@ from paths import EVAL
 from mt_convert.system.storage import read_json
 
 FOLDER = EVAL / "functions"
-
-
-@pytest.fixture
-def regenerate(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    sys.modules.pop("regenerate", None)
-    return import_module("regenerate")
 
 
 @pytest.mark.long

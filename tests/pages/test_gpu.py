@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -19,13 +18,6 @@ from mt_convert.system.storage import read_json
 FOLDER = ROOT / "eval" / "gpu"
 CPU = torch.device("cpu")
 CLOCK = Clock(pause=lambda: None)
-
-
-@pytest.fixture
-def regenerate(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    sys.modules.pop("regenerate", None)
-    return import_module("regenerate")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -21,33 +20,35 @@ FOLDER = ROOT / "eval" / "pretrained"
 
 
 @pytest.fixture
-def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    sys.modules.pop("regenerate", None)
-    return import_module("regenerate")
+def pages(regenerate: ModuleType) -> ModuleType:
+    return import_module("pretrained_page")
 
 
-def test_page_and_rows_are_made_from_the_stored_cells(study: ModuleType) -> None:
-    cells = study.stored_cells()
-    assert (FOLDER / "README.md").read_text() == study.page((FOLDER / "head.md").read_text(), cells)
+def test_page_and_rows_are_made_from_the_stored_cells(
+    regenerate: ModuleType, pages: ModuleType
+) -> None:
+    cells = regenerate.stored_cells()
+    assert (FOLDER / "README.md").read_text() == pages.page((FOLDER / "head.md").read_text(), cells)
     if (FOLDER / "results.json").is_file():
         stored = read_json(FOLDER / "results.json")
         assert len(results_from_json(stored)) == len(stored["rows"])
-        assert stored["rows"] == results_to_json(study.rows_of(cells))["rows"]
+        assert stored["rows"] == results_to_json(pages.rows_of(cells))["rows"]
         for name, cell in cells.items():
-            assert cell.settings == study.settings(name), "the cell is of other settings: make it"
+            assert cell.settings == regenerate.settings(name), (
+                "the cell is of other settings: make it"
+            )
 
 
-def example(study: ModuleType) -> dict[str, object]:
+def example(regenerate: ModuleType) -> dict[str, object]:
     """A float network that is right on 90 of 100, one that misses five more."""
     floats, ours = "1" * 90 + "0" * 10, "1" * 85 + "0" * 15
-    answer = study.Answer("imagenette", ours, 25, 25, 2e-5, 3.0, 0.5)
-    paid = study.Paid(4, 0.97, 3.0, 0.5, 1.5, 2.25, "int8, 45 nm")
-    way = study.Way("uniform", 255, 1, answer, paid)
-    few = study.Way("radix", 1, 8, study.Answer("imagenette", ours[:50]), paid)
+    answer = regenerate.Answer("imagenette", ours, 25, 25, 2e-5, 3.0, 0.5)
+    paid = regenerate.Paid(4, 0.97, 3.0, 0.5, 1.5, 2.25, "int8, 45 nm")
+    way = regenerate.Way("uniform", 255, 1, answer, paid)
+    few = regenerate.Way("radix", 1, 8, regenerate.Answer("imagenette", ours[:50]), paid)
     cells = [
-        study.Cell("float", "", [study.Answer("imagenette", floats)]),
-        study.Cell(
+        regenerate.Cell("float", "", [regenerate.Answer("imagenette", floats)]),
+        regenerate.Cell(
             "W4A8 corrected",
             "",
             [answer],
@@ -58,16 +59,17 @@ def example(study: ModuleType) -> dict[str, object]:
             "abc",
             notes={"verified": 4, "exact": True},
         ),
-        study.Cell("W4A8 corrected steps", "", (), [few], (4, 8), ("gptq",), 255, "abc"),
-        study.Cell("sinabs as it is", "", refused="converted nothing"),
+        regenerate.Cell("W4A8 corrected steps", "", (), [few], (4, 8), ("gptq",), 255, "abc"),
+        regenerate.Cell("sinabs as it is", "", refused="converted nothing"),
     ]
     return {cell.name: cell for cell in cells}
 
 
 def test_a_page_says_what_is_decided_what_was_refused_and_what_is_missing(
-    study: ModuleType,
+    regenerate: ModuleType,
+    pages: ModuleType,
 ) -> None:
-    page = study.page("head", example(study))
+    page = pages.page("head", example(regenerate))
     assert "| W4A8, `gptq` | Imagenette, ten logits, 100 | 90.00 | 85.00 | -5.00 (" in page
     assert (
         "| 5 / 0 | 5: not decided | 4 of 4; 25 of 25, 2.0e-05 | 3.0, 0.5 | 0.9700 | 1.50 / 2.25 |"
@@ -78,70 +80,74 @@ def test_a_page_says_what_is_decided_what_was_refused_and_what_is_missing(
     assert "Not made yet: W8A8 corrected;" in page
 
 
-def test_rows_have_the_networks_beside_each_other_on_the_same_images(study: ModuleType) -> None:
-    cells = example(study)
-    first, second = study.rows_of(cells)
+def test_rows_have_the_networks_beside_each_other_on_the_same_images(
+    regenerate: ModuleType, pages: ModuleType
+) -> None:
+    cells = example(regenerate)
+    first, second = pages.rows_of(cells)
     assert (first.ann_accuracy, first.qann_accuracy, first.snn_accuracy) == (90.0, 85.0, 85.0)
     assert (first.weight_bits, first.act_bits, first.exact_share) == (4, 8, 1.0)
     assert (second.ladder, second.n, second.T, second.images) == ("radix", 1, 8, 50)
     assert second.ann_accuracy == second.qann_accuracy == 100.0
     for cell in cells.values():
         stored = json.loads(json.dumps(asdict(cell)))
-        assert json.loads(json.dumps(asdict(study.Cell.from_json(stored)))) == stored
+        assert json.loads(json.dumps(asdict(regenerate.Cell.from_json(stored)))) == stored
 
 
-def test_a_cell_of_fewer_images_than_asked_for_is_made_again(study: ModuleType) -> None:
-    few = study.Cell("float", "", [study.Answer("photos", "1" * 200)])
-    assert study.enough(few, 100)
-    assert study.enough(few, 200)
-    assert not study.enough(few, 201)
-    assert not study.enough(few, None)
-    assert study.enough(study.Cell("sinabs as it is", "", refused="no"), None)
+def test_a_cell_of_fewer_images_than_asked_for_is_made_again(regenerate: ModuleType) -> None:
+    few = regenerate.Cell("float", "", [regenerate.Answer("photos", "1" * 200)])
+    assert regenerate.enough(few, 100)
+    assert regenerate.enough(few, 200)
+    assert not regenerate.enough(few, 201)
+    assert not regenerate.enough(few, None)
+    assert regenerate.enough(regenerate.Cell("sinabs as it is", "", refused="no"), None)
 
 
 def test_an_interval_holds_the_difference_and_decides_where_images_suffice(
-    study: ModuleType,
+    pages: ModuleType,
 ) -> None:
     few, many = (
-        study.difference("1" * n, "1" * (n - n // 50) + "0" * (n // 50)) for n in (50, 5000)
+        pages.difference("1" * n, "1" * (n - n // 50) + "0" * (n // 50)) for n in (50, 5000)
     )
     for found in (few, many):
         assert found.points == -2.0
         assert found.low < -2.0 < found.high
     assert (few.within(4), many.within(4), many.within(1)) == ("not decided", "yes", "no")
-    swapped = study.difference("0111", "1101")
+    swapped = pages.difference("0111", "1101")
     assert (swapped.points, swapped.only_first, swapped.only_second) == (0.0, 1, 1)
     assert swapped.low == -swapped.high
 
 
-def test_ten_rows_of_a_thousand_compete_for_imagenette(study: ModuleType) -> None:
+def test_ten_rows_of_a_thousand_compete_for_imagenette(regenerate: ModuleType) -> None:
     logits = torch.zeros(2, 1000)
     logits[:, 3] = 9.0  # no class of Imagenette
     logits[0, 217], logits[1, 701] = 1.0, 1.0
     labels = torch.tensor([217, 0])
-    assert study.correct("imagenette", logits, labels) == "10"
-    assert study.correct("photos", logits, labels) == "00"
-    assert study.correct("imagenette", logits[:, list(study.ROWS)], labels) == "10"
+    assert regenerate.correct("imagenette", logits, labels) == "10"
+    assert regenerate.correct("photos", logits, labels) == "00"
+    assert regenerate.correct("imagenette", logits[:, list(regenerate.ROWS)], labels) == "10"
 
 
-def test_every_width_and_every_package_has_its_cells(study: ModuleType) -> None:
-    names = study.names()
+def test_every_width_and_every_package_has_its_cells(regenerate: ModuleType) -> None:
+    names = regenerate.names()
     assert len(set(names)) == len(names)
     for word in ("W8A8", "W8A4", "W4A8", "W4A4"):
         for stage in ("calibrated", "corrected", "trained"):
-            spec = study.spec_of_cell(f"{word} {stage}")
+            spec = regenerate.spec_of_cell(f"{word} {stage}")
             assert (spec.weight_bits, spec.act_bits) == (int(word[1]), int(word[3]))
             assert bool(spec.after) == (stage != "calibrated")
             assert f"{word} {stage}" in names
-            assert study.on_request(f"{word} {stage}") == (stage == "trained")
-    assert {study.peers_of(name)[0] for name in names if study.peers_of(name)} == set(PEERS)
+            assert regenerate.on_request(f"{word} {stage}") == (stage == "trained")
+    assert {regenerate.peers_of(name)[0] for name in names if regenerate.peers_of(name)} == set(
+        PEERS
+    )
 
 
 @pytest.mark.slow
-def test_a_recipe_takes_what_a_training_is_told(study: ModuleType, tmp_path: Path) -> None:
+def test_a_recipe_takes_what_a_training_is_told(regenerate: ModuleType, tmp_path: Path) -> None:
     from mt_convert.experiments.recipes.conversion import load_recipe
 
-    words = study.training_words("W4A8 trained", tmp_path, tmp_path / "weights.safetensors")
+    words = regenerate.training_words("W4A8 trained", tmp_path, tmp_path / "weights.safetensors")
     recipe = load_recipe("imagenet_efficientnet_lite0_w4a4", words)
     assert recipe.control
     assert recipe.quantize.weight_bits == 4

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -16,13 +15,6 @@ from mt_convert.data import DataSpec
 from mt_convert.system.storage import read_json
 
 FOLDER = ROOT / "eval" / "qat_ablation"
-
-
-@pytest.fixture
-def regenerate(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    sys.modules.pop("regenerate", None)
-    return import_module("regenerate")
 
 
 def test_the_page_is_made_from_the_stored_rows(regenerate: ModuleType) -> None:

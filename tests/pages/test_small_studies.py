@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import runpy
 import sys
-from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 
 import pytest
 from paths import EVAL, ROOT
+from studies import command_of
 
 from mt_convert.report.columns import markdown_table
 from mt_convert.report.rows import results_from_json
@@ -34,9 +34,7 @@ def test_the_page_of_batch_norms_is_made_from_the_stored_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = EVAL / "batch_norm"
-    monkeypatch.syspath_prepend(str(folder))
-    sys.modules.pop("regenerate", None)
-    script = import_module("regenerate")
+    script = command_of(folder, monkeypatch)
     content = json.loads((folder / "results.json").read_text())
     assert script.page(content) == (folder / "README.md").read_text()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -15,13 +13,6 @@ from mt_convert.experiments.recipes.from_scratch import load
 from mt_convert.system.storage import read_json
 
 FOLDER = ROOT / "eval" / "systems"
-
-
-@pytest.fixture
-def regenerate(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    sys.modules.pop("regenerate", None)
-    return import_module("regenerate")
 
 
 def test_the_page_is_made_from_the_stored_cells(regenerate: ModuleType) -> None:

@@ -126,6 +126,7 @@ def test_a_batch_norm_takes_back_what_was_done_to_its_input() -> None:
     assert bool(torch.isfinite(silent.running_var).all())  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_used_twice_is_corrected_once() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -98,6 +98,7 @@ def test_what_is_not_there_is_told(draw: Any, message: str) -> None:
         draw(recorded())
 
 
+@pytest.mark.slow
 def test_a_run_is_drawn_and_written_as_it_was_simulated(tmp_path: Path) -> None:
     snn = mt.convert(quantized("residual"), ladder=mt.Uniform(3), signed=True)
     shown = made_up(2, seed=2)

@@ -94,6 +94,7 @@ def test_steps_are_one_graph_compiled_once_or_once_for_each_T(unrolled: bool, gr
     assert not unrolled or sizes[1] > 1.5 * sizes[0]
 
 
+@pytest.mark.slow
 def test_it_warns_as_the_simulation_does_and_of_nothing_else() -> None:
     snn = convert(quantized("residual"))
     snn.report = replace(snn.report, calibrated_T=2)

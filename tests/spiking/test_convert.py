@@ -207,6 +207,7 @@ def test_a_quantized_network_in_training_mode_converts_to_the_same() -> None:
     assert torch.equal(simulate(snn, x, time_steps=1).logits[0], expected)
 
 
+@pytest.mark.slow
 def test_a_spiking_network_is_not_called_but_simulated() -> None:
     snn = convert(quantized("one_relu"))
     with pytest.raises(TypeError, match=r"use simulate\(snn, images, time_steps=T\)"):

@@ -170,6 +170,7 @@ def test_statistics_of_a_batch_norm_inside_a_function_are_estimated_like_all_oth
     assert convert(qann, verify=images(2)).report.verdict.exact_t1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "tensor"), [("gate by a batch norm", "norm.weight"), ("prelu", "prelu.weight")]
 )

@@ -132,6 +132,7 @@ def test_images_do_not_depend_on_their_batch() -> None:
 # ------------------------------------------------------------------------------------ invariant 6
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("name", ["residual", "bottleneck", "pools", "clamps"])
 @pytest.mark.parametrize("ladder", [Uniform(3), Binary(2), PowerOfTwo(4), Uniform(1)])

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from ...neurons.ladder import Uniform
 from ...neurons.layer import MTNeuron
-from ...neurons.totals import count_events
+from ...neurons.totals import count_events, count_packets
 from ...spiking.levels import ladder_at
 from ...spiking.model import SpikingModel
 from ...spiking.shapes import image_axes
@@ -141,7 +141,7 @@ class EventTally:
             here = images.sum(axis, dtype=torch.float64)
             places += here * (shows == number)
         self.events[source][t] += float(places.sum())
-        self.packets[source][t] += float(torch.count_nonzero(emitted))
+        self.packets[source][t] += float(count_packets(emitted))
         for node, additions in self.reached.get(source, ()):
             self.synops[node][t] += float((places * additions).sum())
 

@@ -39,10 +39,13 @@ def differences(folder: Path, recipe: BaseModel) -> list[Fault]:
         return [Fault(str(path), "cannot be read", error.headline)]
     if type(stored) is not type(recipe):
         return [Fault("spiking", "is a block of one alone", "two kinds of recipes")]
-    pairs = list(_pairs(stored.model_dump(mode="json"), recipe.model_dump(mode="json")))
+    there, here = stored.model_dump(mode="json"), recipe.model_dump(mode="json")
+    pairs = list(_pairs(there, here))
+    if all((side["data"] or {}).get("compare") == "content" for side in (there, here)):
+        pairs = [pair for pair in pairs if pair[0] != ("data", "root")]  # known by what they hold
     faults = [
-        Fault(to_dotted(key), f"is {_short(there)} there", f"{_short(here)} here")
-        for key, there, here in pairs[:_MOST]
+        Fault(to_dotted(key), f"is {_short(old)} there", f"{_short(new)} here")
+        for key, old, new in pairs[:_MOST]
     ]
     if len(pairs) > _MOST:
         faults.append(Fault("...", f"and {len(pairs) - _MOST} more", ""))

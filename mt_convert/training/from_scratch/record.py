@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from ...graph.nodes import layer_nodes
 from ...neurons.layer import MTNeuron
-from ...neurons.totals import count_events
+from ...neurons.totals import count_events, count_packets
 from ...spiking.simulate import Run
 from .network import ScratchNetwork
 from .steps import Potential, States, Steps
@@ -101,7 +101,7 @@ def record_run(network: ScratchNetwork, images: Tensor, *, record: bool = False)
             return
         name = names[node]
         counts[name][t] = count_events(levels, ladders[node]).sum(dtype=torch.float64)
-        packets[name][t] = torch.count_nonzero(levels)
+        packets[name][t] = count_packets(levels)
         totals[name] = totals[name] + levels if name in totals else levels
         if record:
             spikes[name].append(levels)

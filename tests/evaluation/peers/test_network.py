@@ -70,6 +70,7 @@ def test_the_plain_form_leaves_no_aten_operator_and_gives_each_activation_a_laye
     assert sum(isinstance(layer, nn.ReLU) for layer in network.modules()) == 3
 
 
+@pytest.mark.slow
 def test_the_plain_form_pads_an_image_as_tensorflow_does_and_with_zeros_alone() -> None:
     class Padded(nn.Module):
         def __init__(self, **settings: Any) -> None:

@@ -149,6 +149,7 @@ def test_closing_the_iterator_ends_the_processes(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------ trials
 
 
+@pytest.mark.slow
 def test_branches_behind_tiny_gains_are_opened_and_norms_see_the_images() -> None:
     generator = torch.Generator().manual_seed(0)
     net = nn.Sequential(_Odd(), nn.BatchNorm1d(5), nn.Linear(5, 5))
@@ -258,6 +259,7 @@ def test_failures_and_crashes_are_rows_that_name_their_cause(
     assert not (sweep.out / "logs" / "odd_fine.txt").exists()
 
 
+@pytest.mark.slow
 def test_the_table_is_stored_with_its_settings_and_reads_back(
     swept: tuple[sweeps.Sweep, Table],
 ) -> None:

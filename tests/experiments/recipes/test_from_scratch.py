@@ -275,10 +275,13 @@ def test_it_starts_from_new_weights_or_from_those_of_the_float_network(tmp_path:
     "words",
     [
         ("spiking.neuron=lif", "spiking.algorithm=ottt_a"),
-        ("spiking.neuron=if", "spiking.algorithm=dsr"),
+        pytest.param(("spiking.neuron=if", "spiking.algorithm=dsr"), marks=pytest.mark.long),
         ("spiking.neuron=lif", "spiking.algorithm=dsr", "spiking.read_out_tau=2.0"),
         ("spiking.mode=cascade", "spiking.signed=true", "spiking.algorithm=bptt_every_step"),
-        ("spiking.reset=hard", "spiking.read_out_tau=2.0", "spiking.learn_read_out=true"),
+        pytest.param(
+            ("spiking.reset=hard", "spiking.read_out_tau=2.0", "spiking.learn_read_out=true"),
+            marks=pytest.mark.long,
+        ),
         pytest.param(
             ("spiking.mode=cascade", "spiking.n=2", "spiking.compile=true"), marks=pytest.mark.long
         ),

@@ -115,6 +115,7 @@ def test_more_thresholds_than_are_compared_go_by_the_formula(tmp_path: Path) -> 
         assert ("Gather" in kinds) == (ladder is not None)
 
 
+@pytest.mark.slow
 def test_qonnx_has_thresholds_for_each_level_where_no_sum_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +149,7 @@ def test_two_accumulators_in_one_sum_leave_to_onnx_and_are_refused_by_qonnx(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["onnx", "qonnx"])
 def test_a_changed_file_is_red(target: str, tmp_path: Path) -> None:
     path = tmp_path / "network.onnx"

@@ -196,6 +196,7 @@ def test_a_graph_that_is_another_function_is_refused() -> None:
     assert trace_module.check_agreement is check_agreement
 
 
+@pytest.mark.slow
 def test_random_numbers_of_the_caller_go_on_as_if_nothing_had_been_traced() -> None:
     net = Net(lambda net, x: x).eval()
     torch.manual_seed(3)

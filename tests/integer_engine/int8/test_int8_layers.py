@@ -121,6 +121,7 @@ def test_products_of_two_activations_are_whole(kernels: None) -> None:
     assert int8_layers.product(torch.ones(0, 3, 4), torch.ones(4, 2)).shape == (0, 3, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", "native"])
 def test_attention_multiplies_whole_numbers_in_int8(
     kernels: None, backend: str, monkeypatch: pytest.MonkeyPatch
@@ -144,6 +145,7 @@ def test_attention_multiplies_whole_numbers_in_int8(
     assert products == [(3, 2, 16, 4), (3, 2, 16, 16)]
 
 
+@pytest.mark.slow
 def test_sums_of_attention_are_whole_where_floats_would_round() -> None:
     snn = mt.convert(
         mt.quantize(family("attention_explicit"), mt.QuantSpec(), calibration=images(8))

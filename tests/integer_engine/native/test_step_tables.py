@@ -82,6 +82,7 @@ def test_channels_along_another_axis_are_left_to_torch() -> None:
     assert fits(random_table(15, 1, -2), (CHANNELS, SIDE, SIDE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EACH)
 def test_networks_of_functions_run_in_the_kernels(name: str) -> None:
     qann = quantize(network(name), QuantSpec(4, 4), calibration=images())

@@ -47,6 +47,7 @@ def test_in_eval_form_the_level_is_that_of_float64(name: str) -> None:
     assert -3 <= low <= 0 or name in with_more
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gate by a batch norm", "gelu and a batch norm"])
 def test_a_batch_norm_is_defined_as_torch_computes_it(name: str) -> None:
     formula = act_of(quantized(name)).formula

@@ -59,6 +59,7 @@ def test_a_quantizer_takes_ties_to_the_upper_level(
     assert high == (6 if clip[1] == 3 else 8 if below else 15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_that_round_half_up_are_exact_in_every_engine(name: str, tmp_path: Path) -> None:
     qann, images = dyadic_network(name, Rounding.HALF_UP), dyadic_images(4)
@@ -109,6 +110,7 @@ def test_functions_round_half_up_too_and_the_image_does_not() -> None:
     assert convert(qann, verify=torch.randn(2, 2, 6, 6)).report.verdict.exact_t1  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_off_ties_both_roundings_are_one_network() -> None:
     images = torch.randn(2, 2, 8, 8)
     spec = QuantSpec(4, 4)

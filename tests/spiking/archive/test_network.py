@@ -286,6 +286,7 @@ def test_one_changed_weight_is_noticed(stored_copy: Path) -> None:
     assert "different networks, or one was changed" in fails(stored_copy)
 
 
+@pytest.mark.slow
 def test_halves_of_two_networks_are_not_read_as_one(stored_copy: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     qann = quantized("residual")

@@ -443,6 +443,7 @@ def test_other_ways_to_ask_are_refused() -> None:
         mixed(batch, None, None, CLIP)
 
 
+@pytest.mark.slow
 def test_bounds_of_a_neuron_without_leak_bound_its_representation() -> None:
     found = built("all pass", replace(SPEC, bounds=(0, 6)), 4)
     weight = found.get_parameter("layers.2.weight").detach()
