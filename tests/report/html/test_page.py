@@ -9,10 +9,9 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from pages import CONTENT, INSPECTION, VOID, energy_report, energy_rows
+from pages import CONTENT, INSPECTION, SCRATCH, VOID
 from results import ROW
 
-from mt_convert.evaluation.energy.account import FLOAT, account
 from mt_convert.report.html import charts
 from mt_convert.report.html.page import PageContent, render
 
@@ -260,26 +259,14 @@ def test_the_page_of_a_table_says_for_each_network_whether_it_pays() -> None:
 
 
 def test_the_page_of_a_network_from_scratch_says_what_it_is_compared_with_and_why() -> None:
-    reason = "fed by the image (direct coding), not by spikes"
-    layer = {**INSPECTION["layers"][0], "saturated": None, "tau": 2.0, "signed": False}
-    rows = [replace(row, bits=(32, 32), leaks=row.neurons) for row in energy_rows()]
-    paid = account({"n = 3, T = 1": (replace(energy_report(), rows=tuple(rows)), 1)}, None, FLOAT)
-    inspection = {
-        **{key: INSPECTION[key] for key in ("images", "nodes", "example")},
-        **{"from_scratch": True, "layers": [layer], "account": paid},
-        "setting": INSPECTION["setting"] | {"signed": False},
-        "analog": [{"name": "conv", "operator": "Conv2d", "reason": reason}],
-    }
-    row = replace(ROW, qann_accuracy=None, exact_share=None, agreement=None, algorithm="bptt")
-    said = "There is no quantized network to equal."
-    page = PageContent([row, replace(row, T=2)], "plif", inspection=inspection, sentence=said)
+    page, said = SCRATCH, SCRATCH.sentence
     parsed = Parsed(render(page))
     assert parsed.wrong == []
     assert [item["id"] for item, _ in parsed.all("section")] == [
         *("verdict", "accuracies", "over-time", "spikes", "energy", "layers", "again"),
     ]
     assert parsed.text("exact") == said
-    assert parsed.text("analog") == f"1: conv ({reason})"
+    assert parsed.text("analog") == "1: conv (fed by the image (direct coding), not by spikes)"
     assert "no quantized network of the same bits" in parsed.text("reference")
     assert "the float network of the same architecture" in parsed.text("energy-sentence")
     assert "times the float network" in parsed.text("pays")
