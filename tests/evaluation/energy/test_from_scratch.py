@@ -87,7 +87,7 @@ def rows_at(report: EnergyReport, steps: int = T) -> dict[str, Any]:
     return {row.name: row for row in report.rows if row.time_steps == steps}
 
 
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.long), 3])
 def test_each_spike_of_each_step_causes_an_addition_for_each_output_that_it_reaches(n: int) -> None:
     network, images = scratch(spec=replace(SINGLE, ladder=Uniform(n))), shown()
     rows = rows_at(energy(network, images, time_steps=T, batch_size=2))
@@ -119,7 +119,12 @@ def test_events_are_those_of_the_run_and_more_steps_never_count_less() -> None:
 
 @pytest.mark.parametrize(
     ("charge", "leaks"),
-    [(IF(), 0), (LIF(1.0), 0), (LIF(2.0), 1), (PLIF(2.0, decay_input=False), 1)],
+    [
+        pytest.param(IF(), 0, marks=pytest.mark.long),
+        pytest.param(LIF(1.0), 0, marks=pytest.mark.long),
+        (LIF(2.0), 1),
+        pytest.param(PLIF(2.0, decay_input=False), 1, marks=pytest.mark.long),
+    ],
 )
 def test_a_leak_is_a_multiply_accumulate_per_neuron_and_step(charge: Any, leaks: int) -> None:
     spec = replace(SINGLE, charge=charge, ladder=Binary(2), reset=Reset.HARD)
@@ -150,6 +155,7 @@ def test_frames_are_multiplied_in_every_step_and_poisson_spikes_are_added() -> N
     assert any(item.operator == "poisson" for item in report.not_counted)
 
 
+@pytest.mark.long
 def test_a_train_of_two_halves_has_the_connections_of_each() -> None:
     trained = scratch(TwoLayers(), tensor_train=TensorTrain(Form.HTT, rank=2))
     network, images = counted_network(trained), shown()

@@ -204,7 +204,9 @@ def test_the_package_itself_counts_the_same(snn: SpikingModel, images: Tensor) -
     assert metric.compute()["Effective_MACs"] == pytest.approx(own.Effective_MACs)
 
 
-@pytest.mark.parametrize("coding", list(Coding))
+@pytest.mark.parametrize(
+    "coding", [Coding.DIRECT, pytest.param(Coding.POISSON, marks=pytest.mark.long)]
+)
 def test_a_network_from_scratch_has_the_metrics_of_what_arrives_at_its_layers(
     coding: Coding,
 ) -> None:

@@ -37,7 +37,13 @@ def network(spec: NeuronSpec = SPEC, **options: Any) -> ScratchNetwork:
     return build_from_scratch(net, spec, example=example, time_steps=T, **options).eval()
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("plain", "delayed") else pytest.mark.long)
+        for name in OPTIONS
+    ],
+)
 def test_the_read_outs_are_the_networks_own(name: str) -> None:
     trained, images = network(**OPTIONS[name]), 2 * torch.rand(3, 1, 4, 4)
     run = record_run(trained, images)
