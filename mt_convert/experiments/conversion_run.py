@@ -8,7 +8,7 @@ evaluation are shared by all processes, the other stages run in the first.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -145,7 +145,7 @@ class Conversion(StageRun):
     """One run of a recipe that converts."""
 
     NAMES: ClassVar[Sequence[str]] = (
-        *("ann", "quantize", "train", "convert", "evaluate", "control"),
+        *("ann", "quantize", "train", "convert", "evaluate", "control", "control_accuracy"),
         *("calibrate", "finetune", "inspect", "report"),
     )
     BLOCKS: ClassVar[dict[str, Sequence[str]]] = {
@@ -155,10 +155,16 @@ class Conversion(StageRun):
         "convert": ("convert",),
         "evaluate": ("evaluate",),
         "control": ("control", "train"),
+        "control_accuracy": ("evaluate",),
         "calibrate": ("calibrate",),
         "finetune": ("calibrate", "finetune"),
         "inspect": ("evaluate",),
         "report": ("name",),
+    }
+    AFTER: ClassVar[Mapping[str, Sequence[str]]] = {  # other rows are no reason to train again
+        "control": ("train",),
+        "calibrate": ("convert",),
+        "finetune": ("convert", "calibrate"),
     }
 
     def __init__(self, recipe: Recipe, out: Path, resume: bool, overwrite: bool = False) -> None:
@@ -170,6 +176,7 @@ class Conversion(StageRun):
     def stages(self) -> Sequence[str]:
         left_out = {
             "control": not self.recipe.control,
+            "control_accuracy": not self.recipe.control,
             "calibrate": self.recipe.calibrate is None,
             "finetune": self.recipe.finetune is None,
         }
@@ -185,7 +192,9 @@ class Conversion(StageRun):
 
     def shared(self, name: str) -> bool:
         trains = (name == "ann" and self.recipe.ann) or (name == "train" and self.recipe.train)
-        return bool(trains) or name in ("evaluate", "control", "calibrate", "finetune")
+        return bool(trains) or name in (
+            *("evaluate", "control", "control_accuracy", "calibrate", "finetune"),
+        )
 
     def checkpoint(self, name: str) -> str | None:
         start = self.recipe.model.from_run
@@ -208,6 +217,8 @@ class Conversion(StageRun):
             for block in inputs:
                 if isinstance(block, dict):
                     block.pop("from_run", None)
+        if name in ("calibrate", "finetune"):  # on so many test images
+            inputs.append([self.recipe.evaluate.images, self.recipe.evaluate.batch_size])
         if (
             name == "inspect" and self.recipe.energy != EnergySpec()
         ):  # runs before had no such block
@@ -219,8 +230,8 @@ class Conversion(StageRun):
         names = [name for name in ("evaluate", "calibrate", "finetune") if name in self.stages]
         rows = list(dict.fromkeys(row for name in names for row in rows_of_stage(self.at[name])))
         if self.recipe.control:
-            control = read_json(self.at["control"] / "accuracy.json", _accuracies)
-            with reading(self.at["control"] / "accuracy.json"):
+            control = read_json(self.at["control_accuracy"] / "accuracy.json", _accuracies)
+            with reading(self.at["control_accuracy"] / "accuracy.json"):
                 own = control[data_labels((self.recipe.data,))[0]]
             rows = [replace(row, control_accuracy=control.get(row.dataset, own)) for row in rows]
         path = self.at["inspect"] / "inspection.json"
@@ -339,7 +350,7 @@ class Conversion(StageRun):
         write_json(folder / "truncation.json", [point.to_json() for point in points])
 
     def _control(self, folder: Path) -> None:
-        """The float network trained by the same schedule without quantizers, and its accuracies.
+        """The float network trained by the same schedule without quantizers.
 
         Where the quantized network started from another run's, it starts from that run's control.
         """
@@ -349,6 +360,14 @@ class Conversion(StageRun):
             file = Path(self.recipe.model.from_run) / "control" / CONTROL
             load_weights_(network, load_tensors(file), str(file))
         self._fit(network, without_quantizers(self.recipe.train), folder, teacher)
+        if self.first:
+            save_tensors(folder / CONTROL, separate(network.state_dict()))
+
+    def _control_accuracy(self, folder: Path) -> None:
+        """What the control arm reaches on each data set."""
+        network = self._load_ann()
+        file = self.at["control"] / CONTROL
+        load_weights_(network, load_tensors(file), str(file))
         block, accuracies = self.recipe.evaluate, {}
         sources = (self.recipe.data, *block.data)
         for data, label in zip(sources, data_labels(sources), strict=True):
@@ -358,7 +377,6 @@ class Conversion(StageRun):
             size = block.batch_size
             accuracies[label] = accuracy(network.to(device()), test, size, processes=self.processes)
         if self.first:
-            save_tensors(folder / CONTROL, separate(network.state_dict()))
             write_json(folder / "accuracy.json", {"accuracy": accuracies})
 
     def _finetune(self, folder: Path) -> None:

@@ -63,12 +63,15 @@ class StageRun(ABC):
     """All stages there can be, in order."""
     BLOCKS: ClassVar[Mapping[str, Sequence[str]]]
     """The blocks of the recipe that each stage depends on."""
+    AFTER: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """What a stage goes on from, where that is not all before it: the last of these there is."""
 
     def __init__(self, recipe: AnyRecipe, out: Path, resume: bool, overwrite: bool = False) -> None:
         self.settings, self.out, self.resume, self.overwrite = recipe, out, resume, overwrite
         self.processes = Processes()
         self.first, self.wait = self.processes.first, self.processes.wait
         self.fingerprint = ""
+        self.fingerprints: dict[str, str] = {}
         self.at: dict[str, Path] = {}
         self.changed = False
         self.files: dict[str, list[dict[str, Any]]] = {}
@@ -180,8 +183,16 @@ class StageRun(ABC):
 
     def run_stage(self, name: str) -> None:
         """Run one stage, unless it stands finished with the same inputs."""
+        before = self.fingerprint
+        starts = [self.fingerprints[one] for one in self.AFTER.get(name, ()) if one in self.stages]
+        self.fingerprint = digest([name, self._inputs(name), starts[-1] if starts else before])
+        self.fingerprints[name] = self.fingerprint
+        self._run_stage(name)
+        if starts:  # what comes behind depends on this one, and on those it does not depend on
+            self.fingerprint = digest([before, self.fingerprint])
+
+    def _run_stage(self, name: str) -> None:
         folder, new, partial = (self.out / f"{name}{end}" for end in _ENDS)
-        self.fingerprint = digest([name, self._inputs(name), self.fingerprint])
         for stands in (folder, new):
             if self._same(stands):
                 self.at[name] = stands

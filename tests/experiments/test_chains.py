@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,6 +81,18 @@ def test_a_recipe_calibrates_stores_and_fine_tunes_what_it_converted(chain: Path
 
 
 @pytest.mark.slow
+def test_other_rows_are_no_reason_to_calibrate_and_fine_tune_again(
+    chain: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(chain, tmp_path / "run"))
+    lines = len((out / "log.jsonl").read_text().splitlines())
+    again = load_recipe(chain.parent / "chain.yaml", ["evaluate.time_steps=[2]"])
+    run(again, out, resume=False, overwrite=True)
+    events = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()[lines:]]
+    started = [item["stage"] for item in events if item["event"] == "started"]
+    assert started == ["evaluate", "inspect", "report"]
+
+
 def test_the_command_fine_tunes_from_the_stored_calibration(chain: Path) -> None:
     stored = chain / "calibrate" / "network" / "config.json"
     before = stored.read_bytes()

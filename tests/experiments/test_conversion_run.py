@@ -318,7 +318,8 @@ def test_the_control_arm_is_the_float_network_trained_by_the_same_schedule(
     monkeypatch.setattr(conversion_run, "fit", look)
     lines = len(events(run_copy))
     run(recipe("control=true"), run_copy, resume=False)
-    assert entered(run_copy, lines) == ["control", "inspect", "report"], "the rest is kept"
+    due = ["control", "control_accuracy", "inspect", "report"]
+    assert entered(run_copy, lines) == due, "the rest is kept"
     ((start, spec),) = trained
     ann = load_tensors(finished / "ann" / "model.safetensors")
     assert all(torch.equal(start[name], ann[name]) for name in ann)
@@ -331,6 +332,11 @@ def test_the_control_arm_is_the_float_network_trained_by_the_same_schedule(
     plain = results_from_json(json.loads((finished / "results.json").read_text()))
     assert [dataclasses.replace(row, control_accuracy=None) for row in rows] == plain
     assert "control %" in (run_copy / "report" / "report.md").read_text()
+
+    lines = len(events(run_copy))
+    run(recipe("control=true", "evaluate.time_steps=[1,3]"), run_copy, resume=False)
+    due = ["evaluate", "control_accuracy", "inspect", "report"]
+    assert entered(run_copy, lines) == due, "other rows are no reason to train again"
 
     chain = ["quantize.weight_bits=2", f"model.from_run={run_copy}", "control=true"]
     out = run(recipe(*chain), tmp_path / "few", resume=False)

@@ -24,7 +24,7 @@ from mt_convert.system.storage import load_tensors
 STAGES = tuple(
     name
     for name in conversion_run.Conversion.NAMES
-    if name not in ("control", "calibrate", "finetune")
+    if name not in ("control", "control_accuracy", "calibrate", "finetune")
 )  # of recipes without one
 SMALL = ["evaluate.thresholds=[1,15]", "evaluate.time_steps=[1,2]"]
 
