@@ -72,8 +72,9 @@ def inspect(
     T = min(STEPS, setting.time_steps[-1])
     snn, _ = convert_for(qann, setting, subject.calibration)
     macs = {node: row.macs for node, row in count_macs(snn).items()}
+    reasons = {(row.name, row.operator): row.reason for row in built.report.analog}
     count = int(max(FEWEST, min(IMAGES, MACS / max(1, sum(macs.values())) / T)))
-    images, labels = _first_images(subject, count)
+    images, labels = first_images(subject, count)
     run = simulate(snn, images, time_steps=T)
     with levels_of(qann) as reached, torch.no_grad():
         logits = qann(images)
@@ -85,22 +86,27 @@ def inspect(
     return {
         "schema": INSPECTION_SCHEMA,
         "images": len(images),
-        "setting": {
-            "n": setting.ladder.n,
-            "T": T,
-            "ladder": setting.ladder_name,
-            "method": setting.method,
-            "mode": str(setting.firing),
-            "signed": setting.signed,
-            "presentation": str(setting.presentation),
-        },
-        "nodes": graph_nodes(snn.operations, macs, built),
+        "setting": setting_json(setting, T),
+        "nodes": graph_nodes(snn.operations, macs, reasons),
         "layers": _layers(snn, reached, run),
-        "example": _example(snn, images[:1], int(labels[0]), T),
+        "example": example_of(snn, images[:1], int(labels[0]), T),
         "worst": _worst(images, labels, logits, run.logits[-1]),
         "backends": [_whole_numbers(built, images)],
         **analysis,
         **paid,
+    }
+
+
+def setting_json(setting: Setting, T: int) -> dict[str, Any]:
+    """How a network was run, as a page says it."""
+    return {
+        "n": setting.ladder.n,
+        "T": T,
+        "ladder": setting.ladder_name,
+        "method": setting.method,
+        "mode": str(setting.firing),
+        "signed": setting.signed,
+        "presentation": str(setting.presentation),
     }
 
 
@@ -128,7 +134,7 @@ def _reach(ladder: Ladder | OwnThresholds) -> float:
     return math.inf if isinstance(ladder, OwnThresholds) else ladder.reach
 
 
-def _first_images(subject: Subject, count: int) -> tuple[Tensor, Tensor]:
+def first_images(subject: Subject, count: int) -> tuple[Tensor, Tensor]:
     """The first test images and their labels, on the network's device."""
     read = list(islice(batches(subject.test, count), 1))
     device = device_of(subject.qann)
@@ -209,11 +215,10 @@ def _until(setting: Setting, T: int) -> Setting:
 
 
 def graph_nodes(
-    operations: Operations, macs: dict[fx.Node, int], built: SpikingModel
+    operations: Operations, macs: Mapping[fx.Node, int], reasons: Mapping[tuple[str, str], str]
 ) -> list[dict[str, Any]]:
     """The nodes that a picture of a network shows, in order of execution, each with the places of
-    those that feed it: the image, layers of neurons, what multiplies, what stays analog."""
-    reasons = {(row.name, row.operator): row.reason for row in built.report.analog}
+    those that feed it: the image, layers of neurons, what multiplies, what stays analog and why."""
     places: dict[fx.Node, int] = {}
     nodes: list[dict[str, Any]] = []
     for node, row in operations.items():
@@ -235,7 +240,7 @@ def graph_nodes(
     return nodes
 
 
-def _kind(row: Operation, reasons: dict[tuple[str, str], str]) -> str | None:
+def _kind(row: Operation, reasons: Mapping[tuple[str, str], str]) -> str | None:
     """What a node is in the picture; None of what it leaves out."""
     if row.node.op == "placeholder":
         return "image"
@@ -313,7 +318,7 @@ def _typical(levels: Tensor) -> int:
 # ----------------------------------------------------------------------------- spikes of one image
 
 
-def _example(snn: SpikingModel, image: Tensor, label: int, T: int) -> dict[str, Any]:
+def example_of(snn: SpikingModel, image: Tensor, label: int, T: int) -> dict[str, Any]:
     """Spikes and potentials of one image in the first, the middle and the last layer of neurons.
 
     Units: spikes in levels of a step, with their sign; potentials in thresholds Δ behind the step.
@@ -328,13 +333,13 @@ def _example(snn: SpikingModel, image: Tensor, label: int, T: int) -> dict[str, 
         "classes": run.logits[:, 0].argmax(1).tolist(),
         "picture": picture(image[0]),
         "layers": [
-            _traces(name, spikes[name].flatten(1), potentials[name].flatten(1), layers[name])
+            traces(name, spikes[name].flatten(1), potentials[name].flatten(1), layers[name])
             for name in shown
         ],
     }
 
 
-def _traces(name: str, spikes: Tensor, potentials: Tensor, neuron: MTNeuron) -> dict[str, Any]:
+def traces(name: str, spikes: Tensor, potentials: Tensor, neuron: Any) -> dict[str, Any]:
     """Some neurons of a layer: those that fire, evenly over the layer, then silent ones.
 
     Shapes: spikes, potentials [T, neurons].

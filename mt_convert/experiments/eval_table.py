@@ -22,8 +22,14 @@ from ..calibration.text import parse
 from ..data.image_spec import data_labels
 from ..errors import Fault, MTConvertError, SpecError, many
 from ..evaluation.analysis import Analysis, analyses
-from ..evaluation.energy.account import costs_over_time, costs_page
-from ..evaluation.energy.prices import EnergySpec
+from ..evaluation.energy.account import (
+    FLOAT,
+    QUANTIZED,
+    Reference,
+    costs_over_time,
+    costs_page,
+)
+from ..evaluation.energy.prices import FLOAT_STATE, EnergySpec
 from ..evaluation.energy.report import EnergyReport
 from ..evaluation.errors.pictures import error_by_layer, histograms
 from ..evaluation.peers.converters import PEERS
@@ -176,7 +182,7 @@ def _run(options: EvalOptions, out: Path) -> list[Row]:
                 batch_size=options.batch_size,
             )
             if options.errors and cache.processes.first:
-                found = stored_energy(
+                found, reference = stored_energy(
                     name,
                     recipes,
                     () if recipes else options.overrides,
@@ -184,7 +190,9 @@ def _run(options: EvalOptions, out: Path) -> list[Row]:
                     options.errors,
                 )
                 title = f"{runs[name]}, as it is stored"
-                energies += [] if found is None else [_Energy(title, found, spec, stored=True)]
+                if reference is FLOAT and spec == EnergySpec():
+                    spec = FLOAT_STATE
+                energies.append(_Energy(title, found, spec, stored=True, reference=reference))
             continue
         for number, plain in enumerate(_subjects(name, recipes, options)):
             describe = {**plain.describe, "dataset": labels[name][number], "run": runs[name]}
@@ -217,10 +225,11 @@ class _Energy:
     report: EnergyReport
     spec: EnergySpec
     stored: bool = False
+    reference: Reference = QUANTIZED
 
     def account(self) -> dict[str, Any]:
         """Its account, as plain data."""
-        return {"title": self.title, **costs_over_time(self.report, self.spec)}
+        return {"title": self.title, **costs_over_time(self.report, self.spec, self.reference)}
 
 
 def _prices(name: str, recipes: Sequence[Recipe], options: EvalOptions) -> EnergySpec:

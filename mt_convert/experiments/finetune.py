@@ -1,8 +1,8 @@
 """``mt-convert finetune``, and the stage of a run: the converted network learns; before and after.
 
-The command leaves ``learn/`` (the training), ``network/`` (the fine-tuned network),
-``recipe.yaml``, ``results.json``, ``versions.json``, ``README.md`` and ``report.html``; and in the
-run's ``finetuned`` folder the conversions' numbers.
+The command leaves ``learn/`` (the training), ``network/`` (the fine-tuned network), ``inspect/``
+(what its page shows), ``recipe.yaml``, ``results.json``, ``versions.json``, ``README.md`` and
+``report.html``; and in the run's ``finetuned`` folder the conversions' numbers.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -20,11 +21,13 @@ from ..errors import Fault, RecipeError
 from ..evaluation.evaluate import convert_for
 from ..evaluation.row_cache import RowCache
 from ..evaluation.subject import Subject, network_digest
+from ..evaluation.tuned_inspection import inspect_tuned
 from ..report import tables
 from ..report.columns import LEGEND, markdown_table
 from ..report.html.parts import PAGE
 from ..report.rows import Row, results_from_json, results_to_json
 from ..spiking import archive
+from ..spiking.model import SpikingModel
 from ..system.devices import device_of
 from ..system.peak_memory import store_peak, stored_peak
 from ..system.processes import Processes, alone_in
@@ -65,7 +68,9 @@ def run(name: str, overrides: Sequence[str], out: Path | None) -> Path:
         subject = run_subject(folder, recipe, splits)
         subject = replace(subject, describe={**subject.describe, "run": recipe.name})
         rows, history = run_finetune(recipe, subject, splits, out, shared=kept, start=start)
-        write_json(out / "results.json", results_to_json(rows))
+        looked = _look_into(recipe, subject, out)
+        more = {"neurobench": looked["account"]["neurobench"]} if "account" in looked else {}
+        write_json(out / "results.json", results_to_json(rows) | more)
         _describe(out, recipe)
         with atomic(out / "README.md") as temporary:
             temporary.write_text(_page(rows, history.best_epoch))
@@ -73,6 +78,15 @@ def run(name: str, overrides: Sequence[str], out: Path | None) -> Path:
         write_json(out / "versions.json", versions() | {"command": command})
         write_page(out)
     return out
+
+
+def _look_into(recipe: Recipe, subject: Subject, out: Path) -> dict[str, Any]:
+    """What the page shows beside its rows; stored as that of a run is."""
+    tuned = archive.load(out / "network").to(device_of(subject.qann))
+    assert isinstance(tuned, SpikingModel)
+    looked = inspect_tuned(subject, tuned, recipe.finetune_job().setting, recipe.energy)
+    write_json(out / "inspect" / "inspection.json", looked)
+    return looked
 
 
 def show(out: Path, console: Console) -> None:

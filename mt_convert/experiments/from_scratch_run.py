@@ -1,4 +1,5 @@
-"""A recipe that trains a spiking network, from start to end: ann, spiking, evaluate, report.
+"""A recipe that trains a spiking network, from start to end: ann, spiking, evaluate, inspect,
+report.
 
 The stages of `SpikingRecipe`, kept and resumed as `stages` says.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from ..data import images as calibration_of
 from ..data.image_spec import dataset_name
 from ..data.splits import select_test_images
 from ..evaluation.counter import percent
+from ..evaluation.scratch_inspection import inspect_scratch
 from ..evaluation.spiking_rows import rows_of
 from ..report import tables
 from ..report.columns import legend, markdown_table
@@ -27,7 +29,7 @@ from ..report.rows import results_from_json, results_to_json
 from ..spiking.presentation import Presentation
 from ..system.devices import device
 from ..system.plain_data import as_type
-from ..system.storage import atomic, json_text, read_json, save_tensors, write_json
+from ..system.storage import atomic, json_text, read_json, reading, save_tensors, write_json
 from ..training.accuracy import count_correct
 from ..training.from_scratch import archive
 from ..training.from_scratch.balance import balance_thresholds_
@@ -44,11 +46,12 @@ from .stages import StageRun, open_splits, rows_of_stage
 class SpikingRun(StageRun):
     """One run of a `SpikingRecipe`."""
 
-    NAMES: ClassVar[Sequence[str]] = ("ann", "spiking", "evaluate", "report")
+    NAMES: ClassVar[Sequence[str]] = ("ann", "spiking", "evaluate", "inspect", "report")
     BLOCKS: ClassVar[dict[str, Sequence[str]]] = {
         "ann": ("seed", "model", "data", "events", "ann"),
         "spiking": ("spiking", "train"),
         "evaluate": ("evaluate",),
+        "inspect": ("energy",),
         "report": ("name",),
     }
 
@@ -73,7 +76,13 @@ class SpikingRun(StageRun):
         return (self.recipe.images,) if name == "ann" else ()
 
     def rows_text(self) -> str:
-        return json_text(results_to_json(rows_of_stage(self.at["evaluate"])))
+        more = {}
+        path = self.at["inspect"] / "inspection.json"
+        if path.is_file():
+            with reading(path):
+                paid = read_json(path).get("account", {})
+                more = {"neurobench": paid["neurobench"]} if paid else {}
+        return json_text(results_to_json(rows_of_stage(self.at["evaluate"])) | more)
 
     # ----------------------------------------------------------------------------------- stages
 
@@ -106,7 +115,7 @@ class SpikingRun(StageRun):
         if recipe.spiking.start == "ann":
             start = self._float()
         else:
-            fresh = replace(recipe.model, checkpoint=None, pretrained=False)
+            fresh = recipe.model.without_weights()
             start = build(fresh, seed=recipe.seed, image_size=images.image_size)
         example = torch.zeros(2, images.channels, images.image_size, images.image_size)
         network = build_spiking(start, recipe.spiking, example)
@@ -159,6 +168,13 @@ class SpikingRun(StageRun):
         )
         if self.first:
             write_json(folder / "rows.json", results_to_json(rows))
+
+    def _inspect(self, folder: Path) -> None:
+        """What the page of the run shows beside its rows, from a few test images."""
+        network = archive.load(self.at["spiking"]).to(device())
+        test = select_test_images(self.recipe.images, self.recipe.evaluate.images, self.splits)
+        content = inspect_scratch(network, test, self.recipe.energy)
+        write_json(folder / "inspection.json", content)
 
     def _report(self, folder: Path) -> None:
         """The page, from the stored rows alone."""

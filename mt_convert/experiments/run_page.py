@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, many
 from ..report.html.page import PageContent, render
 from ..report.html.parts import PAGE, downloads
 from ..report.records import csv_text
@@ -16,8 +16,12 @@ from ..report.rows import Row, results_from_json
 from ..report.tables import finetune_sentence, title
 from ..system.network_files import EARLIER, NAMES
 from ..system.storage import atomic, digest, read_json, reading
+from .bench import pages as bench_pages
+from .bench import rows as bench_rows
 
 TRAINED = {"ann": "float network", "train": "quantized network", "control": "control"}
+BENCH = "bench"
+"""The folder in a run in which ``mt-convert bench RUN --out RUN/bench`` leaves its times."""
 LOGS = {"spiking/learn": "spiking network", "finetune": "fine-tuning", "learn": "fine-tuning"}
 
 
@@ -45,6 +49,7 @@ FILES = {
     **_files("network", "the fine-tuned network"),
     "learn/log.jsonl": "the training, epoch by epoch",
     "inspect/inspection.json": "spikes, errors by cause and energy behind this page",
+    f"{BENCH}/results.json": "the times",
 }
 
 
@@ -91,8 +96,16 @@ def content_of(run: Path, rows: Sequence[Row]) -> PageContent:
         recipe=recipe,
         facts=facts,
         downloads=downloads(run, FILES),
+        speed=_speed(run / BENCH / "results.json"),
         sentence=finetune_sentence(rows) if is_finetuning(run) else _training_sentence(rows),
     )
+
+
+def _speed(path: Path) -> Mapping[str, Any] | None:
+    """What a benchmark in the run's folder measured, if there is one."""
+    if not path.is_file() or read_json(path).get("schema") != bench_rows.SCHEMA:
+        return None
+    return bench_pages.speed_of(read_json(path, bench_rows.benchmark_from_json))
 
 
 def is_finetuning(folder: Path) -> bool:
@@ -112,7 +125,8 @@ def _training_sentence(rows: Sequence[Row]) -> str:
         return ""
     row = rows[-1]
     return (
-        f"Trained as a spiking network by {row.algorithm} for {row.epochs} epochs: "
+        f"Trained as a spiking network by {row.algorithm} for "
+        f"{many(row.epochs or 0, 'epoch', 'epochs')}: "
         f"{row.snn_accuracy:.2f} % of {row.images} test images after T = {row.T} "
         f"({row.method}, {row.mode}, n = {row.n}). There is no quantized network to equal."
     )

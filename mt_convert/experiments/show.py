@@ -245,7 +245,8 @@ def from_scratch_sentence(rows: Sequence[Row], spiking_folder: Path) -> str:
     steps = "1 step" if row.T == 1 else f"{row.T} steps"
     return (
         f"{row.model} with {neurons} layers of {row.method} neurons ({row.mode}, "
-        f"n = {row.n}), trained by {row.algorithm} for {row.epochs} epochs, weights of epoch "
+        f"n = {row.n}), trained by {row.algorithm} for "
+        f"{many(row.epochs or 0, 'epoch', 'epochs')}, weights of epoch "
         f"{epoch}: {row.snn_accuracy:.2f} % of {row.images} test images after {steps}{ann}."
     )
 

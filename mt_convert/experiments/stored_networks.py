@@ -15,6 +15,7 @@ from ..data import images as images_of
 from ..data.image_spec import dataset_name
 from ..data.splits import select_test_images
 from ..errors import Fault, RecipeError
+from ..evaluation.energy.account import FLOAT, QUANTIZED, Reference
 from ..evaluation.energy.measure import energy
 from ..evaluation.energy.report import EnergyReport
 from ..evaluation.spiking_rows import rows_of_stored
@@ -24,7 +25,6 @@ from ..spiking.model import SpikingModel
 from ..system.devices import device
 from ..system.network_files import holds_network
 from ..system.processes import Processes
-from ..system.progress import notice
 from ..training.archive import kind_of, load
 from ..training.from_scratch.network import ScratchNetwork
 from .recipes.conversion import Recipe
@@ -74,13 +74,13 @@ def stored_rows(
     recipe = _recipe_beside(where, overrides)
     sources: list[DataSpec | EventSpec] = [item.data for item in data]
     if not sources and recipe is not None:
-        sources = [recipe.images if isinstance(recipe, SpikingRecipe) else recipe.data]
+        sources = [_images_of(recipe)]
     if not sources:
         fault = Fault("--data", "missing", "name a recipe whose images are to be evaluated")
         raise RecipeError(f"{name} cannot be evaluated", [fault])
     steps = list(time_steps)
     if isinstance(network, ScratchNetwork):
-        steps = [T for T in steps if network.time_steps >= T] or [network.time_steps]
+        steps = steps_of(network, steps)
     columns: dict[str, Any] = {
         "model": Path(name).name if recipe is None else recipe.model.architecture,
         "seed": None if recipe is None else recipe.seed,
@@ -112,19 +112,31 @@ def stored_energy(
     overrides: Sequence[str],
     time_steps: Sequence[int],
     count: int,
-) -> EnergyReport | None:
-    """What a stored network costs on the first so many images; None for one from scratch, whose
-    single steps are not counted, which is said."""
+) -> tuple[EnergyReport, Reference]:
+    """What a stored network costs on the first so many images, and what it is compared with: one
+    from scratch, counted behind those of ``time_steps`` that it was trained for, with the float
+    network of its architecture."""
     where = stored_network(name)
     assert where is not None
     network, recipe = load(where), _recipe_beside(where, overrides)
-    if not isinstance(network, SpikingModel):
-        notice(f"{name} was trained from scratch: its spikes are counted, its energy is not")
-        return None
-    source = data[0].data if data else recipe and recipe.data
-    assert isinstance(source, DataSpec)
+    source = data[0].data if data else _images_of(recipe)
     test = select_test_images(source, count, open_splits(source))
-    return energy(network, images_of(test, len(test)), time_steps=time_steps)
+    shown = images_of(test, len(test))
+    if isinstance(network, SpikingModel):
+        return energy(network, shown, time_steps=time_steps), QUANTIZED
+    assert isinstance(network, ScratchNetwork)
+    return energy(network, shown, time_steps=steps_of(network, time_steps)), FLOAT
+
+
+def _images_of(recipe: AnyRecipe | None) -> DataSpec | EventSpec:
+    """The images of a recipe, or its recordings; there are some, or there were no rows."""
+    assert recipe is not None
+    return recipe.images if isinstance(recipe, SpikingRecipe) else recipe.data
+
+
+def steps_of(network: ScratchNetwork, time_steps: Sequence[int]) -> list[int]:
+    """Those steps that it was trained for; its last where there are none."""
+    return [T for T in time_steps if network.time_steps >= T] or [network.time_steps]
 
 
 def _algorithm(network: Any, where: Path, recipe: AnyRecipe | None) -> str:

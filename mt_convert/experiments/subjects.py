@@ -115,8 +115,7 @@ def own_prices(name: str, overrides: Sequence[str]) -> EnergySpec:
         return load_recipe(name, overrides).energy
     for place in (folder, folder.parent, folder.parent.parent):
         if (place / "recipe.yaml").is_file():
-            recipe = load_any(place / "recipe.yaml", overrides)
-            return recipe.energy if isinstance(recipe, Recipe) else EnergySpec()
+            return load_any(place / "recipe.yaml", overrides).energy
     return EnergySpec()
 
 

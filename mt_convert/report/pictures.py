@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from matplotlib import colormaps, rc_context
@@ -17,13 +18,16 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 from ..errors import Fault, SpecError
 from ..system.storage import atomic
 from .row_groups import kinds_of, subject
 from .rows import Row
 
-_ACROSS = 4  # panels in a row
+_ACROSS, _ACROSS_PRINTED = 4, 2  # panels in a row
+PRINTED = 0.8
+"""How much smaller letters and lines are in print than on a screen."""
 FORMS = ("png", "pdf", "svg")
 PANELS = 8
 """Kinds of rows that panels can show; more are one map."""
@@ -38,7 +42,8 @@ def accuracy_over_time(rows: Sequence[Row], path: str | Path) -> None:
     """Draw accuracy and agreement against T, a line for each n, ANN and QANN as lines across.
 
     Rows that differ in more than n and T get panels for each kind, headed by what differs; where
-    there are more kinds than panels can show, `accuracy_map` shows them.
+    there are more kinds than panels can show, `accuracy_map` shows them. A PDF or SVG is as wide as
+    a printed column, or as a page where there are several kinds.
 
     Raises:
         SpecError: no rows.
@@ -50,9 +55,12 @@ def accuracy_over_time(rows: Sequence[Row], path: str | Path) -> None:
     if len(kinds) > PANELS:
         accuracy_map(rows, path)
         return
-    across = min(_ACROSS, len(kinds))
+    printed = _is_printed(path)
+    across = min(_ACROSS_PRINTED if printed else _ACROSS, len(kinds))
     down = -(-len(kinds) // across)
     size = (2.0 + max(4.0, 2.9 * across), 0.8 + 4.9 * down)
+    if printed:
+        size = (PAGE if across > 1 else COLUMN, 1.1 + 3.2 * down)
     figure, panels = make_figure(size, (2 * down, across), sharey="row")
     numbers = sorted({row.n for row in rows})
     shades = colormaps["viridis"]
@@ -77,9 +85,35 @@ def accuracy_over_time(rows: Sequence[Row], path: str | Path) -> None:
         Line2D([], [], color=colours[n], marker="o", ms=4, label=f"n = {n or '∞'}") for n in numbers
     ]
     lines += [Line2D([], [], **_LINES[name], label=name) for name in _LINES]
-    figure.legend(handles=lines, loc="outside right center", fontsize=9, frameon=False)
-    figure.suptitle(subject(rows), fontsize=11)
+    words = subject(rows)
+    if printed:
+        figure.legend(handles=lines, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+        figure.suptitle(fill(words, 100 if across > 1 else 48), fontsize=11)
+        _shrink_(figure, PRINTED)
+    else:
+        figure.legend(handles=lines, loc="outside right center", fontsize=9, frameon=False)
+        figure.suptitle(words, fontsize=11)
     write(figure, path)
+
+
+def _is_printed(path: str | Path) -> bool:
+    """Whether a file is for print."""
+    return Path(path).suffix in (".pdf", ".svg")
+
+
+def _shrink_(figure: Figure, share: float) -> None:
+    """Make all letters, lines and dots of a figure smaller."""
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_fontsize(float(text.get_fontsize()) * share)
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            for label in axis.get_ticklabels()[:1]:
+                axis.set_tick_params(labelsize=label.get_fontsize())  # of ticks to come too
+    for line in figure.findobj(Line2D):
+        assert isinstance(line, Line2D)
+        line.set_linewidth(line.get_linewidth() * share)
+        line.set_markersize(line.get_markersize() * share)
 
 
 def accuracy_map(rows: Sequence[Row], path: str | Path) -> None:
@@ -206,12 +240,16 @@ def draw_grid(axes: Axes) -> None:
 
 def write(figure: Figure, path: str | Path) -> None:
     """Write the file, whole or not at all, in the form that its name ends with: the same figure
-    makes the same bytes.
+    makes the same bytes. A PDF or SVG is never wider than a page: a figure that is gets smaller.
 
     Raises:
         SpecError: it is none of `FORMS`.
     """
     form = Path(path).suffix.removeprefix(".")
+    if form in FORMS and _is_printed(path) and figure.get_size_inches()[0] > PAGE + 0.01:
+        share = PAGE / float(figure.get_size_inches()[0])
+        figure.set_size_inches(PAGE, share * float(figure.get_size_inches()[1]))
+        _shrink_(figure, share)
     if form not in FORMS:
         hint = f"allowed are files of {', '.join(FORMS)}"
         raise SpecError("a picture in no known form", [Fault(str(path), "cannot be drawn", hint)])

@@ -167,11 +167,11 @@ def finetune_sentence(rows: Sequence[Row]) -> str:
         raise CheckpointError("rows of a fine-tuning without a quantized network: make them again")
     lost = before.qann_accuracy - before.snn_accuracy
     gained = after.snn_accuracy - before.snn_accuracy
-    share = f", {gained / lost:.0%} of what conversion had taken" if lost > 0 else ""
+    share = f", {100 * gained / lost:.0f} % of what conversion had taken" if lost > 0 else ""
     return (
-        f"{after.algorithm} over {after.epochs} epochs: {before.snn_accuracy:.2f} % to "
-        f"{after.snn_accuracy:.2f} % of {after.images:,} test images (quantized network "
-        f"{after.qann_accuracy:.2f} %): {gained:+.2f} points{share}."
+        f"{after.algorithm} over {many(after.epochs or 0, 'epoch', 'epochs')}: "
+        f"{before.snn_accuracy:.2f} % to {after.snn_accuracy:.2f} % of {after.images:,} test "
+        f"images (quantized network {after.qann_accuracy:.2f} %): {gained:+.2f} points{share}."
     )
 
 

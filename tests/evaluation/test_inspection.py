@@ -123,7 +123,7 @@ def test_potentials_of_leaky_neurons_are_those_that_leaked(made: Any) -> None:
     image = images(subject.test, 1)
     run = simulate(snn, image, time_steps=5, record=True)
     assert run.spikes is not None
-    first = inspection._example(snn, image, 0, 5)["layers"][0]
+    first = inspection.example_of(snn, image, 0, 5)["layers"][0]
     v, arriving = 0.5 + 0.125, (subject_first_current(qann, image) / neuron.delta).flatten()
     wanted = []
     for emitted in run.spikes["act1"].flatten(1):

@@ -215,6 +215,16 @@ def test_the_smoke_variant_of_a_spiking_recipe_runs(name: str, tmp_path: Path) -
     assert [row["T"] for row in rows] == list(range(1, recipe.spiking.time_steps + 1))
     assert {row["presentation"] for row in rows} == {"every_step" if recipe.data else "frames"}
     assert f"layers of mt_{recipe.spiking.neuron} neurons" in " ".join(printed.split())
+    looked = json.loads((out / "inspect" / "inspection.json").read_text())
+    measured = json.loads((out / "results.json").read_text())["neurobench"]
+    assert measured == looked["account"]["neurobench"]
+    first, spiking = looked["account"]["networks"][:2]
+    assert (first["role"], spiking["role"]) == ("reference", "spiking")
+    assert first["name"] == "float network, the same architecture"
+    page = (out / "report.html").read_text()
+    for name in ("accuracies", "over-time", "spikes", "energy", "layers", "again", "downloads"):
+        assert f'<section id="{name}"' in page
+    assert len(page.encode()) < 2_000_000
 
 
 # --------------------------------------------------------------------------------------- the recipe

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 import mt_convert as mt
-from mt_convert.data import batches, open_data
+from mt_convert.data import batches, images, open_data
 from mt_convert.errors import CheckpointError, RecipeError, SpecError
 from mt_convert.evaluation.settings import Setting
 from mt_convert.experiments import finetune
@@ -58,11 +58,19 @@ def test_the_command_fine_tunes_a_run_and_tells_before_and_after(
         right += int((answers == labels).sum())
     assert rows[1].snn_accuracy == pytest.approx(100 * right / 16)
     page = (out / "README.md").read_text()
-    assert "bptt over 1 epochs" in page
+    assert "bptt over 1 epoch:" in page
     assert "| trained by |" in page
     page = (out / "report.html").read_text()
     assert f"mt-convert finetune {finished}" in page
     assert 'id="accuracy-fine-tuned-bptt"' in page
+    for name in ("spikes", "energy", "layers"):
+        assert f'<section id="{name}"' in page
+    looked = json.loads((out / "inspect" / "inspection.json").read_text())
+    assert looked["account"]["way"] == "n = 3, T = 2"
+    first = simulate(network, images(splits.test, 1), time_steps=2, record=True)
+    assert looked["example"]["classes"] == first.logits[:, 0].argmax(1).tolist()
+    shown = simulate(network, images(splits.test, looked["images"]), time_steps=2)
+    assert [row["rate"] for row in looked["layers"]] == list(shown.firing_rates.values())
     console = Console(record=True, width=100)
     finetune.show(out, console)
     assert "of 16 test images" in console.export_text()

@@ -157,7 +157,7 @@ def test_the_page_of_a_fine_tuning_tells_before_and_after(tmp_path: Path) -> Non
     assert 'id="command">mt-convert finetune runs/r20<' in page
     console = Console(record=True, width=80)
     show(tmp_path, console)
-    assert "+1.70 points, 69% of what conversion had taken" in console.export_text()
+    assert "+1.70 points, 69 % of what conversion had taken" in console.export_text()
 
 
 class Terminal(io.StringIO):

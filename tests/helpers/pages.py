@@ -7,7 +7,7 @@ from typing import Any
 
 from results import ROW
 
-from mt_convert.evaluation.energy.account import account
+from mt_convert.evaluation.energy.account import FLOAT, account
 from mt_convert.evaluation.energy.report import FP32_45NM, EnergyReport, EnergyRow
 from mt_convert.graph.signals import Signal
 from mt_convert.report.html.page import PageContent
@@ -134,4 +134,28 @@ CONTENT = PageContent(
     recipe="name: resnet20\n",
     facts={"seed": "0", "packages": "torch 2.15.0"},
     downloads=[Download("results.json", "the table", 1200)],
+)
+
+
+def _scratch_inspection() -> dict[str, Any]:
+    """What is stored of a network from scratch."""
+    layer = {**INSPECTION["layers"][0], "saturated": None, "tau": 2.0, "signed": False}
+    rows = [replace(row, bits=(32, 32), leaks=row.neurons) for row in energy_rows()]
+    report = replace(energy_report(), rows=tuple(rows))
+    reason = "fed by the image (direct coding), not by spikes"
+    return {
+        **{key: INSPECTION[key] for key in ("images", "nodes", "example")},
+        **{"from_scratch": True, "layers": [layer]},
+        "account": account({"n = 3, T = 1": (report, 1)}, None, FLOAT),
+        "setting": INSPECTION["setting"] | {"signed": False},
+        "analog": [{"name": "conv", "operator": "Conv2d", "reason": reason}],
+    }
+
+
+_BPTT = replace(ROW, qann_accuracy=None, exact_share=None, agreement=None, algorithm="bptt")
+SCRATCH = PageContent(
+    [_BPTT, replace(_BPTT, T=2)],
+    "plif",
+    inspection=_scratch_inspection(),
+    sentence="There is no quantized network to equal.",
 )

@@ -12,6 +12,7 @@ import pytest
 from error_tables import LAYERS, made
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from results import ROW
 
@@ -89,11 +90,12 @@ def test_a_picture_is_a_png_of_a_size_that_can_be_read_and_nothing_else_is_left(
 
 
 @pytest.mark.sampled
+@pytest.mark.parametrize("form", ["png", "pdf"])
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_text_does_not_leave_the_picture_nor_titles_cover_each_other(
-    name: str, tmp_path: Path, drawn: list[Figure]
+    name: str, form: str, tmp_path: Path, drawn: list[Figure]
 ) -> None:
-    DRAWINGS[name](tmp_path / "picture.png")
+    DRAWINGS[name](tmp_path / f"picture.{form}")
     (figure,) = drawn
     width, height = figure.canvas.get_width_height()
     boxes = [axes.get_tightbbox() for axes in figure.axes]
@@ -133,6 +135,26 @@ def test_more_kinds_than_panels_are_a_map_with_every_number(
     assert labels[:3] == ["by way_0, n = 1", "n = 15", "by way_1, n = 1"]
     assert "points below" in bar.get_ylabel()
     assert drawn[0].get_size_inches()[0] == pictures.PAGE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "width"), [(1, pictures.COLUMN), (3, pictures.PAGE)])
+def test_a_printed_picture_is_as_wide_as_a_column_or_a_page_and_can_be_read(
+    count: int, width: float, tmp_path: Path, drawn: list[Figure]
+) -> None:
+    accuracy_over_time(kinds(count), tmp_path / "accuracy.pdf")
+    assert drawn[0].get_size_inches()[0] == width
+    sizes = [text.get_fontsize() for text in drawn[0].findobj(Text) if text.get_text()]
+    assert min(sizes) >= 6
+
+
+@pytest.mark.slow
+def test_what_is_wider_than_a_page_gets_smaller_in_print(tmp_path: Path) -> None:
+    figure, (axes,) = pictures.make_figure((14, 4), (1, 1))
+    title = axes.set_title("title", fontsize=12)
+    pictures.write(figure, tmp_path / "wide.svg")
+    assert figure.get_size_inches().tolist() == [pictures.PAGE, 2.0]
+    assert title.get_fontsize() == 6
 
 
 @pytest.mark.slow

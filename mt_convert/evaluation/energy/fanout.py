@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -32,7 +32,6 @@ from ...graph.operations import Operation, Operations
 from ...graph.rules import OperatorKind
 from ...graph.signals import Signal
 from ...neurons.layer import MTNeuron
-from ...spiking.model import SpikingModel
 from .bits import FLOAT_BITS, level_bits, weight_bits
 from .event_sums import PASSING_ON, SCALINGS, connections
 from .macs import MacRow, count_macs
@@ -76,8 +75,36 @@ class Paths:
     lost: frozenset[fx.Node]
 
 
-def event_paths(snn: SpikingModel, *, zero_weights: bool = True) -> Paths:
+class Followed(Protocol):
+    """What events are followed through: a converted network, or one from scratch.
+
+    Images whose signal is spikes, as Poisson coding draws them, are a source of events too.
+    """
+
+    @property
+    def layers(self) -> fx.GraphModule:
+        """The graph."""
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of one image."""
+
+    @property
+    def operations(self) -> Operations:
+        """A row for each node."""
+
+
+def event_paths(
+    snn: Followed,
+    *,
+    zero_weights: bool = True,
+    image_changes: bool = False,
+    running: bool = True,
+) -> Paths:
     """Follow the events of every layer of neurons to what they reach, over weights of 0 too or not.
+
+    ``image_changes``: other images in every step. ``running``: an event meets the running total of
+    the other side of a product; where it meets one step alone, products are not followed.
 
     Example:
         >>> from torch import nn
@@ -90,9 +117,9 @@ def event_paths(snn: SpikingModel, *, zero_weights: bool = True) -> Paths:
         >>> [[int(number) for number in row] for row in additions[0, 0, :2]]
         [[8, 12, 12, 8], [12, 18, 18, 12]]
     """
-    tensors = list(snn.state_dict().values())
+    tensors = list(snn.layers.state_dict().values())
     example = next((item for item in tensors if item.is_floating_point()), torch.empty(0))
-    walk = _Walk(snn, zero_weights)
+    walk = _Walk(snn, zero_weights, image_changes, running)
     with torch.inference_mode(False), torch.no_grad():
         walk.run(torch.zeros(1, *snn.image_shape, dtype=example.dtype, device=example.device))
     return Paths(
@@ -130,10 +157,13 @@ def pick_maximum(operations: Operations, node: fx.Node, values: Mapping[fx.Node,
 class _Walk(fx.Interpreter):
     """The run on one image, and the events beside it."""
 
-    def __init__(self, snn: SpikingModel, zero_weights: bool) -> None:
+    def __init__(
+        self, snn: Followed, zero_weights: bool, image_changes: bool, running: bool
+    ) -> None:
         super().__init__(snn.layers)
-        self.zero_weights = zero_weights
-        self.operations, self.macs = snn.operations, count_macs(snn)
+        self.zero_weights, self.image_changes, self.running = zero_weights, image_changes, running
+        self.operations = snn.operations
+        self.macs = count_macs(snn.layers, self.operations)
         self.neurons: list[fx.Node] = []
         self.shows: dict[fx.Node, Tensor] = {}
         self.feeders: dict[fx.Node, tuple[fx.Node, ...]] = {}
@@ -151,6 +181,10 @@ class _Walk(fx.Interpreter):
             value = super().run_node(node)
         if node.op == "placeholder":
             self.bits[node] = FLOAT_BITS
+            if self.image_changes:
+                self.changing.add(node)
+            if row.signal is Signal.SPIKES:
+                self._emits(node, value)
         elif node.op != "output" and not row.constant:
             with torch.enable_grad():
                 self._follow(row, value)
@@ -170,9 +204,7 @@ class _Walk(fx.Interpreter):
         if row.signal is not Signal.SPIKES:
             return
         if isinstance(row.layer, MTNeuron):
-            self.neurons.append(node)
-            shows = torch.full(value.shape, len(self.neurons), device=value.device)
-            self._source(node, shows, (node,))
+            self._emits(node, value)
         elif not all(item in self.events for item in inputs):
             self.lost.add(node)
         elif row.rule.selects:
@@ -181,6 +213,12 @@ class _Walk(fx.Interpreter):
             self.events[node] = events
         else:
             self.lost.add(node)
+
+    def _emits(self, node: fx.Node, value: Tensor) -> None:
+        """A layer of neurons, or images of spikes."""
+        self.neurons.append(node)
+        shows = torch.full(value.shape, len(self.neurons), device=value.device)
+        self._source(node, shows, (node,))
 
     def _source(self, node: fx.Node, shows: Tensor, feeders: tuple[fx.Node, ...]) -> None:
         """A value whose events are counted while the network runs."""
@@ -263,7 +301,7 @@ class _Walk(fx.Interpreter):
         if isinstance(layer, WEIGHTED):
             events = self.events[sides[0]].double()
             return connections(layer, events, zero_weights=self.zero_weights)
-        if layer is not None or not set(row.inputs) <= set(sides):
+        if layer is not None or not self.running or not set(row.inputs) <= set(sides):
             return None
         total: Any = 0
         rest, kwargs = self._doubles(node.args[2:]), self._doubles(node.kwargs)

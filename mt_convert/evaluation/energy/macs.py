@@ -15,7 +15,7 @@ from typing import Any
 from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from ...graph.operations import operations
+from ...graph.operations import Operations, operations
 from ...graph.signals import Signal
 from ...spiking.model import SPIKING_RULES, SpikingModel
 from ...spiking.shapes import ShapeRun
@@ -47,11 +47,14 @@ class MacRow:
         return self.fed_by is Signal.SPIKES
 
 
-def count_macs(network: SpikingModel | fx.GraphModule) -> dict[fx.Node, MacRow]:
+def count_macs(
+    network: SpikingModel | fx.GraphModule, known: Operations | None = None
+) -> dict[fx.Node, MacRow]:
     """Every layer and product of a converted network, or of a traced graph, in order of execution.
 
     What reads parameters alone is computed once for all images and is left out. A layer used twice
-    has two rows. A converted network has its own rules, a graph the default ones.
+    has two rows. A converted network has its own rules, a graph the default ones, or the
+    operations that are ``known`` of it.
 
     Example:
         >>> import torch
@@ -65,7 +68,8 @@ def count_macs(network: SpikingModel | fx.GraphModule) -> dict[fx.Node, MacRow]:
     if isinstance(network, SpikingModel):
         layers, rows = network.layers, network.operations
     else:
-        layers, rows = network, operations(network, SPIKING_RULES)
+        layers = network
+        rows = operations(network, SPIKING_RULES) if known is None else known
     counter = _Counter(layers)
     counter.infer(batch=1)
     return {

@@ -14,16 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ...errors import Fault, SpecError
 from ...graph.float32 import in_float32
 from ...graph.image_batches import collect
 from ...graph.nodes import WEIGHTED
 from ...spiking.model import SpikingModel, spiking_network
 from ...spiking.presentation import step_counts
 from ...spiking.simulate import simulate
+from ...system.devices import device_of
+from ...training.from_scratch.network import ScratchNetwork
+from ...training.from_scratch.record import counted_network, watch
 from .bits import FLOAT_BITS, weight_bits
 from .event_sums import connections
 from .fanout import Paths, event_paths
-from .synops import count_synops
+from .from_scratch import count_events, scratch_images
+from .synops import StepCounts, count_synops
 
 
 @dataclass(frozen=True)
@@ -64,12 +69,13 @@ class NeuroBench:
 @in_float32()
 @torch.no_grad()
 def neurobench(
-    snn: SpikingModel, images: Any, *, time_steps: int, batch_size: int = 64
+    snn: SpikingModel | ScratchNetwork, images: Any, *, time_steps: int, batch_size: int = 64
 ) -> NeuroBench:
-    """Measure a converted network on images, run for T steps.
+    """Measure a converted network on images, run for T steps; or one from scratch, for as many as
+    it was trained for.
 
     Raises:
-        SpecError: no images, or steps below 1.
+        SpecError: no images, or steps below 1; other steps than those of a network from scratch.
         DataError: images of another shape, or with NaN.
 
     Example:
@@ -82,26 +88,82 @@ def neurobench(
         >>> sorted(measured.to_json())[:3], measured.synaptic_operations.Dense
         (['activation_sparsity', 'connection_sparsity', 'footprint'], 176.0)
     """
+    if isinstance(snn, ScratchNetwork):
+        return _of_scratch(snn, images, time_steps, batch_size)
     snn = spiking_network(snn, "neurobench")
     shown = collect(images, image_shape=snn.image_shape)
     (T,) = step_counts(time_steps)
     paths = event_paths(snn, zero_weights=False)
     batches = shown.split(batch_size)
     counts = count_synops(snn, paths, batches, T)
-    packets = sum(float(counts.packets[node].sum()) for node in paths.neurons)
-    neurons = sum(paths.shows[node].numel() for node in paths.neurons)
+    macs = _effective_macs(snn, paths, batches, T)
+    return _metrics(snn.layers, paths, counts, T, len(shown), macs)
+
+
+def _of_scratch(
+    network: ScratchNetwork, images: Any, time_steps: int, batch_size: int
+) -> NeuroBench:
+    """The metrics of a network from scratch; of a merged HTT with the weights of its early steps
+    in ``connection_sparsity`` and ``Dense``."""
+    shown = scratch_images(network, images, batch_size)
+    (T,) = step_counts(time_steps)
+    if network.time_steps != T:
+        hint = f"the network was trained for {network.time_steps}, and is measured with all of them"
+        raise SpecError("cannot measure", [Fault("time_steps", str(T), hint)])
+    counted = counted_network(network)
+    paths, counts = count_events(counted, shown, batch_size, zero_weights=False)
+    with _products(counted) as products:
+        for batch in shown.split(batch_size):
+            watch(counted, batch.to(device_of(counted)), lambda *_: None)
+    analog = {node: item for node, item in paths[0].fanouts.items() if item.additions is None}
+    macs = 0.0
+    for node, item in analog.items():
+        seen = products.get(str(node.target))
+        dense = float(item.row.macs * len(shown))
+        times = T if item.changes else 1
+        macs += dense * times if seen is None else seen * times / T
+    return _metrics(counted.layers, paths[0], counts, T, len(shown), macs)
+
+
+@contextmanager
+def _products(network: ScratchNetwork) -> Iterator[dict[str, float]]:
+    """Products of numbers that are not 0 in each weighted layer, over all steps, while it runs."""
+    seen: dict[str, float] = {}
+    handles = []
+    for name, layer in network.layers.named_modules():
+        if isinstance(layer, WEIGHTED):
+
+            def add(own: Any, given: tuple[Tensor, ...], name: str = name) -> None:
+                used = connections(own, (given[0] != 0).double(), zero_weights=False)
+                seen[name] = seen.get(name, 0.0) + float(used)
+
+            handles.append(layer.register_forward_pre_hook(add))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _metrics(
+    layers: nn.Module, paths: Paths, counts: StepCounts, T: int, images: int, macs: float
+) -> NeuroBench:
+    """All metrics, from what was counted over the images."""
+    nodes = [node for node in paths.neurons if node.op != "placeholder"]  # not Poisson's images
+    packets = sum(float(counts.packets[node].sum()) for node in nodes)
+    neurons = sum(paths.shows[node].numel() for node in nodes)
     fanouts = paths.fanouts.values()
     synops = sum(float(steps.sum()) for steps in counts.synops.values())
     weights = [layer.weight for layer in _weighted_layers(paths)]
     zeros = sum(int((item == 0).sum()) for item in weights)
-    emissions = max(1, neurons * T * len(shown))
+    emissions = max(1, neurons * T * images)
     return NeuroBench(
-        footprint=_footprint(snn),
+        footprint=_footprint(layers),
         connection_sparsity=zeros / max(1, sum(item.numel() for item in weights)),
         activation_sparsity=1 - packets / emissions,
         synaptic_operations=SynapticOperations(
-            Effective_MACs=_effective_macs(snn, paths, batches, T) / len(shown),
-            Effective_ACs=synops / len(shown),
+            Effective_MACs=macs / images,
+            Effective_ACs=synops / images,
             Dense=float(sum(item.row.macs * (T if item.changes else 1) for item in fanouts)),
         ),
     )
@@ -113,10 +175,10 @@ def _weighted_layers(paths: Paths) -> list[Any]:
     return list(dict.fromkeys(row.layer for row in rows if isinstance(row.layer, WEIGHTED)))
 
 
-def _footprint(snn: SpikingModel) -> int:
+def _footprint(layers: nn.Module) -> int:
     """Bytes of all numbers of a network."""
     bits, seen = 0, set()
-    for layer in snn.layers.modules():
+    for layer in layers.modules():
         for name, tensor in (*layer._parameters.items(), *layer._buffers.items()):
             if tensor is None or id(tensor) in seen:
                 continue

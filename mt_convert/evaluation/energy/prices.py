@@ -149,6 +149,10 @@ def _is_number(value: Any) -> bool:
     return is_number and math.isfinite(value)
 
 
+FLOAT_STATE = EnergySpec(state_bits=FLOAT_BITS)
+"""What a network from scratch is accounted for with: its potentials are floats."""
+
+
 def equal_prices(rows: Sequence[EnergyRow]) -> EnergyTable:
     """The prices of the narrowest arithmetic that holds all weights and activations.
 

@@ -53,7 +53,8 @@ class EnergyRow:
         a binary ladder, the size of a digit), ``packets`` the steps in which a neuron of it emits
         anything, ``shifts`` those of membranes whose neurons speak in digits; ``parameters`` are a
         layer's weights and biases, ``neurons`` those of a layer of neurons and ``level_bits`` what
-        the level of each takes in the quantized network (0 in rows of before they were counted).
+        the level of each takes in the quantized network; ``leaks`` the multiply-accumulates by
+        which potentials decay (0 in rows of before they were counted).
 
     Example:
         >>> EnergyRow("fc", "Linear", Signal.SPIKES, 2, 300, 0, 0, 0, 200, (4, 8)).bit_operations
@@ -75,6 +76,7 @@ class EnergyRow:
     parameters: int = 0
     neurons: int = 0
     level_bits: int = 0
+    leaks: int = 0
 
     @property
     def bit_operations(self) -> float:
@@ -121,7 +123,7 @@ class EnergyTotal:
     """The whole network after T steps.
 
     ``picojoules`` are those of additions and multiply-accumulates, as the literature reports them;
-    ``comparison_picojoules``, of comparisons and shifts, come on top.
+    ``comparison_picojoules``, of comparisons, shifts and leaks, come on top.
 
     Units: all numbers per image.
     """
@@ -137,6 +139,7 @@ class EnergyTotal:
     baseline: Baseline
     packets: float = 0
     shifts: int = 0
+    leaks: int = 0
 
     @property
     def ratios(self) -> dict[str, float]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from ...neurons.ladder import Uniform
+from ...neurons.layer import MTNeuron
 from ...neurons.totals import count_events, count_packets
 from ...spiking.levels import ladder_at
 from ...spiking.model import SpikingModel
@@ -50,9 +52,9 @@ def count_synops(
         >>> torch.equal(synops, 3 * events), synops[1].item()
         (True, 0.0)
     """
-    tally = _Tally(snn, paths, time_steps)
+    tally = EventTally(snn.layers, paths, time_steps)
     for images in batches:
-        tally.pending.clear()
+        tally.begin()
         simulate(
             snn,
             images,
@@ -60,20 +62,24 @@ def count_synops(
             observe=tally.observe,
             observe_pairs=tally.observe_pairs,
         )
-    neurons = {node: tally.events[node] for node in paths.neurons}
-    packets = {node: tally.packets[node] for node in paths.neurons}
-    return StepCounts(neurons, packets, tally.synops)
+    return tally.counts()
 
 
-class _Tally:
-    """Counts of one network, as its layers of neurons report them."""
+class EventTally:
+    """Counts of one network, as its layers of neurons report them: by the names of their nodes
+    where ``by_node``, else of their layers. Images that are spikes have one threshold.
+    """
 
-    def __init__(self, snn: SpikingModel, paths: Paths, time_steps: int) -> None:
+    def __init__(
+        self, layers: fx.GraphModule, paths: Paths, time_steps: int, *, by_node: bool = False
+    ) -> None:
         self.paths = paths
-        self.axes = image_axes(snn.layers)
-        self.nodes = {str(node.target): node for node in paths.neurons}
-        ladders = {name: layer.spec.ladder for name, layer in snn.neurons()}
-        self.ladders = [ladders[name] for name in self.nodes]
+        self.axes = image_axes(layers)
+        self.nodes = {node.name if by_node else str(node.target): node for node in paths.neurons}
+        self.ladders = [
+            layer.spec.ladder if isinstance(layer, MTNeuron) else Uniform(1)
+            for layer in (paths.operations[node].layer for node in paths.neurons)
+        ]
         self.shown = {node: set(shows.unique().tolist()) for node, shows in paths.shows.items()}
         self.reached: dict[fx.Node, list[tuple[fx.Node, Tensor]]] = {}
         for node, fanout in paths.fanouts.items():
@@ -87,8 +93,19 @@ class _Tally:
         self.packets = {node: _nothing(time_steps) for node in paths.shows}
         self.synops = {node: _nothing(time_steps) for node in paths.fanouts}
 
+    def begin(self) -> None:
+        """Other images follow."""
+        self.pending.clear()
+
+    def counts(self) -> StepCounts:
+        """What was counted of layers of neurons and of what they reach."""
+        neurons = {node: self.events[node] for node in self.paths.neurons}
+        packets = {node: self.packets[node] for node in self.paths.neurons}
+        return StepCounts(neurons, packets, self.synops)
+
     def observe(self, t: int, name: str, total: Tensor, emitted: Tensor) -> None:
-        """One layer's totals and emission in one step, in levels."""
+        """One layer's totals and emission in one step, in levels; where a maximum looks at one step
+        alone, the emission for both."""
         node = self.nodes[name]
         self._count(t, node, emitted, self.pairs.pop(name, None))
         if node in self.watched:

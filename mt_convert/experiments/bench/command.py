@@ -22,6 +22,7 @@ from ...system.devices import device as accelerator_or_cpu
 from ...system.folder_lock import folder_lock
 from ...system.progress import progress
 from ...system.storage import atomic, json_text, read_json, sweep, write_json
+from ..run_page import BENCH, write_page
 from . import layers, pages, picture, training
 from .contenders.contender import Case, Contender
 from .contenders.registry import choose_contenders
@@ -165,6 +166,8 @@ def run(options: BenchOptions, out: Path) -> Benchmark:
         publish(HEAD, benchmark, out)
         with atomic(out / PAGE) as temporary:
             temporary.write_text(pages.html(benchmark), encoding="utf-8")
+    if out.name == BENCH and (out.parent / "recipe.yaml").is_file():
+        write_page(out.parent)  # of the run that it lies in, which shows its times too
     return benchmark
 
 

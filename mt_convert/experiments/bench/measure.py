@@ -204,7 +204,7 @@ def compare(
     largest = float(apart.abs().max() / expected.abs().max().clamp(min=1e-30))
     fault = None
     if tolerance is not None and largest > tolerance:
-        fault = f"computes something else: differs by {largest:.1%} of the largest logit"
+        fault = f"computes something else: differs by {100 * largest:.1f} % of the largest logit"
     return Verdict(bits, agreement, float(apart.square().mean().sqrt() / spread), fault)
 
 

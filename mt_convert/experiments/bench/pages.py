@@ -92,12 +92,12 @@ def _short(us: float) -> str:
     return f"{us:.2f}" if us < 10 else f"{us:.1f}" if us < 100 else f"{us:,.0f}"
 
 
-def html(benchmark: Benchmark) -> str:
-    """The page for a browser: for each network and batch a bar for each contender.
+def speed_of(benchmark: Benchmark) -> dict[str, Any]:
+    """What a page shows of a benchmark: for each network and batch a bar for each contender.
 
     Example:
-        >>> html(Benchmark(())).splitlines()[0]
-        '<!DOCTYPE html>'
+        >>> speed_of(Benchmark(()))["parts"]
+        []
     """
     parts = []
     for (network, batch), rows in groups(benchmark.rows).items():
@@ -116,19 +116,24 @@ def html(benchmark: Benchmark) -> str:
         f"not timed: {item.contender} ({item.network}, {item.case}): {item.reason}"
         for item in benchmark.absent
     ]
+    return {"parts": parts, "legend": LEGEND, "notes": [*findings(benchmark), *absent]}
+
+
+def html(benchmark: Benchmark) -> str:
+    """The page for a browser.
+
+    Example:
+        >>> html(Benchmark(())).splitlines()[0]
+        '<!DOCTYPE html>'
+    """
     facts = {
         name.replace("_", " "): _fact(value)
         for name, value in benchmark.machine.items()
         if value is not None
     }
+    heading = ", ".join(benchmark.networks) or "no networks"
     return render(
-        PageContent(
-            (),
-            "Benchmark",
-            heading=", ".join(benchmark.networks) or "no networks",
-            speed={"parts": parts, "legend": LEGEND, "notes": [*findings(benchmark), *absent]},
-            facts=facts,
-        )
+        PageContent((), "Benchmark", heading=heading, speed=speed_of(benchmark), facts=facts)
     )
 
 

@@ -177,10 +177,10 @@ def _glance(networks: Sequence[ComparedNetwork]) -> list[Answer]:
             cost, cheapest = min(paid, key=lambda pair: pair[0])
             answer = f"{cheapest.name}: {figures(cost)} nJ per image ({cheapest.energy_way})"
             said.append(Answer(f"cheapest{end}", f"The cheapest{where}", answer))
-            pays = [row.name for _, row in paid if row.ratio is not None and row.ratio < 1]
-            answer = (
-                f"{len(pays)} of {len(paid)}: {', '.join(pays)}" if pays else f"0 of {len(paid)}"
-            )
+        beside = [row for _, row in paid if row.ratio is not None]  # none of those from scratch
+        if beside:
+            pays = [row.name for row in beside if row.ratio is not None and row.ratio < 1]
+            answer = f"{len(pays)} of {len(beside)}" + (f": {', '.join(pays)}" if pays else "")
             question = f"Cheaper than their quantized networks{where}"
             said.append(Answer(f"pays{end}", question, answer))
     return said

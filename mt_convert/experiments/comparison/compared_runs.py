@@ -130,7 +130,8 @@ def networks_in(folder: Path, name: str) -> list[ComparedNetwork]:
     networks: list[ComparedNetwork] = []
     groups = networks_of(stored_rows(folder))
     for words, rows in groups.items():
-        mine = account is not None and not networks and rows[0].algorithm == "none"
+        alone = rows[0].algorithm == "none" or rows[0].qann_accuracy is None  # from scratch
+        mine = account is not None and not networks and alone
         more = _energies(account) if mine and account is not None else {}
         label = f"{name}: {words.replace(chr(10), ', ')}" if len(groups) > 1 else name
         row = _row(label, folder, rows, more)
@@ -167,13 +168,16 @@ def _row(name: str, folder: Path, rows: Sequence[Row], energies: Mapping[str, An
 
 
 def _energies(account: Mapping[str, Any]) -> dict[str, Any]:
-    """What the account of a run says of its networks: quantized, spiking, float."""
-    quantized, spiking, *_, ann = account["networks"]
+    """What the account of a run says of its networks: quantized, spiking, float; of one from
+    scratch there is no quantized one."""
+    beside, spiking, *_ = account["networks"]
+    scratch = (account.get("reference") or {}).get("bits") is not None
+    ann = beside if scratch else account["networks"][-1]
     return {
         "energy_way": str(account["way"]),
         "prices": str(account["price"]["name"]),
         "spiking_nj": spiking["total"] / 1000,
-        "quantized_nj": quantized["total"] / 1000,
+        "quantized_nj": None if scratch else beside["total"] / 1000,
         "float_nj": ann["total"] / 1000,
     }
 
@@ -216,14 +220,14 @@ def energy_points(networks: Sequence[ComparedNetwork]) -> list[Point]:
     points = []
     for place, item in enumerate(networks):
         row, account = item.row, item.account
-        if account is None or row.spiking_nj is None or not row.quantized_nj or not row.float_nj:
+        if account is None or row.spiking_nj is None or not row.float_nj:
             continue
         for kind, cost, value in (
             ("float", row.float_nj, row.ann_accuracy),
             ("control", row.float_nj, row.control_accuracy),
             ("quantized", row.quantized_nj, row.qann_accuracy),
         ):
-            if value is not None:
+            if value is not None and cost:
                 points.append(Point(cost, value, place, kind, f"{row.name}, {KINDS[kind]}"))
         words = f"{row.name}, {row.energy_way}"
         points.append(Point(row.spiking_nj, row.snn_accuracy, place, "spiking", words, True))

@@ -92,6 +92,16 @@ class ModelSpec:
         if faults:
             raise SpecError("no rows of a head can be taken", faults)
 
+    def without_weights(self) -> ModelSpec:
+        """The same network, its weights drawn.
+
+        Example:
+            >>> spec = ModelSpec("resnet18", classes=2, pretrained=True, rows=(0, 9))
+            >>> spec.without_weights() == ModelSpec("resnet18", classes=2)
+            True
+        """
+        return dataclasses.replace(self, checkpoint=None, pretrained=False, rows=None)
+
     @property
     def code_files(self) -> dict[str, str]:
         """The files of code that it names, by the name that a run keeps them under."""
@@ -389,10 +399,7 @@ def load_ann(spec: ModelSpec, image_size: int, folder: Path) -> nn.Module:
     kept = {name: str(folder / code.FOLDER / name) for name in spec.code_files}
     own = code.split_architecture(spec.architecture)
     fresh = dataclasses.replace(
-        spec,
-        checkpoint=None,
-        pretrained=False,
-        rows=None,
+        spec.without_weights(),
         import_=kept.get("import.py"),
         architecture=f"{kept['architecture.py']}:{own[1]}" if own else spec.architecture,
     )

@@ -40,7 +40,7 @@ _known: dict[str, list[Fault]] = {}
 def _network_faults(model: ModelSpec, channels: int, image_size: int) -> list[Fault]:
     what = f"{model.architecture} takes no images of {channels}x{image_size}x{image_size}"
     try:
-        shape = _read_out(replace(model, checkpoint=None, pretrained=False), channels, image_size)
+        shape = _read_out(model.without_weights(), channels, image_size)
     except MTConvertError as error:
         return [Fault("model.kwargs", error.headline[:300], "")]
     except (KeyboardInterrupt, SystemExit):

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from ...data import DataSpec, EventSpec
 from ...errors import Fault, SpecError, many
+from ...evaluation.energy.prices import FLOAT_STATE, EnergySpec
 from ...training.from_scratch.spec import SpikingSpec
 from ...training.spec import TrainSpec
 from ..models.build import ModelSpec
@@ -48,7 +49,8 @@ class SpikingRecipe(BaseModel):
     The images are those of ``data``, or the recordings of ``events``. ``seed`` draws untrained
     weights and is the seed of all trainings that name none. ``ann`` trains the float network of the
     same architecture first: it stands beside in the table, is the teacher of a distillation, and
-    with ``spiking.start`` "ann" its weights are where the spiking network starts.
+    with ``spiking.start`` "ann" its weights are where the spiking network starts. ``energy``: the
+    prices and the model of memory of the account, potentials of 32 bits where it does not say.
     """
 
     model_config = STRICT
@@ -61,6 +63,13 @@ class SpikingRecipe(BaseModel):
     ann: TrainSpec | None = None
     train: TrainSpec
     evaluate: SpikingEvaluateBlock = SpikingEvaluateBlock()
+    energy: EnergySpec = FLOAT_STATE
+
+    @field_validator("energy", mode="before")
+    @classmethod
+    def _hold_floats(cls, block: Any) -> Any:
+        """Potentials are floats, unless the block says their bits."""
+        return {"state_bits": FLOAT_STATE.state_bits, **block} if isinstance(block, dict) else block
 
     @model_validator(mode="after")
     def _goes_together(self) -> SpikingRecipe:

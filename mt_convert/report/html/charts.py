@@ -75,7 +75,7 @@ def _accuracy(rows: Sequence[Row]) -> Markup:
     bottom = axes.height - BOTTOM
     for name, y, class_ in zip(names, spread(places, 12, TOP, bottom), classes, strict=True):
         content.append(
-            element("text", name, x=axes.width - axes.right + 7, y=y + 4, class_=f"axis {class_}")
+            element("text", name, x=axes.width - axes.right + 11, y=y + 4, class_=f"axis {class_}")
         )
     said = "; ".join(
         [f"{name} {value:.2f} %" for name, value in known.items()]
@@ -86,6 +86,8 @@ def _accuracy(rows: Sequence[Row]) -> Markup:
 
 def _budget(row: Row, n: int, T: int) -> str:
     """What is said where a window has exactly the levels of the quantizer, else nothing."""
+    if row.qann_accuracy is None:
+        return ""
     if row.ladder == "radix":
         return f"radix: {n + 1}^{T} = L + 1" if (n + 1) ** T == row.levels + 1 else ""
     if row.ladder == "uniform" and row.presentation == "every_step" and n * T == row.levels:
@@ -259,9 +261,7 @@ def potentials(layer: Mapping[str, Any], place: int) -> Markup:
     busiest = busiest_neuron(layer)
     steps = len(traces[0]) if traces else 1
     values = [value for row in traces for value in row] + [0.0, 1.0]
-    ends = sorted(values)
-    cut = max(1, len(ends) // 50)
-    low, high = min(0.0, ends[cut - 1]), max(1.0, ends[-cut])
+    low, high = min(values), max(values)
     room = (high - low) * 0.08
     low, high = low - room, high + room
     axes = Axes(0.5, steps + 0.5, low, high, right=12, height=HEIGHT - 20)
@@ -277,8 +277,7 @@ def potentials(layer: Mapping[str, Any], place: int) -> Markup:
     frame = axes.frame(marks, ticks(low, high, 4), "time step", "potential behind the step, in Δ")
     content: list[Any] = [band, *frame]
     for k, row in enumerate(traces):
-        clipped = [min(max(value, low), high) for value in row]
-        inside: list[Any] = [axes.line([(t + 1, v) for t, v in enumerate(clipped)], "s0")]
+        inside: list[Any] = [axes.line([(t + 1, v) for t, v in enumerate(row)], "s0")]
         for t, (value, size) in enumerate(zip(row, layer["spikes"][k], strict=True)):
             said = f"step {t + 1}: potential {value:.2f} Δ" + (f", emits {size:+g}" if size else "")
             class_ = "dot s0" if not size else "dot up" if size > 0 else "dot down"
@@ -287,7 +286,7 @@ def potentials(layer: Mapping[str, Any], place: int) -> Markup:
                     "circle",
                     element("title", said),
                     cx=axes.x(t + 1),
-                    cy=axes.y(clipped[t]),
+                    cy=axes.y(value),
                     r=4.5 if size else 2.6,
                     class_=class_,
                 )

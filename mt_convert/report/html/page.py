@@ -88,7 +88,8 @@ def _view(content: PageContent) -> dict[str, Any]:
         "nodes": _nodes(inspection.get("nodes", ())),
         "lanes": charts.network_lanes(inspection["nodes"]) if inspection.get("nodes") else None,
         "spike_share": _spike_share(inspection.get("nodes", ())),
-        "analog": (content.report or {}).get("analog", ()),
+        "analog": (content.report or inspection).get("analog"),
+        "scratch": bool(inspection.get("from_scratch")),
         "example": example,
         "rasters": [charts.raster(item, k) for k, item in enumerate(traces)],
         "potentials": [charts.potentials(item, k) for k, item in enumerate(traces)],
@@ -100,6 +101,8 @@ def _view(content: PageContent) -> dict[str, Any]:
         "not_analysed": inspection.get("not_analysed"),
         "heats": _heats(content, inspection),
         "account": inspection.get("account"),
+        "beside": _beside(inspection.get("account")),
+        "not_counted": inspection.get("not_counted"),
         "account_bars": _account_bars(inspection.get("account")),
         "layers": _layers(inspection.get("layers", ())),
         "training": [
@@ -241,14 +244,18 @@ def _rate(layers: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def _layers(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The layers of neurons with what a reader should look at."""
+    """The layers of neurons with what a reader should look at; of a network from scratch, which has
+    no quantizer, that is channels alone."""
     shown = []
     for item in layers:
         alerts = []
-        if item["saturated"] > SATURATED:
+        if item["saturated"] is not None and item["saturated"] > SATURATED:
             alerts.append(f"{percent(item['saturated'], 1)} of activations at the quantizer's end")
         if item["dead"]:
             alerts.append(f"{item['dead']} of {item['channels']} channels never fire")
+        if item["saturated"] is None:
+            shown.append({**item, "alerts": alerts})
+            continue
         low, high = item["levels"]
         bits = (high - low).bit_length()
         typical = item.get("typical") or high  # not stored by earlier versions
@@ -279,6 +286,12 @@ def _heats(content: PageContent, inspection: Mapping[str, Any]) -> list[dict[str
             rows = charts.error_heat(table, "propagated", n, T)
             heats.append({"title": words, "n": n, "T": T, "images": table["images"], "rows": rows})
     return heats
+
+
+def _beside(account: Mapping[str, Any] | None) -> str:
+    """The network that stands beside the spiking one: quantized, or float where there is none."""
+    reference = (account or {}).get("reference") or {"bits": None}
+    return "quantized" if reference["bits"] is None else "float"
 
 
 def _account_bars(account: Mapping[str, Any] | None) -> Markup | None:

@@ -10,6 +10,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
 from ...errors import CheckpointError
+from ..records import figures
 from .svg import number
 
 TEMPLATES = ("base.html", "macros.html", "page.html", "parts.html")
@@ -40,6 +41,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "number": number, "count": count}
+    environment.filters["figures"] = figures
     environment.globals |= {
         "style": Markup((folder / "page.css").read_text("utf-8")),
         "script": Markup((folder / "page.js").read_text("utf-8")),

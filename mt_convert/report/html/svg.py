@@ -56,8 +56,10 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers from low to high.
 
     Example:
-        >>> ticks(0, 10), ticks(97.1, 98.2, 3)
-        ([0, 2, 4, 6, 8, 10], [97.5, 98.0])
+        >>> ticks(0, 10), ticks(97.1, 98.2, 3), ticks(0, 8, 4)
+        ([0, 2, 4, 6, 8, 10], [97.5, 98], [0, 2, 4, 6, 8])
+        >>> ticks(0, 9, 4)
+        [0, 2.5, 5, 7.5]
     """
     if high <= low:
         return [low]
@@ -66,7 +68,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
     marks = [round(k * step, 10) for k in range(first, math.floor(high / step + 1e-9) + 1)]
-    return [int(item) if step >= 1 else item for item in marks]
+    return [int(item) if item == int(item) else item for item in marks]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pages import energy_report, energy_rows
 
 from mt_convert.errors import CheckpointError, SpecError
 from mt_convert.evaluation.energy.account import (
+    FLOAT,
     account,
     break_even,
     costs_over_time,
@@ -19,6 +20,7 @@ from mt_convert.evaluation.energy.account import (
     spiking_cost,
 )
 from mt_convert.evaluation.energy.prices import (
+    FLOAT_STATE,
     FP16,
     FP32,
     INT8,
@@ -109,6 +111,37 @@ def test_the_quantized_network_of_the_same_bits_stands_first_and_fp32_last() -> 
     assert names[0] == "quantized network, the same bits"
     assert names[-1] == "float network, fp32"
     assert made["price"]["name"] == "int8, 45 nm"
+    assert [(item["name"], item["synops"], item["macs"]) for item in made["layers"]] == [
+        *(("conv", 0.0, 100), ("act", 0, 0), ("fc", 360.0, 0))
+    ]
+
+
+def test_a_network_from_scratch_stands_beside_the_float_network_of_its_architecture() -> None:
+    rows = [replace(row, bits=(32, 32) if row.ann_macs else (0, 0)) for row in energy_rows()]
+    rows[1] = replace(rows[1], leaks=20, level_bits=32)
+    made = account({"T": (replace(energy_report(), rows=tuple(rows)), 1)}, FLOAT_STATE, FLOAT)
+    beside, spiking = made["networks"]
+    assert (beside["role"], spiking["role"]) == ("reference", "spiking")
+    assert beside["name"] == "float network, the same architecture"
+    assert beside["compute"] == pytest.approx(1000 * 4.6)
+    assert beside["neurons"] == pytest.approx(20 * 0.9)
+    assert beside["memory"] == pytest.approx(20 / 64 * 32 * (10 + 90 + 2 * 20))
+    assert spiking["neurons"] == pytest.approx(300 * 0.9 + 20 * 4.6), (
+        "a leak is a product and a sum"
+    )
+    assert spiking["memory"] == pytest.approx(20 / 64 * (32 * (10 + 90 + 2 * 20) + 2 * 40 * 6))
+    assert "what the float network of the same architecture costs" in made["sentence"]
+    assert "no quantized network" in made["reference"]["reason"]
+    assert {item["prices"] for item in made["sweep"]} == {FP32.name, FP16.name}
+    assert "float network does" in made["break_even"]["sentence"]
+    dearer = account(
+        {"T": (replace(energy_report(), rows=tuple(rows)), 1)}, EnergySpec("fp16"), FLOAT
+    )
+    assert [item["role"] for item in dearer["networks"]] == ["reference", "spiking", "float"]
+    over = costs_over_time(replace(energy_report(), rows=tuple(rows)), FLOAT_STATE, FLOAT)
+    assert over["rows"][0]["quantized"] is None
+    assert over["rows"][0]["float"] == beside["total"]
+    assert "no quantized network" in over["model"]
 
 
 def test_prices_follow_from_the_bits() -> None:

@@ -18,11 +18,16 @@ from mt_convert.evaluation.energy.neurobench import neurobench
 from mt_convert.evaluation.energy.neurobench_adapter import Neurons, neurobench_model
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.neurons.layer import MTNeuron
+from mt_convert.neurons.spec import IF, NeuronSpec
+from mt_convert.neurons.surrogate import ATan
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.model import SpikingModel
 from mt_convert.spiking.simulate import simulate
+from mt_convert.training.from_scratch.network import build_from_scratch
+from mt_convert.training.from_scratch.poisson import Coding
+from mt_convert.training.from_scratch.record import record_run
 
 T = 5
 
@@ -197,3 +202,46 @@ def test_the_package_itself_counts_the_same(snn: SpikingModel, images: Tensor) -
     own = neurobench(snn, images, time_steps=T).synaptic_operations
     assert metric.compute()["Effective_ACs"] == pytest.approx(own.Effective_ACs)
     assert metric.compute()["Effective_MACs"] == pytest.approx(own.Effective_MACs)
+
+
+@pytest.mark.parametrize(
+    "coding", [Coding.DIRECT, pytest.param(Coding.POISSON, marks=pytest.mark.long)]
+)
+def test_a_network_from_scratch_has_the_metrics_of_what_arrives_at_its_layers(
+    coding: Coding,
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(4, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)),
+    )
+    with torch.no_grad():
+        net[3].weight[0] = 0.0
+    spec = NeuronSpec(Uniform(1), charge=IF(), initial=0.0, surrogate=ATan())
+    shown = torch.rand(2, 1, 8, 8) * (torch.rand(2, 1, 8, 8) > 0.3)
+    example = torch.zeros(2, 1, 8, 8)
+    network = build_from_scratch(net, spec, example=example, time_steps=T, coding=coding).eval()
+    own = neurobench(network, shown, time_steps=T)
+    run, hooked = record_run(network, shown), Hooked()
+    handles = [
+        layer.register_forward_pre_hook(hooked._watch)
+        for layer in network.layers.modules()
+        if isinstance(layer, (nn.Conv2d, nn.Linear))
+    ]
+    with torch.no_grad():
+        network(shown)
+    for handle in handles:
+        handle.remove()
+    operations = own.synaptic_operations
+    assert operations.Effective_ACs == pytest.approx(hooked.additions / len(shown))
+    times = T if coding is Coding.DIRECT else 1  # NeuroBench's model multiplies in every step
+    assert operations.Effective_MACs == pytest.approx(hooked.macs / len(shown) / times)
+    assert (operations.Effective_MACs > 0) == (coding is Coding.DIRECT)
+    packets = sum(float(item.sum()) for item in run.packets.values())
+    emissions = sum(run.neurons.values()) * T * len(shown)
+    assert own.activation_sparsity == pytest.approx(1 - packets / emissions)
+    weights = 4 * 9 + 2 * 4 * 9 + 8 * 3
+    assert own.connection_sparsity == pytest.approx(4 * 9 / weights)
+    assert own.footprint == 4 * (weights + 4 + 2 + 3 + 2), "biases, and a step for each layer"
+    with pytest.raises(SpecError, match="with all of them"):
+        neurobench(network, shown, time_steps=T + 1)

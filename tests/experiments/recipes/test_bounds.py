@@ -11,6 +11,7 @@ import pytest
 from commands import Command
 
 from mt_convert.errors import RecipeError
+from mt_convert.experiments.models.build import ModelSpec
 from mt_convert.experiments.recipes.bounds import ARGUMENTS, BOUNDS, argument_faults
 from mt_convert.experiments.recipes.conversion import Recipe
 from mt_convert.experiments.recipes.faults import _bare, item_of, keys_of
@@ -164,3 +165,8 @@ def test_nothing_is_computed_or_kept_by_the_look(monkeypatch: pytest.MonkeyPatch
     assert training_faults("ann", TrainSpec(epochs=1, momentum=0.0)) != []
     assert training_faults("ann", TrainSpec(epochs=1, optimizer="adamw")) == []
     assert run  # what is refused above is what it would die of
+
+
+def test_rows_of_a_larger_head_are_no_fault_of_the_network() -> None:
+    rows = ModelSpec("digits_cnn", classes=2, channels=1, pretrained=True, rows=(4, 20))
+    assert network_faults(rows, 1, 8) == []

@@ -251,7 +251,7 @@ def test_a_finished_run_is_kept_and_another_seed_is_not(finished: Path) -> None:
     before = len((finished / "log.jsonl").read_text().splitlines())
     other = small("evaluate.batch_size=3")
     experiment.run(other, finished, resume=False, overwrite=True)
-    assert entered() == ["evaluate", "report"]
+    assert entered() == ["evaluate", "inspect", "report"]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages import CONTENT
+from pages import CONTENT, SCRATCH
 
 from mt_convert.report.html.page import render
 from mt_convert.report.html.pareto import Point, pareto_chart
@@ -26,6 +26,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
 ]
 WIDTHS = (360, 768, 1440)
+FILES = ("file", "scratch_file", "parts_file")
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,13 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path.as_uri()
 
 
+@pytest.fixture(scope="module")
+def scratch_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path: Path = tmp_path_factory.mktemp("scratch") / "report.html"
+    path.write_text(render(SCRATCH), encoding="utf-8")
+    return path.as_uri()
+
+
 def opened(browser: Any, file: str, width: int = 1440, **more: Any) -> tuple[Any, list[str]]:
     """The page, what it complains of, and every address that it asks for beside its own."""
     page = browser.new_page(viewport={"width": width, "height": 900}, **more)
@@ -82,7 +90,7 @@ def opened(browser: Any, file: str, width: int = 1440, **more: Any) -> tuple[Any
     return page, [item for item in said if not item.startswith("data:")]
 
 
-@pytest.mark.parametrize("name", ["file", "parts_file"])
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_cut_and_nothing_is_asked_for(
@@ -111,9 +119,9 @@ def test_it_prints(browser: Any, file: str) -> None:
 
 def test_a_table_is_sorted_by_pressing_a_heading(browser: Any, file: str) -> None:
     page, _ = opened(browser, file)
-    page.click("#energy summary >> nth=0")
-    column = "#energy table.sortable tbody tr td:nth-child(7)"
-    page.click("#energy table.sortable th:nth-child(7) button")
+    page.click("#energy summary:has-text('All prices')")
+    column = "#energy-sweep tbody tr td:nth-child(7)"
+    page.click("#energy-sweep th:nth-child(7) button")
     values = [float(text) for text in page.locator(column).all_text_contents()]
     assert values == sorted(values)
     assert len(set(values)) > 3
@@ -173,7 +181,7 @@ def test_what_a_reader_asks_is_answered_within_two_screens(
         assert page.is_visible(f"#{name}"), name
 
 
-@pytest.mark.parametrize("name", ["file", "parts_file"])
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("width", [360, 1440])
 def test_axe_finds_no_violation(
     browser: Any, name: str, width: int, request: pytest.FixtureRequest
@@ -185,7 +193,7 @@ def test_axe_finds_no_violation(
     assert [item["id"] for item in axe.run(page).response["violations"]] == []
 
 
-@pytest.mark.parametrize("name", ["file", "parts_file"])
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_what_is_behind_it(
     browser: Any, name: str, scheme: str, request: pytest.FixtureRequest

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from pages import CONTENT, VOID
+from pages import CONTENT, INSPECTION, SCRATCH, VOID
 from results import ROW
 
+from mt_convert.report.html import charts
 from mt_convert.report.html.page import PageContent, render
 
 LARGEST = 2_000_000
@@ -94,6 +96,7 @@ def test_the_sections_stand_in_the_order_in_which_a_reader_asks(parsed: Parsed) 
         ("pays", "no: 1.50 times the quantized network"),
         ("subject", "resnet20_cifar, cifar10_jpeg, 10,000 test images, W4A4 (L = 15), seed 0"),
         ("glance-again", "mt-convert run recipe.yaml"),
+        ("energy-layers", "fcspikes360–900"),
         ("neurobench", "n = 15, T = 112012.50 %75.00 %1003601,000"),
     ],
 )
@@ -253,3 +256,43 @@ def test_the_page_of_a_table_says_for_each_network_whether_it_pays() -> None:
     assert cells == ["2", "0.01", "0.02", "0.03", "0.06", "3.00 times", "–"]
     assert sum(text == "It does not pay: 3.00 times at T = 2." for _, text in parsed.all("p")) == 2
     assert sum(text == "int8, 45 nm" for _, text in parsed.all("p")) == 1, "said once"
+
+
+def test_the_page_of_a_network_from_scratch_says_what_it_is_compared_with_and_why() -> None:
+    page, said = SCRATCH, SCRATCH.sentence
+    parsed = Parsed(render(page))
+    assert parsed.wrong == []
+    assert [item["id"] for item, _ in parsed.all("section")] == [
+        *("verdict", "accuracies", "over-time", "spikes", "energy", "layers", "again"),
+    ]
+    assert parsed.text("exact") == said
+    assert parsed.text("analog") == "1: conv (fed by the image (direct coding), not by spikes)"
+    assert "no quantized network of the same bits" in parsed.text("reference")
+    assert "the float network of the same architecture" in parsed.text("energy-sentence")
+    assert "times the float network" in parsed.text("pays")
+    heads = parsed.text("layer-table")
+    assert "leak" in heads
+    assert "saturated" not in heads
+    assert "negative spikes" not in render(page)
+
+
+def test_energy_that_was_not_counted_is_said_with_the_reason() -> None:
+    inspection: Any = {**INSPECTION, "not_counted": "an operator without a count"}
+    parsed = Parsed(render(replace(CONTENT, inspection=inspection)))
+    assert parsed.text("energy-sentence") == "Not counted: an operator without a count"
+
+
+def test_energies_are_written_with_thousands_apart() -> None:
+    inspection: Any = copy.deepcopy(CONTENT.inspection)
+    inspection["account"]["networks"][0]["compute"] = 12345678.0
+    page = render(replace(CONTENT, inspection=inspection))
+    assert "<td>12,350</td>" in page
+    assert "e+0" not in page
+
+
+def test_a_potential_far_from_all_others_is_drawn_where_it_is() -> None:
+    trace = [0.5] * 98 + [8.0, 9.0]
+    layer = {"name": "a", "chosen": [0], "spikes": [[0] * 100], "potentials": [trace]}
+    drawn = charts.potentials(layer, 0)
+    heights = [float(item) for item in re.findall(r'<circle[^>]* cy="([0-9.]+)"', drawn)]
+    assert heights[-1] < heights[-2] < heights[0]
