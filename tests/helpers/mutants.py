@@ -337,8 +337,8 @@ MUTANTS = (
     Mutant(
         16,
         "export/forms/unrolled.py",
-        "torch.where(distance < 0, high, low)",
-        "torch.where(distance < 0, low, low)",
+        "before = torch.where(distance < 0, high, low).double()",
+        "before = torch.where(distance < 0, low, low).double()",
         ("export/forms/test_unrolled.py::test_what_a_step_adds_is_what_the_thresholds_fire",),
     ),
     Mutant(

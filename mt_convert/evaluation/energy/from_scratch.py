@@ -31,7 +31,7 @@ from ...training.from_scratch.network import ScratchNetwork
 from ...training.from_scratch.norm_by_step import NormByStep
 from ...training.from_scratch.poisson import Coding
 from ...training.from_scratch.record import counted_network, watch
-from ...training.from_scratch.tensor_train import ConvByStep
+from ...training.from_scratch.tensor_trains.tensor_train import ConvByStep
 from .fanout import Paths, event_paths
 from .layer_rows import layer_rows, list_uncounted, total
 from .report import EnergyReport, EnergyRow, EnergyTable, NotCounted

@@ -21,7 +21,7 @@ from ...system.network_summary import write_summary
 from .network import ScratchNetwork
 from .norm_by_step import NormByStep
 from .poisson import Coding
-from .tensor_train import ConvByStep
+from .tensor_trains.tensor_train import ConvByStep
 
 KIND = "spiking"
 

@@ -42,8 +42,8 @@ from .read_out import ReadOut
 from .representation import by_representation
 from .standardized import is_standardized, learn_thresholds_, standardize_, with_plain_weights
 from .steps import States, Steps
-from .tensor_train import TensorTrain, TTConv2d, decompose, merge
-from .tensor_train_layers import BY_STEP, fold_by_step_, put_trains_, without_steps
+from .tensor_trains.tensor_train import TensorTrain, TTConv2d, decompose, merge
+from .tensor_trains.tensor_train_layers import BY_STEP, fold_by_step_, put_trains_, without_steps
 
 _RULES = {
     **SPIKING_RULES,

@@ -33,7 +33,7 @@ from ...neurons.spec import IF, LIF, NeuronSpec, Reset
 from ..surrogate_step import in_place_of
 from .norm_by_step import NormByStep
 from .steps import Network, Steps
-from .tensor_train_layers import BY_STEP
+from .tensor_trains.tensor_train_layers import BY_STEP
 
 
 def by_representation(network: Network, images: Tensor) -> Tensor:

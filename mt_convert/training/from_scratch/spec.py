@@ -25,7 +25,7 @@ from ..loop import fit
 from ..spec import History, TrainSpec
 from .network import ScratchNetwork, build_from_scratch
 from .poisson import Coding
-from .tensor_train import TensorTrain
+from .tensor_trains.tensor_train import TensorTrain
 
 NEURONS = ("if", "lif", "plif")
 LEARNS_BY = tuple(name for name in ALGORITHMS if name != "tandem")

@@ -16,8 +16,8 @@ from ...neurons.linear_recurrence import linrec
 from ..surrogate_step import in_place_of
 from .norm_by_step import NormByStep
 from .read_out import ReadOut
-from .tensor_train import TTConv2d
-from .tensor_train_layers import BY_STEP, in_steps, same_in_all_steps
+from .tensor_trains.tensor_train import TTConv2d
+from .tensor_trains.tensor_train_layers import BY_STEP, in_steps, same_in_all_steps
 
 
 class Potential(NamedTuple):

@@ -22,7 +22,7 @@ from mt_convert.neurons.surrogate import ATan
 from mt_convert.training.from_scratch.network import ScratchNetwork, build_from_scratch
 from mt_convert.training.from_scratch.poisson import Coding
 from mt_convert.training.from_scratch.record import counted_network, record_run
-from mt_convert.training.from_scratch.tensor_train import Form, TensorTrain
+from mt_convert.training.from_scratch.tensor_trains.tensor_train import Form, TensorTrain
 
 SINGLE = NeuronSpec(Uniform(1), charge=IF(), initial=0.0, surrogate=ATan())
 T = 3

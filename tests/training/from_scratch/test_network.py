@@ -26,7 +26,7 @@ from mt_convert.training.from_scratch import neuron_steps
 from mt_convert.training.from_scratch.archive import load, save
 from mt_convert.training.from_scratch.network import ScratchNetwork, build_from_scratch
 from mt_convert.training.from_scratch.poisson import poisson
-from mt_convert.training.from_scratch.tensor_train import (
+from mt_convert.training.from_scratch.tensor_trains.tensor_train import (
     ConvByStep,
     Form,
     TensorTrain,

@@ -24,7 +24,7 @@ from mt_convert.neurons.spec import IF, LIF, PLIF, Charge, NeuronSpec, Reset
 from mt_convert.neurons.surrogate import ATan
 from mt_convert.training.algorithm import Derivative, Lesson
 from mt_convert.training.from_scratch.network import ScratchNetwork, build_from_scratch
-from mt_convert.training.from_scratch.tensor_train import Form, TensorTrain
+from mt_convert.training.from_scratch.tensor_trains.tensor_train import Form, TensorTrain
 from mt_convert.training.gradients import BPTT, DSR, Tandem
 from mt_convert.training.loop import fit
 from mt_convert.training.spec import TrainSpec

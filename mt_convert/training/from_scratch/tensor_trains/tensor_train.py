@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ...errors import Fault, SpecError
+from ....errors import Fault, SpecError
 from .tensor_train_start import Form, full_rank, layer_rank, starting_cores
 
 

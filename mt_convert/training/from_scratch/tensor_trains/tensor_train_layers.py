@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ...errors import Fault, SpecError, many
-from ...graph.nodes import NORMS, layer_nodes, layer_of, source_of, unused_name
+from ....errors import Fault, SpecError, many
+from ....graph.nodes import NORMS, layer_nodes, layer_of, source_of, unused_name
 from .tensor_train import ConvByStep, TTConv2d, merge
 
 BY_STEP = (TTConv2d, ConvByStep)

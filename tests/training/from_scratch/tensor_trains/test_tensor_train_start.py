@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mt_convert.training.from_scratch.tensor_train import (
+from mt_convert.training.from_scratch.tensor_trains.tensor_train import (
     ConvByStep,
     TensorTrain,
     TTConv2d,
     decompose,
     merge,
 )
-from mt_convert.training.from_scratch.tensor_train_start import Form, evb_rank
+from mt_convert.training.from_scratch.tensor_trains.tensor_train_start import Form, evb_rank
 
 FULL = {Form.STT: 3 * 5, Form.PTT: 7, Form.HTT: 7}  # of 5 inputs and 7 outputs
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mt_convert.errors import SpecError
-from mt_convert.training.from_scratch.tensor_train import (
+from mt_convert.training.from_scratch.tensor_trains.tensor_train import (
     ConvByStep,
     Form,
     TensorTrain,

@@ -1,0 +1,1 @@
+"""Convolutions as trains of tensors: their cores, their start, and layers that share weights."""
