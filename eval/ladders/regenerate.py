@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mt_convert.data import batches
 from mt_convert.evaluation.row_cache import RowCache
@@ -262,6 +263,7 @@ def draw(networks: Sequence[dict[str, Any]], path: Path) -> None:
                 left.plot(steps, found, style, color=colours[item["n"]], label=label, markersize=4)
         left.axhline(rows[0].qann_accuracy, color="0.5", linewidth=0.8, label="quantized network")
         left.set_xlabel("network step", fontsize=8)
+        left.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.set_ylabel("accuracy, %", fontsize=8)
         left.set_title(f"{network['name']}, L = {network['levels']}", fontsize=9)
         left.legend(fontsize=6.5, frameon=False)
