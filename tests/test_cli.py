@@ -132,6 +132,7 @@ def test_run_refuses_a_faulty_recipe_before_it_writes(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["cp", "digts", "mine.yaml"], ["walk"]])
 def test_a_process_says_and_answers_what_the_entry_point_does(
     command: Command, process: Command, words: list[str]

@@ -241,6 +241,7 @@ def test_of_files_only_those_of_the_subset_are_decoded(
     assert len(rows(select_test_images(spec, 3, splits))) == len(decoded) == 3
 
 
+@pytest.mark.slow
 def test_limit_keeps_so_many_training_and_validation_images() -> None:
     splits = open_data(replace(DIGITS, limit=100, calibration_images=20))
     assert (len(splits.train), len(splits.validation)) == (90, 10)

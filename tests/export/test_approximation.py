@@ -52,6 +52,7 @@ def test_what_a_file_loses_is_measured_and_stands_beside_it(tmp_path: Path) -> N
         write_qdq(snn, path, images=shown, approximate=True, again=True)
 
 
+@pytest.mark.slow
 def test_it_is_asked_for_and_refused_by_name(tmp_path: Path) -> None:
     snn = mt.convert(quantized("line"))
     with pytest.raises(SpecError, match="--approximate"):

@@ -156,6 +156,7 @@ def test_the_copy_itself_is_read(folder: Path, tmp_path: Path) -> None:
     read_tables(changed_description(folder, tmp_path / "copy", lambda network: None))
 
 
+@pytest.mark.slow
 def test_truncated_and_changed_bytes_are_refused_or_run(folder: Path, tmp_path: Path) -> None:
     draw = random.Random(0)
     images = some_images("residual", 2).numpy()

@@ -211,6 +211,7 @@ def test_exports_beside_one_another_keep_verdicts_of_their_own(tmp_path: Path) -
     assert len(list(tmp_path.glob("*.verdict.json"))) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ladder", "steps"), [(mt.Radix(1), 4), (mt.Uniform(4), 4)])
 @pytest.mark.parametrize("target", ["tables", "onnx"])
 def test_a_whole_window_leaves_as_one_pass(

@@ -16,8 +16,8 @@ from mt_convert.neurons.ladder import LADDERS
 from mt_convert.quantization import spec as quant_spec
 from mt_convert.training import spec as train_spec
 from mt_convert.training.from_scratch import spec as spiking_spec
-from mt_convert.training.from_scratch import tensor_train
 from mt_convert.training.from_scratch.poisson import Coding
+from mt_convert.training.from_scratch.tensor_trains import tensor_train
 from mt_convert.training.gradients import ALGORITHMS
 
 Value = bool | str | int | list[str] | None

@@ -241,6 +241,7 @@ def test_levels_agree_with_the_brevitas_network(norm: str, request: pytest.Fixtu
         torch.testing.assert_close(run.logits[0], qann(images), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_every_small_network_has_an_integer_form_that_agrees(name: str) -> None:

@@ -152,6 +152,7 @@ def say_the_same(
     assert torch.equal(found.float(), expected[..., 0, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("name", EACH)
 def test_networks_of_functions_are_whole_numbers_in_every_backend(name: str) -> None:

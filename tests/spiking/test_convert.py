@@ -263,6 +263,7 @@ def test_the_report_names_the_feeders_through_sums_and_pools() -> None:
     assert rows["c"] == ("relu", "relu_1")
 
 
+@pytest.mark.slow
 def test_pools_that_take_a_maximum_are_listed() -> None:
     report = convert(quantized("pools")).report
     reasons = [row.reason for row in report.analog if "max_pool2d" in row.operator]

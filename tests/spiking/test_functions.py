@@ -34,6 +34,7 @@ def quantized(name: str) -> QuantizedModel:
     return quantize(network(name), QuantSpec(4, 4), calibration=images())
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("name", EACH)
 def test_the_spiking_network_equals_the_quantized_one_in_every_way_of_firing(name: str) -> None:
@@ -140,6 +141,7 @@ def function_of(qann: QuantizedModel) -> Formula:
     return formula
 
 
+@pytest.mark.slow
 def test_a_batch_norm_inside_a_function_is_trained_and_stands_still_in_its_neurons() -> None:
     qann = quantized("gate by a batch norm")
     norm = function_of(qann).graph.norm_0
@@ -158,6 +160,7 @@ def test_a_batch_norm_inside_a_function_is_trained_and_stands_still_in_its_neuro
     assert torch.equal(held.graph.norm_0.running_mean, norm.running_mean)
 
 
+@pytest.mark.slow
 def test_statistics_of_a_batch_norm_inside_a_function_are_estimated_like_all_others() -> None:
     qann = quantized("gate by a batch norm")
     norm, seen = function_of(qann).graph.norm_0, []
@@ -183,6 +186,7 @@ def test_a_chain_takes_what_a_function_learned(name: str, tensor: str) -> None:
     assert torch.equal(function_of(second).tensors()[tensor], expected)
 
 
+@pytest.mark.slow
 def test_a_function_by_a_rule_of_the_users_is_one_like_all_others(tmp_path: Path) -> None:
     rules = {**DEFAULT_RULES, torch.ops.aten.special_i0e.default: Rule(OperatorKind.FUNCTION)}
     net = Net(lambda net, x: torch.special.i0e(x) * x).eval()

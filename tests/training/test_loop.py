@@ -229,6 +229,7 @@ def test_the_average_kept_is_that_of_timm_step_by_step(digits: Splits, tmp_path:
     assert not torch.allclose(plain[6].weight, model[6].weight)
 
 
+@pytest.mark.slow
 def test_batch_norm_statistics_stand_still_once_frozen(digits: Splits, tmp_path: Path) -> None:
     one, frozen, free = network(), network(), network()
     spec = replace(SPEC, scheduler="constant", epochs=1)

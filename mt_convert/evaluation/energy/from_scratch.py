@@ -51,6 +51,7 @@ def counted_layers(network: ScratchNetwork, *, late: bool = False) -> Counted:
     """A copy of its layers without what depends on the step, and a row for each of its nodes.
 
     Example:
+        >>> import torch
         >>> from torch import nn
         >>> from ...neurons.ladder import Uniform
         >>> from ...neurons.spec import NeuronSpec

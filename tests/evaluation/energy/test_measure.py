@@ -107,6 +107,7 @@ REACHED = {  # a convolution of one row and column of weights: outputs reached, 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("name", REACHED)
 def test_an_event_counts_the_outputs_it_reaches_at_each_place_of_the_image(name: str) -> None:
@@ -663,6 +664,7 @@ def test_steps_that_are_no_whole_numbers_from_1_are_refused(steps: object) -> No
         energy(snn, levels(1, 2, 3), time_steps=steps)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_no_images_and_empty_batches_are_refused() -> None:
     snn = spiking(behind(nn.Linear(3, 2)), (2, 3))
     with pytest.raises(SpecError, match="0 images"):

@@ -42,6 +42,7 @@ def test_every_number_of_every_recipe_has_both_bounds(kind: type) -> None:
     assert [key for key in keys if key[-1] not in BOUNDS] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [0, 1])
 def test_a_number_beyond_a_bound_is_told_with_both(end: int) -> None:
     for name, key in {key[-1]: key for key in numbers_of(Recipe)}.items():
