@@ -66,8 +66,23 @@ def test_a_network_is_stored_beside_the_others_as_soon_as_it_is_measured(
 
 
 def test_the_page_is_made_from_the_stored_rows(regenerate: ModuleType) -> None:
-    if not (FOLDER / "results.json").is_file():
-        pytest.skip("eval/ladders was not measured yet")
     stored = read_json(FOLDER / "results.json")
     assert stored["schema"] == regenerate.SCHEMA
     assert (FOLDER / "README.md").read_text() == regenerate.page(stored["networks"])
+
+
+def test_digits_are_exact_in_as_many_steps_as_bits_and_cost_no_more_time(
+    regenerate: ModuleType,
+) -> None:
+    networks = read_json(FOLDER / "results.json")["networks"]
+    assert {item["levels"] for item in networks} == {3, 15}
+    for network in networks:
+        rows = [row for row in regenerate.rows_of(network) if row.ladder == "radix"]
+        due = {3: [(1, 2), (3, 1)], 15: [(1, 4), (3, 2), (15, 1)]}[network["levels"]]
+        assert [(row.n, row.T) for row in rows] == due
+        for row in rows:
+            assert row.images == 10_000
+            assert row.exact_share == 1
+            assert row.snn_accuracy == row.qann_accuracy
+        for item in network["digits"]:
+            assert item["ms"] <= 1.1 * item["ms_one_step"]  # measured in turns, in one run
