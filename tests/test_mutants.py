@@ -6,7 +6,8 @@ import ast
 from functools import cache
 
 import pytest
-from mutants import MUTANTS, Mutant, chosen, mutate
+from mutant_table import MUTANTS, Mutant
+from mutants import chosen, mutate
 from paths import ROOT, TESTS
 
 INVARIANTS = range(1, 22)

@@ -6,10 +6,9 @@ FOLDER holds train.tar and test.tar of JPEG CIFAR-10, FILE the fp32 ResNet-20. T
 (W4A4, W3A3, W2A2; all 10,000 test images), and for W4A4 a second evaluation of the same trained
 network on the first 1,000 test images of the seeded order: whole-window layers, and even input with
 n T = L. All training images are trained on, the last epoch counts, and beside each width the float
-network is trained by the same schedule (the control arm; ``--no-control`` leaves out those that are
-not there). ``--seeds 0 1`` makes the chain once more for each. Finished stages are kept, an
-interrupted training continues; runs lie under --runs. ``--pages`` writes page and picture from the
-stored rows alone.
+network is trained by the same schedule (the control arm). ``--seeds 0 1`` makes the chain for each
+of them. Finished runs are kept, an interrupted training continues; runs lie under --runs, those of
+seed 1 in its folder seed1. ``--pages`` writes page and picture from the stored rows alone.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from itertools import groupby
 from pathlib import Path
 from statistics import mean
 
-from mt_convert.experiments.study import CHAIN, run_command
+from mt_convert.experiments.study import CHAIN, run_chain, run_command
 from mt_convert.report.columns import LEGEND, markdown_table, share_text
 from mt_convert.report.pictures import draw_grid, make_figure, write
 from mt_convert.report.rows import Row, results_from_json, results_to_json
@@ -47,7 +46,6 @@ def main() -> None:
     parser.add_argument("--weights", help="the fp32 network, a file")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--no-control", action="store_true")
     parser.add_argument("--pages", action="store_true", help="write the page from what is there")
     arguments = parser.parse_args()
     if not arguments.pages:
@@ -57,7 +55,14 @@ def main() -> None:
         made: list[Row] = []
         histories: dict[str, str] = {}
         for seed in arguments.seeds:
-            made += run_chain(arguments.runs, common, seed, histories, arguments.no_control)
+            runs = arguments.runs if seed == 0 else arguments.runs / f"seed{seed}"
+            own = ["control=true", "data.validation_share=0", f"seed={seed}"]
+            run_chain(runs, CHAIN[-1], *common, *own)
+            for recipe in CHAIN:
+                made += rows_of(runs / recipe)
+                histories[key_of(made[-1])] = history(runs / recipe)
+                if (recipe, seed) == (CHAIN[0], 0):
+                    made += more_rows(runs, common)
         content = {**results_to_json(made), "histories": histories}
         write_json(HERE / "results.json", content)
     stored = read_json(HERE / "results.json")
@@ -67,26 +72,11 @@ def main() -> None:
         temporary.write_text(page((HERE / "head.md").read_text(), rows, stored["histories"]))
 
 
-def run_chain(
-    runs: Path, common: Sequence[str], seed: int, histories: dict[str, str], no_control: bool
-) -> list[Row]:
-    """The rows of all widths with one seed; what training did is put into ``histories``."""
-    made: list[Row] = []
-    own = [] if seed == 0 else [f"seed={seed}"]
-    names = [recipe if seed == 0 else f"{recipe}_seed{seed}" for recipe in CHAIN]
-    for wider, recipe, name in zip((None, *names), CHAIN, names, strict=False):
-        out = runs / name
-        control = not no_control or (out / "control").is_dir()
-        trained = [*own, *(["control=true"] if control else []), "data.validation_share=0"]
-        start = [] if wider is None else [f"model.from_run={runs / wider}"]
-        run_command("run", recipe, *common, *trained, *start, "--out", str(out), "--resume")
-        made += rows_of(out)
-        histories[key_of(made[-1])] = history(out)
-        if recipe == CHAIN[0] and seed == 0:
-            more, stored = runs / f"{recipe}_more", f"quantize.checkpoint={out / 'train'}"
-            run_command("run", recipe, *common, stored, *MORE, "--out", str(more), "--resume")
-            made += rows_of(more)
-    return made
+def more_rows(runs: Path, common: Sequence[str]) -> list[Row]:
+    """The second evaluation of the trained network of 4 bits."""
+    out, stored = runs / f"{CHAIN[0]}_more", f"quantize.checkpoint={runs / CHAIN[0] / 'train'}"
+    run_command("run", CHAIN[0], *common, stored, *MORE, "--out", str(out), "--resume")
+    return rows_of(out)
 
 
 def rows_of(out: Path) -> list[Row]:
@@ -159,7 +149,7 @@ def summary(rows: Sequence[Row]) -> Iterator[str]:
 def spread(values: Sequence[float], form: str = ".2f") -> str:
     """Mean, and lowest … highest where they differ."""
     if not values:
-        return "not run"
+        return "–"
     text = f"{mean(values):{form}}"
     low, high = min(values), max(values)
     return text if low == high else f"{text} ({low:{form}} … {high:{form}})"

@@ -60,10 +60,32 @@ def describe_files(spec: DataSpec | EventSpec) -> dict[str, Any]:
 def identity_of(spec: DataSpec) -> dict[str, Any]:
     """What tells the images of a data set from others: its fields, and its files; where these are
     known by what they hold, not the folder they lie in."""
-    fields = dataclasses.asdict(spec)
-    if spec.compare == "content":
-        del fields["root"]
+    fields = without_place(dataclasses.asdict(spec))
     return {**fields, "files": describe_files(spec).get("digest")}
+
+
+def without_place(value: Any) -> Any:
+    """Plain data of a recipe, of `DataSpec` or of `describe_files` without the folders of images
+    that are known by what they hold.
+
+    Example:
+        >>> here = {"root": "/here", "test_split": "test", "compare": "content"}
+        >>> without_place({"data": here})
+        {'data': {'test_split': 'test', 'compare': 'content'}}
+    """
+    if isinstance(value, list):
+        return [without_place(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.get("compare") == "content" and "test_split" in value:
+        return {key: item for key, item in value.items() if key != "root"}
+    if value.get("compared") == "content" and "splits" in value:
+        splits = {
+            split: {key: item for key, item in described.items() if key != "path"}
+            for split, described in value["splits"].items()
+        }
+        return {**value, "splits": splits}
+    return {key: without_place(item) for key, item in value.items()}
 
 
 def _trees(folders: Iterable[Path]) -> dict[str, Any]:

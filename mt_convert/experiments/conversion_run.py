@@ -161,8 +161,8 @@ class Conversion(StageRun):
         "inspect": ("evaluate",),
         "report": ("name",),
     }
-    AFTER: ClassVar[Mapping[str, Sequence[str]]] = {  # other rows are no reason to train again
-        "control": ("train",),
+    AFTER: ClassVar[Mapping[str, Sequence[str]]] = {  # others are no reason to train again
+        "control": ("ann",),
         "calibrate": ("convert",),
         "finetune": ("convert", "calibrate"),
     }
@@ -192,9 +192,8 @@ class Conversion(StageRun):
 
     def shared(self, name: str) -> bool:
         trains = (name == "ann" and self.recipe.ann) or (name == "train" and self.recipe.train)
-        return bool(trains) or name in (
-            *("evaluate", "control", "control_accuracy", "calibrate", "finetune"),
-        )
+        with_images = ("evaluate", "control", "control_accuracy", "calibrate", "finetune")
+        return bool(trains) or name in with_images
 
     def checkpoint(self, name: str) -> str | None:
         start = self.recipe.model.from_run

@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..data import DataSpec, EventSpec, Splits, open_data, open_events
-from ..data.fingerprint import describe_files
+from ..data.fingerprint import describe_files, without_place
 from ..errors import CheckpointError, DataError, OutputError, RecipeError, many
 from ..report.html.parts import PAGE
 from ..report.rows import Row, results_from_json
@@ -221,8 +221,8 @@ class StageRun(ABC):
 
     def _say_other_files(self, name: str, folders: Sequence[Path]) -> None:
         """Say that a stage which stands finished is made again because its images are others."""
-        due = _without_place(self.files[name])
-        stored = [_without_place(self._stored_files(folder)) for folder in folders]
+        due = without_place(self.files[name])
+        stored = [without_place(self._stored_files(folder)) for folder in folders]
         if any(files and files != due for files in stored):
             notice(
                 f"stage {name!r} is made again, and those behind it: names, sizes or times of its "
@@ -257,10 +257,10 @@ class StageRun(ABC):
         recipe = self.settings.model_dump(mode="json", by_alias=True)
         self.files[name] = [item for item in self._describe_sources(name) if item]
         inputs = [*(recipe[key] for key in self.BLOCKS[name]), _content(self.checkpoint(name))]
-        inputs = [_without_place(_without_unused(block)) for block in inputs]
+        inputs = [without_place(_without_unused(block)) for block in inputs]
         if name == "ann":
             inputs += [_content(path) for path in self.settings.model.code_files.values()]
-        return [*inputs, _without_place(self.files[name])] if self.files[name] else inputs
+        return [*inputs, without_place(self.files[name])] if self.files[name] else inputs
 
     def _describe_sources(self, name: str) -> list[dict[str, Any]]:
         """The files of a stage's images; where they are not here, as a finished stage saw them."""
@@ -313,23 +313,6 @@ def rows_of_stage(folder: Path) -> list[Row]:
     if not rows:
         raise CheckpointError(f"{path} has no rows: remove {folder} to make it again")
     return rows
-
-
-def _without_place(value: Any) -> Any:
-    """A part of the inputs without the folders of images that are known by what they hold."""
-    if isinstance(value, list):
-        return [_without_place(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if value.get("compare") == "content" and "test_split" in value:
-        return {key: item for key, item in value.items() if key != "root"}
-    if value.get("compared") == "content" and "splits" in value:
-        splits = {
-            split: {key: item for key, item in described.items() if key != "path"}
-            for split, described in value["splits"].items()
-        }
-        return {**value, "splits": splits}
-    return {key: _without_place(item) for key, item in value.items()}
 
 
 def _without_unused(block: Any) -> Any:

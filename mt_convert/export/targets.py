@@ -175,13 +175,13 @@ def form_for(
     info = TARGETS[target]
     real = info.real or (approximate and info.approximates)
     form = integer_form(snn, time_steps, real=real)
-    faults = _steps_refused(info, form) or info.refused(form)
+    faults = _step_faults(info, form) or info.refused(form)
     if faults:
         raise UnsupportedLayerError(f"this network does not leave exactly as {target}", faults)
     return form
 
 
-def _steps_refused(info: Target, form: IntegerForm) -> list[Fault]:
+def _step_faults(info: Target, form: IntegerForm) -> list[Fault]:
     """Layers that fire in several steps, where a target has no form for that."""
     moving = {node.out for node in form.nodes if node.op == "emit" and not info.unrolls}
     able = " or ".join(name for name, one in TARGETS.items() if one.unrolls)

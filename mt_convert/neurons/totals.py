@@ -276,7 +276,7 @@ def count_events(emitted: Tensor, ladder: Ladder) -> Tensor:
 
 
 def count_packets(emitted: Tensor) -> Tensor:
-    """How many neurons emitted anything, float64: ``torch.count_nonzero``, three times as fast.
+    """How many neurons emitted anything: ``torch.count_nonzero`` in float64.
 
     Example:
         >>> count_packets(torch.tensor([[0.0, 4.0, -3.0]])).item()
@@ -288,8 +288,7 @@ def count_packets(emitted: Tensor) -> Tensor:
 def set_bits(size: Tensor, width: int) -> Tensor:
     """Set bits among the lowest ``width`` ones of whole numbers from 0 up; NaN of what is none.
 
-    Up to 8 bits are counted in pairs, fours and eights of a byte, which is 20 times as fast as bit
-    by bit.
+    Up to 8 bits are counted in pairs, fours and eights of a byte, not bit by bit.
 
     Example:
         >>> set_bits(torch.tensor([0.0, 7.0, 8.0]), 3).tolist()

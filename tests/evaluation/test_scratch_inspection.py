@@ -22,7 +22,7 @@ T = 2
 
 
 @pytest.fixture(scope="module")
-def made() -> tuple[dict[str, Any], ScratchNetwork, Any]:
+def case() -> tuple[dict[str, Any], ScratchNetwork, Any]:
     torch.manual_seed(0)
     net = nn.Sequential(
         *(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)),
@@ -42,8 +42,8 @@ def made() -> tuple[dict[str, Any], ScratchNetwork, Any]:
     return inspect_scratch(network, test), network, test
 
 
-def test_the_graph_says_what_spikes_feed_and_why_the_rest_is_multiplied(made: Any) -> None:
-    stored = made[0]
+def test_the_graph_says_what_spikes_feed_and_why_the_rest_is_multiplied(case: Any) -> None:
+    stored = case[0]
     assert len(json.dumps(stored, allow_nan=False)) < 200_000
     kinds = [(node["name"], node["kind"]) for node in stored["nodes"]]
     assert [kind for _, kind in kinds] == [
@@ -55,8 +55,8 @@ def test_the_graph_says_what_spikes_feed_and_why_the_rest_is_multiplied(made: An
     assert analog["reason"] == "fed by the image (direct coding), not by spikes"
 
 
-def test_layers_say_how_often_they_fire_and_which_channels_never_do(made: Any) -> None:
-    stored, network, test = made
+def test_layers_say_how_often_they_fire_and_which_channels_never_do(case: Any) -> None:
+    stored, network, test = case
     first, second = stored["layers"]
     run = record_run(network, images(test, stored["images"]))
     assert [first["rate"], second["rate"]] == list(run.firing_rates.values())
@@ -66,8 +66,8 @@ def test_layers_say_how_often_they_fire_and_which_channels_never_do(made: Any) -
     assert first["step"] == pytest.approx(1 / 3)
 
 
-def test_the_example_is_one_image_of_the_run(made: Any) -> None:
-    stored, network, test = made
+def test_the_example_is_one_image_of_the_run(case: Any) -> None:
+    stored, network, test = case
     run = record_run(network, images(test, 1), record=True)
     assert run.spikes is not None
     (first, _) = stored["example"]["layers"]
@@ -76,20 +76,20 @@ def test_the_example_is_one_image_of_the_run(made: Any) -> None:
     assert stored["example"]["classes"] == run.logits[:, 0].argmax(1).tolist()
 
 
-def test_the_account_is_of_its_last_step_and_over_all(made: Any) -> None:
-    account = made[0]["account"]
+def test_the_account_is_of_its_last_step_and_over_all(case: Any) -> None:
+    account = case[0]["account"]
     assert account["way"] == "n = 3, T = 2"
     assert [item["T"] for item in account["over_time"]["n = 3, T = 2"]] == [1, 2]
     assert account["spec"]["state_bits"] == 32
     assert account["thresholds"] == {"n = 3, T = 2": 3}
 
 
-def test_what_cannot_be_counted_is_named(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_counted_is_named(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise scratch_inspection.MTConvertError("its layers cannot be followed")
 
     monkeypatch.setattr(scratch_inspection, "energy", refuse)
-    _, network, test = made
+    _, network, test = case
     stored = inspect_scratch(network, test)
     assert stored["not_counted"] == "its layers cannot be followed"
     assert "account" not in stored

@@ -337,6 +337,11 @@ def test_the_control_arm_is_the_float_network_trained_by_the_same_schedule(
     run(recipe("control=true", "evaluate.time_steps=[1,3]"), run_copy, resume=False)
     due = ["evaluate", "control_accuracy", "inspect", "report"]
     assert entered(run_copy, lines) == due, "other rows are no reason to train again"
+    lines = len(events(run_copy))
+    run(recipe("control=true", "quantize.weight_bits=3"), run_copy, resume=False)
+    assert "train" in entered(run_copy, lines)
+    assert "control" not in entered(run_copy, lines), "nor are other quantizers"
+    run(recipe("control=true"), run_copy, resume=False)
 
     chain = ["quantize.weight_bits=2", f"model.from_run={run_copy}", "control=true"]
     out = run(recipe(*chain), tmp_path / "few", resume=False)

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from mt_convert.cli import recipes
 from mt_convert.errors import CheckpointError
+from mt_convert.experiments.bench.rows import Benchmark, BenchRow
 from mt_convert.experiments.run_page import write_page
 from mt_convert.experiments.show import plain, show
 from mt_convert.report.records import csv_text
@@ -52,6 +53,20 @@ def test_the_page_of_a_run_of_before_is_made_with_what_it_stored(folder: Path) -
 def test_the_same_files_give_the_same_page(folder: Path) -> None:
     first = write_page(folder).read_bytes()
     assert write_page(folder).read_bytes() == first
+
+
+def test_times_that_lie_in_a_run_stand_on_its_page(folder: Path) -> None:
+    assert 'id="speed"' not in write_page(folder).read_text()
+    row = BenchRow(
+        *("r20", 32, 1, 15, "integer_native", 152.5, 2.0, None, True, 150.0, 160.0),
+        rounds=5,
+    )
+    write_json(folder / "bench" / "results.json", Benchmark((row,)).to_json())
+    page = write_page(folder).read_text()
+    assert 'id="speed"' in page
+    assert "integer_native" in page.split('id="speed"')[1]
+    write_json(folder / "bench" / "results.json", {"schema": "of something else"})
+    assert 'id="speed"' not in write_page(folder).read_text()
 
 
 def test_a_folder_without_a_finished_run_gets_no_page(tmp_path: Path) -> None:

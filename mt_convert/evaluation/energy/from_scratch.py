@@ -110,7 +110,7 @@ def scratch_energy(
         totals=tuple(
             total([row for row in rows if row.time_steps == at], at, table) for at in steps
         ),
-        not_counted=(*_own_uncounted(counted), *list_uncounted(paths[0])),
+        not_counted=(*_list_own_uncounted(counted), *list_uncounted(paths[0])),
     )
 
 
@@ -144,7 +144,7 @@ def count_events(
         for tally in tallies:
             tally.begin()
         watch(counted, batch.to(where), observe)
-    return paths, _joined([tally.counts() for tally in tallies])
+    return paths, _join([tally.counts() for tally in tallies])
 
 
 def scratch_images(network: ScratchNetwork, images: Any, batch_size: int) -> Tensor:
@@ -177,7 +177,7 @@ def _steps(network: ScratchNetwork, time_steps: int | Sequence[int]) -> list[int
     return steps
 
 
-def _joined(counts: Sequence[StepCounts]) -> StepCounts:
+def _join(counts: Sequence[StepCounts]) -> StepCounts:
     """What was counted in either half of the steps, by the nodes of the first."""
     parts = []
     for name in ("events", "packets", "synops"):
@@ -207,7 +207,7 @@ def _rows(
     ]
 
 
-def _own_uncounted(network: ScratchNetwork) -> list[NotCounted]:
+def _list_own_uncounted(network: ScratchNetwork) -> list[NotCounted]:
     """What works in a network from scratch alone and has no number."""
     rows = []
     if network.coding is Coding.POISSON:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ...data.fingerprint import without_place
 from ...errors import Fault, MTConvertError
 from .from_scratch import load
 from .yaml_tree import Path as KeyPath
@@ -39,10 +40,8 @@ def differences(folder: Path, recipe: BaseModel) -> list[Fault]:
         return [Fault(str(path), "cannot be read", error.headline)]
     if type(stored) is not type(recipe):
         return [Fault("spiking", "is a block of one alone", "two kinds of recipes")]
-    there, here = stored.model_dump(mode="json"), recipe.model_dump(mode="json")
+    there, here = (without_place(one.model_dump(mode="json")) for one in (stored, recipe))
     pairs = list(_pairs(there, here))
-    if all((side["data"] or {}).get("compare") == "content" for side in (there, here)):
-        pairs = [pair for pair in pairs if pair[0] != ("data", "root")]  # known by what they hold
     faults = [
         Fault(to_dotted(key), f"is {_short(old)} there", f"{_short(new)} here")
         for key, old, new in pairs[:_MOST]

@@ -89,7 +89,7 @@ def integer_form(
             writer.write(item)
     if writer.faults:
         raise UnsupportedLayerError(HEADLINE, list(dict.fromkeys(writer.faults)))
-    nodes = _needed(writer.nodes)
+    nodes = _drop_unneeded(writer.nodes)
     made = {0, *(node.out for node in nodes)}
     return IntegerForm(
         tuple(nodes),
@@ -104,7 +104,7 @@ def integer_form(
     )
 
 
-def _needed(nodes: list[Node]) -> list[Node]:
+def _drop_unneeded(nodes: list[Node]) -> list[Node]:
     """Nodes that the last one needs: read-outs of earlier steps are left out."""
     needed = {nodes[-1].out}
     for node in reversed(nodes):

@@ -140,7 +140,7 @@ def write_float(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
         segment.names[item.out[0]] = name
 
 
-def floats_refused(form: IntegerForm) -> list[Fault]:
+def float_faults(form: IntegerForm) -> list[Fault]:
     """Operators on real numbers without ONNX nodes here."""
     faults = []
     for node in form.nodes:

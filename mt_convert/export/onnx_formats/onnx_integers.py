@@ -16,7 +16,7 @@ from ...errors import Fault
 from ..forms.nodes import IntegerForm, Node, Value, emitted_levels, formula_arrays
 from ..forms.threshold_sums import INT32
 from . import onnx_graph as shared
-from .onnx_floats import floats_refused, write_float
+from .onnx_floats import float_faults, write_float
 from .onnx_graph import Graph, Writer
 
 MOST_COMPARED = 15
@@ -28,7 +28,7 @@ def _bytes(value: Value) -> bool:
 
 def onnx_refused(form: IntegerForm) -> list[Fault]:
     """What onnxruntime has no exact kernels for."""
-    faults = floats_refused(form)
+    faults = float_faults(form)
     for node in form.nodes:
         if node.op in ("conv", "linear") and not _bytes(form.values[node.inputs[0]]):
             if shared.furthest(form, node) >= shared.FLOAT32_WHOLE:

@@ -54,7 +54,7 @@ def scratch(
     return built.eval()
 
 
-def shown(count: int = 3) -> Tensor:
+def some_images(count: int = 3) -> Tensor:
     return 2 * torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
@@ -89,7 +89,7 @@ def rows_at(report: EnergyReport, steps: int = T) -> dict[str, Any]:
 
 @pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.long), 3])
 def test_each_spike_of_each_step_causes_an_addition_for_each_output_that_it_reaches(n: int) -> None:
-    network, images = scratch(spec=replace(SINGLE, ladder=Uniform(n))), shown()
+    network, images = scratch(spec=replace(SINGLE, ladder=Uniform(n))), some_images()
     rows = rows_at(energy(network, images, time_steps=T, batch_size=2))
     counted = counted_network(network)
     with additions_at(counted, unit=1 / n) as seen, torch.no_grad():
@@ -106,7 +106,7 @@ def test_each_spike_of_each_step_causes_an_addition_for_each_output_that_it_reac
 
 
 def test_events_are_those_of_the_run_and_more_steps_never_count_less() -> None:
-    network, images = scratch(), shown()
+    network, images = scratch(), some_images()
     report = energy(network, images, time_steps=(1, T))
     run = record_run(network, images)
     for steps in (1, T):
@@ -129,7 +129,7 @@ def test_events_are_those_of_the_run_and_more_steps_never_count_less() -> None:
 def test_a_leak_is_a_multiply_accumulate_per_neuron_and_step(charge: Any, leaks: int) -> None:
     spec = replace(SINGLE, charge=charge, ladder=Binary(2), reset=Reset.HARD)
     net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 2))
-    report = energy(scratch(net, spec), shown(), time_steps=(1, T))
+    report = energy(scratch(net, spec), some_images(), time_steps=(1, T))
     for steps in (1, T):
         row = rows_at(report, steps)["1"]
         assert (row.neurons, row.leaks) == (256, 256 * steps * leaks)
@@ -140,7 +140,7 @@ def test_a_leak_is_a_multiply_accumulate_per_neuron_and_step(charge: Any, leaks:
 
 
 def test_frames_are_multiplied_in_every_step_and_poisson_spikes_are_added() -> None:
-    images = shown().clamp(max=1)
+    images = some_images().clamp(max=1)
     frames = images[:, None].repeat(1, T, 1, 1, 1)
     rows = rows_at(energy(scratch(), frames, time_steps=T))
     assert rows["first"].macs == T * rows["first"].ann_macs
@@ -158,7 +158,7 @@ def test_frames_are_multiplied_in_every_step_and_poisson_spikes_are_added() -> N
 @pytest.mark.long
 def test_a_train_of_two_halves_has_the_connections_of_each() -> None:
     trained = scratch(TwoLayers(), tensor_train=TensorTrain(Form.HTT, rank=2))
-    network, images = counted_network(trained), shown()
+    network, images = counted_network(trained), some_images()
     rows = rows_at(energy(trained, images, time_steps=T))
     with additions_at(network) as seen, torch.no_grad():
         network(images)
@@ -185,7 +185,7 @@ class TwoLayers(nn.Module):
 def test_norms_of_each_step_are_listed_and_nothing_in_the_network_changes() -> None:
     network = scratch(norm_by_step=True).train()
     before = {name: item.clone() for name, item in network.state_dict().items()}
-    report = energy(network, shown(), time_steps=1)
+    report = energy(network, some_images(), time_steps=1)
     assert ("norm", "NormByStep") in {(item.name, item.operator) for item in report.not_counted}
     assert network.training
     assert all(torch.equal(item, before[name]) for name, item in network.state_dict().items())

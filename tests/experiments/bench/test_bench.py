@@ -16,6 +16,7 @@ import pytest
 import torch
 from commands import Command
 from paths import ROOT
+from results import ROW
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -40,6 +41,8 @@ from mt_convert.export.onnx_formats import qdq
 from mt_convert.quantization.brevitas_layers import for_inference
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
+from mt_convert.report.rows import results_to_json
+from mt_convert.system.storage import write_json
 
 FOLDER = ROOT / "eval" / "benchmark"
 CPU = torch.device("cpu")
@@ -498,29 +501,36 @@ def test_the_command_leaves_rows_page_and_picture_and_ctrl_c_leaves_them_be(
     monkeypatch.setattr(limits, "SIZES", {"cpu": 64})
     monkeypatch.setattr(limits, "COPIED", {"cpu": 4096})
     monkeypatch.setattr(timing, "PAUSE", 0.0)
+    run, out = tmp_path, tmp_path / "bench"  # a finished run, whose page shows its times
+    write_json(run / "results.json", results_to_json([ROW]))
+    report = {"verdict": None, "neurons": [], "weighted": [], "analog": [], "warnings": []}
+    write_json(run / "convert" / "report.json", {"report": report})
+    (run / "recipe.yaml").write_text("name: r20\nseed: 0\n")
     threads = torch.get_num_threads()
-    done = quick(tmp_path, "--threads", "1")
+    done = quick(out, "--threads", "1")
     assert done.exit_code == 0, done.output
     assert torch.get_num_threads() == threads
     assert "digits_cnn, batch 2" in done.output
     assert "fp16_eager" in done.output
-    stored = (tmp_path / "results.json").read_text()
+    stored = (out / "results.json").read_text()
     found = benchmark_from_json(json.loads(stored))
     assert [(item.contender, item.T, item.bit_equal) for item in found.rows] == [
         *(("integer_torch", 1, True), ("integer_torch", 2, True), ("fp32_eager", None, None))
     ]
     assert found.machine["threads"] == 1
     assert [item.contender for item in found.absent] == ["fp16_eager"]
-    assert (tmp_path / "benchmark.png").is_file()
-    assert "integer_torch" in (tmp_path / "README.md").read_text()
+    assert (out / "benchmark.png").is_file()
+    assert "integer_torch" in (out / "README.md").read_text()
+
+    assert "integer_torch" in (run / "report.html").read_text().split('id="speed"')[1]
 
     def stopped(*arguments: Any, **named: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "_rows", stopped)
-    done = quick(tmp_path)
+    done = quick(out)
     assert done.exit_code == 130
-    assert (tmp_path / "results.json").read_text() == stored
+    assert (out / "results.json").read_text() == stored
 
 
 @pytest.mark.long

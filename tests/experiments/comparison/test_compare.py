@@ -16,7 +16,7 @@ from pages import INSPECTION, energy_report
 from results import ROW
 
 from mt_convert.errors import CheckpointError, OutputError
-from mt_convert.evaluation.energy.account import account
+from mt_convert.evaluation.energy.account import FLOAT, account
 from mt_convert.experiments.comparison.compare import compare
 from mt_convert.experiments.comparison.compared_runs import short_names
 from mt_convert.report.rows import Row, results_to_json
@@ -67,6 +67,21 @@ def test_each_run_is_a_line_with_its_networks_energy_and_whether_it_is_beaten(ma
     assert (three.exact, three.bits, three.spiking_nj) == (False, "W4", None)
     assert three.unbeaten_in_steps
     assert one.low < one.snn_accuracy < one.high
+
+
+def test_a_network_from_scratch_has_an_energy_beside_the_float_network_alone(make: Make) -> None:
+    folder = make("scratch", [SCRATCH], None)
+    paid = account({"T = 4": (energy_report(), 1)}, reference=FLOAT)
+    write_json(folder / "inspect" / "inspection.json", INSPECTION | {"account": paid})
+    converted = make("converted", [ROW])
+    out = folder.parent / "out"
+    _, one = compare([converted, folder], out).rows
+    spiking, ann = paid["networks"][1], paid["networks"][0]
+    assert (one.spiking_nj, one.float_nj) == (spiking["total"] / 1000, ann["total"] / 1000)
+    assert one.quantized_nj is one.ratio is None
+    page = next(out.glob("*.html")).read_text()
+    assert "scratch, float network" in page
+    assert "scratch, quantized" not in page
 
 
 def test_the_page_has_both_pictures_and_says_what_is_not_there(make: Make, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ onnx = pytest.importorskip("onnx", reason="make installs it: it is in the extra 
 pytest.importorskip("onnxruntime", reason="make installs it: it is in the extra dev")
 
 
-def simulated(snn: Any, images: Tensor, time_steps: int) -> Any:
+def run_whole_numbers(snn: Any, images: Tensor, time_steps: int) -> Any:
     arithmetic = mt.integer_engine.IntegerArithmetic(snn)
     return mt.simulate(snn, images, time_steps=time_steps, arithmetic=arithmetic)
 
@@ -43,7 +43,7 @@ def check_whole(snn: Any, path: Path, images: Tensor, time_steps: int) -> verdic
     runtime = onnx_runtimes.open_onnx(path, form)
     for count in (1, 3, len(images)):
         batch = images[:count]
-        run, values = simulated(snn, batch, time_steps), runtime.run(batch.numpy())
+        run, values = run_whole_numbers(snn, batch, time_steps), runtime.run(batch.numpy())
         assert torch.equal(torch.from_numpy(values[form.nodes[-1].out]), run.logits[-1])
         for out, name in form.levels.items():
             assert torch.equal(torch.from_numpy(values[out]).float(), run.totals[name])
@@ -233,4 +233,6 @@ def test_torch_programs_leave_unrolled(ladder: str, tmp_path: Path) -> None:
     assert found.time_steps == 3
     program = torch.export.load(tmp_path / "network.pt2").module()
     for count in (1, 4):
-        assert torch.equal(program(images[:count]), simulated(snn, images[:count], 3).logits[-1])
+        assert torch.equal(
+            program(images[:count]), run_whole_numbers(snn, images[:count], 3).logits[-1]
+        )

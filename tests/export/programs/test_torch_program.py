@@ -16,7 +16,7 @@ from export_networks import LADDERS, NAMES, converted, some_images
 
 import mt_convert as mt
 from mt_convert.errors import CheckpointError
-from mt_convert.export import targets, verdict
+from mt_convert.export import node_inputs, targets, verdict
 from mt_convert.export.forms.integer_form import integer_form
 from mt_convert.export.forms.nodes import Node
 from mt_convert.export.programs import torch_program, torch_reader
@@ -107,7 +107,7 @@ def test_many_thresholds_are_searched_in_halves(monkeypatch: pytest.MonkeyPatch)
     for node in form.nodes:
         if node.op == "fire":
             assert hasattr(network.get_submodule(f"value_{node.out}"), "thresholds_rows")
-            for inputs, _ in verdict.inputs_of(form, node):
+            for inputs, _ in node_inputs.inputs_of(form, node):
                 made = network.get_submodule(f"value_{node.out}")(*(one.int() for one in inputs))
                 assert torch.equal(made, verdict.expected(form, node, inputs).int())
     images = some_images("residual")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tensor_trains import dense, random_tensor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,30 +24,13 @@ from mt_convert.training.from_scratch.tensor_trains.tensor_train import (
 SHAPES = [(6, 6, 4), (5, 8, 6), (8, 3, 5)]  # inputs, outputs, rank: some above a side
 
 
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def drawn(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=generator(seed))
-
-
-def dense(
-    inputs: int, outputs: int, stride: int = 1, *, bias: bool = True, seed: int = 0
-) -> nn.Conv2d:
-    """A seeded convolution in float64."""
-    conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=bias).double()
-    with torch.no_grad():
-        for i, parameter in enumerate(conv.parameters()):
-            parameter.copy_(drawn(*parameter.shape, seed=100 * seed + i))
-    return conv
-
-
 def shaken(train: TTConv2d, seed: int) -> TTConv2d:
     """The train with its cores moved away from where the decomposition started them."""
     with torch.no_grad():
         for i, parameter in enumerate(train.parameters()):
-            parameter.add_(drawn(*parameter.shape, seed=100 * seed + i).to(parameter), alpha=0.3)
+            parameter.add_(
+                random_tensor(*parameter.shape, seed=100 * seed + i).to(parameter), alpha=0.3
+            )
     return train
 
 
@@ -77,7 +61,7 @@ def network(middle: nn.Module | None = None) -> Residual:
     model = Residual(middle).double().eval()
     with torch.no_grad():
         for i, parameter in enumerate(model.parameters()):
-            parameter.copy_(0.3 * drawn(*parameter.shape, seed=i))
+            parameter.copy_(0.3 * random_tensor(*parameter.shape, seed=i))
     return model
 
 
@@ -96,7 +80,7 @@ def test_merging_keeps_the_numbers(
     assert type(merged) is nn.Conv2d
     assert (merged.bias is not None) is bias
     for size in [(7, 9), (6, 6), (1, 2)]:
-        x = drawn(2, inputs, *size, seed=3).to(dtype)
+        x = random_tensor(2, inputs, *size, seed=3).to(dtype)
         assert merged(x).shape == source(x).shape == train(x).shape
         scale = max(1.0, merged(x).abs().max().item())
         assert (merged(x) - train(x)).abs().max().item() <= off * scale
@@ -137,7 +121,7 @@ def test_htt_has_its_cross_in_the_first_half_and_its_centre_after(
     plus = TTConv2d(dense(4, 6, stride), Form.PTT, 3)
     plus.load_state_dict(train.state_dict())
     centre = (train.expand.weight[..., 0, 0] @ train.reduce.weight[..., 0, 0])[..., None, None]
-    x = drawn(2, 4, 7, 8, seed=10)
+    x = random_tensor(2, 4, 7, 8, seed=10)
     for t in range(time_steps):
         expected = plus(x) if t < early else F.conv2d(x, centre, train.expand.bias, stride=stride)
         for layer in (train, merged):
@@ -148,7 +132,7 @@ def test_htt_has_its_cross_in_the_first_half_and_its_centre_after(
 
 def test_rows_and_crosses_are_the_same_in_every_step() -> None:
     train = TTConv2d(dense(3, 3, seed=12), Form.PTT, 2)
-    x = drawn(1, 3, 4, 4, seed=13)
+    x = random_tensor(1, 3, 4, 4, seed=13)
     assert all(torch.equal(train.in_step(t, 3)(x), train(x)) for t in range(3))
 
 
@@ -183,7 +167,7 @@ def test_a_network_is_decomposed_and_merged_as_a_copy(form: Form) -> None:
     assert isinstance(train.same[0], TTConv2d)
     assert train.again is train.same[0]
     assert not train.down.training
-    x = drawn(3, 2, 8, 8, seed=17)
+    x = random_tensor(3, 2, 8, 8, seed=17)
     merged = merge(train)
     assert not any(isinstance(layer, TTConv2d) for layer in merged.modules())
     assert (merged(x) - train(x)).abs().max().item() <= 1e-12
@@ -198,7 +182,7 @@ def test_a_network_is_decomposed_and_merged_as_a_copy(form: Form) -> None:
 
 def test_at_full_rank_the_network_gives_the_same_scores() -> None:
     model = network()
-    x = drawn(3, 2, 8, 8, seed=18)
+    x = random_tensor(3, 2, 8, 8, seed=18)
     narrow = decompose(model, TensorTrain("stt", 18)).model  # of 6 → 8: 3 · 6
     assert (narrow(x) - model(x)).abs().max().item() > 1e-6
     model.same[0] = model.again = nn.Conv2d(8, 8, 1).double()

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from tensor_trains import dense, random_tensor
 from torch import Tensor, nn
 
 from mt_convert.training.from_scratch.tensor_trains.tensor_train import (
@@ -19,25 +20,6 @@ from mt_convert.training.from_scratch.tensor_trains.tensor_train import (
 from mt_convert.training.from_scratch.tensor_trains.tensor_train_start import Form, evb_rank
 
 FULL = {Form.STT: 3 * 5, Form.PTT: 7, Form.HTT: 7}  # of 5 inputs and 7 outputs
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def drawn(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=generator(seed))
-
-
-def dense(
-    inputs: int, outputs: int, stride: int = 1, *, bias: bool = True, seed: int = 0
-) -> nn.Conv2d:
-    """A seeded convolution in float64."""
-    conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=bias).double()
-    with torch.no_grad():
-        for i, parameter in enumerate(conv.parameters()):
-            parameter.copy_(drawn(*parameter.shape, seed=100 * seed + i))
-    return conv
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (3, 5), (7, 2), (1, 20)], ids=str)
@@ -85,7 +67,7 @@ def test_the_centre_of_htt_starts_near_the_centre_tap_of_the_weights() -> None:
 @pytest.mark.parametrize("rank", [2, 12])
 def test_gradients_reach_every_number_of_every_core(form: Form, rank: int) -> None:
     train = TTConv2d(dense(4, 3, seed=14), form, rank)
-    x, weight = drawn(2, 4, 5, 5, seed=15), drawn(2, 3, 5, 5, seed=16)
+    x, weight = random_tensor(2, 4, 5, 5, seed=15), random_tensor(2, 3, 5, 5, seed=16)
     cores = dict(train.named_parameters())
     for step in range(2):
         grads = torch.autograd.grad((train.in_step(0, 2)(x) * weight).sum(), list(cores.values()))
@@ -97,8 +79,8 @@ def test_gradients_reach_every_number_of_every_core(form: Form, rank: int) -> No
 
 
 def planted(rows: int, columns: int, rank: int, seed: int) -> Tensor:
-    left, _ = torch.linalg.qr(drawn(rows, max(rank, 1), seed=seed))
-    right, _ = torch.linalg.qr(drawn(columns, max(rank, 1), seed=seed + 1))
+    left, _ = torch.linalg.qr(random_tensor(rows, max(rank, 1), seed=seed))
+    right, _ = torch.linalg.qr(random_tensor(columns, max(rank, 1), seed=seed + 1))
     strength = 3 * (math.sqrt(rows) + math.sqrt(columns))  # of the noise's largest singular value
     return strength * (left @ right.T) * (rank > 0)
 
@@ -107,7 +89,7 @@ def planted(rows: int, columns: int, rank: int, seed: int) -> Tensor:
 @pytest.mark.parametrize("rank", [0, 1, 4, 9])
 @pytest.mark.parametrize("scale", [1.0, 1e-3])
 def test_a_planted_rank_is_found_in_noise(shape: tuple[int, int], rank: int, scale: float) -> None:
-    noise = drawn(*shape, seed=50 + rank)
+    noise = random_tensor(*shape, seed=50 + rank)
     assert evb_rank(scale * (planted(*shape, rank, seed=60 + rank) + noise)) == rank
 
 
@@ -133,9 +115,9 @@ def free_energy(x: Tensor, alpha: float) -> Tensor:
 def test_the_rank_is_that_of_the_least_free_energy(seed: int) -> None:
     rows, columns = 8 + seed, 30 - 2 * seed
     fading = torch.diag(5.0 * 0.7 ** torch.arange(rows, dtype=torch.float64)) * math.sqrt(columns)
-    left, _ = torch.linalg.qr(drawn(rows, rows, seed=80 + seed))
-    matrix = left @ fading @ drawn(rows, columns, seed=90 + seed) / columns**0.5
-    matrix = matrix + 0.7 * drawn(rows, columns, seed=95 + seed)
+    left, _ = torch.linalg.qr(random_tensor(rows, rows, seed=80 + seed))
+    matrix = left @ fading @ random_tensor(rows, columns, seed=90 + seed) / columns**0.5
+    matrix = matrix + 0.7 * random_tensor(rows, columns, seed=95 + seed)
     squares = torch.linalg.svdvals(matrix).square()
     best, rank = math.inf, -1
     mean = (squares.sum() / (rows * columns)).item()
@@ -157,7 +139,7 @@ def test_evbmf_takes_the_output_side_then_the_input_side_then_one() -> None:
         model = nn.Sequential(nn.Conv2d(1, weight.shape[1], 1), conv)
         return decompose(model, TensorTrain("stt", "evbmf")).ranks["1"]
 
-    noise = drawn(24, 20, 3, 3, seed=30)
+    noise = random_tensor(24, 20, 3, 3, seed=30)
     outputs = planted(24, 180, 3, seed=31).reshape(24, 20, 3, 3)
     inputs = planted(20, 216, 5, seed=33).reshape(20, 24, 3, 3).transpose(0, 1)
     assert ranked(noise + outputs) == 3
