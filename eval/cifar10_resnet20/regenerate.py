@@ -16,13 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from statistics import mean
 
 from mt_convert.experiments.study import CHAIN, run_chain, run_command
 from mt_convert.report.columns import LEGEND, markdown_table, share_text
-from mt_convert.report.pictures import draw_grid, make_figure, write
+from mt_convert.report.pictures import draw_forms, draw_grid, make_figure, write
 from mt_convert.report.rows import Row, results_from_json, results_to_json
 from mt_convert.report.tables import title
 from mt_convert.system.storage import atomic, read_json, write_json
@@ -67,7 +68,7 @@ def main() -> None:
         write_json(HERE / "results.json", content)
     stored = read_json(HERE / "results.json")
     rows = results_from_json(stored)
-    draw(rows, HERE / PICTURE)
+    draw_forms(partial(draw, rows), HERE / PICTURE)
     with atomic(HERE / "README.md") as temporary:
         temporary.write_text(page((HERE / "head.md").read_text(), rows, stored["histories"]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from mt_convert.evaluation.analysis import Analysis
@@ -27,8 +28,8 @@ def write(rows: list[Row], missing: list[str], analyses: Sequence[Analysis], fol
     groups = group_rows(rows)
     for name in PICTURES:
         if groups[name]:
-            for form in pictures.FORMS:
-                pictures.accuracy_over_time(groups[name], folder / f"{name}.{form}")
+            draw = partial(pictures.accuracy_over_time, groups[name])
+            pictures.draw_forms(draw, folder / f"{name}.png")
     for number, item in enumerate(analyses, 1):
         n, T = layers_setting(item)
         pictures.error_by_layer(item.errors, n, T, folder / f"errors_{number}.png")

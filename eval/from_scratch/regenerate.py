@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -19,6 +20,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mt_convert.experiments.study import run_command, study_parser
+from mt_convert.report.pictures import draw_forms
+from mt_convert.report.pictures import write as write_picture
 from mt_convert.report.rows import Row, results_from_json, results_to_json
 from mt_convert.system.storage import atomic, read_json, write_json
 
@@ -129,7 +132,7 @@ def write(rows: Sequence[Row], missing: Sequence[str], folder: Path) -> None:
     with atomic(folder / "README.md") as temporary:
         temporary.write_text(text((HERE / "head.md").read_text(), rows, missing))
     if rows:
-        picture(rows, folder / "accuracy.png")
+        draw_forms(partial(picture, rows), folder / "accuracy.png")
 
 
 def way_of(row: Row) -> str:
@@ -265,8 +268,7 @@ def picture(rows: Sequence[Row], path: Path) -> None:
         axes.grid(alpha=0.3)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=140)
+    write_picture(figure, path)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from mt_convert.experiments.subjects import subjects_of
 from mt_convert.integer_engine.model import integer
 from mt_convert.neurons.ladder import Binary, PowerOfTwo, Radix, Uniform
 from mt_convert.quantization.quantize import QuantizedModel
+from mt_convert.report.pictures import draw_forms, write
 from mt_convert.report.rows import Row, results_from_json, results_to_json
 from mt_convert.spiking.convert import convert
 from mt_convert.spiking.model import SpikingModel
@@ -280,8 +282,7 @@ def draw(networks: Sequence[dict[str, Any]], path: Path) -> None:
         right.legend(fontsize=6.5, frameon=False)
     for axes in panels.flat:
         axes.tick_params(labelsize=7)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=200)
+    write(figure, path)
 
 
 def is_drawn(row: Row, rows: Sequence[Row]) -> bool:
@@ -320,7 +321,7 @@ def main(words: Sequence[str] | None = None) -> None:
         for word in runs:
             store(measure(word, data, arguments.parts), out / "results.json")
     networks = read_json(out / "results.json")["networks"]
-    draw(networks, out / "ladders.png")
+    draw_forms(partial(draw, networks), out / "ladders.png")
     with atomic(out / "README.md") as temporary:
         temporary.write_text(page(networks))
 

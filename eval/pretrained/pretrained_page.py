@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from pretrained_cells import (
 )
 
 from mt_convert.neurons.ladder import Radix
-from mt_convert.report.pictures import draw_grid, make_figure, write
+from mt_convert.report.pictures import draw_forms, draw_grid, make_figure, write
 from mt_convert.report.rows import Row, results_to_json
 from mt_convert.system.storage import atomic, read_json, write_json
 
@@ -304,8 +305,8 @@ def store(cells: Mapping[str, Cell], out: Path = HERE) -> None:
     plain_cells = [dataclasses.asdict(cell) for cell in known.values()]
     write_json(out / "results.json", {**rows, "cells_schema": SCHEMA, "cells": plain_cells})
     if any(cell.ways for cell in known.values()) and "float" in known:
-        draw_accuracy(known, out / PICTURES[0])
+        draw_forms(partial(draw_accuracy, known), out / PICTURES[0])
     if "photograph" in known:
-        draw_photograph(known["photograph"], out / PICTURES[1])
+        draw_forms(partial(draw_photograph, known["photograph"]), out / PICTURES[1])
     with atomic(out / "README.md") as temporary:
         temporary.write_text(page((HERE / "head.md").read_text(), known))

@@ -13,6 +13,7 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -270,8 +271,7 @@ def _publish(
     out: Path,
 ) -> None:
     """The pages and their pictures."""
-    for form in pictures.FORMS:
-        pictures.accuracy_over_time(rows, out / f"accuracy.{form}")
+    pictures.draw_forms(partial(pictures.accuracy_over_time, rows), out / "accuracy.png")
     with atomic(out / "README.md") as temporary:
         temporary.write_text(page(rows))
     if not results and not energies:

@@ -8,7 +8,7 @@ canvas of their own.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -55,7 +55,7 @@ def accuracy_over_time(rows: Sequence[Row], path: str | Path) -> None:
     if len(kinds) > PANELS:
         accuracy_map(rows, path)
         return
-    printed = _is_printed(path)
+    printed = is_printed(path)
     across = min(_ACROSS_PRINTED if printed else _ACROSS, len(kinds))
     down = -(-len(kinds) // across)
     size = (2.0 + max(4.0, 2.9 * across), 0.8 + 4.9 * down)
@@ -89,19 +89,33 @@ def accuracy_over_time(rows: Sequence[Row], path: str | Path) -> None:
     if printed:
         figure.legend(handles=lines, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
         figure.suptitle(fill(words, 100 if across > 1 else 48), fontsize=11)
-        _shrink_(figure, PRINTED)
+        shrink_(figure, PRINTED)
     else:
         figure.legend(handles=lines, loc="outside right center", fontsize=9, frameon=False)
         figure.suptitle(words, fontsize=11)
     write(figure, path)
 
 
-def _is_printed(path: str | Path) -> bool:
-    """Whether a file is for print."""
+def is_printed(path: str | Path) -> bool:
+    """Whether a file is for print: a PDF or SVG."""
     return Path(path).suffix in (".pdf", ".svg")
 
 
-def _shrink_(figure: Figure, share: float) -> None:
+def draw_forms(draw: Callable[[Path], None], path: str | Path) -> None:
+    """Draw a picture in each of `FORMS`, beside a PNG file of that name.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> draw_forms(lambda file: write(make_figure((2, 2), (1, 1))[0], file), folder / "a.png")
+        >>> sorted(file.name for file in folder.iterdir())
+        ['a.pdf', 'a.png', 'a.svg']
+    """
+    for form in FORMS:
+        draw(Path(path).with_suffix(f".{form}"))
+
+
+def shrink_(figure: Figure, share: float) -> None:
     """Make all letters, lines and dots of a figure smaller."""
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
@@ -246,10 +260,10 @@ def write(figure: Figure, path: str | Path) -> None:
         SpecError: it is none of `FORMS`.
     """
     form = Path(path).suffix.removeprefix(".")
-    if form in FORMS and _is_printed(path) and figure.get_size_inches()[0] > PAGE + 0.01:
+    if form in FORMS and is_printed(path) and figure.get_size_inches()[0] > PAGE + 0.01:
         share = PAGE / float(figure.get_size_inches()[0])
         figure.set_size_inches(PAGE, share * float(figure.get_size_inches()[1]))
-        _shrink_(figure, share)
+        shrink_(figure, share)
     if form not in FORMS:
         hint = f"allowed are files of {', '.join(FORMS)}"
         raise SpecError("a picture in no known form", [Fault(str(path), "cannot be drawn", hint)])

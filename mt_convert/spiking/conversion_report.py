@@ -254,8 +254,10 @@ def _report(operations: Operations, whole_window: bool) -> ConversionReport:
                 reason = "fed by spikes, but its constant is a float"
         elif row.kind in NON_LINEAR:
             reason = row.reason
-        elif isinstance(row.layer, NORMS) and not _reaches_neurons_alone(operations, row):
-            reason = "affine that no single neuron absorbs"
+        elif isinstance(row.layer, NORMS) and not (
+            _follows_its_weights(operations, row) or _reaches_neurons_alone(operations, row)
+        ):
+            reason = "affine that neither weights nor neurons absorb"
         if reason is not None:
             analog.append(AnalogRow(row.name, row.operator, reason))
     latency = latency_of(operations) if whole_window else None
@@ -301,12 +303,29 @@ def _feeders(operations: Operations, reader: Operation) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _follows_its_weights(operations: Operations, norm: Operation) -> bool:
+    """Whether a batch norm is a factor of weights: of a layer before it that nobody else reads."""
+    if len(norm.inputs) != 1:
+        return False
+    (node,) = norm.inputs
+    while operations[node].kind is OperatorKind.MOVE and len(node.users) == 1:
+        node, *others = operations[node].inputs
+        if others:
+            return False
+    row = operations[node]
+    if row.kind is not OperatorKind.WEIGHTED or len(node.users) > 1 or row.layer is None:
+        return False
+    assert isinstance(norm.layer, NORMS)
+    channels = getattr(row.layer, "out_channels", getattr(row.layer, "out_features", None))
+    return bool(channels == norm.layer.num_features)
+
+
 def _reaches_neurons_alone(operations: Operations, norm: Operation) -> bool:
-    """Whether a batch norm's output goes, through sums and moves, only to neurons or the output."""
+    """Whether only neurons, or the network's end, read a batch norm, through sums and affines."""
     for user in map(operations.__getitem__, norm.node.users):
         if user.node.op == "output" or user.kind in (OperatorKind.NEURON, OperatorKind.SIZE):
             continue
-        passes = user.kind in (OperatorKind.LINEAR, OperatorKind.MOVE)
+        passes = user.kind in (OperatorKind.AFFINE, OperatorKind.LINEAR, OperatorKind.MOVE)
         if not passes or not _reaches_neurons_alone(operations, user):
             return False
     return True

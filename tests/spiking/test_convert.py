@@ -284,6 +284,46 @@ def test_without_an_encoder_the_first_layer_is_analog_too() -> None:
     assert_exact(qann, snn, images(3), literal=True)
 
 
+class Norms(nn.Module):
+    """A batch norm behind a convolution, one behind a sum, and what reads that sum."""
+
+    def __init__(self, then: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.of_conv = nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4)
+        self.other, self.of_sum, self.then = nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4), then
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = self.of_sum(self.of_conv(self.conv(x)) + self.other(x))
+        return torch.as_tensor(self.then(value.permute(0, 2, 3, 1)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("then", "listed"),
+    [
+        (nn.LayerNorm(4), ["of_sum"]),  # neither weights before it nor neurons behind it
+        (nn.Linear(4, 3), []),  # neurons behind it
+        (nn.Sequential(nn.Flatten(), nn.BatchNorm1d(256), nn.Linear(256, 3)), []),  # a second one
+    ],
+)
+def test_batch_norms_that_weights_or_neurons_absorb_are_not_listed(
+    then: nn.Module, listed: list[str]
+) -> None:
+    model = lived_in(Norms(then)).eval()
+    report = convert(quantize(model, QuantSpec(), calibration=images(8))).report
+    assert [row.name for row in report.analog if "BatchNorm" in row.operator] == listed
+
+
+@pytest.mark.slow
+def test_a_batch_norm_of_other_channels_than_its_weights_is_listed() -> None:
+    """One factor for each place is none of the weights, which all places share."""
+    model = nn.Sequential(
+        nn.Conv2d(2, 2, 1), nn.Flatten(), nn.BatchNorm1d(128), nn.LayerNorm(128), nn.Linear(128, 3)
+    )
+    report = convert(quantize(lived_in(model).eval(), QuantSpec(), calibration=images(8))).report
+    assert [row.operator for row in report.analog][1:2] == ["BatchNorm1d"]
+
+
 # --------------------------------------------------------------------------------------- refusals
 
 

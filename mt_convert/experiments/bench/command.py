@@ -1,8 +1,8 @@
 """``mt-convert bench``: networks timed beside everything else that runs them on this machine.
 
-Leaves ``results.json``, ``README.md``, ``benchmark.png`` and ``report.html``, all written at the
-end: what an earlier benchmark left stays until then. ``networks/`` keeps quantized networks, and
-what the children that measure memory had to say.
+Leaves ``results.json``, ``README.md``, ``benchmark`` as PNG, PDF and SVG, and ``report.html``, all
+written at the end: what an earlier benchmark left stays until then. ``networks/`` keeps quantized
+networks, and what the children that measure memory had to say.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from ...errors import Fault, SpecError, many
 from ...report.html.parts import PAGE
+from ...report.pictures import draw_forms
 from ...report.records import csv_text
 from ...system.devices import device as accelerator_or_cpu
 from ...system.folder_lock import folder_lock
@@ -172,9 +174,9 @@ def run(options: BenchOptions, out: Path) -> Benchmark:
 
 
 def publish(head: str, benchmark: Benchmark, folder: Path) -> None:
-    """The page and its picture."""
+    """The page and its picture, also in the forms for print."""
     if benchmark.rows:
-        picture.draw(benchmark, folder / "benchmark.png")
+        draw_forms(partial(picture.draw, benchmark), folder / "benchmark.png")
     with atomic(folder / "README.md") as temporary:
         temporary.write_text(pages.markdown(head, benchmark))
 

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ...errors import SpecError
-from ...report.pictures import write
+from ...report.pictures import is_printed, write
 from .pages import groups, kind_of, most_steps
 from .rows import Benchmark, BenchRow, ContenderKind
 
@@ -24,11 +24,12 @@ COLOURS = {
     ContenderKind.PEER: "#7a7a7a",
     None: "black",
 }
-_ACROSS = 3
+_ACROSS, _ACROSS_PRINTED = 3, 2  # panels in a row
 
 
 def draw(benchmark: Benchmark, path: str | Path) -> None:
-    """Bars of relative speed for each network and batch; below, time over T and over size.
+    """Bars of relative speed for each network and batch; below, time over T and over size. A PDF
+    or SVG is as wide as a printed page.
 
     Raises:
         SpecError: no rows.
@@ -37,18 +38,19 @@ def draw(benchmark: Benchmark, path: str | Path) -> None:
     each = groups(benchmark.rows)
     if not each:
         raise SpecError("there is nothing to draw: no contender was timed")
-    down = -(-len(each) // _ACROSS)
+    across, inches = (_ACROSS_PRINTED, 4.2) if is_printed(path) else (_ACROSS, 5.2)
+    down = -(-len(each) // across)
     sizes = [len(rows) for rows in each.values()]
-    tall = [max(sizes[k * _ACROSS : (k + 1) * _ACROSS]) for k in range(down)]
+    tall = [max(sizes[k * across : (k + 1) * across]) for k in range(down)]
     heights = [*(0.9 + 0.2 * bars for bars in tall), 3.4]
-    figure = Figure(figsize=(5.2 * _ACROSS, sum(heights) + 0.4), layout="constrained")
+    figure = Figure(figsize=(inches * across, sum(heights) + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(down + 1, 2 * _ACROSS, height_ratios=heights)
+    grid = figure.add_gridspec(down + 1, 2 * across, height_ratios=heights)
     for k, ((network, batch), rows) in enumerate(each.items()):
-        place = grid[k // _ACROSS, 2 * (k % _ACROSS) : 2 * (k % _ACROSS) + 2]
+        place = grid[k // across, 2 * (k % across) : 2 * (k % across) + 2]
         _bars(figure.add_subplot(place), f"{network}, batch {batch}", rows)
-    _over_time(figure.add_subplot(grid[down, :_ACROSS]), most_steps(benchmark.rows))
-    _over_size(figure.add_subplot(grid[down, _ACROSS:]), benchmark)
+    _over_time(figure.add_subplot(grid[down, :across]), most_steps(benchmark.rows))
+    _over_size(figure.add_subplot(grid[down, across:]), benchmark)
     handles = [_patch(kind) for kind in ContenderKind]
     figure.legend(
         handles,

@@ -19,10 +19,20 @@ def _share(holds: Callable[[CoverageRow], bool]) -> Callable[[Family], tuple[flo
     return cell
 
 
+def _in_digits(rows: Family) -> tuple[float, str]:
+    """Share that is exact in windows of digits with one threshold, of what was tried with them;
+    pale where nothing was."""
+    tried = [row for row in rows if row.radix_exact is not None or not row.converted]
+    if not tried:
+        return 0.01, "–"
+    count = sum(row.radix_exact is True for row in tried)
+    return count / len(tried), f"{count}/{len(tried)}"
+
+
 def _settles(rows: Family) -> tuple[float, str]:
     """Share that settles; the latest T."""
     steps = [row.settling_t for row in rows if row.settling_t is not None]
-    return len(steps) / len(rows), f"T ≤ {max(steps)}" if steps else "–"
+    return len(steps) / len(rows), f"≤ {max(steps)}" if steps else "–"
 
 
 def _fed_share(rows: Family) -> tuple[float, str]:
@@ -37,6 +47,7 @@ def _fed_share(rows: Family) -> tuple[float, str]:
 COLUMNS: dict[str, Callable[[Family], tuple[float, str]]] = {
     "converted": _share(lambda row: row.converted),
     "exact\nat T = 1": _share(lambda row: row.proven),
-    "settles": _settles,
+    "exact in\ndigits": _in_digits,
+    "settles\nat T": _settles,
     "spike-fed\nMACs": _fed_share,
 }

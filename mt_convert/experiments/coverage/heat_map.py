@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib import colormaps
@@ -11,17 +12,36 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ...report.pictures import PAGE, PRINTED, is_printed, shrink_, write
 from .families import COLUMNS, Family
 from .rows import Table
 
-PANELS = 4
-LABEL_INCHES, CELLS_INCHES, GAP_INCHES = 1.75, 2.05, 0.1
-ROW_INCHES, HEAD_INCHES = 0.235, 1.05
 NONE = "#f4a261"
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Sizes in inches: of names, of all cells beside them, of a row, of what stands above; headings
+    turned by degrees."""
+
+    panels: int
+    label: float
+    cells: float
+    row: float
+    head: float
+    gap: float = 0.1
+    turned: float = 0
+
+
+SCREEN = Layout(panels=4, label=1.75, cells=2.6, row=0.235, head=1.05)
+PRINT = Layout(panels=3, label=1.02, cells=PAGE / 3 - 1.12, row=0.17, head=0.95, turned=75)
+
+
 def draw(table: Table, path: Path) -> None:
-    """Draw the families of a table into a PNG file.
+    """Draw the families of a table; a PDF or SVG is as wide as a printed page.
+
+    Raises:
+        OutputError: the file cannot be written.
 
     Example:
         >>> import tempfile
@@ -32,27 +52,30 @@ def draw(table: Table, path: Path) -> None:
         b'PNG'
     """
     families = list(table.families.items())
-    panels = max(1, min(PANELS, -(-len(families) // 8)))
+    size = PRINT if is_printed(path) else SCREEN
+    panels = max(1, min(size.panels, -(-len(families) // 8)))
     length = max(1, -(-len(families) // panels))
-    across = LABEL_INCHES + CELLS_INCHES + GAP_INCHES
-    width, height = panels * across, HEAD_INCHES + ROW_INCHES * length + GAP_INCHES
+    across = size.label + size.cells + size.gap
+    width, height = panels * across, size.head + size.row * length + size.gap
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     title = f"{len(families)} families, {len(table.rows)} architectures of timm"
     figure.suptitle(title, fontsize=12, y=1 - 0.12 / height)
     for panel in range(panels):
-        left = panel * across + LABEL_INCHES
+        left = panel * across + size.label
         box = (
             left / width,
-            GAP_INCHES / height,
-            CELLS_INCHES / width,
-            ROW_INCHES * length / height,
+            size.gap / height,
+            size.cells / width,
+            size.row * length / height,
         )
-        _panel(figure.add_axes(box), families[panel * length : (panel + 1) * length], length)
-    figure.savefig(path, format="png", dpi=110)
+        _panel(figure.add_axes(box), families[panel * length : (panel + 1) * length], length, size)
+    if size is PRINT:
+        shrink_(figure, PRINTED**2)
+    write(figure, path)
 
 
-def _panel(axes: Axes, families: Sequence[tuple[str, Family]], length: int) -> None:
+def _panel(axes: Axes, families: Sequence[tuple[str, Family]], length: int, size: Layout) -> None:
     """One block of families: a coloured cell with its number for each column."""
     for y, (_, rows) in enumerate(families):
         for x, measure in enumerate(COLUMNS.values()):
@@ -60,8 +83,12 @@ def _panel(axes: Axes, families: Sequence[tuple[str, Family]], length: int) -> N
             _cell(axes, (x, y), share, text)
     axes.set_xlim(0, len(COLUMNS))
     axes.set_ylim(length, 0)
-    axes.set_xticks([x + 0.5 for x in range(len(COLUMNS))], list(COLUMNS), fontsize=7.5)
     axes.xaxis.tick_top()
+    heads = [name.replace("\n", " ") if size.turned else name for name in COLUMNS]
+    axes.set_xticks([x + 0.5 for x in range(len(COLUMNS))], heads, fontsize=7.5)
+    if size.turned:
+        for label in axes.get_xticklabels():
+            label.set(rotation=size.turned, ha="left", va="bottom", rotation_mode="anchor")
     axes.set_yticks([y + 0.5 for y in range(len(families))], [name for name, _ in families])
     axes.tick_params(length=0, labelsize=8)
     axes.tick_params(axis="x", labelsize=7.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +31,19 @@ def plain(table: Table, form: str) -> str:
 
 
 def write_pages(table: Table, folder: Path) -> None:
-    """``README.md``, ``architectures.md`` and the picture, in ``folder``.
+    """``README.md``, ``architectures.md`` and the picture as PNG, PDF and SVG, in ``folder``.
 
     Raises:
         OutputError: the folder cannot be written.
     """
-    from .heat_map import draw  # matplotlib, which a terminal does not need
+    from ...report.pictures import draw_forms  # matplotlib, which a terminal does not need
+    from .heat_map import draw
 
     pages = {"README.md": page(table), "architectures.md": architectures_page(table)}
     for name, text in pages.items():
         with atomic(folder / name) as temporary:
             temporary.write_text(text)
-    with atomic(folder / PICTURE) as temporary:
-        draw(table, temporary)
+    draw_forms(partial(draw, table), folder / PICTURE)
 
 
 def summary(table: Table) -> list[str]:

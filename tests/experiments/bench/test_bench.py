@@ -41,6 +41,7 @@ from mt_convert.export.onnx_formats import qdq
 from mt_convert.quantization.brevitas_layers import for_inference
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
+from mt_convert.report.pictures import FORMS
 from mt_convert.report.rows import results_to_json
 from mt_convert.system.storage import write_json
 
@@ -519,7 +520,7 @@ def test_the_command_leaves_rows_page_and_picture_and_ctrl_c_leaves_them_be(
     ]
     assert found.machine["threads"] == 1
     assert [item.contender for item in found.absent] == ["fp16_eager"]
-    assert (out / "benchmark.png").is_file()
+    assert all((out / f"benchmark.{form}").is_file() for form in FORMS)
     assert "integer_torch" in (out / "README.md").read_text()
 
     assert "integer_torch" in (run / "report.html").read_text().split('id="speed"')[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Generator, Iterable
@@ -41,6 +42,7 @@ from mt_convert.experiments.coverage.trial import extent_of, trial
 from mt_convert.experiments.models.lived_in import TrialError, build, live_in_
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
+from mt_convert.report.pictures import PAGE
 from mt_convert.spiking.convert import convert
 from mt_convert.system.bounded import Limits, Note, Outcome, Task, run_bounded
 
@@ -524,6 +526,11 @@ def test_pages_and_picture_come_from_the_stored_table_alone(tmp_path: Path) -> N
     assert width > 300
     assert height > 150
     assert (0xF4, 0xA2, 0x61) in colours  # the family of which nothing converts
+    assert (folder / "families.pdf").read_bytes()[:4] == b"%PDF"
+    width_of = re.compile(r'width="([0-9.]+)pt"')
+    found = width_of.search((folder / "families.svg").read_text())
+    assert found is not None
+    assert float(found[1]) <= 72 * PAGE
     write_pages(table(GOOD), folder)
     with Image.open(folder / "families.png") as picture:
         colours = {colour for _, colour in picture.convert("RGB").getcolors(2**16) or ()}
