@@ -106,8 +106,13 @@ def _matrix_product(multiply: Any, first: Any, second: Any) -> Terms:
     return Terms(tuple(parts))
 
 
+_VIEWS = (aten.view.default, aten._unsafe_view.default)
+
+
 def _move(move: Any, value: Any, *rest: Any, **named: Any) -> Any:
-    """The same numbers elsewhere; one value, or the pieces of a split."""
+    """The same numbers elsewhere; one value, or the pieces of a split. A view is a reshape: whole
+    numbers may lie in another order in memory than the floats that were traced."""
+    move = aten.reshape.default if move in _VIEWS else move
 
     def pieces(tensor: Tensor, small: bool = False) -> tuple[Tensor, ...]:
         args, kwargs = for_one_image([rest, named]) if small else (rest, named)

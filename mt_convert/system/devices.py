@@ -1,8 +1,12 @@
-"""Where networks run, and where one is."""
+"""Where networks run, where one is, and how torch compiles one."""
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Callable
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,3 +44,28 @@ def compile_options() -> dict[str, Any]:
     """
     on_cpu = not torch.accelerator.is_available()
     return {"backend": "inductor", "options": {"layout_optimization": False} if on_cpu else None}
+
+
+def compiled(call: Callable[..., Any], **options: Any) -> Any:
+    """What torch.compile makes of a module or function, of code for this CPU alone.
+
+    Example:
+        >>> compiled(torch.neg, backend="eager")(torch.ones(2))
+        tensor([-1., -1.])
+    """
+    keep_code_apart()
+    return torch.compile(call, **options)
+
+
+def keep_code_apart() -> None:
+    """Let torch keep what it compiles in a folder of its own for each instruction set.
+
+    Its cache does not ask for the instruction set: code written for AVX-512 is taken up by a
+    process that compiles it for AVX2 (another machine with the same folder, or
+    ATEN_CPU_CAPABILITY), and leaves half of each vector unwritten (torch 2.15). A folder that the
+    user names stays.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        kind = torch.backends.cpu.get_cpu_capability().lower()
+        name = f"torchinductor_{os.getuid() if hasattr(os, 'getuid') else 'user'}_{kind}"
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir(), name))

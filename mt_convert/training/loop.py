@@ -16,7 +16,7 @@ from torch import nn
 from ..data import Splits, borrow_random, own_splits
 from ..errors import DataError, Fault, SpecError
 from ..quantization.activations.quant_act import watching_levels
-from ..system.devices import compile_options, device_of
+from ..system.devices import compile_options, device_of, keep_code_apart
 from ..system.keys import key
 from ..system.storage import load_tensors, reading
 from .algorithm import Algorithm, Backpropagation
@@ -154,7 +154,10 @@ def _accelerator(spec: TrainSpec) -> Iterator[Accelerator]:
 
 def _compiler(spec: TrainSpec) -> TorchDynamoPlugin:
     """How the step is compiled, if it is."""
-    return TorchDynamoPlugin(**compile_options()) if spec.compile else TorchDynamoPlugin("no")
+    if not spec.compile:
+        return TorchDynamoPlugin("no")
+    keep_code_apart()
+    return TorchDynamoPlugin(**compile_options())
 
 
 @contextmanager

@@ -139,7 +139,7 @@ SPIKING = (
 )
 SPIKING_TWINS = ("cifar100_resnet18_plif", "cifar100_vgg16_plif")  # of CIFAR-10's
 QUICK = (  # run by `make test`: convolutions, networks from scratch
-    *("digits", "digits_plif", "digits_fatnn", "digits_ottt"),
+    *("digits", "digits_fatnn", "digits_ottt"),
 )
 
 
@@ -457,7 +457,8 @@ def small_disk(kilobytes: int) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kilobytes", "alone"), [(0, False), (20, False), (160, False), (20, True)]
+    ("kilobytes", "alone"),
+    [(0, False), pytest.param(20, False, marks=pytest.mark.long), (160, False), (20, True)],
 )
 def test_a_full_disk_is_one_message_and_leaves_what_was_there(
     command: Command, process: Command, earlier: Path, kilobytes: int, alone: bool

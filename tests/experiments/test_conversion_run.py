@@ -337,6 +337,21 @@ def test_the_control_arm_is_the_float_network_trained_by_the_same_schedule(
     run(recipe("control=true", "evaluate.time_steps=[1,3]"), run_copy, resume=False)
     due = ["evaluate", "control_accuracy", "inspect", "report"]
     assert entered(run_copy, lines) == due, "other rows are no reason to train again"
+
+
+@pytest.mark.long
+def test_other_quantizers_keep_the_control_arm_and_a_chain_goes_on_from_it(
+    run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[dict[str, torch.Tensor]] = []
+    fit = conversion_run.fit
+
+    def look(model: Any, *args: Any, **more: Any) -> Any:
+        trained.append({name: value.clone() for name, value in model.state_dict().items()})
+        return fit(model, *args, **more)
+
+    monkeypatch.setattr(conversion_run, "fit", look)
+    run(recipe("control=true"), run_copy, resume=False)
     lines = len(events(run_copy))
     run(recipe("control=true", "quantize.weight_bits=3"), run_copy, resume=False)
     assert "train" in entered(run_copy, lines)
@@ -346,7 +361,7 @@ def test_the_control_arm_is_the_float_network_trained_by_the_same_schedule(
     chain = ["quantize.weight_bits=2", f"model.from_run={run_copy}", "control=true"]
     out = run(recipe(*chain), tmp_path / "few", resume=False)
     end = load_tensors(run_copy / "control" / "model.safetensors")
-    assert all(torch.equal(trained[-1][0][name], end[name]) for name in end), "it goes on"
+    assert all(torch.equal(trained[-1][name], end[name]) for name in end), "it goes on"
     teacher = load_tensors(out / "ann" / "model.safetensors")
     assert any(not torch.equal(teacher[name], end[name]) for name in end)
 

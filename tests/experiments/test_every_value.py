@@ -201,14 +201,14 @@ def meet(folder: Path, kind: type, chosen: Sequence[str]) -> None:
 
 
 @pytest.mark.slow
-@settings(QUIET, max_examples=12)
+@settings(QUIET, max_examples=8)
 @given(PAIRS)
 def test_values_of_a_conversion_meet_or_are_refused(folder: Path, chosen: tuple[str, ...]) -> None:
     meet(folder, Recipe, chosen)
 
 
 @pytest.mark.slow
-@settings(QUIET, max_examples=8)
+@settings(QUIET, max_examples=5)
 @given(FROM_SCRATCH)
 def test_values_of_a_training_meet_or_are_refused(folder: Path, chosen: tuple[str, ...]) -> None:
     meet(folder, SpikingRecipe, chosen)

@@ -140,8 +140,13 @@ BUILDS: dict[str, Callable[[], fx.GraphModule]] = {
 }
 
 
+OFTEN = (*networks.NETWORKS, "operators mixer", "operators squeeze_excite")  # by `make test`
+
+
 @pytest.mark.sampled
-@pytest.mark.parametrize("name", BUILDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in OFTEN else pytest.mark.long) for n in BUILDS]
+)
 def test_rows_are_the_answers_to_the_separate_questions(name: str) -> None:
     graph = BUILDS[name]()
     signals: dict[fx.Node, Signal] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mt_convert.integer_engine.backends import BACKENDS
 from mt_convert.integer_engine.model import integer
 from mt_convert.integer_engine.program import Operate
 from mt_convert.integer_engine.tracing import trace
@@ -33,3 +34,30 @@ def test_a_constant_of_each_batch_is_moved_without_data() -> None:
     assert any(item.kwargs.get("device") == torch.device("cpu") for item in moved)
     ran = integer(snn, backend="torch").run(images)
     torch.testing.assert_close(ran.logits[0], simulate(snn, images, time_steps=1).logits[0])
+
+
+class Turned(nn.Module):
+    """A sum of a value and of another turned over, and then a view of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 4, 1), nn.Conv2d(2, 4, 1)
+        self.last = nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        summed = self.first(x) + self.second(x).transpose(2, 3)
+        return self.last(torch.relu(summed.view(x.shape[0], 4, 64)).mean(1))
+
+
+def test_a_view_of_a_sum_whose_parts_lie_otherwise_in_memory_is_a_reshape() -> None:
+    images = torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    snn = convert(quantize(Turned().eval(), QuantSpec(4, 4), calibration=images))
+    wanted = integer(snn, backend="reference").run(images, totals=True)
+    assert wanted.totals
+    torch.testing.assert_close(wanted.logits[0], simulate(snn, images, time_steps=1).logits[0])
+    for backend in ("torch", "native"):
+        if BACKENDS[backend].missing() is not None:
+            continue
+        ran = integer(snn, backend=backend).run(images, totals=True)
+        assert torch.equal(ran.logits, wanted.logits)

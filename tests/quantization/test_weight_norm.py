@@ -89,7 +89,7 @@ def test_the_converted_network_is_exact_and_comes_back_from_a_file(tmp_path: Pat
     torch.testing.assert_close(integer(snn, backend="torch")(x), run.logits[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_learns_as_one_graph_and_a_copy_learns_the_same() -> None:
     qann = quantized_net(SPEC).train()
     twin = copy.deepcopy(qann)

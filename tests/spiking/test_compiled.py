@@ -36,7 +36,7 @@ CASES = dict.fromkeys(
     [
         pytest.param(
             *(name, way, unrolled),
-            marks=pytest.mark.slow if name in ("residual", "pools") else pytest.mark.long,
+            marks=pytest.mark.slow if name == "residual" else pytest.mark.long,
         )
         for name, way in CASES
         for unrolled in (False, True)

@@ -122,7 +122,10 @@ VISION: dict[str, tuple[Callable[[], nn.Module], int, int, set[str]]] = {
     "googlenet": (googlenet, 32, 50, {"max_pool2d"}),
 }
 MARKS = {
-    **dict.fromkeys(("googlenet", "mobilenet_v3_small", "mnasnet", "convnext"), pytest.mark.long),
+    **dict.fromkeys(
+        ("densenet", "shufflenet", "googlenet", "mobilenet_v3_small", "mnasnet", "convnext"),
+        pytest.mark.long,
+    ),
     **dict.fromkeys(("swin_v2", "resnet18", "squeezenet1_1"), pytest.mark.slow),
 }
 

@@ -14,6 +14,7 @@ from ...errors import Fault, SpecError
 from ...neurons.dynamics import NeuronState, mt_step
 from ...neurons.layer import MTNeuron
 from ...neurons.spec import PLIF, NeuronSpec
+from ...system.devices import compiled
 
 FORMS = 10_000  # neurons, numbers of steps and kinds of numbers that one process may have
 
@@ -72,7 +73,7 @@ def step_through_compiled(
 @cache
 def _kernel() -> Any:
     """The loop below, compiled; torch keeps what it made for each neuron and number of steps."""
-    return torch.compile(_loop, fullgraph=True)
+    return compiled(_loop, fullgraph=True)
 
 
 def _loop(

@@ -276,7 +276,10 @@ def test_it_starts_from_new_weights_or_from_those_of_the_float_network(tmp_path:
     [
         ("spiking.neuron=lif", "spiking.algorithm=ottt_a"),
         pytest.param(("spiking.neuron=if", "spiking.algorithm=dsr"), marks=pytest.mark.long),
-        ("spiking.neuron=lif", "spiking.algorithm=dsr", "spiking.read_out_tau=2.0"),
+        pytest.param(
+            ("spiking.neuron=lif", "spiking.algorithm=dsr", "spiking.read_out_tau=2.0"),
+            marks=pytest.mark.long,
+        ),
         ("spiking.mode=cascade", "spiking.signed=true", "spiking.algorithm=bptt_every_step"),
         pytest.param(
             ("spiking.reset=hard", "spiking.read_out_tau=2.0", "spiking.learn_read_out=true"),
@@ -285,7 +288,10 @@ def test_it_starts_from_new_weights_or_from_those_of_the_float_network(tmp_path:
         pytest.param(
             ("spiking.mode=cascade", "spiking.n=2", "spiking.compile=true"), marks=pytest.mark.long
         ),
-        ("spiking.tensor_train={form: htt, rank: 2}", "spiking.detach_reset=false"),
+        pytest.param(
+            ("spiking.tensor_train={form: htt, rank: 2}", "spiking.detach_reset=false"),
+            marks=pytest.mark.long,
+        ),
     ],
     ids=lambda words: " ".join(words),
 )

@@ -173,7 +173,7 @@ def test_a_folder_that_cannot_be_is_named(tmp_path: Path, monkeypatch: pytest.Mo
             load("portable")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_planted_or_cut_library_is_built_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
