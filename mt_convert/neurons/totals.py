@@ -56,7 +56,9 @@ def totals_step(
     _check_running(spec)
     low, high = spec.limits if limits is None else limits
     if isinstance(spec.ladder, Learned):
-        reached = torch.bucketize(y, _thresholds(spec.ladder, y), right=True).to(y.dtype)
+        reached = torch.bucketize(y.contiguous(), _thresholds(spec.ladder, y), right=True).to(
+            y.dtype
+        )
         reached.clamp_(low, high)
         return reached if spec.signed else torch.maximum(total, reached)
     if isinstance(spec.ladder, Digit):
@@ -203,7 +205,12 @@ def _level(y: Tensor, ladder: Digit) -> Tensor:
     """The level of an input, not yet clamped: rounded, or of learned thresholds how many it has."""
     if not ladder.gaps:
         return y.round()
-    return torch.bucketize(y, _thresholds(ladder, y), right=True).to(y.dtype)
+    return _count_reached(y, ladder)
+
+
+def _count_reached(y: Tensor, ladder: Ladder) -> Tensor:
+    """How many thresholds lie at or below each number; torch warns where these lie scattered."""
+    return torch.bucketize(y.contiguous(), _thresholds(ladder, y), right=True).to(y.dtype)
 
 
 def _learned_position(thresholds: Tensor, k: Tensor) -> Tensor:

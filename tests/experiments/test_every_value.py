@@ -3,11 +3,13 @@ cannot meet is refused by `load`, with the reason, and by nothing that comes lat
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import every_value
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -119,6 +121,16 @@ def test_every_value_of_every_key_runs_or_is_refused_with_the_reason(
             load(folder / f"{kind.__name__}.yaml", [*overrides, override])
         return
     run_here(folder, kind, [*overrides, override])
+
+
+def test_the_stored_list_names_every_value() -> None:
+    """`python tests/helpers/every_value.py` makes it again; seconds may be others."""
+    stored = every_value.PAGE.read_text()
+    names = [str(item.id) for item in values()]
+    lines = every_value.page(dict.fromkeys(names, 1.0), REFUSED).splitlines()
+    seconds = re.compile(r"(?<=\s)[0-9.]+(?= [|·])")
+    found = [seconds.sub("", line) for line in stored.splitlines()]
+    assert found == [seconds.sub("", line) for line in lines]
 
 
 def test_calibrations_are_tried_in_each_of_their_kinds_and_words() -> None:

@@ -277,3 +277,18 @@ def test_packets_are_what_is_not_zero(dtype: torch.dtype) -> None:
     emitted = torch.randint(-3, 4, (7, 5, 3), generator=torch.Generator().manual_seed(0)).to(dtype)
     assert count_packets(emitted) == torch.count_nonzero(emitted)
     assert count_packets(emitted.movedim(0, 2)) == torch.count_nonzero(emitted)
+
+
+def test_numbers_that_lie_otherwise_in_memory_warn_nobody(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """torch warns of a search through such numbers, once in a process unless told to always."""
+    y = torch.rand(4, 5, generator=torch.Generator().manual_seed(0)).mul_(4).T
+    spec = NeuronSpec(Learned((1.0, 0.5, 2.0)), signed=True, initial=0.0, bounds=(0, 3))
+    torch.set_warn_always(True)
+    try:
+        found = totals_step(y, torch.zeros(5, 4), spec)
+    finally:
+        torch.set_warn_always(False)
+    assert torch.equal(found, totals_step(y.contiguous(), torch.zeros(5, 4), spec))
+    assert not list(recwarn)

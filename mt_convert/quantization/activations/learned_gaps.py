@@ -97,7 +97,7 @@ class _Staircase(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, gaps: Tensor, thresholds: Tensor | None) -> Tensor:
         ctx.save_for_backward(y, gaps)
         if thresholds is not None:
-            return torch.bucketize(y, thresholds, right=True).to(y.dtype)
+            return torch.bucketize(y.contiguous(), thresholds, right=True).to(y.dtype)
         segment, part, _ = _place(y, gaps)
         return (segment + part.clamp(0, 1)).reshape(y.shape)
 
