@@ -37,7 +37,9 @@ LEFT_OUT = "larger networks and images; "
 
 @dataclass(frozen=True)
 class System:
-    """One system: its recipe, its claim, and its arms; the first is with it, the second without."""
+    """One system: its recipe, its claim, and its arms; the first is with it, the second without.
+    ``saves``: memory, weights or an analog input is what it claims to save, at no cost in accuracy.
+    """
 
     name: str
     recipe: str
@@ -45,6 +47,7 @@ class System:
     left_out: str
     T: int
     arms: Mapping[str, tuple[str, ...]] = field(hash=False)
+    saves: bool = False
 
 
 BY_FINETUNE = ("finetune.presentation=every_step", "finetune.signed=false")
@@ -126,6 +129,7 @@ SYSTEMS = (
             "direct, at once": ("spiking.coding=direct", "spiking.delayed=false"),
             "Poisson, at once": ("spiking.delayed=false",),
         },
+        saves=True,
     ),
     System(
         "DSR",
@@ -138,6 +142,7 @@ SYSTEMS = (
             "BPTT, fires at 0.3": ("spiking.algorithm=bptt",),
             "DSR, fires at the threshold": ("spiking.fires_at=1",),
         },
+        saves=True,
     ),
     System(
         "OTTT",
@@ -152,6 +157,7 @@ SYSTEMS = (
             "plain weights": ("spiking.standardize_weights=false",),
             "no MSE share": ("train.mse_weight=0",),
         },
+        saves=True,
     ),
     System(
         "Tandem",
@@ -179,6 +185,7 @@ SYSTEMS = (
             "STT": ("spiking.tensor_train.form=stt",),
             "HTT": ("spiking.tensor_train.form=htt",),
         },
+        saves=True,
     ),
     System(
         "Sub-bit weights",
@@ -191,6 +198,7 @@ SYSTEMS = (
             "2 bits": ("quantize.weights=uniform", "quantize.weight_bits=2"),
             "1 bit (all 512 kernels)": ("quantize.codeword_bits=9",),
         },
+        saves=True,
     ),
     System(
         "FATNN",
@@ -214,6 +222,7 @@ SYSTEMS = (
             "leaky, learned": (),
             "mean of the steps": (*("spiking.read_out_tau=null", "spiking.learn_read_out=false"),),
         },
+        saves=True,
     ),
 )
 
@@ -354,7 +363,7 @@ def page(head: str, items: Sequence[Cell]) -> str:
             f"| {system.name}: `{system.recipe}`, T = {system.T} | {system.claim} | "
             f"{first}: {spread([at[system.name, first, s].accuracy for s in both])} | "
             f"{second}: {spread([at[system.name, second, s].accuracy for s in both])} | "
-            f"{spread(gains, sign=True)} | {verdict(gains)} | {LEFT_OUT}{system.left_out} |"
+            f"{spread(gains, sign=True)} | {verdict(gains, system.saves)} | {LEFT_OUT}{system.left_out} |"
         )
     lines += ["", "## Every arm", "", *arms(at)]
     missing = Counter(s.name for s, arm, seed in cells() if (s.name, arm, seed) not in at)
@@ -407,18 +416,28 @@ def average(values: Sequence[float | None]) -> str:
     return f"{mean(known):.2f}" if known else "–"
 
 
-def verdict(gains: Sequence[float]) -> str:
-    """What the seeds say."""
+def verdict(gains: Sequence[float], saves: bool = False) -> str:
+    """What the seeds say; of a system that ``saves`` something, what that costs.
+
+    Example:
+        >>> verdict([1.0, 0.5, 0.0]), verdict([0.2])
+        ('higher in 2 of 3 seeds, lower in 0: not in every one', 'higher in all of 1 seed')
+        >>> verdict([-1.0, -0.5], saves=True)
+        'costs 0.75 points, 1.00 at most, 2 seeds'
+    """
     if not gains:
         return "not run yet"
     count = f"{len(gains)} seed" + "s" * (len(gains) > 1)
-    if all(gain > 0 for gain in gains):
+    if saves:
+        cost = f"costs {-mean(gains):.2f} points, {-min(gains):.2f} at most"
+        return f"{cost if mean(gains) < 0 else 'costs nothing'}, {count}"
+    higher, lower = (sum(sign * gain > 0 for gain in gains) for sign in (1, -1))
+    if higher == len(gains):
         return f"higher in all of {count}"
-    if all(gain < 0 for gain in gains):
+    if lower == len(gains):
         return f"lower in all of {count}: does not show"
-    if all(gain == 0 for gain in gains):
-        return f"equal in all of {count}: does not show"
-    return f"higher in {sum(gain > 0 for gain in gains)} of {count}: does not show"
+    shown = "not in every one" if higher > lower else "does not show"
+    return f"higher in {higher} of {count}, lower in {lower}: {shown}"
 
 
 if __name__ == "__main__":
