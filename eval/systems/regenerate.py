@@ -363,7 +363,8 @@ def page(head: str, items: Sequence[Cell]) -> str:
             f"| {system.name}: `{system.recipe}`, T = {system.T} | {system.claim} | "
             f"{first}: {spread([at[system.name, first, s].accuracy for s in both])} | "
             f"{second}: {spread([at[system.name, second, s].accuracy for s in both])} | "
-            f"{spread(gains, sign=True)} | {verdict(gains, system.saves)} | {LEFT_OUT}{system.left_out} |"
+            f"{spread(gains, sign=True)} | {verdict(gains, system.saves)} | "
+            f"{LEFT_OUT}{system.left_out} |"
         )
     lines += ["", "## Every arm", "", *arms(at)]
     missing = Counter(s.name for s, arm, seed in cells() if (s.name, arm, seed) not in at)
