@@ -50,6 +50,31 @@ def test_the_stored_table_has_every_family_of_timm(stored: Table) -> None:
     assert len(of_timm) == stored.known["families"]
     assert set(stored.families) >= of_timm
     assert all(row.spiking_layers > 0 for row in stored.rows if row.converted)
+
+
+def test_in_the_stored_table_all_that_converts_is_exact_in_four_digits_or_told_why(
+    stored: Table,
+) -> None:
+    for row in stored.rows:
+        if row.converted:
+            assert (row.exact_t1, row.radix_exact, row.radix_steps) == (True, True, 4), row
+            assert row.extent is not None
+        else:
+            assert row.error
+
+
+def test_in_the_stored_table_no_function_of_one_number_is_analog(stored: Table) -> None:
+    """What is left mixes numbers: norms and their parts, softmax, maxima, padding for maxima,
+    divisions by sums, products of parameters, what reads the image."""
+    mixing = {
+        *("layer_norm", "group_norm", "rms_norm", "linalg_vector_norm", "clamp_min", "pow"),
+        *("rsqrt", "softmax", "div", "max_pool2d", "amax", "pad", "bmm", "conv_transpose2d"),
+        *("Conv2d", "Linear", "BatchNorm2d"),
+    }
+    found = {kind for row in stored.rows if row.converted for kind in row.analog}
+    assert found <= mixing
+    batch_norms = [row.architecture for row in stored.rows if "BatchNorm2d" in row.analog]
+    assert batch_norms == ["pnasnet5large"]
     assert all(row.error for row in stored.rows if not row.converted)
 
 
