@@ -6,6 +6,7 @@ the account of its energy beside the float network of the same architecture.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import islice
 from typing import Any
@@ -154,7 +155,9 @@ def _tau(layer: MTNeuron) -> float | None:
     charge = layer.spec.charge
     if isinstance(charge, IF):
         return None
-    return 1 / float(layer.w.detach().sigmoid()) if isinstance(charge, PLIF) else charge.tau
+    if not isinstance(charge, PLIF):
+        return charge.tau
+    return 1 + math.exp(-max(float(layer.w.detach()), -700.0))  # 1 / sigmoid(w), which can be 0
 
 
 def _example(network: ScratchNetwork, image: Tensor, label: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from mt_convert.data import DataSpec, images, open_data
 from mt_convert.evaluation import scratch_inspection
 from mt_convert.evaluation.scratch_inspection import inspect_scratch
 from mt_convert.neurons.ladder import Uniform
+from mt_convert.neurons.layer import MTNeuron
 from mt_convert.neurons.spec import PLIF, NeuronSpec
 from mt_convert.neurons.surrogate import ATan
 from mt_convert.training.from_scratch.network import ScratchNetwork, build_from_scratch
@@ -93,3 +95,11 @@ def test_what_cannot_be_counted_is_named(case: Any, monkeypatch: pytest.MonkeyPa
     stored = inspect_scratch(network, test)
     assert stored["not_counted"] == "its layers cannot be followed"
     assert "account" not in stored
+
+
+def test_a_leak_that_training_drove_to_nothing_has_a_time_constant() -> None:
+    """1 / sigmoid(w), which is 0 in float32 from w = -104 on."""
+    layer = MTNeuron(NeuronSpec(Uniform(1), charge=PLIF(2.0)), torch.tensor(1.0))
+    for w, tau in ((0.0, 2.0), (-200.0, 1 + math.exp(200)), (-1e9, 1 + math.exp(700))):
+        layer.w.data.fill_(w)
+        assert scratch_inspection._tau(layer) == tau

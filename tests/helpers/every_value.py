@@ -58,7 +58,7 @@ def page(seconds: Mapping[str, float], refused: Iterable[str]) -> str:
     for name, taken in seconds.items():
         kind, override = name.split(" ", 1)
         key, value = override.split("=", 1)
-        shown = "refused" if override in refused else f"{taken:.1f}"
+        shown = "refused" if name in refused else f"{taken:.1f}"
         kinds.setdefault(kind, {}).setdefault(key, []).append(f"{value} {shown}")
         total.setdefault(kind, []).append(taken)
     lines = ["| recipe | keys | values | seconds |", "| --- | ---: | ---: | ---: |"]

@@ -124,7 +124,8 @@ def test_a_family_is_traced_as_it_computes_converted_exactly_and_fully_reported(
 
 WITH_FUNCTIONS = {  # families, and what of them stays analog where functions are neurons
     **{"silu": "", "star_relu": "", "quick_gelu": "", "leaky_by_hand": "", "glu": "", "gate": ""},
-    **{"smooth": "", "shrinking": "", "squeeze_excite": "", "channel_attention": ""},
+    **{"smooth": "", "shrinking": "", "squeeze_excite": ""},
+    "channel_attention": "layer_norm softmax",
     **{"mixer": "layer_norm layer_norm", "routed": ""},
 }
 

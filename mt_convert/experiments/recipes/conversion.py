@@ -51,6 +51,7 @@ from .validation import (
     fill_seeds,
     head_disagreements,
     read,
+    step_faults,
     tree_of,
 )
 from .yaml_tree import Path, Tree, override, to_dotted
@@ -349,6 +350,8 @@ def _mismatches(recipe: Recipe, tree: Tree) -> list[Fault]:
         where = f"{tree.place(('model', 'from_run'))}  model.from_run"
         what, hint = "and quantize.checkpoint both name a start", "leave one of them out"
         faults.append(Fault(where, what, hint))
+    tuned = None if recipe.finetune is None else recipe.finetune.train
+    faults += step_faults(tree, {("ann",): recipe.ann, ("finetune", "train"): tuned})
     faults += _spacing_faults(recipe, tree)
     faults += _chain_faults(recipe, tree)
     if recipe.control and recipe.train is None:

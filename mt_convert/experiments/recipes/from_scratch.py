@@ -28,6 +28,7 @@ from .validation import (
     fill_seeds,
     head_disagreements,
     read,
+    step_faults,
     tree_of,
 )
 from .yaml_tree import Tree, override
@@ -167,11 +168,12 @@ def _mismatches(recipe: SpikingRecipe, tree: Tree) -> list[Fault]:
     images = recipe.images
     classes = images.classes if isinstance(images, DataSpec) else images.number_of_classes
     expected = {"classes": classes, "channels": images.channels}
+    faults = step_faults(tree, {("ann",): recipe.ann, ("train",): recipe.train})
     if isinstance(images, DataSpec) and images.class_map is not None:
         del expected["classes"]
-        faults = head_disagreements(tree, images, recipe.model.classes, ("data",))
+        faults += head_disagreements(tree, images, recipe.model.classes, ("data",))
         return [*faults, *disagreements(tree, recipe.model, expected, "data")]
-    return disagreements(tree, recipe.model, expected, _block(recipe))
+    return [*faults, *disagreements(tree, recipe.model, expected, _block(recipe))]
 
 
 SPIKING = RecipeType(SpikingRecipe, _fill_seeds, _mismatches)

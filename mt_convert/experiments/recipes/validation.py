@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ...data.class_map import head_faults
 from ...errors import DataError, Fault, RecipeError, many
 from ...system.storage import check_regular
+from ...training.spec import StepGroup, TrainSpec
 from . import bounds, yaml_tree
 from . import faults as recipe_faults
 from .catalogue import find_recipe
@@ -151,6 +152,17 @@ def head_disagreements(tree: Tree, data: Any, head: int, path: Path) -> list[Fau
     return [
         replace(item, where=f"{tree.place((*path, item.where))}  {to_dotted((*path, item.where))}")
         for item in faults
+    ]
+
+
+def step_faults(tree: Tree, trainings: Mapping[Path, TrainSpec | None]) -> list[Fault]:
+    """Trainings of networks without learned steps that say how such steps are learned."""
+    hint = "nothing is quantized here: steps are learned by train beside quantize; leave it out"
+    return [
+        Fault(f"{tree.place(place)}  {to_dotted(place)}", "is set without learned steps", hint)
+        for path, spec in trainings.items()
+        for place in [(*path, "steps")]
+        if spec is not None and spec.steps != StepGroup()
     ]
 
 

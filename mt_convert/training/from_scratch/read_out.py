@@ -53,8 +53,11 @@ class ReadOut(nn.Module):
 
     @property
     def tau(self) -> float | None:
-        """The time constant as it is now; None for the mean."""
-        return 1 / (1 - float(1 - self.w.detach().sigmoid())) if self.learns else self._tau
+        """The time constant as it is now, infinite where nothing leaks; None for the mean."""
+        if not self.learns:
+            return self._tau
+        leak = 1 - float(1 - self.w.detach().sigmoid())
+        return 1 / leak if leak else math.inf
 
     def forward(self, each: Tensor, before: SoFar | None = None) -> tuple[Tensor, SoFar]:
         """The read-out behind each step, and what the next steps continue from.
