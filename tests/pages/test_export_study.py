@@ -38,6 +38,22 @@ def test_convolutions_leave_with_functions_too_and_attention_is_refused_by_name(
     assert all("attn: no integer form" in str(reason) for reason in refused)
 
 
+def test_resnet20_and_several_steps_leave_exactly(regenerate: ModuleType) -> None:
+    stored = read_json(FOLDER / "results.json")
+    rows = {(row["network"], row["target"]): regenerate.Row(**row) for row in stored["rows"]}
+    for target in TARGETS:
+        row = rows["cifar10_resnet20_w4a4", target]
+        assert row.exact if target != "nir" else "fire" in str(row.refused)
+    steps = {
+        name: [f"{target}, T = 4" for target in ("onnx", "torch")] for name in regenerate.SMALL
+    }
+    for name, targets in {"cifar10_resnet20_w4a4": steps["silu_cnn"], **steps}.items():
+        for target in targets:
+            row = rows[f"{name}_n3", target]
+            whole = (name, target) != ("vit_small", "onnx, T = 4")
+            assert row.exact if whole else "attn: no integer form" in str(row.refused)
+
+
 def test_the_page_is_made_from_the_stored_rows(regenerate: ModuleType) -> None:
     rows = [regenerate.Row(**row) for row in read_json(FOLDER / "results.json")["rows"]]
     assert (FOLDER / "README.md").read_text() == regenerate.page(rows)
