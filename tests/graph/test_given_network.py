@@ -177,9 +177,11 @@ def test_stochastic_depth_and_whole_channels_are_warned_of() -> None:
 
 
 def test_what_torch_logs_is_silent_inside_and_heard_behind(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch_logger, other = logging.getLogger("torch.export.some"), logging.getLogger("other")
+    for name in ("torch", "torch.export"):  # older versions of torch pass nothing on
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
     with caplog.at_level("ERROR"):
         with without_torch_log():
             torch_logger.error("one")
