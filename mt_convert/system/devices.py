@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+INDUCTOR_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
+
 
 def device() -> torch.device:
     """Where evaluation runs: the accelerator if there is one."""
@@ -63,9 +65,12 @@ def keep_code_apart() -> None:
     Its cache does not ask for the instruction set: code written for AVX-512 is taken up by a
     process that compiles it for AVX2 (another machine with the same folder, or
     ATEN_CPU_CAPABILITY), and leaves half of each vector unwritten (torch 2.15). A folder that the
-    user names stays.
+    user names stays; that which torch names itself, once it has looked, is the same for all.
     """
-    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-        kind = torch.backends.cpu.get_cpu_capability().lower()
-        name = f"torchinductor_{os.getuid() if hasattr(os, 'getuid') else 'user'}_{kind}"
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir(), name))
+    kind = torch.backends.cpu.get_cpu_capability().lower().replace(" ", "_")
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    own = Path(tempfile.gettempdir(), f"torchinductor_{user}")
+    given = Path(os.environ.get(INDUCTOR_FOLDER, own))
+    torchs = given.parent == own.parent and given.name.startswith("torchinductor_")
+    if torchs and not given.name.endswith(f"_{kind}"):
+        os.environ[INDUCTOR_FOLDER] = f"{given}_{kind}"

@@ -242,7 +242,7 @@ FAMILIES: dict[str, Family] = {
             *(tl.BatchNormAct2d(8, act_layer=nn.SiLU), conv(8, 8), nn.ReLU()),
             *(nn.BatchNorm2d(8), conv(8, 8), nn.ReLU()),  # in front of a convolution
         ),
-        "BatchNorm2d silu",
+        "silu",
     ),
     "layer_norm": Family(lambda: tokens(nn.LayerNorm(8)), "layer_norm"),
     "layer_norm_2d": Family(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,19 @@ def test_compiled_code_is_kept_apart_by_instruction_set(monkeypatch: pytest.Monk
         assert compiled(torch.neg, backend="eager")(torch.ones(1)).item() == -1
         assert os.environ["TORCHINDUCTOR_CACHE_DIR"].endswith(f"_{kind.lower()}")
         monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+
+
+def test_the_folder_that_torch_has_named_itself_is_taken_apart_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It does so on its first look, as in an export."""
+    for user in ("me", "0"):
+        named = Path(tempfile.gettempdir(), f"torchinductor_{user}")
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(named))
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "NO AVX")
+        for _ in range(2):
+            compiled(torch.neg, backend="eager")
+            assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == f"{named}_no_avx"
 
 
 def test_a_folder_of_the_user_stays(monkeypatch: pytest.MonkeyPatch) -> None:
