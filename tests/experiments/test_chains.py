@@ -93,6 +93,7 @@ def test_other_rows_are_no_reason_to_calibrate_and_fine_tune_again(
     assert started == ["evaluate", "inspect", "report"]
 
 
+@pytest.mark.slow
 def test_the_command_fine_tunes_from_the_stored_calibration(chain: Path) -> None:
     stored = chain / "calibrate" / "network" / "config.json"
     before = stored.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ class Masked(nn.Module):
         return self.last(torch.relu(self.first(x)) + places[:, None]).mean((2, 3))
 
 
+@pytest.mark.slow
 def test_a_constant_of_each_batch_is_moved_without_data() -> None:
     images = torch.randn(4, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     snn = convert(quantize(Masked().eval(), QuantSpec(4, 4), calibration=images))
@@ -49,6 +51,7 @@ class Turned(nn.Module):
         return self.last(torch.relu(summed.view(x.shape[0], 4, 64)).mean(1))
 
 
+@pytest.mark.slow
 def test_a_view_of_a_sum_whose_parts_lie_otherwise_in_memory_is_a_reshape() -> None:
     images = torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(1)

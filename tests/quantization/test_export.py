@@ -33,6 +33,7 @@ def test_torch_export_keeps_the_numbers_for_any_batch(qann: QuantizedModel, stri
         assert torch.equal(loaded(images(count, seed=1)), qann(images(count, seed=1)))
 
 
+@pytest.mark.slow
 def test_tracing_looks_at_no_values_and_keeps_the_numbers(qann: QuantizedModel) -> None:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

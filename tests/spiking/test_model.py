@@ -37,6 +37,7 @@ def test_train_changes_neither_results_nor_statistics() -> None:
     assert all(torch.equal(value, before[name]) for name, value in snn.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_ladder_for_a_layer_that_is_not_there_is_refused_with_near_names() -> None:
     qann = quantized("clamps")
     with pytest.raises(MTConvertError, match=r"act7 +is no layer of neurons +did you mean act6\?"):

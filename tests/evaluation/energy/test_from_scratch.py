@@ -105,6 +105,7 @@ def test_each_spike_of_each_step_causes_an_addition_for_each_output_that_it_reac
     assert rows["first"].bits == (32, 32)
 
 
+@pytest.mark.slow
 def test_events_are_those_of_the_run_and_more_steps_never_count_less() -> None:
     network, images = scratch(), some_images()
     report = energy(network, images, time_steps=(1, T))
@@ -139,6 +140,7 @@ def test_a_leak_is_a_multiply_accumulate_per_neuron_and_step(charge: Any, leaks:
     assert ends.comparison_picojoules == pytest.approx(0.9 * 256 * T * 2 + 4.6 * ends.leaks)
 
 
+@pytest.mark.slow
 def test_frames_are_multiplied_in_every_step_and_poisson_spikes_are_added() -> None:
     images = some_images().clamp(max=1)
     frames = images[:, None].repeat(1, T, 1, 1, 1)

@@ -170,6 +170,7 @@ def test_branches_behind_tiny_gains_are_opened_and_norms_see_the_images() -> Non
     assert net[1].momentum == 0.1
 
 
+@pytest.mark.slow
 def test_the_same_seed_builds_the_same_network_and_leaves_the_caller_s_numbers_alone() -> None:
     state = torch.random.get_rng_state()
     first, second = (build("odd_fine", size=None, images=2, seed=3) for _ in range(2))
@@ -512,6 +513,7 @@ def test_the_page_says_what_functions_as_ladders_changed() -> None:
     assert "Functions as ladders" not in page(table(LOW))
 
 
+@pytest.mark.slow
 def test_pages_and_picture_come_from_the_stored_table_alone(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(
         json.dumps(table(GOOD, LOW, WRONG, RESTLESS, FAILED).to_json())

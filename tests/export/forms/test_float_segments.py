@@ -39,6 +39,7 @@ def attention(few: bool = False) -> SpikingModel:
     return mt.convert(qann, **({"ladder": mt.Uniform(3), "signed": True} if few else {}))
 
 
+@pytest.mark.slow
 def test_whole_numbers_of_attention_are_exact_in_onnxruntime_and_the_rest_is_measured(
     tmp_path: Path,
 ) -> None:

@@ -150,6 +150,7 @@ def test_a_changed_file_is_red_and_checking_again_knows_its_steps(tmp_path: Path
             targets.export(snn, "onnx", path, images=images, again=True)
 
 
+@pytest.mark.slow
 def test_a_changed_step_of_a_table_is_red(tmp_path: Path) -> None:
     snn, images, path = converted("line", "power_of_two_4"), some_images("line"), tmp_path / "a"
     mt.export.onnx(snn, path, images=images, time_steps=2)
@@ -179,6 +180,7 @@ def test_steps_that_are_none_are_refused(tmp_path: Path) -> None:
             mt.export.onnx(converted("line"), tmp_path / "out", time_steps=steps)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_window_is_one_pass_of_as_many_steps_as_are_asked_for(tmp_path: Path) -> None:
     images = some_images("line")
     for ladder in (mt.Radix(1), mt.Uniform(4)):

@@ -170,6 +170,7 @@ def test_killed_it_goes_on_to_the_same_network(
             finetune(snn, digits, other, spec, tmp_path / "cut", classes=10)
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_network_is_stored_and_loaded_whole(
     digits: Splits, qann: QuantizedModel, tmp_path: Path
 ) -> None:

@@ -364,6 +364,7 @@ def test_variant_o_updates_between_steps_and_a_does_not() -> None:
         assert len(updates) == wanted
 
 
+@pytest.mark.slow
 def test_what_cannot_learn_so_is_refused() -> None:
     snn = mt.convert(quantized("residual"), ladder=Uniform(1), signed=True)
     leaky = TrainableSpikingModel(snn, 2, learns=TrainableParts(leaks=True))
