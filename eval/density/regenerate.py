@@ -49,8 +49,8 @@ class Layer:
     Shapes:
         entries, fours, places, rows [T]: the share of its inputs, of four channels at a place, of
             places, of rows of the image, that change in each step.
-    Units: microseconds an image: ``whole`` in one step of n = L, ``events`` for the changes of the
-        step that has most of them.
+    Units: microseconds an image: ``whole`` in one step of n = L, ``events`` for as many changes
+        as the share ``timed`` of its inputs.
     """
 
     name: str
@@ -61,17 +61,18 @@ class Layer:
     places: tuple[float, ...]
     rows: tuple[float, ...]
     whole: float
+    timed: float
     events: float
 
     @property
     def break_even(self) -> float:
         """The share of inputs at which adding changes takes as long as the whole layer."""
-        return max(self.entries) * self.whole / self.events
+        return self.timed * self.whole / self.events
 
     @property
     def at_best(self) -> float:
         """Microseconds of all steps, each by the faster way."""
-        each = self.events / max(self.entries)
+        each = self.events / self.timed
         return sum(min(self.whole, each * share) for share in self.entries)
 
 
@@ -130,13 +131,14 @@ def time_layers(
             wholes.setdefault(note.name, []).append(seconds)
             kinds[note.name] = note.kind, note.macs
         for name, (layer, emitted) in chosen.items():
-            events[name].append(kernel(layer, emitted[busiest(emitted), 0])[1])
+            events[name].append(kernel(layer, busiest(emitted))[1])
     return [
         Layer(
             name,
             *kinds[name],
             *shares(emitted),
             whole=round(1e6 * statistics.median(wholes[name]) / len(images), 3),
+            timed=round(float((busiest(emitted) != 0).float().mean()), 4),
             events=round(1e6 * statistics.median(events[name]), 3),
         )
         for name, (_, emitted) in chosen.items()
@@ -153,9 +155,14 @@ def is_plain(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
     return alike and set(layer.dilation) == {1} and (layer.groups == 1 or depthwise)
 
 
-def busiest(emitted: Tensor) -> int:
-    """The step in which the first image's neurons change most."""
-    return int((emitted[:, 0] != 0).flatten(1).sum(1).argmax())
+def busiest(emitted: Tensor) -> Tensor:
+    """What the first image's neurons emit in the step in which most of them do.
+
+    Shapes:
+        emitted [T, batch, channels, height, width] -> [channels, height, width].
+    """
+    image = emitted[:, 0]
+    return image[int((image != 0).flatten(1).sum(1).argmax())]
 
 
 def shares(emitted: Tensor) -> list[tuple[float, ...]]:
@@ -176,9 +183,9 @@ def event_kernel() -> EventKernel:
     Shapes:
         emitted [channels, height, width] -> sums [height, width, channels out], of weights rounded.
     """
-    folder = tempfile.mkdtemp()
     flags = ["-O3", "-march=native", "-funroll-loops"]
-    library = ctypes.CDLL(str(compile_library(HERE / "events.cpp", Path(folder), flags)))
+    with tempfile.TemporaryDirectory() as folder:
+        library = ctypes.CDLL(str(compile_library(HERE / "events.cpp", Path(folder), flags)))
 
     def convolve(layer: nn.Conv2d, emitted: Tensor) -> tuple[Tensor, float]:
         places = emitted.permute(1, 2, 0).nonzero()  # by rows, as a dense kernel reads them
@@ -264,14 +271,15 @@ def layer_table(case: Case) -> list[str]:
     """One line for each layer."""
     lines = [
         "| layer | kind | M mult-adds | inputs that change, by step % | break-even % | whole, µs | "
-        "its most changes, µs |",
-        "| --- | --- | ---: | --- | ---: | ---: | ---: |",
+        "adding up, µs | of inputs % |",
+        "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: |",
     ]
     for layer in case.layers:
         changes = " ".join(f"{100 * share:.0f}" for share in layer.entries)
         lines.append(
             f"| {layer.name} | {layer.kind} | {layer.macs / 1e6:.2f} | {changes} | "
-            f"{100 * layer.break_even:.1f} | {layer.whole:.1f} | {layer.events:.1f} |"
+            f"{100 * layer.break_even:.1f} | {layer.whole:.1f} | {layer.events:.1f} | "
+            f"{100 * layer.timed:.0f} |"
         )
     return lines
 
@@ -279,7 +287,7 @@ def layer_table(case: Case) -> list[str]:
 # --------------------------------------------------------------------------------------- command
 
 
-def stored(path: Path) -> list[Case]:
+def read_cases(path: Path) -> list[Case]:
     """The cases of results.json."""
     items = read_json(path)["cases"] if path.is_file() else []
     return [Case(**{**item, "layers": tuple(map(layer_of, item["layers"]))}) for item in items]
@@ -304,7 +312,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if not arguments.runs and not arguments.pages:
         parser.error("name folders of finished runs, or --pages")
     data = [] if arguments.data is None else [f"data.root={arguments.data}"]
-    cases = stored(arguments.out / "results.json")
+    cases = read_cases(arguments.out / "results.json")
     for word in arguments.runs:
         cases = [case for case in cases if case.network != Path(word).name]
         cases += measure(word, data)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import Fault, SpecError
-from ..system.devices import compiled
+from ..system.devices import compile_by_torch
 from ..system.progress import notice
 from . import torch_backend
 from .int8 import torch_kernels
@@ -95,7 +95,7 @@ class CompiledBackend(ReferenceBackend):
         options: dict[str, Any] = {
             name: True for name in AS_WRITTEN if name in torch._inductor.list_options()
         }
-        return compiled(step, fullgraph=True, options=options)
+        return compile_by_torch(step, fullgraph=True, options=options)
 
     def run(
         self, images: Tensor, time_steps: int, totals: bool

@@ -56,10 +56,7 @@ def totals_step(
     _check_running(spec)
     low, high = spec.limits if limits is None else limits
     if isinstance(spec.ladder, Learned):
-        reached = torch.bucketize(y.contiguous(), _thresholds(spec.ladder, y), right=True).to(
-            y.dtype
-        )
-        reached.clamp_(low, high)
+        reached = _count_reached(y, spec.ladder).clamp_(low, high)
         return reached if spec.signed else torch.maximum(total, reached)
     if isinstance(spec.ladder, Digit):
         n, unit = spec.ladder.n, spec.ladder.unit

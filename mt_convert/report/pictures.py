@@ -55,7 +55,7 @@ def accuracy_over_time(rows: Sequence[Row], path: str | Path) -> None:
     if len(kinds) > PANELS:
         accuracy_map(rows, path)
         return
-    printed = is_printed(path)
+    printed = is_for_print(path)
     across = min(_ACROSS_PRINTED if printed else _ACROSS, len(kinds))
     down = -(-len(kinds) // across)
     size = (2.0 + max(4.0, 2.9 * across), 0.8 + 4.9 * down)
@@ -96,7 +96,7 @@ def accuracy_over_time(rows: Sequence[Row], path: str | Path) -> None:
     write(figure, path)
 
 
-def is_printed(path: str | Path) -> bool:
+def is_for_print(path: str | Path) -> bool:
     """Whether a file is for print: a PDF or SVG."""
     return Path(path).suffix in (".pdf", ".svg")
 
@@ -260,7 +260,7 @@ def write(figure: Figure, path: str | Path) -> None:
         SpecError: it is none of `FORMS`.
     """
     form = Path(path).suffix.removeprefix(".")
-    if form in FORMS and is_printed(path) and figure.get_size_inches()[0] > PAGE + 0.01:
+    if form in FORMS and is_for_print(path) and figure.get_size_inches()[0] > PAGE + 0.01:
         share = PAGE / float(figure.get_size_inches()[0])
         figure.set_size_inches(PAGE, share * float(figure.get_size_inches()[1]))
         shrink_(figure, share)

@@ -18,7 +18,7 @@ from ..errors import SpecError
 from ..graph.float32 import in_float32
 from ..neurons.layer import MTNeuron
 from ..neurons.totals import count_events, totals_step
-from ..system.devices import compiled
+from ..system.devices import compile_by_torch
 from .levels import input_unit, window_spec, worth
 from .model import SpikingModel, spiking_network
 from .presentation import Presentation
@@ -184,7 +184,7 @@ class CompiledSimulation:
             for name, neuron in self._snn.neurons():
                 firing[name] = _Firing(neuron, images.new_empty(shapes[name]))
                 layers.set_submodule(name, firing[name])
-            loop = compiled(_Loop(layers, firing), backend=self._backend, dynamic=False)
+            loop = compile_by_torch(_Loop(layers, firing), backend=self._backend, dynamic=False)
             self._loops[key] = loop, firing
         return self._loops[key]
 

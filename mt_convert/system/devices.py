@@ -48,11 +48,11 @@ def compile_options() -> dict[str, Any]:
     return {"backend": "inductor", "options": {"layout_optimization": False} if on_cpu else None}
 
 
-def compiled(call: Callable[..., Any], **options: Any) -> Any:
+def compile_by_torch(call: Callable[..., Any], **options: Any) -> Any:
     """What torch.compile makes of a module or function, of code for this CPU alone.
 
     Example:
-        >>> compiled(torch.neg, backend="eager")(torch.ones(2))
+        >>> compile_by_torch(torch.neg, backend="eager")(torch.ones(2))
         tensor([-1., -1.])
     """
     keep_code_apart()

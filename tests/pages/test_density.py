@@ -14,7 +14,7 @@ FOLDER = EVAL / "density"
 
 
 def test_the_page_is_made_from_what_is_stored(regenerate: ModuleType) -> None:
-    cases = regenerate.stored(FOLDER / "results.json")
+    cases = regenerate.read_cases(FOLDER / "results.json")
     assert regenerate.page(cases) == (FOLDER / "README.md").read_text()
     assert {(case.network, case.T) for case in cases} == {
         (name, T)
@@ -27,10 +27,12 @@ def test_the_page_is_made_from_what_is_stored(regenerate: ModuleType) -> None:
 
 def test_the_break_even_is_where_both_ways_take_as_long(regenerate: ModuleType) -> None:
     """20 % of inputs take 40 µs, so that 5 % take the 10 µs of the whole layer."""
-    layer = regenerate.Layer("a", "conv 3x3", 9, (0.2, 0.02), (1, 1), (1, 1), (1, 1), 10.0, 40.0)
+    layer = regenerate.Layer(
+        "a", "conv 3x3", 9, (0.2, 0.02), (1, 1), (1, 1), (1, 1), 10.0, 0.2, 40.0
+    )
     assert layer.break_even == pytest.approx(0.05)
     assert layer.at_best == pytest.approx(10 + 4)
-    same = replace(layer, entries=(0.05, 0.05), events=10.0)
+    same = replace(layer, entries=(0.05, 0.05), timed=0.05, events=10.0)
     assert same.at_best == pytest.approx(20)
 
 

@@ -69,3 +69,14 @@ def test_the_script_of_every_study_finds_what_it_imports(
         for name in set(sys.modules) - before:
             if Path(str(getattr(sys.modules[name], "__file__", ""))).parent == path.parent:
                 del sys.modules[name]  # siblings of one study have names like those of another
+
+
+def test_pictures_of_studies_are_there_for_print_too() -> None:
+    """Errors and rates by layer, many to a page, are PNG alone."""
+    pictures = [
+        path for path in EVAL.glob("*/*.png") if not path.stem.startswith(("errors_", "rates_"))
+    ]
+    assert len(pictures) >= 10
+    for path in pictures:
+        assert path.with_suffix(".pdf").read_bytes()[:4] == b"%PDF", path
+        assert path.with_suffix(".svg").is_file(), path

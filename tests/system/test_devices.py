@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from mt_convert.system.devices import compiled
+from mt_convert.system.devices import compile_by_torch
 
 PROGRAM = """
 import torch
-from mt_convert.system.devices import compiled
+from mt_convert.system.devices import compile_by_torch
 torch.set_num_threads(1)
 x = torch.linspace(-1, 1, 1000)
-found = compiled(lambda x: (x.sin() + 1).sqrt() * 3)(x)
+found = compile_by_torch(lambda x: (x.sin() + 1).sqrt() * 3)(x)
 torch.testing.assert_close(found, (x.sin() + 1).sqrt() * 3)
 """
 
@@ -27,7 +27,7 @@ def test_compiled_code_is_kept_apart_by_instruction_set(monkeypatch: pytest.Monk
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     for kind in ("AVX2", "AVX512"):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda kind=kind: kind)
-        assert compiled(torch.neg, backend="eager")(torch.ones(1)).item() == -1
+        assert compile_by_torch(torch.neg, backend="eager")(torch.ones(1)).item() == -1
         assert os.environ["TORCHINDUCTOR_CACHE_DIR"].endswith(f"_{kind.lower()}")
         monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
 
@@ -41,13 +41,13 @@ def test_the_folder_that_torch_has_named_itself_is_taken_apart_too(
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(named))
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "NO AVX")
         for _ in range(2):
-            compiled(torch.neg, backend="eager")
+            compile_by_torch(torch.neg, backend="eager")
             assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == f"{named}_no_avx"
 
 
 def test_a_folder_of_the_user_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/mine")
-    compiled(torch.neg, backend="eager")
+    compile_by_torch(torch.neg, backend="eager")
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/mine"
 
 

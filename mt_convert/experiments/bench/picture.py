@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ...errors import SpecError
-from ...report.pictures import is_printed, write
+from ...report.pictures import is_for_print, write
 from .pages import groups, kind_of, most_steps
 from .rows import Benchmark, BenchRow, ContenderKind
 
@@ -38,7 +38,7 @@ def draw(benchmark: Benchmark, path: str | Path) -> None:
     each = groups(benchmark.rows)
     if not each:
         raise SpecError("there is nothing to draw: no contender was timed")
-    across, inches = (_ACROSS_PRINTED, 4.2) if is_printed(path) else (_ACROSS, 5.2)
+    across, inches = (_ACROSS_PRINTED, 4.2) if is_for_print(path) else (_ACROSS, 5.2)
     down = -(-len(each) // across)
     sizes = [len(rows) for rows in each.values()]
     tall = [max(sizes[k * across : (k + 1) * across]) for k in range(down)]

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ...errors import error_line
 from ...report.records import of_schema, with_schema
-from ...system.devices import compile_options, compiled
+from ...system.devices import compile_by_torch, compile_options
 from ...system.progress import progress
 from ...system.storage import atomic, read_json, write_json
 from ...training.algorithm import Backpropagation, Lesson
@@ -175,7 +175,7 @@ def step_of(network: Network, way: Way) -> Callable[[Tensor], None]:
     train_mode(model, frozen_norm=False)
     called: Any = model
     if way.compiled:
-        called = compiled(model, **compile_options())
+        called = compile_by_torch(model, **compile_options())
     device, algorithm = network.device, Backpropagation()
 
     def step(images: Tensor) -> None:

@@ -17,7 +17,7 @@ from ...report.html.parts import (
     render_parts,
 )
 from ...system.storage import atomic
-from .families import COLUMNS
+from .families import COLUMNS, settles
 from .pages import ENOUGH, summary
 from .rows import CoverageRow, Table
 
@@ -140,11 +140,11 @@ def _families(table: Table) -> Part:
     for family, rows in table.families.items():
         cells = [Cell(family), Cell(str(len(rows)), len(rows))]
         latest = max((row.settling_t or 0 for row in rows), default=0)
-        for name, measure in COLUMNS.items():
+        for measure in COLUMNS.values():
             share, text = measure(rows)
             bad = "bad" if not share else "heat"
             dark = None if not share else round(max(0.0, (share - 0.5) / 0.5), 3)
-            value = latest if name == "settles\nat T" else round(share, 4)
+            value = latest if measure is settles else round(share, 4)
             cells.append(Cell(text, value, classes=bad, dark=dark))
         lines.append(cells)
     heads = ["family", "tried", *(name.replace("\n", " ") for name in COLUMNS)]

@@ -29,7 +29,7 @@ def _in_digits(rows: Family) -> tuple[float, str]:
     return count / len(tried), f"{count}/{len(tried)}"
 
 
-def _settles(rows: Family) -> tuple[float, str]:
+def settles(rows: Family) -> tuple[float, str]:
     """Share that settles; the latest T."""
     steps = [row.settling_t for row in rows if row.settling_t is not None]
     return len(steps) / len(rows), f"≤ {max(steps)}" if steps else "–"
@@ -48,6 +48,6 @@ COLUMNS: dict[str, Callable[[Family], tuple[float, str]]] = {
     "converted": _share(lambda row: row.converted),
     "exact\nat T = 1": _share(lambda row: row.proven),
     "exact in\ndigits": _in_digits,
-    "settles\nat T": _settles,
+    "settles\nat T": settles,
     "spike-fed\nMACs": _fed_share,
 }

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ...report.pictures import PAGE, PRINTED, is_printed, shrink_, write
+from ...report.pictures import PAGE, PRINTED, is_for_print, shrink_, write
 from .families import COLUMNS, Family
 from .rows import Table
 
@@ -52,7 +52,7 @@ def draw(table: Table, path: Path) -> None:
         b'PNG'
     """
     families = list(table.families.items())
-    size = PRINT if is_printed(path) else SCREEN
+    size = PRINT if is_for_print(path) else SCREEN
     panels = max(1, min(size.panels, -(-len(families) // 8)))
     length = max(1, -(-len(families) // panels))
     across = size.label + size.cells + size.gap

@@ -14,7 +14,7 @@ from ...errors import Fault, SpecError
 from ...neurons.dynamics import NeuronState, mt_step
 from ...neurons.layer import MTNeuron
 from ...neurons.spec import PLIF, NeuronSpec
-from ...system.devices import compiled
+from ...system.devices import compile_by_torch
 
 FORMS = 10_000  # neurons, numbers of steps and kinds of numbers that one process may have
 
@@ -73,7 +73,7 @@ def step_through_compiled(
 @cache
 def _kernel() -> Any:
     """The loop below, compiled; torch keeps what it made for each neuron and number of steps."""
-    return compiled(_loop, fullgraph=True)
+    return compile_by_torch(_loop, fullgraph=True)
 
 
 def _loop(

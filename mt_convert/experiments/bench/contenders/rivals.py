@@ -16,7 +16,7 @@ from ....evaluation import peers
 from ....evaluation.peers.converters import PEERS
 from ....export.onnx_formats import qdq
 from ....quantization.brevitas_layers import for_inference
-from ....system.devices import compiled
+from ....system.devices import compile_by_torch
 from ..network import Network
 from .contender import Case, Contender, ContenderKind, Runner
 
@@ -55,7 +55,7 @@ class _Float:
 def _compile(model: nn.Module, device: torch.device) -> Any:
     """`torch.compile` at its best: weights frozen and packed, on accelerators as one CUDA graph."""
     options: dict[str, Any] = {"freezing": True, "triton.cudagraphs": device.type == "cuda"}
-    return compiled(model, dynamic=False, options=options)
+    return compile_by_torch(model, dynamic=False, options=options)
 
 
 def _only_on(kind: str) -> Callable[[torch.device], str | None]:
