@@ -17,7 +17,6 @@ from ..forms.nodes import IntegerForm, Node
 
 IR_VERSION = 10
 OPSET = 18
-FLOAT32_WHOLE = 2**24
 
 
 def missing(*packages: str, extra: str = "export") -> str | None:
@@ -197,19 +196,6 @@ def pool(graph: Graph, node: Node, source: str, out: str) -> str:
     ones = np.ones((channels, 1, *node.settings["kernel"]))
     weight = graph.constant(f"{out}_ones", ones, np.float32)
     return graph.add("Conv", [source, weight], out, group=channels, **window)
-
-
-def sum_fits(form: IntegerForm, node: Node) -> bool:
-    """Whether float32 holds all numbers that a node reads and makes."""
-    values = [form.values[index] for index in (*node.inputs, node.out)]
-    return all(max(-value.low, value.high) < FLOAT32_WHOLE for value in values)
-
-
-def furthest(form: IntegerForm, node: Node) -> float:
-    """The largest sum of |products| of a weighted layer, whatever the order."""
-    value = form.values[node.inputs[0]]
-    weight = node.arrays["weight"].double().abs().flatten(1).sum(1)
-    return float(weight.max()) * max(-value.low, value.high)
 
 
 def _reduce(graph: Graph, node: Node, inputs: list[str], out: str) -> None:

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from ...errors import Fault
+from ...integer_engine.terms import FLOAT32_WHOLE
+from ..forms.float32_sums import furthest, sum_fits
 from ..forms.nodes import IntegerForm, Node, Value, emitted_levels, formula_arrays
 from ..forms.threshold_sums import INT32
 from . import onnx_graph as shared
@@ -31,10 +33,10 @@ def onnx_refused(form: IntegerForm) -> list[Fault]:
     faults = float_faults(form)
     for node in form.nodes:
         if node.op in ("conv", "linear") and not _bytes(form.values[node.inputs[0]]):
-            if shared.furthest(form, node) >= shared.FLOAT32_WHOLE:
+            if furthest(form, node) >= FLOAT32_WHOLE:
                 hint = "inputs beyond 8 bits and sums beyond 2^24: use fewer bits"
                 faults.append(Fault(node.name, node.op, hint))
-        elif node.op in ("max_pool", "sum_pool") and not shared.sum_fits(form, node):
+        elif node.op in ("max_pool", "sum_pool") and not sum_fits(form, node):
             faults.append(Fault(node.name, node.op, "sums beyond 2^24: use fewer bits"))
     return faults
 

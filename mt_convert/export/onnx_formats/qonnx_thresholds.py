@@ -12,7 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from ...errors import Fault
+from ...integer_engine.terms import FLOAT32_WHOLE
 from ...integer_engine.threshold_tables import ThresholdTable
+from ..forms.float32_sums import furthest, sum_fits
 from ..forms.nodes import IntegerForm, Node, Value, emitted_levels, narrow_program
 from ..forms.threshold_sums import INT32, thresholds_beside
 from . import onnx_graph as shared
@@ -30,7 +32,7 @@ def qonnx_refused(form: IntegerForm) -> list[Fault]:
             if _thresholds_beside(form, node) is None:
                 hint = "no power of two makes its sum whole: put an activation on the shortcut"
                 faults.append(Fault(node.name, "a sum of two accumulators", hint))
-            elif any(_size(form.values[index]) >= shared.FLOAT32_WHOLE for index in node.inputs):
+            elif any(_size(form.values[index]) >= FLOAT32_WHOLE for index in node.inputs):
                 faults.append(Fault(node.name, node.op, wide))
         elif _is_wide(form, node):
             faults.append(Fault(node.name, node.op, wide))
@@ -40,10 +42,10 @@ def qonnx_refused(form: IntegerForm) -> list[Fault]:
 def _is_wide(form: IntegerForm, node: Node) -> bool:
     """Whether float32 would round what a node computes."""
     if node.op in ("conv", "linear"):
-        return shared.furthest(form, node) >= shared.FLOAT32_WHOLE
+        return furthest(form, node) >= FLOAT32_WHOLE
     if node.op == "fire":
-        return _reach(form, node) >= shared.FLOAT32_WHOLE
-    return node.op not in ("encode", "read_out") and not shared.sum_fits(form, node)
+        return _reach(form, node) >= FLOAT32_WHOLE
+    return node.op not in ("encode", "read_out") and not sum_fits(form, node)
 
 
 def _thresholds_beside(form: IntegerForm, node: Node) -> dict[str, Tensor] | None:

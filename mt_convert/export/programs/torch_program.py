@@ -25,12 +25,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import CheckpointError, Fault
+from ...integer_engine.terms import FLOAT32_WHOLE
 from ...integer_engine.torch_backend import fill_arguments
+from ..forms.float32_sums import furthest, sum_fits
 from ..forms.float_segments import put_constants
 from ..forms.nodes import IntegerForm, Node
 from ..forms.threshold_sums import INT32
 from ..onnx_formats.onnx_floats import name_of
-from ..onnx_formats.onnx_graph import FLOAT32_WHOLE, furthest, sum_fits, window_pads
+from ..onnx_formats.onnx_graph import window_pads
 from . import torch_reader
 
 MOST_COMPARED = 15

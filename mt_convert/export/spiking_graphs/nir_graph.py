@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError, Fault
+from ...integer_engine.terms import FLOAT32_WHOLE
+from ..forms.float32_sums import furthest, sum_fits
 from ..forms.nodes import IntegerForm, Node, Value
-from ..onnx_formats.onnx_graph import FLOAT32_WHOLE, furthest, sum_fits
 
 INPUT, OUTPUT = "input", "output"
 LARGEST_GRAPH = 2**20  # nodes times edges: some 15 seconds of reading and running

@@ -28,11 +28,12 @@ from torch import Tensor
 
 from ...errors import CheckpointError, Fault
 from ...integer_engine.program import Fire
+from ...integer_engine.terms import FLOAT32_WHOLE
 from ...integer_engine.threshold_tables import ThresholdTable
 from ...neurons.totals import position
+from ..forms.float32_sums import furthest, sum_fits
 from ..forms.nodes import IntegerForm, Node, emitted_levels, formula_arrays, narrow_program
 from ..forms.threshold_sums import MOST_PROVED, other_levels
-from ..onnx_formats.onnx_graph import FLOAT32_WHOLE, furthest, sum_fits
 from ..table_folder import Tables, read_tables, write_nodes
 from ..verdict import run_foreign
 
