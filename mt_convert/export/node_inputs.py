@@ -19,6 +19,7 @@ from .forms.nodes import IntegerForm, Node, narrow_program
 
 BESIDE = 64  # combinations of what stands beside an accumulator that are fed, at most
 FURTHEST = 16  # outputs that are driven as far as they go
+ENDS = 3  # levels beside the ends, when a sum is driven as far as it goes
 LARGEST = 2**22  # numbers at once
 EACH = 2**19  # numbers, up to which neurons of one class do not share the work
 
@@ -46,7 +47,7 @@ def inputs_of(form: IntegerForm, node: Node) -> Iterator[tuple[list[Tensor], boo
     if node.op == "emit":
         yield _all_pairs(values), False
     if node.op in ("conv", "linear"):
-        yield [_furthest(form, node)], False
+        yield [_furthest(form, node, random)], False
     if node.op == "fire" and any(one.real for one in values):
         yield _next_to_real_thresholds(node, draws, values), True
     elif node.op == "fire":
@@ -102,8 +103,9 @@ def _next_to_real_thresholds(node: Node, draws: list[Tensor], values: list[Any])
     return inputs
 
 
-def _furthest(form: IntegerForm, node: Node) -> Tensor:
-    """Levels that drive single outputs as far as they go, up and down."""
+def _furthest(form: IntegerForm, node: Node, random: torch.Generator) -> Tensor:
+    """Levels that drive single outputs as far as they go, up and down, and levels up to `ENDS`
+    beside them, whose sums have odd last bits: numbers that are too narrow lose those first."""
     (value,) = (form.values[index] for index in node.inputs)
     weight, groups = node.arrays["weight"].long(), node.settings.get("groups", 1)
     rows = torch.arange(0, len(weight), max(1, len(weight) // FURTHEST))
@@ -118,7 +120,10 @@ def _furthest(form: IntegerForm, node: Node) -> Tensor:
         shape[-1 if node.op == "linear" else 0] = -1
         inputs.append(line.reshape(shape).expand(value.shape))
         inputs.append((value.high + value.low - line).reshape(shape).expand(value.shape))
-    return torch.stack(inputs)
+    ends = torch.stack(inputs)
+    inward = torch.randint(0, ENDS + 1, ends.shape, generator=random)
+    beside = torch.where(ends > value.low, ends - inward, ends + inward)
+    return torch.cat([ends, beside.clamp(value.low, value.high)])
 
 
 def _next_to_thresholds(

@@ -28,7 +28,8 @@ from ..system.storage import load_tensors, read_json, save_tensors, write_json
 from . import numpy_reader
 from .forms.nodes import IntegerForm, Node
 
-GOLDEN = 4  # images
+GOLDEN = 4  # images, or one of a network with more than
+MANY = 2**22  # numbers
 OPS = {
     "encode": ("scale",),
     "conv": ("weight",),
@@ -132,7 +133,8 @@ def write_nodes(form: IntegerForm, folder: Path, kind: Tables) -> None:
 def _write_golden(form: IntegerForm, folder: Path) -> None:
     """Vectors of every value on seeded images, by the reader just written."""
     random = torch.Generator().manual_seed(0)
-    images = torch.randn(GOLDEN, *form.image_shape, generator=random).numpy()
+    count = 1 if sum(value.size for value in form.values.values()) > MANY else GOLDEN
+    images = torch.randn(count, *form.image_shape, generator=random).numpy()
     network, arrays = read_tables(folder)
     values = numpy_reader.run(network, arrays, images)
     golden = folder / "golden"
@@ -302,6 +304,8 @@ def _check_fire(
     rows = [len(arrays[f"factor_{index}"]) for index in range(len(inputs))]
     _require(thresholds.dim() == 2 and {*rows} == {len(thresholds)}, "rows of factors")
     _require(torch.broadcast_shapes(place.shape, shape) == shape, "the shape of rows")
+    for rows_of in (thresholds, arrays.get("falls", thresholds)):
+        _require(bool((rows_of[:, 1:] >= rows_of[:, :-1]).all()), "the order of thresholds")
     falls = arrays.get("falls", thresholds)
     _require(falls.dim() == 2 and len(falls) == len(thresholds), "rows of thresholds that fall")
     _require(type(node["first"]) is int, "the first level")

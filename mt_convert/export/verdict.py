@@ -27,6 +27,7 @@ from .node_inputs import inputs_of
 
 FEWEST_IMAGES = 1000
 BATCH = 64
+LARGEST_BATCH = 2**23  # numbers of the largest value: a runtime may hold each threshold of each
 CLOSE = 2.0**-16  # share of the largest number that sums of float32 in another order can differ by
 
 
@@ -209,7 +210,8 @@ def _compare_on_images(
     due: list[Tensor] = []
     have: list[Tensor] = []
     counts = {out: [0, 0] for out in (*form.levels, last.out)}
-    for batch in images.split(BATCH):
+    largest = max(value.size for value in form.values.values())
+    for batch in images.split(max(1, min(BATCH, LARGEST_BATCH // largest))):
         run = form.model.run(batch, form.time_steps, totals=True)
         values = runtime.run(batch.numpy())
         if last.out in values:
@@ -243,7 +245,9 @@ def _compare_node(form: IntegerForm, node: Node, runtime: Runtime) -> Compared:
 
 
 def _same(ours: np.ndarray, theirs: np.ndarray) -> int:
-    """How many numbers are equal; none where the shapes differ."""
+    """How many numbers are equal, in float32 where ours are; none where the shapes differ."""
+    if ours.dtype == np.float32:
+        theirs = theirs.astype(np.float32)
     return int((ours == theirs).sum()) if ours.shape == theirs.shape else 0
 
 

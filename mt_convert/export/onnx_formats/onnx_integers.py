@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from ...errors import Fault
-from ...integer_engine.terms import FLOAT32_WHOLE
-from ..forms.float32_sums import furthest, sum_fits
+from ..forms.float32_sums import gain_of, sum_fits
 from ..forms.nodes import IntegerForm, Node, Value, emitted_levels, formula_arrays
 from ..forms.threshold_sums import INT32
 from . import onnx_graph as shared
@@ -24,18 +23,25 @@ from .onnx_graph import Graph, Writer
 MOST_COMPARED = 15
 
 
-def _bytes(value: Value) -> bool:
-    return value.high - min(value.low, 0) <= 255
+def _bytes(value: Value) -> int:
+    """How many unsigned bytes hold a value, moved up where it can be below 0."""
+    return max(1, -(-(value.high - min(value.low, 0)).bit_length() // 8))
+
+
+def _largest_part(form: IntegerForm, node: Node) -> float:
+    """How far sums over some bytes of the inputs can go; of inputs of one byte no further than the
+    layer's own."""
+    value = form.values[node.inputs[0]]
+    return 0 if _bytes(value) == 1 else gain_of(node) * (value.high - min(value.low, 0))
 
 
 def onnx_refused(form: IntegerForm) -> list[Fault]:
     """What onnxruntime has no exact kernels for."""
     faults = float_faults(form)
     for node in form.nodes:
-        if node.op in ("conv", "linear") and not _bytes(form.values[node.inputs[0]]):
-            if furthest(form, node) >= FLOAT32_WHOLE:
-                hint = "inputs beyond 8 bits and sums beyond 2^24: use fewer bits"
-                faults.append(Fault(node.name, node.op, hint))
+        if node.op in ("conv", "linear") and _largest_part(form, node) >= INT32:
+            hint = "sums of the bytes of its inputs beyond 2^31: use fewer bits"
+            faults.append(Fault(node.name, node.op, hint))
         elif node.op in ("max_pool", "sum_pool") and not sum_fits(form, node):
             faults.append(Fault(node.name, node.op, "sums beyond 2^24: use fewer bits"))
     return faults
@@ -65,7 +71,7 @@ def _floats(graph: Graph, inputs: list[str], out: str) -> list[str]:
 
 
 def _products(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
-    """Sums of products of unsigned bytes, or, of wider levels, in float32."""
+    """Sums of products of unsigned bytes, one after the other where levels have several."""
     (source,) = inputs
     value, weight = graph.form.values[node.inputs[0]], node.arrays["weight"].int()
     linear = node.op == "linear"
@@ -75,23 +81,38 @@ def _products(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
         else shared.window_settings(graph.form, node) | {"group": node.settings["groups"]}
     )
     weight = weight.T if linear else weight
-    if not _bytes(value):
-        constant = graph.constant(f"{out}_weight", weight, np.float32)
-        floats = graph.cast(source, "float", f"{out}_float")
-        op = "MatMul" if linear else "Conv"
-        summed = graph.add(op, [floats, constant], f"{out}_summed", **settings)
-        graph.cast(summed, "int32", out)
-        return
-    up = -min(value.low, 0)
+    names = [
+        graph.constant(f"{out}_weight", weight + 128, np.uint8),
+        graph.constant(f"{out}_weight_zero", 128, np.uint8),
+    ]
+    up, count, total = -min(value.low, 0), _bytes(value), ""
     if up:
         source = graph.add(
             "Add", [source, graph.constant(f"{out}_up", up, np.int32)], f"{out}_raised"
         )
-    names = [graph.cast(source, "uint8", f"{out}_bytes")]
-    names.append(graph.constant(f"{out}_weight", weight + 128, np.uint8))
-    names.append(graph.constant(f"{out}_zero", up, np.uint8))
-    names.append(graph.constant(f"{out}_weight_zero", 128, np.uint8))
-    graph.add("MatMulInteger" if linear else "ConvInteger", names, out, **settings)
+    for place in range(count):
+        made = out if count == 1 else f"{out}_byte_{place}"
+        byte = _byte(graph, source, place, count, made)
+        one = graph.cast(byte, "uint8", f"{made}_unsigned")
+        zero = graph.constant(f"{made}_zero", up >> 8 * place & 255, np.uint8)
+        op = "MatMulInteger" if linear else "ConvInteger"
+        graph.add(op, [one, names[0], zero, names[1]], made, **settings)
+        if place:
+            factor = graph.constant(f"byte_{place}", 256**place, np.int32)
+            made = graph.add("Mul", [made, factor], f"{made}_times")
+            total = graph.add("Add", [total, made], out if place == count - 1 else f"{made}_sum")
+        else:
+            total = made
+
+
+def _byte(graph: Graph, source: str, place: int, count: int, made: str) -> str:
+    """A byte of numbers that are not below 0; the last one is all that is left."""
+    if place:
+        unit = graph.constant(f"byte_{place}", 256**place, np.int32)
+        source = graph.add("Div", [source, unit], f"{made}_over")
+    if place == count - 1:
+        return source
+    return graph.add("Mod", [source, graph.constant("byte_1", 256, np.int32)], f"{made}_rest")
 
 
 def _count(graph: Graph, node: Node, inputs: list[str], out: str) -> None:

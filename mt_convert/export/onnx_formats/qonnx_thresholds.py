@@ -14,7 +14,7 @@ from torch import Tensor
 from ...errors import Fault
 from ...integer_engine.terms import FLOAT32_WHOLE
 from ...integer_engine.threshold_tables import ThresholdTable
-from ..forms.float32_sums import furthest, sum_fits
+from ..forms.float32_sums import furthest, split_unit, sum_fits
 from ..forms.nodes import IntegerForm, Node, Value, emitted_levels, narrow_program
 from ..forms.threshold_sums import INT32, thresholds_beside
 from . import onnx_graph as shared
@@ -42,10 +42,16 @@ def qonnx_refused(form: IntegerForm) -> list[Fault]:
 def _is_wide(form: IntegerForm, node: Node) -> bool:
     """Whether float32 would round what a node computes."""
     if node.op in ("conv", "linear"):
-        return furthest(form, node) >= FLOAT32_WHOLE
+        wide = furthest(form, node) >= FLOAT32_WHOLE
+        return wide and (_feeds_neurons(form, node) or split_unit(form, node) is None)
     if node.op == "fire":
         return _reach(form, node) >= FLOAT32_WHOLE
     return node.op not in ("encode", "read_out") and not sum_fits(form, node)
+
+
+def _feeds_neurons(form: IntegerForm, node: Node) -> bool:
+    """Whether a sum is compared with whole thresholds, so that it must not be rounded."""
+    return any(one.op == "fire" and node.out in one.inputs for one in form.nodes)
 
 
 def _thresholds_beside(form: IntegerForm, node: Node) -> dict[str, Tensor] | None:
@@ -84,13 +90,23 @@ def write_qonnx(form: IntegerForm, path: Path) -> None:
 
 
 def _products(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
-    """Sums of products."""
-    linear = node.op == "linear"
+    """Sums of products; where float32 does not hold them, of both parts of what is read."""
+    linear, source = node.op == "linear", inputs[0]
     weight = node.arrays["weight"].T if linear else node.arrays["weight"]
-    names = [inputs[0], graph.constant(f"{out}_weight", weight, np.float32)]
+    constant = graph.constant(f"{out}_weight", weight, np.float32)
     groups = {} if linear else {"group": node.settings["groups"]}
     window = {} if linear else shared.window_settings(graph.form, node)
-    graph.add("MatMul" if linear else "Conv", names, out, **window, **groups)
+    op, settings = "MatMul" if linear else "Conv", {**window, **groups}
+    if furthest(graph.form, node) < FLOAT32_WHOLE:
+        graph.add(op, [source, constant], out, **settings)
+        return
+    unit = graph.constant(f"{out}_unit", split_unit(graph.form, node), np.float32)
+    high = graph.add("Floor", [graph.add("Div", [source, unit], f"{out}_over")], f"{out}_high")
+    upper = graph.add("Mul", [high, unit], f"{out}_upper")
+    low = graph.add("Sub", [source, upper], f"{out}_low")
+    sums = [graph.add(op, [part, constant], f"{part}_sum", **settings) for part in (high, low)]
+    far = graph.add("Mul", [sums[0], unit], f"{out}_far")
+    graph.add("Add", [far, sums[1]], out)
 
 
 def _pool(graph: Graph, node: Node, inputs: list[str], out: str) -> None:

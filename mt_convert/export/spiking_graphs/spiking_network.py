@@ -139,6 +139,19 @@ class Gather(nn.Module):
         return torch.cat(flat, 1).index_select(1, self.index).reshape(count, *self.shape)
 
 
+class InParts(nn.Module):
+    """A weighted layer on x = high * unit + low: float32 holds the sums of both, and rounds theirs
+    once."""
+
+    def __init__(self, run, unit):
+        super().__init__()
+        self.run, self.unit = run, unit
+
+    def forward(self, x):
+        high = torch.floor(x / self.unit)
+        return self.run(high) * self.unit + self.run(x - high * self.unit)
+
+
 class Plain(nn.Module):
     """What has no numbers of its own, or whole factors."""
 
@@ -180,6 +193,9 @@ class Network(nn.Module):
 def make(node, arrays, inside, shape, surrogate_function):
     """The module of a node."""
     op = node["op"]
+    if node.get("unit"):
+        whole = {**node, "unit": None}
+        return InParts(make(whole, arrays, inside, shape, surrogate_function), node["unit"])
     if op in ("conv", "max_pool", "sum_pool"):
         return Window(node, arrays, inside, shape)
     if op == "linear":

@@ -31,7 +31,7 @@ from ...integer_engine.program import Fire
 from ...integer_engine.terms import FLOAT32_WHOLE
 from ...integer_engine.threshold_tables import ThresholdTable
 from ...neurons.totals import position
-from ..forms.float32_sums import furthest, sum_fits
+from ..forms.float32_sums import FORMULAS, furthest, split_unit, sum_fits
 from ..forms.nodes import IntegerForm, Node, emitted_levels, formula_arrays, narrow_program
 from ..forms.threshold_sums import MOST_PROVED, other_levels
 from ..table_folder import Tables, read_tables, write_nodes
@@ -47,9 +47,9 @@ def spikingjelly_refused(form: IntegerForm) -> list[Fault]:
     faults = []
     for node in form.nodes:
         if node.op in ("conv", "linear"):
-            wide = furthest(form, node) >= FLOAT32_WHOLE
+            wide = furthest(form, node) >= FLOAT32_WHOLE and split_unit(form, node) is None
         else:
-            wide = node.op not in ("encode", "read_out") and not sum_fits(form, node)
+            wide = node.op not in ("encode", *FORMULAS) and not sum_fits(form, node)
         if wide:
             faults.append(Fault(node.name, node.op, _WIDE))
     return faults
@@ -72,7 +72,7 @@ def _shifts(form: IntegerForm) -> dict[int, int]:
     shifts = {}
     for node in form.nodes:
         after = readers.get(node.out, [])
-        if node.op in ("conv", "linear") and len(after) == 1 and after[0].op in _FORMULAS:
+        if node.op in ("conv", "linear") and len(after) == 1 and after[0].op in FORMULAS:
             item = form.sources[after[0].out]
             term = item.input.terms[after[0].inputs.index(node.out)]
             middle = float(term.multiplier.abs().median())
@@ -81,14 +81,14 @@ def _shifts(form: IntegerForm) -> dict[int, int]:
     return shifts
 
 
-_FORMULAS = ("fire", "read_out")
-
-
 def _written(form: IntegerForm, node: Node, shifts: Mapping[int, int]) -> Node:
     """A node as this folder has it."""
     if node.op in ("conv", "linear"):
-        return replace(node, settings={**node.settings, "shift": shifts.get(node.out, 0)})
-    if node.op not in _FORMULAS:
+        settings = {**node.settings, "shift": shifts.get(node.out, 0)}
+        if furthest(form, node) >= FLOAT32_WHOLE:
+            settings["unit"] = split_unit(form, node)
+        return replace(node, settings=settings)
+    if node.op not in FORMULAS:
         return node
     item = form.sources[node.out]
     arrays = formula_arrays(item.input)

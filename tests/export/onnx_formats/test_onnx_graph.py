@@ -15,9 +15,11 @@ from torch import nn
 import mt_convert as mt
 from mt_convert.errors import CheckpointError, SpecError, UnsupportedLayerError
 from mt_convert.export import targets, verdict
+from mt_convert.export.forms.float32_sums import furthest
 from mt_convert.export.forms.integer_form import integer_form
 from mt_convert.export.forms.threshold_sums import thresholds_beside
 from mt_convert.export.onnx_formats import onnx_graph, onnx_runtimes
+from mt_convert.integer_engine.terms import FLOAT32_WHOLE
 
 onnx = pytest.importorskip("onnx", reason="make installs it: it is in the extra dev")
 pytest.importorskip("onnxruntime", reason="make installs it: it is in the extra dev")
@@ -102,6 +104,55 @@ def test_products_of_255_and_127_do_not_saturate(tmp_path: Path) -> None:
     assert max(value.high for value in form.values.values() if value.low == 0) == 255
     for target in ("onnx", "qonnx"):
         assert targets.export(snn, target, tmp_path / target, images=images(4, seed=5)).exact
+
+
+def wide_sums(activation: type[nn.Module], *behind: nn.Module) -> Any:
+    """Levels of 8 bits summed by a pool of 64, read by weights of ±127: sums pass 2^24, where not
+    every whole number is one of float32."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 40, 3, padding=1), activation(), nn.AvgPool2d(8), nn.Flatten()]
+    net = lived_in(nn.Sequential(*layers, nn.Linear(40, 5), *behind))
+    net[4].weight.data.sign_()
+    return mt.convert(mt.quantize(net, "w8a8", calibration=images(8)))
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU])
+@pytest.mark.parametrize("target", ["onnx", "qonnx", "spikingjelly"])
+def test_sums_beyond_float32_leave_in_parts(
+    target: str, activation: type[nn.Module], tmp_path: Path
+) -> None:
+    snn = wide_sums(activation)
+    form = integer_form(snn)
+    last = next(node for node in form.nodes if node.op == "linear")
+    assert furthest(form, last) > 4 * FLOAT32_WHOLE
+    assert (form.values[last.inputs[0]].low < 0) == (activation is nn.SiLU)
+    found = targets.export(snn, target, tmp_path / "network", images=images(6, seed=3))
+    assert found.exact
+    (row,) = [row for row in found.by_node if row.name == last.name]
+    assert row.compared == 5 * 26, "random sums, and as far as they go"
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_bytes_of_levels_are_multiplied_one_by_one(signed: bool, tmp_path: Path) -> None:
+    """A convolution and a linear layer on sums of two bytes, padding included, in int32."""
+    torch.manual_seed(1)
+    net = nn.Sequential(
+        *(nn.Conv2d(2, 6, 3, padding=1), nn.SiLU() if signed else nn.ReLU(), nn.AvgPool2d(2)),
+        *(nn.Conv2d(6, 5, 3, 1, 1), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(5, 3)),
+    )
+    snn = mt.convert(mt.quantize(lived_in(net), "w8a8", calibration=images(8)))
+    form = integer_form(snn)
+    read = [form.values[n.inputs[0]] for n in form.nodes if n.op in ("conv", "linear")]
+    assert sum(value.high - value.low > 255 for value in read) == 2
+    assert targets.export(snn, "onnx", tmp_path / "network", images=images(6, seed=3)).exact
+
+
+def test_a_wide_sum_is_refused_only_where_it_is_compared_as_a_whole_number(tmp_path: Path) -> None:
+    snn = wide_sums(nn.ReLU, nn.ReLU(), nn.Linear(5, 2))
+    with pytest.raises(UnsupportedLayerError, match=r"4 .*2\^24"):
+        targets.form_for(snn, "qonnx")
+    for target in ("onnx", "spikingjelly"):
+        assert targets.export(snn, target, tmp_path / target, images=images(6, seed=3)).exact
 
 
 @pytest.mark.slow
