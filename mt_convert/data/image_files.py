@@ -248,10 +248,10 @@ class StreamedSource:
     def read(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """Pixels and labels of the samples drawn."""
         samples = [self._sample(int(index), draw.key) for index in draw.indices]
-        labels = torch.tensor([label for _, label in samples])
-        faults = label_faults(labels, self._spec.classes, self._files.name(int(draw.indices[0])))
-        if faults:
-            raise DataError("labels do not fit the spec", faults)
+        labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
+        if not samples:
+            side = self._spec.image_size
+            return torch.empty(0, self._spec.channels, side, side), labels
         return torch.stack([pixels for pixels, _ in samples]), labels
 
     def subset(self, indices: Tensor) -> StreamedSource:
@@ -259,7 +259,11 @@ class StreamedSource:
         return StreamedSource(self._files, self._indices[indices], self._spec)
 
     def _sample(self, index: int, key: tuple[int, int] | None) -> tuple[Tensor, int]:
-        image, label = self._files.load(int(self._indices[index]))
+        at = int(self._indices[index])
+        image, label = self._files.load(at)
+        where = self._files.name(at)
+        if faults := label_faults(torch.tensor([label]), self._spec.classes, where, [at]):
+            raise DataError("labels do not fit the spec", faults)
         if key is None or self._random is None:
             return self._plain(image), label
         with borrow_random(derive(*key, index)):

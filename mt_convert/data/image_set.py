@@ -150,7 +150,7 @@ def crop_flip(pixels: Tensor, moves: Tensor, pad: int) -> Tensor:
     columns = torch.arange(width).expand(batch, width)
     columns = torch.where(moves[:, 2:] == 1, width - 1 - columns, columns) + moves[:, 1:2]
     rows = torch.arange(height) + moves[:, 0:1]
-    places = (rows[:, :, None] * (width + 2 * pad) + columns[:, None, :]).reshape(batch, 1, -1)
+    places = (rows[:, :, None] * (width + 2 * pad) + columns[:, None, :]).flatten(1)[:, None]
     return padded.gather(2, places.expand(-1, channels, -1)).reshape(pixels.shape)
 
 
@@ -199,12 +199,14 @@ def _pixel_faults(pixels: Tensor, where: str) -> list[Fault]:
     return [Fault(where, f"pixels are whole numbers up to {float(pixels.max()):g}", hint)]
 
 
-def label_faults(labels: Tensor, classes: int, where: str) -> list[Fault]:
-    """A fault if a label is outside 0 … classes − 1."""
+def label_faults(
+    labels: Tensor, classes: int, where: str, numbers: Sequence[int] | None = None
+) -> list[Fault]:
+    """A fault if a label is outside 0 … classes − 1; ``numbers`` of the images, unless from 0."""
     outside = ((labels < 0) | (labels >= classes)).nonzero()
     if not len(outside):
         return []
     first = int(outside[0])
-    what = f"label {int(labels[first])} of image {first}"
+    what = f"label {int(labels[first])} of image {first if numbers is None else numbers[first]}"
     hint = f"allowed: 0 to {classes - 1}; set classes to {int(labels.max()) + 1} or mend the labels"
     return [Fault(where, what, hint)]

@@ -77,7 +77,7 @@ class OwnSet(Dataset[tuple[Tensor, Tensor]]):
             items = [self._sample(int(index), draw.key) for index in draw.indices]
             images, label = parts_of(self._collate(items), self.name)
             labels = whole_labels(label, len(items))
-        if faults := label_faults(labels, self.classes, self.name):
+        if faults := label_faults(labels, self.classes, self.name, draw.indices):
             raise DataError("labels do not fit the network's classes", faults)
         return images, labels
 

@@ -205,5 +205,7 @@ def _images(splits: Splits, count: int) -> list[Tensor]:
     """Images of a run, as many as there are, its test images first."""
     parts: list[Tensor] = []
     for split in (splits.test, splits.train):
-        parts.append(images(split, min(len(split), count - sum(map(len, parts)))))
-    return [part for part in parts if len(part)]
+        more = min(len(split), count - sum(map(len, parts)))
+        if more > 0:
+            parts.append(images(split, more))
+    return parts

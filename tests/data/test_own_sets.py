@@ -143,5 +143,5 @@ def test_what_training_would_read_otherwise_is_refused(given: Any, message: str)
 
 def test_labels_beyond_the_classes_are_told_when_they_are_read() -> None:
     split = own_splits((TensorDataset(X, Y), (X, Y)), classes=2).train
-    with pytest.raises(DataError, match="label 2 of image 0"):
+    with pytest.raises(DataError, match="label 2 of image 2"):
         split[Draw([2])]

@@ -186,6 +186,38 @@ def test_streamed_files_give_the_same_images_as_decoded_ones(
     assert torch.equal(held.train[draw][0], streamed.train[draw][0])
 
 
+@pytest.mark.parametrize("augmentation", ["none", "crop_flip", "imagenet"])
+def test_no_images_are_no_images_whatever_they_come_from(root: Path, augmentation: str) -> None:
+    splits = open_data(folder_spec(root, augmentation=augmentation))
+    assert splits.train.in_memory == (augmentation != "imagenet")
+    for split, key in ((splits.train, (0, 1)), (splits.train, None), (splits.test, None)):
+        pixels, labels = split[Draw([], key)]
+        assert pixels.shape == (0, 3, 8, 8)
+        assert pixels.dtype == torch.float32
+        assert labels.dtype == torch.int64
+        assert len(labels) == 0
+
+
+def test_a_label_that_does_not_fit_is_named_with_its_file(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = open_data(folder_spec(root, augmentation="imagenet"))
+    load = Files.load
+    calls: list[str] = []
+
+    def wrong(self: Files, index: int) -> tuple[Image.Image, int]:
+        calls.append(self.name(index))
+        return load(self, index)[0], 3 if len(calls) == 3 else 0
+
+    monkeypatch.setattr(Files, "load", wrong)
+    with pytest.raises(DataError) as error:
+        splits.train[Draw(range(5))]
+    (fault,) = error.value.faults
+    assert fault.where == calls[2]
+    assert fault.what.startswith("label 3 of image ")
+    assert calls[2] != calls[0]
+
+
 @pytest.mark.slow
 def test_workers_share_no_position_in_a_tar_file(
     root: Path, monkeypatch: pytest.MonkeyPatch
