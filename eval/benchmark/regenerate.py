@@ -6,7 +6,8 @@
 ResNet-20 at batches of 1 and 128 beside everything, at 32 with T up to 16; CIFAR ResNets of other
 depths for growth over size; ResNet-18, MobileNetV2 and EfficientNet-Lite0 at 224 pixels beside all
 float networks. `--profile` says where the time goes by kind of layer, in profile.md, one thread.
-`--run FOLDER` takes a trained ResNet-20 instead of random weights. What is not installed is named
+`--run FOLDER` takes a trained ResNet-20 instead of random weights, `--lite0 FOLDER` a pretrained
+EfficientNet-Lite0. What is not installed is named
 on the page; all is there with the extra `export`, spikingjelly and sinabs. Parts that are done are
 kept in --parts and not timed again; `--pages` writes the page from results.json alone.
 """
@@ -40,9 +41,9 @@ INT8 = ("onnxruntime_int8", "onnxruntime_int8_sums")
 PEERS = ("spikingjelly_rate", "sinabs")
 
 
-def parts(base: BenchOptions, resnet20: str) -> list[BenchOptions]:
+def parts(base: BenchOptions, resnet20: str, lite0: str = LARGE[-1]) -> list[BenchOptions]:
     """What is timed together, what tells most first; no network and batch stands there twice."""
-    large = LARGE
+    large = (*LARGE[:-1], lite0)
     deeper = ("resnet32_cifar", "resnet44_cifar", "resnet56_cifar", "resnet18_cifar")
     steps = (1, 2, *PEER_STEPS[:1], 8, *PEER_STEPS[1:])
     floats = [name for name, item in all_contenders().items() if item.kind is ContenderKind.FLOAT]
@@ -65,6 +66,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--run", default="resnet20_cifar", help="folder of a run of ResNet-20")
+    parser.add_argument("--lite0", default=LARGE[-1], help="folder of a run of EfficientNet-Lite0")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
@@ -76,7 +78,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="layers.json of an earlier profile")
     arguments = parser.parse_args()
     if arguments.profile:
-        networks = (arguments.run, *LARGE)
+        networks = (arguments.run, *LARGE[:-1], arguments.lite0)
         write_profile(networks, arguments.rounds, arguments.parts, arguments.out, arguments.before)
         return
     if not arguments.pages:
@@ -88,7 +90,8 @@ def main() -> None:
             memory=not arguments.no_memory,
             every=True,
         )
-        benchmark = merge([time_part(part, arguments.parts) for part in parts(base, arguments.run)])
+        whole = parts(base, arguments.run, arguments.lite0)
+        benchmark = merge([time_part(part, arguments.parts) for part in whole])
         write_json(arguments.out / "results.json", benchmark.to_json())
     stored = benchmark_from_json(read_json(arguments.out / "results.json"))
     publish((HERE / "head.md").read_text(), stored, arguments.out)

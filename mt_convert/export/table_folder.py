@@ -252,6 +252,8 @@ def _check_node(
 ) -> None:
     """Sizes of one node, so that running it reserves what its own shapes say and no more."""
     op, first = node["op"], inputs[0]
+    unit = node.get("unit")  # of sums in two parts
+    _require(unit is None or (type(unit) is int and 0 < unit < 2**24), f"unit of {node['out']}")
     if op in ("conv", "max_pool", "sum_pool"):
         names = ("kernel", "stride", "padding", "dilation")
         for name in names:

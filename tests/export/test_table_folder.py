@@ -132,6 +132,8 @@ CHANGES: dict[str, Any] = {
     "padding of a terabyte": lambda n: first(n, "conv").update(padding=[60000, 60000]),
     "a kernel that is not its weight's": lambda n: first(n, "conv").update(kernel=[9, 9]),
     "a stride of 0": lambda n: first(n, "conv").update(stride=[0, 0]),
+    "sums in parts of 0": lambda n: first(n, "conv").update(unit=0),
+    "sums in parts of text": lambda n: first(n, "linear").update(unit="2"),
     "groups of 0": lambda n: first(n, "conv").update(groups=0),
     "an array that is not there": lambda n: first(n, "conv")["arrays"].update(weight="none"),
     "an array of another node": lambda n: first(n, "fire")["arrays"].update(
@@ -185,6 +187,17 @@ def test_numbers_of_another_type_are_refused(folder: Path, tmp_path: Path) -> No
     name = next(name for name in tensors if name.endswith(".thresholds"))
     save_file(tensors | {name: tensors[name].astype(np.float64)}, copied / "network.safetensors")
     with pytest.raises(CheckpointError, match="no whole tables"):
+        read_tables(copied)
+
+
+def test_thresholds_out_of_order_are_refused(folder: Path, tmp_path: Path) -> None:
+    """The reader finds a level by halving, others by counting: both need the same order."""
+    tensors = load_file(folder / "network.safetensors")
+    copied = copy_with(folder, tmp_path / "copy")
+    name = next(name for name in tensors if name.endswith(".thresholds"))
+    turned = np.ascontiguousarray(tensors[name][:, ::-1])
+    save_file(tensors | {name: turned}, copied / "network.safetensors")
+    with pytest.raises(CheckpointError, match="the order of thresholds"):
         read_tables(copied)
 
 
