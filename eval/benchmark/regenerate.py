@@ -5,7 +5,8 @@
 
 ResNet-20 at batches of 1 and 128 beside everything, at 32 with T up to 16; CIFAR ResNets of other
 depths for growth over size; ResNet-18, MobileNetV2 and EfficientNet-Lite0 at 224 pixels beside all
-float networks. `--profile` says where the time goes by kind of layer, in profile.md, one thread.
+float networks. `--profile` says where the time goes by kind of layer, in profile.md, one thread;
+`--busy` what threads bring on free and on busy cores, in busy.md.
 `--run FOLDER` takes a trained ResNet-20 instead of random weights, `--lite0 FOLDER` a pretrained
 EfficientNet-Lite0. What is not installed is named
 on the page; all is there with the extra `export`, spikingjelly and sinabs. Parts that are done are
@@ -18,8 +19,14 @@ import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from mt_convert.experiments.bench import layers
-from mt_convert.experiments.bench.command import BenchOptions, publish, run_layers, time_networks
+from mt_convert.experiments.bench import layers, threads
+from mt_convert.experiments.bench.command import (
+    BenchOptions,
+    publish,
+    run_layers,
+    run_threads,
+    time_networks,
+)
 from mt_convert.experiments.bench.contenders.contender import ContenderKind
 from mt_convert.experiments.bench.contenders.registry import all_contenders
 from mt_convert.experiments.bench.rows import Benchmark, benchmark_from_json, merge
@@ -34,6 +41,15 @@ PROFILE = """# Where the time goes, by kind of layer
 The integer network by its native kernels, one thread, neurons included; "of limit" is the share of
 the int8 multiply-adds that the machine did at best in the same rounds.
 
+"""
+BUSY = """# Threads, on free cores and on busy ones
+
+One thread and two, of ours and of onnxruntime, with nothing beside and with a process on every core
+that never rests. Each call is timed by itself; "of one" are the median and the 99th percentile of
+the calls of a round beside those of one thread in the same round, the median of the rounds. The
+aims for batch 1 and two threads on busy cores: 1.1, and 2 for the 99th percentile.
+
+`python eval/benchmark/regenerate.py --busy --threads 2` makes this page.
 """
 OURS = ("integer_native", "integer_native_binary")
 FAST_FLOATS = ("fp32_channels_last", "fp32_compile", "onnxruntime_fp32")
@@ -75,11 +91,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--pages", action="store_true", help="write the page from results.json")
     parser.add_argument("--profile", action="store_true", help="time layers: profile.md alone")
+    parser.add_argument("--busy", action="store_true", help="time threads: busy.md alone")
     parser.add_argument("--before", type=Path, help="layers.json of an earlier profile")
     arguments = parser.parse_args()
     if arguments.profile:
         networks = (arguments.run, *LARGE[:-1], arguments.lite0)
         write_profile(networks, arguments.rounds, arguments.parts, arguments.out, arguments.before)
+        return
+    if arguments.busy:
+        networks = (arguments.run, *LARGE[:-1], arguments.lite0)
+        options = BenchOptions(networks, (1, 32), (1,), rounds=arguments.rounds, device="cpu")
+        times = run_threads(replace(options, threads=arguments.threads), arguments.parts / "busy")
+        threads.publish(times, arguments.out, BUSY)
         return
     if not arguments.pages:
         base = BenchOptions(

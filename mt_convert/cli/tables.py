@@ -166,6 +166,14 @@ def bench(
             "bytes, share of what the machine can do.",
         ),
     ] = False,
+    busy: Annotated[
+        bool,
+        typer.Option(
+            "--busy",
+            help="Time one thread and --threads instead, with nothing beside and with a busy "
+            "process on every core.",
+        ),
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for table, page and picture.")] = Path(
         "runs/bench"
     ),
@@ -185,18 +193,23 @@ def bench(
       mt-convert bench resnet18 --contender integer_native --contender fp32_compile
       mt-convert bench runs/r20 --training --batch 128 --time-steps 2
       mt-convert bench mobilenetv2_100 --layers --batch 1 --time-steps 1
+      mt-convert bench runs/r20 --busy --batch 1 --time-steps 1 --threads 2
     """
     from ..experiments.bench import command, pages
 
     form = form_of(json_, csv_)
-    if training and layers:
-        raise SpecError("--training and --layers time different things: give one of them")
+    asked = {"training": training, "layers": layers, "busy": busy}
+    kinds = [name for name, is_asked in asked.items() if is_asked]
+    if len(kinds) > 1:
+        words = " and ".join(f"--{name}" for name in kinds)
+        raise SpecError(f"{words} time different things: give one of them")
     if training and csv_:
         raise SpecError("--csv: --training leaves tables of several kinds; use --json")
-    kind = "training" if training else "layers" if layers else "results"
+    kind = kinds[0] if kinds else "results"
     run, show = {
         "training": (command.run_training, command.show_training),
         "layers": (command.run_layers, command.show_layers),
+        "busy": (command.run_threads, command.show_threads),
         "results": (command.run, pages.show),
     }[kind]
     options = command.BenchOptions(

@@ -69,6 +69,8 @@ def _other_table(path: Path) -> Callable[[Path, Console], None] | None:
         return _show_training_speed
     if schema is None and _schema(path, "layers.json") == bench_rows.LAYERS_SCHEMA:
         return _show_layer_times
+    if schema is None and _schema(path, "busy.json") == bench_rows.THREADS_SCHEMA:
+        return _show_thread_times
     return None
 
 
@@ -106,6 +108,13 @@ def _show_layer_times(path: Path, console: Console) -> None:
     from .bench import command
 
     command.show_layers(path, console)
+
+
+def _show_thread_times(path: Path, console: Console) -> None:
+    """What ``bench --busy`` left."""
+    from .bench import command
+
+    command.show_threads(path, console)
 
 
 def _other_plain(path: Path, form: str) -> str | None:

@@ -25,7 +25,7 @@ from ...system.folder_lock import folder_lock
 from ...system.progress import progress
 from ...system.storage import atomic, json_text, read_json, sweep, write_json
 from ..run_page import BENCH, write_page
-from . import layers, pages, picture, training
+from . import layers, pages, picture, threads, training
 from .contenders.contender import Case, Contender
 from .contenders.registry import choose_contenders
 from .limits import measure_machine, product
@@ -155,6 +155,37 @@ def show_layers(out: Path, console: Console) -> None:
     console.print(f"all layers: {out}/layers.md", highlight=False, soft_wrap=True)
 
 
+def run_threads(options: BenchOptions, out: Path) -> threads.ThreadTimes:
+    """Time one thread and several, on free cores and on busy ones; write table and page to ``out``.
+
+    Raises:
+        SpecError: there is one thread alone.
+        MTConvertError: whatever the user can mend; what stood in ``out`` stays.
+    """
+    count = torch.get_num_threads() if options.threads is None else options.threads
+    if count < 2:
+        hint = "one thread is compared with several: give --threads 2 or more"
+        raise SpecError("nothing to compare", [Fault("--threads", str(count), hint)])
+    chosen = replace(options, contenders=options.contenders or threads.CONTENDERS)
+    with folder_lock(out), _threads(count):
+        sweep(out, deep=False)
+        networks = [open_network(word, out / "networks") for word in options.networks]
+        times = threads.time_threads(
+            networks, chosen.entries, options.batches, count, options.rounds
+        )
+        return threads.publish(times, out)
+
+
+def show_threads(out: Path, console: Console) -> None:
+    """Print what `run_threads` wrote."""
+    times = threads.read(out)
+    for table in threads.rich_tables(times):
+        console.print(table)
+    for line in threads.findings(times):
+        console.print(f"- {line}", highlight=False, markup=False)
+    console.print(f"page: {out}/busy.md", highlight=False, soft_wrap=True)
+
+
 def run(options: BenchOptions, out: Path) -> Benchmark:
     """Time everything; write table, page and picture to ``out`` when all is done.
 
@@ -221,9 +252,11 @@ def _rows(group: Group, place: Place, *, memory: bool) -> list[BenchRow]:
 
 def plain(out: Path, form: str, kind: str = "results") -> str:
     """What a finished benchmark stored, as ``json``, or its rows as ``csv``; ``kind`` says which of
-    its files: results, training or layers."""
+    its files: results, training, layers or busy."""
     if kind == "layers" and form == "csv":
         return csv_text(layers.LayerRow, layers.read(out).rows)
+    if kind == "busy" and form == "csv":
+        return csv_text(threads.ThreadRow, threads.read(out).rows)
     if kind != "results":
         return json_text(read_json(out / f"{kind}.json"))
     benchmark = read_json(out / "results.json", benchmark_from_json)

@@ -14,6 +14,7 @@ from ...system.plain_data import as_type
 
 SCHEMA = "mt_convert.benchmark/1"
 TRAINING_SCHEMA, LAYERS_SCHEMA = "mt_convert.training_speed/1", "mt_convert.layer_times/1"
+THREADS_SCHEMA = "mt_convert.thread_times/1"
 
 
 class ContenderKind(StrEnum):
