@@ -12,7 +12,7 @@ from ...integer_engine.threshold_tables import ThresholdTable
 
 INT32 = 2**31
 MOST_COMBINATIONS = 4096  # of levels beside an accumulator, for which a sum is proved
-MOST_BESIDE = 256  # of them, for which thresholds are told one by one
+MOST_BESIDE = 32  # of them, for which thresholds are told one by one
 MOST_SHIFT = 16
 MOST_PROVED = 2**22  # thresholds compared at once while a sum is proved
 

@@ -14,8 +14,16 @@ from torch import Tensor
 from ...errors import Fault
 from ...integer_engine.terms import FLOAT32_WHOLE
 from ...integer_engine.threshold_tables import ThresholdTable
+from ...neurons.totals import position
 from ..forms.float32_sums import furthest, split_unit, sum_fits
-from ..forms.nodes import IntegerForm, Node, Value, emitted_levels, narrow_program
+from ..forms.nodes import (
+    IntegerForm,
+    Node,
+    Value,
+    emitted_levels,
+    formula_arrays,
+    narrow_program,
+)
 from ..forms.threshold_sums import INT32, thresholds_beside
 from . import onnx_graph as shared
 from .onnx_graph import Graph, Writer
@@ -25,33 +33,33 @@ QONNX_DOMAIN = "qonnx.custom_op.general"
 
 def qonnx_refused(form: IntegerForm) -> list[Fault]:
     """What MultiThreshold nodes and whole numbers in float32 have no exact form for."""
-    faults = []
-    for node in form.nodes:
-        wide = "sums beyond 2^24, which float32 does not hold: use fewer bits"
-        if node.op == "fire" and "levels" in node.arrays:
-            if _thresholds_beside(form, node) is None:
-                hint = "no power of two makes its sum whole: put an activation on the shortcut"
-                faults.append(Fault(node.name, "a sum of two accumulators", hint))
-            elif any(_size(form.values[index]) >= FLOAT32_WHOLE for index in node.inputs):
-                faults.append(Fault(node.name, node.op, wide))
-        elif _is_wide(form, node):
-            faults.append(Fault(node.name, node.op, wide))
-    return faults
+    hint = "sums beyond 2^24, which float32 does not hold: use fewer bits"
+    return [Fault(node.name, node.op, hint) for node in form.nodes if _is_wide(form, node)]
 
 
 def _is_wide(form: IntegerForm, node: Node) -> bool:
-    """Whether float32 would round what a node computes."""
+    """Whether float32 would round what a node computes, where the network does not."""
     if node.op in ("conv", "linear"):
-        wide = furthest(form, node) >= FLOAT32_WHOLE
-        return wide and (_feeds_neurons(form, node) or split_unit(form, node) is None)
+        if furthest(form, node) < FLOAT32_WHOLE:
+            return False
+        readers = [one for one in form.nodes if one.op == "fire" and node.out in one.inputs]
+        in_whole = any(not _has_formula(form, one) for one in readers)
+        return in_whole or split_unit(form, node) is None
     if node.op == "fire":
-        return _reach(form, node) >= FLOAT32_WHOLE
+        one_by_one = "levels" in node.arrays or _has_formula(form, node)
+        return not one_by_one and _reach(form, node) >= FLOAT32_WHOLE
     return node.op not in ("encode", "read_out") and not sum_fits(form, node)
 
 
-def _feeds_neurons(form: IntegerForm, node: Node) -> bool:
-    """Whether a sum is compared with whole thresholds, so that it must not be rounded."""
-    return any(one.op == "fire" and node.out in one.inputs for one in form.nodes)
+def _has_formula(form: IntegerForm, node: Node) -> bool:
+    """Whether neurons compare their float32 formula: where no whole numbers below 2^24 do."""
+    if form.sources[node.out].table is not None:  # a function has whole thresholds of its own
+        return False
+    if any(_size(form.values[index]) >= FLOAT32_WHOLE for index in node.inputs):
+        return True
+    if "levels" in node.arrays:
+        return _thresholds_beside(form, node) is None
+    return _reach(form, node) >= FLOAT32_WHOLE
 
 
 def _thresholds_beside(form: IntegerForm, node: Node) -> dict[str, Tensor] | None:
@@ -190,7 +198,11 @@ class _Laid:
 
 
 def _multi_threshold(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
-    """One MultiThreshold node, of a function two, or one for each level beside an accumulator."""
+    """One MultiThreshold node, of a function two, or one for each level beside an accumulator; one
+    behind the float32 formula where whole numbers do not do."""
+    if _has_formula(graph.form, node):
+        _by_formula(graph, node, inputs, out)
+        return
     if "levels" in node.arrays:
         _level_by_level(graph, node, inputs, out)
         return
@@ -207,6 +219,31 @@ def _multi_threshold(graph: Graph, node: Node, inputs: list[str], out: str) -> N
     else:
         at.add_thresholds(total, arrays["thresholds"], levels, first, graph.form.values[node.out])
     at.lay_back(levels, out)
+
+
+def _by_formula(graph: Graph, node: Node, inputs: list[str], out: str) -> None:
+    """The written formula, each operator rounded by itself, and the least floats that round to each
+    level or beyond, the same for all neurons."""
+    item, ends = graph.form.sources[node.out], graph.form.values[node.out]
+    offset = None if item.offset is None else item.offset.detach().float()
+    drive = shared.formula(graph, formula_arrays(item.input), inputs, f"{out}_drive", offset)
+    steps, levels = emitted_levels(item)
+    thresholds = position(steps[1:].float()).repeat_interleave(levels.diff())
+    is_plain = len(ends.shape) in (1, 3)
+    if not is_plain:
+        drive = shared.reshape(graph, drive, (ends.size,), f"{out}_laid")
+    level = graph.add(
+        "MultiThreshold",
+        [drive, graph.constant(f"{out}_half_way", thresholds[None], np.float32)],
+        out if is_plain else f"{out}_levels",
+        QONNX_DOMAIN,
+        out_dtype=type_name(ends),
+        out_scale=1.0,
+        out_bias=float(levels[0]),
+        data_layout="NCHW" if len(ends.shape) == 3 else "NC",
+    )
+    if not is_plain:
+        shared.reshape(graph, level, ends.shape, out)
 
 
 def _level_by_level(graph: Graph, node: Node, inputs: list[str], out: str) -> None:

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from export_networks import NAMES, converted, some_images
@@ -147,12 +148,17 @@ def test_bytes_of_levels_are_multiplied_one_by_one(signed: bool, tmp_path: Path)
     assert targets.export(snn, "onnx", tmp_path / "network", images=images(6, seed=3)).exact
 
 
-def test_a_wide_sum_is_refused_only_where_it_is_compared_as_a_whole_number(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["onnx", "qonnx", "spikingjelly"])
+def test_neurons_read_sums_beyond_float32(target: str, tmp_path: Path) -> None:
     snn = wide_sums(nn.ReLU, nn.ReLU(), nn.Linear(5, 2))
-    with pytest.raises(UnsupportedLayerError, match=r"4 .*2\^24"):
+    assert targets.export(snn, target, tmp_path / "network", images=images(6, seed=3)).exact
+
+
+def test_a_function_of_sums_beyond_float32_is_refused_by_name() -> None:
+    snn = wide_sums(nn.ReLU, nn.SiLU(), nn.Linear(5, 2))
+    with pytest.raises(UnsupportedLayerError, match=r"2\^24"):
         targets.form_for(snn, "qonnx")
-    for target in ("onnx", "spikingjelly"):
-        assert targets.export(snn, target, tmp_path / target, images=images(6, seed=3)).exact
+    targets.form_for(snn, "onnx")
 
 
 @pytest.mark.slow
@@ -198,13 +204,23 @@ def test_qonnx_has_thresholds_for_each_level_where_no_sum_is_whole(
 
 
 @pytest.mark.slow
-def test_two_accumulators_in_one_sum_leave_to_onnx_and_are_refused_by_qonnx(
-    tmp_path: Path,
-) -> None:
-    with pytest.raises(UnsupportedLayerError, match="a sum of two accumulators") as error:
-        write("qonnx", "pre_activation", tmp_path / "network.onnx")
-    assert "relu_2" in str(error.value)
-    assert list(tmp_path.iterdir()) == []
+def test_two_accumulators_in_one_sum_are_compared_behind_their_formula(tmp_path: Path) -> None:
+    path = tmp_path / "network.onnx"
+    found = write("qonnx", "pre_activation", path)
+    assert found.exact
+    form, info = integer_form(converted("pre_activation")), targets.TARGETS["qonnx"]
+    model = onnx_runtimes.read_graph(path)
+    by_formula = [item for item in model.graph.initializer if item.name.endswith("_half_way")]
+    summed = [n for n in form.nodes if "levels" in n.arrays and len(n.inputs) > 1]
+    assert len(by_formula) == len(summed) > 0
+    ties = onnx.numpy_helper.to_array(by_formula[0])
+    assert ties[0, 1] == 1.5, "half to even: 1.5 is level 2"
+    assert 0.5 < ties[0, 0] < 0.50001
+    moved = onnx.numpy_helper.from_array(ties + np.float32(0.05), by_formula[0].name)
+    by_formula[0].CopyFrom(moved)
+    path.write_bytes(model.SerializeToString())
+    runtime = info.open(path, form)
+    assert not verdict.verify("qonnx", form, runtime, some_images("pre_activation", 2), {}).exact
 
 
 @pytest.mark.slow
