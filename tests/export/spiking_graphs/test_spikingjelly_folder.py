@@ -74,8 +74,10 @@ def test_the_folder_alone_gives_a_module_with_the_logits(written: Path) -> None:
     ]
     images = pictures(8, 3)
     run = mt.simulate(both(), images, time_steps=1)
+    net = load_as_a_user(written)
     with torch.no_grad():
-        logits = load_as_a_user(written)(images)
+        logits = net(images)
+    assert torch.equal(net(images).detach(), logits), "with surrogates, threshold by threshold"
     torch.testing.assert_close(logits, run.logits[-1], rtol=1e-4, atol=1e-4)
     assert torch.equal(logits.argmax(1), run.logits[-1].argmax(1))
 
