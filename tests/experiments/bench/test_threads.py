@@ -107,7 +107,7 @@ def test_processes_beside_end_with_what_they_were_started_for() -> None:
     assert not any(map(alive, started))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_beside_end_when_the_benchmark_is_killed() -> None:
     """Killed, it cannot end them: they look for it themselves."""
     words = (

@@ -117,6 +117,7 @@ def wide_sums(activation: type[nn.Module], *behind: nn.Module) -> Any:
     return mt.convert(mt.quantize(net, "w8a8", calibration=images(8)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU])
 @pytest.mark.parametrize("target", ["onnx", "qonnx", "spikingjelly"])
 def test_sums_beyond_float32_leave_in_parts(
@@ -133,6 +134,7 @@ def test_sums_beyond_float32_leave_in_parts(
     assert row.compared == 5 * 26, "random sums, and as far as they go"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signed", [False, True])
 def test_bytes_of_levels_are_multiplied_one_by_one(signed: bool, tmp_path: Path) -> None:
     """A convolution and a linear layer on sums of two bytes, padding included, in int32."""
@@ -148,12 +150,14 @@ def test_bytes_of_levels_are_multiplied_one_by_one(signed: bool, tmp_path: Path)
     assert targets.export(snn, "onnx", tmp_path / "network", images=images(6, seed=3)).exact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["onnx", "qonnx", "spikingjelly"])
 def test_neurons_read_sums_beyond_float32(target: str, tmp_path: Path) -> None:
     snn = wide_sums(nn.ReLU, nn.ReLU(), nn.Linear(5, 2))
     assert targets.export(snn, target, tmp_path / "network", images=images(6, seed=3)).exact
 
 
+@pytest.mark.slow
 def test_a_function_of_sums_beyond_float32_is_refused_by_name() -> None:
     snn = wide_sums(nn.ReLU, nn.SiLU(), nn.Linear(5, 2))
     with pytest.raises(UnsupportedLayerError, match=r"2\^24"):
