@@ -352,6 +352,27 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        16,
+        "export/forms/float32_sums.py",
+        "if largest * gain < FLOAT32_WHOLE:",
+        "if gain < FLOAT32_WHOLE:",
+        ("export/onnx_formats/test_onnx_graph.py::test_sums_beyond_float32_leave_in_parts",),
+    ),
+    Mutant(
+        16,
+        "export/onnx_formats/onnx_integers.py",
+        'zero = graph.constant(f"{made}_zero", up >> 8 * place & 255, np.uint8)',
+        'zero = graph.constant(f"{made}_zero", up & 255, np.uint8)',
+        ("export/onnx_formats/test_onnx_graph.py::test_bytes_of_levels_are_multiplied_one_by_one",),
+    ),
+    Mutant(
+        16,
+        "export/numpy_reader.py",
+        "count = np.where(u >= rows[place, more - 1], more, count)",
+        "count = np.where(u > rows[place, more - 1], more, count)",
+        ("export/test_table_folder.py::test_every_small_network_leaves_exactly",),
+    ),
+    Mutant(
         15,
         "quantization/chain.py",
         "tensors |= layer.formula.tensors()",
