@@ -444,6 +444,29 @@ def test_neurons_in_int16(bounds: tuple[int, int], signed: bool, reach: int) -> 
     assert known == ({OTHERWISE} if reach > 32000 else {OWN, OWN_AND_BYTES, BYTES_AND_OWN})
 
 
+@pytest.mark.sampled
+@pytest.mark.parametrize("bounds", [(0, 15), (0, 255), (-8, 7), (-128, 127)])
+@pytest.mark.parametrize("channels", [24, 40, 64, 72, 88])
+def test_blocks_of_neurons_side_by_side(channels: int, bounds: tuple[int, int]) -> None:
+    """One step of all levels, of several blocks of 16 channels at once, a last one that is not whole
+    among them; of sums far beyond all levels, and beyond int32, too."""
+    net = Net(channels + bounds[1], image=(3, 4, 9))
+    votes = []
+    for ties in (False, True):
+        value = net.image
+        for groups in (1, channels, 1):
+            size = (1, 1) if groups == 1 else (3, 3)
+            sums = net.layer(value, channels, size, padding=(size[0] // 2,) * 2, groups=groups)
+            wanted = net.sum(sums, ties=ties, bias=groups == 1)
+            (term,) = wanted.terms
+            by_channel = term.multiplier.expand(1, channels, 1, 1).clone()
+            by_channel[:, 1::5] *= 1e9
+            wanted = replace(wanted, terms=(Term(term.value, by_channel),))
+            value = net.fire(wanted, bounds=bounds)
+        votes.append(net.layer(net.pooled(value), 3, None))
+    check(net.program(net.sum(*votes)), steps=(1, 2), batches=(1, 2), threads=(1, 2))
+
+
 def test_rows_at_rest_are_left_out_and_nothing_changes() -> None:
     """Most of the image is dark, so that most rows move in few steps only."""
     net = Net(3, image=(1, 24, 8), bits=4)

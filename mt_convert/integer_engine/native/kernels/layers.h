@@ -45,8 +45,7 @@ void dot_layer(const Image& im, const Op& op, const Span& span) {
             const Block* block = op.blocks + b;
             const int8_t* weights = op.weights + b * stride;
             const auto fire_all = [&](const int32_t(*first)[16], int n) {
-                for (int g = 0; g < groups; ++g)
-                    finish(im, op, block[g], first + g * pixels_in_turn, place, n);
+                finish_blocks(im, op, block, groups, first, pixels_in_turn, place, n);
             };
             if (groups <= 2 && by_rows) {
                 for (int y = y0; y < y1; ++y)
@@ -110,7 +109,7 @@ inline void depthwise(const u8* pixel, const Op& op, const Block& block, const i
 // Convolutions whose channels each have weights of their own: pixels of a row, 16 channels after
 // 16, or 64 after 64.
 void depthwise_layer(const Image& im, const Op& op, const Span& span) {
-    constexpr int most = 8;
+    constexpr int most = 16;
     alignas(64) int32_t sums[most * depthwise_blocks][16];
     Place place[most];
 #if defined(__AVX512VNNI__) || defined(MT_EMULATE_VNNI)
@@ -132,8 +131,8 @@ void depthwise_layer(const Image& im, const Op& op, const Span& span) {
                     pairs ? depthwise_pair(pixel, right, op, *block, weights, most, sums + p)
                           : depthwise_pixel(pixel, op, *block, weights, most, sums + p);
                 }
-                for (int g = 0; g < std::min(4, span.b1 - b); ++g)
-                    finish(im, op, block[g], sums + g * most, place, n);
+                const int blocks = std::min(4, span.b1 - b);
+                finish_blocks(im, op, block, blocks, sums, most, place, n);
 #else
                 const int8_t* weights = op.weights + int64_t(b) * op.n_pieces * 16;
                 for (int p = 0; p < n; ++p)

@@ -221,6 +221,52 @@ void fire_summed(const Image& im, const Op& op, const Block& block, const int32_
 
 // Fewer than 16 channels too.
 inline bool fires_summed(const Op& op, const Block&) { return op.summed != OTHERWISE; }
+
+#define MT_FIRES_SIDE_BY_SIDE
+// Whether the only step of neurons side by side is a saturating conversion: from 0, with nobody
+// asking what moved, and no level below the least byte.
+inline bool fires_side_by_side(const Image& im, const Op& op, const Block* block, int blocks) {
+    if (blocks < 2 || op.finish != FIRE || op.summed != OWN || !im.first || im.skip) return false;
+    const Value& out = im.call.values[op.out];
+    return std::max(op.low, op.down) == float(out.low) && op.high - float(out.low) <= 255 &&
+           block[blocks - 1].channel == block[0].channel + 16 * (blocks - 1);
+}
+
+// The first step of G blocks of neurons at some pixels; the sums of a block lie ``apart`` rows
+// behind those of the one before.
+template <int G, bool from_zero>
+void fire_side_by_side(const Image& im, const Op& op, const Block* block,
+                       const int32_t (*sums)[16], int apart, const Place* places, int count) {
+    const Value out = im.call.values[op.out];
+    __m512 own[4] = {}, bias[4] = {};
+    for (int g = 0; g < G; ++g) {
+        own[g] = _mm512_loadu_ps(op.terms[0].multiplier.data + block[g].channel);
+        if (op.bias.data) bias[g] = _mm512_loadu_ps(op.bias.data + block[g].channel);
+    }
+    const __m512 high = _mm512_set1_ps(std::min(op.high, op.up));
+    const __m512i start = _mm512_set1_epi32(out.low);
+    const __m512i order =
+        _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __mmask64 valid = ~0ull >> (64 - 16 * (G - 1) - block[G - 1].count);
+    u8* const totals = im.bytes(out, 0, 0) + block->channel;
+    for (int p = 0; p < count; ++p) {
+        __m512i level[4] = {};
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) {
+            const __m512 sum = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums[g * apart + p]));
+            const __m512 y = _mm512_add_ps(_mm512_mul_ps(sum, own[g]), bias[g]);
+            level[g] = _mm512_cvtps_epi32(_mm512_min_ps(y, high));  // rounds, half to even
+            if (!from_zero) level[g] = _mm512_sub_epi32(level[g], start);
+        }
+        const __m512i first = _mm512_packs_epi32(level[0], level[1]);
+        const __m512i second = _mm512_packs_epi32(level[2], level[3]);
+        const __m512i bytes =  // what is below is the least level
+            _mm512_permutexvar_epi32(order, _mm512_packus_epi16(first, second));
+        u8* const to = totals + places[p].out;
+        if (valid == ~0ull) _mm512_storeu_si512(to, bytes);
+        else _mm512_mask_storeu_epi8(to, valid, bytes);
+    }
+}
 #elif defined(__AVX2__)
 #define MT_SUMMED_FIRING
 // 16 neurons of some pixels in int16, as most networks have them: totals are bytes, the ladder is
@@ -326,6 +372,27 @@ void move_row(const Image& im, const Op& op, int y, int b0, int b1) {
         }
     }
     mark_row(im, op, y, changed, unsettled);
+}
+
+void finish(const Image& im, const Op& op, const Block& block, const int32_t (*sums)[16],
+            const Place* places, int count);
+
+// The same of some blocks, the sums of one ``apart`` rows behind those of the block before.
+inline void finish_blocks(const Image& im, const Op& op, const Block* block, int blocks,
+                          const int32_t (*sums)[16], int apart, const Place* places, int count) {
+#if defined(MT_FIRES_SIDE_BY_SIDE)
+    if (fires_side_by_side(im, op, block, blocks)) {
+        const bool from_zero = im.call.values[op.out].low == 0;
+        const auto run = blocks == 2 ? (from_zero ? fire_side_by_side<2, true>
+                                                  : fire_side_by_side<2, false>)
+                         : blocks == 3 ? (from_zero ? fire_side_by_side<3, true>
+                                                    : fire_side_by_side<3, false>)
+                                       : (from_zero ? fire_side_by_side<4, true>
+                                                    : fire_side_by_side<4, false>);
+        return run(im, op, block, sums, apart, places, count);
+    }
+#endif
+    for (int g = 0; g < blocks; ++g) finish(im, op, block[g], sums + g * apart, places, count);
 }
 
 // What becomes of 16 sums at some pixels: neurons fire, logits are read out, or sums are kept.
