@@ -41,9 +41,16 @@ def main() -> None:
             network = open_network(NETWORK, Path(folder)).on(torch.device("cpu"))
             speed = time_training(network, STEPS, BATCH, arguments.rounds)
         write_json(HERE / "results.json", speed.to_json())
-    stored = read_json(HERE / "results.json", training_speed_from_json)
     with atomic(HERE / "README.md") as temporary:
-        temporary.write_text(markdown(stored, (HERE / "head.md").read_text()))
+        temporary.write_text(page())
+
+
+def page() -> str:
+    """The page of the stored rows."""
+    head, stored = (HERE / "head.md").read_text(), HERE / "results.json"
+    if not stored.is_file():
+        return f"{head}\nNo rows are stored yet.\n"
+    return markdown(read_json(stored, training_speed_from_json), head)
 
 
 if __name__ == "__main__":

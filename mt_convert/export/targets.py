@@ -23,7 +23,7 @@ from .forms.nodes import IntegerForm
 from .onnx_formats import onnx_graph, onnx_integers, onnx_runtimes, qonnx_thresholds
 from .programs import torch_program
 from .spiking_graphs import nir_graph, nir_runtime, spikingjelly_folder
-from .verdict import Runtime, Verdict, images_to_compare, verify
+from .verdict import Runtime, Verdict, images_at_once, images_to_compare, verify
 
 VERDICT = "verdict.json"
 
@@ -206,7 +206,7 @@ def _verdict(
     """The check, and how long the images took."""
     runtime, measured = info.open(path, form), approximate and info.approximates
     verdict = verify(info.name, form, runtime, images, info.sizes(path), approximate=measured)
-    some = images[:64].numpy()
+    some = images[: images_at_once(form)].numpy()
     start = time.perf_counter()
     runtime.run(some)
     spent = (time.perf_counter() - start) / len(some) * 1e6

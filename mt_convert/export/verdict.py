@@ -201,6 +201,12 @@ def images_to_compare(shape: tuple[int, ...], images: Any) -> Tensor:
     return check_images(images, shape).float().cpu()
 
 
+def images_at_once(form: IntegerForm) -> int:
+    """How many images are shown at once: fewer where values are large."""
+    largest = max(value.size for value in form.values.values())
+    return max(1, min(BATCH, LARGEST_BATCH // largest))
+
+
 def _compare_on_images(
     form: IntegerForm, runtime: Runtime, images: Tensor
 ) -> tuple[tuple[Compared, ...], list[Tensor], list[Tensor]]:
@@ -210,8 +216,7 @@ def _compare_on_images(
     due: list[Tensor] = []
     have: list[Tensor] = []
     counts = {out: [0, 0] for out in (*form.levels, last.out)}
-    largest = max(value.size for value in form.values.values())
-    for batch in images.split(max(1, min(BATCH, LARGEST_BATCH // largest))):
+    for batch in images.split(images_at_once(form)):
         run = form.model.run(batch, form.time_steps, totals=True)
         values = runtime.run(batch.numpy())
         if last.out in values:

@@ -53,6 +53,13 @@ def test_the_page_of_batch_norms_is_made_from_the_stored_rows(
     assert script.page(content) == (folder / "README.md").read_text()
 
 
+def test_the_page_of_training_speed_is_made_from_the_stored_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = EVAL / "training_speed"
+    assert command_of(folder, monkeypatch).page() == (folder / "README.md").read_text()
+
+
 SCRIPTS = sorted(path for path in EVAL.glob("*/*.py"))
 
 
