@@ -445,8 +445,8 @@ def test_neurons_in_int16(bounds: tuple[int, int], signed: bool, reach: int) -> 
 
 
 @pytest.mark.sampled
-@pytest.mark.parametrize("bounds", [(0, 15), (0, 255), (-8, 7), (-128, 127)])
-@pytest.mark.parametrize("channels", [24, 40, 64, 72, 88])
+@pytest.mark.parametrize("bounds", [(0, 255), (-8, 7)])
+@pytest.mark.parametrize("channels", [24, 64, 88])
 def test_blocks_of_neurons_side_by_side(channels: int, bounds: tuple[int, int]) -> None:
     """One step of all levels, of several blocks of 16 channels at once, the last one not always
     whole; of sums far beyond all levels, and beyond int32, too."""
