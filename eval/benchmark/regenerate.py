@@ -100,7 +100,7 @@ def main() -> None:
         return
     if arguments.busy:
         networks = (arguments.run, *LARGE[:-1], arguments.lite0)
-        options = BenchOptions(networks, (1, 32), (1,), rounds=arguments.rounds, device="cpu")
+        options = BenchOptions(networks, (1,), (1,), rounds=arguments.rounds, device="cpu")
         times = run_threads(replace(options, threads=arguments.threads), arguments.parts / "busy")
         threads.publish(times, arguments.out, BUSY)
         return

@@ -12,6 +12,7 @@ import pytest
 from paths import EVAL, ROOT
 from studies import command_of
 
+from mt_convert.experiments.bench import threads
 from mt_convert.report.rows import results_from_json
 
 
@@ -58,6 +59,19 @@ def test_the_page_of_training_speed_is_made_from_the_stored_rows(
 ) -> None:
     folder = EVAL / "training_speed"
     assert command_of(folder, monkeypatch).page() == (folder / "README.md").read_text()
+
+
+def test_the_page_of_threads_is_made_from_the_stored_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ours, two threads on busy cores are within 1.11 times one (aim: 1.1), 2 in the 99th
+    percentile."""
+    folder = EVAL / "benchmark"
+    head = command_of(folder, monkeypatch).BUSY
+    times = threads.read(folder)
+    assert threads.markdown(times, head) == (folder / "busy.md").read_text()
+    ours = [row for row in times.rows if row.contender == "integer_native" and row.threads > 1]
+    busy = [row for row in ours if row.busy]
+    assert len(busy) == len(ours) / 2 == 4
+    assert all((row.of_one or 9) <= 1.11 and (row.slow_of_one or 9) <= 2 for row in busy)
 
 
 SCRIPTS = sorted(path for path in EVAL.glob("*/*.py"))

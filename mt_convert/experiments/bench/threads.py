@@ -36,7 +36,7 @@ from .timing import Clock, clock_of
 SCHEMA = THREADS_SCHEMA
 CONTENDERS = ("integer_native", "onnxruntime_int8_sums", "onnxruntime_fp32")
 AT_LEAST = 0.3  # seconds of calls of each contender in each round
-FEWEST_CALLS = 20
+FEWEST_CALLS = 5
 HEAD = """# Threads, on free cores and on busy ones
 
 Written by `mt-convert bench --busy`. *Busy*: a process on every core that never rests. Each call is
