@@ -70,6 +70,9 @@ class OwnSet(Dataset[tuple[Tensor, Tensor]]):
         return self.tensors is not None or isinstance(self._samples, TensorDataset)
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        if self.tensors is None and not len(draw.indices) and len(self):
+            images, labels = self[Draw([0], draw.key)]  # what they would look like
+            return images[:0], labels[:0]
         if self.tensors is not None:
             chosen = torch.as_tensor(draw.indices, dtype=torch.int64)
             images, labels = self.tensors[0][chosen], self.tensors[1][chosen]

@@ -29,7 +29,7 @@ def levels_of(x, node):
     return np.clip(np.rint(x), node["low"], node["high"]).astype(np.int64)
 
 
-def reached(rows, place, u):  # how many thresholds of its row a number reaches, found by halving
+def count_reached(rows, place, u):  # thresholds of its row that a number reaches, by halving
     count = np.zeros(u.shape, np.int64)
     for step in 2 ** np.arange(rows.shape[1].bit_length())[::-1]:
         more = np.minimum(count + step, rows.shape[1])
@@ -41,7 +41,7 @@ def fire(node, a, x):
     if "levels" in a:
         return a["levels"][levels_of(formula(a, x), node) - node["low"]]
     u = sum(one * a[f"factor_{i}"][a["place"]] for i, one in enumerate(x))
-    count = [reached(a[k], a["place"], u) for k in ("thresholds", "falls") if k in a]
+    count = [count_reached(a[k], a["place"], u) for k in ("thresholds", "falls") if k in a]
     return node["first"] + count[0] - sum(count[1:])
 
 

@@ -76,6 +76,7 @@ def test_every_form_gives_the_same_split(name: str) -> None:
         shown, labels = splits.train[Draw([7, 0, 2], key)]
         assert torch.equal(shown, X[[7, 0, 2]])
         assert labels.tolist() == [1, 0, 2]
+        assert [part.shape for part in splits.train[Draw([], key)]] == [(0, 1, 4, 6), (0,)]
     assert torch.equal(torch.cat([x for x, _ in batches(splits.train, 4)]), X)
     assert torch.equal(images(splits.calibration, 4), X[:4])
     assert torch.equal(torch.cat([y for _, y in splits.validation]), Y)

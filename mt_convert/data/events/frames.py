@@ -97,7 +97,8 @@ class EventSource:
         if self.in_memory:
             frames = self._read_all[chosen].float()
         else:
-            frames = torch.stack([self._frames(place) for place in chosen.tolist()]).float()
+            read = [self._frames(place) for place in chosen.tolist() or range(1)]
+            frames = torch.stack(read)[: len(chosen)].float()
         if draw.key is not None and self._augment:
             moves = self._moves_of(draw.key)[chosen]
             moved = crop_flip(frames.flatten(1, 2), moves, self._pad)

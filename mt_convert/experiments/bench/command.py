@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.table import Table
 
 from ...errors import Fault, SpecError, many
 from ...report.html.parts import PAGE
@@ -125,11 +126,8 @@ def run_training(options: BenchOptions, out: Path) -> TrainingSpeed:
 def show_training(out: Path, console: Console) -> None:
     """Print what `run_training` wrote."""
     speed = training.read(out)
-    for table in training.rich_tables(speed):
-        console.print(table)
-    for line in (*training.findings(speed), *training.missing(speed)):
-        console.print(f"- {line}", highlight=False, markup=False)
-    console.print(f"page: {out}/training.md", highlight=False, soft_wrap=True)
+    lines = (*training.findings(speed), *training.missing(speed))
+    _show(training.rich_tables(speed), lines, f"page: {out}/training.md", console)
 
 
 def run_layers(options: BenchOptions, out: Path) -> layers.LayerTimes:
@@ -148,11 +146,8 @@ def run_layers(options: BenchOptions, out: Path) -> layers.LayerTimes:
 def show_layers(out: Path, console: Console) -> None:
     """Print what `run_layers` wrote."""
     times = layers.read(out)
-    for table in layers.rich_tables(times):
-        console.print(table)
-    for line in layers.findings(times):
-        console.print(f"- {line}", highlight=False, markup=False)
-    console.print(f"all layers: {out}/layers.md", highlight=False, soft_wrap=True)
+    last = f"all layers: {out}/layers.md"
+    _show(layers.rich_tables(times), layers.findings(times), last, console)
 
 
 def run_threads(options: BenchOptions, out: Path) -> threads.ThreadTimes:
@@ -179,11 +174,16 @@ def run_threads(options: BenchOptions, out: Path) -> threads.ThreadTimes:
 def show_threads(out: Path, console: Console) -> None:
     """Print what `run_threads` wrote."""
     times = threads.read(out)
-    for table in threads.rich_tables(times):
+    _show(threads.rich_tables(times), threads.findings(times), f"page: {out}/busy.md", console)
+
+
+def _show(tables: Iterable[Table], lines: Iterable[str], last: str, console: Console) -> None:
+    """Tables, what they say, and where all of it stands."""
+    for table in tables:
         console.print(table)
-    for line in threads.findings(times):
+    for line in lines:
         console.print(f"- {line}", highlight=False, markup=False)
-    console.print(f"page: {out}/busy.md", highlight=False, soft_wrap=True)
+    console.print(last, highlight=False, soft_wrap=True)
 
 
 def run(options: BenchOptions, out: Path) -> Benchmark:

@@ -156,6 +156,9 @@ def test_frames_made_each_time_are_those_kept_in_memory(monkeypatch: pytest.Monk
     assert not streamed.in_memory
     assert torch.equal(streamed[draw][0], expected[0])
     assert torch.equal(streamed[draw][1], expected[1])
+    none, labels = streamed[Draw([], (0, 2))]
+    assert none.shape == (0, *expected[0].shape[1:])
+    assert labels.shape == (0,)
 
 
 def test_neither_tonic_nor_a_folder_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,7 +228,7 @@ inline bool fires_summed(const Op& op, const Block&) { return op.summed != OTHER
 inline bool fires_side_by_side(const Image& im, const Op& op, const Block* block, int blocks) {
     if (blocks < 2 || op.finish != FIRE || op.summed != OWN || !im.first || im.skip) return false;
     const Value& out = im.call.values[op.out];
-    return std::max(op.low, op.down) == float(out.low) && op.high - float(out.low) <= 255 &&
+    return std::max(op.low, op.down) == float(out.low) &&
            block[blocks - 1].channel == block[0].channel + 16 * (blocks - 1);
 }
 
