@@ -34,7 +34,7 @@ from mt_convert.integer_engine.exactness import (
 )
 from mt_convert.integer_engine.model import IntegerModel, IntegerRun, integer
 from mt_convert.integer_engine.native.backend import NativeBackend
-from mt_convert.integer_engine.native.build import EMULATED_VNNI, instruction_sets
+from mt_convert.integer_engine.native.build import EMULATED, instruction_sets
 from mt_convert.neurons.ladder import Uniform
 from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
@@ -78,7 +78,7 @@ def backends() -> dict[str, Callable[..., Any]]:
     """All that this machine has, by name, the native one with each of its instruction sets."""
     makers = {name: info.make for name, info in BACKENDS.items() if name != "native"}
     if BACKENDS["native"].missing() is None:
-        for name in (*instruction_sets(), EMULATED_VNNI):
+        for name in (*instruction_sets(), *EMULATED):
             makers[f"native {name}"] = partial(NativeBackend, instruction_set=name)
     return makers
 

@@ -186,7 +186,7 @@ def integer(snn: SpikingModel, *, backend: str = "auto") -> IntegerModel:
     ``backend``: "native", C++ built on first use (CPU); "torch", any device, by int8 products
     where they are exact and quick; "compile", through torch.compile; "reference", the written
     formulas in plain torch, which the others are compared with; "auto", native where there is a
-    compiler and AVX2 or AVX-512 VNNI, else torch, which is said once.
+    compiler and AVX2 or more, else torch, which is said once.
 
     Threads do not survive a fork: a process that has run a network, with any backend, starts others
     by ``multiprocessing.get_context("spawn")``; one made by fork may hang in its first run.

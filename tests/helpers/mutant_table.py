@@ -69,6 +69,27 @@ MUTANTS = (
         ("integer_engine/test_arithmetic.py::test_dyadic_weights_make_the_float_simulation_equal",),
     ),
     Mutant(
+        2,
+        "integer_engine/native/kernels/layers.h",
+        "if (row != first + n) fire();",
+        "",
+        ("integer_engine/native/test_native.py::test_tiles_go_over_rows_and_borders",),
+    ),
+    Mutant(
+        2,
+        "integer_engine/native/kernels/layers.h",
+        "const int from = v + p * tall, shift = from - std::min(from, last);",
+        "const int from = v + p * tall, shift = 0;",
+        ("integer_engine/native/test_native.py::test_tiles_go_over_rows_and_borders",),
+    ),
+    Mutant(
+        2,
+        "integer_engine/native/packing.py",
+        "filled = F.pad(parts, (0, 0, 0, 0, 0, count * depth - length))",
+        "filled = F.pad(parts, (0, 0, 0, 0, 0, count * depth - length), value=1)",
+        ("integer_engine/native/test_native.py::test_tiles_go_over_rows_and_borders",),
+    ),
+    Mutant(
         1,
         "evaluation/counter.py",
         "if not bool(exact[t].any()):  # layers before have told all images apart",

@@ -31,18 +31,21 @@ from .library_cache import ForeignFolder, LibraryCache
 COMPILE = Path(__file__).with_name("compile.py")
 KERNELS = Path(__file__).with_name("kernels")
 FLAGS = ("-O3", "-std=c++17", "-pthread", "-fno-fast-math", "-ffp-contract=off")
-_AVX512 = ("f", "bw", "vl", "dq", "vnni")
+_PARTS = ("f", "bw", "vl", "dq", "vnni")
+_AVX512 = tuple(f"-mavx512{part}" for part in _PARTS), tuple(f"avx512_{part}" for part in _PARTS)
 INSTRUCTION_SETS = {  # best first: flags, and what the CPU must have
-    "avx512_vnni": (
-        tuple(f"-mavx512{part}" for part in _AVX512),
-        tuple(f"avx512_{part}" for part in _AVX512),
-    ),
+    "amx": ((*_AVX512[0], "-mamx-tile", "-mamx-int8"), (*_AVX512[1], "amx_tile", "amx_int8")),
+    "avx512_vnni": _AVX512,
     "avx2": (("-mavx2",), ("avx2",)),
     "portable": ((), ()),
 }
+EMULATED = {  # for tests: what each stands for, and flags that spell its instructions out
+    "emulated_amx": ("amx", ("-DMT_EMULATE_VNNI", "-DMT_EMULATE_AMX")),
+    "emulated_vnni": ("avx512_vnni", ("-DMT_EMULATE_VNNI",)),
+}
 ASKING_S, BUILDING_S = 20.0, 300.0  # how long a compiler may say its version, and build
 _SAID, _TOO_MUCH = 1 << 16, 1 << 26  # of what a compiler prints: looked at; never ends
-EMULATED_VNNI = "emulated_vnni"  # for tests: avx512_vnni spelled out, for any machine
+_ASK_FOR_TILES = 158, 0x1023, 18  # Linux on x86-64: arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA
 
 
 class NativeUnavailable(SpecError):
@@ -52,6 +55,8 @@ class NativeUnavailable(SpecError):
 def instruction_sets() -> tuple[str, ...]:
     """The instruction sets that this CPU has, best first.
 
+    AMX is among them where the system lets this process use it, and the compiler knows it.
+
     Example:
         >>> instruction_sets()[-1]
         'portable'
@@ -60,8 +65,22 @@ def instruction_sets() -> tuple[str, ...]:
     return tuple(
         name
         for name, (_, needs) in INSTRUCTION_SETS.items()
-        if all(asked.get(part, False) for part in needs)
+        if all(asked.get(part, False) for part in needs) and (name != "amx" or _tiles_allowed())
     )
+
+
+@functools.cache
+def _tiles_allowed() -> bool:
+    """Whether this process may use the tiles of AMX: Linux wants to be asked, and an old compiler
+    may not know them.
+    """
+    if sys.platform != "linux" or ctypes.CDLL(None).syscall(*_ASK_FOR_TILES) != 0:
+        return False
+    try:
+        flags = INSTRUCTION_SETS["amx"][0]
+        return _run([*_compiler(), *flags, "-E", "-xc++", os.devnull], ASKING_S)[0] == 0
+    except NativeUnavailable:
+        return False
 
 
 @functools.cache
@@ -82,7 +101,7 @@ def choose_instruction_set(instruction_set: str | None) -> str:
     allowed = instruction_sets()
     if instruction_set is None:
         return allowed[0]
-    if instruction_set not in (*allowed, EMULATED_VNNI):
+    if instruction_set not in (*allowed, *EMULATED):
         hint = f"this CPU has {', '.join(allowed)}"
         fault = Fault("instruction_set", repr(instruction_set), hint)
         raise SpecError("these instructions cannot run here", [fault])
@@ -114,9 +133,9 @@ def _sizes() -> list[int]:
 
 def _library_path(instruction_set: str) -> Path:
     """The library file in the cache."""
-    emulated = instruction_set == EMULATED_VNNI
-    flags = ("-DMT_EMULATE_VNNI",) if emulated else INSTRUCTION_SETS[instruction_set][0]
-    flags = (*FLAGS, *flags)
+    emulated = instruction_set in EMULATED
+    own = EMULATED[instruction_set][1] if emulated else INSTRUCTION_SETS[instruction_set][0]
+    flags = (*FLAGS, *own)
     surroundings = [os.environ.get(name, "") for name in ("CFLAGS", "CPPFLAGS", "LDFLAGS")]
     sources = (path.read_text() for path in sorted(KERNELS.iterdir()))
     parts = [*sources, *flags, _compiler_version(), *surroundings]
@@ -140,8 +159,8 @@ def _cache() -> Path:
     return Path(known) / "mt_convert"
 
 
-def _compiler_version() -> str:
-    """What the C++ compiler says it is."""
+def _compiler() -> list[str]:
+    """The command of the C++ compiler."""
     named = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
     try:
         command = shlex.split(named)
@@ -149,7 +168,12 @@ def _compiler_version() -> str:
         raise _unavailable(f"CXX is {named!r}, which is no command: {fact}") from fact
     if not command or shutil.which(command[0]) is None:
         raise _unavailable(f"there is no C++ compiler {(command or [named])[0]!r}")
-    code, said = _run([*command, "--version"], ASKING_S)
+    return command
+
+
+def _compiler_version() -> str:
+    """What the C++ compiler says it is."""
+    code, said = _run([*_compiler(), "--version"], ASKING_S)
     if code != 0:
         raise _unavailable(f"the C++ compiler does not run: {_last_line(said, code)}")
     return said

@@ -11,7 +11,7 @@ from ctypes import c_float, c_int32, c_int64, c_uint32, c_void_p
 LOAD, STORE, DOT, DEPTHWISE, WIDE, NONE, MAX_POOL, SUM_POOL, COPY, FLATTEN = range(10)
 KEEP, FIRE, READ_OUT = range(3)
 BYTES, INTS = range(2)
-SHORT, WHOLE, INT16_WEIGHTS = range(3)
+SHORT, WHOLE, INT16_WEIGHTS, TILES = range(4)
 OTHERWISE, OWN, OWN_AND_BYTES, BYTES_AND_OWN = range(4)
 IMAGES, LOGITS = 0, 1  # the first two places outside the arena
 
@@ -68,7 +68,7 @@ class Op(ctypes.Structure):
         *((name, c_void_p) for name in ("pieces", "blocks", "terms", "dependences")),
         ("bias", Constant),
         ("offset", Constant),
-        *((name, c_int32) for name in ("summed", "unused")),
+        *((name, c_int32) for name in ("summed", "depth")),
         ("thresholds", c_void_p),
     ]
 

@@ -17,7 +17,6 @@ from ...neurons.ladder import PowerOfTwo
 from ..program import Accumulate, Encode, Fire, Instruction, Operate, Program, Sum
 from . import step_tables
 from .arena import Arena
-from .build import EMULATED_VNNI
 from .layout import (
     BYTES,
     BYTES_AND_OWN,
@@ -95,8 +94,13 @@ class _Writer:
         )
         self.values, self.number = self.arena.values, self.arena.number
         self.kept = Kept()
-        vnni = instruction_set in ("avx512_vnni", EMULATED_VNNI)
-        self.packing = Packing(self.kept, short_sums=instruction_set == "avx2", quads=vnni)
+        tiles = instruction_set in ("amx", "emulated_amx")
+        self.packing = Packing(
+            self.kept,
+            short_sums=instruction_set == "avx2",
+            quads=tiles or instruction_set in ("avx512_vnni", "emulated_vnni"),
+            tiles=tiles,
+        )
         self.externals: dict[tuple[str, int], int] = {}
 
     def lower(self) -> Lowered:
@@ -254,7 +258,8 @@ class _Writer:
         op.tile = max(1, L1_BYTES // max(bytes_read, 1), math.ceil(24 / op.columns))
         low, high = self.plans.bounds[plan.sources[0]]
         most = int(max(high, 0) - min(low, 0))
-        for name, content in self.packing.layer(place, item, plan, value, most).items():
+        pixels = op.rows * op.columns
+        for name, content in self.packing.layer(place, item, plan, value, most, pixels).items():
             setattr(op, name, content)
 
     def _sum(self, place: int, item: Any, index: int) -> Any:

@@ -13,9 +13,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..program import Accumulate
-from .layout import DEPTHWISE, DOT, INT16_WEIGHTS, SHORT, WHOLE, WIDE, Block, Constant, Piece, Value
+from .layout import (
+    DEPTHWISE,
+    DOT,
+    INT16_WEIGHTS,
+    SHORT,
+    TILES,
+    WHOLE,
+    WIDE,
+    Block,
+    Constant,
+    Piece,
+    Value,
+)
 from .operators import Grid
 from .plans import Plan
+
+TILE_QUADS = 16  # of a tile, at most
+TILED_QUADS, TILED_PIXELS = 8, 8  # at least, of a piece and of the output: else tiles stay empty
 
 
 class Kept:
@@ -55,19 +70,20 @@ class Packing:
     """The weights of layers, in the form that an instruction set wants.
 
     ``short_sums``: the kernels add pairs of products in int16 as long as they fit. ``quads``: they
-    add four products at once also where each channel has weights of its own.
+    add four products at once also where each channel has weights of its own. ``tiles``: they
+    multiply tiles of pixels and weights.
     """
 
-    def __init__(self, kept: Kept, *, short_sums: bool, quads: bool) -> None:
-        self.kept, self.short_sums, self.quads = kept, short_sums, quads
+    def __init__(self, kept: Kept, *, short_sums: bool, quads: bool, tiles: bool) -> None:
+        self.kept, self.short_sums, self.quads, self.tiles = kept, short_sums, quads, tiles
         self.packed: dict[int, list[tuple[Tensor, dict[str, Any]]]] = {}
 
     def layer(
-        self, place: int, item: Accumulate, plan: Plan, value: Value, most: int
+        self, place: int, item: Accumulate, plan: Plan, value: Value, most: int, pixels: int
     ) -> dict[str, Any]:
         """Fields of the op of instruction ``place``, shared between steps of equal weights.
 
-        ``value``: where its input lies, whose bytes are at most ``most``.
+        ``value``: where its input lies, whose bytes are at most ``most``; ``pixels`` of the output.
         """
         for packed_weight, fields in self.packed.setdefault(place, []):
             if packed_weight is item.weight or torch.equal(packed_weight, item.weight):
@@ -96,7 +112,8 @@ class Packing:
             joined = weight.shape[3] if side_by_side else 1
             length = math.ceil(weight.shape[1] / 4) * joined
             taps = [(offset, length) for offset in offsets[::joined]]
-            packed |= self._dot_weights(quads, taps, most)
+            tiles = self.tiles and length >= TILED_QUADS and pixels >= TILED_PIXELS
+            packed |= self._tiles(quads, taps) if tiles else self._dot_weights(quads, taps, most)
         else:
             own = plan.kind == DEPTHWISE
             in_order = self._depthwise(weight, plan) if own else _sixteen_by_pair(weight.flatten(1))
@@ -116,6 +133,22 @@ class Packing:
             return _quads_of_taps(weight.flatten(1))
         pairs = [F.pad(weight, (shift, 1 - shift)) for shift in range(2)]  # two pixels, one read
         return _quads_of_taps(torch.stack(pairs, 3).flatten(1))
+
+    def _tiles(self, quads: Tensor, taps: list[tuple[int, int]]) -> dict[str, Any]:
+        """Weights [blocks, quads, 16, 4] in whole tiles, zeros behind each piece of input."""
+        length = taps[0][1]
+        count = math.ceil(length / TILE_QUADS)
+        depth = math.ceil(length / count)
+        parts = quads.reshape(len(quads), len(taps), length, 16, 4)
+        filled = F.pad(parts, (0, 0, 0, 0, 0, count * depth - length))
+        pieces = [Piece(offset, count * depth, 0) for offset, _ in taps]
+        return {
+            "weights": self.kept.tensor(filled, torch.int8),
+            "sums": TILES,
+            "depth": depth,
+            "pieces": self.kept.structs(Piece, pieces),
+            "n_pieces": len(pieces),
+        }
 
     def _dot_weights(self, quads: Tensor, taps: list[tuple[int, int]], most: int) -> dict[str, Any]:
         """Weights [blocks, quads, 16, 4] in order of use, and the pieces of input they meet."""

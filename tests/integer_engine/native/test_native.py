@@ -32,6 +32,7 @@ from mt_convert.integer_engine.native.layout import (
     OTHERWISE,
     OWN,
     OWN_AND_BYTES,
+    TILES,
 )
 from mt_convert.integer_engine.program import (
     Accumulate,
@@ -54,7 +55,10 @@ from mt_convert.quantization.quantize import QuantSpec, quantize
 from mt_convert.spiking.convert import convert
 
 aten = torch.ops.aten
-SETS = (*build.instruction_sets(), build.EMULATED_VNNI)
+OWN_SETS = build.instruction_sets()
+LACKING = tuple(name for name, (real, _) in build.EMULATED.items() if real not in OWN_SETS)
+SETS = (*OWN_SETS, *LACKING)
+TILED = "amx" if "amx" in OWN_SETS else "emulated_amx"
 if (_lacking := build.missing()) is not None:
     pytest.skip(_lacking, allow_module_level=True)
 
@@ -388,6 +392,41 @@ def test_windows_of_any_shape(channels: int, columns: int) -> None:
     check(net.program(net.sum(*votes)), steps=(1, 2), batches=(1,), threads=(1, 2))
 
 
+MAPS = [(1, 9), (7, 7), (8, 8), (14, 14), (3, 70), (20, 33), (33, 20)]
+TILED_WINDOWS = [
+    ((1, 1), (1, 1), (1, 1)),
+    ((1, 1), (2, 2), (1, 1)),
+    ((3, 3), (1, 1), (1, 1)),
+    ((3, 3), (2, 2), (1, 1)),
+    ((3, 3), (1, 2), (1, 1)),
+    ((3, 3), (2, 2), (2, 2)),
+    ((5, 3), (2, 1), (1, 1)),
+]
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("rows_and_columns", MAPS)
+@pytest.mark.parametrize(("channels", "out"), [(32, 16), (36, 48), (40, 80), (68, 17)])
+def test_tiles_go_over_rows_and_borders(
+    channels: int, out: int, rows_and_columns: tuple[int, int]
+) -> None:
+    """One block of channels to six, pieces of whole tiles and others, lines that end within one."""
+    net = Net(channels + out, image=(channels, *rows_and_columns))
+    full = net.fire(net.sum(net.image), bounds=(0, 255))
+    votes = []
+    for kernel, stride, dilation in TILED_WINDOWS:
+        padding = (kernel[0] // 2 * dilation[0], kernel[1] // 2 * dilation[1])
+        ways = {"stride": stride, "padding": padding, "dilation": dilation}
+        made = net.layer(full, out, kernel, most=127, **ways)
+        votes.append(net.layer(net.pooled(net.fire(net.sum(made))), 3, None))
+    groups = net.layer(full, 2 * out, (3, 3), groups=2, most=127)
+    votes.append(net.layer(net.pooled(net.fire(net.sum(groups))), 3, None))
+    program = net.program(net.sum(*votes))
+    backend = check(program, sets=[TILED], steps=(1, 2), batches=(2,), threads=(1, 2))
+    ops = [op for piece in backend._lowered.work for op in piece.ops[0]]  # type: ignore[union-attr]
+    assert sum(op.sums == TILES for op in ops) >= 3
+
+
 @pytest.mark.parametrize("high", [15, 8191, 8192, 15000])
 def test_sums_of_numbers_beyond_int16(high: int) -> None:
     net = Net(3, image=(2, 2, 2))
@@ -634,10 +673,40 @@ def test_instructions_that_the_cpu_lacks_are_refused() -> None:
         NativeBackend([random_program(0)], "mmx")
 
 
-def test_real_vnni_where_there_is_one() -> None:
-    if "avx512_vnni" not in build.instruction_sets():
-        pytest.skip("this CPU has no AVX-512 VNNI; its logic is tested spelled out")
-    check(random_program(1), sets=["avx512_vnni"])
+@pytest.mark.parametrize("name", build.EMULATED)
+def test_instructions_spelled_out_where_the_cpu_has_them(name: str) -> None:
+    """Where it lacks them all tests above ran so."""
+    for seed in (1, 5):
+        check(random_program(seed), sets=[name])
+
+
+@pytest.mark.parametrize("real", ["avx512_vnni", "amx"])
+def test_real_instructions_where_there_are_some(real: str) -> None:
+    if real not in OWN_SETS:
+        pytest.skip(f"this CPU, or its compiler, has no {real}; its logic is tested spelled out")
+    check(random_program(1), sets=[real])
+
+
+def test_an_old_compiler_gets_no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_run", lambda command, seconds: (1, "unrecognized option"))
+    assert not build._tiles_allowed.__wrapped__()
+    monkeypatch.setenv("CXX", "/nonexistent/g++")
+    assert not build._tiles_allowed.__wrapped__()
+
+
+def test_tiles_of_torch_and_of_the_kernels_do_not_meet() -> None:
+    """Both set tiles up in the same thread, by turns."""
+    if "amx" not in OWN_SETS:
+        pytest.skip("this CPU has no AMX, or may not use it")
+    net = Net(4, image=(32, 9, 9))
+    value = net.fire(net.sum(net.layer(net.image, 32)))
+    program = net.program(net.sum(net.layer(net.pooled(value), 5, None)))
+    backend, images = NativeBackend([program], "amx"), torch.randn(2, 32, 9, 9)
+    left, right = (torch.randint(-9, 9, (64, 64), dtype=torch.int8) for _ in range(2))
+    logits, product = backend.run(images, 1)[0], torch._int_mm(left, right)
+    for _ in range(5):
+        assert torch.equal(torch._int_mm(left, right), product)
+        assert torch.equal(backend.run(images, 1)[0], logits)
 
 
 @pytest.mark.parametrize("surroundings", [{"CXX": "/nonexistent/g++"}, {"PATH": ""}])

@@ -21,7 +21,7 @@ from mt_convert.quantization.quantize import quantize
 from mt_convert.quantization.spec import QuantSpec
 from mt_convert.spiking.convert import convert
 
-SETS = (*build.instruction_sets(), build.EMULATED_VNNI)
+SETS = (*build.instruction_sets(), "emulated_vnni")
 if (_lacking := build.missing()) is not None:
     pytest.skip(_lacking, allow_module_level=True)
 

@@ -6,6 +6,7 @@
 
 #include "dot_products.h"
 #include "neurons.h"
+#include "tiles.h"
 
 namespace {
 
@@ -16,7 +17,7 @@ inline const u8* input_at(const Image& im, const Op& op, int y, int x) {
 
 // How many blocks from ``b`` on read the same input, and may be done at once.
 inline int blocks_at_once(const Op& op, int b, int end) {
-    if (op.sums != WHOLE) return 1;
+    if (op.sums != WHOLE && op.sums != TILES) return 1;
     int groups = 1;
     while (groups < most_groups && b + groups < end &&
            op.blocks[b + groups].offset == op.blocks[b].offset)
@@ -24,9 +25,91 @@ inline int blocks_at_once(const Op& op, int b, int end) {
     return groups;
 }
 
+#if defined(MT_TILES)
+// How tiles go over a layer's pixels: along lines of pixels equally far apart, which are rows, or
+// all rows with the borders between them where that takes fewer tiles.
+struct Lines {
+    int64_t right;  // from one pixel to the next, in bytes
+    int wide;       // pixels from one row to the next, if lines are `through` borders
+    int pixels;     // of all rows, or of one
+    bool through;
+
+    Lines(const Op& op, const Value& in) : right(int64_t(op.stride[1]) * in.pixel) {
+        const int64_t down = int64_t(op.stride[0]) * in.row;
+        wide = int(down / right);
+        const int all = (op.rows - 1) * wide + op.columns, row = op.columns;
+        through = down % right == 0 && tiles(all) <= op.rows * tiles(row);
+        pixels = through ? all : row;
+    }
+    static int tiles(int pixels) { return (pixels + tile_pixels - 1) / tile_pixels; }
+};
+
+// What `dot_layer` does, by tiles. A line's last tile begins earlier where pixels would be missing.
+void tile_layer(const Image& im, const Op& op, const Span& span) {
+    const Value& in = im.call.values[op.in];
+    const Lines lines(op, in);
+    const int tall = std::min(tile_pixels, lines.pixels);
+    const TileSetting setting(tall, op.depth);
+    int64_t stride = 0;
+    for (int i = 0; i < op.n_pieces; ++i) stride += int64_t(op.pieces[i].quads) * 64;
+    const int64_t down = int64_t(op.stride[0]) * in.row;
+    const u8* start = input_at(im, op, 0, 0);
+    const int out_pixel = op.out < 0 ? 0 : im.call.values[op.out].pixel;
+    alignas(64) int32_t sums[8 * tile_pixels][16];  // of four tiles, or of two and four blocks
+    Place place[4 * tile_pixels];
+    const auto run_line = [&](int b, int groups, int y0, int y1) {
+        const Block* block = op.blocks + b;
+        const int8_t* weights = op.weights + b * stride;
+        const int most = most_tiles(groups), apart = most * tile_pixels;
+        const int end = (y1 - y0 - 1) * lines.wide + op.columns;
+        const int last = lines.pixels - tall - (lines.through ? y0 * lines.wide : 0);
+        Place next = place_of(im, op, y0, 0);
+        for (int v = 0, x = 0, tiles; v < end; v += tiles * tall) {
+            const int left = (end - v + tall - 1) / tall;
+            tiles = left >= most ? most : std::min(left, 2);
+            const u8* at[4];
+            for (int p = 0; p < tiles; ++p)
+                at[p] = start + y0 * down + std::min(v + p * tall, last) * lines.right;
+            for (int g = 0; g < groups; g += 2)
+                tile_kernel(tiles, std::min(2, groups - g))(at, lines.right, op, block[g],
+                                                            weights + g * stride, stride,
+                                                            sums + g * apart, apart);
+            int n = 0, first = 0;  // pixels whose sums lie one behind the other
+            const auto fire = [&] {
+                if (n) finish_blocks(im, op, block, groups, sums + first, apart, place, n);
+                n = 0;
+            };
+            for (int p = 0; p < tiles; ++p) {
+                const int from = v + p * tall, shift = from - std::min(from, last);
+                for (int i = 0; i < tall && from + i < end; ++i, ++x) {
+                    if (x == lines.wide) x = 0, next = place_of(im, op, next.y + 1, 0);
+                    if (x >= op.columns) continue;
+                    const int row = p * tile_pixels + shift + i;
+                    if (row != first + n) fire();
+                    if (!n) first = row;
+                    place[n++] = next;
+                    ++next.x, ++next.flat, next.out += out_pixel;
+                }
+            }
+            fire();
+        }
+    };
+    for (int y0 = span.y0; y0 < span.y1; y0 += op.tile) {
+        const int y1 = std::min(span.y1, y0 + op.tile), tall_line = lines.through ? y1 - y0 : 1;
+        for (int b = span.b0, groups; b < span.b1; b += groups) {
+            groups = blocks_at_once(op, b, span.b1);
+            for (int y = y0; y < y1; y += tall_line) run_line(b, groups, y, y + tall_line);
+        }
+    }
+}
+#endif
+
 // Convolutions and linear layers: some rows at a time, whose input stays in the L1 cache, block of
 // channels by block, as many pixels at once as registers hold.
 void dot_layer(const Image& im, const Op& op, const Span& span) {
+#if defined(MT_TILES)
+    if (op.sums == TILES) return tile_layer(im, op, span);
+#endif
     int64_t quads = 0;
     for (int i = 0; i < op.n_pieces; ++i) quads += op.pieces[i].quads;
     const int64_t stride = quads * (op.sums == INT16_WEIGHTS ? 128 : 64);

@@ -10,7 +10,7 @@ enum ValueKind : int32_t { BYTES = 0, INTS = 1 };
 enum OpKind : int32_t { LOAD, STORE, DOT, DEPTHWISE, WIDE, NONE, MAX_POOL, SUM_POOL, COPY, FLATTEN };
 enum Finish : int32_t { KEEP, FIRE, READ_OUT };
 enum Summed : int32_t { OTHERWISE, OWN, OWN_AND_BYTES, BYTES_AND_OWN };  // by channel
-enum Sums : int32_t { SHORT, WHOLE, INT16_WEIGHTS };  // which kernel for dot products
+enum Sums : int32_t { SHORT, WHOLE, INT16_WEIGHTS, TILES };  // which kernel for dot products
 
 extern "C" {
 
@@ -72,7 +72,8 @@ struct Op {
     const Term* terms;
     const Dependence* dependences;
     Constant bias, offset;
-    int32_t summed, unused;  // FIRE: a sum that neurons in int16 know
+    int32_t summed;  // FIRE: a sum that neurons in int16 know
+    int32_t depth;   // TILES: quads of a tile
     const Thresholds* thresholds;  // FIRE: of a function; may be null
 };
 
