@@ -7,9 +7,10 @@ FOLDER holds train.tar and test.tar of JPEG CIFAR-10. A float ResNet-20 is train
 training images; 5,000 are held out, which no training and no choice of an epoch has seen, and which
 give all accuracies. Then each cell trains a quantized network from it on 10,000 of the 45,000, at
 W3A3 and W2A2, with three seeds. One training at a time: a row is stored when its cell is done, a
-training that was stopped goes on, and rows that are there are not made again. --only takes names of
-arms, --pages writes the page from what is stored. The float network is compiled, and all trained in
-bfloat16; --eager trains without torch.compile in float32.
+training that was stopped goes on, and rows that are there are not made again; nor is the float
+network, whose weights lie beside the rows. --only takes names of arms, --pages writes the page
+from what is stored. The float network is compiled, and all trained in bfloat16; --eager trains
+without torch.compile in float32.
 The smoke variant takes made-up images, one seed and one epoch.
 """
 
@@ -152,7 +153,7 @@ def full(data: str, fast: Mapping[str, Any]) -> Sizes:
         augmentation="crop_flip",
         name="JPEG CIFAR-10",
     )
-    base = TrainSpec(epochs=30, lr=0.1, warmup_epochs=1, weight_decay=5e-4, **fast)
+    base = TrainSpec(epochs=20, lr=0.1, warmup_epochs=1, weight_decay=5e-4, **fast)
     alone = {**fast, "compile": False}  # compiling would take as long as the steps of a cell
     cell = TrainSpec(epochs=4, optimizer="adamw", lr=0.002, weight_decay=1e-4, **alone)
     return Sizes(spec, base, cell, 5000, 10_000, SEEDS, WIDTHS, 2000)
@@ -178,7 +179,7 @@ def main() -> None:
     rows = [Row(**row) for row in read_json(stored)["rows"]] if stored.is_file() else []
     if not options.pages:
         fast = {} if options.eager else {"compile": True, "mixed_precision": "bf16"}
-        study = Study(small() if options.smoke else full(options.data, fast), runs)
+        study = Study(small() if options.smoke else full(options.data, fast), runs, out)
         for row in study.rows(rows, options.only):
             rows = sort([*(item for item in rows if place(item) != place(row)), row])
             plain = [dataclasses.asdict(item) for item in rows]
@@ -214,10 +215,10 @@ def read_options() -> argparse.Namespace:
 
 
 class Study:
-    """The trainings, each in a folder of its own under ``runs``."""
+    """The trainings, each in a folder of its own under ``runs``; ``out``: where rows lie."""
 
-    def __init__(self, sizes: Sizes, runs: Path) -> None:
-        self.sizes, self.runs = sizes, runs
+    def __init__(self, sizes: Sizes, runs: Path, out: Path) -> None:
+        self.sizes, self.runs, self.out = sizes, runs, out
         self.classes = sizes.data.classes
         self.few = open_data(sizes.few)
         self.calibration = images(self.few.calibration, sizes.data.calibration_images)
@@ -289,7 +290,9 @@ class Study:
     def base(self) -> nn.Module:
         """The float network, trained once."""
         network = build(ModelSpec("resnet20_cifar", classes=self.classes), seed=0)
-        path = self.runs / "base" / "model.safetensors"
+        data = dataclasses.asdict(self.sizes.data) | {"root": None}
+        settings = digest([data, self.sizes.held_out, self.sizes.base.numbers()])[:8]
+        path = self.out / f"float_network_{settings}.safetensors"
         if not path.is_file():
             splits = without_validation(open_data(self.sizes.data), self.sizes.data)
             fit(network, splits, self.sizes.base, self.runs / "base", classes=self.classes)

@@ -74,7 +74,7 @@ def test_held_out_images_are_those_of_the_float_network_and_cells_train_on_its_o
         (whole.train, few.train, 300),
     ):
         assert regenerate.images(one, count).equal(regenerate.images(other, count))
-    small = regenerate.Study(regenerate.small(), tmp_path)
+    small = regenerate.Study(regenerate.small(), tmp_path, tmp_path)
     for arm in regenerate.arms():  # every arm is a valid one
         assert small.spec(2, arm).act_bits == 2
         assert small.training(2, arm, 0).epochs == 1
