@@ -22,6 +22,7 @@ from ...errors import error_line
 from ...evaluation.energy.macs import count_macs
 from ...integer_engine.backends import BACKENDS
 from ...integer_engine.model import integer
+from ...integer_engine.native.build import instruction_sets
 from ...quantization.quantize import quantize
 from ...quantization.spec import QuantSpec
 from ...spiking.convert import convert
@@ -38,7 +39,8 @@ def measure_machine(device: torch.device) -> dict[str, Any]:
     """The machine, its versions and its limits.
 
     Units: ``int8_macs_per_s``, ``fp32_macs_per_s`` multiply-adds a second, the fastest of the ways
-    tried, which is named; ``bytes_per_s`` read and written while copying.
+    tried, which is named; ``bytes_per_s`` read and written while copying; ``instruction_set``
+    of the integer engine's kernels.
     """
     kind, clock = device.type, clock_of(device)
     size = SIZES.get(kind, 1024)
@@ -52,6 +54,7 @@ def measure_machine(device: torch.device) -> dict[str, Any]:
     return {
         "name": _name(device),
         "device": kind,
+        "instruction_set": instruction_sets()[0] if kind == "cpu" else None,
         "threads": torch.get_num_threads(),
         "versions": _versions(),
         "int8_macs_per_s": int8[best] if best else None,

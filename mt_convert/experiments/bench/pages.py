@@ -214,10 +214,12 @@ def machine_lines(benchmark: Benchmark) -> list[str]:
     if not machine:
         return []
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    kernels = machine.get("instruction_set")  # not in what earlier versions stored
+    built = f" Kernels of the integer engine: {kernels}." if kernels else ""
     lines = [
         "## The machine",
         "",
-        f"{machine['name']} ({machine['device']}), {machine['threads']} threads; {versions}.",
+        f"{machine['name']} ({machine['device']}), {machine['threads']} threads; {versions}.{built}",
         "",
         f"Its limits, measured: float32 products {machine['fp32_macs_per_s'] / 1e9:.3g} billion "
         f"multiply-adds a second, copying {machine['bytes_per_s'] / 1e9:.3g} GB a second (read and "

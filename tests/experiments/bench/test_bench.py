@@ -364,6 +364,7 @@ def test_onnxruntime_runs_what_was_exported(tiny: Network, name: str) -> None:
 MACHINE = {
     "name": "a machine",
     "device": "cpu",
+    "instruction_set": "avx2",
     "threads": 2,
     "versions": {"torch": "2"},
     "int8_macs_per_s": 2e9,
@@ -437,6 +438,7 @@ def test_findings_say_the_gain_what_it_is_due_to_and_where_it_ends() -> None:
 def test_the_page_shows_every_row_and_who_is_absent(tmp_path: Path) -> None:
     text = pages.markdown("# Head\n", STORED)
     assert text.startswith("# Head\n\n## What was found")
+    assert "Kernels of the integer engine: avx2." in text
     assert "| integer_native | 4 | 4 | 50.0 |" in text
     assert "- tiny, sinabs, batch 8: not installed" in text
     worse = dataclasses.replace(STORED, rows=(row(bit_equal=False),))
