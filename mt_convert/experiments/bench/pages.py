@@ -219,7 +219,8 @@ def machine_lines(benchmark: Benchmark) -> list[str]:
     lines = [
         "## The machine",
         "",
-        f"{machine['name']} ({machine['device']}), {machine['threads']} threads; {versions}.{built}",
+        f"{machine['name']} ({machine['device']}), {machine['threads']} threads; {versions}."
+        f"{built}",
         "",
         f"Its limits, measured: float32 products {machine['fp32_macs_per_s'] / 1e9:.3g} billion "
         f"multiply-adds a second, copying {machine['bytes_per_s'] / 1e9:.3g} GB a second (read and "
