@@ -39,7 +39,10 @@ LARGE = ("resnet18", "mobilenetv2_100", "tf_efficientnet_lite0")
 PROFILE = """# Where the time goes, by kind of layer
 
 The integer network by its native kernels, one thread, neurons included; "of limit" is the share of
-the int8 multiply-adds that the machine did at best in the same rounds.
+the int8 multiply-adds that the machine did at best in the same rounds. "sums by oneDNN": the sums
+alone, without neurons, by torch's int8 kernels where they are exact, of bytes that lie ready. Where
+those took longer than sums and neurons here, or not much less, a library's kernels would gain
+nothing.
 
 """
 BUSY = """# Threads, on free cores and on busy ones

@@ -8,17 +8,20 @@ machine did in the same rounds; worst first, by the time that lies above that li
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich import box
 from rich.table import Table
+from torch import Tensor
 
 from ...errors import many
-from ...integer_engine.model import integer
+from ...integer_engine.int8 import int8_layers
+from ...integer_engine.model import IntegerModel, integer
+from ...integer_engine.program import Accumulate
 from ...report.records import of_schema, with_schema
 from ...system.progress import progress
 from ...system.storage import atomic, read_json, write_json
@@ -33,7 +36,8 @@ HEAD = """# Where the time goes
 Written by `mt-convert bench --layers`: the integer network by its native kernels, layer by layer,
 neurons included, the median of the rounds. "of limit" is the share of the int8 multiply-adds
 that the machine does at best, measured in the same rounds; the layers that lose most time to it
-come first.
+come first. "sums by oneDNN": the layer's sums alone, by torch's int8 kernels where they are exact,
+of bytes that lie ready, in rounds of the same run; no neurons fire there.
 """
 SHOWN = 15  # on a terminal
 
@@ -43,7 +47,8 @@ class LayerRow:
     """A layer, or what runs between layers.
 
     Units: microseconds per image over all T steps; multiply-adds of one step; bytes of weights, and
-        read and written of an image. ``of_limit`` None without multiply-adds.
+        read and written of an image. ``of_limit`` None without multiply-adds. ``library``: of the
+        sums alone, by torch's int8 kernels; None where they are not exact.
     """
 
     network: str
@@ -59,6 +64,7 @@ class LayerRow:
     moved: int
     of_limit: float | None
     lost: float
+    library: float | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,8 @@ def time_layers(
             for batch in batches:
                 images = network.images(batch, torch.Generator().manual_seed(0))
                 notes = [note for note, _ in model.layer_times(images, T)]
+                library = _in_library(model, batch)
+                theirs: dict[str, list[float]] = {name: [] for name in library}
                 taken: list[list[float]] = []
                 here: list[float] = []
                 for _ in progress(range(rounds), f"{network.name}: T={T}, batch {batch}"):
@@ -115,6 +123,10 @@ def time_layers(
                     begun = clock.now()
                     work()
                     here.append(amount / (clock.now() - begun))
+                    for name, run in library.items():
+                        begun = clock.now()
+                        run()
+                        theirs[name].append(clock.now() - begun)
                 rates += here
                 rate = statistics.median(here)
                 columns = zip(*taken, strict=True)
@@ -123,8 +135,35 @@ def time_layers(
                     _row(network.name, (T, n, batch), note, own, own / max(sum(micro), 1e-9), rate)
                     for note, own in zip(notes, micro, strict=True)
                 ]
+                found = [
+                    replace(row, library=round(1e6 * T * statistics.median(once) / batch, 2))
+                    if (once := theirs.get(row.layer))
+                    else row
+                    for row in found
+                ]
                 rows += sorted(found, key=lambda row: -row.lost)
     return LayerTimes(tuple(rows), torch.get_num_threads(), statistics.median(rates))
+
+
+@torch.inference_mode()
+def _in_library(model: IntegerModel, batch: int) -> dict[str, Callable[[], Tensor]]:
+    """The sums of each layer by torch's int8 kernels, of bytes that lie ready; none where those
+    cannot be used, or are not exact.
+    """
+    program = model.program()
+    found = {}
+    items = {item.out: item for item in program.instructions if isinstance(item, Accumulate)}
+    for out, layer in int8_layers.layers(program).items():
+        shape = program.values[items[out].value].shape
+        levels = torch.randint(0, 16, (batch, *shape)).float() + layer.low
+        found[items[out].name] = _timed_once(layer, layer.prepare(levels))
+    return found
+
+
+def _timed_once(layer: int8_layers.Int8Layer, ready: Tensor) -> Callable[[], Tensor]:
+    """A call that makes the sums; one is made before anything is timed."""
+    layer.sums(ready)
+    return lambda: layer.sums(ready)
 
 
 def _row(
@@ -150,7 +189,11 @@ def _row(
 
 # ------------------------------------------------------------------------------------------- page
 
-HEADINGS = ("layer", "kind", "µs", "share", "M mult-adds", "KiB moved", "of limit")
+HEADINGS = (
+    *("layer", "kind", "µs", "share", "M mult-adds", "KiB moved", "of limit"),
+    "sums by oneDNN, µs",
+)
+PAGES_ONLY = ("KiB moved", HEADINGS[-1])
 
 
 def cells(row: LayerRow) -> list[str]:
@@ -163,6 +206,7 @@ def cells(row: LayerRow) -> list[str]:
         f"{row.macs / 1e6:.2f}" if row.macs else "–",
         f"{(row.weights + row.moved) / 1024:.0f}",
         "–" if row.of_limit is None else f"{100 * row.of_limit:.0f} %",
+        "–" if row.library is None else f"{row.library:.1f}",
     ]
 
 
@@ -232,10 +276,10 @@ def profile(runs: Mapping[str, LayerTimes]) -> str:
         >>> print(profile({"before": before, "now": now}))
         ## net, T = 1, n = 15, batch 1
         <BLANKLINE>
-        | kind | before, µs | of limit | now, µs | of limit | share now |
-        | --- | ---: | ---: | ---: | ---: | ---: |
-        | conv 3x3 | 8.0 | 50 % | 5.0 | 80 % | 100 % |
-        | all | 8.0 | | 5.0 | | 100 % |
+        | kind | before, µs | of limit | now, µs | of limit | share now | sums by oneDNN, µs |
+        | --- | ---: | ---: | ---: | ---: | ---: | ---: |
+        | conv 3x3 | 8.0 | 50 % | 5.0 | 80 % | 100 % | – |
+        | all | 8.0 | | 5.0 | | 100 % | |
         <BLANKLINE>
     """
     *_, last = runs
@@ -250,15 +294,23 @@ def profile(runs: Mapping[str, LayerTimes]) -> str:
         totals = [sum(own for own, _ in one.values()) for one in found]
         name, T, n, batch = case
         lines += [f"## {name}, T = {T}, n = {n}, batch {batch}", ""]
-        lines.append(f"| kind | {' | '.join(heads)} | share {last} |")
-        lines.append("| --- |" + " ---: |" * (2 * len(runs) + 1))
+        lines.append(f"| kind | {' | '.join(heads)} | share {last} | {HEADINGS[-1]} |")
+        lines.append("| --- |" + " ---: |" * (2 * len(runs) + 2))
+        mine = [row for row in runs[last].rows if _case(row) == case]
         for kind in dict.fromkeys(names):
             text = [_of_kind(one.get(kind)) for one in found]
             own = now[kind][0] / totals[-1] if kind in now and totals[-1] else 0
-            lines.append(f"| {kind} | {' | '.join(text)} | {100 * own:.0f} % |")
+            library = _by_library([row for row in mine if row.kind == kind])
+            lines.append(f"| {kind} | {' | '.join(text)} | {100 * own:.0f} % | {library} |")
         sums = [f"{total:,.1f} |" for total in totals]
-        lines += [f"| all | {' | '.join(sums)} | 100 % |", ""]
+        lines += [f"| all | {' | '.join(sums)} | 100 % | |", ""]
     return "\n".join(lines)
+
+
+def _by_library(rows: Sequence[LayerRow]) -> str:
+    """What the sums of these layers take in torch's int8 kernels, if those are exact for each."""
+    times = [row.library for row in rows if row.library is not None]
+    return f"{sum(times):,.1f}" if rows and len(times) == len(rows) else "–"
 
 
 def _case(row: LayerRow) -> tuple[str, int, int, int]:
@@ -283,7 +335,7 @@ def rich_tables(times: LayerTimes) -> Iterator[Table]:
             pad_edge=False,
             padding=(0, 1, 0, 0),
         )
-        places = [k for k, heading in enumerate(HEADINGS) if heading != "KiB moved"]
+        places = [k for k, heading in enumerate(HEADINGS) if heading not in PAGES_ONLY]
         for k in places:
             words = k < 2
             table.add_column(

@@ -80,26 +80,29 @@ class Int8Layer:
 
     def __call__(self, numbers: Tensor) -> Tensor:
         """The layer's sums in float32; those of a convolution lie channels last."""
-        return self._multiply(numbers) if self._linear else self._convolve(numbers)
+        return self.sums(self.prepare(numbers))
 
-    def _convolve(self, numbers: Tensor) -> Tensor:
-        """oneDNN's convolution of uint8 and int8."""
-        moved = numbers - self.low if self.low else numbers
-        levels = moved.to(torch.uint8, memory_format=torch.channels_last)
-        sums: Tensor = torch.ops.onednn.qconv2d_pointwise.default(
-            levels, 1.0, -self.low, self._packed, self._scales, self._zeros, None,
-            *self._ways, 1.0, 0, torch.float32, "none", [], "",
-        )  # fmt: skip
-        return sums
+    def prepare(self, numbers: Tensor) -> Tensor:
+        """The numbers as bytes, as the kernels read them; what lies beyond is moved."""
+        start = self._shift if self._linear else self.low
+        moved = numbers - start if start else numbers
+        if self._linear:
+            return moved.to(torch.int8)
+        return moved.to(torch.uint8, memory_format=torch.channels_last)
 
-    def _multiply(self, numbers: Tensor) -> Tensor:
-        """A product of int8 matrices; levels beyond int8 are moved."""
-        moved = numbers - self._shift if self._shift else numbers
-        rows = moved.to(torch.int8).reshape(-1, len(self._matrix))
+    def sums(self, ready: Tensor) -> Tensor:
+        """The sums in float32 of what `prepare` gave, by the library's kernel."""
+        if not self._linear:
+            found: Tensor = torch.ops.onednn.qconv2d_pointwise.default(
+                ready, 1.0, -self.low, self._packed, self._scales, self._zeros, None,
+                *self._ways, 1.0, 0, torch.float32, "none", [], "",
+            )  # fmt: skip
+            return found
+        rows = ready.reshape(-1, len(self._matrix))
         sums = torch._int_mm(rows.contiguous(), self._matrix)
         if self._shift:
             sums += self._shifted
-        return sums.float().reshape(*numbers.shape[:-1], -1)
+        return sums.float().reshape(*ready.shape[:-1], -1)
 
 
 def layers(program: Program) -> dict[int, Int8Layer]:

@@ -13,6 +13,7 @@ from small_training import IMAGES, normed, quantized_net
 from mt_convert.errors import CheckpointError, SpecError
 from mt_convert.experiments.bench import command, layers
 from mt_convert.experiments.bench.network import Network
+from mt_convert.integer_engine.int8 import int8_layers
 from mt_convert.integer_engine.model import integer
 from mt_convert.integer_engine.native import build
 
@@ -46,6 +47,8 @@ def test_every_layer_has_a_row_of_its_time_and_of_what_it_does(network: Network)
         assert sum(row.share for row in rows) == pytest.approx(1, abs=0.01)
         assert [row.lost for row in rows] == sorted((row.lost for row in rows), reverse=True)
         assert all(row.microseconds > 0 for row in rows if row.macs)
+        exact = int8_layers.missing() is None
+        assert all(bool(row.library) == (exact and row.macs > 0) for row in rows)
     assert layers.layer_times_from_json(json.loads(json.dumps(times.to_json()))) == times
 
 
@@ -68,7 +71,7 @@ def test_a_profile_sets_runs_side_by_side_by_kind_of_layer(network: Network) -> 
         assert f"| {row.kind} | " in page
     less = layers.LayerTimes(times.rows[:1], times.threads, times.int8_macs_per_s)
     assert f"| {times.rows[0].kind} | –" not in layers.profile({"before": less, "now": less})
-    assert " | – | – | 0 % |" in layers.profile({"before": times, "now": less})
+    assert " | – | – | 0 % | – |" in layers.profile({"before": times, "now": less})
 
 
 def test_pages_say_where_the_time_goes(network: Network, tmp_path: Path) -> None:
