@@ -3,14 +3,13 @@
     python eval/benchmark/regenerate.py --threads 2
     python eval/benchmark/regenerate.py --device cuda --out FOLDER
 
-ResNet-20 at batches of 1 and 128 beside everything, at 32 with T up to 16; CIFAR ResNets of other
-depths for growth over size; ResNet-18, MobileNetV2 and EfficientNet-Lite0 at 224 pixels beside all
-float networks. `--profile` says where the time goes by kind of layer, in profile.md, one thread;
-`--busy` what threads bring on free and on busy cores, in busy.md.
-`--run FOLDER` takes a trained ResNet-20 instead of random weights, `--lite0 FOLDER` a pretrained
-EfficientNet-Lite0. What is not installed is named
-on the page; all is there with the extra `export`, spikingjelly and sinabs. Parts that are done are
-kept in --parts and not timed again; `--pages` writes the page from results.json alone.
+ResNet-20 at batches of 1 and 128 beside everything, at 32 with T up to 16; ResNet-18, MobileNetV2
+and EfficientNet-Lite0 at 224 pixels beside all float networks. `--profile` says where the time goes
+by kind of layer, in profile.md, one thread; `--busy` what threads bring on free and on busy cores,
+in busy.md. `--run FOLDER` takes a trained ResNet-20 instead of random weights, `--lite0 FOLDER` a
+pretrained EfficientNet-Lite0. What is not installed is named on the page; all is there with the
+extra `export`, spikingjelly and sinabs. Parts that are done are kept in --parts and not timed
+again; `--pages` writes the page from results.json alone.
 """
 
 from __future__ import annotations
@@ -55,7 +54,6 @@ aims for batch 1 and two threads on busy cores: 1.1, and 2 for the 99th percenti
 `python eval/benchmark/regenerate.py --busy --threads 2` makes this page.
 """
 OURS = ("integer_native", "integer_native_binary")
-FAST_FLOATS = ("fp32_channels_last", "fp32_compile", "onnxruntime_fp32")
 INT8 = ("onnxruntime_int8", "onnxruntime_int8_sums")
 PEERS = ("spikingjelly_rate", "sinabs")
 
@@ -63,7 +61,6 @@ PEERS = ("spikingjelly_rate", "sinabs")
 def parts(base: BenchOptions, resnet20: str, lite0: str = LARGE[-1]) -> list[BenchOptions]:
     """What is timed together, what tells most first; no network and batch stands there twice."""
     large = (*LARGE[:-1], lite0)
-    deeper = ("resnet32_cifar", "resnet44_cifar", "resnet56_cifar", "resnet18_cifar")
     steps = (1, 2, *PEER_STEPS[:1], 8, *PEER_STEPS[1:])
     floats = [name for name, item in all_contenders().items() if item.kind is ContenderKind.FLOAT]
     rivals = (*OURS, *floats, *INT8)
@@ -71,7 +68,6 @@ def parts(base: BenchOptions, resnet20: str, lite0: str = LARGE[-1]) -> list[Ben
         *(((resnet20,), (batch,), (1, 4), ()) for batch in (128, 1)),
         ((resnet20,), (32,), steps, (*rivals, "simulate_compile", *PEERS)),
         *(((name,), (batch,), (1, 4), rivals) for name in large for batch in (1, 32)),
-        *(((name,), (32,), (1, 4), (*OURS[:1], *FAST_FLOATS, *INT8[1:])) for name in deeper),
     ]
     return [
         replace(base, networks=names, batches=batches, time_steps=T, contenders=contenders)
