@@ -5,15 +5,16 @@
 RUNS holds cifar10_resnet20_w4a4 and cifar10_resnet20_w2a2, FOLDER the images of JPEG CIFAR-10 they
 were trained on. Every backend of the integer network that this machine has is compared with the
 reference: layer by layer on a million neurons next to thresholds, on all 10,000 test images with
-several batch sizes and numbers of threads, and on every ReLU-type network of eval/coverage. Parts
-that are done are kept in --parts; ``--only PART ...`` makes some of them, ``--pages`` writes the
-page from what is there and names what is missing.
+several batch sizes and numbers of threads, and on every ReLU-type network of eval/coverage. Rows
+are kept in --parts as they are made, and not made again; ``--only PART ...`` makes some of the
+parts, ``--pages`` writes the page from what is there and names what is not whole.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,7 @@ WAYS: dict[str, tuple[dict[str, Any], int]] = {
     "T = 4, n = 3, every step": ({"ladder": Uniform(3), "presentation": "every_step"}, 4),
 }
 IN_TORCH = (("torch", 1, 128), ("torch", 2, 32))
+FLOATS = ", with "  # between a network and its operators on real numbers
 LOT = 128  # images between two looks
 MOST_THREADS = 2
 SIZES = {"vgg11": 224}  # smaller maps than its first classifier's kernel are interpolated
@@ -73,6 +75,14 @@ class Row:
     compared: int
     different: int
 
+    @property
+    def of(self) -> tuple[str, str, str]:
+        """What it is about."""
+        return self.name.split(FLOATS)[0], self.way, self.backend
+
+
+Done = AbstractSet[tuple[str, str, str]]
+
 
 def backends() -> dict[str, Callable[..., Any]]:
     """All that this machine has, by name, the native one with each of its instruction sets."""
@@ -83,12 +93,12 @@ def backends() -> dict[str, Callable[..., Any]]:
     return makers
 
 
-def layers() -> Iterator[Row]:
+def layers(done: Done) -> Iterator[list[Row]]:
     """A million neurons next to thresholds for each type of layer."""
     for layer in LAYERS:
         size = {"channels": 1024} if layer == "linear" else {"channels": 64, "side": 32}
         for name, make in backends().items():
-            if name == "reference":
+            if name == "reference" or (layer, "T = 1", name) in done:
                 continue
             batch = AT_ONCE[layer] if name == "compile" else 1  # compiled anew for each seed
             compared = different = seed = 0
@@ -97,15 +107,19 @@ def layers() -> Iterator[Row]:
                 compared += difference.compared
                 different += difference.different
                 seed += 1
-            yield Row("layers", layer, "T = 1", name, 1, batch, seed * batch, compared, different)
+            counts = seed * batch, compared, different
+            yield [Row("layers", layer, "T = 1", name, 1, batch, *counts)]
 
 
-def images(runs: Path, data: str) -> Iterator[Row]:
+def images(runs: Path, data: str, done: Done) -> Iterator[list[Row]]:
     """Trained networks on all test images; the reference runs once for all settings."""
     for bits in ("w4a4", "w2a2"):
         word = str(runs / f"cifar10_resnet20_{bits}")
         (subject,) = subjects_of(word, [], (f"data.root={data}",), None, None)
+        name, known = f"ResNet-20 {bits.upper()}", {(of, way) for of, way, _ in done}
         for way, (options, steps) in WAYS.items():
+            if (name, way) in known:
+                continue
             snn = convert(subject.qann, **options)
             reference = integer(snn, backend="reference")
             models = {item: integer(snn, backend=item[0]) for item in settings()}
@@ -121,8 +135,7 @@ def images(runs: Path, data: str) -> Iterator[Row]:
                     count[0] += len(shown)
                     count[1] += difference.compared
                     count[2] += difference.different
-            for setting, count in counts.items():
-                yield Row("images", f"ResNet-20 {bits.upper()}", way, *setting, *count)
+            yield [Row("images", name, way, *setting, *count) for setting, count in counts.items()]
 
 
 def runs_of(model: IntegerModel, shown: Tensor, steps: int, batch: int) -> IntegerRun:
@@ -142,20 +155,22 @@ def settings() -> list[tuple[str, int, int]]:
     ]
 
 
-def families(logs: Path) -> Iterator[Row]:
+def families(logs: Path, done: Done) -> Iterator[list[Row]]:
     """The ReLU-type networks of eval/coverage, random weights that behave like trained ones."""
     stored = read_json(HERE.parent / "coverage" / "results.json")["rows"]
     covered = [item for item in stored if item["converted"] and set(item["analog"]) <= WHOLE]
     logs.mkdir(parents=True, exist_ok=True)
     named = [
-        (name := item["architecture"], SIZES.get(name, item["input_size"])) for item in covered
+        (name := item["architecture"], SIZES.get(name, item["input_size"]))
+        for item in covered
+        if item["architecture"] not in {of for of, _, _ in done}
     ]
     tasks = [Task(name, family, (name, size), logs / f"{name}.log") for name, size in named]
     for outcome in run_bounded(tasks, Limits(memory=12, seconds=900)):
         if outcome.error is not None:
             print(f"{outcome.key}: {outcome.error}")
             continue
-        yield from (Row(**row) for row in outcome.value)
+        yield [Row(**row) for row in outcome.value]
 
 
 def family(name: str, size: int, *, note: Any) -> list[dict[str, Any]]:
@@ -170,11 +185,34 @@ def family(name: str, size: int, *, note: Any) -> list[dict[str, Any]]:
         snn = convert(qann, **options)
         reference, model = integer(snn, backend="reference"), integer(snn)
         difference = network_difference(model, reference, [built.images], steps)
-        label = f"{name}, {len(model.real)} operators in float" if model.real else name
+        label = f"{name}{FLOATS}{len(model.real)} operators in float" if model.real else name
         counts = difference.compared, difference.different
         row = Row("families", label, way, model.backend, 1, 4, 4, *counts)
         rows.append(asdict(row))
     return rows
+
+
+class Stored:
+    """The rows of a part in their file, and whether all are there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        found = read_json(path) if path.is_file() else {"whole": False, "rows": []}
+        self.whole, self.rows = bool(found["whole"]), [Row(**row) for row in found["rows"]]
+
+    def make(self, make: Callable[[Done], Iterator[list[Row]]], part: str) -> None:
+        """Make the rows that are missing, and keep them one group after the other."""
+        if self.whole:
+            return
+        for group in progress(make({row.of for row in self.rows}), part):
+            self.rows += group
+            self._write()
+        self.whole = True
+        self._write()
+
+    def _write(self) -> None:
+        rows = [asdict(row) for row in self.rows]
+        write_json(self.path, {"whole": self.whole, "rows": rows})
 
 
 def page(rows: list[Row], missing: list[str]) -> str:
@@ -198,7 +236,7 @@ def page(rows: list[Row], missing: list[str]) -> str:
         ]
         text.append("")
     if missing:
-        text.append(f"Not made yet: {', '.join(missing)}.\n")
+        text.append(f"Not whole yet: {', '.join(missing)}.\n")
     return "\n".join(text)
 
 
@@ -222,18 +260,20 @@ def main() -> None:
     arguments = parser.parse_args()
     makers = {
         "layers": layers,
-        "images": lambda: images(arguments.runs, arguments.data),
-        "families": lambda: families(arguments.parts / "logs"),
+        "images": partial(images, arguments.runs, arguments.data),
+        "families": partial(families, arguments.parts / "logs"),
     }
+    rows: list[Row] = []
+    missing = []
     for part, make in makers.items():
-        path = arguments.parts / f"{part}.json"
-        if arguments.pages or path.is_file() or (arguments.only and part not in arguments.only):
-            continue
-        write_json(path, [asdict(row) for row in progress(make(), part)])
-    stored = {part: arguments.parts / f"{part}.json" for part in PARTS}
-    rows = [Row(**row) for path in stored.values() if path.is_file() for row in read_json(path)]
-    missing = [PARTS[part].lower() for part, path in stored.items() if not path.is_file()]
-    write_json(HERE / "results.json", {"schema": SCHEMA, "rows": [asdict(row) for row in rows]})
+        stored = Stored(arguments.parts / f"{part}.json")
+        if not arguments.pages and part in (arguments.only or PARTS):
+            stored.make(make, part)
+        rows += stored.rows
+        if not stored.whole:
+            missing.append(PARTS[part].lower())
+    content = {"schema": SCHEMA, "not_whole": missing, "rows": [asdict(row) for row in rows]}
+    write_json(HERE / "results.json", content)
     with atomic(HERE / "README.md") as temporary:
         temporary.write_text(page(rows, missing))
 

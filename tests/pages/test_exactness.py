@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import pytest
 from paths import ROOT
 
 from mt_convert.integer_engine.exactness import LAYERS
@@ -23,7 +28,29 @@ def test_no_number_differs_and_a_million_stand_next_to_thresholds(regenerate: Mo
 
 
 def test_the_page_is_made_from_the_stored_rows(regenerate: ModuleType) -> None:
-    rows = [regenerate.Row(**row) for row in read_json(FOLDER / "results.json")["rows"]]
-    parts = {row.part for row in rows}
-    missing = [title.lower() for part, title in regenerate.PARTS.items() if part not in parts]
-    assert (FOLDER / "README.md").read_text() == regenerate.page(rows, missing)
+    stored = read_json(FOLDER / "results.json")
+    rows = [regenerate.Row(**row) for row in stored["rows"]]
+    assert {row.part for row in rows} <= set(regenerate.PARTS)
+    assert (FOLDER / "README.md").read_text() == regenerate.page(rows, stored["not_whole"])
+
+
+def test_what_was_stopped_goes_on_where_it_was(regenerate: ModuleType, tmp_path: Path) -> None:
+    row = regenerate.Row("layers", "linear", "T = 1", "torch", 1, 1, 1, 9, 0)
+    other, asked = replace(row, backend="native avx2"), []
+
+    def stopped(done: Any) -> Iterator[list[Any]]:
+        yield [row]
+        raise KeyboardInterrupt
+
+    def rest(done: Any) -> Iterator[list[Any]]:
+        asked.append(set(done))
+        yield [other]
+
+    path = tmp_path / "layers.json"
+    with pytest.raises(KeyboardInterrupt):
+        regenerate.Stored(path).make(stopped, "layers")
+    assert not regenerate.Stored(path).whole
+    regenerate.Stored(path).make(rest, "layers")
+    assert asked == [{row.of}]
+    assert regenerate.Stored(path).rows == [row, other]
+    regenerate.Stored(path).make(stopped, "layers")  # nothing is missing
