@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,15 +132,13 @@ def time_layers(
                 rate = statistics.median(here)
                 columns = zip(*taken, strict=True)
                 micro = [1e6 * statistics.median(column) / batch for column in columns]
+                beside = {
+                    name: round(1e6 * T * statistics.median(once) / batch, 2)
+                    for name, once in theirs.items()
+                }
                 found = [
-                    _row(network.name, (T, n, batch), note, own, own / max(sum(micro), 1e-9), rate)
+                    _row(network.name, (T, n, batch), note, own, sum(micro), rate, beside)
                     for note, own in zip(notes, micro, strict=True)
-                ]
-                found = [
-                    replace(row, library=round(1e6 * T * statistics.median(once) / batch, 2))
-                    if (once := theirs.get(row.layer))
-                    else row
-                    for row in found
                 ]
                 rows += sorted(found, key=lambda row: -row.lost)
     return LayerTimes(tuple(rows), torch.get_num_threads(), statistics.median(rates))
@@ -151,25 +150,27 @@ def _in_library(model: IntegerModel, batch: int) -> dict[str, Callable[[], Tenso
     cannot be used, or are not exact.
     """
     program = model.program()
-    found = {}
+    found: dict[str, Callable[[], Tensor]] = {}
     items = {item.out: item for item in program.instructions if isinstance(item, Accumulate)}
     for out, layer in int8_layers.layers(program).items():
         shape = program.values[items[out].value].shape
         levels = torch.randint(0, 16, (batch, *shape)).float() + layer.low
-        found[items[out].name] = _timed_once(layer, layer.prepare(levels))
+        run = partial(layer.sums, layer.prepare(levels))
+        run()  # what is made at first use is not timed
+        found[items[out].name] = run
     return found
 
 
-def _timed_once(layer: int8_layers.Int8Layer, ready: Tensor) -> Callable[[], Tensor]:
-    """A call that makes the sums; one is made before anything is timed."""
-    layer.sums(ready)
-    return lambda: layer.sums(ready)
-
-
 def _row(
-    network: str, case: tuple[int, int, int], note: Any, own: float, share: float, rate: float
+    network: str,
+    case: tuple[int, int, int],
+    note: Any,
+    own: float,
+    total: float,
+    rate: float,
+    library: Mapping[str, float],
 ) -> LayerRow:
-    """A layer of ``own`` microseconds on a machine of so many multiply-adds a second."""
+    """A layer of ``own`` microseconds of ``total``, at ``rate`` multiply-adds a second at best."""
     least = 1e6 * note.macs * case[0] / rate
     of_limit = round(least / own, 3) if note.macs and own else None
     return LayerRow(
@@ -178,12 +179,13 @@ def _row(
         note.name,
         note.kind,
         round(own, 2),
-        round(share, 4),
+        round(own / max(total, 1e-9), 4),
         note.macs,
         note.weights,
         note.moved,
         of_limit,
         round(own - least, 2),
+        library.get(note.name),
     )
 
 
