@@ -54,7 +54,6 @@ WAYS: dict[str, tuple[dict[str, Any], int]] = {
     "T = 4, n = 3, every step": ({"ladder": Uniform(3), "presentation": "every_step"}, 4),
 }
 IN_TORCH = (("torch", 1, 128), ("torch", 2, 32))
-FLOATS = ", with "  # between a network and its operators on real numbers
 LOT = 128  # images between two looks
 MOST_THREADS = 2
 SIZES = {"vgg11": 224}  # smaller maps than its first classifier's kernel are interpolated
@@ -78,7 +77,7 @@ class Row:
     @property
     def of(self) -> tuple[str, str, str]:
         """What it is about."""
-        return self.name.split(FLOATS)[0], self.way, self.backend
+        return self.name, self.way, self.backend
 
 
 Done = AbstractSet[tuple[str, str, str]]
@@ -185,9 +184,9 @@ def family(name: str, size: int, *, note: Any) -> list[dict[str, Any]]:
         snn = convert(qann, **options)
         reference, model = integer(snn, backend="reference"), integer(snn)
         difference = network_difference(model, reference, [built.images], steps)
-        label = f"{name}{FLOATS}{len(model.real)} operators in float" if model.real else name
+        how = f"{way}, {len(model.real)} operators in float" if model.real else way
         counts = difference.compared, difference.different
-        row = Row("families", label, way, model.backend, 1, 4, 4, *counts)
+        row = Row("families", name, how, model.backend, 1, 4, 4, *counts)
         rows.append(asdict(row))
     return rows
 

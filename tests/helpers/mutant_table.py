@@ -84,6 +84,13 @@ MUTANTS = (
     ),
     Mutant(
         2,
+        "integer_engine/native/kernels/tiles.h",
+        "~TileSetting() { set_tiles(before); }",
+        "~TileSetting() {}",
+        ("integer_engine/native/test_native.py::test_tiles_of_others_are_set_up_again",),
+    ),
+    Mutant(
+        2,
         "integer_engine/native/packing.py",
         "filled = F.pad(parts, (0, 0, 0, 0, 0, count * depth - length))",
         "filled = F.pad(parts, (0, 0, 0, 0, 0, count * depth - length), value=1)",

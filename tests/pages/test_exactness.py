@@ -38,19 +38,19 @@ def test_what_was_stopped_goes_on_where_it_was(regenerate: ModuleType, tmp_path:
     row = regenerate.Row("layers", "linear", "T = 1", "torch", 1, 1, 1, 9, 0)
     other, asked = replace(row, backend="native avx2"), []
 
-    def stopped(done: Any) -> Iterator[list[Any]]:
+    def interrupt(done: Any) -> Iterator[list[Any]]:
         yield [row]
         raise KeyboardInterrupt
 
-    def rest(done: Any) -> Iterator[list[Any]]:
+    def finish(done: Any) -> Iterator[list[Any]]:
         asked.append(set(done))
         yield [other]
 
     path = tmp_path / "layers.json"
     with pytest.raises(KeyboardInterrupt):
-        regenerate.Stored(path).make(stopped, "layers")
+        regenerate.Stored(path).make(interrupt, "layers")
     assert not regenerate.Stored(path).whole
-    regenerate.Stored(path).make(rest, "layers")
+    regenerate.Stored(path).make(finish, "layers")
     assert asked == [{row.of}]
     assert regenerate.Stored(path).rows == [row, other]
-    regenerate.Stored(path).make(stopped, "layers")  # nothing is missing
+    regenerate.Stored(path).make(interrupt, "layers")  # nothing is missing

@@ -40,9 +40,10 @@ def measure_machine(device: torch.device) -> dict[str, Any]:
 
     Units: ``int8_macs_per_s``, ``fp32_macs_per_s`` multiply-adds a second, the fastest of the ways
     tried, which is named; ``bytes_per_s`` read and written while copying; ``instruction_set``
-    of the integer engine's kernels.
+    of the integer engine's kernels, None where they cannot run.
     """
     kind, clock = device.type, clock_of(device)
+    native = kind == "cpu" and BACKENDS["native"].missing() is None
     size = SIZES.get(kind, 1024)
     int8, tried = {}, {}
     for name in _INT8:
@@ -54,7 +55,7 @@ def measure_machine(device: torch.device) -> dict[str, Any]:
     return {
         "name": _name(device),
         "device": kind,
-        "instruction_set": instruction_sets()[0] if kind == "cpu" else None,
+        "instruction_set": instruction_sets()[0] if native else None,
         "threads": torch.get_num_threads(),
         "versions": _versions(),
         "int8_macs_per_s": int8[best] if best else None,

@@ -65,12 +65,12 @@ def instruction_sets() -> tuple[str, ...]:
     return tuple(
         name
         for name, (_, needs) in INSTRUCTION_SETS.items()
-        if all(asked.get(part, False) for part in needs) and (name != "amx" or _tiles_allowed())
+        if all(asked.get(part, False) for part in needs) and (name != "amx" or _may_use_tiles())
     )
 
 
 @functools.cache
-def _tiles_allowed() -> bool:
+def _may_use_tiles() -> bool:
     """Whether this process may use the tiles of AMX: Linux wants to be asked, and an old compiler
     may not know them.
     """
@@ -106,6 +106,16 @@ def choose_instruction_set(instruction_set: str | None) -> str:
         fault = Fault("instruction_set", repr(instruction_set), hint)
         raise SpecError("these instructions cannot run here", [fault])
     return instruction_set
+
+
+def real_set(instruction_set: str) -> str:
+    """The instruction set whose instructions are used, or spelled out.
+
+    Example:
+        >>> real_set("emulated_amx"), real_set("avx2")
+        ('amx', 'avx2')
+    """
+    return EMULATED[instruction_set][0] if instruction_set in EMULATED else instruction_set
 
 
 @functools.cache

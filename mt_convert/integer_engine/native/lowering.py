@@ -17,6 +17,7 @@ from ...neurons.ladder import PowerOfTwo
 from ..program import Accumulate, Encode, Fire, Instruction, Operate, Program, Sum
 from . import step_tables
 from .arena import Arena
+from .build import real_set
 from .layout import (
     BYTES,
     BYTES_AND_OWN,
@@ -94,12 +95,10 @@ class _Writer:
         )
         self.values, self.number = self.arena.values, self.arena.number
         self.kept = Kept()
-        tiles = instruction_set in ("amx", "emulated_amx")
+        real = real_set(instruction_set)
+        quads = real in ("avx512_vnni", "amx")
         self.packing = Packing(
-            self.kept,
-            short_sums=instruction_set == "avx2",
-            quads=tiles or instruction_set in ("avx512_vnni", "emulated_vnni"),
-            tiles=tiles,
+            self.kept, short_sums=real == "avx2", quads=quads, tiles=real == "amx"
         )
         self.externals: dict[tuple[str, int], int] = {}
 

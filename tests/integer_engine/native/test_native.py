@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -364,6 +365,14 @@ def test_long_sums_of_any_width_do_not_saturate(high: int, most: int) -> None:
     check(net.program(Sum((Term(value, torch.ones(1, 1, 1, 1)),), None)), scale=8.0, steps=(1,))
 
 
+def window(
+    kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
+) -> dict[str, Any]:
+    """A window over a map, padded so that the map keeps its size where the stride is 1."""
+    padding = (kernel[0] // 2 * dilation[0], kernel[1] // 2 * dilation[1])
+    return {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+
+
 WINDOWS = [
     ((3, 3), (1, 1), (1, 1)),
     ((3, 3), (2, 2), (1, 1)),
@@ -382,12 +391,10 @@ def test_windows_of_any_shape(channels: int, columns: int) -> None:
     net = Net(columns + channels, image=(3, 5, columns))
     wide = net.fire(net.sum(net.layer(net.image, channels)), bounds=(-8, 7))
     votes = []
-    for kernel, stride, dilation in WINDOWS:
-        padding = (kernel[0] // 2 * dilation[0], kernel[1] // 2 * dilation[1])
-        ways = {"stride": stride, "padding": padding, "dilation": dilation}
-        own = net.layer(wide, channels, kernel, groups=channels, most=127, **ways)
+    for one in WINDOWS:
+        own = net.layer(wide, channels, groups=channels, most=127, **window(*one))
         value = net.fire(net.sum(own), bounds=(0, 255))
-        joined = net.layer(value, channels, kernel, most=127, **ways)
+        joined = net.layer(value, channels, most=127, **window(*one))
         votes.append(net.layer(net.pooled(net.fire(net.sum(joined))), 3, None))
     check(net.program(net.sum(*votes)), steps=(1, 2), batches=(1,), threads=(1, 2))
 
@@ -414,10 +421,8 @@ def test_tiles_go_over_rows_and_borders(
     net = Net(channels + out, image=(channels, *rows_and_columns))
     full = net.fire(net.sum(net.image), bounds=(0, 255))
     votes = []
-    for kernel, stride, dilation in TILED_WINDOWS:
-        padding = (kernel[0] // 2 * dilation[0], kernel[1] // 2 * dilation[1])
-        ways = {"stride": stride, "padding": padding, "dilation": dilation}
-        made = net.layer(full, out, kernel, most=127, **ways)
+    for one in TILED_WINDOWS:
+        made = net.layer(full, out, most=127, **window(*one))
         votes.append(net.layer(net.pooled(net.fire(net.sum(made))), 3, None))
     groups = net.layer(full, 2 * out, (3, 3), groups=2, most=127)
     votes.append(net.layer(net.pooled(net.fire(net.sum(groups))), 3, None))
@@ -689,9 +694,47 @@ def test_real_instructions_where_there_are_some(real: str) -> None:
 
 def test_an_old_compiler_gets_no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "_run", lambda command, seconds: (1, "unrecognized option"))
-    assert not build._tiles_allowed.__wrapped__()
+    assert not build._may_use_tiles.__wrapped__()
     monkeypatch.setenv("CXX", "/nonexistent/g++")
-    assert not build._tiles_allowed.__wrapped__()
+    assert not build._may_use_tiles.__wrapped__()
+
+
+def test_without_leave_of_the_system_there_are_no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing = SimpleNamespace(syscall=lambda *words: -1)
+    monkeypatch.setattr(build.ctypes, "CDLL", lambda name: refusing)
+    monkeypatch.setattr(build, "_run", lambda command, seconds: (0, ""))
+    assert not build._may_use_tiles.__wrapped__()
+
+
+TILES_PROGRAM = r"""
+#include "tiles.h"
+int main() {
+    TileShapes others;
+    others.rows[3] = 5, others.columns[3] = 12;
+    set_tiles(others);
+    {
+        const TileSetting ours(9, 7);
+        if (tiles_set().rows[3] != 9 || tiles_set().rows[7] != 7 || tiles_set().columns[4] != 28)
+            return 1;
+    }
+    const TileShapes now = tiles_set();
+    return std::memcmp(&others, &now, sizeof now) ? 2 : 0;
+}
+"""
+
+
+def test_tiles_of_others_are_set_up_again(tmp_path: Path) -> None:
+    source = tmp_path / "program.cpp"
+    source.write_text(TILES_PROGRAM)
+    where = [
+        "-std=c++17",
+        f"-I{build.KERNELS}",
+        "-DMT_EMULATE_AMX",
+        "-o",
+        str(tmp_path / "program"),
+    ]
+    subprocess.run([*build._compiler(), *where, str(source)], check=True, timeout=60)
+    assert subprocess.run([tmp_path / "program"], timeout=60).returncode == 0
 
 
 def test_tiles_of_torch_and_of_the_kernels_do_not_meet() -> None:

@@ -25,6 +25,13 @@ inline int blocks_at_once(const Op& op, int b, int end) {
     return groups;
 }
 
+// Bytes of the weights of a block of channels.
+inline int64_t weight_bytes(const Op& op) {
+    int64_t quads = 0;
+    for (int i = 0; i < op.n_pieces; ++i) quads += op.pieces[i].quads;
+    return quads * (op.sums == INT16_WEIGHTS ? 128 : 64);
+}
+
 #if defined(MT_TILES)
 // How tiles go over a layer's pixels: along lines of pixels equally far apart, which are rows, or
 // all rows with the borders between them where that takes fewer tiles.
@@ -50,9 +57,7 @@ void tile_layer(const Image& im, const Op& op, const Span& span) {
     const Lines lines(op, in);
     const int tall = std::min(tile_pixels, lines.pixels);
     const TileSetting setting(tall, op.depth);
-    int64_t stride = 0;
-    for (int i = 0; i < op.n_pieces; ++i) stride += int64_t(op.pieces[i].quads) * 64;
-    const int64_t down = int64_t(op.stride[0]) * in.row;
+    const int64_t stride = weight_bytes(op), down = int64_t(op.stride[0]) * in.row;
     const u8* start = input_at(im, op, 0, 0);
     const int out_pixel = op.out < 0 ? 0 : im.call.values[op.out].pixel;
     alignas(64) int32_t sums[8 * tile_pixels][16];  // of four tiles, or of two and four blocks
@@ -110,9 +115,7 @@ void dot_layer(const Image& im, const Op& op, const Span& span) {
 #if defined(MT_TILES)
     if (op.sums == TILES) return tile_layer(im, op, span);
 #endif
-    int64_t quads = 0;
-    for (int i = 0; i < op.n_pieces; ++i) quads += op.pieces[i].quads;
-    const int64_t stride = quads * (op.sums == INT16_WEIGHTS ? 128 : 64);
+    const int64_t stride = weight_bytes(op);
     const Value& in = im.call.values[op.in];
     const int64_t right = int64_t(op.stride[1]) * in.pixel, down = int64_t(op.stride[0]) * in.row;
     const u8* start = input_at(im, op, 0, 0);
