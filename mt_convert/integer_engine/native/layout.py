@@ -80,7 +80,7 @@ class External(ctypes.Structure):
 class Call(ctypes.Structure):
     _fields_ = [
         *((name, c_void_p) for name in ("values", "steps", "last_ops", "externals", "arena")),
-        *((name, c_int64) for name in ("arena_bytes", "marks", "n_marks")),
+        *((name, c_int64) for name in ("arena_bytes", "marks", "n_marks", "least_work")),
         *((name, c_int32) for name in ("n_values", "n_ops", "n_last_ops", "n_externals")),
         *((name, c_int32) for name in ("batch", "first_step", "end_step", "threads")),
         *((name, c_int32) for name in ("keep_images", "skip")),

@@ -64,6 +64,12 @@ if (_lacking := build.missing()) is not None:
     pytest.skip(_lacking, allow_module_level=True)
 
 
+@pytest.fixture(autouse=True)
+def short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads share out these networks too, whose ops are too short for that otherwise."""
+    monkeypatch.setattr("mt_convert.integer_engine.native.backend.LEAST_WORK", 1)
+
+
 class Net:
     """Writes a program, one instruction after the other; every value is an index."""
 
@@ -334,6 +340,15 @@ def test_callers_at_once_and_a_child_of_a_fork_give_the_numbers_of_torch() -> No
         equal = torch.equal(backend.run(images[:1], 1, threads=2)[0], wanted[:, :1])
         os._exit(0 if equal else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_what_is_worth_a_thread_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net(0, (16, 24, 24))
+    levels = net.fire(net.sum(net.layer(net.image, 32)))
+    program = net.program(net.sum(net.layer(levels, 5)))
+    for least in (1, 1000, 16_000, 10**9):
+        monkeypatch.setattr("mt_convert.integer_engine.native.backend.LEAST_WORK", least)
+        check(program, steps=(1, 3), batches=(1,), threads=(2,), sets=SETS[:1])
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -74,7 +74,16 @@ void run_moving_rows(const Image& im, const Op& op, const Span& span) {
 
 constexpr int parts_each = 4;  // of an op, for each thread: whoever is late does fewer
 
-// One op, shared out by rows, or by channels of a few rows, where the pool is ours.
+// How long an op takes, about, in products of four bytes with 16 channels.
+int64_t work_of(const Op& op) {
+    int64_t quads = 8;  // for neurons, and whatever else there is
+    if (op.kind == DOT || op.kind == DEPTHWISE)
+        for (int i = 0; i < op.n_pieces; ++i) quads += op.pieces[i].quads;
+    return quads * op.rows * op.columns * std::max(1, op.n_blocks);
+}
+
+// One op, shared out by rows, or by channels of a few rows, where the pool is ours and the op long
+// enough: handing over a part takes microseconds.
 void run_op(const Image& im, const Op& op) {
     const auto run = [&](const Span& span) {
         im.skip ? run_moving_rows(im, op, span) : run_rows(im, op, span);
@@ -83,7 +92,8 @@ void run_op(const Image& im, const Op& op) {
     const int unit = !by_rows && op.kind == DEPTHWISE ? depthwise_blocks : 1;
     const int end = by_rows ? op.rows : op.n_blocks;
     const int units = (end + unit - 1) / unit;
-    const int parts = std::min(units, parts_each * im.threads);
+    const int64_t worth = work_of(op) / im.call.least_work;
+    const int parts = int(std::min<int64_t>(worth, std::min(units, parts_each * im.threads)));
     if (im.threads == 1 || parts <= 1) return run({0, op.rows, 0, op.n_blocks});
     Pool::shared().run(parts, [&](int part, int) {
         const int from = int(int64_t(units) * part / parts) * unit;

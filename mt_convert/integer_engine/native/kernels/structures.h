@@ -90,6 +90,7 @@ struct Call {
     u8* arena;
     int64_t arena_bytes;   // of one image
     int64_t marks, n_marks;  // where all marks lie; the last 3 say that a neuron may still move
+    int64_t least_work;      // of a part of an op, to be handed to another thread
     int32_t n_values, n_ops, n_last_ops, n_externals;
     int32_t batch, first_step, end_step, threads;
     int32_t keep_images;  // each image has an arena of its own, kept between calls
