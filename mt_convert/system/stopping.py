@@ -16,7 +16,8 @@ _by: list[int] = []
 @contextmanager
 def as_interrupts() -> Iterator[None]:
     """Let these signals raise KeyboardInterrupt; those that are ignored stay so. Processes that are
-    forked meanwhile end by them at once.
+    forked meanwhile end by them at once. Where these were stopped too, as a whole group is, torch's
+    loaders would raise an error next: they no longer do.
 
     Example:
         >>> import time
@@ -36,6 +37,8 @@ def as_interrupts() -> Iterator[None]:
             os.kill(os.getpid(), number)
             return
         _by.append(number)
+        if callable(signal.getsignal(signal.SIGCHLD)):
+            signal.signal(signal.SIGCHLD, _ended_too)  # to the end of the process
         raise KeyboardInterrupt
 
     _by.clear()
@@ -50,6 +53,10 @@ def as_interrupts() -> Iterator[None]:
     finally:
         for item, old in before.items():
             signal.signal(item, old)
+
+
+def _ended_too(number: int, frame: FrameType | None) -> None:
+    """Nothing is to be done."""
 
 
 def exit_code() -> int:

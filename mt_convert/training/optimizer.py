@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from ..data import Draw, ImageSet
 from ..data.randomness import generator
 from ..errors import DataError, Fault, SpecError
 from ..quantization.brevitas_layers import step_sizes
+from ..system.devices import cores
 from .spec import StepGroup, TrainSpec
 
 
@@ -115,7 +115,7 @@ def reading_workers(spec: TrainSpec, dataset: ImageSet) -> int:
     """Processes that read images, see `TrainSpec`."""
     if spec.workers is not None:
         return spec.workers
-    return 0 if dataset.in_memory else min(8, os.cpu_count() or 1)
+    return 0 if dataset.in_memory else min(8, len(cores()))
 
 
 def train_mode(network: nn.Module, *, frozen_norm: bool) -> None:

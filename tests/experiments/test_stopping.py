@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import Command
+from torch.utils.data import DataLoader, TensorDataset
 
 from mt_convert import cli
 from mt_convert.errors import OutputError
@@ -91,6 +93,24 @@ def test_a_forked_process_ends_at_once() -> None:
             finally:
                 os._exit(1)
         assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
+
+
+def test_workers_that_are_stopped_too_are_no_error() -> None:
+    """A closed terminal ends a whole group of processes."""
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        with stopping.as_interrupts():
+            reading = iter(DataLoader(TensorDataset(torch.zeros(8)), num_workers=2))
+            next(reading)
+            with pytest.raises(KeyboardInterrupt):
+                kill_oneself(signal.SIGTERM)
+            for worker in reading._workers:
+                subprocess.run(["kill", str(worker.pid)], check=True)  # its parent may stop it
+                os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+            time.sleep(0.1)
+            del reading
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_of_several_processes_the_first_speaks_at_once_and_the_others_later(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from torch import nn
 from mt_convert.errors import SpecError
 from mt_convert.quantization.brevitas_layers import step_parameters, step_sizes
 from mt_convert.quantization.spec import BatchNorm, QuantSpec, Scale
-from mt_convert.training.optimizer import make_optimizer
+from mt_convert.training.optimizer import make_optimizer, reading_workers
 from mt_convert.training.spec import StepGroup, TrainSpec
 
 SPEC = TrainSpec(epochs=4, lr=0.1, weight_decay=0.5, optimizer="adamw", warmup_epochs=1)
@@ -121,3 +123,15 @@ def test_values_of_the_group_outside_are_listed() -> None:
         "lr_scale": "allowed: 0 to 1",
         "weight_decay": "allowed: 0 or more",
     }
+
+
+@pytest.mark.parametrize(("cores", "wanted"), [(1, 1), (3, 3), (64, 8)])
+def test_as_many_processes_read_as_there_are_cores_for_this_one(
+    cores: int, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mt_convert.training.optimizer.cores", lambda: list(range(cores)))
+    streamed: Any = SimpleNamespace(in_memory=False)
+    held: Any = SimpleNamespace(in_memory=True)
+    assert reading_workers(TrainSpec(), streamed) == wanted
+    assert reading_workers(TrainSpec(), held) == 0
+    assert reading_workers(TrainSpec(workers=2), held) == 2

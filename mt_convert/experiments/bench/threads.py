@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ...errors import error_line, many
 from ...report.records import of_schema, with_schema
+from ...system.devices import cores
 from ...system.progress import progress
 from ...system.storage import atomic, read_json, write_json
 from .contenders.contender import Case, Contender, Runner
@@ -98,13 +99,6 @@ def thread_times_from_json(stored: Any) -> ThreadTimes:
         CheckpointError: another schema, or a column missing or of another type.
     """
     return of_schema(SCHEMA, ThreadTimes, "times by threads", stored)
-
-
-def cores() -> list[int]:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 @contextmanager
