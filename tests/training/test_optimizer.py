@@ -132,6 +132,6 @@ def test_as_many_processes_read_as_there_are_cores_for_this_one(
     monkeypatch.setattr("mt_convert.training.optimizer.cores", lambda: list(range(cores)))
     streamed: Any = SimpleNamespace(in_memory=False)
     held: Any = SimpleNamespace(in_memory=True)
-    assert reading_workers(TrainSpec(), streamed) == wanted
-    assert reading_workers(TrainSpec(), held) == 0
-    assert reading_workers(TrainSpec(workers=2), held) == 2
+    assert reading_workers(SPEC, streamed) == wanted
+    assert reading_workers(SPEC, held) == 0
+    assert reading_workers(replace(SPEC, workers=2), held) == 2
