@@ -102,8 +102,7 @@ class Row:
     """A trained network.
 
     Units: ``accuracy`` percent of the held-out images; ``mean_level`` of all activations, None for
-        a float network; ``oscillating`` and ``frozen`` weights, where they are watched; ``seconds``
-        of its own training.
+        a float network; ``oscillating`` and ``frozen`` weights, where they are watched.
     """
 
     bits: int
@@ -117,7 +116,6 @@ class Row:
     images: int
     precision: str
     compiled: bool
-    seconds: float
     settings: str
 
 
@@ -283,7 +281,6 @@ class Study:
             len(self.few.train),
             cell.mixed_precision,
             cell.compile,
-            round(sum(item.seconds for item in history.rows), 1),
             settings,
         )
 

@@ -38,7 +38,7 @@ def as_interrupts() -> Iterator[None]:
             return
         _by.append(number)
         if callable(signal.getsignal(signal.SIGCHLD)):
-            signal.signal(signal.SIGCHLD, _ended_too)  # to the end of the process
+            signal.signal(signal.SIGCHLD, lambda *_: None)  # to the end of the process
         raise KeyboardInterrupt
 
     _by.clear()
@@ -53,10 +53,6 @@ def as_interrupts() -> Iterator[None]:
     finally:
         for item, old in before.items():
             signal.signal(item, old)
-
-
-def _ended_too(number: int, frame: FrameType | None) -> None:
-    """Nothing is to be done."""
 
 
 def exit_code() -> int:

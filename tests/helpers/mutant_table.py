@@ -91,6 +91,16 @@ MUTANTS = (
     ),
     Mutant(
         2,
+        "integer_engine/native/kernels/kernels.cpp",
+        "const int64_t worth = threads == 1 ? 1 : work_of(call, op) / call.least_work;",
+        "const int64_t worth = threads == 1 ? 1 : Pool::most_parts;",
+        (
+            "integer_engine/native/test_native.py::test_threads_share_out_what_is_worth_it"
+            "_and_change_no_bit",
+        ),
+    ),
+    Mutant(
+        2,
         "integer_engine/native/packing.py",
         "filled = F.pad(parts, (0, 0, 0, 0, 0, count * depth - length))",
         "filled = F.pad(parts, (0, 0, 0, 0, 0, count * depth - length), value=1)",

@@ -24,7 +24,7 @@ def test_the_page_is_made_from_the_stored_rows(regenerate: ModuleType) -> None:
 
 
 def test_the_page_compares_means_over_seeds_and_gives_their_range(regenerate: ModuleType) -> None:
-    row = regenerate.Row(2, "none", 0, 80.0, 0.5, None, None, 4, 10_000, "bf16", True, 1.0, "")
+    row = regenerate.Row(2, "none", 0, 80.0, 0.5, None, None, 4, 10_000, "bf16", True, "")
     rows = [
         *(replace(row, seed=seed, accuracy=80.0 + seed) for seed in range(3)),
         *(replace(row, arm="all", seed=s, accuracy=84.0, frozen=1000 + s) for s in range(3)),

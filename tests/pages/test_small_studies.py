@@ -62,8 +62,7 @@ def test_the_page_of_training_speed_is_made_from_the_stored_rows(
 
 
 def test_the_page_of_threads_is_made_from_the_stored_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of ours, two threads on busy cores are within 1.1 times one, 2 in the 99th
-    percentile."""
+    """Of ours, two threads on busy cores are within 1.1 times one, 2 in the 99th percentile."""
     folder = EVAL / "benchmark"
     head = command_of(folder, monkeypatch).BUSY
     times = threads.read(folder)

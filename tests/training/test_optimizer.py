@@ -125,13 +125,13 @@ def test_values_of_the_group_outside_are_listed() -> None:
     }
 
 
-@pytest.mark.parametrize(("cores", "wanted"), [(1, 1), (3, 3), (64, 8)])
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (3, 3), (64, 8)])
 def test_as_many_processes_read_as_there_are_cores_for_this_one(
-    cores: int, wanted: int, monkeypatch: pytest.MonkeyPatch
+    cores: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mt_convert.training.optimizer.cores", lambda: list(range(cores)))
     streamed: Any = SimpleNamespace(in_memory=False)
     held: Any = SimpleNamespace(in_memory=True)
-    assert reading_workers(SPEC, streamed) == wanted
+    assert reading_workers(SPEC, streamed) == workers
     assert reading_workers(SPEC, held) == 0
     assert reading_workers(replace(SPEC, workers=2), held) == 2

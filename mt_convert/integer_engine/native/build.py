@@ -133,6 +133,7 @@ def library(instruction_set: str) -> ctypes.CDLL:
     loaded.mt_sizes(sizes)
     assert list(sizes) == _sizes()
     loaded.mt_run.argtypes, loaded.mt_run.restype = [c_void_p], None
+    loaded.mt_parts.argtypes, loaded.mt_parts.restype = [c_void_p, c_void_p, c_int32], c_int32
     loaded.mt_prepare.argtypes, loaded.mt_prepare.restype = [c_void_p, c_int32, c_void_p], None
     return loaded
 

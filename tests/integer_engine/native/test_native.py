@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
 import os
@@ -29,11 +30,13 @@ from mt_convert.integer_engine.native import build
 from mt_convert.integer_engine.native.backend import NativeBackend
 from mt_convert.integer_engine.native.layout import (
     BYTES_AND_OWN,
+    DOT,
     FIRE,
     OTHERWISE,
     OWN,
     OWN_AND_BYTES,
     TILES,
+    WIDE,
 )
 from mt_convert.integer_engine.program import (
     Accumulate,
@@ -342,13 +345,26 @@ def test_callers_at_once_and_a_child_of_a_fork_give_the_numbers_of_torch() -> No
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_what_is_worth_a_thread_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def parts_of(backend: NativeBackend, op: Any, threads: int) -> int:
+    """In how many parts so many threads share out an op."""
+    call, parts = ctypes.byref(backend._call), backend._library.mt_parts
+    return int(parts(call, ctypes.byref(op), threads))
+
+
+def test_threads_share_out_what_is_worth_it_and_change_no_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A convolution, and a linear layer of pooled sums: the longer, the finer."""
     net = Net(0, (16, 24, 24))
     levels = net.fire(net.sum(net.layer(net.image, 32)))
-    program = net.program(net.sum(net.layer(levels, 5)))
-    for least in (1, 1000, 16_000, 10**9):
+    program = net.program(net.sum(net.layer(net.pooled(levels), 1000, None)))
+    for least, expected in ((1, [8, 8]), (600, [8, 4]), (16_000, [3, 1]), (10**9, [1, 1])):
         monkeypatch.setattr("mt_convert.integer_engine.native.backend.LEAST_WORK", least)
-        check(program, steps=(1, 3), batches=(1,), threads=(2,), sets=SETS[:1])
+        backend = check(program, steps=(1, 3), batches=(1,), threads=(2,), sets=SETS[:1])
+        (segment,) = backend._lowered.work
+        ops = {op.kind: op for op in segment.ops[0]}
+        assert [parts_of(backend, ops[kind], 2) for kind in (DOT, WIDE)] == expected
+        assert all(parts_of(backend, op, 1) == 1 for op in segment.ops[0])
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -75,27 +75,42 @@ void run_moving_rows(const Image& im, const Op& op, const Span& span) {
 constexpr int parts_each = 4;  // of an op, for each thread: whoever is late does fewer
 
 // How long an op takes, about, in products of four bytes with 16 channels.
-int64_t work_of(const Op& op) {
-    int64_t quads = 8;  // for neurons, and whatever else there is
+int64_t work_of(const Call& call, const Op& op) {
+    const int moved = op.out < 0 ? op.in : op.out;
+    const int blocks = op.n_blocks ? op.n_blocks : (call.values[moved].channels + 15) / 16;
+    int64_t each = 8;  // to fire, to move
     if (op.kind == DOT || op.kind == DEPTHWISE)
-        for (int i = 0; i < op.n_pieces; ++i) quads += op.pieces[i].quads;
-    return quads * op.rows * op.columns * std::max(1, op.n_blocks);
+        for (int i = 0; i < op.n_pieces; ++i) each += op.pieces[i].quads;
+    if (op.kind == WIDE) each += call.values[op.in].channels;
+    if (op.kind == MAX_POOL || op.kind == SUM_POOL) each += op.kernel[0] * op.kernel[1];
+    return each * blocks * op.rows * op.columns;
 }
 
-// One op, shared out by rows, or by channels of a few rows, where the pool is ours and the op long
-// enough: handing over a part takes microseconds.
+// How an op is shared out: by rows, or by channels of a few rows; ``unit`` of them stay together.
+struct Shares {
+    bool by_rows;
+    int unit, end, units, parts;
+};
+
+// Parts that are worth handing over, which takes microseconds.
+Shares shares_of(const Call& call, const Op& op, int threads) {
+    const bool by_rows = op.rows >= threads || op.n_blocks == 0;
+    const int unit = !by_rows && op.kind == DEPTHWISE ? depthwise_blocks : 1;
+    const int end = by_rows ? op.rows : op.n_blocks, units = (end + unit - 1) / unit;
+    const int64_t worth = threads == 1 ? 1 : work_of(call, op) / call.least_work;
+    const int most = std::min(units, parts_each * threads);
+    return {by_rows, unit, end, units, int(std::clamp<int64_t>(worth, 1, std::max(1, most)))};
+}
+
+// One op, shared out where the pool is ours.
 void run_op(const Image& im, const Op& op) {
     const auto run = [&](const Span& span) {
         im.skip ? run_moving_rows(im, op, span) : run_rows(im, op, span);
     };
-    const bool by_rows = op.rows >= im.threads || op.n_blocks == 0;
-    const int unit = !by_rows && op.kind == DEPTHWISE ? depthwise_blocks : 1;
-    const int end = by_rows ? op.rows : op.n_blocks;
-    const int units = (end + unit - 1) / unit;
-    const int64_t worth = work_of(op) / im.call.least_work;
-    const int parts = int(std::min<int64_t>(worth, std::min(units, parts_each * im.threads)));
-    if (im.threads == 1 || parts <= 1) return run({0, op.rows, 0, op.n_blocks});
-    Pool::shared().run(parts, [&](int part, int) {
+    const Shares shares = shares_of(im.call, op, im.threads);
+    if (shares.parts == 1) return run({0, op.rows, 0, op.n_blocks});
+    Pool::shared().run(shares.parts, [&](int part, int) {
+        const auto [by_rows, unit, end, units, parts] = shares;
         const int from = int(int64_t(units) * part / parts) * unit;
         const int to = std::min(end, int(int64_t(units) * (part + 1) / parts) * unit);
         run(by_rows ? Span{from, to, 0, op.n_blocks} : Span{0, op.rows, from, to});
@@ -146,6 +161,11 @@ void mt_sizes(int64_t* sizes) {
                            sizeof(Term),  sizeof(Thresholds), sizeof(Op),    sizeof(External),
                            sizeof(Call)};
     std::copy(std::begin(all), std::end(all), sizes);
+}
+
+// In how many parts so many threads share out an op.
+int32_t mt_parts(const Call* call, const Op* op, int32_t threads) {
+    return shares_of(*call, *op, threads).parts;
 }
 
 // Fills a new arena with the number 0: the borders stay as they are from then on.
